@@ -1,0 +1,24 @@
+package io.moe4j.api;
+
+/**
+ * An adapter cannot be used as asked: refused content, rank over the maximum, no free slot, unknown
+ * name.
+ */
+public class AdapterException extends MoeException {
+  private static final long serialVersionUID = 1L;
+
+  /**
+   * @param message names the adapter, what was asked and what is accepted
+   */
+  public AdapterException(String message) {
+    super(message);
+  }
+
+  /**
+   * @param message names the adapter, what was asked and what is accepted
+   * @param cause what it was caused by
+   */
+  public AdapterException(String message, Throwable cause) {
+    super(message, cause);
+  }
+}

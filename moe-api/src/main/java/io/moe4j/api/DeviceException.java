@@ -1,0 +1,24 @@
+package io.moe4j.api;
+
+/**
+ * A device call failed. The message carries the call, the device's name for the error, and the
+ * sizes involved.
+ */
+public class DeviceException extends MoeException {
+  private static final long serialVersionUID = 1L;
+
+  /**
+   * @param message the call, the device's error name, the sizes
+   */
+  public DeviceException(String message) {
+    super(message);
+  }
+
+  /**
+   * @param message the call, the device's error name, the sizes
+   * @param cause what it was caused by
+   */
+  public DeviceException(String message, Throwable cause) {
+    super(message, cause);
+  }
+}

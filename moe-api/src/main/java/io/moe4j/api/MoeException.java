@@ -1,0 +1,25 @@
+package io.moe4j.api;
+
+/**
+ * Root of what moe4j throws on purpose. Programming errors (a wrong shape, an id out of range) are
+ * {@link IllegalArgumentException} or {@link IllegalStateException}; everything that depends on
+ * files, machines or plugins is a {@code MoeException}. The message is one readable paragraph.
+ */
+public class MoeException extends RuntimeException {
+  private static final long serialVersionUID = 1L;
+
+  /**
+   * @param message what went wrong, with the offending value and what is accepted
+   */
+  public MoeException(String message) {
+    super(message);
+  }
+
+  /**
+   * @param message what went wrong, with the offending value and what is accepted
+   * @param cause what it was caused by
+   */
+  public MoeException(String message, Throwable cause) {
+    super(message, cause);
+  }
+}

@@ -1,0 +1,12 @@
+package io.moe4j.api.config;
+
+/** How tokens reach the experts. */
+public enum ActivationFormat {
+  /** {@code [T, H]} with topk ids and weights {@code [T, K]}; the experts weight and sum. */
+  STANDARD,
+  /**
+   * {@code [E_local, maxTokens, H]} with a count per expert; weighting and summing is done by
+   * whoever dispatched.
+   */
+  BATCHED
+}

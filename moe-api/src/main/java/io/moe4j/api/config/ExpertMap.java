@@ -1,0 +1,112 @@
+package io.moe4j.api.config;
+
+import java.util.Arrays;
+
+/**
+ * Global expert id to local expert index, -1 where another rank owns the expert. Local indices are
+ * {@code 0..numLocalExperts-1}, each used once. Immutable.
+ */
+public final class ExpertMap {
+  private final int[] globalToLocal;
+  private final int numLocal;
+
+  private ExpertMap(int[] globalToLocal) {
+    this.globalToLocal = globalToLocal;
+    int n = 0;
+    for (int local : globalToLocal) {
+      n += local >= 0 ? 1 : 0;
+    }
+    this.numLocal = n;
+    boolean[] seen = new boolean[n];
+    for (int e = 0; e < globalToLocal.length; e++) {
+      int local = globalToLocal[e];
+      if (local < -1 || local >= n || (local >= 0 && seen[local])) {
+        throw new IllegalArgumentException(
+            "expert map entry "
+                + e
+                + " is "
+                + local
+                + "; local indices must be -1 or 0.."
+                + (n - 1)
+                + ", each once");
+      }
+      if (local >= 0) {
+        seen[local] = true;
+      }
+    }
+  }
+
+  /**
+   * @param globalToLocal one entry per global expert, copied
+   * @return the map
+   * @throws IllegalArgumentException if local indices are not {@code -1} or {@code 0..n-1} once
+   *     each
+   */
+  public static ExpertMap of(int... globalToLocal) {
+    return new ExpertMap(globalToLocal.clone());
+  }
+
+  /**
+   * The contiguous block of one expert-parallel rank; earlier ranks get one more where it does not
+   * divide.
+   *
+   * @param numExperts global experts
+   * @param epSize ranks
+   * @param epRank this rank
+   * @return the map
+   */
+  public static ExpertMap linear(int numExperts, int epSize, int epRank) {
+    if (epSize < 1 || epRank < 0 || epRank >= epSize) {
+      throw new IllegalArgumentException("epRank is " + epRank + ", must be 0.." + (epSize - 1));
+    }
+    int base = numExperts / epSize;
+    int extra = numExperts % epSize;
+    int start = epRank * base + Math.min(epRank, extra);
+    int count = base + (epRank < extra ? 1 : 0);
+    int[] map = new int[numExperts];
+    Arrays.fill(map, -1);
+    for (int i = 0; i < count; i++) {
+      map[start + i] = i;
+    }
+    return new ExpertMap(map);
+  }
+
+  /** {@return the number of global experts} */
+  public int numGlobalExperts() {
+    return globalToLocal.length;
+  }
+
+  /** {@return the number of experts this rank owns} */
+  public int numLocalExperts() {
+    return numLocal;
+  }
+
+  /**
+   * {@return the local index of a global expert, -1 if another rank owns it}
+   *
+   * @param global {@code 0..numGlobalExperts-1}
+   */
+  public int local(int global) {
+    return globalToLocal[global];
+  }
+
+  /** {@return a copy, one entry per global expert} */
+  public int[] toArray() {
+    return globalToLocal.clone();
+  }
+
+  @Override
+  public boolean equals(Object o) {
+    return o instanceof ExpertMap m && Arrays.equals(m.globalToLocal, globalToLocal);
+  }
+
+  @Override
+  public int hashCode() {
+    return Arrays.hashCode(globalToLocal);
+  }
+
+  @Override
+  public String toString() {
+    return "ExpertMap[" + numLocal + " of " + globalToLocal.length + "]";
+  }
+}

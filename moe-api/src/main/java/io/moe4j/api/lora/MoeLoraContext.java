@@ -1,0 +1,47 @@
+package io.moe4j.api.lora;
+
+import io.moe4j.api.tensor.Tensor;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * Everything an experts backend needs to apply LoRA in one forward of one layer, handed over
+ * explicitly: no hidden state, no patched methods. Valid until whoever made it releases it (for a
+ * registry: until the batch is closed); slots do not change meanwhile. May be read by several
+ * threads.
+ */
+public interface MoeLoraContext {
+  /** {@return the number of slots; slots are {@code 0..maxLoras-1}} */
+  int maxLoras();
+
+  /**
+   * {@return the slot of each token, int32 {@code [T]}, -1 = base only; {@code [E_local,
+   * maxTokens]} for BATCHED experts, whose rows past an expert's count are undefined. On the
+   * layer's device}
+   */
+  Tensor tokenLoraMapping();
+
+  /**
+   * {@return whether any token has an adapter, known on the host; false lets a backend skip LoRA
+   * without reading the mapping}
+   */
+  boolean hasLora();
+
+  /**
+   * {@return the factors in a slot for this layer, on the layer's device; null when the slot is
+   * empty or its adapter leaves this layer alone}
+   *
+   * @param slot {@code 0..maxLoras-1}
+   */
+  @Nullable LoraLayer slot(int slot);
+
+  /** {@return adds deltas for backends that do not fuse them} */
+  PunicaWrapper punicaWrapper();
+
+  /**
+   * {@return the same slots under another mapping: for tokens that were dispatched (batched, or
+   * gathered from other ranks)}
+   *
+   * @param tokenLoraMapping int32, {@code [T']} or {@code [E_local, maxTokens]}
+   */
+  MoeLoraContext withTokenLoraMapping(Tensor tokenLoraMapping);
+}

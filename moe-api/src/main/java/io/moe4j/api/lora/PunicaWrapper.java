@@ -1,0 +1,82 @@
+package io.moe4j.api.lora;
+
+import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.tensor.Tensor;
+
+/**
+ * Adds LoRA deltas of a mixed batch to what a backend computed, for the formulas of this package.
+ * Named after Punica (Chen et al., <a
+ * href="https://arxiv.org/abs/2310.18547">arXiv:2310.18547</a>), whose grouped gather kernels
+ * started the idea.
+ *
+ * <p>Common rules. Arithmetic is f32 or better; {@code y} is rounded once. With {@code addInputs}
+ * the delta is added to {@code y}; without, {@code y} is overwritten with the delta where one
+ * applies. Rows to which nothing applies are not written at all, bit for bit. Any rank is accepted.
+ * An implementation may be shared by threads; it enqueues on {@code stream} and returns (on the
+ * host stream: returns when done). All tensors are on the stream's device.
+ */
+public interface PunicaWrapper {
+  /**
+   * Gate and up deltas, between the w13 product and the activation; no router weight.
+   *
+   * @param context slots and mapping
+   * @param y {@code [T, K, 2I]} ({@code [T, K, I]} without gate), F32, BF16 or F16
+   * @param x {@code [T, H]}, what w13 read; F32, BF16 or F16. With router weight on input and top_k
+   *     over 1: {@code [T * K, H]}, one row a pair
+   * @param routing ids (weights are not used)
+   * @param gated whether {@code y} has gate columns
+   * @param layout where gate and up columns stand in {@code y}
+   * @param addInputs add to {@code y} or overwrite
+   * @param stream where to run
+   */
+  void addLoraW13(
+      MoeLoraContext context,
+      Tensor y,
+      Tensor x,
+      ExpertRouting routing,
+      boolean gated,
+      GateUpLayout layout,
+      boolean addInputs,
+      DeviceStream stream);
+
+  /**
+   * Down deltas, between the w2 product and the combine.
+   *
+   * @param context slots and mapping
+   * @param y {@code [T, K, H]}
+   * @param x {@code [T * K, I]}, what w2 read
+   * @param routing ids and weights
+   * @param mulRoutedWeight whether the delta is multiplied by the pair's topk weight (when {@code
+   *     y} already is)
+   * @param addInputs add to {@code y} or overwrite
+   * @param stream where to run
+   */
+  void addLoraW2(
+      MoeLoraContext context,
+      Tensor y,
+      Tensor x,
+      ExpertRouting routing,
+      boolean mulRoutedWeight,
+      boolean addInputs,
+      DeviceStream stream);
+
+  /**
+   * The delta of a dense map of the block: shared expert, its gate, latent projections.
+   *
+   * @param context slots and mapping
+   * @param target not a routed one
+   * @param y {@code [T, out]}
+   * @param x {@code [T, in]}
+   * @param addInputs add to {@code y} or overwrite
+   * @param stream where to run
+   */
+  void addLoraLinear(
+      MoeLoraContext context,
+      LoraTarget target,
+      Tensor y,
+      Tensor x,
+      boolean addInputs,
+      DeviceStream stream);
+}

@@ -1,0 +1,29 @@
+package io.moe4j.api.spi;
+
+/**
+ * The priorities of the project's own backends, in one place so that others can stand between them.
+ *
+ * <table>
+ * <caption>Ladder</caption>
+ * <tr><th>value</th><th>who</th></tr>
+ * <tr><td>{@value #REFERENCE}</td><td>readable references: right, slow, never chosen while anything else fits</td></tr>
+ * <tr><td>{@value #CPU}</td><td>host processor</td></tr>
+ * <tr><td>{@value #GPU_PORTABLE}</td><td>GPU kernels that run on any supported card</td></tr>
+ * <tr><td>{@value #GPU_TUNED}</td><td>GPU kernels for one architecture</td></tr>
+ * </table>
+ */
+public final class BackendPriority {
+  /** Readable references. */
+  public static final int REFERENCE = -1000;
+
+  /** Host processor. */
+  public static final int CPU = 100;
+
+  /** GPU kernels that run on any supported card. */
+  public static final int GPU_PORTABLE = 500;
+
+  /** GPU kernels for one architecture. */
+  public static final int GPU_TUNED = 700;
+
+  private BackendPriority() {}
+}

@@ -1,0 +1,130 @@
+package io.moe4j.api.spi;
+
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.tensor.Tensor;
+import java.util.Optional;
+
+/**
+ * Everything of a MoE block but its routed experts, prepared for one layer on one device: router,
+ * topk, latent projections, shared expert, and the dispatch and combine that BATCHED experts need.
+ * Threads as for {@link Experts}: one workspace a call. All tensors contiguous and on the device.
+ */
+public interface BlockOps extends AutoCloseable {
+  /**
+   * The scratch that any one call needs.
+   *
+   * @param maxTokens the largest {@code T}
+   * @return bytes, 0 for none
+   */
+  long workspaceBytes(int maxTokens);
+
+  /**
+   * Router logits, in f32 whatever the dtype of hidden states and weights.
+   *
+   * @param hidden {@code [T, H]}
+   * @param logits F32 {@code [T, E]}, overwritten
+   * @param workspace scratch
+   * @param stream where to run
+   * @throws IllegalStateException if the weights came without a router
+   */
+  void routerLogits(Tensor hidden, Tensor logits, Workspace workspace, DeviceStream stream);
+
+  /**
+   * The routing of {@link io.moe4j.api.config.RoutingConfig}: descending by what was chosen on,
+   * ties by ascending expert id.
+   *
+   * @param logits F32 {@code [T, E]}
+   * @param topkIds int32 {@code [T, K]}, overwritten with global ids
+   * @param topkWeights F32 {@code [T, K]}, overwritten
+   * @param workspace scratch
+   * @param stream where to run
+   */
+  void route(
+      Tensor logits, Tensor topkIds, Tensor topkWeights, Workspace workspace, DeviceStream stream);
+
+  /**
+   * What the experts read, for a block with latent projections: {@code in . x}, LoRA on it
+   * included.
+   *
+   * @param hidden {@code [T, H]}
+   * @param lora adapters of this batch
+   * @param latent F32 {@code [T, D]}, overwritten
+   * @param workspace scratch
+   * @param stream where to run
+   */
+  void latentIn(
+      Tensor hidden,
+      Optional<MoeLoraContext> lora,
+      Tensor latent,
+      Workspace workspace,
+      DeviceStream stream);
+
+  /**
+   * The block's output: the latent projection of {@code routed} where there is one, plus the shared
+   * expert (gated where the config says so), LoRA on both included, rounded once to the output's
+   * dtype.
+   *
+   * @param hidden {@code [T, H]}, the block's input
+   * @param routed F32 {@code [T, H]} (or {@code [T, D]}), the experts' weighted sum; may be {@code
+   *     output} itself where shape and dtype are the same
+   * @param lora adapters of this batch
+   * @param output {@code [T, H]} F32, BF16 or F16, overwritten
+   * @param workspace scratch
+   * @param stream where to run
+   */
+  void finish(
+      Tensor hidden,
+      Tensor routed,
+      Optional<MoeLoraContext> lora,
+      Tensor output,
+      Workspace workspace,
+      DeviceStream stream);
+
+  /**
+   * Copies tokens to the experts that chose them, for BATCHED experts: row {@code j} of expert
+   * {@code e} is the {@code j}-th pair of {@code e} in ascending pair order. Pairs without a local
+   * expert go nowhere.
+   *
+   * @param hidden {@code [T, H]}
+   * @param routing ids, weights, map
+   * @param tokenLoraMapping int32 {@code [T]} or empty
+   * @param batched {@code [E_local, maxTokens, H]}, dtype of {@code hidden}; rows past a count
+   *     undefined. With router weight on input: multiplied by the pair's weight
+   * @param expertNumTokens int32 {@code [E_local]}, overwritten
+   * @param batchedLoraMapping int32 {@code [E_local, maxTokens]}, overwritten up to the counts
+   *     where a mapping is given
+   * @param workspace scratch
+   * @param stream where to run
+   * @throws IllegalArgumentException if an expert has more pairs than {@code maxTokens} (host
+   *     devices; others size for the worst case)
+   */
+  void dispatch(
+      Tensor hidden,
+      ExpertRouting routing,
+      Optional<Tensor> tokenLoraMapping,
+      Tensor batched,
+      Tensor expertNumTokens,
+      Optional<Tensor> batchedLoraMapping,
+      Workspace workspace,
+      DeviceStream stream);
+
+  /**
+   * Undoes {@link #dispatch}: weighted sum over k, in f32. With router weight on input the weights
+   * are not applied again.
+   *
+   * @param batched {@code [E_local, maxTokens, H]}, what the experts wrote
+   * @param routing the same ids, weights, map
+   * @param routed F32 {@code [T, H]}, overwritten
+   * @param workspace scratch
+   * @param stream where to run
+   */
+  void combine(
+      Tensor batched,
+      ExpertRouting routing,
+      Tensor routed,
+      Workspace workspace,
+      DeviceStream stream);
+
+  @Override
+  void close();
+}

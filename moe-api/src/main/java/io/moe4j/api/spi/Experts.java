@@ -1,0 +1,22 @@
+package io.moe4j.api.spi;
+
+/**
+ * The prepared experts of one layer: weights in place, kernels chosen. Either {@link
+ * ModularExperts} or {@link MonolithicExperts}.
+ *
+ * <p>Threads: {@code apply} may be called from several threads at once as long as each call has a
+ * {@link Workspace} of its own (and, on a device, a stream of its own). {@code close} must not
+ * overlap {@code apply}; it releases what {@code prepare} took and may be called twice.
+ */
+public sealed interface Experts extends AutoCloseable permits ModularExperts, MonolithicExperts {
+  /**
+   * The scratch one call of {@code apply} needs.
+   *
+   * @param maxTokens the largest {@code T} of the call (for BATCHED: rows per expert)
+   * @return bytes, 0 for none
+   */
+  long workspaceBytes(int maxTokens);
+
+  @Override
+  void close();
+}

@@ -1,0 +1,21 @@
+package io.moe4j.api.spi;
+
+import io.moe4j.api.lora.MoeLoraContext;
+import java.util.Optional;
+
+/** Experts that take topk ids and weights, so that routing, dispatch and LoRA stay outside. */
+public non-sealed interface ModularExperts extends Experts {
+  /**
+   * w13 product, activation, w2 product, weighted sum over k.
+   *
+   * @param inputs tensors in and out
+   * @param lora adapters of this batch; empty = none. Only {@link LoraExperts} are ever given any
+   * @param workspace at least {@link #workspaceBytes} for this call's {@code T}
+   * @param stream where to run
+   */
+  void apply(
+      ExpertsInputs inputs,
+      Optional<MoeLoraContext> lora,
+      Workspace workspace,
+      DeviceStream stream);
+}

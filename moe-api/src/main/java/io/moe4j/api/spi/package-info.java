@@ -1,0 +1,40 @@
+/**
+ * The plugin contract. A backend is a jar with an {@link io.moe4j.api.spi.ExpertsBackend} named in
+ * {@code META-INF/services/io.moe4j.api.spi.ExpertsBackend} (and in {@code provides}, if it has a
+ * {@code module-info}). The rules, by number; the conformance kit's tests cite them.
+ *
+ * <ul>
+ *   <li><b>MOE-1.1</b> Constructing a backend and asking its name, description, format, priority or
+ *       support MUST NOT throw and MUST NOT touch a device. Intent: the oracle asks everybody,
+ *       everywhere.
+ *   <li><b>MOE-1.2</b> A refusal MUST carry every reason that holds, each with the offending value
+ *       and what is accepted. Intent: nobody fixes one thing only to meet the next.
+ *   <li><b>MOE-1.3</b> A backend MUST NOT say yes to a config that it then cannot prepare or
+ *       computes wrongly.
+ *   <li><b>MOE-2.1</b> The result MUST equal the float64 reference within the tolerance of its
+ *       dtypes, for every config it supports.
+ *   <li><b>MOE-2.2</b> Pairs with id -1, with an id whose map entry is -1, or with an unknown id
+ *       MUST contribute nothing; a token without any other pair gets zeros.
+ *   <li><b>MOE-2.3</b> With {@code T = 0} nothing is written and nothing fails.
+ *   <li><b>MOE-2.4</b> The topk weight MUST be applied once: on the output, or on the input where
+ *       the config says so.
+ *   <li><b>MOE-2.5</b> NaN and infinities in a token's input MUST NOT change other tokens.
+ *   <li><b>MOE-3.1</b> Nothing outside {@code output} and the workspace may be written, nothing
+ *       outside the given tensors read.
+ *   <li><b>MOE-3.2</b> Inputs, weights and factors MUST NOT be written.
+ *   <li><b>MOE-4.1</b> {@code supportsLora()} and {@code prepare(...) instanceof LoraExperts} MUST
+ *       agree. Intent: an adapter is never silently ignored.
+ *   <li><b>MOE-4.2</b> Deltas of gate and up MUST enter before the activation, those of down before
+ *       the weighted sum; each token's own slot, each projection's own rank.
+ *   <li><b>MOE-4.3</b> Tokens with slot -1 MUST get the base result.
+ *   <li><b>MOE-5.1</b> Concurrent {@code apply} calls with workspaces of their own MUST NOT disturb
+ *       each other.
+ *   <li><b>MOE-5.2</b> {@code apply} SHOULD NOT allocate memory that grows with {@code T}.
+ *   <li><b>MOE-5.3</b> {@code close} MUST release everything that {@code prepare} took, and be
+ *       callable twice.
+ * </ul>
+ */
+@NullMarked
+package io.moe4j.api.spi;
+
+import org.jspecify.annotations.NullMarked;

@@ -1,0 +1,23 @@
+package io.moe4j.api.tensor;
+
+import java.lang.foreign.MemorySegment;
+import java.util.Objects;
+
+/**
+ * Memory that Java can read: native, memory-mapped, or on the heap.
+ *
+ * @param segment the memory; its arena's rules on closing and threads hold
+ */
+public record HostMemory(MemorySegment segment) implements Memory {
+  /**
+   * @param segment the memory
+   */
+  public HostMemory {
+    Objects.requireNonNull(segment, "segment");
+  }
+
+  @Override
+  public long byteSize() {
+    return segment.byteSize();
+  }
+}
