@@ -85,8 +85,10 @@ public sealed interface Support {
     OTHER
   }
 
-  /** The one positive answer. */
-  Support YES = new Yes();
+  /** {@return the positive answer} */
+  static Support yes() {
+    return new Yes();
+  }
 
   /**
    * A refusal with one reason.
@@ -137,7 +139,7 @@ public sealed interface Support {
 
     /** {@return yes if every requirement held, else all reasons} */
     public Support result() {
-      return reasons.isEmpty() ? YES : new No(reasons);
+      return reasons.isEmpty() ? yes() : new No(reasons);
     }
   }
 }
