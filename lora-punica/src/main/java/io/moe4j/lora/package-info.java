@@ -1,0 +1,5 @@
+/** Adapter registry and punica wrappers. */
+@NullMarked
+package io.moe4j.lora;
+
+import org.jspecify.annotations.NullMarked;
