@@ -1,0 +1,208 @@
+package io.moe4j.backend.cpu.reference;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.BlockOps;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.LatentWeights;
+import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.RouterWeights;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * {@link ReferenceMoe} and {@link ReferenceRouting} as the operations around the experts. Needs no
+ * workspace, holds views only.
+ */
+public final class ReferenceBlockOps implements BlockOps {
+  private final MoeConfig config;
+  private final MoeLayerWeights weights;
+
+  /**
+   * @param config the layer
+   * @param weights fits {@code config}, in host memory
+   */
+  public ReferenceBlockOps(MoeConfig config, MoeLayerWeights weights) {
+    this.config = config;
+    this.weights = weights;
+  }
+
+  @Override
+  public long workspaceBytes(int maxTokens) {
+    return 0;
+  }
+
+  @Override
+  public void routerLogits(Tensor hidden, Tensor logits, Workspace workspace, DeviceStream stream) {
+    RouterWeights router = weights.router();
+    if (router == null) {
+      throw new IllegalStateException(
+          "the layer's weights hold no router; bring logits or topk ids");
+    }
+    for (int t = 0; t < hidden.size(0); t++) {
+      Rows.write(ReferenceMoe.routerLogits(router, Rows.read(hidden, t)), logits, t);
+    }
+  }
+
+  @Override
+  public void route(
+      Tensor logits, Tensor topkIds, Tensor topkWeights, Workspace workspace, DeviceStream stream) {
+    double[] bias = correctionBias();
+    int[] ids = new int[Math.toIntExact(topkIds.size(1))];
+    double[] chosenWeights = new double[ids.length];
+    for (int t = 0; t < logits.size(0); t++) {
+      ReferenceRouting.route(config.routing(), Rows.read(logits, t), bias, ids, chosenWeights);
+      Rows.write(chosenWeights, topkWeights, t);
+      for (int k = 0; k < ids.length; k++) {
+        topkIds.set(ids[k], t, k);
+      }
+    }
+  }
+
+  private double @Nullable [] correctionBias() {
+    if (!config.routing().correctionBias()) {
+      return null;
+    }
+    RouterWeights router = weights.router();
+    if (router == null || router.correctionBias() == null) {
+      throw new IllegalStateException(
+          "routing has a correction bias, but the layer's weights hold no router");
+    }
+    return router.correctionBias().toDoubles();
+  }
+
+  @Override
+  public void latentIn(
+      Tensor hidden,
+      Optional<MoeLoraContext> lora,
+      Tensor latent,
+      Workspace workspace,
+      DeviceStream stream) {
+    LatentWeights projections = weights.latent();
+    if (projections == null) {
+      throw new IllegalStateException("the layer has no latent projections (latentSize is 0)");
+    }
+    for (int t = 0; t < hidden.size(0); t++) {
+      LoraLayer adapter = ReferenceMoe.adapter(lora, t);
+      Rows.write(ReferenceMoe.latentIn(projections, Rows.read(hidden, t), adapter), latent, t);
+    }
+  }
+
+  @Override
+  public void finish(
+      Tensor hidden,
+      Tensor routed,
+      Optional<MoeLoraContext> lora,
+      Tensor output,
+      Workspace workspace,
+      DeviceStream stream) {
+    for (int t = 0; t < hidden.size(0); t++) {
+      LoraLayer adapter = ReferenceMoe.adapter(lora, t);
+      double[] y = Rows.read(routed, t);
+      if (weights.latent() != null) {
+        y = ReferenceMoe.latentOut(weights.latent(), y, adapter);
+      }
+      if (weights.shared() != null) {
+        double[] shared =
+            ReferenceMoe.sharedExpert(
+                config.sharedExpert().orElseThrow(),
+                weights.shared(),
+                Rows.read(hidden, t),
+                adapter);
+        for (int h = 0; h < y.length; h++) {
+          y[h] += shared[h];
+        }
+      }
+      Rows.write(y, output, t);
+    }
+  }
+
+  @Override
+  public void dispatch(
+      Tensor hidden,
+      ExpertRouting routing,
+      Optional<Tensor> tokenLoraMapping,
+      Tensor batched,
+      Tensor expertNumTokens,
+      Optional<Tensor> batchedLoraMapping,
+      Workspace workspace,
+      DeviceStream stream) {
+    int[] counts = new int[config.numLocalExperts()];
+    forEachPair(
+        routing,
+        (t, k, e) -> {
+          int row = counts[e]++;
+          if (row >= batched.size(1)) {
+            throw new IllegalArgumentException(
+                "expert "
+                    + e
+                    + " has more pairs than batched "
+                    + batched
+                    + " has rows ("
+                    + batched.size(1)
+                    + ")");
+          }
+          double[] x = Rows.read(hidden, t);
+          if (config.routerWeightOnInput()) {
+            double weight = routing.topkWeights().get(t, k);
+            for (int h = 0; h < x.length; h++) {
+              x[h] *= weight;
+            }
+          }
+          Rows.write(x, batched, e, row);
+          if (tokenLoraMapping.isPresent() && batchedLoraMapping.isPresent()) {
+            batchedLoraMapping.get().set(tokenLoraMapping.get().get(t), e, row);
+          }
+        });
+    for (int e = 0; e < counts.length; e++) {
+      expertNumTokens.set(counts[e], e);
+    }
+  }
+
+  @Override
+  public void combine(
+      Tensor batched,
+      ExpertRouting routing,
+      Tensor routed,
+      Workspace workspace,
+      DeviceStream stream) {
+    int tokens = Math.toIntExact(routed.size(0));
+    double[][] sums = new double[tokens][Math.toIntExact(routed.size(1))];
+    int[] rows = new int[config.numLocalExperts()];
+    forEachPair(
+        routing,
+        (t, k, e) -> {
+          double weight = config.routerWeightOnInput() ? 1 : routing.topkWeights().get(t, k);
+          double[] y = Rows.read(batched, e, rows[e]++);
+          for (int h = 0; h < y.length; h++) {
+            sums[t][h] += weight * y[h];
+          }
+        });
+    for (int t = 0; t < tokens; t++) {
+      Rows.write(sums[t], routed, t);
+    }
+  }
+
+  private interface PairVisitor {
+    void visit(int token, int k, int localExpert);
+  }
+
+  /** Pairs that have a local expert, in ascending order. */
+  private void forEachPair(ExpertRouting routing, PairVisitor visitor) {
+    for (int t = 0; t < routing.topkIds().size(0); t++) {
+      for (int k = 0; k < routing.topkIds().size(1); k++) {
+        int expert = ReferenceMoe.localExpert(routing, t, k, config.numLocalExperts());
+        if (expert >= 0) {
+          visitor.visit(t, k, expert);
+        }
+      }
+    }
+  }
+
+  @Override
+  public void close() {}
+}

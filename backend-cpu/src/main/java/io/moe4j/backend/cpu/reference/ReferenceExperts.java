@@ -1,0 +1,67 @@
+package io.moe4j.backend.cpu.reference;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import java.util.Objects;
+import java.util.Optional;
+
+/** {@link ReferenceMoe} behind the contract, for both activation formats. Holds views only. */
+final class ReferenceExperts implements LoraExperts {
+  private final MoeConfig config;
+  private final ExpertWeights weights;
+
+  ReferenceExperts(MoeConfig config, ExpertWeights weights) {
+    this.config = config;
+    this.weights = weights;
+  }
+
+  @Override
+  public long workspaceBytes(int maxTokens) {
+    return 0;
+  }
+
+  @Override
+  public void apply(
+      ExpertsInputs inputs,
+      Optional<MoeLoraContext> lora,
+      Workspace workspace,
+      DeviceStream stream) {
+    if (inputs.routing() != null) {
+      standard(inputs, lora);
+    } else {
+      batched(inputs, Objects.requireNonNull(inputs.expertNumTokens()), lora);
+    }
+  }
+
+  private void standard(ExpertsInputs inputs, Optional<MoeLoraContext> lora) {
+    for (int t = 0; t < inputs.hidden().size(0); t++) {
+      double[] x = Rows.read(inputs.hidden(), t);
+      double[] y =
+          ReferenceMoe.experts(
+              config, weights, inputs.requireRouting(), t, x, ReferenceMoe.adapter(lora, t));
+      Rows.write(y, inputs.output(), t);
+    }
+  }
+
+  /** Rows come weighted where the weight belongs on the input; whoever dispatched sums them. */
+  private void batched(ExpertsInputs inputs, Tensor counts, Optional<MoeLoraContext> lora) {
+    for (int e = 0; e < weights.numExperts(); e++) {
+      for (int j = 0; j < counts.get(e); j++) {
+        double[] x = Rows.read(inputs.hidden(), e, j);
+        double[] y =
+            ReferenceMoe.expert(
+                config.activation(), weights.expert(e), x, ReferenceMoe.adapter(lora, e, j), e);
+        Rows.write(y, inputs.output(), e, j);
+      }
+    }
+  }
+
+  @Override
+  public void close() {}
+}

@@ -1,0 +1,227 @@
+package io.moe4j.backend.cpu.reference;
+
+import io.moe4j.api.config.Activation;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.SharedExpertConfig;
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.LatentWeights;
+import io.moe4j.api.weights.RouterWeights;
+import io.moe4j.api.weights.SharedExpertWeights;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * The parts of a MoE block in float64, one token at a time. Stateless; all tensors are in host
+ * memory.
+ */
+public final class ReferenceMoe {
+  private ReferenceMoe() {}
+
+  /**
+   * {@return the router's logits for one token, {@code [E]}}
+   *
+   * @param router the weights
+   * @param x {@code [H]}
+   */
+  public static double[] routerLogits(RouterWeights router, double[] x) {
+    double[] logits = ReferenceMath.multiply(router.weight(), x);
+    ReferenceMath.addBias(logits, router.bias());
+    return logits;
+  }
+
+  /**
+   * One routed expert on one input, before any router weight.
+   *
+   * @param activation between w13 and w2
+   * @param weights the expert's
+   * @param x {@code [H]} (the latent width where there is one)
+   * @param lora the token's adapter at this layer, or null
+   * @param expert local index, for factors that have one entry an expert
+   * @return {@code [H]}
+   */
+  public static double[] expert(
+      Activation activation,
+      ExpertWeights.Expert weights,
+      double[] x,
+      @Nullable LoraLayer lora,
+      int expert) {
+    return mlp(
+        activation, weights, x, lora, LoraTarget.GATE, LoraTarget.UP, LoraTarget.DOWN, expert);
+  }
+
+  private static double[] mlp(
+      Activation activation,
+      ExpertWeights.Expert weights,
+      double[] x,
+      @Nullable LoraLayer lora,
+      LoraTarget gateTarget,
+      LoraTarget upTarget,
+      LoraTarget downTarget,
+      int expert) {
+    double[] up = ReferenceMath.multiply(weights.up(), x);
+    ReferenceMath.addBias(up, weights.upBias());
+    ReferenceMath.addLora(up, lora, upTarget, expert, x);
+
+    double[] gate = new double[up.length];
+    if (weights.gate() != null) {
+      gate = ReferenceMath.multiply(weights.gate(), x);
+      ReferenceMath.addBias(gate, weights.gateBias());
+      ReferenceMath.addLora(gate, lora, gateTarget, expert, x);
+    }
+
+    double[] hidden = new double[up.length];
+    for (int i = 0; i < hidden.length; i++) {
+      hidden[i] = ReferenceMath.activate(activation, gate[i], up[i]);
+    }
+
+    double[] y = ReferenceMath.multiply(weights.down(), hidden);
+    ReferenceMath.addBias(y, weights.downBias());
+    ReferenceMath.addLora(y, lora, downTarget, expert, hidden);
+    return y;
+  }
+
+  /**
+   * The routed experts for one token: the weighted sum over its pairs. Pairs without a local expert
+   * add nothing.
+   *
+   * @param config the layer
+   * @param weights its experts
+   * @param routing ids, weights, map
+   * @param token row of {@code routing}
+   * @param x {@code [H]} (the latent width where there is one)
+   * @param lora the token's adapter at this layer, or null
+   * @return {@code [H]}
+   */
+  public static double[] experts(
+      MoeConfig config,
+      ExpertWeights weights,
+      ExpertRouting routing,
+      int token,
+      double[] x,
+      @Nullable LoraLayer lora) {
+    double[] sum = new double[x.length];
+    for (int k = 0; k < routing.topkIds().size(1); k++) {
+      int expert = localExpert(routing, token, k, weights.numExperts());
+      if (expert < 0) {
+        continue;
+      }
+      double weight = routing.topkWeights().get(token, k);
+      boolean onInput = config.routerWeightOnInput();
+      double[] y =
+          expert(
+              config.activation(),
+              weights.expert(expert),
+              onInput ? scaled(weight, x) : x,
+              lora,
+              expert);
+      for (int h = 0; h < sum.length; h++) {
+        sum[h] += onInput ? y[h] : weight * y[h];
+      }
+    }
+    return sum;
+  }
+
+  private static double[] scaled(double factor, double[] x) {
+    double[] y = new double[x.length];
+    for (int i = 0; i < x.length; i++) {
+      y[i] = factor * x[i];
+    }
+    return y;
+  }
+
+  /**
+   * The expert of a pair.
+   *
+   * @param routing ids and map
+   * @param token the token
+   * @param k which of its experts
+   * @param numLocalExperts experts that are here
+   * @return local index, or -1 if there is none here: id -1, unknown id, or another rank's
+   */
+  public static int localExpert(ExpertRouting routing, int token, int k, int numLocalExperts) {
+    int expert = (int) routing.topkIds().get(token, k);
+    Tensor map = routing.expertMap();
+    if (map != null && expert >= 0) {
+      expert = expert < map.size(0) ? (int) map.get(expert) : -1;
+    }
+    return expert >= 0 && expert < numLocalExperts ? expert : -1;
+  }
+
+  /**
+   * A token's adapter.
+   *
+   * @param lora the batch's adapters
+   * @param index the token's place in the mapping, one or two numbers
+   * @return what its adapter does to this layer; null for the base model
+   */
+  public static @Nullable LoraLayer adapter(Optional<MoeLoraContext> lora, long... index) {
+    if (lora.isEmpty() || !lora.get().hasLora()) {
+      return null;
+    }
+    int slot = (int) lora.get().tokenLoraMapping().get(index);
+    return slot < 0 || slot >= lora.get().maxLoras() ? null : lora.get().slot(slot);
+  }
+
+  /**
+   * {@return the shared expert's part of the block's output for one token, {@code [H]}}
+   *
+   * @param config its config
+   * @param weights its weights
+   * @param x {@code [H]}, the block's input
+   * @param lora the token's adapter at this layer, or null
+   */
+  public static double[] sharedExpert(
+      SharedExpertConfig config,
+      SharedExpertWeights weights,
+      double[] x,
+      @Nullable LoraLayer lora) {
+    double[] y =
+        mlp(
+            config.activation(),
+            weights.mlp(),
+            x,
+            lora,
+            LoraTarget.SHARED_GATE,
+            LoraTarget.SHARED_UP,
+            LoraTarget.SHARED_DOWN,
+            0);
+    if (weights.sigmoidGate() == null) {
+      return y;
+    }
+    double[] gate = ReferenceMath.multiply(weights.sigmoidGate(), x);
+    ReferenceMath.addLora(gate, lora, LoraTarget.SHARED_EXPERT_GATE, 0, x);
+    return scaled(ReferenceMath.sigmoid(gate[0]), y);
+  }
+
+  /**
+   * {@return what latent experts read, {@code [D]}}
+   *
+   * @param weights the projections
+   * @param x {@code [H]}
+   * @param lora the token's adapter at this layer, or null
+   */
+  public static double[] latentIn(LatentWeights weights, double[] x, @Nullable LoraLayer lora) {
+    double[] latent = ReferenceMath.multiply(weights.in(), x);
+    ReferenceMath.addLora(latent, lora, LoraTarget.LATENT_IN, 0, x);
+    return latent;
+  }
+
+  /**
+   * {@return what latent experts add to the block's output, {@code [H]}}
+   *
+   * @param weights the projections
+   * @param routed {@code [D]}, the experts' weighted sum
+   * @param lora the token's adapter at this layer, or null
+   */
+  public static double[] latentOut(
+      LatentWeights weights, double[] routed, @Nullable LoraLayer lora) {
+    double[] y = ReferenceMath.multiply(weights.out(), routed);
+    ReferenceMath.addLora(y, lora, LoraTarget.LATENT_OUT, 0, routed);
+    return y;
+  }
+}

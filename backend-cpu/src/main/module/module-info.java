@@ -1,0 +1,17 @@
+/** Experts on the host processor: a float64 reference and a fast path on the Vector API. */
+module io.moe4j.backend.cpu {
+  requires transitive io.moe4j.api;
+  requires static transitive org.jspecify;
+  requires static jdk.incubator.vector;
+  requires jdk.management;
+  requires org.slf4j;
+
+  exports io.moe4j.backend.cpu;
+  exports io.moe4j.backend.cpu.reference;
+
+  provides io.moe4j.api.spi.DeviceProvider with
+      io.moe4j.backend.cpu.CpuDeviceProvider;
+  provides io.moe4j.api.spi.ExpertsBackend with
+      io.moe4j.backend.cpu.reference.CpuReferenceBackend,
+      io.moe4j.backend.cpu.reference.BatchedCpuReferenceBackend;
+}
