@@ -63,7 +63,7 @@ class ReferenceMathTest {
     double g = 7;
     double atLimit = g / (1 + Math.exp(-1.702f * g)) * (7 + 1);
     assertThat(ReferenceMath.activate(Activation.SWIGLUOAI, 50, 50)).isEqualTo(atLimit);
-    double negative = -9 / (1 + Math.exp(1.702f * 9)) * (-7 + 1);
+    double negative = -9 / (1 + Math.exp(1.702f * 9.0)) * (-7 + 1);
     assertThat(ReferenceMath.activate(Activation.SWIGLUOAI, -9, -50)).isEqualTo(negative);
   }
 
