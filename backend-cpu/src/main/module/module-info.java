@@ -12,6 +12,7 @@ module io.moe4j.backend.cpu {
   provides io.moe4j.api.spi.DeviceProvider with
       io.moe4j.backend.cpu.CpuDeviceProvider;
   provides io.moe4j.api.spi.ExpertsBackend with
+      io.moe4j.backend.cpu.CpuExpertsBackend,
       io.moe4j.backend.cpu.reference.CpuReferenceBackend,
       io.moe4j.backend.cpu.reference.BatchedCpuReferenceBackend;
 }

@@ -1,0 +1,114 @@
+package io.moe4j.backend.cpu;
+
+import io.moe4j.api.config.LoraConfig;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.tensor.HostMemory;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.backend.cpu.kernel.Kernels;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.Optional;
+
+/** Prepared experts of one layer. LoRA is fused: the context's punica wrapper is not called. */
+final class CpuExperts implements LoraExperts {
+  private final MoeConfig config;
+  private final Arena arena = Arena.ofShared();
+  private final GroupedMlp mlp;
+
+  CpuExperts(MoeConfig config, ExpertWeights weights, Kernels kernels, ThreadTeam team) {
+    this.config = config;
+    boolean done = false;
+    try {
+      mlp =
+          new GroupedMlp(
+              new MlpWeights(config.activation(), weights.experts(), arena, false),
+              kernels,
+              team,
+              config.topK(),
+              config.routerWeightOnInput(),
+              config.lora().map(LoraConfig::maxLoras).orElse(0),
+              config.lora().map(LoraConfig::maxRank).orElse(0),
+              config.batchInvariant());
+      done = true;
+    } finally {
+      if (!done) {
+        arena.close();
+      }
+    }
+  }
+
+  @Override
+  public long workspaceBytes(int maxTokens) {
+    return mlp.workspaceBytes(maxTokens);
+  }
+
+  @Override
+  public void apply(
+      ExpertsInputs inputs,
+      Optional<MoeLoraContext> lora,
+      Workspace workspace,
+      DeviceStream stream) {
+    if (!arena.scope().isAlive()) {
+      throw new IllegalStateException("the experts are closed");
+    }
+    Tensor hidden = inputs.hidden();
+    Tensor output = inputs.output();
+    ExpertRouting routing = inputs.requireRouting();
+    Tensor map = routing.expertMap();
+    int tokens = Math.toIntExact(hidden.size(0));
+    if (hidden.size(1) != mlp.weights.hidden) {
+      throw new IllegalArgumentException(
+          "hidden is " + hidden + ", the experts read width " + mlp.weights.hidden);
+    }
+    if (routing.topkIds().size(1) != config.topK()) {
+      throw new IllegalArgumentException(
+          "topkIds is " + routing.topkIds() + ", the config has topK " + config.topK());
+    }
+    MoeLoraContext context = lora.orElse(null);
+    if (context != null
+        && context.hasLora()
+        && context.tokenLoraMapping().elementCount() != tokens) {
+      throw new IllegalArgumentException(
+          "tokenLoraMapping is " + context.tokenLoraMapping() + " for " + tokens + " tokens");
+    }
+    mlp.run(
+        new GroupedMlp.Call(
+            hidden.segment(),
+            Rows.requireFloat("hidden", hidden),
+            tokens,
+            config.topK(),
+            routing.topkIds().segment(),
+            routing.topkWeights().segment(),
+            map == null ? null : map.segment(),
+            context,
+            output.segment(),
+            Rows.requireFloat("output", output)),
+        memory(workspace, mlp.workspaceBytes(tokens)));
+  }
+
+  /** The workspace's segment, checked for size. */
+  static MemorySegment memory(Workspace workspace, long needed) {
+    if (!(workspace.memory() instanceof HostMemory host)) {
+      throw new IllegalArgumentException("the workspace is not in host memory");
+    }
+    if (host.segment().byteSize() < needed) {
+      throw new IllegalArgumentException(
+          "the workspace has " + host.segment().byteSize() + " bytes, this call needs " + needed);
+    }
+    return host.segment();
+  }
+
+  @Override
+  public void close() {
+    if (arena.scope().isAlive()) {
+      arena.close();
+    }
+  }
+}

@@ -1,0 +1,251 @@
+package io.moe4j.backend.cpu;
+
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.backend.cpu.kernel.Kernels;
+import io.moe4j.backend.cpu.kernel.TypedKernels;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.concurrent.ConcurrentLinkedQueue;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * One linear map that every token passes, {@code y = W x + b}, with LoRA: router, latent
+ * projections, the shared expert's gate. Thread-safe like {@link GroupedMlp}.
+ */
+final class DenseLayer {
+  private static final int ROW_TILE = GroupedMlp.ROW_TILE;
+  private static final int TOKEN_TILE = GroupedMlp.TOKEN_TILE;
+  private static final int TOKENS_PER_TILE = 8;
+  private static final MemorySegment NONE = MemorySegment.ofArray(new byte[0]);
+
+  private final Kernels kernels;
+  private final ThreadTeam team;
+  private final TypedKernels typed;
+  private final Rows rows;
+  private final @Nullable MemorySegment bias;
+  private final @Nullable LoraTarget target;
+  private final int maxLoras;
+  private final int maxRank;
+  private final ConcurrentLinkedQueue<Pass> pool = new ConcurrentLinkedQueue<>();
+
+  DenseLayer(
+      Tensor weight,
+      @Nullable Tensor bias,
+      Arena arena,
+      Kernels kernels,
+      ThreadTeam team,
+      @Nullable LoraTarget target,
+      int maxLoras,
+      int maxRank) {
+    this.kernels = kernels;
+    this.team = team;
+    typed = kernels.forType(Rows.requireFloat("weight", weight));
+    rows = Rows.of(weight, arena);
+    this.bias = bias == null ? null : Rows.vector(bias, arena);
+    this.target = target;
+    this.maxLoras = target == null ? 0 : maxLoras;
+    this.maxRank = target == null ? 0 : maxRank;
+  }
+
+  int in() {
+    return rows.cols();
+  }
+
+  int out() {
+    return rows.rows();
+  }
+
+  private long xStride() {
+    return Workspace.align(4L * in());
+  }
+
+  private long shrunkStride() {
+    return Workspace.align(4L * maxRank);
+  }
+
+  private long spareBytes() {
+    return Workspace.align(4L * 4 * ROW_TILE);
+  }
+
+  long workspaceBytes(int tokens) {
+    return tokens * (xStride() + shrunkStride()) + spareBytes() * team.size();
+  }
+
+  /**
+   * Runs it: F32 {@code [T, out]} goes to {@code yMemory} from {@code yOffset} on.
+   *
+   * @param x {@code [T, in]} of {@code type}
+   */
+  void run(
+      MemorySegment x,
+      DType type,
+      int tokens,
+      @Nullable MoeLoraContext lora,
+      MemorySegment yMemory,
+      long yOffset,
+      MemorySegment workspace,
+      long workspaceOffset) {
+    if (tokens == 0) {
+      return;
+    }
+    Pass p = pool.poll();
+    if (p == null) {
+      p = new Pass();
+    }
+    try {
+      p.run(x, type, tokens, lora, yMemory, yOffset, workspace, workspaceOffset);
+    } finally {
+      p.clear();
+      pool.add(p);
+    }
+  }
+
+  private final class Pass {
+    private final TokenPlan plan = new TokenPlan(1, maxLoras);
+    private final boolean[] live = new boolean[maxLoras];
+    private final LoraView[] views = new LoraView[maxLoras];
+    private final ThreadTeam.Region prepare = this::prepareTile;
+    private final ThreadTeam.Region product = this::productTile;
+    private final ThreadTeam.Region delta = this::deltaTile;
+    private MemorySegment x = NONE;
+    private DType type = DType.F32;
+    private int tokens;
+    private MemorySegment y = NONE;
+    private long y0;
+    private MemorySegment ws = NONE;
+    private long x0;
+    private long shrunk0;
+    private long spare0;
+
+    Pass() {
+      for (int i = 0; i < views.length; i++) {
+        views[i] = new LoraView(kernels);
+      }
+    }
+
+    void run(
+        MemorySegment x,
+        DType type,
+        int tokens,
+        @Nullable MoeLoraContext lora,
+        MemorySegment y,
+        long yOffset,
+        MemorySegment ws,
+        long wsOffset) {
+      this.x = x;
+      this.type = type;
+      this.tokens = tokens;
+      this.y = y;
+      y0 = yOffset;
+      this.ws = ws;
+      x0 = wsOffset;
+      shrunk0 = x0 + tokens * xStride();
+      spare0 = shrunk0 + tokens * shrunkStride();
+      team.run(prepare, Math.ceilDiv(tokens, TOKENS_PER_TILE));
+      team.run(product, Math.ceilDiv(out(), ROW_TILE) * Math.ceilDiv(tokens, TOKEN_TILE));
+      if (lora != null && target != null && lora.hasLora() && look(lora, target)) {
+        plan.build(null, null, 0, lora.tokenLoraMapping().segment(), live, 0, tokens, 1);
+        team.run(delta, plan.segments);
+      }
+    }
+
+    void clear() {
+      x = NONE;
+      y = NONE;
+      ws = NONE;
+      for (LoraView v : views) {
+        v.set(null);
+      }
+    }
+
+    private boolean look(MoeLoraContext lora, LoraTarget which) {
+      boolean any = false;
+      for (int s = 0; s < views.length; s++) {
+        LoraLayer layer = s < lora.maxLoras() ? lora.slot(s) : null;
+        views[s].set(layer == null ? null : layer.get(which));
+        live[s] = views[s].rank() > 0;
+        any |= live[s];
+      }
+      return any;
+    }
+
+    private long xRow(int t) {
+      return x0 + t * xStride();
+    }
+
+    private void prepareTile(int index, int member) {
+      int end = Math.min(tokens, (index + 1) * TOKENS_PER_TILE);
+      long rowBytes = (long) in() * (type.bits() / 8);
+      for (int t = index * TOKENS_PER_TILE; t < end; t++) {
+        kernels.forType(type).widen(x, t * rowBytes, ws, xRow(t), in(), 1f);
+      }
+    }
+
+    private void productTile(int index, int member) {
+      int rowTiles = Math.ceilDiv(out(), ROW_TILE);
+      int row0 = index % rowTiles * ROW_TILE;
+      int n = Math.min(ROW_TILE, out() - row0);
+      int from = index / rowTiles * TOKEN_TILE;
+      int to = Math.min(tokens, from + TOKEN_TILE);
+      long stride = 4L * out();
+      for (int r = 0; r < n; r += 4) {
+        int count = Math.min(4, n - r);
+        for (int t = from; t < to; t += TypedKernels.MAX_TOKENS) {
+          int m = Math.min(TypedKernels.MAX_TOKENS, to - t);
+          typed.dot(
+              rows.segment(),
+              rows.offset() + (row0 + r) * rows.stride(),
+              rows.stride(),
+              count,
+              ws,
+              xRow(t),
+              xRow(t + 1),
+              xRow(t + 2),
+              xRow(t + 3),
+              m,
+              in(),
+              y,
+              y0 + t * stride + 4L * (row0 + r),
+              stride);
+        }
+      }
+      if (bias != null) {
+        for (int t = from; t < to; t++) {
+          kernels.forType(DType.F32).axpy(1f, bias, 4L * row0, y, y0 + t * stride + 4L * row0, n);
+        }
+      }
+    }
+
+    /** One segment of tokens with one adapter; tokens of a segment need not be neighbours. */
+    private void deltaTile(int segment, int member) {
+      LoraView v = views[plan.segmentSlot[segment]];
+      long spare = spare0 + member * spareBytes();
+      for (int p = plan.segmentStart[segment]; p < plan.segmentEnd[segment]; p++) {
+        int t = plan.pair[p];
+        long s = shrunk0 + p * shrunkStride();
+        v.shrink(0, ws, xRow(t), xRow(t), xRow(t), xRow(t), 1, ws, s, shrunkStride());
+        for (int row0 = 0; row0 < out(); row0 += ROW_TILE) {
+          int n = Math.min(ROW_TILE, out() - row0);
+          v.expand(
+              0,
+              row0,
+              n,
+              ws,
+              s,
+              shrunkStride(),
+              1,
+              y,
+              y0 + 4L * ((long) t * out() + row0),
+              0,
+              ws,
+              spare);
+        }
+      }
+    }
+  }
+}

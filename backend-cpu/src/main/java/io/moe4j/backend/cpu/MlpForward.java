@@ -1,0 +1,471 @@
+package io.moe4j.backend.cpu;
+
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.backend.cpu.kernel.TypedKernels;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * One call of {@link GroupedMlp} at work: six regions per chunk of tokens, each a set of
+ * independent tiles. Every output element is summed by one tile in one order, so results do not
+ * depend on the number of threads.
+ */
+final class MlpForward {
+  private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
+  private static final ValueLayout.OfShort I16 = ValueLayout.JAVA_SHORT_UNALIGNED;
+  private static final MemorySegment NONE = MemorySegment.ofArray(new byte[0]);
+  private static final int ROW_TILE = GroupedMlp.ROW_TILE;
+  private static final int TOKEN_TILE = GroupedMlp.TOKEN_TILE;
+  private static final int TOKENS_PER_TILE = 8;
+
+  private final GroupedMlp mlp;
+  private final MlpWeights w;
+  private final TypedKernels upKernels;
+  private final TypedKernels downKernels;
+  private final TypedKernels f32;
+  private final TokenPlan plan;
+  private final boolean[] live;
+  private final LoraView[] gateLora;
+  private final LoraView[] upLora;
+  private final LoraView[] downLora;
+  private final ThreadTeam.Region prepare = this::prepareTile;
+  private final ThreadTeam.Region shrink13 = this::shrink13Tile;
+  private final ThreadTeam.Region product13 = this::product13Tile;
+  private final ThreadTeam.Region shrink2 = this::shrink2Tile;
+  private final ThreadTeam.Region product2 = this::product2Tile;
+  private final ThreadTeam.Region combine = this::combineTile;
+
+  /** Stretches of at most {@link GroupedMlp#TOKEN_TILE} positions of one expert. */
+  private int blocks;
+
+  private int[] blockExpert = new int[0];
+  private int[] blockStart = new int[0];
+  private int[] blockEnd = new int[0];
+
+  private MemorySegment ws = NONE;
+  private GroupedMlp.@Nullable Layout layout;
+  private MemorySegment hidden = NONE;
+  private DType hiddenType = DType.F32;
+  private MemorySegment output = NONE;
+  private DType outputType = DType.F32;
+  private @Nullable MemorySegment topkWeights;
+  private int topK;
+  private int chunkStart;
+  private int chunkTokens;
+  private boolean lora;
+
+  MlpForward(GroupedMlp mlp) {
+    this.mlp = mlp;
+    w = mlp.weights;
+    upKernels = mlp.kernels.forType(w.upType);
+    downKernels = mlp.kernels.forType(w.downType);
+    f32 = mlp.kernels.forType(DType.F32);
+    plan = new TokenPlan(w.count(), mlp.maxLoras);
+    live = new boolean[mlp.maxLoras];
+    gateLora = views(mlp);
+    upLora = views(mlp);
+    downLora = views(mlp);
+  }
+
+  private static LoraView[] views(GroupedMlp mlp) {
+    LoraView[] v = new LoraView[mlp.maxLoras];
+    for (int i = 0; i < v.length; i++) {
+      v[i] = new LoraView(mlp.kernels);
+    }
+    return v;
+  }
+
+  void run(GroupedMlp.Call call, GroupedMlp.Layout where, MemorySegment workspace) {
+    ws = workspace;
+    layout = where;
+    hidden = call.hidden();
+    hiddenType = call.hiddenType();
+    output = call.output();
+    outputType = call.outputType();
+    topkWeights = call.weights();
+    topK = call.topK();
+    MoeLoraContext context = call.lora();
+    MemorySegment mapping = null;
+    lora = context != null && context.hasLora() && look(context);
+    if (lora && context != null) {
+      mapping = context.tokenLoraMapping().segment();
+    }
+    MemorySegment map = call.map();
+    int mapSize = map == null ? 0 : (int) (map.byteSize() / 4);
+    ThreadTeam team = mlp.team;
+    for (int t0 = 0; t0 < call.tokens(); t0 += where.tokens()) {
+      chunkStart = t0;
+      chunkTokens = Math.min(where.tokens(), call.tokens() - t0);
+      plan.build(call.ids(), map, mapSize, mapping, live, t0, chunkTokens, topK);
+      findBlocks();
+      if (plan.size > 0) {
+        int rows = mlp.weightOnInput ? chunkTokens * topK : chunkTokens;
+        team.run(prepare, Math.ceilDiv(rows, TOKENS_PER_TILE));
+        if (plan.segments > 0) {
+          team.run(shrink13, plan.segments);
+        }
+        team.run(product13, blocks * Math.ceilDiv(w.intermediate, ROW_TILE));
+        if (plan.segments > 0) {
+          team.run(shrink2, plan.segments);
+        }
+        team.run(product2, blocks * Math.ceilDiv(w.hidden, ROW_TILE));
+      }
+      team.run(combine, Math.ceilDiv(chunkTokens, TOKENS_PER_TILE));
+    }
+  }
+
+  /** Lets go of everything the caller owns. */
+  void clear() {
+    ws = NONE;
+    hidden = NONE;
+    output = NONE;
+    topkWeights = null;
+    for (int s = 0; s < live.length; s++) {
+      gateLora[s].set(null);
+      upLora[s].set(null);
+      downLora[s].set(null);
+    }
+  }
+
+  private boolean look(MoeLoraContext context) {
+    boolean any = false;
+    for (int s = 0; s < live.length; s++) {
+      LoraLayer layer = s < context.maxLoras() ? context.slot(s) : null;
+      gateLora[s].set(layer == null ? null : layer.get(w.gateTarget));
+      upLora[s].set(layer == null ? null : layer.get(w.upTarget));
+      downLora[s].set(layer == null ? null : layer.get(w.downTarget));
+      live[s] = gateLora[s].rank() + upLora[s].rank() + downLora[s].rank() > 0;
+      any |= live[s];
+    }
+    return any;
+  }
+
+  private GroupedMlp.Layout where() {
+    return java.util.Objects.requireNonNull(layout);
+  }
+
+  private void findBlocks() {
+    blocks = 0;
+    for (int e = 0; e < w.count(); e++) {
+      int from = plan.expertStart[e];
+      int to = plan.expertStart[e + 1];
+      for (int s = from; s < to; s += TOKEN_TILE) {
+        if (blocks == blockExpert.length) {
+          int n = Math.max(64, 2 * blocks);
+          blockExpert = java.util.Arrays.copyOf(blockExpert, n);
+          blockStart = java.util.Arrays.copyOf(blockStart, n);
+          blockEnd = java.util.Arrays.copyOf(blockEnd, n);
+        }
+        blockExpert[blocks] = e;
+        blockStart[blocks] = s;
+        blockEnd[blocks++] = Math.min(to, s + TOKEN_TILE);
+      }
+    }
+  }
+
+  /** Hidden states to F32, one row a token, or a weighted one a pair. */
+  private void prepareTile(int index, int member) {
+    GroupedMlp.Layout l = where();
+    TypedKernels k = mlp.kernels.forType(hiddenType);
+    int rows = mlp.weightOnInput ? chunkTokens * topK : chunkTokens;
+    int end = Math.min(rows, (index + 1) * TOKENS_PER_TILE);
+    long rowBytes = (long) w.hidden * (hiddenType.bits() / 8);
+    for (int row = index * TOKENS_PER_TILE; row < end; row++) {
+      long t = (long) chunkStart + (mlp.weightOnInput ? row / topK : row);
+      float scale = mlp.weightOnInput ? weight(row) : 1f;
+      k.widen(hidden, t * rowBytes, ws, l.x() + row * l.xStride(), w.hidden, scale);
+    }
+  }
+
+  /** The topk weight of a pair of this chunk. */
+  private float weight(int pair) {
+    MemorySegment s = topkWeights;
+    return s == null ? 1f : s.get(F32, 4L * ((long) chunkStart * topK + pair));
+  }
+
+  private long xRow(int position) {
+    GroupedMlp.Layout l = where();
+    int pair = plan.pair[position];
+    return l.x() + (mlp.weightOnInput ? pair : pair / topK) * l.xStride();
+  }
+
+  private void shrink13Tile(int segment, int member) {
+    GroupedMlp.Layout l = where();
+    int slot = plan.segmentSlot[segment];
+    LoraView g = gateLora[slot];
+    LoraView u = upLora[slot];
+    boolean shared = u.sharesA(g);
+    int e = plan.segmentExpert[segment];
+    int end = plan.segmentEnd[segment];
+    for (int p = plan.segmentStart[segment]; p < end; p += TypedKernels.MAX_TOKENS) {
+      int m = Math.min(TypedKernels.MAX_TOKENS, end - p);
+      long x0 = xRow(p);
+      long x1 = m > 1 ? xRow(p + 1) : x0;
+      long x2 = m > 2 ? xRow(p + 2) : x0;
+      long x3 = m > 3 ? xRow(p + 3) : x0;
+      long s = l.shrunk() + p * l.shrunkStride();
+      if (g.rank() > 0) {
+        g.shrink(e, ws, x0, x1, x2, x3, m, ws, s, l.shrunkStride());
+      }
+      if (u.rank() > 0 && !shared) {
+        u.shrink(e, ws, x0, x1, x2, x3, m, ws, s + 4L * mlp.maxRank, l.shrunkStride());
+      }
+    }
+  }
+
+  private void shrink2Tile(int segment, int member) {
+    GroupedMlp.Layout l = where();
+    LoraView d = downLora[plan.segmentSlot[segment]];
+    if (d.rank() == 0) {
+      return;
+    }
+    int end = plan.segmentEnd[segment];
+    for (int p = plan.segmentStart[segment]; p < end; p += TypedKernels.MAX_TOKENS) {
+      int m = Math.min(TypedKernels.MAX_TOKENS, end - p);
+      long x0 = l.act() + p * l.actStride();
+      d.shrink(
+          plan.segmentExpert[segment],
+          ws,
+          x0,
+          x0 + l.actStride(),
+          x0 + 2 * l.actStride(),
+          x0 + 3 * l.actStride(),
+          m,
+          ws,
+          l.shrunk() + p * l.shrunkStride(),
+          l.shrunkStride());
+    }
+  }
+
+  private void product13Tile(int index, int member) {
+    GroupedMlp.Layout l = where();
+    int block = index % blocks;
+    int row0 = index / blocks * ROW_TILE;
+    int n = Math.min(ROW_TILE, w.intermediate - row0);
+    int e = blockExpert[block];
+    int from = blockStart[block];
+    int to = blockEnd[block];
+    boolean gated = w.activation.isGated();
+    long stride = 4L * ROW_TILE;
+    long g = l.scratch() + member * l.scratchStride();
+    long u = g + TOKEN_TILE * stride;
+    long spare = u + TOKEN_TILE * stride;
+    for (int r = 0; r < n; r += 4) {
+      int rows = Math.min(4, n - r);
+      for (int p = from, m; p < to; p += m) {
+        m = groupOf(to - p);
+        long x0 = xRow(p);
+        long x1 = m > 1 ? xRow(p + 1) : x0;
+        long x2 = m > 2 ? xRow(p + 2) : x0;
+        long x3 = m > 3 ? xRow(p + 3) : x0;
+        long o = (p - from) * stride + 4L * r;
+        if (gated) {
+          Rows gr = w.gate[e];
+          upKernels.dot(
+              gr.segment(),
+              gr.offset() + (row0 + r) * gr.stride(),
+              gr.stride(),
+              rows,
+              ws,
+              x0,
+              x1,
+              x2,
+              x3,
+              m,
+              w.hidden,
+              ws,
+              g + o,
+              stride);
+        }
+        Rows ur = w.up[e];
+        upKernels.dot(
+            ur.segment(),
+            ur.offset() + (row0 + r) * ur.stride(),
+            ur.stride(),
+            rows,
+            ws,
+            x0,
+            x1,
+            x2,
+            x3,
+            m,
+            w.hidden,
+            ws,
+            u + o,
+            stride);
+      }
+    }
+    for (int p = from; p < to; p++) {
+      addBias(w.gateBias[e], row0, g + (p - from) * stride, n);
+      addBias(w.upBias[e], row0, u + (p - from) * stride, n);
+    }
+    addLora13(from, to, row0, n, g, u, stride, spare);
+    for (int p = from; p < to; p++) {
+      long o = (p - from) * stride;
+      mlp.kernels.activate(
+          w.activation, ws, g + o, ws, u + o, ws, l.act() + p * l.actStride() + 4L * row0, n);
+    }
+  }
+
+  /** How many of the tokens left go together: groups of up to four, as even as can be. */
+  private static int groupOf(int left) {
+    return Math.ceilDiv(left, Math.ceilDiv(left, TypedKernels.MAX_TOKENS));
+  }
+
+  private void addBias(@Nullable MemorySegment bias, int row0, long at, int n) {
+    if (bias != null) {
+      f32.axpy(1f, bias, 4L * row0, ws, at, n);
+    }
+  }
+
+  /** The first segment that ends after a position. */
+  private int segmentAt(int position) {
+    int lo = 0;
+    int hi = plan.segments;
+    while (lo < hi) {
+      int mid = (lo + hi) >>> 1;
+      if (plan.segmentEnd[mid] > position) {
+        hi = mid;
+      } else {
+        lo = mid + 1;
+      }
+    }
+    return lo;
+  }
+
+  private void addLora13(
+      int from, int to, int row0, int n, long g, long u, long stride, long spare) {
+    if (!lora) {
+      return;
+    }
+    GroupedMlp.Layout l = where();
+    for (int s = segmentAt(from); s < plan.segments && plan.segmentStart[s] < to; s++) {
+      int a = Math.max(from, plan.segmentStart[s]);
+      int m = Math.min(to, plan.segmentEnd[s]) - a;
+      LoraView gate = gateLora[plan.segmentSlot[s]];
+      LoraView up = upLora[plan.segmentSlot[s]];
+      int e = plan.segmentExpert[s];
+      long shrunk = l.shrunk() + a * l.shrunkStride();
+      long o = (a - from) * stride;
+      if (gate.rank() > 0) {
+        gate.expand(e, row0, n, ws, shrunk, l.shrunkStride(), m, ws, g + o, stride, ws, spare);
+      }
+      if (up.rank() > 0) {
+        long su = up.sharesA(gate) ? shrunk : shrunk + 4L * mlp.maxRank;
+        up.expand(e, row0, n, ws, su, l.shrunkStride(), m, ws, u + o, stride, ws, spare);
+      }
+    }
+  }
+
+  private void product2Tile(int index, int member) {
+    GroupedMlp.Layout l = where();
+    int block = index % blocks;
+    int row0 = index / blocks * ROW_TILE;
+    int n = Math.min(ROW_TILE, w.hidden - row0);
+    int e = blockExpert[block];
+    int from = blockStart[block];
+    int to = blockEnd[block];
+    Rows d = w.down[e];
+    long spare = l.scratch() + member * l.scratchStride();
+    long step = l.actStride();
+    for (int r = 0; r < n; r += 4) {
+      int rows = Math.min(4, n - r);
+      for (int p = from, m; p < to; p += m) {
+        m = groupOf(to - p);
+        long x0 = l.act() + p * step;
+        downKernels.dot(
+            d.segment(),
+            d.offset() + (row0 + r) * d.stride(),
+            d.stride(),
+            rows,
+            ws,
+            x0,
+            x0 + step,
+            x0 + 2 * step,
+            x0 + 3 * step,
+            m,
+            w.intermediate,
+            ws,
+            l.y() + p * l.yStride() + 4L * (row0 + r),
+            l.yStride());
+      }
+    }
+    for (int p = from; p < to; p++) {
+      addBias(w.downBias[e], row0, l.y() + p * l.yStride() + 4L * row0, n);
+    }
+    if (lora) {
+      for (int s = segmentAt(from); s < plan.segments && plan.segmentStart[s] < to; s++) {
+        LoraView down = downLora[plan.segmentSlot[s]];
+        int a = Math.max(from, plan.segmentStart[s]);
+        int m = Math.min(to, plan.segmentEnd[s]) - a;
+        if (down.rank() > 0) {
+          down.expand(
+              e,
+              row0,
+              n,
+              ws,
+              l.shrunk() + a * l.shrunkStride(),
+              l.shrunkStride(),
+              m,
+              ws,
+              l.y() + a * l.yStride() + 4L * row0,
+              l.yStride(),
+              ws,
+              spare);
+        }
+      }
+    }
+  }
+
+  /** Weighted sums over k, in order of k, to the output's dtype. */
+  private void combineTile(int index, int member) {
+    GroupedMlp.Layout l = where();
+    int end = Math.min(chunkTokens, (index + 1) * TOKENS_PER_TILE);
+    // The token's own row of x has been read by everybody who needs it.
+    for (int t = index * TOKENS_PER_TILE; t < end; t++) {
+      long sum = l.x() + t * l.xStride();
+      boolean any = false;
+      for (int k = 0; k < topK; k++) {
+        int pair = t * topK + k;
+        int p = plan.position[pair];
+        if (p >= 0) {
+          float factor = mlp.weightOnInput ? 1f : weight(pair);
+          long y = l.y() + p * l.yStride();
+          if (any) {
+            f32.axpy(factor, ws, y, ws, sum, w.hidden);
+          } else {
+            f32.widen(ws, y, ws, sum, w.hidden, factor);
+          }
+          any = true;
+        }
+      }
+      if (!any) {
+        ws.asSlice(sum, 4L * w.hidden).fill((byte) 0);
+      }
+      store(ws, sum, output, outputType, (long) (chunkStart + t) * w.hidden, w.hidden);
+    }
+  }
+
+  /** Rounds a row to a dtype, to nearest even. */
+  static void store(
+      MemorySegment from, long at, MemorySegment to, DType type, long firstElement, int n) {
+    switch (type) {
+      case F32 -> MemorySegment.copy(from, at, to, 4 * firstElement, 4L * n);
+      case BF16 -> {
+        for (int i = 0; i < n; i++) {
+          to.set(I16, 2 * (firstElement + i), Tensor.toBFloat16(from.get(F32, at + 4L * i)));
+        }
+      }
+      case F16 -> {
+        for (int i = 0; i < n; i++) {
+          to.set(I16, 2 * (firstElement + i), Float.floatToFloat16(from.get(F32, at + 4L * i)));
+        }
+      }
+      default -> throw new IllegalArgumentException("output dtype is " + type);
+    }
+  }
+}

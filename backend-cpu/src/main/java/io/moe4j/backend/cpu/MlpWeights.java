@@ -1,0 +1,86 @@
+package io.moe4j.backend.cpu;
+
+import io.moe4j.api.config.Activation;
+import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.List;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * The weights of some MLPs of one shape, ready for the kernels: the routed experts of a layer, or
+ * its shared expert as a single one.
+ */
+final class MlpWeights {
+  final Activation activation;
+  final DType upType;
+  final DType downType;
+  final int hidden;
+  final int intermediate;
+  final Rows[] gate;
+  final Rows[] up;
+  final Rows[] down;
+  final @Nullable MemorySegment[] gateBias;
+  final @Nullable MemorySegment[] upBias;
+  final @Nullable MemorySegment[] downBias;
+  final LoraTarget gateTarget;
+  final LoraTarget upTarget;
+  final LoraTarget downTarget;
+
+  /**
+   * @param activation between the products
+   * @param experts all alike
+   * @param arena where repacked copies go
+   * @param shared whether LoRA targets are those of the shared expert
+   */
+  MlpWeights(
+      Activation activation, List<ExpertWeights.Expert> experts, Arena arena, boolean shared) {
+    this.activation = activation;
+    ExpertWeights.Expert first = experts.getFirst();
+    upType = Rows.requireFloat("up", first.up());
+    downType = Rows.requireFloat("down", first.down());
+    intermediate = Math.toIntExact(first.up().size(0));
+    hidden = Math.toIntExact(first.up().size(1));
+    int n = experts.size();
+    gate = new Rows[activation.isGated() ? n : 0];
+    up = new Rows[n];
+    down = new Rows[n];
+    gateBias = new MemorySegment[n];
+    upBias = new MemorySegment[n];
+    downBias = new MemorySegment[n];
+    for (int e = 0; e < n; e++) {
+      ExpertWeights.Expert x = experts.get(e);
+      Tensor g = x.gate();
+      if (activation.isGated()) {
+        if (g == null || g.dtype() != upType) {
+          throw new IllegalArgumentException(
+              "expert " + e + " has gate " + g + " and up " + x.up() + "; dtypes must agree");
+        }
+        gate[e] = Rows.of(g, arena);
+      }
+      if (x.up().dtype() != upType || x.down().dtype() != downType) {
+        throw new IllegalArgumentException(
+            "expert " + e + " has up " + x.up() + " and down " + x.down() + ", unlike expert 0");
+      }
+      up[e] = Rows.of(x.up(), arena);
+      down[e] = Rows.of(x.down(), arena);
+      gateBias[e] = bias(x.gateBias(), arena);
+      upBias[e] = bias(x.upBias(), arena);
+      downBias[e] = bias(x.downBias(), arena);
+    }
+    gateTarget = shared ? LoraTarget.SHARED_GATE : LoraTarget.GATE;
+    upTarget = shared ? LoraTarget.SHARED_UP : LoraTarget.UP;
+    downTarget = shared ? LoraTarget.SHARED_DOWN : LoraTarget.DOWN;
+  }
+
+  private static @Nullable MemorySegment bias(@Nullable Tensor t, Arena arena) {
+    return t == null ? null : Rows.vector(t, arena);
+  }
+
+  int count() {
+    return up.length;
+  }
+}

@@ -1,0 +1,168 @@
+package io.moe4j.backend.cpu;
+
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicLong;
+import java.util.concurrent.locks.LockSupport;
+import java.util.concurrent.locks.ReentrantLock;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * The processor's threads, shared by every layer: the caller plus parked workers. A region is a
+ * number of independent tiles that members take one by one; {@link #run} returns when all are done.
+ *
+ * <p>One region runs at a time. A caller that finds the team busy with another forward does its
+ * tiles alone: no waiting on each other, no more runnable threads than processors and callers.
+ * Workers spin for a moment after a region, because the next one of the same forward follows at
+ * once, and then park. Nothing is allocated per region.
+ */
+final class ThreadTeam {
+  /** How many threads compute, the caller included; default: the processors of this JVM. */
+  static final String THREADS_PROPERTY = "moe4j.cpu.threads";
+
+  private static final long SPIN_NANOS = 100_000;
+
+  /** A body of work. */
+  interface Region {
+    /**
+     * Does one tile. Called once for each index, by any member.
+     *
+     * @param index {@code 0..tiles-1}
+     * @param member who does it, {@code 0..size-1}; members run concurrently, so scratch is per
+     *     member
+     */
+    void tile(int index, int member);
+  }
+
+  private static final class Holder {
+    static final ThreadTeam SHARED = new ThreadTeam(configuredThreads());
+  }
+
+  /** Set in {@link #state} while workers may still join the current region. */
+  private static final long OPEN = 1L << 31;
+
+  /** Spins before a caller that waits for a worker's last tile gives its processor away. */
+  private static final int YIELD_AFTER = 1 << 16;
+
+  private static final long PAUSE_NANOS = 20_000;
+
+  private final ReentrantLock owner = new ReentrantLock();
+  private final Thread[] workers;
+  private final AtomicInteger next = new AtomicInteger();
+
+  /** Upper half: the region's number; then {@link #OPEN}; low bits: workers inside. */
+  private final AtomicLong state = new AtomicLong();
+
+  private @Nullable Region region;
+  private int tiles;
+  private volatile @Nullable Throwable failure;
+
+  ThreadTeam(int size) {
+    workers = new Thread[size - 1];
+    for (int i = 0; i < workers.length; i++) {
+      int member = i + 1;
+      workers[i] =
+          Thread.ofPlatform()
+              .name("moe4j-cpu-" + member)
+              .daemon(true)
+              .unstarted(() -> work(member));
+      workers[i].start();
+    }
+  }
+
+  /** {@return the team of this JVM, started at first use} */
+  static ThreadTeam shared() {
+    return Holder.SHARED;
+  }
+
+  private static int configuredThreads() {
+    int n = Integer.getInteger(THREADS_PROPERTY, Runtime.getRuntime().availableProcessors());
+    return Math.max(1, n);
+  }
+
+  /** {@return members, the caller included} */
+  int size() {
+    return workers.length + 1;
+  }
+
+  /**
+   * Runs all tiles of a region and returns when they are done.
+   *
+   * @param body the work
+   * @param count tiles
+   */
+  void run(Region body, int count) {
+    if (workers.length == 0 || count <= 1 || !owner.tryLock()) {
+      for (int i = 0; i < count; i++) {
+        body.tile(i, 0);
+      }
+      return;
+    }
+    try {
+      region = body;
+      tiles = count;
+      next.set(0);
+      failure = null;
+      state.set((((state.get() >>> 32) + 1) << 32) | OPEN);
+      for (Thread w : workers) {
+        LockSupport.unpark(w);
+      }
+      take(body, count, 0);
+      long left = state.addAndGet(-OPEN);
+      for (int spins = 0; (left & (OPEN - 1)) != 0; left = state.get()) {
+        if (++spins < YIELD_AFTER) {
+          Thread.onSpinWait();
+        } else {
+          LockSupport.parkNanos(PAUSE_NANOS);
+        }
+      }
+      region = null;
+      rethrow(failure);
+    } finally {
+      owner.unlock();
+    }
+  }
+
+  private static void rethrow(@Nullable Throwable t) {
+    if (t instanceof RuntimeException e) {
+      throw e;
+    }
+    if (t instanceof Error e) {
+      throw e;
+    }
+  }
+
+  private void take(@Nullable Region body, int count, int member) {
+    if (body == null) {
+      return;
+    }
+    try {
+      for (int i = next.getAndIncrement(); i < count; i = next.getAndIncrement()) {
+        body.tile(i, member);
+      }
+    } catch (RuntimeException | Error t) {
+      next.set(count);
+      failure = t;
+    }
+  }
+
+  private void work(int member) {
+    long seen = 0;
+    while (true) {
+      long deadline = System.nanoTime() + SPIN_NANOS;
+      long s = state.get();
+      while ((s >>> 32) == seen || (s & OPEN) == 0) {
+        if (System.nanoTime() < deadline) {
+          Thread.onSpinWait();
+        } else {
+          LockSupport.park(this);
+        }
+        s = state.get();
+      }
+      if (state.compareAndSet(s, s + 1)) {
+        seen = s >>> 32;
+        take(region, tiles, member);
+        state.decrementAndGet();
+      }
+    }
+  }
+}

@@ -1,0 +1,73 @@
+package io.moe4j.backend.cpu.kernel;
+
+import java.lang.foreign.MemorySegment;
+
+/**
+ * Kernels over a matrix of one dtype (F32, BF16 or F16). Offsets and distances are in bytes, counts
+ * in elements; nothing needs to be aligned. Activations and results are F32. Thread-safe.
+ */
+public interface TypedKernels {
+  /** Tokens that one call of {@link #dot} takes at most. */
+  int MAX_TOKENS = 4;
+
+  /**
+   * Some rows of a matrix times up to four vectors: {@code out[j][r] = sum_i w[r][i] * x[j][i]}.
+   *
+   * @param w holds the rows
+   * @param wOffset where row 0 begins
+   * @param wStride from one row to the next
+   * @param rows how many
+   * @param x holds the vectors
+   * @param x0 where vector 0 begins; likewise {@code x1..x3}, of which the first {@code tokens}
+   *     count
+   * @param x1 vector 1
+   * @param x2 vector 2
+   * @param x3 vector 3
+   * @param tokens {@code 1..4}
+   * @param k length of rows and vectors
+   * @param out where results go
+   * @param outOffset result of row 0 and vector 0; rows follow densely
+   * @param outStride from one vector's results to the next's
+   */
+  void dot(
+      MemorySegment w,
+      long wOffset,
+      long wStride,
+      int rows,
+      MemorySegment x,
+      long x0,
+      long x1,
+      long x2,
+      long x3,
+      int tokens,
+      int k,
+      MemorySegment out,
+      long outOffset,
+      long outStride);
+
+  /**
+   * Widens to F32, exactly: {@code dst[i] = src[i] * scale}; a scale of 1 keeps every bit.
+   *
+   * @param src elements of this dtype
+   * @param srcOffset where they begin
+   * @param dst F32
+   * @param dstOffset where they go
+   * @param n how many
+   * @param scale factor
+   */
+  void widen(
+      MemorySegment src, long srcOffset, MemorySegment dst, long dstOffset, int n, float scale);
+
+  /**
+   * Adds a multiple: {@code dst[i] += factor * src[i]}.
+   *
+   * @param factor the multiple
+   * @param src elements of this dtype
+   * @param srcOffset where they begin
+   * @param dst F32
+   * @param dstOffset where they are added
+   * @param n how many
+   */
+  void axpy(
+      float factor, MemorySegment src, long srcOffset, MemorySegment dst, long dstOffset, int n);
+}

@@ -1,0 +1,335 @@
+package io.moe4j.backend.cpu;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.moe4j.api.config.Activation;
+import io.moe4j.api.config.LoraConfig;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.LoraFactors;
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.HostMemory;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.backend.cpu.kernel.KernelSelection;
+import io.moe4j.backend.cpu.kernel.Kernels;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.EnumMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.Random;
+import java.util.stream.Stream;
+import org.jspecify.annotations.Nullable;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.MethodSource;
+
+class CpuExpertsTest {
+  /** What the project promises for f32 arithmetic. */
+  private static final double TOLERANCE = 1e-5;
+
+  record Case(
+      String name,
+      MoeConfig config,
+      int tokens,
+      boolean scalar,
+      Lora lora,
+      Routes routes,
+      int threads) {
+    @Override
+    public String toString() {
+      return name;
+    }
+  }
+
+  enum Lora {
+    NONE,
+    /** B as in a file, [out, r]. */
+    FILE,
+    /** B dense along out. */
+    PACKED,
+    /** Neither side dense; ranks and targets differ. */
+    RAGGED
+  }
+
+  enum Routes {
+    RANDOM,
+    ONE_EXPERT,
+    SOME_MISSING
+  }
+
+  static Stream<Case> cases() {
+    List<Case> all = new ArrayList<>();
+    int[][] sizes = {
+      {64, 32, 4, 2}, {13, 17, 3, 2}, {207, 1, 2, 1}, {130, 70, 5, 3}, {1, 13, 4, 4}
+    };
+    for (boolean scalar : new boolean[] {false, true}) {
+      for (DType d : new DType[] {DType.F32, DType.BF16, DType.F16}) {
+        for (int[] s : sizes) {
+          for (int tokens : new int[] {0, 1, 5, 37}) {
+            for (Lora lora : Lora.values()) {
+              MoeConfig.Builder b = MoeConfig.builder(s[0], s[1], s[2], s[3]).weightDtype(d);
+              MoeConfig c = (lora == Lora.NONE ? b : b.lora(new LoraConfig(4, 20))).build();
+              Routes r = Routes.values()[all.size() % 3];
+              String name =
+                  (scalar ? "scalar " : "vector ")
+                      + d
+                      + " H"
+                      + s[0]
+                      + " I"
+                      + s[1]
+                      + " T"
+                      + tokens
+                      + " "
+                      + lora
+                      + " "
+                      + r;
+              all.add(new Case(name, c, tokens, scalar, lora, r, 1 + tokens % 3));
+            }
+          }
+        }
+      }
+    }
+    return all.stream();
+  }
+
+  @ParameterizedTest
+  @MethodSource("cases")
+  void equalsFloat64(Case c) {
+    check(c);
+  }
+
+  @ParameterizedTest
+  @EnumSource(Activation.Kind.class)
+  void activations(Activation.Kind kind) {
+    for (float limit : new float[] {0.7f, Float.POSITIVE_INFINITY}) {
+      MoeConfig config =
+          MoeConfig.builder(24, 33, 3, 2)
+              .weightDtype(DType.F32)
+              .expertBias(true)
+              .activation(Activation.plain(kind).withLimit(limit))
+              .build();
+      check(new Case(kind.name(), config, 9, false, Lora.NONE, Routes.RANDOM, 2));
+      check(new Case(kind.name(), config, 9, true, Lora.NONE, Routes.RANDOM, 2));
+    }
+  }
+
+  @Test
+  void routerWeightOnInput() {
+    MoeConfig config =
+        MoeConfig.builder(40, 24, 4, 3)
+            .weightDtype(DType.BF16)
+            .routerWeightOnInput(true)
+            .lora(new LoraConfig(4, 20))
+            .build();
+    check(new Case("weight on input", config, 21, false, Lora.FILE, Routes.RANDOM, 2));
+  }
+
+  @Test
+  void moreTokensThanOneChunk() {
+    MoeConfig config = MoeConfig.builder(8, 4, 3, 3).weightDtype(DType.F32).maxTokens(4000).build();
+    check(new Case("chunks", config, 4000, false, Lora.NONE, Routes.SOME_MISSING, 2));
+  }
+
+  @ParameterizedTest
+  @EnumSource(
+      value = DType.class,
+      names = {"F32", "BF16", "F16"})
+  void inputAndOutputDtypes(DType dtype) {
+    try (Arena arena = Arena.ofShared()) {
+      Random rnd = new Random(5);
+      MoeConfig config =
+          MoeConfig.builder(48, 32, 3, 2).weightDtype(DType.F32).inputDtype(dtype).build();
+      Setup s = new Setup(config, 7, Lora.NONE, Routes.RANDOM, rnd, arena, dtype);
+      double[] got = s.run(KernelSelection.kernels(), new ThreadTeam(2));
+      double tolerance = dtype == DType.F32 ? TOLERANCE : dtype == DType.BF16 ? 0x1p-8 : 0x1p-11;
+      assertThat(Samples.relativeL2(s.expected(), got)).isLessThan(tolerance);
+    }
+  }
+
+  @Test
+  void transposedAndInterleavedWeightsAreRead() {
+    try (Arena arena = Arena.ofShared()) {
+      Random rnd = new Random(6);
+      MoeConfig config = MoeConfig.builder(36, 20, 3, 2).weightDtype(DType.BF16).build();
+      Setup s = new Setup(config, 9, Lora.NONE, Routes.RANDOM, rnd, arena, DType.F32);
+      Tensor w13 = Samples.random(rnd, arena, DType.BF16, 0.2, 3, 36, 40).transpose(1, 2);
+      Tensor w2 = Samples.random(rnd, arena, DType.BF16, 0.2, 3, 20, 36).transpose(1, 2);
+      s.weights =
+          ExpertWeights.ofStacked(
+              w13, w2, null, null, true, io.moe4j.api.config.GateUpLayout.INTERLEAVED);
+      double[] got = s.run(KernelSelection.kernels(), new ThreadTeam(2));
+      assertThat(Samples.relativeL2(s.expected(), got)).isLessThan(TOLERANCE);
+    }
+  }
+
+  @Test
+  void threadsDoNotChangeABit() {
+    try (Arena arena = Arena.ofShared()) {
+      MoeConfig config =
+          MoeConfig.builder(64, 96, 4, 2)
+              .weightDtype(DType.BF16)
+              .lora(new LoraConfig(4, 20))
+              .build();
+      Setup s = new Setup(config, 33, Lora.RAGGED, Routes.RANDOM, new Random(7), arena, DType.F32);
+      double[] one = s.run(KernelSelection.kernels(), new ThreadTeam(1));
+      double[] three = s.run(KernelSelection.kernels(), new ThreadTeam(3));
+      assertThat(three).isEqualTo(one);
+    }
+  }
+
+  private static void check(Case c) {
+    try (Arena arena = Arena.ofShared()) {
+      Random rnd = new Random(c.name.hashCode());
+      Setup s = new Setup(c.config, c.tokens, c.lora, c.routes, rnd, arena, DType.F32);
+      Kernels k = c.scalar ? KernelSelection.scalar() : KernelSelection.kernels();
+      double[] got = s.run(k, new ThreadTeam(c.threads));
+      double[] expected = s.expected();
+      assertThat(got).hasSameSizeAs(expected);
+      assertThat(Samples.relativeL2(expected, got)).isLessThan(TOLERANCE);
+    }
+  }
+
+  private static final class Setup {
+    final MoeConfig config;
+    final int tokens;
+    final Arena arena;
+    final Tensor hidden;
+    final Tensor output;
+    final ExpertRouting routing;
+    final @Nullable MoeLoraContext context;
+    ExpertWeights weights;
+
+    Setup(
+        MoeConfig config, int tokens, Lora lora, Routes routes, Random rnd, Arena arena, DType io) {
+      this.config = config;
+      this.tokens = tokens;
+      this.arena = arena;
+      weights = Samples.experts(rnd, arena, config);
+      hidden = Samples.random(rnd, arena, io, 1, tokens, config.hiddenSize());
+      output = Samples.random(rnd, arena, io, 1, tokens, config.hiddenSize());
+      int k = config.topK();
+      int[] ids = new int[tokens * k];
+      for (int t = 0; t < tokens; t++) {
+        for (int j = 0; j < k; j++) {
+          int id = (rnd.nextInt(config.numExperts()) + j) % config.numExperts();
+          ids[t * k + j] =
+              switch (routes) {
+                case RANDOM -> id;
+                case ONE_EXPERT -> config.numExperts() - 1;
+                case SOME_MISSING -> rnd.nextInt(3) == 0 || t == 0 ? -1 : id;
+              };
+        }
+      }
+      routing =
+          new ExpertRouting(
+              Samples.ints(arena, ids, tokens, k),
+              Samples.random(rnd, arena, DType.F32, 1, tokens, k),
+              null);
+      context = lora == Lora.NONE ? null : context(rnd, lora);
+    }
+
+    private MoeLoraContext context(Random rnd, Lora kind) {
+      List<@Nullable LoraLayer> slots = new ArrayList<>();
+      int max = config.lora().orElseThrow().maxLoras();
+      for (int s = 0; s < max; s++) {
+        slots.add(s == 1 ? null : layer(rnd, kind, s));
+      }
+      int[] mapping = new int[tokens];
+      for (int t = 0; t < tokens; t++) {
+        mapping[t] = rnd.nextInt(max + 1) - 1;
+      }
+      return new Samples.Context(slots, Samples.ints(arena, mapping, tokens));
+    }
+
+    private LoraLayer layer(Random rnd, Lora kind, int slot) {
+      Map<LoraTarget, LoraFactors> f = new EnumMap<>(LoraTarget.class);
+      int h = config.hiddenSize();
+      int i = config.intermediateSize();
+      int rank = kind == Lora.RAGGED ? 1 + 7 * slot % 20 : 16;
+      DType d = slot == 0 ? DType.F32 : config.weightDtype();
+      Tensor sharedA = a(rnd, kind, d, rank, h);
+      if (kind != Lora.RAGGED || slot != 2) {
+        f.put(LoraTarget.GATE, new LoraFactors(sharedA, b(rnd, kind, d, i, rank)));
+        f.put(LoraTarget.UP, new LoraFactors(sharedA, b(rnd, kind, d, i, rank)));
+      } else {
+        f.put(LoraTarget.UP, new LoraFactors(a(rnd, kind, d, 3, h), b(rnd, kind, d, i, 3)));
+      }
+      if (kind != Lora.RAGGED || slot != 3) {
+        f.put(LoraTarget.DOWN, new LoraFactors(a(rnd, kind, d, rank, i), b(rnd, kind, d, h, rank)));
+      }
+      return new LoraLayer(f);
+    }
+
+    private Tensor a(Random rnd, Lora kind, DType d, int rank, int in) {
+      int e = config.numExperts();
+      double scale = 1 / Math.sqrt(in);
+      return kind == Lora.RAGGED
+          ? Samples.random(rnd, arena, d, scale, e, in, rank).transpose(1, 2)
+          : Samples.random(rnd, arena, d, scale, e, rank, in);
+    }
+
+    private Tensor b(Random rnd, Lora kind, DType d, int out, int rank) {
+      int e = config.numExperts();
+      return switch (kind) {
+        case PACKED -> Samples.random(rnd, arena, d, 0.3, e, rank, out).transpose(1, 2);
+        case RAGGED ->
+            Samples.random(rnd, arena, d, 0.3, out, rank, e).transpose(0, 2).transpose(1, 2);
+        default -> Samples.random(rnd, arena, d, 0.3, e, out, rank);
+      };
+    }
+
+    double[] run(Kernels kernels, ThreadTeam team) {
+      CpuExperts experts = new CpuExperts(config, weights, kernels, team);
+      long bytes = experts.workspaceBytes(Math.max(1, tokens));
+      MemorySegment ws = arena.allocate(bytes + 64, 64);
+      ws.fill((byte) 0x7f);
+      experts.apply(
+          ExpertsInputs.standard(hidden, routing, output),
+          Optional.ofNullable(context),
+          new Workspace(new HostMemory(ws.asSlice(0, bytes))),
+          DeviceStream.HOST);
+      experts.close();
+      experts.close();
+      return output.toDoubles();
+    }
+
+    double[] expected() {
+      int h = config.hiddenSize();
+      double[] out = new double[tokens * h];
+      for (int t = 0; t < tokens; t++) {
+        LoraLayer layer = null;
+        if (context != null) {
+          int slot = (int) context.tokenLoraMapping().get(t);
+          layer = slot < 0 ? null : context.slot(slot);
+        }
+        for (int k = 0; k < config.topK(); k++) {
+          int e = (int) routing.topkIds().get(t, k);
+          if (e < 0) {
+            continue;
+          }
+          double weight = routing.topkWeights().get(t, k);
+          double[] x = new double[h];
+          for (int i = 0; i < h; i++) {
+            x[i] = hidden.get(t, i) * (config.routerWeightOnInput() ? weight : 1);
+          }
+          double[] y = Samples.expert(config.activation(), weights.expert(e), layer, e, x);
+          for (int i = 0; i < h; i++) {
+            out[t * h + i] += y[i] * (config.routerWeightOnInput() ? 1 : weight);
+          }
+        }
+      }
+      return out;
+    }
+  }
+}
