@@ -1,0 +1,276 @@
+package io.moe4j.oracle;
+
+import io.moe4j.api.DeviceException;
+import io.moe4j.api.MoeException;
+import io.moe4j.api.platform.DeviceId;
+import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.Device;
+import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.spi.ExpertsBackend;
+import java.io.IOException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * The backends and device providers of this process: those on the class path and module path, and
+ * those of a plugins directory. In a plugins directory each jar is a plugin, and so is each
+ * sub-directory with the jars in it; a plugin has a class loader of its own in which its jars come
+ * before everything but the API, SLF4J and the JDK.
+ *
+ * <p>Whatever cannot be loaded is kept in {@link #failures()}; nothing a plugin does makes discovery
+ * fail, except two backends of one name, which cannot be told apart later. Immutable and safe for
+ * threads. Closing it closes the plugins' class loaders: close what was made from their backends
+ * first.
+ */
+public final class BackendCatalog implements AutoCloseable {
+  private static final Logger LOG = LoggerFactory.getLogger(BackendCatalog.class);
+
+  private final List<FoundBackend> backends;
+  private final List<FoundDeviceProvider> deviceProviders;
+  private final List<PluginFailure> failures;
+  private final List<PluginClassLoader> loaders;
+
+  private BackendCatalog(Discovery found) {
+    loaders = List.copyOf(found.loaders);
+    backends =
+        found.backends.stream().sorted(Comparator.comparing(FoundBackend::name)).toList();
+    deviceProviders = List.copyOf(found.deviceProviders);
+    failures = List.copyOf(found.failures);
+    try {
+      requireUniqueNames();
+      requireUniqueDeviceTypes();
+    } catch (MoeException e) {
+      close();
+      throw e;
+    }
+    for (PluginFailure f : failures) {
+      LOG.warn("Plugin {} from {} is not used: {}", f.name(), f.origin(), f.reason().message());
+    }
+  }
+
+  /**
+   * What is on the class path and module path.
+   *
+   * @return the catalog, owned by the caller
+   * @throws MoeException if two backends have one name
+   */
+  public static BackendCatalog discover() {
+    return new BackendCatalog(scanned(null));
+  }
+
+  /**
+   * What is on the class path and module path, and in a plugins directory.
+   *
+   * @param plugins an existing directory
+   * @return the catalog, owned by the caller
+   * @throws MoeException if the directory cannot be read, or two backends have one name
+   */
+  public static BackendCatalog discover(Path plugins) {
+    return new BackendCatalog(scanned(Objects.requireNonNull(plugins, "plugins")));
+  }
+
+  private static Discovery scanned(@Nullable Path plugins) {
+    ClassLoader own = BackendCatalog.class.getClassLoader();
+    ClassLoader context = Thread.currentThread().getContextClassLoader();
+    Discovery discovery = new Discovery();
+    discovery.scanModules();
+    discovery.scanLoader(own);
+    if (context != null && !context.equals(own)) {
+      discovery.scanLoader(context); // an application above a shared copy of this library
+    }
+    if (plugins != null) {
+      discovery.scanPlugins(plugins, own);
+    }
+    return discovery;
+  }
+
+  /**
+   * Exactly the given providers, without looking around: for programs that wire by hand, and tests.
+   *
+   * @param backends the backends
+   * @param deviceProviders what opens their devices
+   * @return the catalog
+   * @throws MoeException if two backends have one name
+   */
+  public static BackendCatalog of(
+      List<? extends ExpertsBackend> backends, List<? extends DeviceProvider> deviceProviders) {
+    Discovery discovery = new Discovery();
+    discovery.addGiven(backends, deviceProviders);
+    return new BackendCatalog(discovery);
+  }
+
+  private void requireUniqueNames() {
+    for (int i = 1; i < backends.size(); i++) {
+      FoundBackend a = backends.get(i - 1);
+      FoundBackend b = backends.get(i);
+      if (a.name().equals(b.name())) {
+        throw new MoeException(
+            "two backends are named \""
+                + a.name()
+                + "\": "
+                + a.backend().getClass().getName()
+                + " from "
+                + a.origin()
+                + " and "
+                + b.backend().getClass().getName()
+                + " from "
+                + b.origin()
+                + "; remove one of the two jars");
+      }
+    }
+  }
+
+  /** Plugins may each bring a provider for their own backends; one class loader may not bring two. */
+  private void requireUniqueDeviceTypes() {
+    for (int i = 0; i < deviceProviders.size(); i++) {
+      FoundDeviceProvider a = deviceProviders.get(i);
+      for (FoundDeviceProvider b : deviceProviders.subList(0, i)) {
+        if (a.type().equals(b.type()) && a.origin().plugin().equals(b.origin().plugin())) {
+          throw new MoeException(
+              "two device providers open "
+                  + a.type()
+                  + " devices: "
+                  + a.provider().getClass().getName()
+                  + " from "
+                  + a.origin()
+                  + " and "
+                  + b.provider().getClass().getName()
+                  + " from "
+                  + b.origin()
+                  + "; remove one of the two jars");
+        }
+      }
+    }
+  }
+
+  /** {@return the backends that can be asked, by name} */
+  public List<FoundBackend> backends() {
+    return backends;
+  }
+
+  /**
+   * {@return the backend of a name}
+   *
+   * @param name as {@link ExpertsBackend#name()} gives it
+   */
+  public Optional<FoundBackend> backend(String name) {
+    return backends.stream().filter(b -> b.name().equals(name)).findFirst();
+  }
+
+  /** {@return the device providers, those of the class path first} */
+  public List<FoundDeviceProvider> deviceProviders() {
+    return deviceProviders;
+  }
+
+  /** {@return what could not be loaded, and why} */
+  public List<PluginFailure> failures() {
+    return failures;
+  }
+
+  /**
+   * Asks every device provider what is here. Looks each time: a device may come and go.
+   *
+   * @return the machine
+   */
+  public Platform detectPlatform() {
+    List<DeviceInfo> devices = new ArrayList<>();
+    Map<DeviceType, String> absent = new LinkedHashMap<>();
+    for (FoundDeviceProvider p : deviceProviders) {
+      if (devices.stream().anyMatch(d -> d.id().type().equals(p.type()))) {
+        continue; // another plugin's provider told of the same devices
+      }
+      try {
+        DeviceProvider.Probe probe = PluginFault.guard(p.provider()::probe);
+        if (probe == null) {
+          absent.putIfAbsent(p.type(), p.origin() + " broke its contract: probe() is null");
+        } else if (probe.devices().isEmpty()) {
+          absent.putIfAbsent(p.type(), probe.absent());
+        } else {
+          devices.addAll(probe.devices());
+          absent.remove(p.type());
+        }
+      } catch (PluginFault e) {
+        absent.putIfAbsent(p.type(), "the provider from " + p.origin() + " failed: " + e.getMessage());
+      }
+    }
+    for (FoundBackend b : backends) {
+      if (provider(b.deviceType(), b.origin()).isEmpty()) {
+        absent.putIfAbsent(b.deviceType(), noProvider(b.deviceType()));
+      }
+    }
+    return new Platform(devices, absent);
+  }
+
+  /**
+   * Opens a device for a backend: by the provider of the backend's own plugin where there is one,
+   * else that of the class path, else any.
+   *
+   * @param backend whose device it is to be
+   * @param device of the backend's type
+   * @return the device, owned by the caller
+   * @throws DeviceException if it cannot be opened, or no jar here opens such devices; the message
+   *     names the one to add
+   */
+  public Device openDevice(FoundBackend backend, DeviceId device) {
+    if (!device.type().equals(backend.deviceType())) {
+      throw new IllegalArgumentException(
+          "device is " + device + ", backend " + backend.name() + " computes on " + backend.deviceType());
+    }
+    FoundDeviceProvider provider =
+        provider(device.type(), backend.origin())
+            .orElseThrow(() ->
+                new DeviceException(
+                    "backend " + backend.name() + " needs a " + device.type() + " device; "
+                        + noProvider(device.type())));
+    return provider.provider().open(device.ordinal());
+  }
+
+  private Optional<FoundDeviceProvider> provider(DeviceType type, PluginOrigin asker) {
+    return deviceProviders.stream()
+        .filter(p -> p.type().equals(type))
+        .min(
+            Comparator.comparingInt(p ->
+                p.origin().plugin().equals(asker.plugin())
+                    ? 0
+                    : p.origin().plugin().isEmpty() ? 1 : 2));
+  }
+
+  private static String noProvider(DeviceType type) {
+    String jar =
+        type.equals(DeviceType.CPU)
+            ? "backend-cpu"
+            : type.equals(DeviceType.CUDA) ? "moe-cuda" : "the jar with a DeviceProvider for it";
+    return "nothing on the class path or among the plugins opens "
+        + type
+        + " devices: add "
+        + jar;
+  }
+
+  /** Closes the class loaders of the plugins. Harmless when called twice. */
+  @Override
+  public void close() {
+    for (PluginClassLoader loader : loaders) {
+      try {
+        loader.close();
+      } catch (IOException e) {
+        LOG.warn("Plugin {} could not be closed: {}", loader.plugin(), e.getMessage());
+      }
+    }
+  }
+
+  @Override
+  public String toString() {
+    return "BackendCatalog" + backends.stream().map(FoundBackend::name).toList();
+  }
+}

@@ -1,0 +1,345 @@
+package io.moe4j.oracle;
+
+import io.moe4j.api.MoeException;
+import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.spi.ExpertsBackend;
+import java.io.BufferedReader;
+import java.io.IOException;
+import java.io.InputStreamReader;
+import java.lang.reflect.Modifier;
+import java.net.MalformedURLException;
+import java.net.URL;
+import java.net.URLConnection;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.HashSet;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Optional;
+import java.util.ServiceLoader;
+import java.util.Set;
+import java.util.Spliterator;
+import java.util.jar.JarFile;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
+
+/**
+ * One run of discovery. Providers in named modules are found by {@link ServiceLoader}; those on the
+ * class path and in plugins through their {@code META-INF/services} files, which mean here what
+ * they mean to ServiceLoader but are read one by one, because ServiceLoader does not tell which jar
+ * named the provider that failed.
+ */
+final class Discovery {
+  private static final Pattern NAME = Pattern.compile("[a-z0-9][a-z0-9-]*");
+  private static final int MAX_MODULE_ERRORS = 100;
+
+  final List<FoundBackend> backends = new ArrayList<>();
+  final List<FoundDeviceProvider> deviceProviders = new ArrayList<>();
+  final List<PluginFailure> failures = new ArrayList<>();
+  final List<PluginClassLoader> loaders = new ArrayList<>();
+
+  private final Set<Class<?>> seenTypes = new HashSet<>();
+  private final Set<String> seenEntries = new HashSet<>();
+
+  /** Everything in the named modules of this class's layer. */
+  void scanModules() {
+    ModuleLayer layer = Discovery.class.getModule().getLayer();
+    if (layer == null) {
+      layer = ModuleLayer.boot();
+    }
+    scanModules(ServiceLoader.load(layer, ExpertsBackend.class), this::addBackend);
+    scanModules(ServiceLoader.load(layer, DeviceProvider.class), this::addDeviceProvider);
+  }
+
+  private <S> void scanModules(ServiceLoader<S> providers, Adder<S> adder) {
+    Spliterator<ServiceLoader.Provider<S>> all = providers.stream().spliterator();
+    boolean more = true;
+    // ServiceLoader goes on behind a provider that fails; the bound is for the case that it cannot.
+    for (int errors = 0; more && errors < MAX_MODULE_ERRORS; ) {
+      try {
+        more =
+            PluginFault.guard(() ->
+                all.tryAdvance(p -> {
+                  Class<? extends S> type = p.type();
+                  if (seenTypes.add(type)) {
+                    add(type.getName(), PluginOrigin.of(type), p::get, adder);
+                  }
+                }));
+      } catch (PluginFault e) {
+        errors++;
+        PluginOrigin modulePath =
+            new PluginOrigin(PluginOrigin.MODULE_PATH, Optional.empty(), Optional.empty());
+        failures.add(
+            PluginFailure.of(
+                PluginOrigin.MODULE_PATH, modulePath, String.valueOf(e.getMessage()), e.getCause()));
+      }
+    }
+  }
+
+  /** Everything that a class loader's services files name. */
+  void scanLoader(ClassLoader loader) {
+    scanLoader(loader, ExpertsBackend.class, this::addBackend);
+    scanLoader(loader, DeviceProvider.class, this::addDeviceProvider);
+  }
+
+  private <S> void scanLoader(ClassLoader loader, Class<S> service, Adder<S> adder) {
+    String resource = "META-INF/services/" + service.getName();
+    List<URL> files;
+    try {
+      files = Collections.list(loader.getResources(resource));
+    } catch (IOException e) {
+      failures.add(
+          PluginFailure.of(
+              resource,
+              new PluginOrigin(PluginOrigin.CLASS_PATH, Optional.empty(), Optional.empty()),
+              "cannot be looked up: " + e.getMessage(),
+              e));
+      return;
+    }
+    for (URL file : files) {
+      PluginOrigin origin = PluginOrigin.ofServicesFile(file, resource, loader);
+      Set<String> names;
+      try {
+        names = read(file);
+      } catch (IOException e) {
+        if (seenEntries.add(file.toExternalForm())) {
+          failures.add(
+              PluginFailure.of(resource, origin, "cannot be read: " + e.getMessage(), e));
+        }
+        continue;
+      }
+      for (String name : names) {
+        // Two class loaders of one application see the same files.
+        if (seenEntries.add(file.toExternalForm() + " " + name)) {
+          instantiate(loader, service, name, origin, adder);
+        }
+      }
+    }
+  }
+
+  private static Set<String> read(URL file) throws IOException {
+    URLConnection connection = file.openConnection();
+    connection.setUseCaches(false); // a cached jar would stay open after its class loader closed
+    Set<String> names = new LinkedHashSet<>();
+    try (BufferedReader in =
+        new BufferedReader(
+            new InputStreamReader(connection.getInputStream(), StandardCharsets.UTF_8))) {
+      for (String line = in.readLine(); line != null; line = in.readLine()) {
+        int comment = line.indexOf('#');
+        String name = (comment < 0 ? line : line.substring(0, comment)).strip();
+        if (!name.isEmpty()) {
+          names.add(name);
+        }
+      }
+    }
+    return names;
+  }
+
+  private <S> void instantiate(
+      ClassLoader loader, Class<S> service, String name, PluginOrigin named, Adder<S> adder) {
+    Class<?> type;
+    try {
+      type = PluginFault.guard(() -> Class.forName(name, false, loader));
+    } catch (PluginFault e) {
+      boolean itself =
+          e.getCause() instanceof ClassNotFoundException && name.equals(cause(e).getMessage());
+      failures.add(
+          PluginFailure.of(
+              name,
+              named,
+              itself
+                  ? "named in META-INF/services/" + service.getName() + " but not there"
+                  : "cannot be loaded: " + e.getMessage(),
+              e.getCause()));
+      return;
+    }
+    if (type.getModule().isNamed() || !seenTypes.add(type)) {
+      return; // the module scan has it, or another loader led to the same class
+    }
+    PluginOrigin origin = PluginOrigin.of(type);
+    if (!service.isAssignableFrom(type)) {
+      failures.add(
+          PluginFailure.of(name, origin, "does not implement " + service.getName(), null));
+      return;
+    }
+    if (!Modifier.isPublic(type.getModifiers()) || Modifier.isAbstract(type.getModifiers())) {
+      failures.add(
+          PluginFailure.of(name, origin, "must be a public class that is not abstract", null));
+      return;
+    }
+    add(
+        name,
+        origin,
+        () -> {
+          try {
+            return service.cast(type.getConstructor().newInstance());
+          } catch (NoSuchMethodException e) {
+            throw new NoSuchMethodException("no public constructor without arguments");
+          }
+        },
+        adder);
+  }
+
+  private static Throwable cause(PluginFault e) {
+    return e.getCause() == null ? e : e.getCause();
+  }
+
+  private interface Adder<S> {
+    void add(S provider, PluginOrigin origin) throws PluginFault, Refusal;
+  }
+
+  /** A provider that works but breaks the contract. */
+  private static final class Refusal extends Exception {
+    private static final long serialVersionUID = 1L;
+
+    Refusal(String message) {
+      super(message);
+    }
+  }
+
+  private <S> void add(
+      String name, PluginOrigin origin, PluginFault.Call<S> construct, Adder<S> adder) {
+    S provider;
+    try {
+      provider = PluginFault.guard(construct);
+    } catch (PluginFault e) {
+      failures.add(
+          PluginFailure.of(name, origin, "cannot be created: " + e.getMessage(), e.getCause()));
+      return;
+    }
+    try {
+      adder.add(provider, origin);
+    } catch (PluginFault e) {
+      failures.add(
+          PluginFailure.of(
+              name, origin, "failed when asked what it is: " + e.getMessage(), e.getCause()));
+    } catch (Refusal e) {
+      failures.add(PluginFailure.of(name, origin, String.valueOf(e.getMessage()), null));
+    }
+  }
+
+  private void addBackend(ExpertsBackend backend, PluginOrigin origin) throws PluginFault, Refusal {
+    String name = answer("name()", PluginFault.guard(backend::name));
+    if (!NAME.matcher(name).matches()) {
+      throw new Refusal(
+          "name() is \"" + name + "\", must be lower-case letters, digits and dashes");
+    }
+    String description = answer("description()", PluginFault.guard(backend::description));
+    DeviceType device = answer("deviceType()", PluginFault.guard(backend::deviceType));
+    ActivationFormat format =
+        answer("activationFormat()", PluginFault.guard(backend::activationFormat));
+    boolean lora = PluginFault.guard(backend::supportsLora);
+    backends.add(new FoundBackend(backend, name, description, device, format, lora, origin));
+  }
+
+  private void addDeviceProvider(DeviceProvider provider, PluginOrigin origin)
+      throws PluginFault, Refusal {
+    DeviceType type = answer("type()", PluginFault.guard(provider::type));
+    deviceProviders.add(new FoundDeviceProvider(provider, type, origin));
+  }
+
+  private static <T> T answer(String method, T value) throws Refusal {
+    if (value == null) { // strangers are not null-checked
+      throw new Refusal(method + " is null");
+    }
+    return value;
+  }
+
+  /** Adds providers that the caller made. */
+  void addGiven(List<? extends ExpertsBackend> given, List<? extends DeviceProvider> devices) {
+    for (ExpertsBackend b : given) {
+      add(b.getClass().getName(), PluginOrigin.of(b.getClass()), () -> b, this::addBackend);
+    }
+    for (DeviceProvider d : devices) {
+      add(d.getClass().getName(), PluginOrigin.of(d.getClass()), () -> d, this::addDeviceProvider);
+    }
+  }
+
+  /** Each jar, and each sub-directory with its jars, is a plugin. */
+  void scanPlugins(Path directory, ClassLoader parent) {
+    for (Path entry : list(directory)) {
+      String name = String.valueOf(entry.getFileName());
+      if (name.startsWith(".")) {
+        continue;
+      }
+      if (Files.isDirectory(entry)) {
+        List<Path> jars;
+        try {
+          jars = list(entry).stream().filter(Discovery::isJar).toList();
+        } catch (MoeException e) {
+          failures.add(PluginFailure.of(name, at(entry, name), String.valueOf(e.getMessage()), e.getCause()));
+          continue;
+        }
+        scanPlugin(name, entry, jars, parent);
+      } else if (isJar(entry)) {
+        scanPlugin(name, entry, List.of(entry), parent);
+      }
+    }
+  }
+
+  private void scanPlugin(String name, Path where, List<Path> jars, ClassLoader parent) {
+    PluginOrigin origin = at(where, name);
+    if (jars.isEmpty()) {
+      failures.add(PluginFailure.of(name, origin, "the directory holds no jar", null));
+      return;
+    }
+    List<URL> urls = new ArrayList<>();
+    for (Path jar : jars) {
+      try {
+        new JarFile(jar.toFile()).close(); // reads the directory of the jar
+        urls.add(jar.toUri().toURL());
+      } catch (IOException e) {
+        // A class loader would pass over it in silence.
+        String what = e instanceof MalformedURLException ? "has no URL" : "is not a readable jar";
+        failures.add(
+            PluginFailure.of(
+                String.valueOf(jar.getFileName()),
+                at(jar, name),
+                what + ": " + e.getMessage(),
+                e));
+        return;
+      }
+    }
+    PluginClassLoader loader = new PluginClassLoader(name, urls, parent);
+    loaders.add(loader);
+    int before = found();
+    scanLoader(loader);
+    if (found() == before) {
+      failures.add(
+          PluginFailure.of(
+              name,
+              origin,
+              "names no backend and no device provider in META-INF/services; jars that a plugin"
+                  + " needs go with it into one sub-directory",
+              null));
+    }
+  }
+
+  private int found() {
+    return backends.size() + deviceProviders.size() + failures.size();
+  }
+
+  private static PluginOrigin at(Path where, String plugin) {
+    return new PluginOrigin(where.toString(), Optional.empty(), Optional.of(plugin));
+  }
+
+  private static boolean isJar(Path p) {
+    return String.valueOf(p.getFileName()).endsWith(".jar") && Files.isRegularFile(p);
+  }
+
+  private static List<Path> list(Path directory) {
+    if (!Files.isDirectory(directory)) {
+      throw new MoeException("plugins directory " + directory + " is not a directory");
+    }
+    try (Stream<Path> entries = Files.list(directory)) {
+      return entries.sorted().toList();
+    } catch (IOException e) {
+      throw new MoeException("directory " + directory + " cannot be listed: " + e.getMessage(), e);
+    }
+  }
+}

@@ -1,0 +1,178 @@
+package io.moe4j.oracle;
+
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.tensor.Tensor;
+import java.util.Objects;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * What one forward reads and writes. All tensors are contiguous and in the memory of the layer's
+ * device, owned by the caller; nothing that is written may overlap anything else.
+ *
+ * @param hidden {@code [T, H]}, the config's {@code inputDtype}; any {@code T}, 0 included
+ * @param output {@code [T, H]}, F32, BF16 or F16, overwritten
+ * @param lora the batch's adapters, or null; its mapping is int32 {@code [T]}
+ * @param routerLogits F32 {@code [T, E]} that replace the layer's own router, or null
+ * @param topkIds int32 {@code [T, K]}, global expert ids, -1 = no expert: routing that the caller
+ *     has done; null = the layer routes. For BATCHED experts the ids of a token differ from each
+ *     other
+ * @param topkWeights F32 {@code [T, K]}, together with {@code topkIds}
+ * @param topkIdsOut int32 {@code [T, K]} that receives the layer's choice, or null
+ * @param topkWeightsOut F32 {@code [T, K]}, together with {@code topkIdsOut}
+ * @param logitsOut F32 {@code [T, E]} that receives the layer's router logits, or null
+ */
+public record MoeForward(
+    Tensor hidden,
+    Tensor output,
+    @Nullable MoeLoraContext lora,
+    @Nullable Tensor routerLogits,
+    @Nullable Tensor topkIds,
+    @Nullable Tensor topkWeights,
+    @Nullable Tensor topkIdsOut,
+    @Nullable Tensor topkWeightsOut,
+    @Nullable Tensor logitsOut) {
+
+  /** Checks what goes together; shapes are checked by the layer. */
+  public MoeForward {
+    Objects.requireNonNull(hidden, "hidden");
+    Objects.requireNonNull(output, "output");
+    requirePair("topkIds", topkIds, "topkWeights", topkWeights);
+    requirePair("topkIdsOut", topkIdsOut, "topkWeightsOut", topkWeightsOut);
+    if (topkIds != null && (routerLogits != null || topkIdsOut != null || logitsOut != null)) {
+      throw new IllegalArgumentException(
+          "topkIds is given, so nothing is routed: routerLogits, topkIdsOut and logitsOut must be"
+              + " null");
+    }
+    if (routerLogits != null && logitsOut != null) {
+      throw new IllegalArgumentException(
+          "routerLogits is given, so the router does not run: logitsOut must be null");
+    }
+  }
+
+  private static void requirePair(String a, @Nullable Tensor ta, String b, @Nullable Tensor tb) {
+    if ((ta == null) != (tb == null)) {
+      throw new IllegalArgumentException(
+          a + " is " + ta + " and " + b + " is " + tb + "; give both or neither");
+    }
+  }
+
+  /**
+   * The base model, routed by the layer.
+   *
+   * @param hidden {@code [T, H]}
+   * @param output {@code [T, H]}
+   * @return the request
+   */
+  public static MoeForward of(Tensor hidden, Tensor output) {
+    return new MoeForward(hidden, output, null, null, null, null, null, null, null);
+  }
+
+  /**
+   * With adapters.
+   *
+   * @param context slots, and the slot of each token
+   * @return a new request
+   */
+  public MoeForward withLora(MoeLoraContext context) {
+    return new MoeForward(
+        hidden,
+        output,
+        context,
+        routerLogits,
+        topkIds,
+        topkWeights,
+        topkIdsOut,
+        topkWeightsOut,
+        logitsOut);
+  }
+
+  /**
+   * With logits instead of the layer's own router.
+   *
+   * @param logits F32 {@code [T, E]}
+   * @return a new request
+   */
+  public MoeForward withRouterLogits(Tensor logits) {
+    return new MoeForward(
+        hidden,
+        output,
+        lora,
+        logits,
+        topkIds,
+        topkWeights,
+        topkIdsOut,
+        topkWeightsOut,
+        logitsOut);
+  }
+
+  /**
+   * With a routing of the caller's own.
+   *
+   * @param ids int32 {@code [T, K]}
+   * @param weights F32 {@code [T, K]}
+   * @return a new request
+   */
+  public MoeForward withTopk(Tensor ids, Tensor weights) {
+    return new MoeForward(
+        hidden,
+        output,
+        lora,
+        routerLogits,
+        ids,
+        weights,
+        topkIdsOut,
+        topkWeightsOut,
+        logitsOut);
+  }
+
+  /**
+   * With the layer's choice written out.
+   *
+   * @param ids int32 {@code [T, K]}, overwritten
+   * @param weights F32 {@code [T, K]}, overwritten
+   * @return a new request
+   */
+  public MoeForward topkInto(Tensor ids, Tensor weights) {
+    return new MoeForward(
+        hidden, output, lora, routerLogits, topkIds, topkWeights, ids, weights, logitsOut);
+  }
+
+  /**
+   * With the router's logits written out.
+   *
+   * @param logits F32 {@code [T, E]}, overwritten
+   * @return a new request
+   */
+  public MoeForward logitsInto(Tensor logits) {
+    return new MoeForward(
+        hidden,
+        output,
+        lora,
+        routerLogits,
+        topkIds,
+        topkWeights,
+        topkIdsOut,
+        topkWeightsOut,
+        logits);
+  }
+
+  /** The same for some of the tokens. */
+  MoeForward tokens(long start, long count) {
+    return new MoeForward(
+        hidden.narrow(0, start, count),
+        output.narrow(0, start, count),
+        lora == null
+            ? null
+            : lora.withTokenLoraMapping(lora.tokenLoraMapping().narrow(0, start, count)),
+        part(routerLogits, start, count),
+        part(topkIds, start, count),
+        part(topkWeights, start, count),
+        part(topkIdsOut, start, count),
+        part(topkWeightsOut, start, count),
+        part(logitsOut, start, count));
+  }
+
+  private static @Nullable Tensor part(@Nullable Tensor t, long start, long count) {
+    return t == null ? null : t.narrow(0, start, count);
+  }
+}

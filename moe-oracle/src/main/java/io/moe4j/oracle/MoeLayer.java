@@ -1,0 +1,339 @@
+package io.moe4j.oracle;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.platform.DeviceId;
+import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.Device;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.MoeLayerWeights;
+import java.util.ArrayList;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Objects;
+import java.util.Optional;
+import java.util.Set;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * One MoE block, ready to run: router, experts of the chosen backend, latent projections, shared
+ * expert. Built once, run many times.
+ *
+ * <pre>{@code
+ * try (MoeLayer layer = MoeLayer.builder(config, weights).build()) {
+ *   layer.forward(hidden, output);
+ * }
+ * }</pre>
+ *
+ * <p><b>Threads.</b> {@code forward} may be called by any number of threads at once. Each running
+ * call holds a piece of scratch memory from the layer's {@link ScratchPool}; when all are in use, a
+ * caller waits. On a device other than the host, forwards are enqueued on the device's default
+ * stream one after the other, and {@code forward} returns before they have run; {@link #newSession}
+ * is for engines with streams of their own.
+ *
+ * <p><b>Memory.</b> The caller owns the request's tensors, and keeps the weights alive until the
+ * layer is closed. After the first calls, {@code forward} takes nothing from the device, and on the
+ * Java heap a few small objects whatever {@code T} is. Requests with more tokens than the config's
+ * {@code maxTokens} run in pieces of that many.
+ *
+ * <p><b>Expert parallelism.</b> With an expert map in the config the output is this rank's part: its
+ * own experts, plus the shared expert. Where the parts of several ranks are summed, leave the shared
+ * expert out of the config of all but one.
+ *
+ * <p><b>Closing</b> waits for the forwards that are running, refuses new ones with {@link
+ * IllegalStateException}, and releases everything, open sessions included. It is harmless twice.
+ */
+public final class MoeLayer implements AutoCloseable {
+  private final MoeConfig config;
+  private final Selection selection;
+  private final Device device;
+  private final LayerParts parts;
+  private final ForwardChecks checks;
+  private final ScratchPool pool;
+  private final ScratchLayout layout;
+  private final Gate gate = new Gate("the layer");
+  private final Set<MoeSession> sessions = new LinkedHashSet<>();
+
+  private MoeLayer(
+      Selection selection, Device device, LayerParts parts, boolean hasRouter, ScratchPool pool) {
+    this.config = selection.config();
+    this.selection = selection;
+    this.device = device;
+    this.parts = parts;
+    this.pool = pool;
+    this.layout = parts.layout(config.maxTokens());
+    this.checks =
+        new ForwardChecks(
+            config,
+            device.info().id(),
+            hasRouter,
+            parts.isMonolithic() ? selection.chosenBackend().name() : "");
+  }
+
+  /**
+   * A builder.
+   *
+   * @param config the layer
+   * @param weights fits {@code config}; the memory stays alive until the layer is closed
+   * @return a new builder
+   */
+  public static Builder builder(MoeConfig config, MoeLayerWeights weights) {
+    return new Builder(config, weights);
+  }
+
+  /** {@return what the layer was built for} */
+  public MoeConfig config() {
+    return config;
+  }
+
+  /** {@return which backend computes it, and why} */
+  public Selection selection() {
+    return selection;
+  }
+
+  /** {@return the device it runs on; open as long as the layer is, unless the caller gave it} */
+  public Device device() {
+    return device;
+  }
+
+  /**
+   * The base model.
+   *
+   * @param hidden {@code [T, H]}, the config's {@code inputDtype}
+   * @param output {@code [T, H]}, F32, BF16 or F16, overwritten; may not overlap {@code hidden}
+   * @throws IllegalArgumentException naming the argument, what was given, what is accepted
+   * @throws IllegalStateException if the layer is closed
+   */
+  public void forward(Tensor hidden, Tensor output) {
+    forward(MoeForward.of(hidden, output));
+  }
+
+  /**
+   * With adapters, own logits or routing, or the choice written out.
+   *
+   * @param request tensors in and out; on a device alive until its default stream has done the work
+   * @throws IllegalArgumentException naming the argument, what was given, what is accepted: shapes,
+   *     dtypes, memory of another device; on the host also ids outside {@code -1..E-1} and slots
+   *     outside {@code -1..maxLoras-1}
+   * @throws IllegalStateException if the layer is closed
+   */
+  public void forward(MoeForward request) {
+    gate.enter();
+    try {
+      checks.require(request);
+      if (request.hidden().size(0) == 0) {
+        return;
+      }
+      Scratch scratch = pool.borrow(layout.bytes());
+      try {
+        parts.forward(request, layout, scratch, device.defaultStream());
+      } finally {
+        pool.giveBack(scratch);
+      }
+    } finally {
+      gate.leave();
+    }
+  }
+
+  /** A session's forward. */
+  void run(MoeForward request, ScratchLayout layout, Scratch scratch, DeviceStream stream) {
+    gate.enter();
+    try {
+      checks.require(request);
+      if (request.hidden().size(0) > 0) {
+        parts.forward(request, layout, scratch, stream);
+      }
+    } finally {
+      gate.leave();
+    }
+  }
+
+  /**
+   * A view of the layer with scratch memory of its own.
+   *
+   * @param maxTokens the largest {@code T} that is to run in one piece, {@code 1..config.maxTokens}
+   * @return the session, owned by the caller; closed with the layer at the latest
+   * @throws IllegalStateException if the layer is closed
+   */
+  public MoeSession newSession(int maxTokens) {
+    if (maxTokens < 1 || maxTokens > config.maxTokens()) {
+      throw new IllegalArgumentException(
+          "maxTokens is " + maxTokens + ", must be 1.." + config.maxTokens());
+    }
+    gate.enter();
+    try {
+      MoeSession session =
+          new MoeSession(this, parts.layout(maxTokens), device.defaultStream());
+      synchronized (sessions) {
+        sessions.add(session);
+      }
+      return session;
+    } finally {
+      gate.leave();
+    }
+  }
+
+  void forget(MoeSession session) {
+    synchronized (sessions) {
+      sessions.remove(session);
+    }
+  }
+
+  @Override
+  public void close() {
+    if (!gate.close()) {
+      return;
+    }
+    List<MoeSession> open;
+    synchronized (sessions) {
+      open = List.copyOf(sessions);
+    }
+    open.forEach(MoeSession::close);
+    device.defaultStream().synchronize();
+    parts.close();
+  }
+
+  @Override
+  public String toString() {
+    return "MoeLayer[" + selection.chosenBackend().name() + " on " + device.info().id() + "]";
+  }
+
+  /** Collects what a layer is built from. Not thread-safe. */
+  public static final class Builder {
+    private final MoeConfig config;
+    private final MoeLayerWeights weights;
+    private @Nullable MoeOracle oracle;
+    private @Nullable String backend;
+    private @Nullable Platform platform;
+    private @Nullable Device device;
+    private @Nullable ScratchPool pool;
+
+    private Builder(MoeConfig config, MoeLayerWeights weights) {
+      this.config = Objects.requireNonNull(config, "config");
+      this.weights = Objects.requireNonNull(weights, "weights");
+    }
+
+    /**
+     * Who chooses. Without one, the layer looks on the class path itself.
+     *
+     * @param oracle stays the caller's; open as long as the layer is
+     * @return this
+     */
+    public Builder oracle(MoeOracle oracle) {
+      this.oracle = Objects.requireNonNull(oracle, "oracle");
+      return this;
+    }
+
+    /**
+     * The backend to take instead of the best one.
+     *
+     * @param name a backend's name, or null for the best one
+     * @return this
+     */
+    public Builder backend(@Nullable String name) {
+      this.backend = name;
+      return this;
+    }
+
+    /**
+     * The machine to choose for, instead of what the device providers find.
+     *
+     * @param platform a machine with the devices that are really here
+     * @return this
+     */
+    public Builder platform(Platform platform) {
+      this.platform = Objects.requireNonNull(platform, "platform");
+      return this;
+    }
+
+    /**
+     * The device to run on. Without one, the layer opens the preferred device of the chosen
+     * backend's type. Layers of one model share a device this way.
+     *
+     * @param device stays the caller's; open as long as the layer is
+     * @return this
+     */
+    public Builder device(Device device) {
+      this.device = Objects.requireNonNull(device, "device");
+      return this;
+    }
+
+    /**
+     * The scratch memory to use. Without one, the layer has a pool of its own.
+     *
+     * @param pool of the same device; stays the caller's; open as long as the layer is
+     * @return this
+     */
+    public Builder scratchPool(ScratchPool pool) {
+      this.pool = Objects.requireNonNull(pool, "pool");
+      return this;
+    }
+
+    /**
+     * Chooses, opens, prepares. May be slow: weights are repacked and uploaded here.
+     *
+     * @return the layer, owned by the caller
+     * @throws IllegalArgumentException if the weights do not fit the config, or the given parts do
+     *     not fit each other
+     * @throws UnsupportedConfigException if no backend fits, or the one asked for does not
+     * @throws io.moe4j.api.DeviceException if the device cannot be opened; names the jar to add if
+     *     one is missing
+     * @throws io.moe4j.api.MoeException if the backend breaks its contract
+     */
+    public MoeLayer build() {
+      weights.requireFits(config);
+      List<AutoCloseable> owned = new ArrayList<>();
+      try {
+        return build(owned);
+      } catch (RuntimeException | Error e) {
+        try {
+          LayerParts.closeAll(owned);
+        } catch (RuntimeException again) {
+          e.addSuppressed(again);
+        }
+        throw e;
+      }
+    }
+
+    private MoeLayer build(List<AutoCloseable> owned) {
+      MoeOracle who = oracle;
+      if (who == null) {
+        who = MoeOracle.discover();
+        owned.add(who);
+      }
+      Device where = device != null ? device : pool != null ? pool.device() : null;
+      Selection selection = who.select(config, machine(who, where), Optional.ofNullable(backend));
+      FoundBackend chosen = selection.chosenBackend();
+      if (where == null) {
+        DeviceId id =
+            selection.platform().device(chosen.deviceType()).map(DeviceInfo::id).orElseThrow();
+        where = who.catalog().openDevice(chosen, id);
+        owned.add(where);
+      }
+      ScratchPool scratch = pool;
+      if (scratch == null) {
+        scratch = new ScratchPool(where);
+        owned.add(scratch);
+      } else if (!scratch.device().info().id().equals(where.info().id())) {
+        throw new IllegalArgumentException(
+            "scratchPool is on "
+                + scratch.device().info().id()
+                + ", the layer on "
+                + where.info().id());
+      }
+      LayerParts parts = LayerParts.prepare(config, weights, chosen, where, owned);
+      return new MoeLayer(selection, where, parts, weights.router() != null, scratch);
+    }
+
+    /** A given device is the only one that may be chosen for. */
+    private Platform machine(MoeOracle who, @Nullable Device given) {
+      Platform p = platform != null ? platform : who.catalog().detectPlatform();
+      if (given == null) {
+        return p;
+      }
+      DeviceInfo info = given.info();
+      return new Platform(List.of(info), p.absent());
+    }
+  }
+}

@@ -1,0 +1,189 @@
+package io.moe4j.oracle;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.spi.Support;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.stream.Collectors;
+
+/** A selection in words. */
+final class SelectionText {
+  private static final List<String> HEADER =
+      List.of("", "backend", "priority", "from", "version", "verdict");
+
+  private SelectionText() {}
+
+  static String summary(Selection s) {
+    String out;
+    if (s.chosen().isPresent()) {
+      out =
+          "Using "
+              + s.chosen().get().name()
+              + " experts backend"
+              + (s.isExplicit() ? ", as asked for," : "")
+              + " out of candidates "
+              + names(s);
+    } else {
+      out = headline(s);
+    }
+    return out + refusals(s);
+  }
+
+  private static List<String> names(Selection s) {
+    return s.supported().stream().map(Candidate::name).toList();
+  }
+
+  private static String refusals(Selection s) {
+    List<String> all = new ArrayList<>();
+    for (Candidate c : s.refused()) {
+      all.add(c.name() + ": " + c.support());
+    }
+    for (PluginFailure f : s.failures()) {
+      all.add(f.name() + ": " + f.reason().message());
+    }
+    return all.isEmpty() ? "" : " (refused: " + String.join(" | ", all) + ")";
+  }
+
+  static String headline(Selection s) {
+    if (s.chosen().isPresent()) {
+      return "chosen: " + s.chosen().get().name() + why(s);
+    }
+    if (s.requested().isEmpty()) {
+      return s.candidates().isEmpty()
+          ? "no experts backend was found: add backend-cpu or another backend to the class path, or"
+              + " name a plugins directory"
+          : "no experts backend fits this layer on this machine";
+    }
+    String name = s.requested().get();
+    return s.candidate(name)
+        .map(c -> "backend \"" + name + "\" was asked for and cannot run this layer: " + c.support())
+        .orElseGet(() ->
+            "backend \""
+                + name
+                + "\" was asked for and is not known; known are "
+                + s.candidates().stream().map(Candidate::name).sorted().toList());
+  }
+
+  private static String why(Selection s) {
+    if (s.isExplicit()) {
+      return " (asked for by name)";
+    }
+    int others = s.supported().size() - 1;
+    return others == 0
+        ? " (the only one that fits)"
+        : " (highest priority of " + (others + 1) + " that fit)";
+  }
+
+  static String explain(Selection s) {
+    List<List<String>> rows = new ArrayList<>();
+    rows.add(HEADER);
+    for (Candidate c : s.candidates()) {
+      boolean chosen = s.chosen().isPresent() && s.chosen().get().equals(c);
+      String verdict = chosen ? "chosen" : c.isSupported() ? "fits" : "";
+      String priority =
+          c.priority().isPresent() ? Integer.toString(c.priority().getAsInt()) : "-";
+      addRows(
+          rows,
+          chosen ? "*" : "",
+          c.name(),
+          priority,
+          c.backend().origin(),
+          verdict,
+          c.support().reasons());
+    }
+    for (PluginFailure f : s.failures()) {
+      addRows(rows, "!", f.name(), "-", f.origin(), "", List.of(f.reason()));
+    }
+    return "layer:   "
+        + layer(s.config())
+        + "\nmachine: "
+        + machine(s)
+        + "\n"
+        + headline(s)
+        + (s.candidates().isEmpty() && s.failures().isEmpty() ? "" : "\n\n" + table(rows));
+  }
+
+  private static void addRows(
+      List<List<String>> rows,
+      String mark,
+      String name,
+      String priority,
+      PluginOrigin origin,
+      String verdict,
+      List<Support.Reason> reasons) {
+    List<String> lines =
+        reasons.isEmpty()
+            ? List.of(verdict)
+            : reasons.stream().map(Support.Reason::message).toList();
+    rows.add(
+        List.of(
+            mark,
+            name,
+            priority,
+            origin.shortLocation(),
+            origin.version().orElse("-"),
+            lines.getFirst()));
+    for (String more : lines.subList(1, lines.size())) {
+      rows.add(List.of("", "", "", "", "", more));
+    }
+  }
+
+  private static String layer(MoeConfig c) {
+    return "E="
+        + c.numExperts()
+        + (c.expertMap().isPresent() ? " (" + c.numLocalExperts() + " here)" : "")
+        + " top_k="
+        + c.topK()
+        + " H="
+        + c.hiddenSize()
+        + " I="
+        + c.intermediateSize()
+        + (c.latentSize() > 0 ? " D=" + c.latentSize() : "")
+        + ", "
+        + (c.quantScheme().isNone() ? c.weightDtype().toString() : c.quantScheme().toString())
+        + " weights, "
+        + c.inputDtype()
+        + " input, "
+        + c.activation().kind()
+        + ", "
+        + c.activationFormat()
+        + ", LoRA "
+        + c.lora()
+            .map(l -> "on (" + l.maxLoras() + " slots, rank up to " + l.maxRank() + ")")
+            .orElse("off");
+  }
+
+  private static String machine(Selection s) {
+    return s.platform().devices().isEmpty()
+        ? "no devices"
+        : s.platform().devices().stream()
+            .map(d ->
+                d.id()
+                    + " "
+                    + d.name()
+                    + d.capability().map(c -> " (capability " + c + ")").orElse(""))
+            .collect(Collectors.joining(", "));
+  }
+
+  /** Columns as wide as their widest cell; priorities to the right, the last column ragged. */
+  private static String table(List<List<String>> rows) {
+    int columns = HEADER.size();
+    int[] width = new int[columns];
+    for (List<String> row : rows) {
+      for (int c = 0; c < columns; c++) {
+        width[c] = Math.max(width[c], row.get(c).length());
+      }
+    }
+    StringBuilder out = new StringBuilder();
+    for (List<String> row : rows) {
+      StringBuilder line = new StringBuilder();
+      for (int c = 0; c < columns; c++) {
+        String pad = " ".repeat(width[c] - row.get(c).length());
+        boolean right = HEADER.get(c).equals("priority");
+        line.append(right ? pad + row.get(c) : row.get(c) + pad).append("  ");
+      }
+      out.append(out.isEmpty() ? "" : "\n").append(line.toString().stripTrailing());
+    }
+    return out.toString();
+  }
+}

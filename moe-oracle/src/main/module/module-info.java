@@ -1,0 +1,11 @@
+/** Finds experts backends at run time, picks one, explains the choice; the layer facade. */
+module io.moe4j.oracle {
+  requires transitive io.moe4j.api;
+  requires static org.jspecify;
+  requires org.slf4j;
+
+  exports io.moe4j.oracle;
+
+  uses io.moe4j.api.spi.ExpertsBackend;
+  uses io.moe4j.api.spi.DeviceProvider;
+}
