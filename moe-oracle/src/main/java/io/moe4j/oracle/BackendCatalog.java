@@ -28,10 +28,10 @@ import org.slf4j.LoggerFactory;
  * sub-directory with the jars in it; a plugin has a class loader of its own in which its jars come
  * before everything but the API, SLF4J and the JDK.
  *
- * <p>Whatever cannot be loaded is kept in {@link #failures()}; nothing a plugin does makes discovery
- * fail, except two backends of one name, which cannot be told apart later. Immutable and safe for
- * threads. Closing it closes the plugins' class loaders: close what was made from their backends
- * first.
+ * <p>Whatever cannot be loaded is kept in {@link #failures()}; nothing a plugin does makes
+ * discovery fail, except two backends of one name, which cannot be told apart later. Immutable and
+ * safe for threads. Closing it closes the plugins' class loaders: close what was made from their
+ * backends first.
  */
 public final class BackendCatalog implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(BackendCatalog.class);
@@ -43,8 +43,7 @@ public final class BackendCatalog implements AutoCloseable {
 
   private BackendCatalog(Discovery found) {
     loaders = List.copyOf(found.loaders);
-    backends =
-        found.backends.stream().sorted(Comparator.comparing(FoundBackend::name)).toList();
+    backends = found.backends.stream().sorted(Comparator.comparing(FoundBackend::name)).toList();
     deviceProviders = List.copyOf(found.deviceProviders);
     failures = List.copyOf(found.failures);
     try {
@@ -131,7 +130,9 @@ public final class BackendCatalog implements AutoCloseable {
     }
   }
 
-  /** Plugins may each bring a provider for their own backends; one class loader may not bring two. */
+  /**
+   * Plugins may each bring a provider for their own backends; one class loader may not bring two.
+   */
   private void requireUniqueDeviceTypes() {
     for (int i = 0; i < deviceProviders.size(); i++) {
       FoundDeviceProvider a = deviceProviders.get(i);
@@ -201,7 +202,8 @@ public final class BackendCatalog implements AutoCloseable {
           absent.remove(p.type());
         }
       } catch (PluginFault e) {
-        absent.putIfAbsent(p.type(), "the provider from " + p.origin() + " failed: " + e.getMessage());
+        absent.putIfAbsent(
+            p.type(), "the provider from " + p.origin() + " failed: " + e.getMessage());
       }
     }
     for (FoundBackend b : backends) {
@@ -225,13 +227,22 @@ public final class BackendCatalog implements AutoCloseable {
   public Device openDevice(FoundBackend backend, DeviceId device) {
     if (!device.type().equals(backend.deviceType())) {
       throw new IllegalArgumentException(
-          "device is " + device + ", backend " + backend.name() + " computes on " + backend.deviceType());
+          "device is "
+              + device
+              + ", backend "
+              + backend.name()
+              + " computes on "
+              + backend.deviceType());
     }
     FoundDeviceProvider provider =
         provider(device.type(), backend.origin())
             .orElseThrow(() ->
                 new DeviceException(
-                    "backend " + backend.name() + " needs a " + device.type() + " device; "
+                    "backend "
+                        + backend.name()
+                        + " needs a "
+                        + device.type()
+                        + " device; "
                         + noProvider(device.type())));
     return provider.provider().open(device.ordinal());
   }
@@ -251,10 +262,7 @@ public final class BackendCatalog implements AutoCloseable {
         type.equals(DeviceType.CPU)
             ? "backend-cpu"
             : type.equals(DeviceType.CUDA) ? "moe-cuda" : "the jar with a DeviceProvider for it";
-    return "nothing on the class path or among the plugins opens "
-        + type
-        + " devices: add "
-        + jar;
+    return "nothing on the class path or among the plugins opens " + type + " devices: add " + jar;
   }
 
   /** Closes the class loaders of the plugins. Harmless when called twice. */

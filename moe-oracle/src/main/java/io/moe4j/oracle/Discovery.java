@@ -76,7 +76,10 @@ final class Discovery {
             new PluginOrigin(PluginOrigin.MODULE_PATH, Optional.empty(), Optional.empty());
         failures.add(
             PluginFailure.of(
-                PluginOrigin.MODULE_PATH, modulePath, String.valueOf(e.getMessage()), e.getCause()));
+                PluginOrigin.MODULE_PATH,
+                modulePath,
+                String.valueOf(e.getMessage()),
+                e.getCause()));
       }
     }
   }
@@ -108,8 +111,7 @@ final class Discovery {
         names = read(file);
       } catch (IOException e) {
         if (seenEntries.add(file.toExternalForm())) {
-          failures.add(
-              PluginFailure.of(resource, origin, "cannot be read: " + e.getMessage(), e));
+          failures.add(PluginFailure.of(resource, origin, "cannot be read: " + e.getMessage(), e));
         }
         continue;
       }
@@ -163,8 +165,7 @@ final class Discovery {
     }
     PluginOrigin origin = PluginOrigin.of(type);
     if (!service.isAssignableFrom(type)) {
-      failures.add(
-          PluginFailure.of(name, origin, "does not implement " + service.getName(), null));
+      failures.add(PluginFailure.of(name, origin, "does not implement " + service.getName(), null));
       return;
     }
     if (!Modifier.isPublic(type.getModifiers()) || Modifier.isAbstract(type.getModifiers())) {
@@ -272,7 +273,9 @@ final class Discovery {
         try {
           jars = list(entry).stream().filter(Discovery::isJar).toList();
         } catch (MoeException e) {
-          failures.add(PluginFailure.of(name, at(entry, name), String.valueOf(e.getMessage()), e.getCause()));
+          failures.add(
+              PluginFailure.of(
+                  name, at(entry, name), String.valueOf(e.getMessage()), e.getCause()));
           continue;
         }
         scanPlugin(name, entry, jars, parent);
@@ -298,10 +301,7 @@ final class Discovery {
         String what = e instanceof MalformedURLException ? "has no URL" : "is not a readable jar";
         failures.add(
             PluginFailure.of(
-                String.valueOf(jar.getFileName()),
-                at(jar, name),
-                what + ": " + e.getMessage(),
-                e));
+                String.valueOf(jar.getFileName()), at(jar, name), what + ": " + e.getMessage(), e));
         return;
       }
     }

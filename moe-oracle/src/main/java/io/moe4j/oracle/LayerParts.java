@@ -7,9 +7,9 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.spi.ExpertRouting;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
-import io.moe4j.api.spi.ExpertRouting;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
@@ -155,8 +155,7 @@ final class LayerParts {
   private void run(MoeForward f, ScratchLayout.Views v, DeviceStream stream) {
     Workspace workspace = v.workspace();
     // Without a token that has an adapter the base path is the whole result.
-    Optional<MoeLoraContext> lora =
-        Optional.ofNullable(f.lora()).filter(MoeLoraContext::hasLora);
+    Optional<MoeLoraContext> lora = Optional.ofNullable(f.lora()).filter(MoeLoraContext::hasLora);
     Tensor logits = null;
     if (f.topkIds() == null) {
       logits = f.routerLogits();

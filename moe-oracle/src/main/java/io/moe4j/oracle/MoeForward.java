@@ -94,15 +94,7 @@ public record MoeForward(
    */
   public MoeForward withRouterLogits(Tensor logits) {
     return new MoeForward(
-        hidden,
-        output,
-        lora,
-        logits,
-        topkIds,
-        topkWeights,
-        topkIdsOut,
-        topkWeightsOut,
-        logitsOut);
+        hidden, output, lora, logits, topkIds, topkWeights, topkIdsOut, topkWeightsOut, logitsOut);
   }
 
   /**
@@ -114,15 +106,7 @@ public record MoeForward(
    */
   public MoeForward withTopk(Tensor ids, Tensor weights) {
     return new MoeForward(
-        hidden,
-        output,
-        lora,
-        routerLogits,
-        ids,
-        weights,
-        topkIdsOut,
-        topkWeightsOut,
-        logitsOut);
+        hidden, output, lora, routerLogits, ids, weights, topkIdsOut, topkWeightsOut, logitsOut);
   }
 
   /**

@@ -37,9 +37,9 @@ import org.jspecify.annotations.Nullable;
  * Java heap a few small objects whatever {@code T} is. Requests with more tokens than the config's
  * {@code maxTokens} run in pieces of that many.
  *
- * <p><b>Expert parallelism.</b> With an expert map in the config the output is this rank's part: its
- * own experts, plus the shared expert. Where the parts of several ranks are summed, leave the shared
- * expert out of the config of all but one.
+ * <p><b>Expert parallelism.</b> With an expert map in the config the output is this rank's part:
+ * its own experts, plus the shared expert. Where the parts of several ranks are summed, leave the
+ * shared expert out of the config of all but one.
  *
  * <p><b>Closing</b> waits for the forwards that are running, refuses new ones with {@link
  * IllegalStateException}, and releases everything, open sessions included. It is harmless twice.
@@ -163,8 +163,7 @@ public final class MoeLayer implements AutoCloseable {
     }
     gate.enter();
     try {
-      MoeSession session =
-          new MoeSession(this, parts.layout(maxTokens), device.defaultStream());
+      MoeSession session = new MoeSession(this, parts.layout(maxTokens), device.defaultStream());
       synchronized (sessions) {
         sessions.add(session);
       }

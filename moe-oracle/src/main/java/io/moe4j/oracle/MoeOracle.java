@@ -128,8 +128,8 @@ public final class MoeOracle implements AutoCloseable {
   }
 
   /**
-   * Like {@link #select(MoeConfig, Platform, Optional)}, but neither throws nor logs: for tools that
-   * show the table.
+   * Like {@link #select(MoeConfig, Platform, Optional)}, but neither throws nor logs: for tools
+   * that show the table.
    *
    * @param config the layer
    * @param platform the machine
@@ -204,8 +204,7 @@ public final class MoeOracle implements AutoCloseable {
       }
       return own.reasons();
     } catch (PluginFault e) {
-      return List.of(
-          new Reason(Code.LOAD_FAILURE, "isSupportedConfig failed: " + e.getMessage()));
+      return List.of(new Reason(Code.LOAD_FAILURE, "isSupportedConfig failed: " + e.getMessage()));
     }
   }
 

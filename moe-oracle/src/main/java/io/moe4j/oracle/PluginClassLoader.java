@@ -12,8 +12,8 @@ import org.jspecify.annotations.Nullable;
 /**
  * The classes of one plugin. Its own jars come first, so that two plugins may carry different
  * versions of one dependency; only what must be the same class on both sides comes from the parent:
- * the API, SLF4J, JSpecify and the JDK's {@code java.*}. What the plugin does not carry is looked up
- * in the parent.
+ * the API, SLF4J, JSpecify and the JDK's {@code java.*}. What the plugin does not carry is looked
+ * up in the parent.
  */
 final class PluginClassLoader extends URLClassLoader {
   private static final String API = "io.moe4j.api.";

@@ -13,8 +13,8 @@ import io.moe4j.api.tensor.Tensor;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Where everything between input and output stands in one piece of scratch memory, for up to so many
- * tokens. Router, dispatch, experts and combine run one after the other, so they share one
+ * Where everything between input and output stands in one piece of scratch memory, for up to so
+ * many tokens. Router, dispatch, experts and combine run one after the other, so they share one
  * workspace.
  */
 final class ScratchLayout {
@@ -36,8 +36,7 @@ final class ScratchLayout {
     this.config = config;
     this.capacity = capacity;
     this.workspaceBytes =
-        Workspace.align(
-            Math.max(block.workspaceBytes(capacity), experts.workspaceBytes(capacity)));
+        Workspace.align(Math.max(block.workspaceBytes(capacity), experts.workspaceBytes(capacity)));
     long width = config.expertHiddenSize();
     long rows = batched() ? Math.multiplyExact((long) config.numLocalExperts(), capacity) : 0;
     long at = workspaceBytes;

@@ -8,9 +8,9 @@ import java.util.Objects;
 
 /**
  * Scratch memory for the forwards of one or many layers on one device. Each running forward holds
- * one piece; a piece is taken from the device when there is none left, up to a bound, and after that
- * callers wait. The layers of a model run one after the other: give all of them one pool, and the
- * memory between input and output is taken once, not once a layer.
+ * one piece; a piece is taken from the device when there is none left, up to a bound, and after
+ * that callers wait. The layers of a model run one after the other: give all of them one pool, and
+ * the memory between input and output is taken once, not once a layer.
  *
  * <p>Safe for threads. Close it after the layers that use it.
  */

@@ -78,8 +78,8 @@ public record Selection(
   }
 
   /**
-   * The decision in words, several lines: the layer, the machine, who was taken and why, and a table
-   * of all backends with priority, jar, version, and one line for each reason.
+   * The decision in words, several lines: the layer, the machine, who was taken and why, and a
+   * table of all backends with priority, jar, version, and one line for each reason.
    *
    * @return the text, without a line break at its end
    */

@@ -56,7 +56,8 @@ final class SelectionText {
     }
     String name = s.requested().get();
     return s.candidate(name)
-        .map(c -> "backend \"" + name + "\" was asked for and cannot run this layer: " + c.support())
+        .map(
+            c -> "backend \"" + name + "\" was asked for and cannot run this layer: " + c.support())
         .orElseGet(() ->
             "backend \""
                 + name
@@ -80,8 +81,7 @@ final class SelectionText {
     for (Candidate c : s.candidates()) {
       boolean chosen = s.chosen().isPresent() && s.chosen().get().equals(c);
       String verdict = chosen ? "chosen" : c.isSupported() ? "fits" : "";
-      String priority =
-          c.priority().isPresent() ? Integer.toString(c.priority().getAsInt()) : "-";
+      String priority = c.priority().isPresent() ? Integer.toString(c.priority().getAsInt()) : "-";
       addRows(
           rows,
           chosen ? "*" : "",

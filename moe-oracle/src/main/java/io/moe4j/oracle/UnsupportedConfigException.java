@@ -3,9 +3,9 @@ package io.moe4j.oracle;
 import io.moe4j.api.MoeException;
 
 /**
- * No backend can be used: none fits, or the one asked for by name is refused or unknown. The message
- * is the whole table; {@link #selection()} has it as data. It lives beside {@link MoeOracle}, the
- * only one who throws it.
+ * No backend can be used: none fits, or the one asked for by name is refused or unknown. The
+ * message is the whole table; {@link #selection()} has it as data. It lives beside {@link
+ * MoeOracle}, the only one who throws it.
  */
 public class UnsupportedConfigException extends MoeException {
   private static final long serialVersionUID = 1L;
