@@ -1,0 +1,204 @@
+package io.moe4j.checkpoint;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import io.moe4j.api.AdapterException;
+import io.moe4j.api.CheckpointException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Collections;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.Set;
+
+/**
+ * What {@code adapter_config.json} of a PEFT LoRA adapter says, as far as it matters here.
+ *
+ * @param baseModel the model it was trained for, as its trainer named it
+ * @param peftVersion the PEFT version that wrote it; absent before 0.18
+ * @param rank {@code r}
+ * @param alpha {@code lora_alpha}
+ * @param rslora whether the scale is {@code alpha / sqrt(r)} instead of {@code alpha / r}
+ * @param rankPattern regex to rank, in the order of the file
+ * @param alphaPattern regex to alpha, in the order of the file
+ * @param targetModules module names; one entry for a regex
+ * @param targetParameters parameter names, for factors of fused experts
+ * @param modulesToSave modules that are stored as a whole
+ * @param bias which biases are stored: none, all or lora_only
+ * @param variants kinds of LoRA that this library does not compute and that the adapter uses, in
+ *     words
+ */
+public record AdapterConfig(
+    Optional<String> baseModel,
+    Optional<String> peftVersion,
+    int rank,
+    double alpha,
+    boolean rslora,
+    Map<String, Double> rankPattern,
+    Map<String, Double> alphaPattern,
+    List<String> targetModules,
+    List<String> targetParameters,
+    List<String> modulesToSave,
+    String bias,
+    List<String> variants) {
+  /** The file's name. */
+  public static final String FILE = "adapter_config.json";
+
+  /** Keys whose presence (not null, false or empty) means another kind of LoRA. */
+  private static final Map<String, String> VARIANTS =
+      Map.ofEntries(
+          Map.entry("use_dora", "DoRA"),
+          Map.entry("lora_bias", "a bias on lora_B"),
+          Map.entry("alora_invocation_tokens", "activated LoRA (aLoRA)"),
+          Map.entry("use_qalora", "QA-LoRA"),
+          Map.entry("use_bdlora", "block-diagonal LoRA"),
+          Map.entry("layer_replication", "replicated layers"),
+          Map.entry("arrow_config", "Arrow routing of several adapters"),
+          Map.entry("monteclora_config", "MonteCLoRA"),
+          Map.entry("kasa_config", "KaSA"));
+
+  /** Initialisations that leave the base weights alone, so that the factors mean what they say. */
+  private static final Set<String> PLAIN_INITS =
+      Set.of("gaussian", "eva", "orthogonal", "mica", "lora_ga", "true", "false");
+
+  /** Copies the collections. */
+  public AdapterConfig {
+    rankPattern = Collections.unmodifiableMap(new LinkedHashMap<>(rankPattern));
+    alphaPattern = Collections.unmodifiableMap(new LinkedHashMap<>(alphaPattern));
+    targetModules = List.copyOf(targetModules);
+    targetParameters = List.copyOf(targetParameters);
+    modulesToSave = List.copyOf(modulesToSave);
+    variants = List.copyOf(variants);
+  }
+
+  /**
+   * Reads a directory's adapter_config.json.
+   *
+   * @param directory the adapter's directory
+   * @return the config
+   * @throws CheckpointException if the file is missing, is no acceptable JSON, or a value has the
+   *     wrong type
+   * @throws AdapterException if it is not a LoRA adapter
+   */
+  public static AdapterConfig read(Path directory) {
+    Path file = directory.resolve(FILE);
+    if (!Files.isDirectory(directory)) {
+      throw new CheckpointException(
+          directory
+              + (Files.exists(directory) ? " is not a directory" : " does not exist")
+              + "; a PEFT adapter is a directory with "
+              + FILE);
+    }
+    ObjectNode json = StrictJson.readObject(file, StrictJson.MAX_CONFIG_BYTES);
+    ModelConfig config = new ModelConfig(file.toString(), json);
+    String type = config.optionalString("peft_type").orElse("LORA");
+    if (!type.equals("LORA")) {
+      throw new AdapterException(
+          file + ": peft_type is '" + StrictJson.shorten(type) + "', accepted is LORA");
+    }
+    double alpha = number(file, "lora_alpha", json.path("lora_alpha"));
+    return new AdapterConfig(
+        config.optionalString("base_model_name_or_path"),
+        config.optionalString("peft_version"),
+        config.requireInt("r"),
+        alpha,
+        config.optionalBoolean("use_rslora", false),
+        pattern(file, json, "rank_pattern"),
+        pattern(file, json, "alpha_pattern"),
+        strings(file, json, "target_modules"),
+        strings(file, json, "target_parameters"),
+        strings(file, json, "modules_to_save"),
+        config.optionalString("bias").orElse("none"),
+        variants(json));
+  }
+
+  private static List<String> variants(ObjectNode json) {
+    List<String> found = new ArrayList<>();
+    VARIANTS.forEach((key, words) -> {
+      if (isSet(json.path(key))) {
+        found.add(words);
+      }
+    });
+    String init = json.path("init_lora_weights").asText("true");
+    if (!PLAIN_INITS.contains(init)) {
+      found.add(
+          "init_lora_weights '"
+              + StrictJson.shorten(init)
+              + "', which changes the base weights (accepted: "
+              + String.join(", ", PLAIN_INITS.stream().sorted().toList())
+              + ")");
+    }
+    Collections.sort(found);
+    return found;
+  }
+
+  private static boolean isSet(JsonNode node) {
+    return switch (node.getNodeType()) {
+      case MISSING, NULL -> false;
+      case BOOLEAN -> node.booleanValue();
+      case ARRAY, OBJECT -> !node.isEmpty();
+      default -> true;
+    };
+  }
+
+  private static double number(Path file, String key, JsonNode node) {
+    if (!node.isNumber() || !Double.isFinite(node.doubleValue())) {
+      throw new CheckpointException(
+          file
+              + ": '"
+              + key
+              + "' is "
+              + (node.isMissingNode() ? "missing" : StrictJson.shorten(node.toString()))
+              + ", must be a finite number");
+    }
+    return node.doubleValue();
+  }
+
+  private static Map<String, Double> pattern(Path file, ObjectNode json, String key) {
+    Map<String, Double> values = new LinkedHashMap<>();
+    JsonNode node = json.path(key);
+    if (node.isMissingNode() || node.isNull()) {
+      return values;
+    }
+    if (!node.isObject()) {
+      throw new CheckpointException(
+          file + ": '" + key + "' is a JSON " + node.getNodeType() + ", must be an object");
+    }
+    for (Map.Entry<String, JsonNode> e : node.properties()) {
+      values.put(
+          e.getKey(), number(file, key + "." + StrictJson.shorten(e.getKey()), e.getValue()));
+    }
+    return values;
+  }
+
+  private static List<String> strings(Path file, ObjectNode json, String key) {
+    JsonNode node = json.path(key);
+    List<String> values = new ArrayList<>();
+    if (node.isTextual()) {
+      values.add(node.textValue());
+    } else if (node.isArray()) {
+      for (JsonNode n : node) {
+        if (!n.isTextual()) {
+          throw wrongStrings(file, key, n);
+        }
+        values.add(n.textValue());
+      }
+    } else if (!node.isMissingNode() && !node.isNull()) {
+      throw wrongStrings(file, key, node);
+    }
+    return values;
+  }
+
+  private static CheckpointException wrongStrings(Path file, String key, JsonNode found) {
+    return new CheckpointException(
+        file
+            + ": '"
+            + key
+            + "' holds a JSON "
+            + found.getNodeType()
+            + ", must be a list of strings, or a string");
+  }
+}

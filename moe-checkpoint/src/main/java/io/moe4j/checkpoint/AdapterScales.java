@@ -1,0 +1,55 @@
+package io.moe4j.checkpoint;
+
+import java.util.Set;
+
+/** Scales and ranks by name, from adapter_config.json. */
+final class AdapterScales {
+  private final AdapterConfig config;
+  private final PatternTable ranks;
+  private final PatternTable alphas;
+  private final Set<String> notes;
+
+  AdapterScales(AdapterConfig config, String where, Set<String> notes) {
+    this.config = config;
+    this.ranks = new PatternTable(where + ": rank_pattern", config.rankPattern());
+    this.alphas = new PatternTable(where + ": alpha_pattern", config.alphaPattern());
+    this.notes = notes;
+  }
+
+  /** The rank that the config gives a parameter. */
+  int configRank(String parameter) {
+    return (int) ranks.find(parameter).orElse(config.rank());
+  }
+
+  /**
+   * What is folded into B.
+   *
+   * @param parameter full name of the parameter, as patterns see it
+   * @param rank the rank of the factors; where the config says another, theirs counts
+   */
+  double scale(String parameter, int rank) throws AdapterPlan.Problem {
+    double alpha = alphas.find(parameter).orElse(config.alpha());
+    if (configRank(parameter) != rank) {
+      notes.add(
+          "factors of rank "
+              + rank
+              + " where the config says "
+              + configRank(parameter)
+              + ", first for '"
+              + StrictJson.shorten(parameter.replaceAll("\\.\\d+\\.", ".N."))
+              + "': the scale is that of the factors' rank");
+    }
+    double scale = config.rslora() ? alpha / Math.sqrt(rank) : alpha / rank;
+    if (!Double.isFinite(scale)) {
+      throw AdapterPlan.Problem.damage(
+          "its scale alpha " + alpha + " / rank " + rank + " is not finite");
+    }
+    return scale;
+  }
+
+  static String text(double scale) {
+    return scale == Math.rint(scale) && Math.abs(scale) < 1e9
+        ? Long.toString((long) scale)
+        : Float.toString((float) scale);
+  }
+}

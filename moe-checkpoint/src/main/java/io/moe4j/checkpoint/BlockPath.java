@@ -1,0 +1,83 @@
+package io.moe4j.checkpoint;
+
+import java.util.Optional;
+
+/**
+ * Where the MoE block of a layer stands in a tensor's name, like {@code layers.{L}.mlp}. Whatever
+ * comes before it is the root ({@code model.}, {@code model.language_model.}, {@code backbone.},
+ * nothing, ...): models are wrapped and unwrapped, and the part below stays the same.
+ *
+ * @param template the path with {@code {L}} for the layer index
+ */
+public record BlockPath(String template) {
+  private static final String LAYER = "{L}";
+  private static final int MAX_DIGITS = 6;
+
+  /**
+   * A name that lies in a block.
+   *
+   * @param root what precedes the path, empty or ending in a dot
+   * @param layer the layer index
+   * @param rest what follows the path and its dot
+   */
+  public record Match(String root, int layer, String rest) {}
+
+  /**
+   * @param template must contain {@code {L}} once, between dots
+   */
+  public BlockPath {
+    int at = template.indexOf(LAYER);
+    if (at < 1
+        || template.charAt(at - 1) != '.'
+        || at != template.lastIndexOf(LAYER)
+        || template.endsWith(".")
+        || template.startsWith(".")) {
+      throw new IllegalArgumentException(
+          "block path '"
+              + template
+              + "' must look like 'layers.{L}.mlp': one {L} after a dot, no dot at the ends");
+    }
+  }
+
+  /** {@return the name of the block itself: what follows the layer index, like {@code mlp}} */
+  public String blockName() {
+    return template.substring(template.indexOf(LAYER) + LAYER.length()).replaceFirst("^\\.", "");
+  }
+
+  /**
+   * Reads a tensor's name.
+   *
+   * @param name the name
+   * @return root, layer and the rest; empty if the name is not in such a block
+   */
+  public Optional<Match> match(String name) {
+    int at = template.indexOf(LAYER);
+    String before = template.substring(0, at);
+    String after = template.substring(at + LAYER.length()) + ".";
+    for (int i = name.indexOf(before); i >= 0; i = name.indexOf(before, i + 1)) {
+      if (i > 0 && name.charAt(i - 1) != '.') {
+        continue;
+      }
+      int digits = i + before.length();
+      int end = digits;
+      while (end < name.length() && Character.digit(name.charAt(end), 10) >= 0) {
+        end++;
+      }
+      int length = end - digits;
+      boolean canonical = length == 1 || (length > 1 && name.charAt(digits) != '0');
+      if (canonical && length <= MAX_DIGITS && name.startsWith(after, end)) {
+        return Optional.of(
+            new Match(
+                name.substring(0, i),
+                Integer.parseInt(name, digits, end, 10),
+                name.substring(end + after.length())));
+      }
+    }
+    return Optional.empty();
+  }
+
+  @Override
+  public String toString() {
+    return template;
+  }
+}

@@ -1,0 +1,68 @@
+package io.moe4j.checkpoint;
+
+import io.moe4j.api.config.GateUpLayout;
+import java.util.Optional;
+
+/** One way in which a block's routed experts are stored. Names are relative to the block. */
+public sealed interface ExpertForm {
+  /** Which way round a stacked matrix is stored. */
+  enum Orientation {
+    /** {@code [E, out, in]}: rows are outputs. */
+    OUT_IN,
+    /** {@code [E, in, out]}: columns are outputs. */
+    IN_OUT
+  }
+
+  /**
+   * A tensor per expert and projection, {@code [out, in]}.
+   *
+   * @param gate like {@code experts.{E}.gate_proj.weight}; empty where the activation is not gated
+   * @param up like {@code experts.{E}.up_proj.weight}
+   * @param down like {@code experts.{E}.down_proj.weight}
+   */
+  record PerExpert(Optional<String> gate, String up, String down) implements ExpertForm {
+    /** Placeholder of the expert index. */
+    static final String EXPERT = "{E}";
+
+    /**
+     * @param gate template or empty
+     * @param up template
+     * @param down template
+     */
+    public PerExpert {
+      gate.ifPresent(PerExpert::requireTemplate);
+      requireTemplate(up);
+      requireTemplate(down);
+    }
+
+    private static void requireTemplate(String name) {
+      if (name.indexOf(EXPERT) < 0 || name.indexOf(EXPERT) != name.lastIndexOf(EXPERT)) {
+        throw new IllegalArgumentException("'" + name + "' must contain {E} once");
+      }
+    }
+
+    static String name(String template, int expert) {
+      return template.replace(EXPERT, Integer.toString(expert));
+    }
+  }
+
+  /**
+   * All experts in one tensor a projection.
+   *
+   * @param w13 gate and up (up alone where the activation is not gated), like {@code
+   *     experts.gate_up_proj}
+   * @param w2 down, like {@code experts.down_proj}
+   * @param b13 bias {@code [E, 2I]} in the same order, or empty
+   * @param b2 bias {@code [E, H]}, or empty
+   * @param orientation of {@code w13} and {@code w2}
+   * @param gateUp how gate and up share the {@code 2I}
+   */
+  record Stacked(
+      String w13,
+      String w2,
+      Optional<String> b13,
+      Optional<String> b2,
+      Orientation orientation,
+      GateUpLayout gateUp)
+      implements ExpertForm {}
+}

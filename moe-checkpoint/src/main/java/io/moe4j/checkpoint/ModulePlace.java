@@ -1,0 +1,41 @@
+package io.moe4j.checkpoint;
+
+import io.moe4j.api.lora.LoraTarget;
+
+/** Where a module named in an adapter stands, seen from the MoE blocks of a model. */
+sealed interface ModulePlace {
+  /** Outside every MoE block. */
+  record Outside(String reason) implements ModulePlace {}
+
+  /** Part of a block (or of one the model lacks), but not to be changed by an adapter here. */
+  record Unappliable(String reason) implements ModulePlace {}
+
+  /** One projection of one routed expert. */
+  record Expert(int layer, int expert, LoraTarget target) implements ModulePlace {}
+
+  /**
+   * The wrappers around all experts of a layer, as PEFT nests them.
+   *
+   * @param layer layer index
+   * @param experts the experts' module, like {@code model.layers.0.mlp.experts}
+   * @param depth how many {@code base_layer} the key has: 0 is the outermost wrapper
+   */
+  record Wrapper(int layer, String experts, int depth) implements ModulePlace {}
+
+  /**
+   * All experts' factors under the name of the parameter.
+   *
+   * @param layer layer index
+   * @param parameter fused parameter
+   * @param ofModule whether PEFT wrapped a module that holds this one parameter, so that its folded
+   *     2-D form is certain
+   */
+  record Named(int layer, CheckpointLayout.FusedParameter parameter, boolean ofModule)
+      implements ModulePlace {}
+
+  /** All experts' factors of one projection, stacked. */
+  record Stacked(int layer, LoraTarget target) implements ModulePlace {}
+
+  /** A linear map that all tokens pass. */
+  record Dense(int layer, LoraTarget target) implements ModulePlace {}
+}

@@ -1,0 +1,145 @@
+package io.moe4j.checkpoint;
+
+import com.fasterxml.jackson.core.JsonFactory;
+import com.fasterxml.jackson.core.JsonParser;
+import com.fasterxml.jackson.core.JsonProcessingException;
+import com.fasterxml.jackson.core.StreamReadConstraints;
+import com.fasterxml.jackson.core.StreamReadFeature;
+import com.fasterxml.jackson.databind.DeserializationFeature;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.json.JsonMapper;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import io.moe4j.api.CheckpointException;
+import java.io.ByteArrayInputStream;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.InputStreamReader;
+import java.io.Reader;
+import java.nio.charset.CharacterCodingException;
+import java.nio.charset.CodingErrorAction;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
+import java.nio.file.Path;
+
+/**
+ * JSON from files that nobody vouches for: strict UTF-8, no duplicate keys, nothing after the
+ * document, bounded depth, sizes and token counts.
+ */
+final class StrictJson {
+  /** Bytes of a config.json or adapter_config.json; real ones stay far below a megabyte. */
+  static final long MAX_CONFIG_BYTES = 8L << 20;
+
+  /** Bytes of a shard index: one line a tensor, tens of thousands of tensors. */
+  static final long MAX_INDEX_BYTES = 64L << 20;
+
+  private static final int MAX_DEPTH = 64;
+  private static final int MAX_NAME_CHARS = 4096;
+  private static final int MAX_STRING_CHARS = 4 << 20;
+  private static final int MAX_NUMBER_CHARS = 64;
+  private static final long MAX_CONFIG_TOKENS = 2_000_000;
+
+  private static final JsonFactory HEADER_FACTORY = factory(Long.MAX_VALUE);
+  private static final JsonMapper MAPPER =
+      JsonMapper.builder(factory(MAX_CONFIG_TOKENS))
+          .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
+          .build();
+
+  private StrictJson() {}
+
+  private static JsonFactory factory(long maxTokens) {
+    return JsonFactory.builder()
+        .streamReadConstraints(
+            StreamReadConstraints.builder()
+                .maxNestingDepth(MAX_DEPTH)
+                .maxNameLength(MAX_NAME_CHARS)
+                .maxStringLength(MAX_STRING_CHARS)
+                .maxNumberLength(MAX_NUMBER_CHARS)
+                .maxTokenCount(maxTokens)
+                .build())
+        .enable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
+        // Names come from the file: neither interned nor kept in a table that outlives the parse.
+        .disable(JsonFactory.Feature.INTERN_FIELD_NAMES)
+        .disable(JsonFactory.Feature.CANONICALIZE_FIELD_NAMES)
+        .build();
+  }
+
+  /**
+   * A pull parser over UTF-8 bytes. Decoded by the JDK, because Jackson given bytes would also
+   * accept UTF-16 and UTF-32.
+   */
+  static JsonParser parser(byte[] utf8) throws IOException {
+    return HEADER_FACTORY.createParser(strictReader(new ByteArrayInputStream(utf8)));
+  }
+
+  private static Reader strictReader(InputStream in) {
+    return new InputStreamReader(
+        in,
+        StandardCharsets.UTF_8
+            .newDecoder()
+            .onMalformedInput(CodingErrorAction.REPORT)
+            .onUnmappableCharacter(CodingErrorAction.REPORT));
+  }
+
+  /**
+   * Reads a whole file that must hold one JSON object.
+   *
+   * @param file the file
+   * @param maxBytes refuse longer ones before reading
+   * @return the object
+   */
+  static ObjectNode readObject(Path file, long maxBytes) {
+    try {
+      if (!Files.isRegularFile(file)) {
+        throw new CheckpointException(
+            file + (Files.exists(file) ? " is not a regular file" : " does not exist"));
+      }
+      long size = Files.size(file);
+      if (size > maxBytes) {
+        throw new CheckpointException(
+            file + " has " + size + " bytes; files of this kind may have at most " + maxBytes);
+      }
+      try (InputStream in = Files.newInputStream(file)) {
+        // The size was of a moment ago; the limit holds for what is read.
+        byte[] bytes = in.readNBytes(Math.toIntExact(maxBytes));
+        JsonNode node = MAPPER.readTree(strictReader(new ByteArrayInputStream(bytes)));
+        if (node instanceof ObjectNode object) {
+          return object;
+        }
+        throw new CheckpointException(
+            file + " holds a JSON " + node.getNodeType() + ", must hold an object");
+      }
+    } catch (JsonProcessingException e) {
+      throw new CheckpointException(file + " is not acceptable JSON: " + brief(e), e);
+    } catch (CharacterCodingException e) {
+      throw new CheckpointException(file + " is not valid UTF-8", e);
+    } catch (NoSuchFileException e) {
+      throw new CheckpointException(file + " does not exist", e);
+    } catch (IOException e) {
+      throw new CheckpointException(file + " cannot be read: " + e, e);
+    }
+  }
+
+  /** Jackson's message on one line, with the place but without a copy of the source. */
+  static String brief(JsonProcessingException e) {
+    String message = shorten(e.getOriginalMessage().replace('\n', ' '));
+    return e.getLocation() == null
+        ? message
+        : message
+            + " (line "
+            + e.getLocation().getLineNr()
+            + ", column "
+            + e.getLocation().getColumnNr()
+            + ")";
+  }
+
+  /** A hostile file's text as it may stand in a message: printable and not endless. */
+  static String shorten(String text) {
+    StringBuilder out = new StringBuilder();
+    for (int i = 0; i < text.length() && out.length() < 200; i++) {
+      char c = text.charAt(i);
+      out.append(Character.isISOControl(c) ? '?' : c);
+    }
+    return text.length() > 200 ? out + "..." : out.toString();
+  }
+}

@@ -1,0 +1,240 @@
+package io.moe4j.checkpoint;
+
+import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.checkpoint.AdapterAssembler.Contribution;
+import io.moe4j.checkpoint.AdapterPlan.Pair;
+import io.moe4j.checkpoint.AdapterPlan.Problem;
+import io.moe4j.checkpoint.AdapterPolicy.FusedSide;
+import io.moe4j.checkpoint.CheckpointLayout.FusedParameter;
+import io.moe4j.checkpoint.CheckpointLayout.FusedParameter.Kind;
+import java.util.ArrayList;
+import java.util.EnumSet;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeSet;
+
+/**
+ * PEFT's adapters on fused experts: which parameter a pair belongs to, and which side its A covers.
+ * PEFT wraps the experts' module once per targeted parameter, in the order of declaration, so that
+ * the last one declared is outermost; the parameter's name is not in the key. First every pair is
+ * {@link #add added}, because the pairs of an adapter explain each other; then each is resolved.
+ */
+final class WrapperResolver {
+  private final AdapterConfig config;
+  private final AdapterTargetModel model;
+  private final AdapterPolicy policy;
+  private final AdapterScales scales;
+  private final Set<String> notes;
+
+  /** Experts' module to depths of its wrappers. */
+  private final Map<String, TreeSet<Integer>> depths = new HashMap<>();
+
+  private final List<Pair> pairs = new ArrayList<>();
+  private final Set<FusedSide> evidence = EnumSet.noneOf(FusedSide.class);
+
+  WrapperResolver(
+      AdapterConfig config,
+      AdapterTargetModel model,
+      AdapterPolicy policy,
+      AdapterScales scales,
+      Set<String> notes) {
+    this.config = config;
+    this.model = model;
+    this.policy = policy;
+    this.scales = scales;
+    this.notes = notes;
+  }
+
+  void add(ModulePlace.Wrapper wrapper, Pair pair) {
+    depths.computeIfAbsent(wrapper.experts(), e -> new TreeSet<>()).add(wrapper.depth());
+    pairs.add(pair);
+  }
+
+  /** Learns from the parameters that are not square which side A covers in this file. */
+  void settle() {
+    for (Pair pair : pairs) {
+      if (pair.place instanceof ModulePlace.Wrapper w) {
+        try {
+          FusedParameter parameter = parameter(w, pair);
+          Set<FusedSide> sides =
+              fused(pair, w.layer(), parameter, w.experts() + "." + parameter.name())
+                  .sides(parameter, AdapterPlan.layerConfig(model, w.layer()));
+          if (sides.size() == 1) {
+            evidence.addAll(sides);
+          }
+        } catch (Problem p) {
+          // No evidence; reported when the pair itself is resolved.
+        }
+      }
+    }
+  }
+
+  List<Contribution> resolve(Pair pair) throws Problem {
+    if (!(pair.place instanceof ModulePlace.Wrapper w)) {
+      throw new IllegalArgumentException(pair.source() + " is no wrapper");
+    }
+    FusedParameter parameter = parameter(w, pair);
+    return resolve(pair, w.layer(), parameter, w.experts() + "." + parameter.name());
+  }
+
+  /** A module that holds one fused parameter: its name says which. */
+  List<Contribution> resolve(Pair pair, ModulePlace.Named named) throws Problem {
+    FusedParameter parameter = named.parameter();
+    return resolve(pair, named.layer(), parameter, pair.module + "." + parameter.name());
+  }
+
+  private List<Contribution> resolve(Pair pair, int layer, FusedParameter parameter, String name)
+      throws Problem {
+    if (parameter.kind() == Kind.BIAS) {
+      throw Problem.unappliable("the experts' bias " + parameter.name());
+    }
+    MoeConfig layerConfig = AdapterPlan.layerConfig(model, layer);
+    FusedPair fused = fused(pair, layer, parameter, name);
+    FusedSide side = side(fused, parameter, layerConfig, layer);
+    FusedPair.Views views = fused.views(parameter, side, layerConfig.numExperts());
+    double scale = scales.scale(name, fused.rank());
+    return contributions(
+        layer, parameter.kind(), views.a(), views.b(), model.gateUp(), scale, pair.source());
+  }
+
+  /** Splits a fused pair into the maps it changes; gate and up share A. */
+  static List<Contribution> contributions(
+      int layer, Kind kind, Tensor a, Tensor b, GateUpLayout layout, double scale, String source) {
+    int all = AdapterAssembler.ALL;
+    if (kind != Kind.GATE_UP) {
+      LoraTarget target = kind == Kind.UP ? LoraTarget.UP : LoraTarget.DOWN;
+      return List.of(new Contribution(layer, target, all, a, b, scale, source));
+    }
+    long i = b.size(1) / 2;
+    boolean halves = layout == GateUpLayout.HALVES;
+    Tensor gate = halves ? b.narrow(1, 0, i) : b.sliced(1, 0, i, 2);
+    Tensor up = halves ? b.narrow(1, i, i) : b.sliced(1, 1, i, 2);
+    return List.of(
+        new Contribution(layer, LoraTarget.GATE, all, a, gate, scale, source),
+        new Contribution(layer, LoraTarget.UP, all, a, up, scale, source));
+  }
+
+  private FusedParameter parameter(ModulePlace.Wrapper w, Pair pair) throws Problem {
+    List<FusedParameter> targeted =
+        model.layout().fusedParameters().stream()
+            .filter(p -> isTargeted(w.experts() + "." + p.name()))
+            .toList();
+    if (!targeted.isEmpty()) {
+      int index = targeted.size() - 1 - w.depth();
+      if (index < 0) {
+        throw Problem.damage(
+            "it is wrapped "
+                + (w.depth() + 1)
+                + " deep, but target_parameters name only "
+                + targeted.stream().map(FusedParameter::name).toList());
+      }
+      return targeted.get(index);
+    }
+    return byShape(w, pair);
+  }
+
+  private boolean isTargeted(String parameter) {
+    for (String target : config.targetParameters()) {
+      if (parameter.equals(target) || parameter.endsWith("." + target)) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  /** Without target_parameters: two wrappers are the two weights; a lone one must fit one only. */
+  private FusedParameter byShape(ModulePlace.Wrapper w, Pair pair) throws Problem {
+    List<FusedParameter> weights =
+        model.layout().fusedParameters().stream().filter(p -> p.kind() != Kind.BIAS).toList();
+    TreeSet<Integer> found = depths.getOrDefault(w.experts(), new TreeSet<>());
+    if (weights.size() == 2 && found.equals(new TreeSet<>(List.of(0, 1)))) {
+      notes.add("target_parameters are not given: the inner wrapper is " + weights.get(0).name());
+      return weights.get(1 - w.depth());
+    }
+    List<FusedParameter> fitting = new ArrayList<>();
+    for (FusedParameter p : weights) {
+      FusedPair fused = fused(pair, w.layer(), p, w.experts() + "." + p.name());
+      if (!fused.sides(p, AdapterPlan.layerConfig(model, w.layer())).isEmpty()) {
+        fitting.add(p);
+      }
+    }
+    if (fitting.size() > 1) {
+      fitting.removeIf(p -> policy.singleTarget().map(t -> !t.equals(p.name())).orElse(false));
+    }
+    if (fitting.size() != 1) {
+      throw Problem.damage(
+          "target_parameters do not say which parameter of the experts it belongs to, and "
+              + (fitting.isEmpty() ? "its shape fits none of " : "its shape fits several of ")
+              + weights.stream().map(FusedParameter::name).toList()
+              + (fitting.isEmpty() ? "" : "; AdapterPolicy.withSingleTarget(name) decides"));
+    }
+    notes.add(
+        "target_parameters are not given: by its shape a pair belongs to "
+            + fitting.getFirst().name());
+    return fitting.getFirst();
+  }
+
+  private FusedPair fused(Pair pair, int layer, FusedParameter parameter, String name)
+      throws Problem {
+    int experts = AdapterPlan.layerConfig(model, layer).numExperts();
+    Tensor a = pair.a();
+    Tensor b = pair.b();
+    int configRank = scales.configRank(name);
+    return FusedPair.of(a, b, experts, configRank)
+        .orElseThrow(() ->
+            Problem.damage(
+                "lora_A is %s and lora_B %s; factors of %s for %d experts are [%d*r, in] and [out, r*%d], one of them possibly without the %d"
+                    .formatted(a, b, parameter.name(), experts, experts, experts, experts)));
+  }
+
+  private FusedSide side(
+      FusedPair fused, FusedParameter parameter, MoeConfig layerConfig, int layer) throws Problem {
+    Set<FusedSide> byShape = fused.sides(parameter, layerConfig);
+    if (byShape.isEmpty()) {
+      long[] dims = ModulePlaces.storedDims(parameter, layerConfig);
+      throw Problem.damage(
+          "lora_A is %s and lora_B %s; %s of layer %d has sides %d and %d"
+              .formatted(fused.a(), fused.b(), parameter.name(), layer, dims[0], dims[1]));
+    }
+    Set<FusedSide> byVersion = PeftVersions.sides(config.peftVersion(), parameter.isTransposed());
+    if (byShape.size() == 1) {
+      FusedSide side = byShape.iterator().next();
+      if (!byVersion.contains(side)) {
+        notes.add(
+            "by its shapes A covers "
+                + side
+                + " of stored parameters, which peft_version "
+                + config.peftVersion().orElse("(none)")
+                + " would not have written; the shapes count");
+      }
+      return side;
+    }
+    if (evidence.size() == 1) {
+      FusedSide side = evidence.iterator().next();
+      notes.add(
+          parameter.name()
+              + " is square; the adapter's other parameters show that A covers "
+              + side);
+      return side;
+    }
+    if (byVersion.size() == 1) {
+      return byVersion.iterator().next();
+    }
+    if (policy.side().isPresent()) {
+      return policy.side().get();
+    }
+    throw Problem.damage(
+        parameter.name()
+            + " is square, so shapes do not tell which side A covers, and peft_version "
+            + config
+                .peftVersion()
+                .map(v -> "'" + StrictJson.shorten(v) + "'")
+                .orElse("is missing and")
+            + " does not either; AdapterPolicy.withSide(side) decides");
+  }
+}
