@@ -1,0 +1,58 @@
+package io.moe4j.lora;
+
+import io.moe4j.api.AdapterException;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.LoraAdapter;
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.tensor.Tensor;
+import java.util.Map;
+import java.util.SortedMap;
+import org.jspecify.annotations.Nullable;
+
+/** The door to the registry: an adapter fits every layer it names, or is refused with its name. */
+final class AdapterCheck {
+  private AdapterCheck() {}
+
+  /**
+   * Checks an adapter.
+   *
+   * @param layers configs by layer index
+   * @return what it does, by position in {@code layers}; null where it does nothing
+   * @throws AdapterException naming adapter, layer, target, what is there and what fits
+   */
+  static @Nullable LoraLayer[] byOrdinal(
+      LoraAdapter adapter, SortedMap<Integer, MoeConfig> layers) {
+    for (Integer index : adapter.layers().keySet()) {
+      if (!layers.containsKey(index)) {
+        throw new AdapterException(
+            "adapter '%s', layer %d: the model has no MoE layer of that index; it has %s"
+                .formatted(adapter.name(), index, layers.keySet()));
+      }
+    }
+    @Nullable LoraLayer[] out = new LoraLayer[layers.size()];
+    int ordinal = 0;
+    for (Map.Entry<Integer, MoeConfig> e : layers.entrySet()) {
+      LoraLayer layer = adapter.layer(e.getKey());
+      String who = "adapter '%s', layer %d: ".formatted(adapter.name(), e.getKey());
+      try {
+        layer.requireFits(e.getValue());
+      } catch (IllegalArgumentException problem) {
+        throw new AdapterException(who + problem.getMessage(), problem);
+      }
+      layer
+          .factors()
+          .forEach((target, f) -> {
+            requireReadable(who + target + " a", f.a());
+            requireReadable(who + target + " b", f.b());
+          });
+      out[ordinal++] = layer.factors().isEmpty() ? null : layer;
+    }
+    return out;
+  }
+
+  private static void requireReadable(String who, Tensor t) {
+    if (!Tensors.isFloat(t.dtype()) || !t.isHost()) {
+      throw new AdapterException(who + " is " + t + ", must be F32, BF16 or F16 in host memory");
+    }
+  }
+}

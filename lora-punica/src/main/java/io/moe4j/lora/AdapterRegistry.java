@@ -1,0 +1,539 @@
+package io.moe4j.lora;
+
+import io.moe4j.api.AdapterException;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.LoraAdapter;
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.spi.Device;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.atomic.AtomicLong;
+import java.util.concurrent.atomic.AtomicReferenceArray;
+import org.jspecify.annotations.Nullable;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * The adapters of one model: a host cache of loaded adapters and {@code maxLoras} slots, which hold
+ * those that running batches read.
+ *
+ * <ul>
+ *   <li><b>Host cache.</b> {@link #load} puts an adapter there. When it is full, the least recently
+ *       used adapter that is not pinned is unloaded (and logged).
+ *   <li><b>Slots.</b> A batch takes a slot for each distinct adapter it uses and gives them back
+ *       when it is released. An adapter keeps its slot afterwards until another needs it; then the
+ *       least recently used one goes, never a pinned one and never one that an open batch reads. On
+ *       the host a slot refers to the adapter's own memory; on another device the factors are
+ *       copied when they enter a slot, one buffer per adapter and layer.
+ *   <li><b>Versions.</b> {@link #replace} and {@link #unload} take effect for the next batch. Open
+ *       batches keep reading what they began with, whose slot is free once the last of them ends.
+ *       The memory of a replaced or unloaded adapter must therefore stay valid until then.
+ *   <li><b>Waiting.</b> A batch whose slots are all in use by other batches waits, first come first
+ *       served, at most {@link Builder#slotWait}. It takes all its slots at once or none; a thread
+ *       that holds one batch open while it asks for another may wait for itself, and gets the
+ *       timeout's error.
+ * </ul>
+ *
+ * <p>Threads: every method may be called by any thread at any time. Adapters are named by the
+ * caller's name or, on paths that must not allocate, by an int handle that stays the same while the
+ * name is loaded, replaced or not.
+ */
+public final class AdapterRegistry implements AutoCloseable {
+  private static final Logger LOG = LoggerFactory.getLogger(AdapterRegistry.class);
+
+  /** In place of a handle: no adapter. */
+  public static final int BASE = -1;
+
+  private final TreeMap<Integer, MoeConfig> layers;
+  private final int[] layerIndices;
+  private final int capacity;
+  private final PunicaWrapper punica;
+  private final @Nullable Device device;
+  private final SlotTable slots;
+  // Read without, changed under the slot table's lock; generation only under it.
+  private final ConcurrentHashMap<String, AdapterEntry> byName = new ConcurrentHashMap<>();
+  private final AtomicReferenceArray<@Nullable AdapterEntry> byIndex;
+  private final int[] generation;
+  private final AtomicLong hostEvictions = new AtomicLong();
+  private volatile boolean closed;
+
+  private AdapterRegistry(Builder b, int maxLoras, int capacity, PunicaWrapper punica) {
+    this.layers = b.layers;
+    this.layerIndices = layers.keySet().stream().mapToInt(Integer::intValue).toArray();
+    this.capacity = capacity;
+    this.punica = punica;
+    this.device = b.device;
+    this.slots = new SlotTable(maxLoras, b.slotWait.toNanos());
+    this.byIndex = new AtomicReferenceArray<>(capacity);
+    this.generation = new int[capacity];
+  }
+
+  /**
+   * Begins a registry.
+   *
+   * @param layers the model's MoE layers by index in the model, every one with LoRA on
+   * @return a builder
+   */
+  public static Builder builder(Map<Integer, MoeConfig> layers) {
+    return new Builder(layers);
+  }
+
+  /**
+   * Adds an adapter.
+   *
+   * @param adapter not loaded yet; its factors are kept by reference
+   * @return its handle, valid until it is unloaded
+   * @throws AdapterException if the name is loaded already, the adapter does not fit a layer, or
+   *     the host cache is full of pinned adapters
+   */
+  public int load(LoraAdapter adapter) {
+    @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers);
+    List<DeviceFactors> dropped = List.of();
+    AdapterEntry evicted = null;
+    slots.lock().lock();
+    try {
+      requireOpen();
+      if (byName.containsKey(adapter.name())) {
+        throw new AdapterException(
+            "adapter '" + adapter.name() + "' is loaded already; use replace, or unload it first");
+      }
+      if (byName.size() == capacity) {
+        evicted = oldestUnpinned(adapter.name());
+        dropped = remove(evicted);
+        hostEvictions.incrementAndGet();
+      }
+      int index = 0;
+      while (byIndex.get(index) != null) {
+        index++;
+      }
+      AdapterEntry entry =
+          new AdapterEntry(adapter.name(), index, generation[index] * capacity + index);
+      entry.setCurrent(new LoadedAdapter(entry, checked));
+      entry.lastUse = slots.tick();
+      byIndex.set(index, entry);
+      byName.put(entry.name, entry);
+      return entry.handle;
+    } finally {
+      slots.lock().unlock();
+      closeAll(dropped);
+      if (evicted != null) {
+        LOG.info(
+            "host cache of {} adapters is full: '{}', the least recently used, made room for '{}'",
+            capacity,
+            evicted.name,
+            adapter.name());
+      }
+    }
+  }
+
+  /**
+   * Exchanges an adapter for another of the same name. Batches made from now on get the new one;
+   * open ones keep the old. Handle and pin stay.
+   *
+   * @param adapter the new version; its name is loaded
+   * @throws AdapterException if the name is not loaded or the adapter does not fit a layer
+   */
+  public void replace(LoraAdapter adapter) {
+    @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers);
+    List<DeviceFactors> dropped = List.of();
+    slots.lock().lock();
+    try {
+      requireOpen();
+      AdapterEntry entry = entry(adapter.name());
+      LoadedAdapter old = entry.current();
+      entry.setCurrent(new LoadedAdapter(entry, checked));
+      dropped = slots.retire(old);
+    } finally {
+      slots.lock().unlock();
+      closeAll(dropped);
+    }
+  }
+
+  /**
+   * Forgets an adapter, pinned or not. Open batches keep reading it.
+   *
+   * @param name its name
+   * @return whether it was loaded
+   */
+  public boolean unload(String name) {
+    List<DeviceFactors> dropped = List.of();
+    slots.lock().lock();
+    try {
+      AdapterEntry entry = byName.get(name);
+      if (entry == null) {
+        return false;
+      }
+      dropped = remove(entry);
+      return true;
+    } finally {
+      slots.lock().unlock();
+      closeAll(dropped);
+    }
+  }
+
+  /**
+   * Brings an adapter into a slot and keeps it there (and in the host cache) until {@link #unpin}.
+   * Waits for a slot like a batch.
+   *
+   * @param name a loaded adapter
+   * @throws AdapterException if it is not loaded, or every slot is pinned or stays in use
+   */
+  public void pin(String name) {
+    AdapterEntry entry = entry(name);
+    @Nullable AdapterEntry[] wanted = {entry};
+    @Nullable LoadedAdapter[] leased = new LoadedAdapter[1];
+    closeAll(slots.acquire(wanted, 1, leased));
+    try {
+      upload(leased, 1);
+      slots.lock().lock();
+      try {
+        if (entry.unloaded) {
+          throw notLoaded(name);
+        }
+        entry.pinned = true;
+      } finally {
+        slots.lock().unlock();
+      }
+    } finally {
+      closeAll(slots.release(leased, 1));
+    }
+  }
+
+  /**
+   * Lets an adapter lose its slot again.
+   *
+   * @param name a loaded adapter, pinned or not
+   * @throws AdapterException if it is not loaded
+   */
+  public void unpin(String name) {
+    slots.lock().lock();
+    try {
+      entry(name).pinned = false;
+      slots.signalFirst();
+    } finally {
+      slots.lock().unlock();
+    }
+  }
+
+  /** {@return the names of the loaded adapters, sorted; a copy} */
+  public List<String> names() {
+    return byName.keySet().stream().sorted().toList();
+  }
+
+  /**
+   * {@return the handle of a loaded adapter}
+   *
+   * @param name its name
+   * @throws AdapterException if it is not loaded
+   */
+  public int handle(String name) {
+    return entry(name).handle;
+  }
+
+  /** {@return the number of slots} */
+  public int maxLoras() {
+    return slots.size();
+  }
+
+  /** {@return the indices of the layers, ascending} */
+  public List<Integer> layerIndices() {
+    return List.copyOf(layers.keySet());
+  }
+
+  /** {@return counters} */
+  public AdapterStats stats() {
+    slots.lock().lock();
+    try {
+      return slots.stats(byName.size(), hostEvictions.get());
+    } finally {
+      slots.lock().unlock();
+    }
+  }
+
+  /**
+   * A batch for one forward through the layers.
+   *
+   * @param namePerToken a loaded adapter, or null or "" for the base model, per token
+   * @return an open batch, owned by the caller
+   * @throws AdapterException see {@link AdapterBatch#reset(List)}
+   */
+  public AdapterBatch batch(List<@Nullable String> namePerToken) {
+    AdapterBatch batch = newBatch();
+    batch.reset(namePerToken);
+    return batch;
+  }
+
+  /**
+   * A batch for one forward through the layers.
+   *
+   * @param handlePerToken a handle, or {@link #BASE}, per token
+   * @return an open batch, owned by the caller
+   * @throws AdapterException see {@link AdapterBatch#reset(int[], int)}
+   */
+  public AdapterBatch batch(int... handlePerToken) {
+    AdapterBatch batch = newBatch();
+    batch.reset(handlePerToken, handlePerToken.length);
+    return batch;
+  }
+
+  /** {@return a batch that holds nothing yet, to be {@code reset} for one forward after another} */
+  public AdapterBatch newBatch() {
+    requireOpen();
+    return new AdapterBatch(this, layerIndices, capacity);
+  }
+
+  /**
+   * Unloads everything. Open batches stay valid; what they read is given back when they are
+   * released. May be called twice.
+   */
+  @Override
+  public void close() {
+    List<DeviceFactors> dropped = new ArrayList<>();
+    slots.lock().lock();
+    try {
+      closed = true;
+      for (AdapterEntry entry : List.copyOf(byName.values())) {
+        dropped.addAll(remove(entry));
+      }
+    } finally {
+      slots.lock().unlock();
+      closeAll(dropped);
+    }
+  }
+
+  // ---- for AdapterBatch ----
+
+  SlotTable slots() {
+    return slots;
+  }
+
+  PunicaWrapper punica() {
+    return punica;
+  }
+
+  @Nullable Device device() {
+    return device;
+  }
+
+  AdapterEntry entry(String name) {
+    AdapterEntry entry = byName.get(name);
+    if (entry == null) {
+      throw notLoaded(name);
+    }
+    return entry;
+  }
+
+  AdapterEntry entry(int handle) {
+    AdapterEntry entry = handle < 0 ? null : byIndex.get(handle % capacity);
+    if (entry == null || entry.handle != handle) {
+      throw new AdapterException(
+          "adapter handle "
+              + handle
+              + " belongs to no loaded adapter; use what load returned, or "
+              + BASE
+              + " for the base model. An unloaded adapter's handle does not come back");
+    }
+    return entry;
+  }
+
+  void upload(@Nullable LoadedAdapter[] leased, int n) {
+    Device target = device;
+    if (target != null) {
+      for (int i = 0; i < n; i++) {
+        LoadedAdapter version = leased[i];
+        if (version != null) {
+          version.upload(target);
+        }
+      }
+    }
+  }
+
+  static void closeAll(List<DeviceFactors> dropped) {
+    dropped.forEach(DeviceFactors::close);
+  }
+
+  void requireOpen() {
+    if (closed) {
+      throw new IllegalStateException("the adapter registry is closed");
+    }
+  }
+
+  // ---- under the lock ----
+
+  private AdapterEntry oldestUnpinned(String newcomer) {
+    AdapterEntry oldest = null;
+    for (AdapterEntry e : byName.values()) {
+      if (!e.pinned && (oldest == null || e.lastUse < oldest.lastUse)) {
+        oldest = e;
+      }
+    }
+    if (oldest == null) {
+      throw new AdapterException(
+          "adapter '"
+              + newcomer
+              + "' does not fit the host cache: all "
+              + capacity
+              + " adapters in it are pinned; unpin or unload some, or raise maxCpuLoras");
+    }
+    return oldest;
+  }
+
+  private List<DeviceFactors> remove(AdapterEntry entry) {
+    entry.unloaded = true;
+    byName.remove(entry.name);
+    byIndex.set(entry.index, null);
+    // Handles stay positive: the generation begins anew before the product would overflow.
+    generation[entry.index] = (generation[entry.index] + 1) % (Integer.MAX_VALUE / capacity);
+    return slots.retire(entry.current());
+  }
+
+  // ---- checks ----
+
+  private AdapterException notLoaded(String name) {
+    List<String> loaded = names();
+    String some = loaded.size() <= 16 ? loaded.toString() : loaded.subList(0, 16) + " and more";
+    return new AdapterException(
+        "adapter '"
+            + name
+            + "' is not loaded; loaded are "
+            + loaded.size()
+            + ": "
+            + some
+            + (hostEvictions.get() > 0
+                ? " (the host cache of " + capacity + " was full before)"
+                : ""));
+  }
+
+  /** Sets one thing at a time; not thread-safe. */
+  public static final class Builder {
+    private static final int DEFAULT_HOST_CACHE = 64;
+
+    private final TreeMap<Integer, MoeConfig> layers;
+    private int maxLoras;
+    private int maxCpuLoras;
+    private Duration slotWait = Duration.ofSeconds(30);
+    private @Nullable Device device;
+    private @Nullable PunicaWrapper punica;
+
+    private Builder(Map<Integer, MoeConfig> layers) {
+      this.layers = new TreeMap<>(layers);
+      if (this.layers.isEmpty()) {
+        throw new IllegalArgumentException("layers is empty, need at least one MoE layer");
+      }
+      this.layers.forEach((index, config) -> {
+        if (config.lora().isEmpty()) {
+          throw new IllegalArgumentException("layer " + index + " has LoRA off in its config");
+        }
+      });
+      this.maxLoras = slotsOfLayers();
+    }
+
+    private int slotsOfLayers() {
+      return layers.values().stream()
+          .mapToInt(c -> c.lora().orElseThrow().maxLoras())
+          .min()
+          .orElseThrow();
+    }
+
+    /**
+     * Sets the number of slots.
+     *
+     * @param maxLoras distinct adapters in use at once, 1 to the least of the layers' {@code
+     *     maxLoras}, which is the default
+     * @return this
+     */
+    public Builder maxLoras(int maxLoras) {
+      if (maxLoras < 1 || maxLoras > slotsOfLayers()) {
+        throw new IllegalArgumentException(
+            "maxLoras is "
+                + maxLoras
+                + ", must be 1.."
+                + slotsOfLayers()
+                + ", the least that the layers' configs allow");
+      }
+      this.maxLoras = maxLoras;
+      return this;
+    }
+
+    /**
+     * Sets the capacity of the host cache.
+     *
+     * @param maxCpuLoras adapters loaded at once, at least {@code maxLoras}; default: the larger of
+     *     64 and {@code maxLoras}
+     * @return this
+     */
+    public Builder maxCpuLoras(int maxCpuLoras) {
+      if (maxCpuLoras < 1) {
+        throw new IllegalArgumentException(
+            "maxCpuLoras is " + maxCpuLoras + ", must be at least maxLoras");
+      }
+      this.maxCpuLoras = maxCpuLoras;
+      return this;
+    }
+
+    /**
+     * Sets how long a batch waits for slots that other batches use.
+     *
+     * @param slotWait zero = not at all; default 30 s
+     * @return this
+     */
+    public Builder slotWait(Duration slotWait) {
+      if (slotWait.isNegative() || slotWait.compareTo(Duration.ofDays(365)) > 0) {
+        throw new IllegalArgumentException("slotWait is " + slotWait + ", must be 0 to 365 days");
+      }
+      this.slotWait = slotWait;
+      return this;
+    }
+
+    /**
+     * Sets where the layers run. The default is the host.
+     *
+     * @param device stays open longer than the registry and its batches
+     * @return this
+     */
+    public Builder device(Device device) {
+      this.device = device.info().id().type().equals(DeviceType.CPU) ? null : device;
+      return this;
+    }
+
+    /**
+     * Sets what batches hand to backends that do not fuse LoRA. On the host the default is {@link
+     * CpuPunicaWrapper}; another device needs its own.
+     *
+     * @param punica may be shared
+     * @return this
+     */
+    public Builder punicaWrapper(PunicaWrapper punica) {
+      this.punica = punica;
+      return this;
+    }
+
+    /**
+     * {@return the registry, empty}
+     *
+     * @throws IllegalArgumentException if two settings do not fit
+     */
+    public AdapterRegistry build() {
+      int cache = maxCpuLoras == 0 ? Math.max(DEFAULT_HOST_CACHE, maxLoras) : maxCpuLoras;
+      if (cache < maxLoras) {
+        throw new IllegalArgumentException(
+            "maxCpuLoras is " + cache + ", must be at least maxLoras = " + maxLoras);
+      }
+      PunicaWrapper wrapper = punica;
+      if (wrapper == null) {
+        if (device != null) {
+          throw new IllegalArgumentException(
+              "device " + device.info().id() + " needs a punicaWrapper of its own");
+        }
+        wrapper = CpuPunicaWrapper.shared();
+      }
+      return new AdapterRegistry(this, maxLoras, cache, wrapper);
+    }
+  }
+}

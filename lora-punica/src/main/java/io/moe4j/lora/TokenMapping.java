@@ -1,0 +1,104 @@
+package io.moe4j.lora;
+
+import io.moe4j.api.spi.Device;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.HostMemory;
+import io.moe4j.api.tensor.Memory;
+import io.moe4j.api.tensor.Tensor;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.Objects;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * Slot per token: an array on the host, and for a device registry a buffer there that keeps its
+ * address as long as the number of tokens does not outgrow it. Grows by doubling, never shrinks.
+ */
+final class TokenMapping implements AutoCloseable {
+  private static final int MIN_TOKENS = 64;
+
+  private final @Nullable Device device;
+  private int[] slots = new int[0];
+  private int size;
+  private @Nullable Tensor whole;
+  private @Nullable Tensor tensor;
+  private Device.@Nullable Buffer buffer;
+  private @Nullable Arena arena;
+  private @Nullable MemorySegment staging;
+
+  TokenMapping(@Nullable Device device) {
+    this.device = device;
+  }
+
+  void resize(int numTokens) {
+    if (tensor == null || numTokens != size) {
+      if (numTokens > slots.length || whole == null) {
+        grow(Math.max(MIN_TOKENS, Integer.highestOneBit(Math.max(1, numTokens - 1)) * 2));
+      }
+      size = numTokens;
+      tensor = Objects.requireNonNull(whole).narrow(0, 0, numTokens);
+    }
+  }
+
+  private void grow(int capacity) {
+    close();
+    slots = new int[capacity];
+    Memory memory;
+    if (device == null) {
+      memory = new HostMemory(MemorySegment.ofArray(slots));
+    } else {
+      arena = Arena.ofShared();
+      staging = arena.allocate(ValueLayout.JAVA_INT, capacity);
+      buffer = device.allocate((long) capacity * Integer.BYTES);
+      memory = buffer.memory();
+    }
+    whole = Tensor.of(DType.I32, memory, capacity);
+  }
+
+  int size() {
+    return size;
+  }
+
+  void set(int token, int value) {
+    slots[token] = value;
+  }
+
+  int get(int token) {
+    return slots[token];
+  }
+
+  /** From positions among the leased adapters to their slots. */
+  void translate(@Nullable LoadedAdapter[] leased) {
+    for (int t = 0; t < size; t++) {
+      LoadedAdapter version = slots[t] < 0 ? null : leased[slots[t]];
+      slots[t] = version == null ? -1 : version.slot;
+    }
+  }
+
+  /** Brings the slots to the device; done when it returns. */
+  void publish() {
+    if (device != null && staging != null && tensor != null && size > 0) {
+      MemorySegment.copy(slots, 0, staging, ValueLayout.JAVA_INT, 0, size);
+      device.copy(Tensor.of(DType.I32, staging, size), tensor, device.defaultStream());
+      device.defaultStream().synchronize();
+    }
+  }
+
+  Tensor tensor() {
+    return Objects.requireNonNull(tensor);
+  }
+
+  @Override
+  public void close() {
+    if (buffer != null) {
+      buffer.close();
+      buffer = null;
+    }
+    if (arena != null) {
+      arena.close();
+      arena = null;
+      staging = null;
+    }
+  }
+}
