@@ -32,7 +32,7 @@ final class KnownLayouts {
         gated("deepseek_v3", "layers.{L}.mlp")
             .correctionBias("gate.e_score_correction_bias")
             .sharedExpert("shared_experts", "shared_expert")
-            .rules(new DeepseekV3Rules())
+            .rules(new DeepseekV3Rules(8, 4, 2.5f, 3))
             .build();
     CheckpointLayout qwen2 =
         gated("qwen2_moe", "layers.{L}.mlp")
@@ -50,6 +50,8 @@ final class KnownLayouts {
             deepseekV3,
             // DeepSeek-V3's architecture under another name.
             deepseekV3.toBuilder("kimi_k2").build(),
+            // The same block; the defaults of absent keys differ.
+            deepseekV3.toBuilder("glm4_moe").rules(new DeepseekV3Rules(1, 1, 1f, 1)).build(),
             gated("deepseek_v2", "layers.{L}.mlp")
                 .sharedExpert("shared_experts", "shared_expert")
                 .rules(new DeepseekV2Rules())
@@ -214,7 +216,9 @@ final class KnownLayouts {
     }
   }
 
-  private static final class DeepseekV3Rules implements Rules {
+  /** deepseek_v3 and models of the same block, with what absent keys mean. */
+  private record DeepseekV3Rules(int numGroups, int topkGroups, float scalingFactor, int firstDense)
+      implements Rules {
     @Override
     public MoeConfig.Builder block(ModelConfig config, int layer) {
       requireString(config, "scoring_func", "sigmoid");
@@ -223,15 +227,15 @@ final class KnownLayouts {
           .activation(ActivationNames.gated(config, "hidden_act"))
           .routing(
               RoutingConfig.deepseekV3(
-                  config.optionalInt(8, "n_group"),
-                  config.optionalInt(4, "topk_group"),
+                  config.optionalInt(numGroups, "n_group"),
+                  config.optionalInt(topkGroups, "topk_group"),
                   config.optionalBoolean("norm_topk_prob", true),
-                  config.optionalFloat("routed_scaling_factor", 2.5f)));
+                  config.optionalFloat("routed_scaling_factor", scalingFactor)));
     }
 
     @Override
     public boolean isMoeLayer(ModelConfig config, int layer) {
-      return deepseekMoeLayer(config, layer, 3);
+      return deepseekMoeLayer(config, layer, firstDense);
     }
   }
 

@@ -8,15 +8,24 @@ final class Fixtures {
   private Fixtures() {}
 
   static Path root() {
+    return testdata("fixtures");
+  }
+
+  /** Tiny checkpoints of the families that are not among the fixtures. */
+  static Path families() {
+    return testdata("families");
+  }
+
+  private static Path testdata(String name) {
     Path at = Path.of("").toAbsolutePath();
     while (at != null) {
-      Path fixtures = at.resolve("testdata").resolve("fixtures");
-      if (Files.isDirectory(fixtures)) {
-        return fixtures;
+      Path found = at.resolve("testdata").resolve(name);
+      if (Files.isDirectory(found)) {
+        return found;
       }
       at = at.getParent();
     }
-    throw new IllegalStateException("no testdata/fixtures above " + Path.of("").toAbsolutePath());
+    throw new IllegalStateException("no testdata above " + Path.of("").toAbsolutePath());
   }
 
   static Path model(String name) {

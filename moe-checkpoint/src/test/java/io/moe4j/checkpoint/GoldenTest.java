@@ -30,13 +30,18 @@ class GoldenTest {
 
   @TestFactory
   Stream<DynamicTest> everyAdapterOfEveryModel() throws IOException {
-    List<Path> models;
-    try (Stream<Path> paths = Files.list(Fixtures.root())) {
-      models = paths.filter(p -> Files.exists(p.resolve("io.safetensors"))).sorted().toList();
+    List<DynamicTest> tests = new ArrayList<>();
+    for (Path root : List.of(Fixtures.root(), Fixtures.families())) {
+      try (Stream<Path> paths = Files.list(root)) {
+        paths
+            .filter(p -> Files.exists(p.resolve("io.safetensors")))
+            .sorted()
+            .forEach(m ->
+                tests.add(DynamicTest.dynamicTest(m.getFileName().toString(), () -> check(m))));
+      }
     }
-    assertThat(models).hasSizeGreaterThanOrEqualTo(5);
-    return models.stream()
-        .map(m -> DynamicTest.dynamicTest(m.getFileName().toString(), () -> check(m)));
+    assertThat(tests).hasSizeGreaterThanOrEqualTo(25);
+    return tests.stream();
   }
 
   private static void check(Path fixture) {
@@ -81,8 +86,12 @@ class GoldenTest {
         BlockEvaluator.Result r = block.forward(input.select(0, t).toDoubles(), lora);
         rows[t] = r.output();
         routed[t] = r.routed();
-        int[] expected = io.tensor("layers." + layer + ".topk_ids").select(0, t).toInts();
-        assertThat(sorted(r.ids())).isEqualTo(sorted(expected));
+        // llama4's modelling code hands no ids to its experts.
+        String ids = "layers." + layer + ".topk_ids";
+        if (io.tensors().containsKey(ids)) {
+          int[] expected = io.tensor(ids).select(0, t).toInts();
+          assertThat(sorted(r.ids())).isEqualTo(sorted(expected));
+        }
       }
       outputs.put(name, rows);
       assertClose(io, "layers." + layer + ".output." + name, rows);
@@ -125,16 +134,17 @@ class GoldenTest {
   @TestFactory
   Stream<DynamicTest> everyTensorOfEveryAdapterIsAccountedFor() throws IOException {
     List<DynamicTest> tests = new ArrayList<>();
-    try (Stream<Path> paths = Files.find(Fixtures.root(), 4, (p, a) -> p.endsWith("adapters"))) {
-      for (Path adapters : paths.sorted().toList()) {
-        try (Stream<Path> each = Files.list(adapters)) {
-          for (Path adapter : each.sorted().toList()) {
-            tests.add(
-                DynamicTest.dynamicTest(
-                    adapters.getParent().getFileName() + "/" + adapter.getFileName(),
-                    () -> account(adapters.resolveSibling("model"), adapter)));
-          }
-        }
+    for (Path root : List.of(Fixtures.root(), Fixtures.families())) {
+      try (Stream<Path> paths = Files.walk(root, 4)) {
+        paths
+            .filter(p -> p.endsWith("adapter_config.json"))
+            .map(Path::getParent)
+            .sorted()
+            .forEach(adapter -> {
+              Path model = adapter.getParent().resolveSibling("model");
+              String name = root.relativize(adapter).toString();
+              tests.add(DynamicTest.dynamicTest(name, () -> account(model, adapter)));
+            });
       }
     }
     return tests.stream();
