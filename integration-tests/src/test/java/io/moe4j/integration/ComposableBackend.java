@@ -1,0 +1,160 @@
+package io.moe4j.integration;
+
+import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.Device;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.spi.Experts;
+import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.Support;
+import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.backend.cpu.reference.ReferenceMath;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * The plainest modular experts there could be: they know nothing of LoRA but the two default methods
+ * of {@link LoraExperts}, so whatever adapters do comes from the context's punica wrapper.
+ *
+ * @param layout how the w13 product is laid out
+ * @param weightFirst whether router weights go on before the deltas of w2 (which are weighted too,
+ *     then) or after
+ */
+record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements ExpertsBackend {
+  @Override
+  public String name() {
+    return layout == GateUpLayout.HALVES ? "composable-halves" : "composable-interleaved";
+  }
+
+  @Override
+  public String description() {
+    return "plain products, LoRA by the punica wrapper";
+  }
+
+  @Override
+  public DeviceType deviceType() {
+    return DeviceType.CPU;
+  }
+
+  @Override
+  public ActivationFormat activationFormat() {
+    return ActivationFormat.STANDARD;
+  }
+
+  @Override
+  public boolean supportsLora() {
+    return true;
+  }
+
+  @Override
+  public int priority(MoeConfig config, Platform platform) {
+    return 1;
+  }
+
+  @Override
+  public Support isSupportedConfig(MoeConfig config, Platform platform) {
+    return Support.checks()
+        .require(
+            !config.routerWeightOnInput() && config.expertMap().isEmpty(),
+            Support.Code.OTHER,
+            () -> "router weight on input or an expert map, accepted: neither")
+        .result();
+  }
+
+  @Override
+  public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
+    return new Plain(config, weights, layout, weightFirst);
+  }
+
+  private record Plain(
+      MoeConfig config, ExpertWeights weights, GateUpLayout layout, boolean weightFirst)
+      implements LoraExperts {
+    @Override
+    public long workspaceBytes(int maxTokens) {
+      return 0;
+    }
+
+    @Override
+    public void apply(
+        ExpertsInputs inputs,
+        Optional<MoeLoraContext> lora,
+        Workspace workspace,
+        DeviceStream stream) {
+      var routing = inputs.requireRouting();
+      int tokens = (int) inputs.hidden().size(0);
+      int topK = config.topK();
+      int h = config.expertHiddenSize();
+      int i = config.intermediateSize();
+      boolean gated = config.activation().isGated();
+      int width = gated ? 2 * i : i;
+      int[] ids = routing.topkIds().toInts();
+      float[] topkWeights = routing.topkWeights().toFloats();
+
+      float[] w13 = new float[tokens * topK * width];
+      for (int p = 0; p < tokens * topK; p++) {
+        double[] x = inputs.hidden().select(0, p / topK).toDoubles();
+        ExpertWeights.Expert e = weights.expert(ids[p]);
+        double[] up = product(e.up(), x, e.upBias());
+        double[] gate = e.gate() == null ? up : product(e.gate(), x, e.gateBias());
+        for (int c = 0; c < i; c++) {
+          if (gated) {
+            w13[p * width + layout.index(false, c, i)] = (float) gate[c];
+            w13[p * width + layout.index(true, c, i)] = (float) up[c];
+          } else {
+            w13[p * width + c] = (float) up[c];
+          }
+        }
+      }
+      Tensor y13 = Tensor.ofFloats(w13, tokens, topK, width);
+      lora.ifPresent(
+          context -> applyW13Lora(context, y13, inputs.hidden(), routing, gated, layout, stream));
+
+      float[] act = new float[tokens * topK * i];
+      float[] w2 = new float[tokens * topK * h];
+      for (int p = 0; p < tokens * topK; p++) {
+        double[] a = new double[i];
+        for (int c = 0; c < i; c++) {
+          double gate = gated ? w13[p * width + layout.index(false, c, i)] : 0;
+          double up = w13[p * width + (gated ? layout.index(true, c, i) : c)];
+          act[p * i + c] = (float) ReferenceMath.activate(config.activation(), gate, up);
+          a[c] = act[p * i + c];
+        }
+        ExpertWeights.Expert e = weights.expert(ids[p]);
+        double[] y = product(e.down(), a, e.downBias());
+        for (int c = 0; c < h; c++) {
+          w2[p * h + c] = (float) (weightFirst ? topkWeights[p] * y[c] : y[c]);
+        }
+      }
+      Tensor y2 = Tensor.ofFloats(w2, tokens, topK, h);
+      Tensor x2 = Tensor.ofFloats(act, (long) tokens * topK, i);
+      lora.ifPresent(context -> applyW2Lora(context, y2, x2, routing, weightFirst, stream));
+
+      for (int t = 0; t < tokens; t++) {
+        for (int c = 0; c < h; c++) {
+          double sum = 0;
+          for (int p = t * topK; p < (t + 1) * topK; p++) {
+            sum += weightFirst ? w2[p * h + c] : topkWeights[p] * w2[p * h + c];
+          }
+          inputs.output().set(sum, t, c);
+        }
+      }
+    }
+
+    private static double[] product(Tensor w, double[] x, @Nullable Tensor bias) {
+      double[] y = ReferenceMath.multiply(w, x);
+      ReferenceMath.addBias(y, bias);
+      return y;
+    }
+
+    @Override
+    public void close() {}
+  }
+}
