@@ -21,8 +21,8 @@ import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
- * The plainest modular experts there could be: they know nothing of LoRA but the two default methods
- * of {@link LoraExperts}, so whatever adapters do comes from the context's punica wrapper.
+ * The plainest modular experts there could be: they know nothing of LoRA but the two default
+ * methods of {@link LoraExperts}, so whatever adapters do comes from the context's punica wrapper.
  *
  * @param layout how the w13 product is laid out
  * @param weightFirst whether router weights go on before the deltas of w2 (which are weighted too,

@@ -32,8 +32,8 @@ import org.junit.jupiter.api.TestFactory;
 
 /**
  * What transformers and PEFT computed, through the library's own path: checkpoint, PEFT loader,
- * registry, oracle, layer. Every model, MoE layer, adapter and mixed batch, on every CPU backend, in
- * f32 (weights bf16 as in the files).
+ * registry, oracle, layer. Every model, MoE layer, adapter and mixed batch, on every CPU backend,
+ * in f32 (weights bf16 as in the files).
  *
  * <p>The composable backends know LoRA only by the default methods of {@link
  * io.moe4j.api.spi.LoraExperts} and the CPU punica wrapper: that they meet the same numbers as the
@@ -120,8 +120,7 @@ class GoldenTest {
                     Tensor.ofInts(ids, tokens, config.topK()),
                     Tensor.ofFloats(weights, tokens, config.topK()))
                 .logitsInto(Tensor.ofFloats(logits, tokens, config.numExperts()));
-        layer.forward(
-            batch.numAdapters() == 0 ? request : request.withLora(batch.context(index)));
+        layer.forward(batch.numAdapters() == 0 ? request : request.withLora(batch.context(index)));
       }
       close("output." + who, output);
       close("router_logits", logits);

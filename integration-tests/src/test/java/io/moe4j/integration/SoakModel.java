@@ -69,8 +69,7 @@ final class SoakModel {
         base[layer][t] = plain.output(inputs[layer][t], null);
         for (int a = 0; a < adapters; a++) {
           for (int v = 0; v < versions; v++) {
-            expected[layer][a][v][t] =
-                plain.output(inputs[layer][t], loras[a][v].layer(layer));
+            expected[layer][a][v][t] = plain.output(inputs[layer][t], loras[a][v].layer(layer));
           }
         }
       }
@@ -122,8 +121,7 @@ final class SoakModel {
     return new LoraAdapter(name(number), layers);
   }
 
-  private static LoraFactors factors(
-      SplittableRandom rng, DType dtype, int rank, int in, int out) {
+  private static LoraFactors factors(SplittableRandom rng, DType dtype, int rank, int in, int out) {
     return new LoraFactors(
         random(rng, dtype, 1, EXPERTS, rank, in), random(rng, dtype, 1, EXPERTS, out, rank));
   }
@@ -163,7 +161,8 @@ final class SoakModel {
       return new MoeLayerWeights(
           new ExpertWeights(
               IntStream.range(0, EXPERTS)
-                  .mapToObj(e -> new ExpertWeights.Expert(gate[e], up[e], down[e], null, null, null))
+                  .mapToObj(
+                      e -> new ExpertWeights.Expert(gate[e], up[e], down[e], null, null, null))
                   .toList()),
           new RouterWeights(router, null, null),
           null,

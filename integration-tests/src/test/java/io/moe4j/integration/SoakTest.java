@@ -30,11 +30,11 @@ import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.Test;
 
 /**
- * Eight threads of forwards while two others load, replace, unload, pin and unpin 64 adapters over 8
- * slots and a host cache that holds 48 of them. Every row of every output is checked against {@link
- * SoakModel}'s expectation for its adapter in a version that was current at some time during the
- * batch; all rows of one adapter in one batch must be of one version. {@code -Dmoe.soak.seconds=60}
- * sets the duration; the default is 10.
+ * Eight threads of forwards while two others load, replace, unload, pin and unpin 64 adapters over
+ * 8 slots and a host cache that holds 48 of them. Every row of every output is checked against
+ * {@link SoakModel}'s expectation for its adapter in a version that was current at some time during
+ * the batch; all rows of one adapter in one batch must be of one version. {@code
+ * -Dmoe.soak.seconds=60} sets the duration; the default is 10.
  */
 class SoakTest {
   private static final int READERS = 8;
@@ -71,8 +71,7 @@ class SoakTest {
     expectationsAreTellable();
     long seconds = Long.getLong("moe.soak.seconds", 10);
     List<ExpertsBackend> backends =
-        List.of(
-            new CpuExpertsBackend(), new ComposableBackend(GateUpLayout.HALVES, false));
+        List.of(new CpuExpertsBackend(), new ComposableBackend(GateUpLayout.HALVES, false));
     try (AdapterRegistry registry =
             AdapterRegistry.builder(model.configs())
                 .maxCpuLoras(HOST_CACHE)
@@ -91,7 +90,8 @@ class SoakTest {
       }
       for (int r = 0; r < READERS; r++) {
         int reader = r;
-        work.add(pool.submit(() -> read(registry, reader % 4 == 3 ? composed : fused, reader, end)));
+        work.add(
+            pool.submit(() -> read(registry, reader % 4 == 3 ? composed : fused, reader, end)));
       }
       for (Future<?> f : work) {
         f.get(seconds + 300, TimeUnit.SECONDS);
@@ -100,7 +100,12 @@ class SoakTest {
       System.out.printf(
           "soak: %d s, %d batches (%d mixed), %d rows checked, %d changes, %d refused as not loaded,"
               + " %s%n",
-          seconds, batches.sum(), mixedBatches.sum(), rows.sum(), changes.sum(), notLoaded.sum(),
+          seconds,
+          batches.sum(),
+          mixedBatches.sum(),
+          rows.sum(),
+          changes.sum(),
+          notLoaded.sum(),
           stats);
       assertThat(problems).isEmpty();
       assertThat(stats.leasedSlots()).isZero();
@@ -120,7 +125,10 @@ class SoakTest {
     Layers(MoeOracle oracle, String backend) {
       for (int i = 0; i < SoakModel.LAYERS; i++) {
         layers.add(
-            MoeLayer.builder(model.config, model.weights(i)).oracle(oracle).backend(backend).build());
+            MoeLayer.builder(model.config, model.weights(i))
+                .oracle(oracle)
+                .backend(backend)
+                .build());
       }
     }
 
@@ -235,7 +243,12 @@ class SoakTest {
   }
 
   private void forward(
-      MoeLayer moe, AdapterBatch batch, int layer, SplittableRandom rng, int[] adapter, int[] before) {
+      MoeLayer moe,
+      AdapterBatch batch,
+      int layer,
+      SplittableRandom rng,
+      int[] adapter,
+      int[] before) {
     int tokens = adapter.length;
     int[] token = rng.ints(tokens, 0, SoakModel.TOKENS).toArray();
     float[] hidden = new float[tokens * SoakModel.HIDDEN];
@@ -268,7 +281,12 @@ class SoakTest {
         problems.add(
             "%s layer %d token %d adapter %d: no version of changes %d..%d gives this row (base %s)"
                 .formatted(
-                    moe, layer, token[t], a, before[t], latest,
+                    moe,
+                    layer,
+                    token[t],
+                    a,
+                    before[t],
+                    latest,
                     distance(row, model.expected(layer, -1, 0, token[t]))));
       } else if (a >= 0 && seen[a] >= 0 && seen[a] != version) {
         problems.add("adapter " + a + " has versions " + seen[a] + " and " + version + " at once");
