@@ -1,0 +1,159 @@
+package io.moe4j.oracle;
+
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.spi.Experts;
+import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
+import io.moe4j.api.spi.MonolithicExperts;
+import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.tensor.Tensor;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * Local expert {@code e} multiplies by {@code e + 1}; a token with an adapter in slot {@code s}
+ * gets {@code 100 * (s + 1)} more from each of its experts.
+ */
+final class FakeExperts {
+  private FakeExperts() {}
+
+  /** What tests look at or hold up. */
+  interface Probe {
+    default void inApply(Workspace workspace) {}
+  }
+
+  static Experts modular(FakeDevice device) {
+    return new Modular(device, new Probe() {});
+  }
+
+  static Experts lora(FakeDevice device) {
+    return new WithLora(device, new Probe() {});
+  }
+
+  static Experts lora(FakeDevice device, Probe probe) {
+    return new WithLora(device, probe);
+  }
+
+  static Experts monolithic(FakeDevice device) {
+    return new Monolithic(device);
+  }
+
+  private static double delta(Optional<MoeLoraContext> lora, long... index) {
+    if (lora.isEmpty()) {
+      return 0;
+    }
+    int slot = (int) lora.get().tokenLoraMapping().get(index);
+    return 100.0 * (slot + 1);
+  }
+
+  private static class Modular implements ModularExperts {
+    private final FakeDevice device;
+    private final Probe probe;
+
+    Modular(FakeDevice device, Probe probe) {
+      this.device = device;
+      this.probe = probe;
+    }
+
+    @Override
+    public long workspaceBytes(int maxTokens) {
+      return 64L * maxTokens;
+    }
+
+    @Override
+    public void apply(
+        ExpertsInputs in, Optional<MoeLoraContext> lora, Workspace workspace, DeviceStream stream) {
+      device.events.add(
+          "apply "
+              + in.hidden()
+              + " -> "
+              + in.output()
+              + (lora.isPresent() ? " lora " + lora.get().tokenLoraMapping() : "")
+              + " on "
+              + stream);
+      probe.inApply(workspace);
+      if (!device.isHost()) {
+        return;
+      }
+      if (in.expertNumTokens() != null) {
+        batched(in, in.expertNumTokens(), lora);
+      } else {
+        standard(in, in.requireRouting(), lora);
+      }
+    }
+
+    private static void standard(
+        ExpertsInputs in, ExpertRouting routing, Optional<MoeLoraContext> lora) {
+      for (long t = 0; t < in.hidden().size(0); t++) {
+        for (long h = 0; h < in.hidden().size(1); h++) {
+          double sum = 0;
+          for (long k = 0; k < routing.topkIds().size(1); k++) {
+            int e = FakeBlock.local(routing, (int) routing.topkIds().get(t, k));
+            if (e >= 0) {
+              double y = (e + 1) * in.hidden().get(t, h) + delta(lora, t);
+              sum += routing.topkWeights().get(t, k) * y;
+            }
+          }
+          in.output().set(sum, t, h);
+        }
+      }
+    }
+
+    private static void batched(ExpertsInputs in, Tensor counts, Optional<MoeLoraContext> lora) {
+      for (long e = 0; e < in.hidden().size(0); e++) {
+        for (long row = 0; row < (long) counts.get(e); row++) {
+          for (long h = 0; h < in.hidden().size(2); h++) {
+            in.output().set((e + 1) * in.hidden().get(e, row, h) + delta(lora, e, row), e, row, h);
+          }
+        }
+      }
+    }
+
+    @Override
+    public void close() {
+      device.events.add("close experts");
+    }
+  }
+
+  private static final class WithLora extends Modular implements LoraExperts {
+    WithLora(FakeDevice device, Probe probe) {
+      super(device, probe);
+    }
+  }
+
+  /** Takes the best expert by itself, weight 1. */
+  private record Monolithic(FakeDevice device) implements MonolithicExperts {
+    @Override
+    public long workspaceBytes(int maxTokens) {
+      return 0;
+    }
+
+    @Override
+    public void apply(
+        Tensor hidden,
+        Tensor routerLogits,
+        @Nullable Tensor correctionBias,
+        Tensor output,
+        Workspace workspace,
+        DeviceStream stream) {
+      device.events.add("monolithic " + hidden + " bias " + correctionBias);
+      for (long t = 0; t < hidden.size(0); t++) {
+        int best = 0;
+        for (int e = 1; e < routerLogits.size(1); e++) {
+          best = routerLogits.get(t, e) > routerLogits.get(t, best) ? e : best;
+        }
+        for (long h = 0; h < hidden.size(1); h++) {
+          output.set((best + 1) * hidden.get(t, h), t, h);
+        }
+      }
+    }
+
+    @Override
+    public void close() {
+      device.events.add("close experts");
+    }
+  }
+}
