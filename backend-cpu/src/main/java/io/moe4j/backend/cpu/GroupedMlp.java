@@ -34,6 +34,8 @@ final class GroupedMlp {
       long yStride,
       long shrunk,
       long shrunkStride,
+      long xPanels,
+      long actPanels,
       long scratch,
       long scratchStride,
       long total) {}
@@ -100,12 +102,19 @@ final class GroupedMlp {
     long xStride = Workspace.align(4L * weights.hidden);
     long actStride = Workspace.align(4L * weights.intermediate);
     long shrunkStride = Workspace.align(8L * maxRank);
-    long scratchStride = Workspace.align(4L * (2L * TOKEN_TILE + 4) * ROW_TILE);
+    long scratchStride =
+        Workspace.align(
+            Math.max(
+                4L * (2L * TOKEN_TILE + 4) * ROW_TILE,
+                usesPanels() ? PanelTiles.scratchBytes(kernels.lanes()) : 0));
+    long lanes = usesPanels() ? PanelPlan.maxLanes(pairs, weights.count(), kernels.lanes()) : 0;
     long x = 0;
     long act = x + xStride * (weightOnInput ? pairs : tokens);
     long y = act + actStride * pairs;
     long shrunk = y + xStride * pairs;
-    long scratch = shrunk + shrunkStride * pairs;
+    long xPanels = shrunk + shrunkStride * pairs;
+    long actPanels = xPanels + Workspace.align(4L * lanes * PanelTiles.even(weights.hidden));
+    long scratch = actPanels + Workspace.align(4L * lanes * PanelTiles.even(weights.intermediate));
     long total = scratch + scratchStride * team.size();
     return new Layout(
         tokens,
@@ -117,9 +126,19 @@ final class GroupedMlp {
         xStride,
         shrunk,
         shrunkStride,
+        xPanels,
+        actPanels,
         scratch,
         scratchStride,
         total);
+  }
+
+  /**
+   * {@return whether experts with many tokens are computed by panels; their sums run in another
+   * order, so not where results may not depend on the batch}
+   */
+  boolean usesPanels() {
+    return kernels.lanes() > 1 && !batchInvariant;
   }
 
   long workspaceBytes(int maxTokens) {

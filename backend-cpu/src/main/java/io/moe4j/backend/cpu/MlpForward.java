@@ -22,6 +22,9 @@ final class MlpForward {
   private static final int TOKEN_TILE = GroupedMlp.TOKEN_TILE;
   private static final int TOKENS_PER_TILE = 8;
 
+  /** Rows that meet every group of tokens before the next rows come: few enough to stay cached. */
+  private static final int ROWS_PER_PASS = 4;
+
   private final GroupedMlp mlp;
   private final MlpWeights w;
   private final TypedKernels upKernels;
@@ -32,7 +35,16 @@ final class MlpForward {
   private final LoraView[] gateLora;
   private final LoraView[] upLora;
   private final LoraView[] downLora;
+  private final PanelTiles panels;
+
+  /** Tokens that share one pass over weights: more where there are registers for their sums. */
+  private final int groupLimit;
+
+  /** By member: where the vectors of a group begin. */
+  private final long[][] at;
+
   private final ThreadTeam.Region prepare = this::prepareTile;
+  private final ThreadTeam.Region pack;
   private final ThreadTeam.Region shrink13 = this::shrink13Tile;
   private final ThreadTeam.Region product13 = this::product13Tile;
   private final ThreadTeam.Region shrink2 = this::shrink2Tile;
@@ -69,6 +81,10 @@ final class MlpForward {
     gateLora = views(mlp);
     upLora = views(mlp);
     downLora = views(mlp);
+    panels = new PanelTiles(this, mlp);
+    groupLimit = mlp.kernels.lanes() >= 16 ? TypedKernels.MANY_TOKENS : TypedKernels.MAX_TOKENS;
+    at = new long[mlp.team.size()][TypedKernels.MANY_TOKENS];
+    pack = panels::pack;
   }
 
   private static LoraView[] views(GroupedMlp mlp) {
@@ -108,11 +124,12 @@ final class MlpForward {
         if (plan.segments > 0) {
           team.run(shrink13, plan.segments);
         }
-        team.run(product13, blocks * Math.ceilDiv(w.intermediate, ROW_TILE));
+        team.run(pack, panels.plan.panels);
+        team.run(product13, panels.tiles13() + blocks * Math.ceilDiv(w.intermediate, ROW_TILE));
         if (plan.segments > 0) {
           team.run(shrink2, plan.segments);
         }
-        team.run(product2, blocks * Math.ceilDiv(w.hidden, ROW_TILE));
+        team.run(product2, panels.tiles2() + blocks * Math.ceilDiv(w.hidden, ROW_TILE));
       }
       team.run(combine, Math.ceilDiv(chunkTokens, TOKENS_PER_TILE));
     }
@@ -144,15 +161,27 @@ final class MlpForward {
     return any;
   }
 
-  private GroupedMlp.Layout where() {
+  /** {@return the call's workspace} */
+  MemorySegment workspace() {
+    return ws;
+  }
+
+  /** {@return where things stand in it} */
+  GroupedMlp.Layout where() {
     return java.util.Objects.requireNonNull(layout);
   }
 
   private void findBlocks() {
     blocks = 0;
+    panels.plan.clear();
+    boolean usesPanels = mlp.usesPanels();
     for (int e = 0; e < w.count(); e++) {
       int from = plan.expertStart[e];
       int to = plan.expertStart[e + 1];
+      if (usesPanels && panels.plan.worthwhile(to - from)) {
+        panels.plan.add(e, from, to - from, w.hidden);
+        continue;
+      }
       for (int s = from; s < to; s += TOKEN_TILE) {
         if (blocks == blockExpert.length) {
           int n = Math.max(64, 2 * blocks);
@@ -187,7 +216,8 @@ final class MlpForward {
     return s == null ? 1f : s.get(F32, 4L * ((long) chunkStart * topK + pair));
   }
 
-  private long xRow(int position) {
+  /** {@return where the input of a sorted position stands} */
+  long xRow(int position) {
     GroupedMlp.Layout l = where();
     int pair = plan.pair[position];
     return l.x() + (mlp.weightOnInput ? pair : pair / topK) * l.xStride();
@@ -241,7 +271,12 @@ final class MlpForward {
     }
   }
 
-  private void product13Tile(int index, int member) {
+  private void product13Tile(int tile, int member) {
+    int index = tile - panels.tiles13();
+    if (index < 0) {
+      panels.tile13(tile, member);
+      return;
+    }
     GroupedMlp.Layout l = where();
     int block = index % blocks;
     int row0 = index / blocks * ROW_TILE;
@@ -254,49 +289,20 @@ final class MlpForward {
     long g = l.scratch() + member * l.scratchStride();
     long u = g + TOKEN_TILE * stride;
     long spare = u + TOKEN_TILE * stride;
-    for (int r = 0; r < n; r += 4) {
-      int rows = Math.min(4, n - r);
+    long[] x = at[member];
+    int step = to - from <= groupLimit ? n : ROWS_PER_PASS;
+    for (int r = 0; r < n; r += step) {
+      int rows = Math.min(step, n - r);
       for (int p = from, m; p < to; p += m) {
         m = groupOf(to - p);
-        long x0 = xRow(p);
-        long x1 = m > 1 ? xRow(p + 1) : x0;
-        long x2 = m > 2 ? xRow(p + 2) : x0;
-        long x3 = m > 3 ? xRow(p + 3) : x0;
+        for (int j = 0; j < m; j++) {
+          x[j] = xRow(p + j);
+        }
         long o = (p - from) * stride + 4L * r;
         if (gated) {
-          Rows gr = w.gate[e];
-          upKernels.dot(
-              gr.segment(),
-              gr.offset() + (row0 + r) * gr.stride(),
-              gr.stride(),
-              rows,
-              ws,
-              x0,
-              x1,
-              x2,
-              x3,
-              m,
-              w.hidden,
-              ws,
-              g + o,
-              stride);
+          multiply(upKernels, w.gate[e], row0 + r, rows, x, m, w.hidden, g + o, stride);
         }
-        Rows ur = w.up[e];
-        upKernels.dot(
-            ur.segment(),
-            ur.offset() + (row0 + r) * ur.stride(),
-            ur.stride(),
-            rows,
-            ws,
-            x0,
-            x1,
-            x2,
-            x3,
-            m,
-            w.hidden,
-            ws,
-            u + o,
-            stride);
+        multiply(upKernels, w.up[e], row0 + r, rows, x, m, w.hidden, u + o, stride);
       }
     }
     for (int p = from; p < to; p++) {
@@ -311,12 +317,32 @@ final class MlpForward {
     }
   }
 
-  /** How many of the tokens left go together: groups of up to four, as even as can be. */
-  private static int groupOf(int left) {
-    return Math.ceilDiv(left, Math.ceilDiv(left, TypedKernels.MAX_TOKENS));
+  /** Some rows of a matrix times some vectors of the workspace, to the workspace. */
+  private void multiply(
+      TypedKernels k,
+      Rows m,
+      int row,
+      int rows,
+      long[] x,
+      int tokens,
+      int width,
+      long out,
+      long stride) {
+    MemorySegment s = m.segment();
+    long first = m.offset() + row * m.stride();
+    if (tokens > TypedKernels.MAX_TOKENS) {
+      k.dotMany(s, first, m.stride(), rows, ws, x, tokens, width, ws, out, stride);
+    } else {
+      k.dot(s, first, m.stride(), rows, ws, x[0], x[1], x[2], x[3], tokens, width, ws, out, stride);
+    }
   }
 
-  private void addBias(@Nullable MemorySegment bias, int row0, long at, int n) {
+  /** How many of the tokens left go together: groups as even as can be. */
+  private int groupOf(int left) {
+    return Math.ceilDiv(left, Math.ceilDiv(left, groupLimit));
+  }
+
+  void addBias(@Nullable MemorySegment bias, int row0, long at, int n) {
     if (bias != null) {
       f32.axpy(1f, bias, 4L * row0, ws, at, n);
     }
@@ -337,8 +363,21 @@ final class MlpForward {
     return lo;
   }
 
-  private void addLora13(
-      int from, int to, int row0, int n, long g, long u, long stride, long spare) {
+  /** {@return whether any of some sorted positions has an adapter} */
+  boolean hasLora(int from, int to) {
+    int s = lora ? segmentAt(from) : plan.segments;
+    return s < plan.segments && plan.segmentStart[s] < to;
+  }
+
+  /**
+   * Adds gate and up deltas of some sorted positions of one expert.
+   *
+   * @param g gate results of {@code from}, of which row {@code row0} comes first
+   * @param u likewise up
+   * @param stride bytes from one position's results to the next's
+   * @param spare room for {@code 4 * n} floats
+   */
+  void addLora13(int from, int to, int row0, int n, long g, long u, long stride, long spare) {
     if (!lora) {
       return;
     }
@@ -361,7 +400,12 @@ final class MlpForward {
     }
   }
 
-  private void product2Tile(int index, int member) {
+  private void product2Tile(int tile, int member) {
+    int index = tile - panels.tiles2();
+    if (index < 0) {
+      panels.tile2(tile, member);
+      return;
+    }
     GroupedMlp.Layout l = where();
     int block = index % blocks;
     int row0 = index / blocks * ROW_TILE;
@@ -371,52 +415,49 @@ final class MlpForward {
     int to = blockEnd[block];
     Rows d = w.down[e];
     long spare = l.scratch() + member * l.scratchStride();
-    long step = l.actStride();
-    for (int r = 0; r < n; r += 4) {
-      int rows = Math.min(4, n - r);
+    long[] x = at[member];
+    int step = to - from <= groupLimit ? n : ROWS_PER_PASS;
+    for (int r = 0; r < n; r += step) {
+      int rows = Math.min(step, n - r);
       for (int p = from, m; p < to; p += m) {
         m = groupOf(to - p);
-        long x0 = l.act() + p * step;
-        downKernels.dot(
-            d.segment(),
-            d.offset() + (row0 + r) * d.stride(),
-            d.stride(),
-            rows,
-            ws,
-            x0,
-            x0 + step,
-            x0 + 2 * step,
-            x0 + 3 * step,
-            m,
-            w.intermediate,
-            ws,
-            l.y() + p * l.yStride() + 4L * (row0 + r),
-            l.yStride());
+        for (int j = 0; j < m; j++) {
+          x[j] = l.act() + (p + j) * l.actStride();
+        }
+        long y = l.y() + p * l.yStride() + 4L * (row0 + r);
+        multiply(downKernels, d, row0 + r, rows, x, m, w.intermediate, y, l.yStride());
       }
     }
+    finish2(e, from, to, row0, n, spare);
+  }
+
+  /** Bias and LoRA on rows {@code row0..row0+n-1} of the w2 product of some positions. */
+  void finish2(int e, int from, int to, int row0, int n, long spare) {
+    GroupedMlp.Layout l = where();
     for (int p = from; p < to; p++) {
       addBias(w.downBias[e], row0, l.y() + p * l.yStride() + 4L * row0, n);
     }
-    if (lora) {
-      for (int s = segmentAt(from); s < plan.segments && plan.segmentStart[s] < to; s++) {
-        LoraView down = downLora[plan.segmentSlot[s]];
-        int a = Math.max(from, plan.segmentStart[s]);
-        int m = Math.min(to, plan.segmentEnd[s]) - a;
-        if (down.rank() > 0) {
-          down.expand(
-              e,
-              row0,
-              n,
-              ws,
-              l.shrunk() + a * l.shrunkStride(),
-              l.shrunkStride(),
-              m,
-              ws,
-              l.y() + a * l.yStride() + 4L * row0,
-              l.yStride(),
-              ws,
-              spare);
-        }
+    if (!lora) {
+      return;
+    }
+    for (int s = segmentAt(from); s < plan.segments && plan.segmentStart[s] < to; s++) {
+      LoraView down = downLora[plan.segmentSlot[s]];
+      int a = Math.max(from, plan.segmentStart[s]);
+      int m = Math.min(to, plan.segmentEnd[s]) - a;
+      if (down.rank() > 0) {
+        down.expand(
+            e,
+            row0,
+            n,
+            ws,
+            l.shrunk() + a * l.shrunkStride(),
+            l.shrunkStride(),
+            m,
+            ws,
+            l.y() + a * l.yStride() + 4L * row0,
+            l.yStride(),
+            ws,
+            spare);
       }
     }
   }

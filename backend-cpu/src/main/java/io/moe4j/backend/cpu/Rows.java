@@ -14,10 +14,11 @@ import java.lang.foreign.ValueLayout;
  * @param segment holds it
  * @param offset where row 0 begins, in bytes
  * @param stride from one row to the next, in bytes
+ * @param elementBytes size of an element
  * @param rows how many
  * @param cols elements of a row
  */
-record Rows(MemorySegment segment, long offset, long stride, int rows, int cols) {
+record Rows(MemorySegment segment, long offset, long stride, int elementBytes, int rows, int cols) {
 
   /**
    * A view where rows are dense; otherwise (a transposed file layout) one copy in the same dtype.
@@ -31,11 +32,11 @@ record Rows(MemorySegment segment, long offset, long stride, int rows, int cols)
     long size = t.dtype().bits() / 8;
     MemorySegment s = segment(t);
     if (t.stride(1) == 1 || cols == 1) {
-      return new Rows(s, t.byteOffset(), t.stride(0) * size, rows, cols);
+      return new Rows(s, t.byteOffset(), t.stride(0) * size, (int) size, rows, cols);
     }
     MemorySegment dst = arena.allocate(Math.max(1, size * rows * cols), 64);
     transposeCopy(s, t.byteOffset(), t.stride(0), t.stride(1), rows, cols, (int) size, dst);
-    return new Rows(dst, 0, size * cols, rows, cols);
+    return new Rows(dst, 0, size * cols, (int) size, rows, cols);
   }
 
   /** Copies in square blocks, so that both sides stay in cache lines already fetched. */
@@ -70,6 +71,11 @@ record Rows(MemorySegment segment, long offset, long stride, int rows, int cols)
         }
       }
     }
+  }
+
+  /** {@return whether one row begins where the one before ends} */
+  boolean isDense() {
+    return stride == elementBytes * (long) cols;
   }
 
   /** A vector widened to F32, dense. */

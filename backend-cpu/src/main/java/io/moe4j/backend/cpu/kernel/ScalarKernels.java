@@ -46,6 +46,36 @@ final class ScalarKernels implements Kernels {
   }
 
   @Override
+  public long panel(
+      MemorySegment w,
+      long wOffset,
+      MemorySegment x,
+      long xOffset,
+      int vectors,
+      int k,
+      MemorySegment c,
+      long cOffset,
+      MemorySegment nextA,
+      long a0,
+      MemorySegment nextB,
+      long b0,
+      long step) {
+    for (int r = 0; r < PANEL_ROWS; r++) {
+      for (int t = 0; t < vectors; t++) {
+        long at = cOffset + 4L * (r * vectors + t);
+        float sum = c.get(F32, at);
+        for (int i = 0; i < k; i++) {
+          sum +=
+              w.get(F32, wOffset + 4L * (r * PANEL_STRIDE + i))
+                  * x.get(F32, xOffset + 4L * ((long) i * vectors + t));
+        }
+        c.set(F32, at, sum);
+      }
+    }
+    return 0;
+  }
+
+  @Override
   public void activate(
       Activation activation,
       MemorySegment gate,
@@ -87,6 +117,29 @@ final class ScalarKernels implements Kernels {
               F32,
               outOffset + j * outStride + 4L * r,
               dotRow(dtype, w, wOffset + r * wStride, x, xj, k));
+        }
+      }
+    }
+
+    @Override
+    public void dotMany(
+        MemorySegment w,
+        long wOffset,
+        long wStride,
+        int rows,
+        MemorySegment x,
+        long[] at,
+        int tokens,
+        int k,
+        MemorySegment out,
+        long outOffset,
+        long outStride) {
+      for (int r = 0; r < rows; r++) {
+        for (int j = 0; j < tokens; j++) {
+          out.set(
+              F32,
+              outOffset + j * outStride + 4L * r,
+              dotRow(dtype, w, wOffset + r * wStride, x, at[j], k));
         }
       }
     }

@@ -10,6 +10,9 @@ public interface TypedKernels {
   /** Tokens that one call of {@link #dot} takes at most. */
   int MAX_TOKENS = 4;
 
+  /** Tokens that one call of {@link #dotMany} takes at most. */
+  int MANY_TOKENS = 8;
+
   /**
    * Some rows of a matrix times up to four vectors: {@code out[j][r] = sum_i w[r][i] * x[j][i]}.
    *
@@ -39,6 +42,34 @@ public interface TypedKernels {
       long x1,
       long x2,
       long x3,
+      int tokens,
+      int k,
+      MemorySegment out,
+      long outOffset,
+      long outStride);
+
+  /**
+   * {@link #dot} for more vectors at once: weights pass by only once.
+   *
+   * @param w holds the rows
+   * @param wOffset where row 0 begins
+   * @param wStride from one row to the next
+   * @param rows how many
+   * @param x holds the vectors
+   * @param at where each vector begins
+   * @param tokens {@code 5..8}
+   * @param k length of rows and vectors
+   * @param out where results go
+   * @param outOffset result of row 0 and vector 0; rows follow densely
+   * @param outStride from one vector's results to the next's
+   */
+  void dotMany(
+      MemorySegment w,
+      long wOffset,
+      long wStride,
+      int rows,
+      MemorySegment x,
+      long[] at,
       int tokens,
       int k,
       MemorySegment out,

@@ -43,6 +43,25 @@ final class VectorKernels implements Kernels {
   }
 
   @Override
+  public long panel(
+      MemorySegment w,
+      long wOffset,
+      MemorySegment x,
+      long xOffset,
+      int vectors,
+      int k,
+      MemorySegment c,
+      long cOffset,
+      MemorySegment nextA,
+      long a0,
+      MemorySegment nextB,
+      long b0,
+      long step) {
+    return VectorPanel.multiply(
+        w, wOffset, x, xOffset, vectors, k, c, cOffset, nextA, a0, nextB, b0, step);
+  }
+
+  @Override
   public void activate(
       Activation activation,
       MemorySegment gate,

@@ -142,14 +142,65 @@ final class VectorTyped implements TypedKernels {
         for (int j = 0; j < tokens; j++) {
           long xj = j == 0 ? x0 : j == 1 ? x1 : j == 2 ? x2 : x3;
           long o = outOffset + 4L * r + j * outStride;
-          float sum = out.get(ScalarKernels.F32, o);
-          for (int i = bound; i < k; i++) {
-            sum += readOne(w, wOffset + r * wStride, i) * x.get(ScalarKernels.F32, xj + 4L * i);
-          }
-          out.set(ScalarKernels.F32, o, sum);
+          out.set(
+              ScalarKernels.F32,
+              o,
+              out.get(ScalarKernels.F32, o) + rest(w, wOffset + r * wStride, x, xj, bound, k));
         }
       }
     }
+  }
+
+  @Override
+  public void dotMany(
+      MemorySegment w,
+      long wOffset,
+      long wStride,
+      int rows,
+      MemorySegment x,
+      long[] at,
+      int tokens,
+      int k,
+      MemorySegment out,
+      long outOffset,
+      long outStride) {
+    int bound = F.loopBound(k);
+    int r = 0;
+    for (; r + 2 <= rows; r += 2) {
+      long row = wOffset + r * wStride;
+      long o = outOffset + 4L * r;
+      switch (tokens) {
+        case 5 -> dot2x5(w, row, wStride, x, at, bound, out, o, outStride);
+        case 6 -> dot2x6(w, row, wStride, x, at, bound, out, o, outStride);
+        case 7 -> dot2x7(w, row, wStride, x, at, bound, out, o, outStride);
+        default -> dot2x8(w, row, wStride, x, at, bound, out, o, outStride);
+      }
+    }
+    for (; r < rows; r++) {
+      for (int j = 0; j < tokens; j++) {
+        dot1x1(w, wOffset + r * wStride, x, at[j], bound, out, outOffset + 4L * r + j * outStride);
+      }
+    }
+    if (bound < k) {
+      for (r = 0; r < rows; r++) {
+        for (int j = 0; j < tokens; j++) {
+          long o = outOffset + 4L * r + j * outStride;
+          out.set(
+              ScalarKernels.F32,
+              o,
+              out.get(ScalarKernels.F32, o) + rest(w, wOffset + r * wStride, x, at[j], bound, k));
+        }
+      }
+    }
+  }
+
+  /** The elements behind the last whole vector. */
+  private static float rest(MemorySegment w, long w0, MemorySegment x, long x0, int from, int k) {
+    float sum = 0;
+    for (int i = from; i < k; i++) {
+      sum += readOne(w, w0, i) * x.get(ScalarKernels.F32, x0 + 4L * i);
+    }
+    return sum;
   }
 
   private static void dot4x1(
@@ -369,6 +420,282 @@ final class VectorTyped implements TypedKernels {
     out.set(ScalarKernels.F32, o + 3 * os + 4, s13.reduceLanes(VectorOperators.ADD));
     out.set(ScalarKernels.F32, o + 3 * os + 8, s23.reduceLanes(VectorOperators.ADD));
     out.set(ScalarKernels.F32, o + 3 * os + 12, s33.reduceLanes(VectorOperators.ADD));
+  }
+
+  private static void dot2x5(
+      MemorySegment w,
+      long w0,
+      long wStride,
+      MemorySegment x,
+      long[] at,
+      int bound,
+      MemorySegment out,
+      long o,
+      long os) {
+    long w1 = w0 + wStride;
+    long x0 = at[0];
+    long x1 = at[1];
+    long x2 = at[2];
+    long x3 = at[3];
+    long x4 = at[4];
+    FloatVector s00 = FloatVector.zero(F);
+    FloatVector s01 = FloatVector.zero(F);
+    FloatVector s02 = FloatVector.zero(F);
+    FloatVector s03 = FloatVector.zero(F);
+    FloatVector s04 = FloatVector.zero(F);
+    FloatVector s10 = FloatVector.zero(F);
+    FloatVector s11 = FloatVector.zero(F);
+    FloatVector s12 = FloatVector.zero(F);
+    FloatVector s13 = FloatVector.zero(F);
+    FloatVector s14 = FloatVector.zero(F);
+    for (int k = 0; k < bound; k += VL) {
+      FloatVector a0 = load(w, w0 + (long) BYTES * k);
+      FloatVector a1 = load(w, w1 + (long) BYTES * k);
+      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
+      s00 = a0.fma(v0, s00);
+      s10 = a1.fma(v0, s10);
+      FloatVector v1 = FloatVector.fromMemorySegment(F, x, x1 + 4L * k, LE);
+      s01 = a0.fma(v1, s01);
+      s11 = a1.fma(v1, s11);
+      FloatVector v2 = FloatVector.fromMemorySegment(F, x, x2 + 4L * k, LE);
+      s02 = a0.fma(v2, s02);
+      s12 = a1.fma(v2, s12);
+      FloatVector v3 = FloatVector.fromMemorySegment(F, x, x3 + 4L * k, LE);
+      s03 = a0.fma(v3, s03);
+      s13 = a1.fma(v3, s13);
+      FloatVector v4 = FloatVector.fromMemorySegment(F, x, x4 + 4L * k, LE);
+      s04 = a0.fma(v4, s04);
+      s14 = a1.fma(v4, s14);
+    }
+    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + os, s01.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + os + 4, s11.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 2 * os, s02.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 2 * os + 4, s12.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 3 * os, s03.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 3 * os + 4, s13.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4 * os, s04.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4 * os + 4, s14.reduceLanes(VectorOperators.ADD));
+  }
+
+  private static void dot2x6(
+      MemorySegment w,
+      long w0,
+      long wStride,
+      MemorySegment x,
+      long[] at,
+      int bound,
+      MemorySegment out,
+      long o,
+      long os) {
+    long w1 = w0 + wStride;
+    long x0 = at[0];
+    long x1 = at[1];
+    long x2 = at[2];
+    long x3 = at[3];
+    long x4 = at[4];
+    long x5 = at[5];
+    FloatVector s00 = FloatVector.zero(F);
+    FloatVector s01 = FloatVector.zero(F);
+    FloatVector s02 = FloatVector.zero(F);
+    FloatVector s03 = FloatVector.zero(F);
+    FloatVector s04 = FloatVector.zero(F);
+    FloatVector s05 = FloatVector.zero(F);
+    FloatVector s10 = FloatVector.zero(F);
+    FloatVector s11 = FloatVector.zero(F);
+    FloatVector s12 = FloatVector.zero(F);
+    FloatVector s13 = FloatVector.zero(F);
+    FloatVector s14 = FloatVector.zero(F);
+    FloatVector s15 = FloatVector.zero(F);
+    for (int k = 0; k < bound; k += VL) {
+      FloatVector a0 = load(w, w0 + (long) BYTES * k);
+      FloatVector a1 = load(w, w1 + (long) BYTES * k);
+      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
+      s00 = a0.fma(v0, s00);
+      s10 = a1.fma(v0, s10);
+      FloatVector v1 = FloatVector.fromMemorySegment(F, x, x1 + 4L * k, LE);
+      s01 = a0.fma(v1, s01);
+      s11 = a1.fma(v1, s11);
+      FloatVector v2 = FloatVector.fromMemorySegment(F, x, x2 + 4L * k, LE);
+      s02 = a0.fma(v2, s02);
+      s12 = a1.fma(v2, s12);
+      FloatVector v3 = FloatVector.fromMemorySegment(F, x, x3 + 4L * k, LE);
+      s03 = a0.fma(v3, s03);
+      s13 = a1.fma(v3, s13);
+      FloatVector v4 = FloatVector.fromMemorySegment(F, x, x4 + 4L * k, LE);
+      s04 = a0.fma(v4, s04);
+      s14 = a1.fma(v4, s14);
+      FloatVector v5 = FloatVector.fromMemorySegment(F, x, x5 + 4L * k, LE);
+      s05 = a0.fma(v5, s05);
+      s15 = a1.fma(v5, s15);
+    }
+    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + os, s01.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + os + 4, s11.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 2 * os, s02.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 2 * os + 4, s12.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 3 * os, s03.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 3 * os + 4, s13.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4 * os, s04.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4 * os + 4, s14.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 5 * os, s05.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 5 * os + 4, s15.reduceLanes(VectorOperators.ADD));
+  }
+
+  private static void dot2x7(
+      MemorySegment w,
+      long w0,
+      long wStride,
+      MemorySegment x,
+      long[] at,
+      int bound,
+      MemorySegment out,
+      long o,
+      long os) {
+    long w1 = w0 + wStride;
+    long x0 = at[0];
+    long x1 = at[1];
+    long x2 = at[2];
+    long x3 = at[3];
+    long x4 = at[4];
+    long x5 = at[5];
+    long x6 = at[6];
+    FloatVector s00 = FloatVector.zero(F);
+    FloatVector s01 = FloatVector.zero(F);
+    FloatVector s02 = FloatVector.zero(F);
+    FloatVector s03 = FloatVector.zero(F);
+    FloatVector s04 = FloatVector.zero(F);
+    FloatVector s05 = FloatVector.zero(F);
+    FloatVector s06 = FloatVector.zero(F);
+    FloatVector s10 = FloatVector.zero(F);
+    FloatVector s11 = FloatVector.zero(F);
+    FloatVector s12 = FloatVector.zero(F);
+    FloatVector s13 = FloatVector.zero(F);
+    FloatVector s14 = FloatVector.zero(F);
+    FloatVector s15 = FloatVector.zero(F);
+    FloatVector s16 = FloatVector.zero(F);
+    for (int k = 0; k < bound; k += VL) {
+      FloatVector a0 = load(w, w0 + (long) BYTES * k);
+      FloatVector a1 = load(w, w1 + (long) BYTES * k);
+      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
+      s00 = a0.fma(v0, s00);
+      s10 = a1.fma(v0, s10);
+      FloatVector v1 = FloatVector.fromMemorySegment(F, x, x1 + 4L * k, LE);
+      s01 = a0.fma(v1, s01);
+      s11 = a1.fma(v1, s11);
+      FloatVector v2 = FloatVector.fromMemorySegment(F, x, x2 + 4L * k, LE);
+      s02 = a0.fma(v2, s02);
+      s12 = a1.fma(v2, s12);
+      FloatVector v3 = FloatVector.fromMemorySegment(F, x, x3 + 4L * k, LE);
+      s03 = a0.fma(v3, s03);
+      s13 = a1.fma(v3, s13);
+      FloatVector v4 = FloatVector.fromMemorySegment(F, x, x4 + 4L * k, LE);
+      s04 = a0.fma(v4, s04);
+      s14 = a1.fma(v4, s14);
+      FloatVector v5 = FloatVector.fromMemorySegment(F, x, x5 + 4L * k, LE);
+      s05 = a0.fma(v5, s05);
+      s15 = a1.fma(v5, s15);
+      FloatVector v6 = FloatVector.fromMemorySegment(F, x, x6 + 4L * k, LE);
+      s06 = a0.fma(v6, s06);
+      s16 = a1.fma(v6, s16);
+    }
+    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + os, s01.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + os + 4, s11.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 2 * os, s02.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 2 * os + 4, s12.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 3 * os, s03.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 3 * os + 4, s13.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4 * os, s04.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4 * os + 4, s14.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 5 * os, s05.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 5 * os + 4, s15.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 6 * os, s06.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 6 * os + 4, s16.reduceLanes(VectorOperators.ADD));
+  }
+
+  private static void dot2x8(
+      MemorySegment w,
+      long w0,
+      long wStride,
+      MemorySegment x,
+      long[] at,
+      int bound,
+      MemorySegment out,
+      long o,
+      long os) {
+    long w1 = w0 + wStride;
+    long x0 = at[0];
+    long x1 = at[1];
+    long x2 = at[2];
+    long x3 = at[3];
+    long x4 = at[4];
+    long x5 = at[5];
+    long x6 = at[6];
+    long x7 = at[7];
+    FloatVector s00 = FloatVector.zero(F);
+    FloatVector s01 = FloatVector.zero(F);
+    FloatVector s02 = FloatVector.zero(F);
+    FloatVector s03 = FloatVector.zero(F);
+    FloatVector s04 = FloatVector.zero(F);
+    FloatVector s05 = FloatVector.zero(F);
+    FloatVector s06 = FloatVector.zero(F);
+    FloatVector s07 = FloatVector.zero(F);
+    FloatVector s10 = FloatVector.zero(F);
+    FloatVector s11 = FloatVector.zero(F);
+    FloatVector s12 = FloatVector.zero(F);
+    FloatVector s13 = FloatVector.zero(F);
+    FloatVector s14 = FloatVector.zero(F);
+    FloatVector s15 = FloatVector.zero(F);
+    FloatVector s16 = FloatVector.zero(F);
+    FloatVector s17 = FloatVector.zero(F);
+    for (int k = 0; k < bound; k += VL) {
+      FloatVector a0 = load(w, w0 + (long) BYTES * k);
+      FloatVector a1 = load(w, w1 + (long) BYTES * k);
+      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
+      s00 = a0.fma(v0, s00);
+      s10 = a1.fma(v0, s10);
+      FloatVector v1 = FloatVector.fromMemorySegment(F, x, x1 + 4L * k, LE);
+      s01 = a0.fma(v1, s01);
+      s11 = a1.fma(v1, s11);
+      FloatVector v2 = FloatVector.fromMemorySegment(F, x, x2 + 4L * k, LE);
+      s02 = a0.fma(v2, s02);
+      s12 = a1.fma(v2, s12);
+      FloatVector v3 = FloatVector.fromMemorySegment(F, x, x3 + 4L * k, LE);
+      s03 = a0.fma(v3, s03);
+      s13 = a1.fma(v3, s13);
+      FloatVector v4 = FloatVector.fromMemorySegment(F, x, x4 + 4L * k, LE);
+      s04 = a0.fma(v4, s04);
+      s14 = a1.fma(v4, s14);
+      FloatVector v5 = FloatVector.fromMemorySegment(F, x, x5 + 4L * k, LE);
+      s05 = a0.fma(v5, s05);
+      s15 = a1.fma(v5, s15);
+      FloatVector v6 = FloatVector.fromMemorySegment(F, x, x6 + 4L * k, LE);
+      s06 = a0.fma(v6, s06);
+      s16 = a1.fma(v6, s16);
+      FloatVector v7 = FloatVector.fromMemorySegment(F, x, x7 + 4L * k, LE);
+      s07 = a0.fma(v7, s07);
+      s17 = a1.fma(v7, s17);
+    }
+    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + os, s01.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + os + 4, s11.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 2 * os, s02.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 2 * os + 4, s12.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 3 * os, s03.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 3 * os + 4, s13.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4 * os, s04.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 4 * os + 4, s14.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 5 * os, s05.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 5 * os + 4, s15.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 6 * os, s06.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 6 * os + 4, s16.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 7 * os, s07.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o + 7 * os + 4, s17.reduceLanes(VectorOperators.ADD));
   }
 
   private static void dot1x1(

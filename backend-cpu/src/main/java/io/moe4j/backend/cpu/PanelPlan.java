@@ -1,0 +1,123 @@
+package io.moe4j.backend.cpu;
+
+import java.util.Arrays;
+
+/**
+ * Which tokens of an expert go into panels. A panel is one or two vectors of tokens wide; tokens
+ * that would leave most of a panel empty stay behind as a tail of single dot products over the same
+ * weights. Groups of panels are what a tile computes. Reused from call to call.
+ */
+final class PanelPlan {
+  /** Panels of a group at most; bounds a tile's scratch. */
+  static final int MAX_GROUP = 8;
+
+  /** What the panels of a group should take at most, so that they stay in a core's own cache. */
+  private static final long GROUP_BYTES = 1 << 20;
+
+  private final int lanes;
+
+  int panels;
+  int totalLanes;
+
+  /** Where a panel's lanes begin among all lanes. */
+  int[] panelLane = new int[0];
+
+  /** One or two vectors. */
+  int[] panelVectors = new int[0];
+
+  /** Sorted position of a panel's first token. */
+  int[] panelStart = new int[0];
+
+  /** Tokens in it. */
+  int[] panelTokens = new int[0];
+
+  int groups;
+  int[] groupExpert = new int[0];
+  int[] groupPanel = new int[0];
+  int[] groupPanels = new int[0];
+
+  /** Sorted position of the tail's first token. */
+  int[] tailStart = new int[0];
+
+  int[] tailTokens = new int[0];
+
+  PanelPlan(int lanes) {
+    this.lanes = lanes;
+  }
+
+  /** {@return the most lanes that panels over some pairs can have} */
+  static long maxLanes(long pairs, int experts, int lanes) {
+    return Math.min(2 * pairs, pairs + (long) experts * (lanes - 1)) + 2L * lanes;
+  }
+
+  void clear() {
+    panels = 0;
+    groups = 0;
+    totalLanes = 0;
+  }
+
+  /**
+   * {@return whether an expert with that many tokens is worth panels}
+   *
+   * @param tokens of the expert
+   */
+  boolean worthwhile(int tokens) {
+    return tokens > lanes / 2;
+  }
+
+  /** Plans one expert's tokens. */
+  void add(int expert, int start, int tokens, int width) {
+    int first = panels;
+    int at = start;
+    int left = tokens;
+    int few = lanes / 4;
+    while (left > lanes + few) {
+      at = addPanel(2, at, Math.min(left, 2 * lanes));
+      left = start + tokens - at;
+    }
+    if (left > few) {
+      at = addPanel(1, at, Math.min(left, lanes));
+      left = start + tokens - at;
+    }
+    int count = panels - first;
+    int fit = (int) Math.max(1, GROUP_BYTES / (8L * lanes * width));
+    int groupsHere = Math.ceilDiv(count, Math.min(fit, MAX_GROUP));
+    for (int g = 0; g < groupsHere; g++) {
+      int from = first + (int) ((long) count * g / groupsHere);
+      int to = first + (int) ((long) count * (g + 1) / groupsHere);
+      addGroup(expert, from, to - from, at, g == groupsHere - 1 ? left : 0);
+    }
+  }
+
+  private int addPanel(int vectors, int start, int tokens) {
+    if (panels == panelLane.length) {
+      int n = Math.max(64, 2 * panels);
+      panelLane = Arrays.copyOf(panelLane, n);
+      panelVectors = Arrays.copyOf(panelVectors, n);
+      panelStart = Arrays.copyOf(panelStart, n);
+      panelTokens = Arrays.copyOf(panelTokens, n);
+    }
+    panelLane[panels] = totalLanes;
+    panelVectors[panels] = vectors;
+    panelStart[panels] = start;
+    panelTokens[panels++] = tokens;
+    totalLanes += vectors * lanes;
+    return start + tokens;
+  }
+
+  private void addGroup(int expert, int panel, int count, int tail, int tailCount) {
+    if (groups == groupExpert.length) {
+      int n = Math.max(64, 2 * groups);
+      groupExpert = Arrays.copyOf(groupExpert, n);
+      groupPanel = Arrays.copyOf(groupPanel, n);
+      groupPanels = Arrays.copyOf(groupPanels, n);
+      tailStart = Arrays.copyOf(tailStart, n);
+      tailTokens = Arrays.copyOf(tailTokens, n);
+    }
+    groupExpert[groups] = expert;
+    groupPanel[groups] = panel;
+    groupPanels[groups] = count;
+    tailStart[groups] = tail;
+    tailTokens[groups++] = tailCount;
+  }
+}
