@@ -1,0 +1,201 @@
+// Router logits to topk ids and weights, all in f32. One warp per token; the scores lie in shared memory.
+#include "common.cuh"
+
+namespace moe {
+
+enum Scoring { SOFTMAX = 0, SOFTMAX_TOPK = 1, SIGMOID = 2, SQRT_SOFTPLUS = 3, SPARSE_MIXER = 4 };
+
+constexpr int WARPS = 4;
+constexpr unsigned FULL = 0xffffffffu;
+constexpr unsigned TAKEN = 0;  // chosen already, or in a group that did not stay
+constexpr unsigned NOT_A_NUMBER = 1;
+
+// Larger float, larger key; NaN below -inf, so that it is chosen last and ids stay distinct; -0 equals 0.
+__device__ __forceinline__ unsigned order_key(float v) {
+  if (isnan(v)) {
+    return NOT_A_NUMBER;
+  }
+  unsigned b = __float_as_uint(v + 0.0f);
+  return (b & 0x80000000u) != 0 ? ~b : b | 0x80000000u;
+}
+
+__device__ __forceinline__ float warp_sum(float v) {
+  for (int d = 16; d > 0; d >>= 1) {
+    v += __shfl_xor_sync(FULL, v, d);
+  }
+  return v;
+}
+
+__device__ __forceinline__ float warp_max(float v) {
+  for (int d = 16; d > 0; d >>= 1) {
+    v = fmaxf(v, __shfl_xor_sync(FULL, v, d));
+  }
+  return v;
+}
+
+// The entry with the largest key, ties by the lowest index; marks it as taken.
+__device__ __forceinline__ int take_best(unsigned* key, int n, int lane) {
+  unsigned best = 0;
+  int at = lane;
+  for (int i = lane; i < n; i += 32) {
+    unsigned k = key[i];
+    if (k > best) {
+      best = k;
+      at = i;
+    }
+  }
+  unsigned top = __reduce_max_sync(FULL, best);
+  int winner = __reduce_min_sync(FULL, best == top ? at : 0x7fffffff);
+  if (lane == 0) {
+    key[winner] = TAKEN;
+  }
+  __syncwarp();
+  return winner;
+}
+
+__device__ __forceinline__ float score(float z, int scoring) {
+  switch (scoring) {
+    case SIGMOID:
+      return 1.0f / (1.0f + expf(-z));
+    case SQRT_SOFTPLUS:
+      return sqrtf(fmaxf(z, 0.0f) + log1pf(expf(-fabsf(z))) + (isnan(z) ? z : 0.0f));
+    default:
+      return z;
+  }
+}
+
+}  // namespace moe
+
+using namespace moe;
+
+// logits [T, E], bias [E] or null -> ids [T, K], weights [T, K].
+// Dynamic shared memory: WARPS * (2 E + 2 K + G) words.
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
+    moe_topk(const float* __restrict__ logits, const float* __restrict__ bias, int* __restrict__ ids,
+             float* __restrict__ weights, int T, int E, int K, int scoring, int renormalize, float epsilon, float scale,
+             int groups, int topk_groups, int sum_of_top2, float jitter) {
+  extern __shared__ float shared[];
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int t = blockIdx.x * WARPS + warp;
+  wait_for_predecessor();
+  if (t >= T) {
+    return;
+  }
+  float* s = shared + warp * (2 * E + 2 * K + groups);
+  unsigned* key = reinterpret_cast<unsigned*>(s + E);
+  float* chosen = s + 2 * E;
+  int* chosen_id = reinterpret_cast<int*>(chosen + K);
+  unsigned* group_key = reinterpret_cast<unsigned*>(chosen_id + K);
+  const float* z = logits + (size_t)t * E;
+
+  if (scoring == SOFTMAX) {
+    float m = -INFINITY;
+    for (int e = lane; e < E; e += 32) {
+      s[e] = z[e];
+      m = fmaxf(m, s[e]);
+    }
+    m = warp_max(m);
+    float sum = 0.0f;
+    for (int e = lane; e < E; e += 32) {
+      s[e] = expf(s[e] - m);
+      sum += s[e];
+    }
+    sum = warp_sum(sum);
+    for (int e = lane; e < E; e += 32) {
+      s[e] = s[e] / sum;
+    }
+  } else {
+    for (int e = lane; e < E; e += 32) {
+      s[e] = score(z[e], scoring);
+    }
+  }
+  for (int e = lane; e < E; e += 32) {
+    key[e] = order_key(bias == nullptr ? s[e] : s[e] + bias[e]);
+  }
+  __syncwarp();
+
+  if (groups > 1) {
+    const int size = E / groups;
+    for (int g = lane; g < groups; g += 32) {
+      float first = -INFINITY;
+      float second = -INFINITY;
+      for (int i = 0; i < size; i++) {
+        float c = s[g * size + i] + (bias == nullptr ? 0.0f : bias[g * size + i]);
+        if (c > first) {
+          second = first;
+          first = c;
+        } else if (c > second) {
+          second = c;
+        }
+      }
+      group_key[g] = order_key(sum_of_top2 ? first + second : first);
+    }
+    __syncwarp();
+    // Taken groups are the ones that stay.
+    for (int j = 0; j < topk_groups; j++) {
+      take_best(group_key, groups, lane);
+    }
+    for (int e = lane; e < E; e += 32) {
+      if (group_key[e / size] != TAKEN) {
+        key[e] = TAKEN;
+      }
+    }
+    __syncwarp();
+  }
+
+  for (int k = 0; k < K; k++) {
+    if (scoring == SPARSE_MIXER) {
+      float m = -INFINITY;
+      for (int e = lane; e < E; e += 32) {
+        m = key[e] == TAKEN ? m : fmaxf(m, s[e]);
+      }
+      m = warp_max(m);
+      float sum = 0.0f;
+      for (int e = lane; e < E; e += 32) {
+        bool masked = key[e] == TAKEN || (m - s[e]) / fmaxf(fabsf(s[e]), m) > 2.0f * jitter;
+        sum += masked ? 0.0f : expf(s[e] - m);
+      }
+      sum = warp_sum(sum);
+      __syncwarp();
+      int e = take_best(key, E, lane);
+      if (lane == 0) {
+        chosen_id[k] = e;
+        chosen[k] = expf(s[e] - m) / sum;
+      }
+    } else {
+      int e = take_best(key, E, lane);
+      if (lane == 0) {
+        chosen_id[k] = e;
+        chosen[k] = s[e];
+      }
+    }
+  }
+  __syncwarp();
+
+  if (scoring == SOFTMAX_TOPK) {
+    float m = chosen[0];
+    __syncwarp();
+    float sum = 0.0f;
+    for (int k = lane; k < K; k += 32) {
+      chosen[k] = expf(chosen[k] - m);
+      sum += chosen[k];
+    }
+    sum = warp_sum(sum);
+    for (int k = lane; k < K; k += 32) {
+      chosen[k] /= sum;
+    }
+  }
+  float divisor = 1.0f;
+  if (renormalize) {
+    float sum = 0.0f;
+    for (int k = lane; k < K; k += 32) {
+      sum += chosen[k];
+    }
+    divisor = warp_sum(sum) + epsilon;
+  }
+  for (int k = lane; k < K; k += 32) {
+    ids[(size_t)t * K + k] = chosen_id[k];
+    weights[(size_t)t * K + k] = chosen[k] / divisor * scale;
+  }
+}

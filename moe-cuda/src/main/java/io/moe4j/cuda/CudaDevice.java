@@ -1,0 +1,239 @@
+package io.moe4j.cuda;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.spi.BlockOps;
+import io.moe4j.api.spi.Device;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.tensor.DeviceMemory;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.cuda.ffi.CudaDriver;
+import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
+import java.util.concurrent.atomic.AtomicBoolean;
+import jcuda.driver.JCudaDriver;
+
+/**
+ * An open NVIDIA device. Several opens of one ordinal share the primary context and the loaded
+ * kernels; each has a default stream of its own. Safe for several threads; close it after
+ * everything made from it.
+ */
+public final class CudaDevice implements Device {
+  private final CudaContext context;
+  private final CudaStream stream;
+  private final HostStaging staging;
+  private final AtomicBoolean closed = new AtomicBoolean();
+
+  CudaDevice(CudaContext context) {
+    this.context = context;
+    this.stream = CudaStream.create(context);
+    this.staging = new HostStaging(context);
+  }
+
+  /**
+   * The device as this module knows it: for backends, which are given a {@link Device}.
+   *
+   * @param device opened by {@link CudaDeviceProvider}
+   * @return the same
+   * @throws IllegalArgumentException if it is another kind
+   */
+  public static CudaDevice of(Device device) {
+    if (device instanceof CudaDevice cuda) {
+      return cuda;
+    }
+    throw new IllegalArgumentException(
+        "device is "
+            + device.info().id()
+            + " ("
+            + device.getClass().getName()
+            + "), must be one opened by "
+            + CudaDeviceProvider.class.getName());
+  }
+
+  CudaContext context() {
+    return context;
+  }
+
+  @Override
+  public DeviceInfo info() {
+    return context.info();
+  }
+
+  @Override
+  public DeviceBuffer allocate(long byteSize) {
+    return DeviceBuffer.allocate(context, byteSize);
+  }
+
+  /**
+   * Takes memory from the driver's stream-ordered pool: cheap, and usable by work that follows on
+   * {@code stream}.
+   *
+   * @param byteSize not negative
+   * @param stream whose order the memory follows, also when it is closed
+   * @return the buffer, owned by the caller
+   */
+  public DeviceBuffer allocate(long byteSize, DeviceStream stream) {
+    return DeviceBuffer.allocate(context, byteSize, stream);
+  }
+
+  /**
+   * Takes page-locked host memory.
+   *
+   * @param byteSize not negative
+   * @return the buffer, owned by the caller
+   */
+  public PinnedBuffer allocatePinned(long byteSize) {
+    return new PinnedBuffer(context, byteSize);
+  }
+
+  /** {@return bytes of device memory nobody has taken} */
+  public long freeBytes() {
+    context.makeCurrent();
+    long[] free = new long[1];
+    Cu.check(JCudaDriver.cuMemGetInfo(free, new long[1]), "cuMemGetInfo");
+    return free[0];
+  }
+
+  @Override
+  public CudaStream defaultStream() {
+    return stream;
+  }
+
+  /** {@return a new stream, owned by the caller} */
+  public CudaStream newStream() {
+    return CudaStream.create(context);
+  }
+
+  /**
+   * Another library's stream.
+   *
+   * @param handle a {@code CUstream} (or {@code cudaStream_t}) of this device; stays its owner's
+   * @return a view of it
+   */
+  public CudaStream wrapStream(long handle) {
+    return CudaStream.wrap(context, handle);
+  }
+
+  /**
+   * {@return a new event, owned by the caller}
+   *
+   * @param timing whether it measures time, which costs a little
+   */
+  public CudaEvent newEvent(boolean timing) {
+    return new CudaEvent(context, timing);
+  }
+
+  /**
+   * A kernel, loaded when first asked for and kept until the last open of this device closes. Call
+   * it at preparation: loading may compile for milliseconds and cannot happen inside a capture.
+   *
+   * @param library who carries it
+   * @param spec which one, see {@link KernelLibrary#select}
+   * @return the kernel
+   * @throws io.moe4j.api.DeviceException if the driver cannot compile or load it
+   */
+  public Kernel kernel(KernelLibrary library, KernelSpec spec) {
+    return context.kernel(library, spec);
+  }
+
+  /**
+   * Copies elements, see {@link Device#copy}. A source in host memory may change once this returns,
+   * unless it is page-locked: then it is read when the stream gets there. A destination on the Java
+   * heap is complete once this returns.
+   */
+  @Override
+  public void copy(Tensor from, Tensor to, DeviceStream stream) {
+    if (from.dtype() != to.dtype() || !Arrays.equals(from.shape(), to.shape())) {
+      throw new IllegalArgumentException(
+          "cannot copy " + from + " to " + to + ": dtype and shape must agree");
+    }
+    if (!from.isContiguous() || !to.isContiguous()) {
+      throw new IllegalArgumentException(
+          "cannot copy " + from + " to " + to + ": both must be contiguous");
+    }
+    long bytes = from.dtype().byteSize(from.elementCount());
+    if (bytes == 0) {
+      return;
+    }
+    requireHere(from);
+    requireHere(to);
+    context.makeCurrent();
+    if (from.isHost() && to.isHost()) {
+      MemorySegment.copy(from.segment(), 0, to.segment(), 0, bytes);
+    } else if (from.isHost()) {
+      MemorySegment source = from.segment();
+      if (source.isNative()) {
+        HostStaging.copyToDevice(source, to.deviceAddress(), stream);
+      } else {
+        staging.upload(source, to.deviceAddress(), stream);
+      }
+    } else if (to.isHost()) {
+      MemorySegment target = to.segment();
+      if (target.isNative()) {
+        HostStaging.copyToHost(from.deviceAddress(), target, stream);
+      } else {
+        staging.download(from.deviceAddress(), target, stream);
+      }
+    } else {
+      Cu.check(
+          CudaDriver.cuMemcpyDtoDAsync_v2(
+              to.deviceAddress(), from.deviceAddress(), bytes, CudaStream.segment(stream)),
+          "cuMemcpyDtoDAsync",
+          () -> bytes + " bytes");
+    }
+  }
+
+  private void requireHere(Tensor tensor) {
+    if (tensor.memory() instanceof DeviceMemory m && !m.device().equals(info().id())) {
+      throw new IllegalArgumentException(
+          tensor + " is on " + m.device() + ", not on " + info().id());
+    }
+  }
+
+  /**
+   * Sets bytes.
+   *
+   * @param tensor contiguous, on this device
+   * @param value written to every byte
+   * @param stream where to run
+   */
+  public void fill(Tensor tensor, int value, DeviceStream stream) {
+    if (!tensor.isContiguous()) {
+      throw new IllegalArgumentException(tensor + " must be contiguous");
+    }
+    long bytes = tensor.dtype().byteSize(tensor.elementCount());
+    if (bytes > 0) {
+      context.makeCurrent();
+      Cu.check(
+          CudaDriver.cuMemsetD8Async(
+              tensor.deviceAddress(), (byte) value, bytes, CudaStream.segment(stream)),
+          "cuMemsetD8Async",
+          () -> bytes + " bytes of " + tensor);
+    }
+  }
+
+  @Override
+  public BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights) {
+    return CudaBlockOps.prepare(this, config, weights);
+  }
+
+  @Override
+  public void close() {
+    if (closed.compareAndSet(false, true)) {
+      staging.close();
+      stream.close();
+      context.release();
+    }
+  }
+
+  /**
+   * Like {@code cuda:0 (NVIDIA H200)}.
+   *
+   * @return id and name
+   */
+  @Override
+  public String toString() {
+    return info().id() + " (" + info().name() + ")";
+  }
+}

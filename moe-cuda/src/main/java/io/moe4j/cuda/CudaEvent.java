@@ -1,0 +1,78 @@
+package io.moe4j.cuda;
+
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.cuda.ffi.CudaDriver;
+import java.lang.foreign.MemorySegment;
+import java.util.concurrent.atomic.AtomicBoolean;
+import jcuda.driver.CUevent;
+import jcuda.driver.CUevent_flags;
+import jcuda.driver.CUresult;
+import jcuda.driver.JCudaDriver;
+
+/** A point in a stream's work, to wait for or to measure from. */
+public final class CudaEvent implements AutoCloseable {
+  private final CudaContext context;
+  private final CUevent handle = new CUevent();
+  private final AtomicBoolean closed = new AtomicBoolean();
+
+  CudaEvent(CudaContext context, boolean timing) {
+    this.context = context;
+    context.makeCurrent();
+    Cu.check(
+        JCudaDriver.cuEventCreate(
+            handle,
+            timing ? CUevent_flags.CU_EVENT_DEFAULT : CUevent_flags.CU_EVENT_DISABLE_TIMING),
+        "cuEventCreate");
+  }
+
+  /**
+   * Marks what was enqueued so far.
+   *
+   * @param stream of the event's device
+   */
+  public void record(DeviceStream stream) {
+    context.makeCurrent();
+    Cu.check(CudaDriver.cuEventRecord(segment(), CudaStream.segment(stream)), "cuEventRecord");
+  }
+
+  /** {@return whether what it marks has finished; true if it was never recorded} */
+  public boolean isDone() {
+    context.makeCurrent();
+    int r = JCudaDriver.cuEventQuery(handle);
+    if (r == CUresult.CUDA_ERROR_NOT_READY) {
+      return false;
+    }
+    Cu.check(r, "cuEventQuery");
+    return true;
+  }
+
+  /** Waits until what it marks has finished. */
+  public void synchronize() {
+    context.makeCurrent();
+    Cu.check(JCudaDriver.cuEventSynchronize(handle), "cuEventSynchronize");
+  }
+
+  /**
+   * {@return the device's time from an earlier event to this one, in microseconds}
+   *
+   * @param start recorded before; both made with timing, both finished
+   */
+  public double microsSince(CudaEvent start) {
+    context.makeCurrent();
+    float[] ms = new float[1];
+    Cu.check(JCudaDriver.cuEventElapsedTime(ms, start.handle, handle), "cuEventElapsedTime");
+    return ms[0] * 1e3;
+  }
+
+  MemorySegment segment() {
+    return Handles.segment(handle);
+  }
+
+  @Override
+  public void close() {
+    if (closed.compareAndSet(false, true)) {
+      context.makeCurrent();
+      Cu.check(JCudaDriver.cuEventDestroy(handle), "cuEventDestroy");
+    }
+  }
+}

@@ -1,0 +1,87 @@
+package io.moe4j.cuda;
+
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.cuda.ffi.CudaDriver;
+import java.util.concurrent.atomic.AtomicBoolean;
+import jcuda.driver.CUgraph;
+import jcuda.driver.CUgraphExec;
+import jcuda.driver.CUstreamCaptureMode;
+import jcuda.driver.JCudaDriver;
+
+/**
+ * Work recorded once and launched many times. What it reads and writes stays at the addresses of
+ * the capture: to replay with other tokens, routings or adapters, change the contents of those
+ * buffers. One launch at a time may be in flight.
+ */
+public final class CudaGraph implements AutoCloseable {
+  private final CudaContext context;
+  private final CUgraphExec exec;
+  private final AtomicBoolean closed = new AtomicBoolean();
+
+  private CudaGraph(CudaContext context, CUgraphExec exec) {
+    this.context = context;
+    this.exec = exec;
+  }
+
+  /**
+   * Records what {@code work} enqueues on {@code stream} (and on streams that wait for its events)
+   * without running it. Kernels must have been loaded before: run the work once, eagerly.
+   *
+   * @param device the stream's device
+   * @param stream a stream of our own or the caller's; not the legacy default stream
+   * @param work must neither allocate, nor synchronise, nor read results
+   * @return the graph, owned by the caller
+   * @throws io.moe4j.api.DeviceException if the work did what a capture cannot hold
+   */
+  public static CudaGraph capture(CudaDevice device, DeviceStream stream, Runnable work) {
+    CudaContext context = device.context();
+    context.makeCurrent();
+    // Thread-local: another thread may allocate meanwhile without ending this capture.
+    Cu.check(
+        JCudaDriver.cuStreamBeginCapture(
+            CudaStream.jcuda(stream), CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
+        "cuStreamBeginCapture",
+        stream::toString);
+    CUgraph graph = new CUgraph();
+    boolean recorded = false;
+    int ended;
+    try {
+      work.run();
+      recorded = true;
+    } finally {
+      context.makeCurrent();
+      ended = JCudaDriver.cuStreamEndCapture(CudaStream.jcuda(stream), graph);
+      if (!recorded && Handles.raw(graph) != 0) {
+        JCudaDriver.cuGraphDestroy(graph);
+      }
+    }
+    Cu.check(ended, "cuStreamEndCapture", () -> "the captured work synchronised or allocated");
+    try {
+      CUgraphExec exec = new CUgraphExec();
+      Cu.check(JCudaDriver.cuGraphInstantiate(exec, graph, 0), "cuGraphInstantiate");
+      return new CudaGraph(context, exec);
+    } finally {
+      JCudaDriver.cuGraphDestroy(graph);
+    }
+  }
+
+  /**
+   * Enqueues the recorded work.
+   *
+   * @param stream any stream of the device
+   */
+  public void launch(DeviceStream stream) {
+    context.makeCurrent();
+    Cu.check(
+        CudaDriver.cuGraphLaunch(Handles.segment(exec), CudaStream.segment(stream)),
+        "cuGraphLaunch");
+  }
+
+  @Override
+  public void close() {
+    if (closed.compareAndSet(false, true)) {
+      context.makeCurrent();
+      Cu.check(JCudaDriver.cuGraphExecDestroy(exec), "cuGraphExecDestroy");
+    }
+  }
+}

@@ -1,0 +1,104 @@
+package io.moe4j.cuda;
+
+import io.moe4j.api.platform.DeviceId;
+import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.cuda.ffi.CudaDriver;
+import java.lang.foreign.MemorySegment;
+import java.util.concurrent.atomic.AtomicBoolean;
+import jcuda.driver.CUstream;
+import jcuda.driver.CUstream_flags;
+import jcuda.driver.JCudaDriver;
+
+/**
+ * A stream: one of our own, or a view of a handle that somebody else owns (an engine's stream, also
+ * while it captures a graph). Safe for several threads as far as the driver's streams are.
+ */
+public final class CudaStream implements DeviceStream, AutoCloseable {
+  private final CudaContext context;
+  private final CUstream handle;
+  private final boolean owned;
+  private final AtomicBoolean closed = new AtomicBoolean();
+
+  private CudaStream(CudaContext context, CUstream handle, boolean owned) {
+    this.context = context;
+    this.handle = handle;
+    this.owned = owned;
+  }
+
+  /** A new stream that does not synchronise with the legacy default stream. */
+  static CudaStream create(CudaContext context) {
+    context.makeCurrent();
+    CUstream s = new CUstream();
+    Cu.check(
+        JCudaDriver.cuStreamCreate(s, CUstream_flags.CU_STREAM_NON_BLOCKING), "cuStreamCreate");
+    return new CudaStream(context, s, true);
+  }
+
+  static CudaStream wrap(CudaContext context, long handle) {
+    return new CudaStream(context, Handles.wrap(new CUstream(), handle), false);
+  }
+
+  @Override
+  public DeviceId device() {
+    return context.info().id();
+  }
+
+  @Override
+  public long handle() {
+    return Handles.raw(handle);
+  }
+
+  @Override
+  public void synchronize() {
+    context.makeCurrent();
+    Cu.check(
+        CudaDriver.cuStreamSynchronize(Handles.segment(handle)),
+        "cuStreamSynchronize",
+        () -> "some work on " + this + " failed");
+  }
+
+  /**
+   * Makes later work of this stream wait for an event.
+   *
+   * @param event recorded on any stream
+   */
+  public void waitFor(CudaEvent event) {
+    context.makeCurrent();
+    Cu.check(
+        CudaDriver.cuStreamWaitEvent(Handles.segment(handle), event.segment(), 0),
+        "cuStreamWaitEvent");
+  }
+
+  /** The handle as the bindings take it; any {@link DeviceStream} of a CUDA device has one. */
+  static MemorySegment segment(DeviceStream stream) {
+    if (!stream.device().type().equals(DeviceType.CUDA)) {
+      throw new IllegalArgumentException(
+          "given the " + stream + ", needed a stream of a CUDA device");
+    }
+    return MemorySegment.ofAddress(stream.handle());
+  }
+
+  static CUstream jcuda(DeviceStream stream) {
+    return Handles.wrap(new CUstream(), segment(stream).address());
+  }
+
+  /** Destroys a stream of our own once its work is done; a wrapped one is left alone. */
+  @Override
+  public void close() {
+    if (owned && closed.compareAndSet(false, true)) {
+      context.makeCurrent();
+      Cu.check(JCudaDriver.cuStreamDestroy(handle), "cuStreamDestroy");
+    }
+  }
+
+  /**
+   * Like {@code stream 0x7f... of cuda:0}.
+   *
+   * @return handle and device
+   */
+  @Override
+  public String toString() {
+    return "stream 0x" + Long.toHexString(handle()) + " of " + device();
+  }
+}
