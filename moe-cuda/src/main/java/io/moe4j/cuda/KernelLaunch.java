@@ -219,7 +219,8 @@ public final class KernelLaunch {
     CUlaunchConfig_st.blockDimY(config, 1);
     CUlaunchConfig_st.blockDimZ(config, 1);
     CUlaunchConfig_st.sharedMemBytes(config, sharedBytes);
-    CUlaunchConfig_st.hStream(config, MemorySegment.ofAddress(stream.handle()));
+    // As a number: wrapping it in a segment would be the only allocation of a launch.
+    config.set(ValueLayout.JAVA_LONG, CUlaunchConfig_st.hStream$offset(), stream.handle());
     CUlaunchConfig_st.attrs(config, k.attributes());
     CUlaunchConfig_st.numAttrs(config, k.attributeCount());
     int result = CudaDriver.cuLaunchKernelEx(config, k.function(), pointers, MemorySegment.NULL);

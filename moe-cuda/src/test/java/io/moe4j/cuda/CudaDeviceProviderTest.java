@@ -45,7 +45,6 @@ class CudaDeviceProviderTest {
     assertThat(card.capability()).isPresent();
     assertThat(card.properties())
         .containsKeys("driver", "ptx-isa", "multiprocessors", "l2-bytes", "shared-bytes-per-block");
-    assertThat(CudaDeviceProvider.ptxIsa(card).major())
-        .isGreaterThanOrEqualTo(8);
+    assertThat(CudaDeviceProvider.ptxIsa(card).major()).isGreaterThanOrEqualTo(8);
   }
 }
