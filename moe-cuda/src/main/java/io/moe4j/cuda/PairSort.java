@@ -15,8 +15,11 @@ import org.jspecify.annotations.Nullable;
  * threads.
  */
 public final class PairSort {
-  /** Up to this many pairs one launch does all: every block counts for itself. */
-  static final int FUSED_PAIRS = 8192;
+  /**
+   * Up to this many pairs one launch does all: every block counts for itself. On an H200 with 128
+   * experts the two ways meet between 4096 and 8192 pairs.
+   */
+  static final int FUSED_PAIRS = 4096;
 
   private static final int WARPS = 32;
   private static final int SCRATCH_WORDS = WARPS + 3;
@@ -24,9 +27,10 @@ public final class PairSort {
   private static final int MAX_KEYS = 0xffff;
 
   private final Kernel sort;
-  private final Kernel count;
+  private final Kernel gather;
   private final Kernel place;
   private final int columns;
+  private final int fusedPairs;
 
   /**
    * Loads the kernels.
@@ -36,9 +40,15 @@ public final class PairSort {
    * @throws DeviceException if so many slots do not fit the device's shared memory
    */
   public PairSort(CudaDevice device, int slots) {
+    this(device, slots, FUSED_PAIRS);
+  }
+
+  /** With another limit for the one-launch way, so that both can be tested and timed. */
+  PairSort(CudaDevice device, int slots, int fusedPairs) {
     this.columns = slots + 1;
+    this.fusedPairs = fusedPairs;
     sort = SharedKernels.load(device, "pair_sort");
-    count = SharedKernels.load(device, "pair_count");
+    gather = SharedKernels.load(device, "pair_gather");
     place = SharedKernels.load(device, "pair_place");
     place.allowSharedBytes(placeBytes(columns));
   }
@@ -48,8 +58,8 @@ public final class PairSort {
   }
 
   /** What one launch takes in shared memory, or -1 where two are needed. */
-  static int fusedBytes(int pairs, int experts, int columns) {
-    if (pairs > FUSED_PAIRS || (long) experts * columns >= MAX_KEYS) {
+  static int fusedBytes(int pairs, int experts, int columns, int fusedPairs) {
+    if (pairs > fusedPairs || (long) experts * columns >= MAX_KEYS) {
       return -1;
     }
     long bytes = 4L * experts * columns + placeBytes(columns) + 2L * pairs;
@@ -77,6 +87,8 @@ public final class PairSort {
    * @param segmentOfRow byte offset of {@code [P]}, -1 = base row
    * @param counts byte offset of {@code [4]}: tiles, shrink tiles, rows, segments
    * @param keyCounts byte offset of {@code [experts * columns]}, scratch
+   * @param summaries byte offset of {@code [experts, 4]}, scratch
+   * @param lists byte offset of {@code [P]}, scratch
    * @param byteSize of all of it
    */
   public record Layout(
@@ -97,6 +109,8 @@ public final class PairSort {
       long segmentOfRow,
       long counts,
       long keyCounts,
+      long summaries,
+      long lists,
       long byteSize) {
 
     /**
@@ -130,9 +144,19 @@ public final class PairSort {
       int maxTiles = Math.min(pairs, pairs / tileRows + Math.min(experts, pairs));
       int maxSegments = (int) Math.min(pairs, (long) experts * slots);
       int maxShrinkTiles = Math.min(pairs, pairs / shrinkRows + maxSegments);
-      long[] at = new long[10];
+      long[] at = new long[12];
       long[] words = {
-        keys + 1L, pairs, pairs, 4L * maxTiles, 4L * maxShrinkTiles, maxSegments, pairs, 4, keys
+        keys + 1L,
+        pairs,
+        pairs,
+        4L * maxTiles,
+        4L * maxShrinkTiles,
+        maxSegments,
+        pairs,
+        4,
+        keys,
+        4L * experts,
+        pairs
       };
       for (int i = 0; i < words.length; i++) {
         at[i + 1] = at[i] + Workspace.align(4 * words[i]);
@@ -155,7 +179,9 @@ public final class PairSort {
           at[6],
           at[7],
           at[8],
-          at[9]);
+          at[9],
+          at[10],
+          at[11]);
     }
   }
 
@@ -205,27 +231,35 @@ public final class PairSort {
     }
     int k = SharedKernels.size("K", ids.size(1));
     int global = map == null ? layout.experts() : SharedKernels.size("E", map.size(0));
-    int fused = fusedBytes(layout.pairs(), layout.experts(), layout.columns());
+    int fused = fusedBytes(layout.pairs(), layout.experts(), layout.columns(), fusedPairs);
     if (fused < 0) {
-      count
+      gather
           .begin()
           .pointer(ids)
           .pointer(map)
           .pointer(tokenLoraMapping)
           .pointer(slotActive)
           .pointer(address + layout.keyCounts())
+          .pointer(address + layout.summaries())
+          .pointer(address + layout.lists())
+          .pointer(address + layout.rowOfPair())
           .i32(layout.pairs())
           .i32(k)
           .i32(global)
           .i32(layout.experts())
           .i32(layout.columns())
+          .i32(layout.tileRows())
+          .i32(layout.shrinkRows())
           .sharedBytes(4 * layout.columns())
           .launch(stream, layout.experts());
     }
     KernelLaunch launch = (fused < 0 ? place : sort).begin();
     launch.pointer(ids).pointer(map).pointer(tokenLoraMapping).pointer(slotActive);
     if (fused < 0) {
-      launch.pointer(address + layout.keyCounts());
+      launch
+          .pointer(address + layout.keyCounts())
+          .pointer(address + layout.summaries())
+          .pointer(address + layout.lists());
     }
     launch
         .pointer(address + layout.off())

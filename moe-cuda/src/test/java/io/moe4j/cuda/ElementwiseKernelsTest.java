@@ -30,7 +30,7 @@ class ElementwiseKernelsTest {
   @ParameterizedTest
   @EnumSource(Activation.Kind.class)
   void activationsOfEveryTypeAndLayout(Activation.Kind kind) {
-    Random random = new Random(kind.ordinal());
+    Random random = new Random(ElementwiseKernels.code(kind));
     int rows = 7;
     int width = 301;
     try (Gpu gpu = new Gpu()) {
@@ -65,20 +65,21 @@ class ElementwiseKernelsTest {
   @Test
   void activationLeavesRowsPastTheCountsAlone() {
     int maxTokens = 4;
+    int rows = 3 * maxTokens;
     int width = 40;
     try (Gpu gpu = new Gpu()) {
-      float[] x = Gpu.random(new Random(1), 3 * maxTokens * width, 1f);
-      Tensor y = gpu.empty(DType.F32, 3 * maxTokens, width);
+      float[] x = Gpu.random(new Random(1), rows * width, 1f);
+      Tensor y = gpu.empty(DType.F32, rows, width);
       new ElementwiseKernels(gpu.device)
           .activation(
               Activation.RELU2_NO_MUL,
-              gpu.floats(DType.F32, x, 3 * maxTokens, width),
+              gpu.floats(DType.F32, x, rows, width),
               GateUpLayout.HALVES,
               y,
               gpu.ints(new int[] {0, 4, 1}, 3),
               gpu.stream);
       float[] got = gpu.floats(y);
-      for (int r = 0; r < 3 * maxTokens; r++) {
+      for (int r = 0; r < rows; r++) {
         boolean used = r / maxTokens == 1 || r == 2 * maxTokens;
         assertThat(Float.isNaN(got[r * width])).as("row %d untouched", r).isEqualTo(!used);
       }
@@ -110,6 +111,7 @@ class ElementwiseKernelsTest {
   void combineWeightsAndSkipsPairsWithoutExpert() {
     int tokens = 33;
     int k = 5;
+    int pairs = tokens * k;
     int experts = 6;
     Random random = new Random(3);
     int[] ids = random.ints((long) tokens * k, -2, 10).toArray();
@@ -125,7 +127,7 @@ class ElementwiseKernelsTest {
       for (DType in : TYPES) {
         for (int width : new int[] {8, 77, 2052}) {
           DType out = TYPES.get(random.nextInt(3));
-          Tensor y = Gpu.host(in, Gpu.random(random, tokens * k * width, 1f), tokens * k, width);
+          Tensor y = Gpu.host(in, Gpu.random(random, pairs * width, 1f), pairs, width);
           Tensor sum = gpu.empty(out, tokens, width);
           boolean weighted = random.nextBoolean();
           kernels.combine(gpu.upload(y), routing, weighted, 0, experts, sum, gpu.stream);

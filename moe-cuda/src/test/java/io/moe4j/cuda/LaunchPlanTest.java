@@ -34,10 +34,13 @@ class LaunchPlanTest {
 
   @Test
   void sortTakesOneLaunchWhileCountsAndKeysFitSharedMemory() {
-    assertThat(PairSort.fusedBytes(512, 128, 1)).isEqualTo(4 * 128 + 4 * 35 + 2 * 512);
-    assertThat(PairSort.fusedBytes(8192, 128, 33)).isPositive().isLessThanOrEqualTo(48 * 1024);
-    assertThat(PairSort.fusedBytes(8193, 128, 1)).isEqualTo(-1);
-    assertThat(PairSort.fusedBytes(64, 512, 65)).isEqualTo(-1);
+    int most = PairSort.FUSED_PAIRS;
+    assertThat(PairSort.fusedBytes(512, 128, 1, most)).isEqualTo(4 * 128 + 4 * 35 + 2 * 512);
+    assertThat(PairSort.fusedBytes(most, 128, 33, most))
+        .isPositive()
+        .isLessThanOrEqualTo(48 * 1024);
+    assertThat(PairSort.fusedBytes(most + 1, 128, 1, most)).isEqualTo(-1);
+    assertThat(PairSort.fusedBytes(64, 512, 65, most)).isEqualTo(-1);
   }
 
   @Test
@@ -57,11 +60,14 @@ class LaunchPlanTest {
       l.segmentOfRow(),
       l.counts(),
       l.keyCounts(),
+      l.summaries(),
+      l.lists(),
       l.byteSize()
     };
     assertThat(offsets).isSorted().doesNotHaveDuplicates();
     assertThat(Arrays.stream(offsets)).allMatch(o -> o % 64 == 0);
-    assertThat(l.byteSize() - l.keyCounts()).isGreaterThanOrEqualTo(4 * 80);
+    assertThat(l.summaries() - l.keyCounts()).isGreaterThanOrEqualTo(4 * 80);
+    assertThat(l.byteSize() - l.lists()).isGreaterThanOrEqualTo(4 * 1000);
   }
 
   @Test

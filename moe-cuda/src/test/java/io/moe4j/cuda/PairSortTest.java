@@ -44,6 +44,8 @@ class PairSortTest {
         new Case(8192, 8, 128, 32, Spread.UNIFORM, false),
         new Case(8192, 8, 128, 32, Spread.ALL_ON_ONE, false),
         new Case(8192, 8, 64, 0, Spread.UNIFORM, false),
+        // More than the 65536 pairs of one round.
+        new Case(20_001, 7, 33, 9, Spread.SKEWED, true),
         new Case(100, 8, 512, 100, Spread.UNIFORM, false));
   }
 
@@ -86,25 +88,27 @@ class PairSortTest {
               map == null ? null : gpu.ints(map, global));
       Tensor mapping = c.slots == 0 ? null : gpu.ints(slots, c.tokens);
       Tensor activeSlots = c.slots == 0 ? null : gpu.ints(active, c.slots);
-      new PairSort(gpu.device, c.slots)
-          .run(routing, mapping, activeSlots, l, memory.deviceAddress(), gpu.stream);
-      int[] all = gpu.ints(memory);
-
       int[] rowOfPair = new int[pairs];
       Arrays.fill(rowOfPair, -1);
       for (int r = 0; r < order.size(); r++) {
         rowOfPair[order.get(r)] = r;
       }
-      assertThat(part(all, l.pairOfRow(), order.size()))
-          .isEqualTo(order.stream().mapToInt(p -> p).toArray());
-      assertThat(part(all, l.rowOfPair(), pairs)).isEqualTo(rowOfPair);
-
       int[] off = new int[c.experts * columns + 1];
       order.forEach(p -> off[key[p] + 1]++);
       Arrays.parallelPrefix(off, Integer::sum);
-      assertThat(part(all, l.off(), off.length)).isEqualTo(off);
 
-      checkTiles(all, l, off, columns, order.size());
+      // One launch where it fits, and two.
+      for (int fusedPairs : new int[] {PairSort.FUSED_PAIRS, 0}) {
+        gpu.device.fill(memory, 0xff, gpu.stream);
+        new PairSort(gpu.device, c.slots, fusedPairs)
+            .run(routing, mapping, activeSlots, l, memory.deviceAddress(), gpu.stream);
+        int[] all = gpu.ints(memory);
+        assertThat(part(all, l.pairOfRow(), order.size()))
+            .isEqualTo(order.stream().mapToInt(p -> p).toArray());
+        assertThat(part(all, l.rowOfPair(), pairs)).isEqualTo(rowOfPair);
+        assertThat(part(all, l.off(), off.length)).isEqualTo(off);
+        checkTiles(all, l, off, columns, order.size());
+      }
     }
   }
 
