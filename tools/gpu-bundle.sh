@@ -3,7 +3,7 @@
 #   tools/gpu-bundle.sh [-o DIR] [-t] [MODULE...]
 # DIR is target/gpu-bundle, the modules are every one with tests tagged gpu. -t: also DIR.tar.xz. In the folder:
 #   jre/        a run-time image cut from a JDK 25          lib/     jars, JCuda's natives among them
-#   tests/M/    test classes and fixtures of module M       ./test   runs the gpu tests; arguments go to JUnit's console
+#   tests/M/    test classes of module M, testdata/         ./test   runs the gpu tests; arguments go to JUnit's console
 #   ./moe       the command line, where moe-cli was built   ./java   java with the right flags and class path
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -45,11 +45,12 @@ mvn ${MAVEN_ARGS:--q} -N dependency:copy -DoutputDirectory="$out/lib" \
 find "$out/lib" -name 'junit-*' ! -name 'junit-platform-console-standalone-*' -delete
 rm -f "$out"/lib/{apiguardian-api,opentest4j}-*.jar
 for m in $(sed -n 's|.*<module>\(.*\)</module>.*|\1|p' pom.xml); do
-  find "$m/target" -maxdepth 1 -name '*.jar' ! -name '*-sources.jar' ! -name '*-javadoc.jar' -exec cp {} "$out/lib/" \; 2> /dev/null || true
+  find "$m/target" -maxdepth 1 -name '*.jar' ! -name '*-sources.jar' ! -name '*-javadoc.jar' ! -name '*-tests.jar' -exec cp {} "$out/lib/" \; 2> /dev/null || true
 done
 for m in "${modules[@]}"; do
   cp -r "$m/target/test-classes" "$out/tests/$m"
 done
+cp -r testdata "$out/"
 
 "$jdk/bin/jlink" --add-modules java.base,java.instrument,java.logging,java.management,java.naming,java.sql,java.xml,jdk.incubator.vector,jdk.management,jdk.unsupported \
   --strip-debug --no-man-pages --no-header-files --compress zip-9 --output "$out/jre"
@@ -65,11 +66,12 @@ cat > "$out/test" << 'END'
 here=$(cd "$(dirname "$0")" && pwd)
 scan=$(find "$here/tests" -mindepth 1 -maxdepth 1 -type d | sort | tr '\n' ':')
 [ $# -gt 0 ] || set -- --scan-classpath "$scan" --include-tag gpu
+cd "$here"
 exec "$here/java" org.junit.platform.console.ConsoleLauncher execute --disable-banner --disable-ansi-colors --details=tree "$@"
 END
 cat > "$out/moe" << 'END'
 #!/bin/sh
-exec "$(dirname "$0")/java" io.moe4j.cli.Main "$@"
+exec "$(dirname "$0")/java" io.moe4j.cli.Moe "$@"
 END
 chmod +x "$out/java" "$out/test" "$out/moe"
 echo "$out: $(du -sh "$out" | cut -f1)"
