@@ -1,0 +1,284 @@
+package io.moe4j.cli;
+
+import static java.util.Locale.ROOT;
+
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.checkpoint.AdapterConfig;
+import io.moe4j.checkpoint.AdapterReport;
+import io.moe4j.checkpoint.CheckpointDescription;
+import io.moe4j.checkpoint.MoeCheckpoint;
+import io.moe4j.checkpoint.PeftAdapter;
+import io.moe4j.checkpoint.SafetensorsFile;
+import java.io.PrintWriter;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
+import java.util.concurrent.Callable;
+import org.jspecify.annotations.Nullable;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Parameters;
+import picocli.CommandLine.ParentCommand;
+
+/** {@code moe inspect}. */
+@Command(
+    name = "inspect",
+    description = {
+      "Say what a checkpoint, an adapter or a safetensors file holds.",
+      "",
+      "Of an adapter every tensor is accounted for: applied, skipped or refused, and why. That needs"
+          + " the model it is for (--model). Ends with exit code 4 if the adapter would be refused."
+    })
+final class InspectCommand implements Callable<Integer> {
+  @ParentCommand private Moe moe;
+
+  @Parameters(
+      paramLabel = "PATH",
+      description = "Folder of a checkpoint or of a PEFT adapter, or a safetensors file.")
+  private Path path;
+
+  @Option(
+      names = "--model",
+      paramLabel = "DIR",
+      description = "The checkpoint that an adapter is for.")
+  private @Nullable Path model;
+
+  @Option(
+      names = "--policy",
+      paramLabel = "WHICH",
+      description =
+          "Judge an adapter by this policy: default, strict, lenient (see moe run --help).",
+      defaultValue = "default")
+  private AdapterFiles.Policy policy;
+
+  @Option(names = "--json", description = "Print JSON.")
+  private boolean json;
+
+  @SuppressWarnings("NullAway.Init") // picocli sets them
+  InspectCommand() {}
+
+  @Override
+  public Integer call() {
+    if (Files.isRegularFile(path)) {
+      return file();
+    }
+    RunInput.requireDirectory("PATH", path);
+    if (Files.exists(path.resolve(AdapterConfig.FILE))) {
+      return model == null ? adapterAlone() : adapter(model);
+    }
+    if (Files.exists(path.resolve("config.json"))) {
+      return checkpoint();
+    }
+    throw CliException.badInput(
+        path
+            + " holds neither config.json (a checkpoint) nor "
+            + AdapterConfig.FILE
+            + " (a PEFT adapter).");
+  }
+
+  private int checkpoint() {
+    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(path)) {
+      CheckpointDescription d = checkpoint.describe();
+      if (json) {
+        moe.terminal().out().println(Json.text(json(d)));
+      } else {
+        print(d);
+      }
+      return ExitCode.OK;
+    }
+  }
+
+  private void print(CheckpointDescription d) {
+    PrintWriter out = moe.terminal().out();
+    out.println(d.directory() + ": checkpoint of model_type " + d.modelType());
+    out.println(
+        "  "
+            + d.tensors()
+            + " tensors in "
+            + d.files().size()
+            + (d.files().size() == 1 ? " file, " : " files, ")
+            + Text.bytes(d.bytes())
+            + (d.root().isEmpty() ? "" : ", names begin with " + d.root()));
+    out.println("  " + d.numLayers() + " layers, " + d.layers().size() + " of them MoE:");
+    // Layers that are alike share a line.
+    Map<String, List<CheckpointDescription.Layer>> alike = new LinkedHashMap<>();
+    for (CheckpointDescription.Layer l : d.layers()) {
+      alike.computeIfAbsent(text(l), _ -> new java.util.ArrayList<>()).add(l);
+    }
+    alike.forEach((text, layers) -> {
+      long bytes = layers.stream().mapToLong(CheckpointDescription.Layer::bytes).sum();
+      out.println("    layers " + ranges(layers) + " (" + Text.bytes(bytes) + ")");
+      out.print(text);
+    });
+    d.notes().forEach(n -> out.println("  note: " + n));
+  }
+
+  private static String text(CheckpointDescription.Layer l) {
+    MoeConfig c = l.config();
+    String shared =
+        c.sharedExpert()
+            .map(s ->
+                "shared expert: I="
+                    + s.intermediateSize()
+                    + (s.sigmoidGate() ? ", sigmoid gate" : ""))
+            .orElse("no shared expert");
+    return String.format(
+        ROOT,
+        "      experts: E=%d top_k=%d H=%d I=%d%s, %s%s%n      routing: %s%n      activation: %s%n"
+            + "      %s%n",
+        c.numExperts(),
+        c.topK(),
+        c.hiddenSize(),
+        c.intermediateSize(),
+        c.latentSize() > 0 ? " latent D=" + c.latentSize() : "",
+        c.weightDtype(),
+        c.expertBias() ? ", with bias" : "",
+        l.routing(),
+        l.activation(),
+        shared);
+  }
+
+  private static String ranges(List<CheckpointDescription.Layer> layers) {
+    StringBuilder s = new StringBuilder();
+    for (int i = 0; i < layers.size(); ) {
+      int j = i;
+      while (j + 1 < layers.size() && layers.get(j + 1).index() == layers.get(j).index() + 1) {
+        j++;
+      }
+      s.append(s.isEmpty() ? "" : ", ").append(layers.get(i).index());
+      s.append(j > i ? "-" + layers.get(j).index() : "");
+      i = j + 1;
+    }
+    return s.toString();
+  }
+
+  private static ObjectNode json(CheckpointDescription d) {
+    ObjectNode root = Json.object();
+    root.put("kind", "checkpoint");
+    root.put("directory", d.directory().toString());
+    root.put("model_type", d.modelType());
+    root.put("root", d.root());
+    root.put("num_layers", d.numLayers());
+    root.put("tensors", d.tensors());
+    root.put("bytes", d.bytes());
+    ArrayNode files = root.putArray("files");
+    for (CheckpointDescription.File f : d.files()) {
+      files.addObject().put("name", f.name()).put("bytes", f.bytes()).put("tensors", f.tensors());
+    }
+    ArrayNode layers = root.putArray("moe_layers");
+    for (CheckpointDescription.Layer l : d.layers()) {
+      MoeConfig c = l.config();
+      ObjectNode n = layers.addObject();
+      n.put("layer", l.index());
+      n.put("num_experts", c.numExperts());
+      n.put("top_k", c.topK());
+      n.put("hidden_size", c.hiddenSize());
+      n.put("intermediate_size", c.intermediateSize());
+      n.put("latent_size", c.latentSize());
+      n.put("dtype", c.weightDtype().name());
+      n.put("expert_bias", c.expertBias());
+      n.put("routing", l.routing());
+      n.put("activation", l.activation());
+      c.sharedExpert()
+          .ifPresent(s ->
+              n.putObject("shared_expert")
+                  .put("intermediate_size", s.intermediateSize())
+                  .put("sigmoid_gate", s.sigmoidGate()));
+      n.put("bytes", l.bytes());
+    }
+    ArrayNode notes = root.putArray("notes");
+    d.notes().forEach(notes::add);
+    return root;
+  }
+
+  private int adapter(Path modelDir) {
+    RunInput.requireDirectory("--model", modelDir);
+    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(modelDir)) {
+      AdapterReport r = PeftAdapter.inspect(path, checkpoint.adapterTarget(), policy.policy());
+      if (json) {
+        moe.terminal().out().println(Json.text(AdapterText.json(r)));
+      } else {
+        AdapterText.print(r, moe.terminal().out());
+      }
+      return r.accepted() ? ExitCode.OK : ExitCode.ADAPTER_REFUSED;
+    }
+  }
+
+  /** Without the model nobody can say what applies: names and shapes only. */
+  private int adapterAlone() {
+    AdapterConfig config = AdapterConfig.read(path);
+    Path weights = path.resolve("adapter_model.safetensors");
+    RunInput.requireFile(weights);
+    try (SafetensorsFile file = SafetensorsFile.open(weights)) {
+      if (json) {
+        ObjectNode root = Json.object();
+        root.put("kind", "adapter");
+        root.put("directory", path.toString());
+        root.set("config", AdapterText.config(config));
+        root.set("tensors", tensors(file));
+        root.put("note", "give --model DIR to learn what is applied");
+        moe.terminal().out().println(Json.text(root));
+      } else {
+        PrintWriter out = moe.terminal().out();
+        out.println(path + ": PEFT adapter, " + AdapterText.words(config));
+        out.print(table(file));
+        out.println(
+            "Which of these are applied depends on the model: moe inspect "
+                + path
+                + " --model DIR");
+      }
+      return ExitCode.OK;
+    }
+  }
+
+  private int file() {
+    try (SafetensorsFile file = SafetensorsFile.open(path)) {
+      if (json) {
+        ObjectNode root = Json.object();
+        root.put("kind", "safetensors");
+        root.put("file", path.toString());
+        root.put("bytes", file.fileSize());
+        ObjectNode metadata = root.putObject("metadata");
+        file.metadata().forEach(metadata::put);
+        root.set("tensors", tensors(file));
+        moe.terminal().out().println(Json.text(root));
+      } else {
+        PrintWriter out = moe.terminal().out();
+        out.println(
+            path
+                + ": safetensors file, "
+                + file.tensors().size()
+                + " tensors, "
+                + Text.bytes(file.fileSize()));
+        out.print(table(file));
+      }
+      return ExitCode.OK;
+    }
+  }
+
+  private static String table(SafetensorsFile file) {
+    TextTable table = new TextTable("tensor", "dtype", "shape");
+    new TreeMap<>(file.tensors())
+        .forEach((name, t) -> table.row(name, t.dtype(), Arrays.toString(t.shape())));
+    return table.render("  ");
+  }
+
+  private static ArrayNode tensors(SafetensorsFile file) {
+    ArrayNode all = Json.array();
+    for (Map.Entry<String, Tensor> e : new TreeMap<>(file.tensors()).entrySet()) {
+      ObjectNode n = all.addObject();
+      n.put("name", e.getKey());
+      n.put("dtype", e.getValue().dtype().name());
+      ArrayNode shape = n.putArray("shape");
+      Arrays.stream(e.getValue().shape()).forEach(shape::add);
+    }
+    return all;
+  }
+}

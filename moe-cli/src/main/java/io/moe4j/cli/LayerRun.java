@@ -1,0 +1,237 @@
+package io.moe4j.cli;
+
+import io.moe4j.api.config.LoraConfig;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.LoraAdapter;
+import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.spi.Device;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.HostMemory;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.checkpoint.MoeCheckpoint;
+import io.moe4j.lora.AdapterBatch;
+import io.moe4j.lora.AdapterRegistry;
+import io.moe4j.oracle.MoeForward;
+import io.moe4j.oracle.MoeLayer;
+import io.moe4j.oracle.MoeOracle;
+import io.moe4j.oracle.Selection;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
+import java.util.TreeMap;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * Runs layers of one checkpoint over one batch, one layer at a time: weights stay mapped, and what
+ * a backend repacks is given back before the next layer. Not thread-safe.
+ */
+final class LayerRun {
+  /** More tokens than this run in pieces, so that scratch memory stays small. */
+  private static final int MAX_TOKENS_AT_ONCE = 4096;
+
+  private static final int WARM_FORWARDS = 200;
+
+  private final MoeOracle oracle;
+  private final MoeCheckpoint model;
+  private final List<LoraAdapter> adapters;
+  private final @Nullable String backend;
+  private final Map<Integer, MoeConfig> configs = new TreeMap<>();
+
+  /**
+   * @param oracle who chooses; stays the caller's
+   * @param model stays the caller's, open as long as this is
+   * @param adapters with distinct names; stay valid as long as this is open
+   * @param backend asked for by name, or null
+   * @param inputDtype of the hidden states
+   * @param tokens {@code T}
+   */
+  LayerRun(
+      MoeOracle oracle,
+      MoeCheckpoint model,
+      List<LoraAdapter> adapters,
+      @Nullable String backend,
+      DType inputDtype,
+      int tokens) {
+    this.oracle = oracle;
+    this.model = model;
+    this.adapters = List.copyOf(adapters);
+    this.backend = backend;
+    int rank = Math.max(1, adapters.stream().mapToInt(LoraAdapter::maxRank).max().orElse(1));
+    for (int layer : model.layers()) {
+      MoeConfig.Builder b =
+          model.config(layer).toBuilder()
+              .inputDtype(inputDtype)
+              .maxTokens(Math.clamp(tokens, 1, MAX_TOKENS_AT_ONCE));
+      if (!adapters.isEmpty()) {
+        b.lora(new LoraConfig(adapters.size(), rank));
+      }
+      configs.put(layer, b.build());
+    }
+  }
+
+  /**
+   * One layer's results, in memory of the caller's arena.
+   *
+   * @param selection who computed it, and why
+   * @param output F32 {@code [T, H]}
+   * @param topkIds int32 {@code [T, K]}
+   * @param topkWeights F32 {@code [T, K]}
+   * @param prepareNanos choosing, repacking, loading from disk
+   * @param forwardNanos the first forward
+   * @param warmNanos a forward's time after many; 0 where they were not asked for
+   */
+  record Result(
+      Selection selection,
+      Tensor output,
+      Tensor topkIds,
+      Tensor topkWeights,
+      long prepareNanos,
+      long forwardNanos,
+      long warmNanos) {
+    /** {@return the same, without memory that its arena is about to give back} */
+    Result withoutTensors() {
+      Tensor none = Tensor.ofInts(new int[0], 0);
+      return new Result(selection, none, none, none, prepareNanos, forwardNanos, warmNanos);
+    }
+  }
+
+  /**
+   * Runs one layer.
+   *
+   * @param layer its index in the model
+   * @param hidden {@code [T, H]} on the host
+   * @param assignment by token: 0 = base, i = the i-th adapter
+   * @param arena owns the results
+   * @param warmSeconds for how long to repeat the forward afterwards (up to five times as long
+   *     where it is slow), 0 = not at all
+   */
+  Result run(int layer, Tensor hidden, int[] assignment, Arena arena, double warmSeconds) {
+    MoeConfig config = configs.get(layer);
+    if (config == null) {
+      throw new IllegalArgumentException("layer " + layer + " is none of " + configs.keySet());
+    }
+    long start = System.nanoTime();
+    try (MoeLayer built =
+        MoeLayer.builder(config, model.weights(layer)).oracle(oracle).backend(backend).build()) {
+      long prepared = System.nanoTime();
+      Device device = built.device();
+      long t = hidden.size(0);
+      int k = config.topK();
+      List<AutoCloseable> owned = new ArrayList<>();
+      try {
+        Tensor in = toDevice(device, hidden, owned);
+        Tensor out = onDevice(device, arena, owned, DType.F32, t, config.hiddenSize());
+        Tensor ids = onDevice(device, arena, owned, DType.I32, t, k);
+        Tensor weights = onDevice(device, arena, owned, DType.F32, t, k);
+        MoeForward request = MoeForward.of(in, out).topkInto(ids, weights);
+        if (!adapters.isEmpty()) {
+          AdapterRegistry slots = AdapterRegistry.builder(configs).device(device).build();
+          owned.add(slots);
+          AdapterBatch batch = batch(slots, assignment);
+          owned.add(batch);
+          request = request.withLora(batch.context(layer));
+        }
+        long begin = System.nanoTime();
+        built.forward(request);
+        device.defaultStream().synchronize();
+        long forward = System.nanoTime() - begin;
+        long warm = warmSeconds > 0 ? warm(built, request, warmSeconds) : 0;
+        return new Result(
+            built.selection(),
+            toHost(device, out, arena),
+            toHost(device, ids, arena),
+            toHost(device, weights, arena),
+            prepared - start,
+            forward,
+            warm);
+      } finally {
+        closeAll(owned);
+      }
+    }
+  }
+
+  /**
+   * Until the JIT compiler has seen enough of it, or for so long; the median of the last quarter.
+   */
+  private static long warm(MoeLayer layer, MoeForward request, double seconds) {
+    long start = System.nanoTime();
+    List<Long> times = new ArrayList<>();
+    double elapsed;
+    do {
+      long begin = System.nanoTime();
+      layer.forward(request);
+      layer.device().defaultStream().synchronize();
+      long end = System.nanoTime();
+      times.add(end - begin);
+      elapsed = (end - start) * 1e-9;
+    } while (elapsed < seconds || (times.size() < WARM_FORWARDS && elapsed < 5 * seconds));
+    List<Long> last = times.subList(times.size() * 3 / 4, times.size()).stream().sorted().toList();
+    return last.get(last.size() / 2);
+  }
+
+  private AdapterBatch batch(AdapterRegistry slots, int[] assignment) {
+    int[] handleOf = new int[adapters.size() + 1];
+    handleOf[0] = AdapterRegistry.BASE;
+    for (int i = 0; i < adapters.size(); i++) {
+      handleOf[i + 1] = slots.load(adapters.get(i));
+    }
+    return slots.batch(Arrays.stream(assignment).map(i -> handleOf[i]).toArray());
+  }
+
+  private static boolean isHost(Device device) {
+    return device.info().id().type().equals(DeviceType.CPU);
+  }
+
+  private static Tensor toDevice(Device device, Tensor host, List<AutoCloseable> owned) {
+    if (isHost(device)) {
+      return host;
+    }
+    Device.Buffer buffer = device.allocate(host.dtype().byteSize(host.elementCount()));
+    owned.add(buffer);
+    Tensor there = Tensor.of(host.dtype(), buffer.memory(), host.shape());
+    device.copy(host, there, device.defaultStream());
+    return there;
+  }
+
+  private static Tensor onDevice(
+      Device device, Arena arena, List<AutoCloseable> owned, DType dtype, long... shape) {
+    long bytes = dtype.byteSize(shape[0] * shape[1]);
+    if (isHost(device)) {
+      return Tensor.of(dtype, hostMemory(arena, bytes), shape);
+    }
+    Device.Buffer buffer = device.allocate(bytes);
+    owned.add(buffer);
+    return Tensor.of(dtype, buffer.memory(), shape);
+  }
+
+  private static HostMemory hostMemory(Arena arena, long bytes) {
+    MemorySegment segment = arena.allocate(Math.max(1, bytes), 64);
+    return new HostMemory(segment.asSlice(0, bytes));
+  }
+
+  private static Tensor toHost(Device device, Tensor there, Arena arena) {
+    if (isHost(device)) {
+      return there;
+    }
+    long bytes = there.dtype().byteSize(there.elementCount());
+    Tensor host = Tensor.of(there.dtype(), hostMemory(arena, bytes), there.shape());
+    device.copy(there, host, device.defaultStream());
+    device.defaultStream().synchronize();
+    return host;
+  }
+
+  private static void closeAll(List<AutoCloseable> owned) {
+    for (AutoCloseable c : owned.reversed()) {
+      try {
+        c.close();
+      } catch (RuntimeException e) {
+        throw e;
+      } catch (Exception e) {
+        throw new IllegalStateException("closing " + c + " failed", e);
+      }
+    }
+  }
+}

@@ -1,0 +1,134 @@
+package io.moe4j.cli;
+
+import java.io.PrintWriter;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import picocli.AutoComplete;
+import picocli.CommandLine;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Help.Ansi;
+import picocli.CommandLine.HelpCommand;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.ScopeType;
+import picocli.CommandLine.Spec;
+
+/** The {@code moe} command: what its subcommands share, and the process's entry. */
+@Command(
+    name = "moe",
+    description = {
+      "Runs Mixture-of-Experts layers of Hugging Face checkpoints, with PEFT adapters mixed in one"
+          + " batch, on the best backend that fits.",
+      "",
+      "'moe run' without options runs the bundled sample and checks it against recorded results."
+    },
+    mixinStandardHelpOptions = true,
+    scope = ScopeType.INHERIT,
+    versionProvider = Version.class,
+    synopsisSubcommandLabel = "COMMAND",
+    subcommands = {
+      RunCommand.class,
+      BackendsCommand.class,
+      InspectCommand.class,
+      BenchCommand.class,
+      DoctorCommand.class,
+      HelpCommand.class,
+    })
+public final class Moe implements Runnable {
+  private final Terminal terminal;
+
+  @Mixin private final CommonOptions common = new CommonOptions();
+
+  @Spec private CommandSpec spec;
+
+  @SuppressWarnings("NullAway.Init") // picocli sets spec
+  Moe(Terminal terminal) {
+    this.terminal = terminal;
+  }
+
+  /**
+   * The process.
+   *
+   * @param args the command line
+   */
+  public static void main(String[] args) {
+    System.exit(run(Terminal.ofProcess(), args));
+  }
+
+  /**
+   * Runs the command without ending the process: for tests, and for programs that embed it.
+   *
+   * @param out where results go
+   * @param err where notes and errors go
+   * @param args the command line
+   * @return the exit code
+   */
+  public static int run(PrintWriter out, PrintWriter err, String... args) {
+    return run(Terminal.of(out, err), args);
+  }
+
+  static int run(Terminal terminal, String... args) {
+    int code = commandLine(terminal).execute(args);
+    terminal.out().flush();
+    terminal.err().flush();
+    return code;
+  }
+
+  static CommandLine commandLine(Terminal terminal) {
+    Moe moe = new Moe(terminal);
+    CommandLine line = new CommandLine(moe);
+    CommandLine completion = new CommandLine(new AutoComplete.GenerateCompletion());
+    completion
+        .getCommandSpec()
+        .name("completion")
+        .usageMessage()
+        .description("Print a completion script for bash and zsh: source <(moe completion)");
+    line.addSubcommand("completion", completion);
+    ErrorPrinter errors = new ErrorPrinter(moe);
+    line.setOut(terminal.out())
+        .setErr(terminal.err())
+        .setCaseInsensitiveEnumValuesAllowed(true)
+        .setUsageHelpAutoWidth(false)
+        .setUsageHelpWidth(Math.max(80, terminal.columns()))
+        .setAbbreviatedOptionsAllowed(false)
+        .setExecutionExceptionHandler(errors)
+        .setParameterExceptionHandler(errors)
+        .setExecutionStrategy(parsed -> {
+          LogSetup.apply(moe.common.verbose, moe.common.quiet);
+          return new CommandLine.RunLast().execute(parsed);
+        });
+    if (!terminal.interactive()) {
+      line.setColorScheme(CommandLine.Help.defaultColorScheme(Ansi.OFF));
+    }
+    Map<String, String> codes = new LinkedHashMap<>();
+    for (String c : ExitCode.HELP) {
+      codes.put(c.substring(0, c.indexOf(':')), c.substring(c.indexOf(':') + 1));
+    }
+    line.getCommandSpec().usageMessage().exitCodeListHeading("%nExit codes:%n").exitCodeList(codes);
+    return line;
+  }
+
+  @Override
+  public void run() {
+    spec.commandLine().usage(terminal.out());
+  }
+
+  Terminal terminal() {
+    return terminal;
+  }
+
+  boolean verbose() {
+    return common.verbose;
+  }
+
+  boolean quiet() {
+    return common.quiet;
+  }
+
+  /** A note on stderr, unless quiet. */
+  void note(String message) {
+    if (!common.quiet) {
+      terminal.err().println(message);
+    }
+  }
+}

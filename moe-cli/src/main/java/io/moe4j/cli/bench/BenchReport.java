@@ -1,0 +1,199 @@
+package io.moe4j.cli.bench;
+
+import static java.util.Locale.ROOT;
+
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import io.moe4j.cli.Json;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.SequencedSet;
+
+/**
+ * A finished run, and its forms as Markdown and JSON; {@link BenchChart} and {@link BenchPage} draw
+ * it.
+ *
+ * @param when ISO date and time
+ * @param machine processor, memory, JDK: label and value
+ * @param limits the roofline
+ * @param rows measured cases, in the order of measuring
+ */
+public record BenchReport(
+    String when, List<Fact> machine, Roofline.Limits limits, List<BenchRow> rows) {
+
+  /**
+   * Something about the machine.
+   *
+   * @param key for programs
+   * @param label for people
+   * @param value for both
+   */
+  public record Fact(String key, String label, String value) {}
+
+  /** {@return shape and dtype of each line of the tables, in the order of measuring} */
+  SequencedSet<String> series() {
+    SequencedSet<String> all = new LinkedHashSet<>();
+    rows.forEach(r -> all.add(r.series()));
+    return all;
+  }
+
+  /** {@return the token counts, ascending} */
+  List<Integer> tokens() {
+    return rows.stream().map(BenchRow::tokens).distinct().sorted().toList();
+  }
+
+  /** {@return the rows of one series, without or with adapters, by tokens} */
+  List<BenchRow> rows(String series, boolean lora) {
+    return rows.stream()
+        .filter(r -> r.series().equals(series) && r.hasLora() == lora)
+        .sorted((a, b) -> Integer.compare(a.tokens(), b.tokens()))
+        .toList();
+  }
+
+  boolean hasLora() {
+    return rows.stream().anyMatch(BenchRow::hasLora);
+  }
+
+  /** {@return like "rank 16, 8 adapters"} */
+  String loraText() {
+    return rows.stream()
+        .filter(BenchRow::hasLora)
+        .findFirst()
+        .map(r ->
+            "rank "
+                + r.rank()
+                + ", "
+                + r.adapters()
+                + (r.adapters() == 1 ? " adapter" : " adapters"))
+        .orElse("no adapters");
+  }
+
+  String limitsText() {
+    return String.format(
+        ROOT,
+        "%.1f GB/s read (%.1f to %.1f), %.0f GFLOP/s f32 (%.0f to %.0f), %d threads, %s, %d samples",
+        limits.readGbps().median(),
+        limits.readGbps().min(),
+        limits.readGbps().max(),
+        limits.gflops().median(),
+        limits.gflops().min(),
+        limits.gflops().max(),
+        limits.threads(),
+        limits.how(),
+        limits.gflops().count());
+  }
+
+  /** {@return the report as Markdown} */
+  public String markdown() {
+    StringBuilder s = new StringBuilder("# moe bench\n\n");
+    for (Fact f : machine) {
+      s.append("- ").append(f.label()).append(": ").append(f.value()).append('\n');
+    }
+    s.append("- Limits, sampled between the cases: ").append(limitsText()).append('\n');
+    s.append("- Measured: ").append(when).append("\n\n");
+    s.append(
+        """
+        One forward of one MoE layer (routing included). Cell: median time (fraction of the roofline). The floor of a case is
+        the larger of bytes / read bandwidth (weights of the experts that were chosen, router, input, output) and
+        flops / f32 multiply-add peak; 1.00 is as fast as this machine can be, and more than that means that a cache helped.
+
+        """);
+    table(
+        s,
+        "Base layer",
+        false,
+        r -> String.format(ROOT, "%s (%.2f)", millis(r.medianNanos()), r.fractionOfFloor()));
+    if (hasLora()) {
+      table(
+          s,
+          "LoRA tax (" + loraText() + "): time with / time without",
+          true,
+          r -> String.format(ROOT, "%.2f", r.tax()));
+    }
+    return s.toString();
+  }
+
+  private interface Cell {
+    String of(BenchRow row);
+  }
+
+  private void table(StringBuilder s, String title, boolean lora, Cell cell) {
+    s.append("## ").append(title).append("\n\n| shape, weights |");
+    tokens().forEach(t -> s.append(" T=").append(t).append(" |"));
+    s.append("\n|---|").append("---:|".repeat(tokens().size())).append('\n');
+    for (String series : series()) {
+      s.append("| ").append(series).append(" |");
+      for (int t : tokens()) {
+        String text =
+            rows(series, lora).stream()
+                .filter(r -> r.tokens() == t)
+                .findFirst()
+                .map(cell::of)
+                .orElse("-");
+        s.append(' ').append(text).append(" |");
+      }
+      s.append('\n');
+    }
+    s.append('\n');
+  }
+
+  /** {@return milliseconds with three digits that matter} */
+  static String millis(double nanos) {
+    double ms = nanos / 1e6;
+    return String.format(
+        ROOT, ms < 1 ? "%.3f ms" : ms < 10 ? "%.2f ms" : ms < 100 ? "%.1f ms" : "%.0f ms", ms);
+  }
+
+  /** {@return the chart} */
+  public String svg() {
+    return BenchChart.svg(this);
+  }
+
+  /** {@return the report as a page: facts, chart, rows} */
+  public String html() {
+    return BenchPage.html(this);
+  }
+
+  /** {@return the report for programs: machine, limits, one row a case} */
+  public ObjectNode json() {
+    ObjectNode root = Json.object();
+    root.put("measured", when);
+    ObjectNode m = root.putObject("machine");
+    machine.forEach(f -> m.put(f.key(), f.value()));
+    ObjectNode l = root.putObject("limits");
+    l.put("threads", limits.threads());
+    l.put("how", limits.how());
+    spread(l.putObject("read_gbps"), limits.readGbps());
+    spread(l.putObject("f32_gflops"), limits.gflops());
+    ArrayNode all = root.putArray("rows");
+    for (BenchRow r : rows) {
+      ObjectNode o = all.addObject();
+      o.put("shape", r.shape());
+      o.put("dtype", r.dtype());
+      o.put("tokens", r.tokens());
+      o.put("backend", r.backend());
+      o.put("adapters", r.adapters());
+      o.put("rank", r.rank());
+      o.put("median_ns", Math.round(r.medianNanos()));
+      o.put("min_ns", Math.round(r.minNanos()));
+      o.put("repetitions", r.repetitions());
+      o.put("bytes", Math.round(r.bytes()));
+      o.put("flops", Math.round(r.flops()));
+      o.put("floor_ns", Math.round(r.floorNanos()));
+      o.put("floor", r.memoryBound() ? "bytes" : "flops");
+      o.put("fraction_of_floor", r.fractionOfFloor());
+      o.put("tokens_per_second", r.tokensPerSecond());
+      if (r.hasLora()) {
+        o.put("lora_tax", r.tax());
+      }
+    }
+    return root;
+  }
+
+  private static void spread(ObjectNode o, Roofline.Spread s) {
+    o.put("median", s.median());
+    o.put("min", s.min());
+    o.put("max", s.max());
+    o.put("samples", s.count());
+  }
+}

@@ -1,0 +1,54 @@
+package io.moe4j.cli.bench;
+
+/**
+ * One measured case.
+ *
+ * @param shape name of the layer's shape
+ * @param dtype of the experts' weights
+ * @param tokens {@code T}
+ * @param backend who computed
+ * @param adapters adapters mixed round-robin over the tokens, 0 = LoRA off
+ * @param rank their rank, 0 when there are none
+ * @param medianNanos of all repetitions
+ * @param minNanos the fastest repetition
+ * @param repetitions how many
+ * @param bytes weights of the experts that were chosen, router, input and output
+ * @param flops of experts and router, without LoRA
+ * @param floorNanos the least time on this machine for those bytes and flops
+ * @param memoryBound whether bytes set the floor
+ * @param tax with LoRA: median of the ratios to the base layer, measured in turn; NaN without
+ */
+public record BenchRow(
+    String shape,
+    String dtype,
+    int tokens,
+    String backend,
+    int adapters,
+    int rank,
+    double medianNanos,
+    double minNanos,
+    int repetitions,
+    double bytes,
+    double flops,
+    double floorNanos,
+    boolean memoryBound,
+    double tax) {
+
+  /** {@return 1 = as fast as this machine can be} */
+  public double fractionOfFloor() {
+    return floorNanos / medianNanos;
+  }
+
+  double tokensPerSecond() {
+    return tokens * 1e9 / medianNanos;
+  }
+
+  boolean hasLora() {
+    return adapters > 0;
+  }
+
+  /** {@return what rows of one line of a chart share} */
+  String series() {
+    return shape + ", " + dtype;
+  }
+}

@@ -1,0 +1,46 @@
+package io.moe4j.cli;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import java.nio.file.Path;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+final class BenchCommandTest {
+  @Test
+  void aTinyBenchWritesItsReport(@TempDir Path dir) {
+    Path out = dir.resolve("deep").resolve("er");
+    Cli.Result r =
+        Cli.run(
+            "bench",
+            "--shape",
+            "8x2x64x32",
+            "--tokens",
+            "3,1",
+            "--adapters",
+            "2",
+            "--rank",
+            "4",
+            "--quick",
+            "--out",
+            out.toString(),
+            "--json");
+    JsonNode json = r.succeeds().json();
+    assertThat(json.path("rows")).hasSize(4);
+    for (JsonNode row : json.path("rows")) {
+      assertThat(row.path("median_ns").asLong()).isPositive();
+      assertThat(row.path("fraction_of_floor").asDouble()).isPositive();
+      assertThat(row.path("backend").asText()).isEqualTo("cpu");
+    }
+    assertThat(json.path("rows").path(0).path("tokens").asInt()).isEqualTo(1);
+    // One token: 2 of 8 experts, each 3 * 64 * 32 bf16; the router; input and output in f32.
+    assertThat(json.path("rows").path(0).path("bytes").asLong())
+        .isEqualTo(2 * 3 * 64 * 32 * 2 + 8 * 64 * 2 + 2 * 64 * 4);
+    assertThat(json.path("rows").path(1).path("lora_tax").asDouble()).isPositive();
+    assertThat(out.resolve("bench.md")).content().startsWith("# moe bench");
+    assertThat(out.resolve("bench.json")).content().isEqualTo(r.out());
+    assertThat(out.resolve("bench.svg")).content().startsWith("<svg");
+    assertThat(out.resolve("bench.html")).content().contains("</html>");
+  }
+}

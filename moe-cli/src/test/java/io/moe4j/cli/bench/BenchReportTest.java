@@ -1,0 +1,127 @@
+package io.moe4j.cli.bench;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.moe4j.cli.Json;
+import java.io.StringReader;
+import java.util.List;
+import javax.xml.parsers.DocumentBuilderFactory;
+import org.junit.jupiter.api.Test;
+import org.w3c.dom.Document;
+import org.xml.sax.InputSource;
+
+final class BenchReportTest {
+  /** 20 GB/s and 100 GFLOP/s. */
+  private static final Roofline.Limits LIMITS =
+      new Roofline.Limits(
+          2,
+          "256-bit vectors",
+          new Roofline.Spread(20, 18, 22, 9),
+          new Roofline.Spread(100, 90, 110, 9));
+
+  private static BenchRow row(int tokens, int adapters, double nanos, double bytes, double flops) {
+    return new BenchRow(
+        "olmoe <&>",
+        "bf16",
+        tokens,
+        "cpu",
+        adapters,
+        adapters == 0 ? 0 : 16,
+        nanos,
+        nanos * 0.9,
+        7,
+        bytes,
+        flops,
+        LIMITS.floorNanos(bytes, flops),
+        LIMITS.isMemoryBound(bytes, flops),
+        adapters == 0 ? Double.NaN : 1.1);
+  }
+
+  private static BenchReport report() {
+    return new BenchReport(
+        "2026-11-21T00:00:00Z",
+        List.of(new BenchReport.Fact("processor", "Processor", "a <fast> one")),
+        LIMITS,
+        List.of(
+            row(1, 0, 5e6, 80e6, 1e6),
+            row(1, 8, 5.5e6, 80e6, 1e6),
+            row(256, 0, 50e6, 200e6, 4e9),
+            row(256, 8, 55e6, 200e6, 4e9)));
+  }
+
+  @Test
+  void theFloorIsTheSlowerOfReadingAndMultiplying() {
+    assertThat(LIMITS.floorNanos(80e6, 1e6)).isEqualTo(4e6);
+    assertThat(LIMITS.isMemoryBound(80e6, 1e6)).isTrue();
+    assertThat(LIMITS.floorNanos(200e6, 4e9)).isEqualTo(40e6);
+    assertThat(LIMITS.isMemoryBound(200e6, 4e9)).isFalse();
+  }
+
+  @Test
+  void markdownHasTimesFractionsAndTax() {
+    assertThat(report().markdown())
+        .contains("| shape, weights | T=1 | T=256 |")
+        .contains("| olmoe <&>, bf16 | 5.00 ms (0.80) | 50.0 ms (0.80) |")
+        .contains("## LoRA tax (rank 16, 8 adapters)")
+        .contains("| olmoe <&>, bf16 | 1.10 | 1.10 |")
+        .contains("20.0 GB/s read (18.0 to 22.0), 100 GFLOP/s f32 (90 to 110), 2 threads");
+  }
+
+  @Test
+  void jsonHasOneRowACase() {
+    var json = report().json();
+    assertThat(json.path("rows")).hasSize(4);
+    assertThat(json.path("rows").path(0).path("fraction_of_floor").asDouble()).isEqualTo(0.8);
+    assertThat(json.path("rows").path(0).has("lora_tax")).isFalse();
+    assertThat(json.path("rows").path(3).path("floor").asText()).isEqualTo("flops");
+    assertThat(json.path("rows").path(3).path("lora_tax").asDouble()).isEqualTo(1.1);
+    assertThat(json.path("limits").path("read_gbps").path("median").asDouble()).isEqualTo(20);
+    assertThat(Json.text(json)).doesNotContain("NaN");
+  }
+
+  @Test
+  void theChartIsWellFormedAndNeedsNothingElse() throws Exception {
+    String svg = report().svg();
+    DocumentBuilderFactory factory = DocumentBuilderFactory.newInstance();
+    factory.setNamespaceAware(true);
+    Document chart = factory.newDocumentBuilder().parse(new InputSource(new StringReader(svg)));
+    assertThat(chart.getDocumentElement().getLocalName()).isEqualTo("svg");
+    assertThat(chart.getElementsByTagName("polyline").getLength()).isEqualTo(2);
+    assertThat(chart.getElementsByTagName("circle").getLength()).isEqualTo(4);
+    assertThat(svg).contains("olmoe &lt;&amp;&gt;, bf16").doesNotContain("href", "NaN", "Infinity");
+  }
+
+  @Test
+  void thePageHoldsTheChartAndEveryRow() {
+    String html = report().html();
+    assertThat(html).startsWith("<!doctype html>").contains("<svg", "a &lt;fast&gt; one");
+    assertThat(html.split("<tr>", -1)).hasSize(6);
+    assertThat(html).doesNotContain("src=", "href=");
+  }
+
+  @Test
+  void limitsAreMeasured() {
+    try (Roofline roofline = new Roofline(1)) {
+      roofline.sample();
+      roofline.sample();
+      Roofline.Limits limits = roofline.limits();
+      assertThat(limits.readGbps().count()).isEqualTo(2);
+      assertThat(limits.readGbps().median()).isBetween(0.1, 2000.0);
+      assertThat(limits.gflops().median()).isBetween(0.1, 1000.0);
+    }
+  }
+
+  @Test
+  void scalarProbeDoesTheSameWork() {
+    try (java.lang.foreign.Arena arena = java.lang.foreign.Arena.ofConfined()) {
+      var memory = arena.allocate(512, 64).fill((byte) 1);
+      assertThat(new ScalarProbe().read(memory)).isEqualTo(64 * 0x0101010101010101L);
+      assertThat(new VectorProbe().read(memory)).isEqualTo(64 * 0x0101010101010101L);
+    }
+    assertThat(new ScalarProbe().multiplyAdd(10) / 8)
+        .isCloseTo(1f, org.assertj.core.data.Offset.offset(1e-3f));
+    float lanes = new VectorProbe().flopsPerIteration() / 2f;
+    assertThat(new VectorProbe().multiplyAdd(10) / lanes)
+        .isCloseTo(1f, org.assertj.core.data.Offset.offset(1e-3f));
+  }
+}
