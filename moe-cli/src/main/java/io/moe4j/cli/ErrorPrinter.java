@@ -7,6 +7,7 @@ import io.moe4j.checkpoint.AdapterRefusedException;
 import io.moe4j.oracle.UnsupportedConfigException;
 import java.io.IOException;
 import java.io.PrintWriter;
+import java.io.UncheckedIOException;
 import java.nio.file.AccessDeniedException;
 import java.nio.file.FileSystemException;
 import java.nio.file.NoSuchFileException;
@@ -60,7 +61,7 @@ final class ErrorPrinter implements IExecutionExceptionHandler, IParameterExcept
   private static int exitCode(Throwable e) {
     return switch (e) {
       case CliException c -> c.exitCode();
-      case CheckpointException _, IOException _ -> ExitCode.BAD_INPUT;
+      case CheckpointException _, IOException _, UncheckedIOException _ -> ExitCode.BAD_INPUT;
       case AdapterException _ -> ExitCode.ADAPTER_REFUSED;
       case UnsupportedConfigException _ -> ExitCode.UNSUPPORTED;
       case DeviceException _, OutOfMemoryError _ -> ExitCode.DEVICE;

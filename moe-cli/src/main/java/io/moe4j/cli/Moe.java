@@ -68,7 +68,13 @@ public final class Moe implements Runnable {
   }
 
   static int run(Terminal terminal, String... args) {
-    int code = commandLine(terminal).execute(args);
+    CommandLine line = commandLine(terminal);
+    int code;
+    try {
+      code = line.execute(args);
+    } catch (OutOfMemoryError | StackOverflowError | LinkageError e) { // picocli handles exceptions
+      code = new ErrorPrinter(line.getCommand()).report(e);
+    }
     terminal.out().flush();
     terminal.err().flush();
     return code;

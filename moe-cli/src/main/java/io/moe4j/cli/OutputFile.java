@@ -13,9 +13,11 @@ import java.util.stream.Stream;
 /** The result's file: complete or not there, and never in the place of something that was read. */
 final class OutputFile implements AutoCloseable {
   private final SafetensorsWriter writer;
+  private final OnInterrupt interrupted;
 
   private OutputFile(SafetensorsWriter writer) {
     this.writer = writer;
+    this.interrupted = OnInterrupt.run(writer::close);
   }
 
   /**
@@ -94,6 +96,7 @@ final class OutputFile implements AutoCloseable {
 
   @Override
   public void close() {
+    interrupted.close();
     writer.close();
   }
 }

@@ -16,7 +16,7 @@ final class Progress implements AutoCloseable {
 
   static Progress start(Moe moe, String task, long steps) {
     Terminal terminal = moe.terminal();
-    if (!terminal.interactive() || moe.quiet()) {
+    if (!terminal.interactive() || moe.quiet() || steps == 0) {
       return new Progress(null);
     }
     return new Progress(

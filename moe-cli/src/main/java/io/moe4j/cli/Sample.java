@@ -48,9 +48,11 @@ final class Sample implements AutoCloseable {
               "mixed"));
 
   private final Path directory;
+  private final OnInterrupt interrupted;
 
   private Sample(Path directory) {
     this.directory = directory;
+    this.interrupted = OnInterrupt.run(this::delete);
   }
 
   static Sample extract() {
@@ -116,6 +118,11 @@ final class Sample implements AutoCloseable {
 
   @Override
   public void close() {
+    delete();
+    interrupted.close();
+  }
+
+  private void delete() {
     List<Path> all = new ArrayList<>();
     try (Stream<Path> tree = Files.walk(directory)) {
       tree.forEach(all::add);

@@ -13,7 +13,7 @@ import java.util.List;
 final class BenchChart {
   private static final int COLUMNS = 2;
   private static final int PANEL_W = 460;
-  private static final int PANEL_H = 330;
+  private static final int PANEL_H = 316;
   private static final int GAP = 24;
   private static final int MARGIN = 24;
   private static final int HEAD = 84;
