@@ -72,7 +72,7 @@ final class Compare {
             actual[i],
             norm == 0
                 ? "the row must be zero"
-                : format("the error is %.3g, allowed %.3g", error, allowed));
+                : String.format(Locale.ROOT, "the error is %.3g, allowed %.3g", error, allowed));
       }
     }
     if (Double.isFinite(norm) && Math.sqrt(squares) > tolerance * scale) {
@@ -83,22 +83,27 @@ final class Compare {
           worst,
           expected[worst],
           actual[worst],
-          format(
+          String.format(
+              Locale.ROOT,
               "the row's relative L2 error is %.3g, allowed %.3g (this is its worst element)",
-              Math.sqrt(squares) / scale, tolerance));
+              Math.sqrt(squares) / scale,
+              tolerance));
     }
   }
 
   private static AssertionError failure(
       String rule, String what, int row, int i, double expected, double actual, String why) {
     return new AssertionError(
-        format(
+        String.format(
+            Locale.ROOT,
             "%s: %s: row %d, element %d is %s, must be %s: %s",
-            rule, what, row, i, actual, expected, why));
-  }
-
-  private static String format(String pattern, Object... args) {
-    return String.format(Locale.ROOT, pattern, args);
+            rule,
+            what,
+            row,
+            i,
+            actual,
+            expected,
+            why));
   }
 
   private static double norm(double[] row) {

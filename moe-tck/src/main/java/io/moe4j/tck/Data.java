@@ -2,10 +2,10 @@ package io.moe4j.tck;
 
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
-import java.lang.foreign.MemorySegment;
+import java.lang.foreign.Arena;
 import java.util.SplittableRandom;
 
-/** Seeded host tensors. */
+/** Seeded host tensors, in native memory as checkpoints and engines have them. */
 final class Data {
   private final SplittableRandom random;
 
@@ -18,8 +18,7 @@ final class Data {
     for (long s : shape) {
       n *= s;
     }
-    byte[] bytes = new byte[Math.toIntExact(dtype.byteSize(n))];
-    return Tensor.of(dtype, MemorySegment.ofArray(bytes), shape);
+    return Tensor.of(dtype, Arena.ofAuto().allocate(dtype.byteSize(n), 64), shape);
   }
 
   /** {@return normal values of some standard deviation, rounded to {@code dtype}} */

@@ -25,6 +25,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.OptionalLong;
 import java.util.ServiceLoader;
+import java.util.Set;
 import java.util.TreeSet;
 import java.util.function.UnaryOperator;
 import java.util.stream.Collectors;
@@ -217,7 +218,7 @@ public abstract class ExpertsConformanceTest {
         Support second = kit().ask(kit().own(config), machine);
         assertEquals(first, second, () -> "MOE-1.1: two answers for " + Problem.describe(config));
         try {
-          var unused = backend().priority(kit().own(config), machine);
+          var _ = backend().priority(kit().own(config), machine);
         } catch (RuntimeException e) {
           throw new AssertionError("MOE-1.1: priority threw for " + Problem.describe(config), e);
         }
@@ -271,7 +272,7 @@ public abstract class ExpertsConformanceTest {
     }
   }
 
-  private TreeSet<Support.Code> codes(MoeConfig config) {
+  private Set<Support.Code> codes(MoeConfig config) {
     return kit().ask(config, kit().platform).reasons().stream()
         .map(Support.Reason::code)
         .collect(Collectors.toCollection(TreeSet::new));

@@ -56,9 +56,12 @@ final class Grid {
           new Dtypes(DType.BF16, DType.BF16),
           new Dtypes(DType.F16, DType.F16));
 
-  private static final IntBinaryOperator ANY = (t, e) -> 0;
-
   private Grid() {}
+
+  /** No preference of a token for an expert. */
+  private static int any(int token, int expert) {
+    return 0;
+  }
 
   /** Sigmoid scores: chosen weights differ and do not sum to 1. */
   static MoeConfig.Builder layer(Dtypes dtypes, int h, int i, int e, int k) {
@@ -75,7 +78,7 @@ final class Grid {
   }
 
   private static Case plain(MoeConfig config, String name, int tokens) {
-    return new Case(name, config, Layout.STACKED, tokens, ANY, DType.F32);
+    return new Case(name, config, Layout.STACKED, tokens, Grid::any, DType.F32);
   }
 
   static Stream<Case> shapes() {
@@ -131,7 +134,7 @@ final class Grid {
         MoeConfig config = layer(new Dtypes(hidden, weights)).build();
         for (DType output : all) {
           if (output == DType.F32 || output == hidden) {
-            cases.add(new Case("output " + output, config, Layout.STACKED, 19, ANY, output));
+            cases.add(new Case("output " + output, config, Layout.STACKED, 19, Grid::any, output));
           }
         }
       }
@@ -172,7 +175,7 @@ final class Grid {
                   layer(d, 35, 27, 5, 2).expertBias(bias).build(),
                   layout,
                   11,
-                  ANY,
+                  Grid::any,
                   DType.F32));
         }
       }
@@ -182,7 +185,7 @@ final class Grid {
               layer(d).activation(Activation.RELU2_NO_MUL).expertBias(true).build(),
               Layout.TRANSPOSED,
               11,
-              ANY,
+              Grid::any,
               DType.F32));
     }
     return cases.stream();

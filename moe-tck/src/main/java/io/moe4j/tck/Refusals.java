@@ -6,6 +6,7 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Support;
 import java.util.List;
 import java.util.Locale;
+import java.util.Set;
 import java.util.TreeSet;
 
 /** Whether a refusal says what is wrong. */
@@ -71,7 +72,7 @@ final class Refusals {
         "lora");
   }
 
-  private static TreeSet<String> values(MoeConfig config, Platform platform) {
+  private static Set<String> values(MoeConfig config, Platform platform) {
     var values = new TreeSet<String>();
     parts(config).forEach(v -> values.add(v.toString().toLowerCase(Locale.ROOT)));
     for (DeviceInfo device : platform.devices()) {

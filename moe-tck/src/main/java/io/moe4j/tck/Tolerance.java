@@ -42,7 +42,7 @@ final class Tolerance {
   static double block(DType hidden, DType output, long longestSum) {
     return 2
         * (3.5 * unitRoundoff(hidden)
-            + 3 * Math.sqrt(longestSum) * unitRoundoff(DType.F32)
+            + 3 * Math.sqrt((double) longestSum) * unitRoundoff(DType.F32)
             + unitRoundoff(output));
   }
 
@@ -52,7 +52,7 @@ final class Tolerance {
    * @param longestSum terms
    */
   static double linear(long longestSum) {
-    return 2 * (Math.sqrt(longestSum) + 1) * unitRoundoff(DType.F32);
+    return 2 * (Math.sqrt((double) longestSum) + 1) * unitRoundoff(DType.F32);
   }
 
   static double unitRoundoff(DType dtype) {

@@ -23,6 +23,7 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.concurrent.locks.LockSupport;
 import java.util.function.DoubleUnaryOperator;
 import java.util.function.IntUnaryOperator;
 import java.util.function.UnaryOperator;
@@ -344,7 +345,7 @@ final class WrongBackends {
     void after(MoeConfig config, ExpertsInputs in, Workspace workspace) {
       for (int t = 0; t < in.output().size(0); t++) {
         scratch = in.output().select(0, t).toDoubles();
-        Thread.yield();
+        LockSupport.parkNanos(1000);
         double[] mine = scratch;
         for (int i = 0; i < mine.length; i++) {
           in.output().set(mine[i], t, i);
@@ -357,7 +358,7 @@ final class WrongBackends {
   public static final class LeaksDeviceMemory extends Altered {
     @Override
     public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-      var unused = device.allocate(100);
+      var _ = device.allocate(100);
       return super.prepare(config, weights, device);
     }
   }
@@ -438,7 +439,7 @@ final class WrongBackends {
   public static final class NeedsItsDeviceToAnswer extends Altered {
     @Override
     public Support isSupportedConfig(MoeConfig config, Platform platform) {
-      var unused = platform.device(deviceType()).orElseThrow();
+      var _ = platform.device(deviceType()).orElseThrow();
       return super.isSupportedConfig(config, platform);
     }
   }

@@ -146,7 +146,7 @@ final class WrongLoraBackends {
   }
 
   /** Computes by itself, so that deltas can enter in the wrong place. */
-  private abstract static class Own extends Altered {
+  public abstract static class Own extends Altered {
     abstract double[] expert(
         MoeConfig config, ExpertWeights.Expert w, double[] x, LoraLayer lora, int e, double weight);
 
