@@ -12,7 +12,7 @@ final class Allocation {
   static final long SLACK = 8 * 1024;
 
   private static final int CALLS = 20;
-  private static final long PATIENCE_NANOS = TimeUnit.SECONDS.toNanos(20);
+  private static final long PATIENCE_NANOS = TimeUnit.SECONDS.toNanos(10);
 
   private Allocation() {}
 
@@ -30,7 +30,7 @@ final class Allocation {
       long end = System.nanoTime() + PATIENCE_NANOS;
       long least = Long.MAX_VALUE;
       int unchanged = 0;
-      while (least > SLACK && unchanged < 40 && System.nanoTime() < end) {
+      while (least > SLACK && unchanged < 15 && System.nanoTime() < end) {
         long before = least;
         for (int n = 0; n < CALLS; n++) {
           long start = threads.getTotalThreadAllocatedBytes();
