@@ -41,6 +41,21 @@ public sealed interface ExpertForm {
       }
     }
 
+    /** The expert index in a name that fits a template, as it stands there. */
+    static Optional<String> index(String template, String name) {
+      int at = template.indexOf(EXPERT);
+      int after = template.length() - at - EXPERT.length();
+      int end = name.length() - after;
+      boolean fits =
+          end > at
+              && name.startsWith(template.substring(0, at))
+              && name.endsWith(template.substring(at + EXPERT.length()));
+      for (int i = at; i < end && fits; i++) {
+        fits = name.charAt(i) >= '0' && name.charAt(i) <= '9';
+      }
+      return fits ? Optional.of(name.substring(at, end)) : Optional.empty();
+    }
+
     static String name(String template, int expert) {
       return template.replace(EXPERT, Integer.toString(expert));
     }

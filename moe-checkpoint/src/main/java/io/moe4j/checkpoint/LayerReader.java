@@ -68,30 +68,11 @@ final class LayerReader {
   /** Whether a tensor of that name (below the block) belongs to routed experts of some form. */
   static boolean isExpertTensor(CheckpointLayout layout, String name) {
     for (ExpertForm form : layout.forms()) {
-      boolean is =
-          switch (form) {
-            case PerExpert p ->
-                p.gate().map(g -> fits(g, name)).orElse(false)
-                    || fits(p.up(), name)
-                    || fits(p.down(), name);
-            case Stacked s -> name.equals(s.w13()) || name.equals(s.w2());
-          };
-      if (is) {
+      if (belongs(form, name)) {
         return true;
       }
     }
     return false;
-  }
-
-  private static boolean fits(String template, String name) {
-    int at = template.indexOf(PerExpert.EXPERT);
-    String before = template.substring(0, at);
-    String after = template.substring(at + PerExpert.EXPERT.length());
-    int digits = name.length() - before.length() - after.length();
-    return digits > 0
-        && name.startsWith(before)
-        && name.endsWith(after)
-        && name.chars().skip(before.length()).limit(digits).allMatch(c -> c >= '0' && c <= '9');
   }
 
   private Block read(MoeConfig.Builder builder) {
@@ -139,9 +120,9 @@ final class LayerReader {
   private static boolean belongs(ExpertForm form, String name) {
     return switch (form) {
       case PerExpert p ->
-          p.gate().map(g -> fits(g, name)).orElse(false)
-              || fits(p.up(), name)
-              || fits(p.down(), name);
+          p.gate().flatMap(g -> PerExpert.index(g, name)).isPresent()
+              || PerExpert.index(p.up(), name).isPresent()
+              || PerExpert.index(p.down(), name).isPresent();
       case Stacked s -> name.equals(s.w13()) || name.equals(s.w2());
     };
   }

@@ -102,6 +102,10 @@ final class ModulePlaces {
   }
 
   private ModulePlace inMoeBlock(String module, String rest, int layer, MoeConfig config) {
+    Optional<ModulePlace> expert = byTemplate(rest, layer, config);
+    if (expert.isPresent()) {
+      return expert.get();
+    }
     if (rest.equals("experts") || rest.startsWith("experts" + BASE_LAYER)) {
       return wrapper(module, rest, layer);
     }
@@ -151,22 +155,52 @@ final class ModulePlaces {
       return appliable(new ModulePlace.Stacked(layer, stacked), stacked, layer, config);
     }
     int dot = name.indexOf('.');
-    if (dot < 1 || dot > 6) {
-      return unknown("experts." + name, layer);
-    }
-    LoraTarget target = projections.get(name.substring(dot + 1));
-    boolean digits =
-        name.chars().limit(dot).allMatch(c -> c >= '0' && c <= '9')
-            && (dot == 1 || name.charAt(0) != '0');
-    if (!digits || target == null) {
-      return unknown("experts." + name, layer);
-    }
-    int expert = Integer.parseInt(name, 0, dot, 10);
-    if (expert >= config.numExperts()) {
+    LoraTarget target = dot < 0 ? null : projections.get(name.substring(dot + 1));
+    return target == null
+        ? unknown("experts." + name, layer)
+        : oneExpert(name.substring(0, dot), target, layer, config);
+  }
+
+  private static ModulePlace oneExpert(
+      String index, LoraTarget target, int layer, MoeConfig config) {
+    boolean canonical =
+        !index.isEmpty()
+            && index.length() <= 6
+            && index.chars().allMatch(c -> c >= '0' && c <= '9')
+            && (index.length() == 1 || index.charAt(0) != '0');
+    if (!canonical || Integer.parseInt(index) >= config.numExperts()) {
       return new ModulePlace.Unappliable(
-          "expert " + expert + " of layer " + layer + ", which has " + config.numExperts());
+          "expert "
+              + StrictJson.shorten(index)
+              + " of layer "
+              + layer
+              + ", which has "
+              + config.numExperts());
     }
-    return appliable(new ModulePlace.Expert(layer, expert, target), target, layer, config);
+    return appliable(
+        new ModulePlace.Expert(layer, Integer.parseInt(index), target), target, layer, config);
+  }
+
+  /** An expert's projection under the names of the layout's own files. */
+  private Optional<ModulePlace> byTemplate(String rest, int layer, MoeConfig config) {
+    for (ExpertForm form : layout.forms()) {
+      if (form instanceof ExpertForm.PerExpert p) {
+        Map<LoraTarget, Optional<String>> templates =
+            Map.of(
+                LoraTarget.GATE, p.gate(),
+                LoraTarget.UP, Optional.of(p.up()),
+                LoraTarget.DOWN, Optional.of(p.down()));
+        for (Map.Entry<LoraTarget, Optional<String>> t : templates.entrySet()) {
+          Optional<String> index =
+              t.getValue()
+                  .flatMap(template -> ExpertForm.PerExpert.index(template, rest + ".weight"));
+          if (index.isPresent()) {
+            return Optional.of(oneExpert(index.get(), t.getKey(), layer, config));
+          }
+        }
+      }
+    }
+    return Optional.empty();
   }
 
   private static ModulePlace appliable(

@@ -9,6 +9,7 @@ import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.RoutingConfig;
+import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -257,6 +258,17 @@ class CheckpointLayoutsTest {
       assertSame(
           c.weights(1).experts().expert(2).down(),
           t.tensors.get("model.stack.1.moe.bank.2.down_proj.weight"));
+      Path adapter =
+          TinyCheckpoint.adapter(2, 2)
+              .pair(
+                  "model.stack.2.moe.bank.3.up_proj",
+                  DType.F32,
+                  new long[] {2, TinyCheckpoint.H},
+                  new long[] {TinyCheckpoint.I, 2})
+              .writeAdapter(dir.resolve("adapter"));
+      assertThat(
+              PeftAdapter.load(adapter, "a", c, AdapterPolicy.DEFAULT).adapter().layer(2).factors())
+          .containsOnlyKeys(LoraTarget.UP);
     }
   }
 
