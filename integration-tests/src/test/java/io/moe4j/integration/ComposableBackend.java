@@ -17,6 +17,7 @@ import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.reference.ReferenceMath;
+import java.util.Arrays;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
@@ -61,12 +62,7 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return Support.checks()
-        .require(
-            !config.routerWeightOnInput() && config.expertMap().isEmpty(),
-            Support.Code.OTHER,
-            () -> "router weight on input or an expert map, accepted: neither")
-        .result();
+    return Support.yes();
   }
 
   @Override
@@ -96,11 +92,22 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
       boolean gated = config.activation().isGated();
       int width = gated ? 2 * i : i;
       int[] ids = routing.topkIds().toInts();
+      for (int p = 0; p < ids.length; p++) {
+        ids[p] = config.expertMap().isEmpty() ? ids[p] : config.expertMap().get().local(ids[p]);
+      }
       float[] topkWeights = routing.topkWeights().toFloats();
+      Tensor x13 = config.routerWeightOnInput() ? weighted(inputs, topkWeights) : inputs.hidden();
+      if (config.routerWeightOnInput()) {
+        Arrays.fill(topkWeights, 1);
+      }
 
       float[] w13 = new float[tokens * topK * width];
       for (int p = 0; p < tokens * topK; p++) {
-        double[] x = inputs.hidden().select(0, p / topK).toDoubles();
+        if (ids[p] < 0) {
+          continue;
+        }
+        int row = config.routerWeightOnInput() ? p : p / topK;
+        double[] x = x13.select(0, row).toDoubles();
         ExpertWeights.Expert e = weights.expert(ids[p]);
         double[] up = product(e.up(), x, e.upBias());
         double[] gate = e.gate() == null ? up : product(e.gate(), x, e.gateBias());
@@ -115,11 +122,14 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
       }
       Tensor y13 = Tensor.ofFloats(w13, tokens, topK, width);
       lora.ifPresent(
-          context -> applyW13Lora(context, y13, inputs.hidden(), routing, gated, layout, stream));
+          context -> applyW13Lora(context, y13, x13, routing, gated, layout, stream));
 
       float[] act = new float[tokens * topK * i];
       float[] w2 = new float[tokens * topK * h];
       for (int p = 0; p < tokens * topK; p++) {
+        if (ids[p] < 0) {
+          continue;
+        }
         double[] a = new double[i];
         for (int c = 0; c < i; c++) {
           double gate = gated ? w13[p * width + layout.index(false, c, i)] : 0;
@@ -135,7 +145,8 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
       }
       Tensor y2 = Tensor.ofFloats(w2, tokens, topK, h);
       Tensor x2 = Tensor.ofFloats(act, (long) tokens * topK, i);
-      lora.ifPresent(context -> applyW2Lora(context, y2, x2, routing, weightFirst, stream));
+      boolean weighted = weightFirst && !config.routerWeightOnInput();
+      lora.ifPresent(context -> applyW2Lora(context, y2, x2, routing, weighted, stream));
 
       for (int t = 0; t < tokens; t++) {
         for (int c = 0; c < h; c++) {
@@ -146,6 +157,19 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
           inputs.output().set(sum, t, c);
         }
       }
+    }
+
+    /** One row a pair. */
+    private Tensor weighted(ExpertsInputs inputs, float[] topkWeights) {
+      int h = config.expertHiddenSize();
+      float[] rows = new float[topkWeights.length * h];
+      for (int p = 0; p < topkWeights.length; p++) {
+        for (int c = 0; c < h; c++) {
+          rows[p * h + c] =
+              topkWeights[p] * (float) inputs.hidden().get(p / config.topK(), c);
+        }
+      }
+      return Tensor.ofFloats(rows, topkWeights.length, h);
     }
 
     private static double[] product(Tensor w, double[] x, @Nullable Tensor bias) {

@@ -1,5 +1,6 @@
 package io.moe4j.integration;
 
+import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.checkpoint.AdapterPolicy;
@@ -18,8 +19,9 @@ import java.util.TreeMap;
 import java.util.stream.Stream;
 
 /**
- * One of the recorded models under {@code testdata/fixtures}: a transformers checkpoint, its PEFT
- * adapters, loaded, and what the two computed.
+ * One of the recorded models under {@code testdata}: a transformers checkpoint, its PEFT adapters,
+ * loaded, and what the two computed. {@code fixtures} have logits, choices and mixed batches as
+ * well; {@code families} are many and have outputs.
  */
 final class Fixture implements AutoCloseable {
   final String name;
@@ -30,14 +32,15 @@ final class Fixture implements AutoCloseable {
   /** Who can be in a mixed batch, by number: {@code base} first. */
   final List<String> order;
 
+  private final List<PeftAdapter> adapters = new ArrayList<>();
   private final TreeMap<Integer, MoeConfig> configs = new TreeMap<>();
 
-  private Fixture(Path directory) {
-    name = String.valueOf(directory.getFileName());
+  private Fixture(String name) {
+    this.name = name;
+    Path directory = root().resolve(name);
     checkpoint = MoeCheckpoint.open(directory.resolve("model"));
     io = SafetensorsFile.open(directory.resolve("io.safetensors"));
     order = order("mixed");
-    List<PeftAdapter> adapters = new ArrayList<>();
     for (String who : order.subList(1, order.size())) {
       Path files = directory.resolve("adapters").resolve(who);
       adapters.add(PeftAdapter.load(files, who, checkpoint, AdapterPolicy.DEFAULT));
@@ -51,12 +54,11 @@ final class Fixture implements AutoCloseable {
     adapters.forEach(a -> registry.load(a.adapter()));
   }
 
-  /** The names of all fixtures. */
+  /** Like {@code fixtures/olmoe}, {@code families/llama4}. */
   static List<String> names() {
-    try (Stream<Path> models = Files.list(root())) {
-      return models
-          .filter(p -> Files.exists(p.resolve("io.safetensors")))
-          .map(p -> String.valueOf(p.getFileName()))
+    try (Stream<Path> files = Files.find(root(), 3, (p, a) -> p.endsWith("io.safetensors"))) {
+      return files
+          .map(p -> String.valueOf(root().relativize(p.getParent())).replace('\\', '/'))
           .sorted()
           .toList();
     } catch (IOException e) {
@@ -65,24 +67,37 @@ final class Fixture implements AutoCloseable {
   }
 
   static Fixture open(String name) {
-    return new Fixture(root().resolve(name));
+    return new Fixture(name);
   }
 
   private static Path root() {
     Path at = Path.of("").toAbsolutePath();
     while (at != null) {
-      Path fixtures = at.resolve("testdata").resolve("fixtures");
-      if (Files.isDirectory(fixtures)) {
-        return fixtures;
+      Path testdata = at.resolve("testdata");
+      if (Files.isDirectory(testdata.resolve("fixtures"))) {
+        return testdata;
       }
       at = at.getParent();
     }
-    throw new IllegalStateException("no testdata/fixtures above " + Path.of("").toAbsolutePath());
+    throw new IllegalStateException("no testdata above " + Path.of("").toAbsolutePath());
   }
 
   /** With LoRA on. */
   MoeConfig config(int layer) {
     return Objects.requireNonNull(configs.get(layer));
+  }
+
+  /** The adapters that one expert-parallel rank holds. */
+  AdapterRegistry registryOf(ExpertMap rank) {
+    TreeMap<Integer, MoeConfig> local = new TreeMap<>();
+    configs.forEach((layer, c) -> local.put(layer, c.toBuilder().expertMap(rank).build()));
+    AdapterRegistry out = AdapterRegistry.builder(local).build();
+    adapters.forEach(a -> out.load(a.localExperts(rank)));
+    return out;
+  }
+
+  boolean has(String tensor) {
+    return io.tensors().containsKey(tensor);
   }
 
   /** The names behind the numbers of a mixed batch's assignment. */

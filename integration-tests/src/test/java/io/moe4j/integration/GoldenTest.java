@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.junit.jupiter.api.DynamicContainer.dynamicContainer;
 import static org.junit.jupiter.api.DynamicTest.dynamicTest;
 
+import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.spi.ExpertsBackend;
@@ -13,6 +14,7 @@ import io.moe4j.backend.cpu.CpuExpertsBackend;
 import io.moe4j.backend.cpu.reference.BatchedCpuReferenceBackend;
 import io.moe4j.backend.cpu.reference.CpuReferenceBackend;
 import io.moe4j.lora.AdapterBatch;
+import io.moe4j.lora.AdapterRegistry;
 import io.moe4j.oracle.BackendCatalog;
 import io.moe4j.oracle.MoeForward;
 import io.moe4j.oracle.MoeLayer;
@@ -51,14 +53,65 @@ class GoldenTest {
           new ComposableBackend(GateUpLayout.INTERLEAVED, true));
 
   @Test
-  void fiveModelsAreHere() {
+  void theModelsAreHere() {
     assertThat(Fixture.names())
-        .containsExactly("deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen3_moe");
+        .contains(
+            "fixtures/deepseek_v3",
+            "fixtures/gpt_oss",
+            "fixtures/mixtral",
+            "fixtures/olmoe",
+            "fixtures/qwen3_moe",
+            "families/llama4_top2",
+            "families/nemotron_h_latent",
+            "families/phimoe",
+            "families/qwen2_moe")
+        .hasSizeGreaterThanOrEqualTo(25);
   }
 
   @TestFactory
   Stream<DynamicNode> recordedOutputs() {
     return Fixture.names().stream().map(GoldenTest::model);
+  }
+
+  /** Expert parallelism: each rank adds its own experts' part, base and deltas. */
+  @TestFactory
+  Stream<DynamicNode> ranksSumToTheRecordedOutputs() {
+    return BACKENDS.stream()
+        .map(backend -> dynamicTest(backend.name(), () -> checkRanks("fixtures/qwen3_moe", backend)));
+  }
+
+  private static void checkRanks(String name, ExpertsBackend backend) {
+    int ranks = 3;
+    try (Fixture fixture = Fixture.open(name);
+        MoeOracle oracle = oracle(backend)) {
+      int index = fixture.checkpoint.layers().getFirst();
+      LayerCheck check = new LayerCheck(fixture, index, "sum of ranks on " + backend.name());
+      List<@Nullable String> names = check.assignment("mixed");
+      double[] sum = new double[check.golden("output.mixed").toDoubles().length];
+      for (int rank = 0; rank < ranks; rank++) {
+        ExpertMap map = ExpertMap.linear(fixture.config(index).numExperts(), ranks, rank);
+        MoeConfig config =
+            fixture.config(index).toBuilder()
+                .activationFormat(backend.activationFormat())
+                .expertMap(map)
+                .build();
+        try (AdapterRegistry registry = fixture.registryOf(map);
+            MoeLayer layer =
+                MoeLayer.builder(config, fixture.checkpoint.weights(index, map))
+                    .oracle(oracle)
+                    .build()) {
+          float[] part = check.run(layer, registry, names, false);
+          for (int i = 0; i < sum.length; i++) {
+            sum[i] += part[i];
+          }
+        }
+      }
+      check.close("output.mixed", sum, check.golden("output.mixed").toDoubles());
+    }
+  }
+
+  private static MoeOracle oracle(ExpertsBackend backend) {
+    return MoeOracle.of(BackendCatalog.of(List.of(backend), List.of(new CpuDeviceProvider())));
   }
 
   private static DynamicContainer model(String name) {
@@ -71,82 +124,136 @@ class GoldenTest {
 
   private static void check(String name, ExpertsBackend backend) {
     try (Fixture fixture = Fixture.open(name);
-        MoeOracle oracle =
-            MoeOracle.of(BackendCatalog.of(List.of(backend), List.of(new CpuDeviceProvider())))) {
-      assertThat(fixture.checkpoint.layers()).hasSize(2);
+        MoeOracle oracle = oracle(backend)) {
+      assertThat(fixture.checkpoint.layers()).isNotEmpty();
       for (int index : fixture.checkpoint.layers()) {
         MoeConfig config =
             fixture.config(index).toBuilder().activationFormat(backend.activationFormat()).build();
         try (MoeLayer layer =
             MoeLayer.builder(config, fixture.checkpoint.weights(index)).oracle(oracle).build()) {
           assertThat(layer.selection().chosenBackend().name()).isEqualTo(backend.name());
-          new LayerCheck(fixture, layer, index).all();
+          new LayerCheck(fixture, index, backend.name()).all(layer);
         }
       }
     }
   }
 
-  /** One layer on one backend. */
-  private record LayerCheck(Fixture fixture, MoeLayer layer, int index) {
-    void all() {
-      Tensor input = golden("input");
-      int tokens = (int) input.size(0);
-      for (String who : fixture.order) {
-        output(who, Collections.nCopies(tokens, who.equals("base") ? null : who));
+  /** One layer's recorded tensors. */
+  private record LayerCheck(Fixture fixture, int index, String who) {
+    void all(MoeLayer layer) {
+      int tokens = tokens();
+      for (String name : fixture.order) {
+        String adapter = name.equals("base") ? null : name;
+        output(layer, "output." + name, Collections.nCopies(tokens, adapter));
       }
-      for (String mixed : List.of("mixed", "mixed_peft")) {
-        List<String> order = fixture.order(mixed);
-        List<@Nullable String> names = new ArrayList<>();
-        for (int number : fixture.io.tensor(mixed + ".assignment").toInts()) {
-          names.add(number == 0 ? null : order.get(number));
-        }
-        assertThat(names).hasSize(tokens).contains((String) null);
-        output(mixed, names);
+      if (fixture.name.startsWith("fixtures/")) {
+        output(layer, "output.mixed", assignment("mixed"));
+        output(layer, "output.mixed_peft", assignment("mixed_peft"));
+      } else {
+        roundRobin(layer);
       }
     }
 
-    private void output(String who, List<@Nullable String> names) {
+    /** Nothing mixed was recorded, but every row of a mixed batch was. */
+    private void roundRobin(MoeLayer layer) {
+      int tokens = tokens();
+      int width = layer.config().hiddenSize();
+      List<@Nullable String> names = new ArrayList<>();
+      double[] expected = new double[tokens * width];
+      for (int t = 0; t < tokens; t++) {
+        String name = fixture.order.get(t % fixture.order.size());
+        names.add(name.equals("base") ? null : name);
+        double[] row = golden("output." + name).select(0, t).toDoubles();
+        System.arraycopy(row, 0, expected, t * width, width);
+      }
+      close("round robin", wide(run(layer, fixture.registry, names, true)), expected);
+    }
+
+    private void output(MoeLayer layer, String what, List<@Nullable String> names) {
+      close(what, wide(run(layer, fixture.registry, names, true)), golden(what).toDoubles());
+    }
+
+    /** Runs the block; with {@code route}, checks logits and choice where they were recorded. */
+    float[] run(
+        MoeLayer layer, AdapterRegistry registry, List<@Nullable String> names, boolean route) {
       Tensor input = golden("input");
-      int tokens = (int) input.size(0);
+      int tokens = tokens();
       MoeConfig config = layer.config();
       float[] output = new float[tokens * config.hiddenSize()];
       int[] ids = new int[tokens * config.topK()];
       float[] weights = new float[tokens * config.topK()];
       float[] logits = new float[tokens * config.numExperts()];
-      try (AdapterBatch batch = fixture.registry.batch(names)) {
+      try (AdapterBatch batch = registry.batch(names)) {
         MoeForward request =
             MoeForward.of(input, Tensor.ofFloats(output, tokens, config.hiddenSize()))
                 .topkInto(
                     Tensor.ofInts(ids, tokens, config.topK()),
                     Tensor.ofFloats(weights, tokens, config.topK()))
                 .logitsInto(Tensor.ofFloats(logits, tokens, config.numExperts()));
-        layer.forward(batch.numAdapters() == 0 ? request : request.withLora(batch.context(index)));
+        layer.forward(
+            batch.numAdapters() == 0 ? request : request.withLora(batch.context(index)));
       }
-      close("output." + who, output);
-      close("router_logits", logits);
-      choice(tokens, config.topK(), ids, weights);
+      if (route) {
+        routing(tokens, config.topK(), ids, weights, logits);
+      }
+      return output;
     }
 
-    private Tensor golden(String what) {
-      return fixture.io.tensor("layers." + index + "." + what);
+    private void routing(int tokens, int topK, int[] ids, float[] weights, float[] logits) {
+      boolean all = fixture.name.startsWith("fixtures/");
+      if (all || fixture.has(key("router_logits"))) {
+        close("router_logits", wide(logits), golden("router_logits").toDoubles());
+      }
+      if (all || fixture.has(key("topk_ids"))) {
+        choice(tokens, topK, ids, weights);
+      }
     }
 
-    private void close(String what, float[] actual) {
-      double[] golden = golden(what).toDoubles();
+    /** The adapter of each row of a recorded mixed batch. */
+    List<@Nullable String> assignment(String mixed) {
+      List<String> order = fixture.order(mixed);
+      List<@Nullable String> names = new ArrayList<>();
+      for (int number : fixture.io.tensor(mixed + ".assignment").toInts()) {
+        names.add(number == 0 ? null : order.get(number));
+      }
+      assertThat(names).hasSize(tokens()).contains((String) null);
+      return names;
+    }
+
+    private int tokens() {
+      return (int) golden("input").size(0);
+    }
+
+    private String key(String what) {
+      return "layers." + index + "." + what;
+    }
+
+    Tensor golden(String what) {
+      return fixture.io.tensor(key(what));
+    }
+
+    void close(String what, double[] actual, double[] golden) {
       assertThat(actual).hasSize(golden.length);
-      double[] wide = new double[actual.length];
-      Arrays.setAll(wide, i -> actual[i]);
-      assertThat(relativeError(wide, golden))
-          .as("%s layer %d %s on %s", fixture.name, index, what, layer)
+      double error = relativeError(actual, golden);
+      assertThat(error)
+          .as("%s layer %d %s on %s", fixture.name, index, what, who)
           .isLessThanOrEqualTo(TOLERANCE);
+    }
+
+    private static double[] wide(float[] values) {
+      double[] wide = new double[values.length];
+      Arrays.setAll(wide, i -> values[i]);
+      return wide;
     }
 
     /** The order of ids is undefined in places, so each token's choice is compared as a set. */
     private void choice(int tokens, int topK, int[] ids, float[] weights) {
       int[] goldenIds = golden("topk_ids").toInts();
-      double[] goldenWeights = golden("topk_weights").toDoubles();
-      double[] sorted = new double[weights.length];
-      double[] goldenSorted = new double[weights.length];
+      boolean weighted = fixture.name.startsWith("fixtures/") || fixture.has(key("topk_weights"));
+      double[] goldenWeights =
+          weighted ? golden("topk_weights").toDoubles() : new double[weights.length];
+      double[] byExpert = new double[weights.length];
+      double[] goldenByExpert = new double[weights.length];
       for (int t = 0; t < tokens; t++) {
         Map<Integer, Double> chosen = new TreeMap<>();
         Map<Integer, Double> expected = new TreeMap<>();
@@ -157,11 +264,13 @@ class GoldenTest {
         assertThat(chosen.keySet()).as("experts of token %d", t).isEqualTo(expected.keySet());
         int at = t * topK;
         for (int e : chosen.keySet()) {
-          sorted[at] = chosen.getOrDefault(e, Double.NaN);
-          goldenSorted[at++] = expected.getOrDefault(e, Double.NaN);
+          byExpert[at] = chosen.getOrDefault(e, Double.NaN);
+          goldenByExpert[at++] = expected.getOrDefault(e, Double.NaN);
         }
       }
-      assertThat(relativeError(sorted, goldenSorted)).as("weights").isLessThan(TOLERANCE);
+      if (weighted) {
+        close("topk_weights", byExpert, goldenByExpert);
+      }
     }
   }
 
