@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.api.AdapterException;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.tensor.Tensor;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -19,6 +20,8 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 @Timeout(60)
 class AdapterRegistryThreadsTest {
@@ -147,14 +150,21 @@ class AdapterRegistryThreadsTest {
    * see one mark of the right adapter, unchanged while its batch is open, and never a version older
    * than the one that was current before it asked.
    */
-  @Test
-  void versionsNeverMixUnderChurn() throws Exception {
+  @ParameterizedTest
+  @ValueSource(booleans = {false, true})
+  void versionsNeverMixUnderChurn(boolean onDevice) throws Exception {
+    FakeDevice device = new FakeDevice();
     int adapters = 24;
     AtomicInteger[] current = new AtomicInteger[adapters];
     List<String> problems = new CopyOnWriteArrayList<>();
     CountDownLatch start = new CountDownLatch(1);
     AtomicInteger batches = new AtomicInteger();
-    try (AdapterRegistry r = registry(4, Duration.ofSeconds(30));
+    AdapterRegistry.Builder builder =
+        AdapterRegistry.builder(TestAdapters.LAYERS).maxLoras(4).slotWait(Duration.ofSeconds(30));
+    if (onDevice) {
+      builder.device(device).punicaWrapper(CpuPunicaWrapper.shared());
+    }
+    try (AdapterRegistry r = builder.build();
         ExecutorService pool = Executors.newFixedThreadPool(8)) {
       for (int i = 0; i < adapters; i++) {
         current[i] = new AtomicInteger();
@@ -218,7 +228,8 @@ class AdapterRegistryThreadsTest {
                 }
                 batches.incrementAndGet();
                 MoeLoraContext c = batch.context(1);
-                int[] map = c.tokenLoraMapping().toInts();
+                Tensor mapping = c.tokenLoraMapping();
+                int[] map = (onDevice ? device.read(mapping) : mapping).toInts();
                 for (int k = 0; k < 4; k++) {
                   if (who[k] < 0) {
                     if (map[k] != -1) {
@@ -226,7 +237,7 @@ class AdapterRegistryThreadsTest {
                     }
                     continue;
                   }
-                  int mark = (int) mark(c, map[k]);
+                  int mark = (int) (onDevice ? mark(device, c, map[k]) : mark(c, map[k]));
                   int after = current[who[k]].get();
                   int behind = Math.floorMod(mark % 100 - before[k], 100);
                   // The writer publishes the version after the registry has it: one ahead is right.
@@ -234,7 +245,7 @@ class AdapterRegistryThreadsTest {
                     problems.add(
                         "n" + who[k] + " shows " + mark + ", versions " + before[k] + ".." + after);
                   }
-                  if ((int) mark(c, map[k]) != mark) {
+                  if (mark != (int) (onDevice ? mark(device, c, map[k]) : mark(c, map[k]))) {
                     problems.add("a slot changed while leased");
                   }
                 }
@@ -253,6 +264,8 @@ class AdapterRegistryThreadsTest {
       assertThat(s.leasedSlots()).isZero();
       assertThat(s.evictions()).isPositive();
       assertThat(s.occupiedSlots()).isLessThanOrEqualTo(4);
+      assertThat(device.memory).as("one buffer a slot").hasSize(onDevice ? s.occupiedSlots() : 0);
     }
+    assertThat(device.memory).as("all given back").isEmpty();
   }
 }

@@ -41,7 +41,16 @@ final class TestAdapters {
 
   /** The number that tells adapters apart, as a context shows it. */
   static double mark(MoeLoraContext context, int slot) {
+    return a(context, slot).get(0, 0, 0);
+  }
+
+  /** The same on a device. */
+  static double mark(FakeDevice device, MoeLoraContext context, int slot) {
+    return device.read(a(context, slot)).get(0, 0, 0);
+  }
+
+  private static Tensor a(MoeLoraContext context, int slot) {
     LoraLayer layer = Objects.requireNonNull(context.slot(slot));
-    return Objects.requireNonNull(layer.get(LoraTarget.UP)).a().get(0, 0, 0);
+    return Objects.requireNonNull(layer.get(LoraTarget.UP)).a();
   }
 }
