@@ -121,8 +121,7 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
         }
       }
       Tensor y13 = Tensor.ofFloats(w13, tokens, topK, width);
-      lora.ifPresent(
-          context -> applyW13Lora(context, y13, x13, routing, gated, layout, stream));
+      lora.ifPresent(context -> applyW13Lora(context, y13, x13, routing, gated, layout, stream));
 
       float[] act = new float[tokens * topK * i];
       float[] w2 = new float[tokens * topK * h];
@@ -165,8 +164,7 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
       float[] rows = new float[topkWeights.length * h];
       for (int p = 0; p < topkWeights.length; p++) {
         for (int c = 0; c < h; c++) {
-          rows[p * h + c] =
-              topkWeights[p] * (float) inputs.hidden().get(p / config.topK(), c);
+          rows[p * h + c] = topkWeights[p] * (float) inputs.hidden().get(p / config.topK(), c);
         }
       }
       return Tensor.ofFloats(rows, topkWeights.length, h);

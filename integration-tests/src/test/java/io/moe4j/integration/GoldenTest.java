@@ -77,7 +77,8 @@ class GoldenTest {
   @TestFactory
   Stream<DynamicNode> ranksSumToTheRecordedOutputs() {
     return BACKENDS.stream()
-        .map(backend -> dynamicTest(backend.name(), () -> checkRanks("fixtures/qwen3_moe", backend)));
+        .map(backend ->
+            dynamicTest(backend.name(), () -> checkRanks("fixtures/qwen3_moe", backend)));
   }
 
   private static void checkRanks(String name, ExpertsBackend backend) {
@@ -190,8 +191,7 @@ class GoldenTest {
                     Tensor.ofInts(ids, tokens, config.topK()),
                     Tensor.ofFloats(weights, tokens, config.topK()))
                 .logitsInto(Tensor.ofFloats(logits, tokens, config.numExperts()));
-        layer.forward(
-            batch.numAdapters() == 0 ? request : request.withLora(batch.context(index)));
+        layer.forward(batch.numAdapters() == 0 ? request : request.withLora(batch.context(index)));
       }
       if (route) {
         routing(tokens, config.topK(), ids, weights, logits);

@@ -12,7 +12,6 @@ import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
-import io.moe4j.api.tensor.Tensor;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
