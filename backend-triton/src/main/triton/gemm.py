@@ -1,0 +1,289 @@
+"""The two grouped GEMMs of a MoE layer with LoRA riding in their accumulators.
+
+first:  act[row] = f(x[token(row)] . w13[e]^T + bias + delta)      second: y[row] = act[row] . w2[e]^T + bias + delta
+
+delta = s . B[slot, e]^T, where s comes from shrink.py. A tile is up to BM rows of one expert whatever their adapters. After the loop
+over the contraction a second, short loop runs over the pages (16 ranks of one segment) of the segments the tile holds, G pages side by
+side: a row takes part in the columns of its own segment only, everywhere else s is filled with zeros on its way into shared memory. So
+there is no delta buffer, rows without adapter cost nothing, and time follows each adapter's own rank.
+
+Both operands of the expand come from shared memory, on purpose. With s in registers (select instead of masked load) Triton 3.6 keeps
+that loop's wgmma in flight across its back edge while the next iteration overwrites the registers they still read: wrong results that
+depend on timing. PipelineTest checks the compiled kernels for it.
+
+The page list is read one step ahead by hand, so the loads of B depend on values already in registers and the compiler pipelines them
+to the full depth.
+"""
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from activation import activate_gated, activate_single
+from table import B_ADDR, B_EXPERT, B_ROW, PAGE, RANK, SHARED_A, SLOT_WIDTH, local_expert, slot_of
+
+
+@triton.jit
+def page_columns(pga, pgb, pgm, q, end, kp, PAIR: tl.constexpr):
+    """One step of the page list, one entry a column: where B of the first and second projection lies, and the page word; 0 behind the
+    end."""
+    m = q + kp < end
+    a = tl.load(pga + q + kp, mask=m, other=0)
+    b = a
+    if PAIR:
+        b = tl.load(pgb + q + kp, mask=m, other=0)
+    return a, b, tl.load(pgm + q + kp, mask=m, other=0)
+
+
+@triton.jit
+def expand_sorted(acc, acc2, origin, s, pga, pgb, pgm, seg_pg, seg_of, rows, rm, nc, r0, row1, RS, SU, PAIR: tl.constexpr, G: tl.constexpr,
+                  XS: tl.constexpr):
+    has = r0 < row1
+    j0 = tl.load(seg_of + r0, mask=has, other=0)
+    j1 = tl.load(seg_of + row1 - 1, mask=has, other=-1)
+    begin = tl.load(seg_pg + j0, mask=has, other=0)
+    end = tl.load(seg_pg + j1 + 1, mask=has, other=0)
+    rs = tl.load(seg_of + rows, mask=rm & (rows >= r0), other=-1)
+    kr = tl.arange(0, G * PAGE)
+    kp = kr // PAGE
+    kc = kr % PAGE
+    half = kr // 8 % 2
+    sp = s + rows.to(tl.int64)[:, None] * RS + kc[None, :]
+    a, b, w = page_columns(pga, pgb, pgm, begin, end, kp, PAIR)
+    for q in tl.range(begin, end, G, num_stages=XS):
+        an, bn, wn = page_columns(pga, pgb, pgm, q + G, end, kp, PAIR)
+        mine = rs[:, None] == (w & 0xFFFFFFFF).to(tl.int32)[None, :]
+        sj = ((w >> 48) & 0xFF).to(tl.int32) * PAGE
+        v1 = half < ((w >> 56) & 3).to(tl.int32)
+        d1 = ((w >> 32) & 0xFF).to(tl.int32) * 8
+        bp = origin + (a * 8)[None, :] + (nc[:, None] * d1[None, :] + kc[None, :])
+        sv = tl.load(sp + sj[None, :], mask=mine & v1[None, :], other=0.0)
+        acc = tl.dot(sv, tl.load(bp, mask=v1[None, :], other=0.0).T, acc)
+        if PAIR:
+            v2 = half < ((w >> 58) & 3).to(tl.int32)
+            d2 = ((w >> 40) & 0xFF).to(tl.int32) * 8
+            up = (1 - ((w >> 60) & 1).to(tl.int32)) * SU
+            bp = origin + (b * 8)[None, :] + (nc[:, None] * d2[None, :] + kc[None, :])
+            sv = tl.load(sp + (sj + up)[None, :], mask=mine & v2[None, :], other=0.0)
+            acc2 = tl.dot(sv, tl.load(bp, mask=v2[None, :], other=0.0).T, acc2)
+        a, b, w = an, bn, wn
+    return acc, acc2
+
+
+@triton.jit
+def factor_row(table, slot, e, OF: tl.constexpr):
+    """For a tile of one row: rank, place and row stride of its adapter's B."""
+    row = table + slot.to(tl.int64) * SLOT_WIDTH
+    has = slot >= 0
+    rank = tl.load(row + RANK + OF, mask=has, other=0).to(tl.int32)
+    b = tl.load(row + B_ADDR + OF, mask=has, other=0) + tl.load(row + B_EXPERT + OF, mask=has, other=0) * e
+    return tl.multiple_of(rank, 8), tl.multiple_of(b, 8), tl.multiple_of(tl.load(row + B_ROW + OF, mask=has, other=0), 8)
+
+
+@triton.jit
+def factor_first(origin, rank, b, d, nc, G: tl.constexpr):
+    """B's first ranks, which need not wait for the shrink."""
+    kr = tl.arange(0, G * PAGE)
+    bp = origin + b + nc.to(tl.int64)[:, None] * d + kr[None, :]
+    return bp, tl.load(bp, mask=(kr < rank)[None, :], other=0.0)
+
+
+@triton.jit
+def expand_step(part, pair, col, rank, bv, RS, SPLIT, k, G: tl.constexpr):
+    """bv times the ranks k.. of s, the splits of the shrink summed here in their order, one rounding as in the sorted path."""
+    kr = tl.arange(0, G * PAGE)
+    si = tl.arange(0, 16)
+    pp = part + (pair * SPLIT + si).to(tl.int64)[:, None] * RS + (col + k + kr)[None, :]
+    sv = tl.sum(tl.load(pp, mask=(si < SPLIT)[:, None] & (k + kr < rank)[None, :], other=0.0), 0).to(bv.dtype).to(tl.float32)
+    return tl.sum(bv.to(tl.float32) * sv[None, :], 1)
+
+
+@triton.jit
+def expand_one(acc, part, pair, col, rank, bp, bv, RS, SPLIT, G: tl.constexpr, BM: tl.constexpr):
+    """The expand of a tile of one row, its adapter's ranks in order: a matrix-vector product."""
+    d = expand_step(part, pair, col, rank, bv, RS, SPLIT, 0, G)
+    for k in range(G * PAGE, rank, G * PAGE):
+        b = tl.load(bp + k, mask=(k + tl.arange(0, G * PAGE) < rank)[None, :], other=0.0)
+        d += expand_step(part, pair, col, rank, b, RS, SPLIT, k, G)
+    return acc + tl.where(tl.arange(0, BM)[:, None] == 0, d[None, :], 0.0)
+
+
+@triton.jit
+def gemm_tile(origin, x, xd, w, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0, row1, r0, has_bias,
+              on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST: tl.constexpr, GATED: tl.constexpr,
+              ACT: tl.constexpr, GATHER: tl.constexpr, LORA: tl.constexpr, NAIVE: tl.constexpr, G: tl.constexpr, BM: tl.constexpr,
+              BN: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, TMA: tl.constexpr, XS: tl.constexpr, PDL: tl.constexpr):
+    PAIR: tl.constexpr = FIRST and GATED
+    EL: tl.constexpr = y.dtype.element_ty
+    NW = N * 2 if PAIR else N
+    rows = row0 + tl.arange(0, BM)
+    rm = rows < row1
+    rc = tl.minimum(rows, row1 - 1)
+    src = rc
+    if GATHER:
+        if not NAIVE:
+            src = tl.load(pairs + rc, cache_modifier=".cg")
+        src = src // TOPK
+    kk = tl.arange(0, BK)
+    rn = n0 + tl.arange(0, BN)
+    nc = tl.minimum(rn, N - 1)
+    xp = x + src.to(tl.int64)[:, None] * KD + kk[None, :]
+    wp = w + (e.to(tl.int64) * NW + nc)[:, None] * KD + kk[None, :]
+    wr = e * NW + n0
+    up = N.to(tl.int64) * KD
+    acc = tl.zeros((BM, BN), tl.float32)
+    acc2 = acc
+    if PAIR:
+        acc2 = tl.zeros((BM, BN), tl.float32)
+    if LORA and NAIVE:
+        OF: tl.constexpr = 0 if FIRST else 2
+        rank1, b1, d1 = factor_row(table, slot, e, OF)
+        if PAIR:
+            rank2, b2, d2 = factor_row(table, slot, e, 1)
+            shared = tl.load(table + slot.to(tl.int64) * SLOT_WIDTH + SHARED_A, mask=slot >= 0, other=0).to(tl.int32)
+    if PDL and not LORA and not FIRST:
+        gdc_wait()  # only x is new; lists and ids are older than the kernel just before this one
+    for k in range(0, kend, BK):
+        km = (kk + k < KD)[None, :]
+        if TMA and not GATHER:
+            xv = xd.load([row0, k])
+        elif BM <= 32:
+            xv = tl.load(xp + k, mask=rm[:, None] if EVEN_K else rm[:, None] & km, other=0.0)
+        elif EVEN_K:
+            xv = tl.load(xp + k)
+        else:
+            xv = tl.load(xp + k, mask=km, other=0.0)
+        if TMA:
+            wv = wd.load([wr, k])
+        elif EVEN_K:
+            wv = tl.load(wp + k)
+        else:
+            wv = tl.load(wp + k, mask=km, other=0.0)
+        acc = tl.dot(xv, wv.T, acc)
+        if PAIR:
+            if TMA:
+                uv = wd.load([wr + N, k])
+            elif EVEN_K:
+                uv = tl.load(wp + up + k)
+            else:
+                uv = tl.load(wp + up + k, mask=km, other=0.0)
+            acc2 = tl.dot(xv, uv.T, acc2)
+    if PDL:
+        gdc_launch_dependents()
+    if LORA:
+        if NAIVE:
+            bp1, bv1 = factor_first(origin, rank1, b1, d1, nc, G)
+            if PAIR:
+                bp2, bv2 = factor_first(origin, rank2, b2, d2, nc, G)
+        if PDL:
+            gdc_wait()  # s comes from the kernel just before this one; everything else is older
+        if NAIVE:
+            acc = expand_one(acc, part, mt, 0, rank1, bp1, bv1, RS, SPLIT, G, BM)
+            if PAIR:
+                acc2 = expand_one(acc2, part, mt, (1 - shared) * SU, rank2, bp2, bv2, RS, SPLIT, G, BM)
+        else:
+            acc, acc2 = expand_sorted(acc, acc2, origin, s, pga, pgb, pgm, seg_pg, seg_of, rows, rm, nc, r0, row1, RS, SU, PAIR, G, XS)
+    if FIRST:
+        if on_input != 0:
+            pair = rc
+            if not NAIVE:
+                pair = tl.load(pairs + rc)
+            f = tl.load(tw + pair)[:, None]
+            acc = acc * f
+            if PAIR:
+                acc2 = acc2 * f
+    if has_bias != 0:
+        nb = bias + e.to(tl.int64) * NW + nc
+        acc += tl.load(nb)[None, :]
+        if PAIR:
+            acc2 += tl.load(nb + N)[None, :]
+    if PAIR:
+        acc = activate_gated(acc, acc2, act, alpha, beta, limit, ACT)
+    elif FIRST:
+        acc = activate_single(acc, act)
+    tl.store(y + rows.to(tl.int64)[:, None] * N + rn[None, :], acc.to(EL), mask=rm[:, None] & (rn < N)[None, :])
+
+
+@triton.jit
+def gemm_kernel(origin, x, xd, xh, w, wd, bias, tw, y, table, ids, expert_map, mapping, pairs, gtile, nums, seg_of, seg_pg, pga, pgb, pgm, s,
+                part, has_map, has_bias, on_input, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM,
+                FIRST: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr, GATHER: tl.constexpr, LORA: tl.constexpr,
+                NAIVE: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr,
+                TMA: tl.constexpr, TAIL: tl.constexpr, XS: tl.constexpr, PDL: tl.constexpr):
+    """x [rows, KD] (or [tokens, KD] with GATHER), w [E, N or 2N, KD], y [rows, N]; bias [E, N or 2N] f32; tw [tokens, TOPK] f32.
+
+    NAIVE: one pair a tile, no lists. TMA: w (and x, unless gathered) come by descriptors of boxes [BN, BK] and [BM, BK]; xh is x with
+    boxes of half height, for TAIL: a tile with at most BM / 2 rows runs at half height.
+    """
+    if PDL and not LORA and FIRST:
+        gdc_wait()
+    nn = tl.cdiv(N, BN)
+    pid = tl.program_id(0)
+    nm = P if NAIVE else tl.load(nums, cache_modifier=".cg")
+    if pid < nm * nn:
+        grp = pid // (GM * nn)
+        gm = tl.minimum(nm - grp * GM, GM)
+        mt = grp * GM + pid % (GM * nn) % gm
+        n0 = pid % (GM * nn) // gm * BN
+        slot = mt * 0 - 1
+        kend = KD
+        if NAIVE:
+            # No branch and nothing that depends on a load of a load before the first copies are on their way.
+            if LORA:
+                slot = slot_of(mapping, mt // TOPK, True, NS)
+            e, go = local_expert(ids, expert_map, has_map, mt, True, EG, E)
+            kend = tl.where(go, KD, 0)
+            row0 = mt
+            row1 = mt + 1
+            r0 = mt
+        else:
+            e = tl.load(gtile + mt * 4, cache_modifier=".cg")
+            row0 = tl.load(gtile + mt * 4 + 1, cache_modifier=".cg")
+            row1 = tl.load(gtile + mt * 4 + 2, cache_modifier=".cg")
+            r0 = row1
+            if LORA:
+                r0 = tl.load(gtile + mt * 4 + 3, cache_modifier=".cg")
+        if TAIL:
+            if row1 - row0 <= BM // 2:
+                gemm_tile(origin, x, xh, w, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
+                          row1, r0, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT,
+                          GATHER, LORA, NAIVE, G, BM // 2, BN, BK, EVEN_K, TMA, XS, PDL)
+            else:
+                gemm_tile(origin, x, xd, w, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
+                          row1, r0, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT,
+                          GATHER, LORA, NAIVE, G, BM, BN, BK, EVEN_K, TMA, XS, PDL)
+        else:
+            gemm_tile(origin, x, xd, w, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0, row1,
+                      r0, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT, GATHER,
+                      LORA, NAIVE, G, BM, BN, BK, EVEN_K, TMA, XS, PDL)
+
+
+@triton.jit
+def combine_kernel(y, pos_of, ids, expert_map, tw, out, has_map, on_input, N, TOPK, EG, E, K: tl.constexpr, NAIVE: tl.constexpr,
+                   BN: tl.constexpr, PDL: tl.constexpr):
+    """out[t] = sum over j of tw[t, j] * y[row of pair (t, j)] in f32, in the order of j, one rounding; pairs without a row add nothing.
+    K: TOPK if it is known at compile time, else 0."""
+    if PDL:
+        gdc_wait()
+    t = tl.program_id(0)
+    c = tl.program_id(1) * BN + tl.arange(0, BN)
+    acc = tl.zeros((BN,), tl.float32)
+    if K > 0:
+        for j in tl.static_range(K):
+            acc = combine_one(acc, y, pos_of, ids, expert_map, tw, has_map, on_input, t * K + j, c, N, EG, E, NAIVE)
+    else:
+        for j in range(0, TOPK):
+            acc = combine_one(acc, y, pos_of, ids, expert_map, tw, has_map, on_input, t * TOPK + j, c, N, EG, E, NAIVE)
+    tl.store(out + t.to(tl.int64) * N + c, acc.to(out.dtype.element_ty), mask=c < N)
+
+
+@triton.jit
+def combine_one(acc, y, pos_of, ids, expert_map, tw, has_map, on_input, p, c, N, EG, E, NAIVE: tl.constexpr):
+    if NAIVE:
+        e, ok = local_expert(ids, expert_map, has_map, p, True, EG, E)
+        r = p
+    else:
+        r = tl.load(pos_of + p)
+        ok = r >= 0
+    f = tl.load(tw + p, mask=on_input == 0, other=1.0)
+    v = tl.load(y + r.to(tl.int64) * N + c, mask=(c < N) & ok, other=0.0)
+    return acc + tl.where(ok, f, 0.0) * v.to(tl.float32)
