@@ -28,9 +28,10 @@ ELEMENTS = ("origin", "x", "w", "y", "s", "xs")
 FLOATS = ("bias", "tw", "part")
 WORDS = ("table", "pga", "pgb", "pgm", "pg13a", "pg13b", "pg13m", "pg2a", "pg2m")
 SCALARS = {"alpha": "fp32", "beta": "fp32", "limit": "fp32"}
-INTS = ("has_map", "has_bias", "on_input", "act", "n", "P", "TOPK", "N", "H", "KD", "EG", "E", "NS", "NA", "BM", "BS", "RS", "SU", "NC",
+INTS = ("has_map", "has_bias", "on_input", "keep", "act", "ROWS", "COLUMNS", "TO_ROWS", "TO_COLUMNS", "P", "TOPK", "N", "H", "KD", "EG", "E", "NS", "NA", "BM", "BS", "RS", "SU", "NC",
         "SPLIT", "GM")
-CALLERS = ("ids", "expert_map", "mapping", "tw")  # tensors of the caller: nothing is known of their alignment
+LONGS = ("s0", "s1", "s2")
+CALLERS = ("ids", "expert_map", "mapping", "tw", "counts")  # tensors of the caller: nothing is known of their alignment
 SOURCES = {sort: "sort.py", shrink: "shrink.py", gemm: "gemm.py"}
 HELPERS = {"sort.py": ("table.py",), "shrink.py": ("table.py",), "gemm.py": ("table.py", "activation.py")}
 
@@ -53,6 +54,12 @@ def source_of(fn, dtype, out, descriptors, constexprs):
             signature[name] = "i32"
             # Rows are whole numbers of 16-byte vectors, and s is padded to pages.
             hint = 8 if name in ("N", "H", "KD") else 16 if name in ("RS", "SU") else 1
+        elif name in LONGS or name == "n" and fn.fn.__name__ == "pack_kernel":
+            signature[name] = "i64"
+            hint = 1
+        elif name == "n":
+            signature[name] = "i32"
+            hint = 1
         elif name == "out":
             signature[name] = "*" + TYPES[out]
         elif name in ELEMENTS:
@@ -63,7 +70,7 @@ def source_of(fn, dtype, out, descriptors, constexprs):
             signature[name] = "*i64"
         else:
             signature[name] = "*i32"
-        if name in CALLERS:
+        if name in CALLERS or name == "x" and fn.fn.__name__ == "pack_kernel":
             hint = 1
         if hint > 1:
             attrs[(i,)] = [["tt.divisibility", hint]]
@@ -71,7 +78,7 @@ def source_of(fn, dtype, out, descriptors, constexprs):
 
 
 def manifest_params(fn, constexprs, descriptors, signature):
-    names = {"i32": "i32", "fp32": "f32"}
+    names = {"i32": "i32", "i64": "i64", "fp32": "f32"}
     params = []
     for name in fn.arg_names:
         if name in constexprs:
@@ -112,7 +119,8 @@ def compile_job(j):
 
 
 def sort_jobs(arch):
-    out = [job("sort", "clear_kernel", "clear", arch, {}, dict(BLOCK=1024), 4, 2)]
+    out = [job("sort", "clear_kernel", "clear", arch, {}, dict(BLOCK=1024), 4, 2),
+           job("sort", "batched_ids_kernel", "batched_ids", arch, {}, dict(BLOCK=256), 4, 2)]
     for lora in (False, True):
         flag = str(int(lora))
         out.append(job("sort", "count_kernel", "count", arch, {"lora": flag}, dict(LORA=lora, BP=256), 4, 2))
@@ -125,9 +133,12 @@ def sort_jobs(arch):
     return out
 
 
-def type_jobs(arch, dtype, rich):
+def type_jobs(arch, dtype):
     out = []
-    if rich:
+    if arch == 80:
+        for source in TYPES:
+            out.append(job("sort", "pack_kernel", "pack", arch, {"in": source, "type": dtype}, dict(BLOCK=1024), 4, 2, source, dtype))
+    if dtype == "bf16":  # the tiles that want sorted rows are there for Hopper only, but every card finds every kernel
         for width in (1024, 4096):
             out.append(job("sort", "permute_kernel", "permute", arch, {"type": dtype, "width": str(width)}, dict(BH=width), 4, 2, dtype))
     for to in (dtype, "f32"):
@@ -200,7 +211,7 @@ def kernels(archs):
     for arch in archs:
         out += sort_jobs(arch) if arch in (80, 90) else []  # later cards run the portable ones
         for dtype in ("bf16", "f16"):
-            out += type_jobs(arch, dtype, arch == 90 and dtype == "bf16") if arch in (80, 90) else []
+            out += type_jobs(arch, dtype) if arch in (80, 90) else []
             out += shrink_jobs(arch, dtype, arch == 90 and dtype == "bf16")
             out += gemm_jobs(arch, dtype)
     return out

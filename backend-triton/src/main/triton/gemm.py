@@ -258,9 +258,10 @@ def gemm_kernel(origin, x, xd, xh, w, wd, bias, tw, y, table, ids, expert_map, m
 
 
 @triton.jit
-def combine_kernel(y, pos_of, ids, expert_map, tw, out, has_map, on_input, N, TOPK, EG, E, K: tl.constexpr, NAIVE: tl.constexpr,
+def combine_kernel(y, pos_of, ids, expert_map, tw, out, has_map, on_input, keep, N, TOPK, EG, E, K: tl.constexpr, NAIVE: tl.constexpr,
                    BN: tl.constexpr, PDL: tl.constexpr):
     """out[t] = sum over j of tw[t, j] * y[row of pair (t, j)] in f32, in the order of j, one rounding; pairs without a row add nothing.
+    on_input: the weights were applied already. keep: rows of out without any pair are left alone instead of zeroed (TOPK = 1).
     K: TOPK if it is known at compile time, else 0."""
     if PDL:
         gdc_wait()
@@ -273,7 +274,10 @@ def combine_kernel(y, pos_of, ids, expert_map, tw, out, has_map, on_input, N, TO
     else:
         for j in range(0, TOPK):
             acc = combine_one(acc, y, pos_of, ids, expert_map, tw, has_map, on_input, t * TOPK + j, c, N, EG, E, NAIVE)
-    tl.store(out + t.to(tl.int64) * N + c, acc.to(out.dtype.element_ty), mask=c < N)
+    m = c < N
+    if keep != 0:
+        m = m & (tl.load(pos_of + t) >= 0)
+    tl.store(out + t.to(tl.int64) * N + c, acc.to(out.dtype.element_ty), mask=m)
 
 
 @triton.jit

@@ -239,10 +239,27 @@ def permute_kernel(x, pos_of, xs, H, TOPK, BH: tl.constexpr, PDL: tl.constexpr):
 
 
 @triton.jit
-def cast_kernel(x, y, n, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """y = x in y's dtype, for callers whose hidden states are wider than the weights."""
+def batched_ids_kernel(counts, ids, n, ROWS, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """The batched format as pairs: row r of expert e is pair e * ROWS + r of that expert, and does not exist past its count."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    e = i // ROWS
+    used = tl.load(counts + e, mask=i < n, other=0)
+    tl.store(ids + i, tl.where(i % ROWS < used, e, -1), mask=i < n)
+
+
+@triton.jit
+def pack_kernel(x, out, n, ROWS, COLUMNS, TO_ROWS, TO_COLUMNS, s0, s1, s2, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """out [experts, TO_ROWS, TO_COLUMNS] = x[e * s0 + row * s1 + column * s2] in out's dtype, zero past ROWS and COLUMNS: factors whose
+    rank or layout the other kernels cannot read as they lie."""
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(y + i, tl.load(x + i, mask=i < n).to(y.dtype.element_ty), mask=i < n)
+    c = i % TO_COLUMNS
+    r = i // TO_COLUMNS % TO_ROWS
+    e = i // TO_COLUMNS // TO_ROWS
+    v = tl.load(x + e * s0 + r * s1 + c * s2, mask=(i < n) & (r < ROWS) & (c < COLUMNS), other=0.0)
+    tl.store(out + i, v.to(out.dtype.element_ty), mask=i < n)

@@ -209,7 +209,7 @@ class Layer:
     def combine(self, tw, ids):
         BN = 1024 if self.T >= 64 else 256
         mp = ids if self.map is None else self.map
-        self.launch(gemm.combine_kernel, (self.T, cdiv(self.H, BN)), self.y, self.pos_of, ids, mp, tw, self.out, self.has_map(), self.on_input,
+        self.launch(gemm.combine_kernel, (self.T, cdiv(self.H, BN)), self.y, self.pos_of, ids, mp, tw, self.out, self.has_map(), self.on_input, 0,
                     self.H, self.K, self.EG, self.E, K=self.K if self.K in (1, 2, 4, 6, 8) else 0, NAIVE=self.naive, BN=BN, **self.meta(4))
 
     def forward(self, x, ids, tw, mapping=None):

@@ -1,0 +1,119 @@
+package io.moe4j.backend.triton;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.DeviceWeights;
+import java.util.function.Function;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * A layer's experts stacked on the device: w13 {@code [E, 2I, H]} with gate rows before up rows
+ * ({@code [E, I, H]} without gate), w2 {@code [E, H, I]}, biases in f32.
+ */
+final class ExpertMatrices implements AutoCloseable {
+  private final DeviceWeights memory;
+  private final Tensor w13;
+  private final Tensor w2;
+  private final @Nullable Tensor bias13;
+  private final @Nullable Tensor bias2;
+
+  ExpertMatrices(CudaDevice device, MoeConfig config, ExpertWeights weights) {
+    int experts = weights.numExperts();
+    long hidden = config.expertHiddenSize();
+    long inter = config.intermediateSize();
+    boolean gated = config.activation().isGated();
+    memory = new DeviceWeights(device);
+    try {
+      w13 = memory.allocate(config.weightDtype(), experts, gated ? 2 * inter : inter, hidden);
+      w2 = memory.allocate(config.weightDtype(), experts, hidden, inter);
+      for (int e = 0; e < experts; e++) {
+        ExpertWeights.Expert x = weights.expert(e);
+        Tensor rows = w13.select(0, e);
+        if (x.gate() != null) {
+          put(device, x.gate(), rows.narrow(0, 0, inter), config.weightDtype());
+        }
+        put(device, x.up(), gated ? rows.narrow(0, inter, inter) : rows, config.weightDtype());
+        put(device, x.down(), w2.select(0, e), config.weightDtype());
+      }
+      bias13 = config.expertBias() ? bias13(weights, inter, gated) : null;
+      bias2 = config.expertBias() ? bias2(weights, hidden) : null;
+    } catch (RuntimeException e) {
+      memory.close();
+      throw e;
+    }
+  }
+
+  private void put(CudaDevice device, Tensor from, Tensor to, DType type) {
+    if (from.dtype() != type) {
+      throw new IllegalArgumentException(
+          "expert weights are " + from + ", the config's weightDtype is " + type);
+    }
+    if (from.isHost()) {
+      memory.upload(from, to);
+    } else {
+      DeviceStream stream = device.defaultStream();
+      device.copy(from, to, stream);
+      stream.synchronize();
+    }
+  }
+
+  private @Nullable Tensor bias13(ExpertWeights weights, long inter, boolean gated) {
+    int width = Math.toIntExact(gated ? 2 * inter : inter);
+    float[] all = new float[Math.multiplyExact(weights.numExperts(), width)];
+    int up = gated ? Math.toIntExact(inter) : 0;
+    boolean any = gated && gather(all, 0, width, weights, ExpertWeights.Expert::gateBias);
+    any |= gather(all, up, width, weights, ExpertWeights.Expert::upBias);
+    return any ? memory.floats(Tensor.ofFloats(all, weights.numExperts(), width)) : null;
+  }
+
+  private @Nullable Tensor bias2(ExpertWeights weights, long hidden) {
+    int width = Math.toIntExact(hidden);
+    float[] all = new float[Math.multiplyExact(weights.numExperts(), width)];
+    return gather(all, 0, width, weights, ExpertWeights.Expert::downBias)
+        ? memory.floats(Tensor.ofFloats(all, weights.numExperts(), width))
+        : null;
+  }
+
+  private static boolean gather(
+      float[] all,
+      int at,
+      int width,
+      ExpertWeights weights,
+      Function<ExpertWeights.Expert, @Nullable Tensor> part) {
+    boolean any = false;
+    for (int e = 0; e < weights.numExperts(); e++) {
+      Tensor t = part.apply(weights.expert(e));
+      if (t != null) {
+        float[] values = t.toFloats();
+        System.arraycopy(values, 0, all, e * width + at, values.length);
+        any = true;
+      }
+    }
+    return any;
+  }
+
+  Tensor w13() {
+    return w13;
+  }
+
+  Tensor w2() {
+    return w2;
+  }
+
+  @Nullable Tensor bias13() {
+    return bias13;
+  }
+
+  @Nullable Tensor bias2() {
+    return bias2;
+  }
+
+  @Override
+  public void close() {
+    memory.close();
+  }
+}

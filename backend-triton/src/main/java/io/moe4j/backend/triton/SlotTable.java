@@ -1,0 +1,259 @@
+package io.moe4j.backend.triton;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.LoraFactors;
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.DeviceBuffer;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.IdentityHashMap;
+import java.util.List;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * What the kernels know of one set of adapters in slots: one row a slot in device memory, see {@code
+ * table.py}. Factors are read where they lie; those whose rank or layout the kernels cannot read
+ * (rank no multiple of 8, another dtype, rows that are not dense) are packed once into memory of
+ * their own. So a slot takes the memory of its adapter's own ranks. Filled under the lock of {@link
+ * SlotTables}.
+ */
+final class SlotTable implements AutoCloseable {
+  static final int WIDTH = 24;
+
+  /** Ranks the kernels can count: a row stride of B is kept in 8 bits, over 8. */
+  static final int MAX_RANK = 1016;
+
+  private static final int LIVE = 0;
+  private static final int PAGES13 = 1;
+  private static final int PAGES2 = 2;
+  private static final int SHARED_A = 3;
+  private static final int A_ADDR = 4;
+  private static final int B_ADDR = 7;
+  private static final int A_EXPERT = 10;
+  private static final int B_EXPERT = 13;
+  private static final int B_ROW = 16;
+  private static final int RANK = 19;
+  private static final int VECTOR = 8;
+  private static final int ALIGNMENT = 16;
+  private static final int PAGE = 16;
+  private static final int MAX_ROW = 2040;
+  private static final int PACK_BLOCK = 1024;
+
+  /** A factor as the kernels read it. */
+  private record Placed(long address, long expertStride, long rowStride) {}
+
+  private final CudaDevice device;
+  private final TritonKernels kernels;
+  private final DType type;
+  private final boolean gated;
+  private final DeviceBuffer table;
+  private final Tensor tableTensor;
+  private final @Nullable LoraLayer[] layers;
+  private final List<List<DeviceBuffer>> packed = new ArrayList<>();
+  private final int[] ranks;
+  private volatile int maxRank;
+  private volatile int used;
+
+  SlotTable(CudaDevice device, TritonKernels kernels, MoeConfig config, int slots) {
+    this.device = device;
+    this.kernels = kernels;
+    this.type = config.weightDtype();
+    this.gated = config.activation().isGated();
+    this.table = device.allocate(Math.multiplyExact((long) slots * WIDTH, Long.BYTES));
+    this.tableTensor = table.tensor(DType.I64, slots, WIDTH);
+    this.layers = new LoraLayer[slots];
+    this.ranks = new int[slots];
+    for (int i = 0; i < slots; i++) {
+      packed.add(List.of());
+    }
+    device.fill(tableTensor, 0, device.defaultStream());
+    device.defaultStream().synchronize();
+  }
+
+  /** {@return the table's device address} */
+  long address() {
+    return table.memory().address();
+  }
+
+  int slots() {
+    return layers.length;
+  }
+
+  /** {@return the largest rank of any slot, padded to a page; 0 = nothing to add anywhere} */
+  int maxRank() {
+    return maxRank;
+  }
+
+  /** {@return slots with factors for this layer} */
+  int used() {
+    return used;
+  }
+
+  /** Whether the rows are those of a context's slots. */
+  boolean matches(MoeLoraContext context) {
+    for (int s = 0; s < layers.length; s++) {
+      if (!same(layers[s], layerOf(context, s))) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  /** Whether only rows of empty slots differ, so that filling them disturbs nobody. */
+  boolean canFill(MoeLoraContext context) {
+    for (int s = 0; s < layers.length; s++) {
+      if (layers[s] != null && !same(layers[s], layerOf(context, s))) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  /** Writes the rows that differ, and waits for them. */
+  void fill(MoeLoraContext context, DeviceStream stream) {
+    for (int s = 0; s < layers.length; s++) {
+      LoraLayer now = layerOf(context, s);
+      if (!same(layers[s], now)) {
+        update(s, now, stream);
+      }
+    }
+  }
+
+  private static @Nullable LoraLayer layerOf(MoeLoraContext context, int slot) {
+    return slot < context.maxLoras() ? context.slot(slot) : null;
+  }
+
+  /** Whether a slot holds the same object: equal factors may lie elsewhere. */
+  @SuppressWarnings("ReferenceEquality")
+  private static boolean same(@Nullable LoraLayer a, @Nullable LoraLayer b) {
+    return a == b;
+  }
+
+  private void update(int slot, @Nullable LoraLayer layer, DeviceStream stream) {
+    long[] row = new long[WIDTH];
+    List<DeviceBuffer> own = new ArrayList<>();
+    int rank = layer == null ? 0 : fill(row, layer, own, stream);
+    try {
+      Tensor source = Tensor.of(DType.I64, java.lang.foreign.MemorySegment.ofArray(row), 1, WIDTH);
+      device.copy(source, tableTensor.narrow(0, slot, 1), stream);
+      stream.synchronize();
+    } catch (RuntimeException e) {
+      own.forEach(DeviceBuffer::close);
+      throw e;
+    }
+    packed.set(slot, own).forEach(DeviceBuffer::close);
+    ranks[slot] = rank;
+    maxRank = Math.ceilDiv(Arrays.stream(ranks).max().orElse(0), PAGE) * PAGE;
+    used = (int) Arrays.stream(ranks).filter(r -> r > 0).count();
+    layers[slot] = layer;
+  }
+
+  /** Fills a row; returns the largest rank. */
+  private int fill(long[] row, LoraLayer layer, List<DeviceBuffer> own, DeviceStream stream) {
+    @Nullable LoraFactors[] targets = {
+      layer.get(gated ? LoraTarget.GATE : LoraTarget.UP),
+      gated ? layer.get(LoraTarget.UP) : null,
+      layer.get(LoraTarget.DOWN)
+    };
+    IdentityHashMap<Tensor, Placed> known = new IdentityHashMap<>();
+    Placed[] a = new Placed[targets.length];
+    for (int i = 0; i < targets.length; i++) {
+      LoraFactors f = targets[i];
+      if (f == null) {
+        continue;
+      }
+      if (f.rank() > MAX_RANK) {
+        throw new IllegalArgumentException(
+            "an adapter has rank " + f.rank() + ", at most " + MAX_RANK + " is supported");
+      }
+      int rank = Math.ceilDiv(f.rank(), VECTOR) * VECTOR;
+      a[i] = i == 1 && sameMemory(targets[0], f) ? a[0] : place(f.a(), rank, f.a().size(2), true, known, own, stream);
+      Placed b = place(f.b(), f.b().size(1), rank, false, known, own, stream);
+      row[A_ADDR + i] = a[i].address() / 2;
+      row[B_ADDR + i] = b.address() / 2;
+      row[A_EXPERT + i] = a[i].expertStride();
+      row[B_EXPERT + i] = b.expertStride();
+      row[B_ROW + i] = b.rowStride();
+      row[RANK + i] = rank;
+    }
+    row[SHARED_A] = a[0] != null && a[0].equals(a[1]) && row[RANK] == row[RANK + 1] ? 1 : 0;
+    row[PAGES13] = Math.ceilDiv(Math.max(row[RANK], row[RANK + 1]), PAGE);
+    row[PAGES2] = Math.ceilDiv(row[RANK + 2], PAGE);
+    long max = Math.max(row[RANK], Math.max(row[RANK + 1], row[RANK + 2]));
+    row[LIVE] = max > 0 ? 1 : 0;
+    return (int) max;
+  }
+
+  private static boolean sameMemory(@Nullable LoraFactors first, LoraFactors second) {
+    return first != null
+        && first.rank() == second.rank()
+        && first.a().memory().equals(second.a().memory())
+        && first.a().byteOffset() == second.a().byteOffset()
+        && first.a().stride(0) == second.a().stride(0)
+        && first.a().size(0) == second.a().size(0);
+  }
+
+  private Placed place(
+      Tensor t,
+      long rows,
+      long columns,
+      boolean denseRows,
+      IdentityHashMap<Tensor, Placed> known,
+      List<DeviceBuffer> own,
+      DeviceStream stream) {
+    Placed before = known.get(t);
+    if (before != null) {
+      return before;
+    }
+    long experts = t.size(0);
+    boolean readable =
+        t.dtype() == type
+            && t.size(1) == rows
+            && t.size(2) == columns
+            && t.deviceAddress() % ALIGNMENT == 0
+            && (t.size(2) == 1 || t.stride(2) == 1)
+            && t.stride(1) % VECTOR == 0
+            && (denseRows ? t.stride(1) == columns : t.stride(1) <= MAX_ROW)
+            && (experts == 1 || t.stride(0) % VECTOR == 0);
+    Placed placed;
+    if (readable) {
+      placed = new Placed(t.deviceAddress(), experts == 1 ? 0 : t.stride(0), t.stride(1));
+    } else {
+      boolean one = experts == 1 || t.stride(0) == 0;
+      long kept = one ? 1 : experts;
+      DeviceBuffer buffer = device.allocate(kept * rows * columns * 2);
+      own.add(buffer);
+      long n = kept * rows * columns;
+      kernels
+          .get("pack", "in", TritonKernels.type(t.dtype()), "type", TritonKernels.type(type))
+          .begin()
+          .pointer(t.deviceAddress())
+          .pointer(buffer.memory().address())
+          .i64(n)
+          .i32((int) t.size(1))
+          .i32((int) t.size(2))
+          .i32((int) rows)
+          .i32((int) columns)
+          .i64(t.stride(0))
+          .i64(t.stride(1))
+          .i64(t.stride(2))
+          .launch(stream, Math.toIntExact(Math.ceilDiv(n, PACK_BLOCK)));
+      placed = new Placed(buffer.memory().address(), one ? 0 : rows * columns, columns);
+    }
+    known.put(t, placed);
+    return placed;
+  }
+
+  @Override
+  public void close() {
+    packed.forEach(l -> l.forEach(DeviceBuffer::close));
+    packed.clear();
+    table.close();
+  }
+}

@@ -1,0 +1,158 @@
+package io.moe4j.backend.triton;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import org.jspecify.annotations.Nullable;
+
+/** Launches the kernels of {@code sort.py}. */
+final class SortLaunches {
+  private static final int CLEAR_BLOCK = 1024;
+  private static final int PAIR_BLOCK = 256;
+  private static final int FEW_PAIRS = 256;
+  private static final int PLACE_PAIRS = 4096;
+  private static final int FEW_EXPERTS = 128;
+  static final int MAX_EXPERTS = 512;
+
+  private final TritonKernels kernels;
+  private final MoeConfig config;
+  private final int experts;
+
+  SortLaunches(TritonKernels kernels, MoeConfig config, int experts) {
+    this.kernels = kernels;
+    this.config = config;
+    this.experts = experts;
+  }
+
+  /** Ids of a BATCHED call: row r of expert e is a pair of e, or none past the count. */
+  void batchedIds(Forward f, @Nullable Tensor counts, int rows) {
+    kernels
+        .get("batched_ids")
+        .begin()
+        .pointer(counts)
+        .pointer(f.ids())
+        .i32(f.pairs())
+        .i32(rows)
+        .launch(f.stream(), Math.ceilDiv(f.pairs(), PAIR_BLOCK));
+  }
+
+  /** Sorts the pairs and makes the lists; nothing to do where every pair is a tile of its own. */
+  void run(Forward f) {
+    if (f.plan().naive()) {
+      return;
+    }
+    ForwardLayout at = f.at();
+    String lora = f.lora() ? "1" : "0";
+    int keys = f.slots() + 1;
+    TilePlan plan = f.plan();
+    int counters = 0;
+    if (plan.shrink13().splits() > 1 || plan.shrink2().splits() > 1) {
+      counters =
+          f.shrinkTiles(experts) * Math.max(plan.shrink13().chunks(), plan.shrink2().chunks());
+    }
+    int zero = at.zeroInts + counters;
+    kernels
+        .get("clear")
+        .begin()
+        .pointer(f.address(at.zero))
+        .i32(zero)
+        .launch(f.stream(), Math.ceilDiv(zero, CLEAR_BLOCK));
+    kernels
+        .get("count", "lora", lora)
+        .begin()
+        .pointer(f.ids())
+        .pointer(f.expertMap())
+        .pointer(f.mapping())
+        .pointer(f.table())
+        .pointer(f.address(at.zero))
+        .pointer(f.address(at.stats))
+        .pointer(f.address(at.keyOf))
+        .pointer(f.address(at.rankOf))
+        .i32(f.hasMap())
+        .i32(f.pairs())
+        .i32(f.topK())
+        .i32(f.globalExperts())
+        .i32(experts)
+        .i32(keys)
+        .i32(plan.shrinkRows())
+        .launch(f.stream(), Math.ceilDiv(f.pairs(), PAIR_BLOCK));
+    place(f, lora, keys);
+    if (f.pairs() > PLACE_PAIRS) {
+      kernels
+          .get("scatter", "lora", lora)
+          .begin()
+          .pointer(f.address(at.zero))
+          .pointer(f.address(at.keyOf))
+          .pointer(f.address(at.rankOf))
+          .pointer(f.address(at.off))
+          .pointer(f.address(at.tileOff))
+          .pointer(f.address(at.segId))
+          .pointer(f.address(at.shrinkOff))
+          .pointer(f.address(at.pairs))
+          .pointer(f.address(at.posOf))
+          .pointer(f.address(at.tiles))
+          .pointer(f.address(at.shrinkTiles))
+          .pointer(f.address(at.segOf))
+          .i32(f.pairs())
+          .i32(keys)
+          .i32(plan.tileRows())
+          .i32(plan.shrinkRows())
+          .launch(f.stream(), Math.ceilDiv(f.pairs(), PAIR_BLOCK));
+    }
+    if (plan.permute()) {
+      int hidden = config.expertHiddenSize();
+      kernels
+          .get(
+              "permute",
+              "type",
+              TritonKernels.type(DType.BF16),
+              "width",
+              hidden <= CLEAR_BLOCK ? "1024" : "4096")
+          .begin()
+          .pointer(f.hidden())
+          .pointer(f.address(at.posOf))
+          .pointer(f.address(at.sorted))
+          .i32(hidden)
+          .i32(f.topK())
+          .launch(f.stream(), f.tokens());
+    }
+  }
+
+  private void place(Forward f, String lora, int keys) {
+    ForwardLayout at = f.at();
+    boolean few = experts <= FEW_EXPERTS;
+    String slots = !f.lora() ? "1" : keys <= 4 && few ? "4" : keys <= 16 || !few ? "16" : "64";
+    String pairs = f.pairs() > PLACE_PAIRS ? "0" : f.pairs() <= FEW_PAIRS ? "256" : "1024";
+    kernels
+        .get("place", "lora", lora, "experts", few ? "128" : "512", "pairs", pairs, "slots", slots)
+        .begin()
+        .pointer(f.table())
+        .pointer(f.address(at.zero))
+        .pointer(f.address(at.stats))
+        .pointer(f.address(at.keyOf))
+        .pointer(f.address(at.rankOf))
+        .pointer(f.address(at.off))
+        .pointer(f.address(at.tileOff))
+        .pointer(f.address(at.segId))
+        .pointer(f.address(at.shrinkOff))
+        .pointer(f.address(at.segPages13))
+        .pointer(f.address(at.segPages2))
+        .pointer(f.address(at.pages13a))
+        .pointer(f.address(at.pages13b))
+        .pointer(f.address(at.pages13m))
+        .pointer(f.address(at.pages2a))
+        .pointer(f.address(at.pages2m))
+        .pointer(f.address(at.nums))
+        .pointer(f.address(at.pairs))
+        .pointer(f.address(at.posOf))
+        .pointer(f.address(at.tiles))
+        .pointer(f.address(at.shrinkTiles))
+        .pointer(f.address(at.segOf))
+        .i32(f.pairs())
+        .i32(experts)
+        .i32(keys)
+        .i32(f.plan().tileRows())
+        .i32(f.plan().shrinkRows())
+        .launch(f.stream(), experts);
+  }
+}

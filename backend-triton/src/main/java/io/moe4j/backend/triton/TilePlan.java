@@ -1,0 +1,45 @@
+package io.moe4j.backend.triton;
+
+/**
+ * How one forward is launched: a pure function of sizes, see {@link TileTable}.
+ *
+ * @param tuned whether the tiles are those tuned for Hopper
+ * @param naive whether every pair is a tile of its own, without sorting: for few pairs
+ * @param w13 tile of the first GEMM, by its name in {@code variants.py}
+ * @param w2 tile of the second; same rows as {@code w13} (the sorted lists are made for one height)
+ * @param tileRows rows of both
+ * @param tileColumns13 columns of the first, gate and up counted once
+ * @param tileColumns2 columns of the second
+ * @param permute whether the hidden states are copied into sorted order first
+ * @param groupTiles neighbouring row tiles that run through the columns together, for the cache
+ * @param shrinkRows rows of a shrink tile
+ * @param shrink13 first shrink
+ * @param shrink2 second shrink
+ */
+record TilePlan(
+    boolean tuned,
+    boolean naive,
+    String w13,
+    String w2,
+    int tileRows,
+    int tileColumns13,
+    int tileColumns2,
+    boolean permute,
+    int groupTiles,
+    int shrinkRows,
+    Shrink shrink13,
+    Shrink shrink2) {
+
+  /**
+   * A shrink.
+   *
+   * @param ranks ranks a program computes (of two projections together where there are two)
+   * @param step elements of the contraction a step
+   * @param any whether the contraction need not be a multiple of the step
+   * @param chunks programs along the ranks
+   * @param splits programs along the contraction
+   */
+  record Shrink(int ranks, int step, boolean any, int chunks, int splits) {
+    static final Shrink NONE = new Shrink(1, 1, false, 0, 1);
+  }
+}

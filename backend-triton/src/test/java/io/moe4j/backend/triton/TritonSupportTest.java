@@ -1,0 +1,78 @@
+package io.moe4j.backend.triton;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.moe4j.api.config.LoraConfig;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.api.spi.Support;
+import io.moe4j.api.tensor.DType;
+import java.util.List;
+import java.util.Map;
+import java.util.ServiceLoader;
+import org.junit.jupiter.api.Test;
+
+class TritonSupportTest {
+  private static final Platform H200 = Platform.of(DeviceInfo.cuda(0, "NVIDIA H200", 9, 0));
+
+  private static MoeConfig.Builder config() {
+    return MoeConfig.builder(2048, 768, 128, 8).inputDtype(DType.BF16).weightDtype(DType.BF16);
+  }
+
+  private static List<String> why(MoeConfig config, Platform platform) {
+    return new TritonBackend()
+        .isSupportedConfig(config, platform).reasons().stream()
+            .map(Support.Reason::message)
+            .toList();
+  }
+
+  @Test
+  void supportsWhatItWasMadeFor() {
+    assertThat(why(config().build(), H200)).isEmpty();
+    assertThat(why(config().lora(new LoraConfig(32, 512)).build(), H200)).isEmpty();
+    assertThat(why(config().build(), Platform.of(DeviceInfo.cuda(0, "A100", 8, 0)))).isEmpty();
+  }
+
+  @Test
+  void withoutADeviceSaysWhyThereIsNone() {
+    Platform none =
+        new Platform(
+            Platform.cpuOnly().devices(), Map.of(DeviceType.CUDA, "libcuda.so.1 was not found"));
+    assertThat(why(config().build(), none))
+        .containsExactly(
+            "no cuda device (libcuda.so.1 was not found); this machine has cpu:0");
+  }
+
+  @Test
+  void everyReasonWithItsNumbers() {
+    MoeConfig odd =
+        MoeConfig.builder(33, 12, 600, 1)
+            .weightDtype(DType.F32)
+            .lora(new LoraConfig(2, 2000))
+            .batchInvariant(true)
+            .build();
+    assertThat(why(odd, Platform.of(DeviceInfo.cuda(0, "T4", 7, 5))))
+        .containsExactly(
+            "compute capability 7.5 < 8.0",
+            "weight dtype F32 is none of BF16, F16",
+            "hidden size 33 of the experts is no multiple of 8",
+            "intermediate size 12 is no multiple of 8",
+            "600 local experts > 512",
+            "batchInvariant is true, must be false: tiles and splits follow the batch size",
+            "LoRA rank 2000 > 1016");
+    assertThat(why(config().inputDtype(DType.F32).build(), H200))
+        .containsExactly("input dtype F32 is not the weights' BF16");
+  }
+
+  @Test
+  void bothAreFoundByServiceLoader() {
+    assertThat(
+            ServiceLoader.load(ExpertsBackend.class).stream()
+                .map(p -> p.get().name())
+                .filter(n -> n.contains("triton")))
+        .containsExactlyInAnyOrder("triton", "batched-triton");
+  }
+}
