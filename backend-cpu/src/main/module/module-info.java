@@ -7,6 +7,7 @@ module io.moe4j.backend.cpu {
   requires org.slf4j;
 
   exports io.moe4j.backend.cpu;
+  exports io.moe4j.backend.cpu.bench;
   exports io.moe4j.backend.cpu.reference;
 
   provides io.moe4j.api.spi.DeviceProvider with

@@ -1,4 +1,12 @@
-/** JMH benchmarks against the machine's own roofline. */
+/**
+ * JMH benchmarks of the CPU backend over the shapes of real models, each with the machine's own
+ * limits sampled in the same process.
+ *
+ * <pre>
+ * mvn -pl benchmarks -am -DskipTests package dependency:build-classpath -Dmdep.outputFile=target/classpath
+ * java -cp benchmarks/target/classes:$(cat benchmarks/target/classpath) org.openjdk.jmh.Main ExpertsBenchmark -p shape=olmoe -prof gc
+ * </pre>
+ */
 @NullMarked
 package io.moe4j.benchmarks;
 
