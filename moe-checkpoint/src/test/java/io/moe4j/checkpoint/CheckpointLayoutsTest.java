@@ -59,8 +59,7 @@ class CheckpointLayoutsTest {
       assertThat(config.routing()).isEqualTo(RoutingConfig.SOFTMAX_RENORMALIZE);
       assertThat(config.activation()).isEqualTo(Activation.SILU);
       c.weights(1).requireFits(config);
-      MoeConfig more =
-          config.toBuilder().lora(new LoraConfig(8, 64)).maxTokens(17).build();
+      MoeConfig more = config.toBuilder().lora(new LoraConfig(8, 64)).maxTokens(17).build();
       c.weights(0).requireFits(more);
       CheckpointDescription d = c.describe();
       assertThat(d.files()).hasSizeGreaterThan(1);
@@ -89,8 +88,14 @@ class CheckpointLayoutsTest {
   @ParameterizedTest
   @ValueSource(
       strings = {
-        "", "model.", "language_model.model.", "model.language_model.", "text_model.", "backbone.",
-        "language_model.", "model.text_model.layers_wrapper."
+        "",
+        "model.",
+        "language_model.model.",
+        "model.language_model.",
+        "text_model.",
+        "backbone.",
+        "language_model.",
+        "model.text_model.layers_wrapper."
       })
   void blocksAreFoundUnderAnyRoot(String root) {
     TinyCheckpoint plain = TinyCheckpoint.qwen3();
@@ -131,8 +136,7 @@ class CheckpointLayoutsTest {
   @ParameterizedTest
   @ValueSource(strings = {"num_experts", "num_local_experts", "n_routed_experts"})
   void oldAndNewNamesOfTheExpertCount(String name) {
-    TinyCheckpoint t =
-        TinyCheckpoint.qwen3().without("num_experts").with(name, TinyCheckpoint.E);
+    TinyCheckpoint t = TinyCheckpoint.qwen3().without("num_experts").with(name, TinyCheckpoint.E);
     try (MoeCheckpoint c = MoeCheckpoint.open(t.writeModel(dir))) {
       assertThat(c.config(2).numExperts()).isEqualTo(TinyCheckpoint.E);
     }
@@ -140,7 +144,10 @@ class CheckpointLayoutsTest {
 
   @ParameterizedTest
   @CsvSource({
-    "silu, SILU", "swish, SILU", "gelu, GELU", "gelu_new, GELU_TANH",
+    "silu, SILU",
+    "swish, SILU",
+    "gelu, GELU",
+    "gelu_new, GELU_TANH",
     "gelu_pytorch_tanh, GELU_TANH"
   })
   void activationsByName(String name, Activation.Kind kind) {
@@ -211,8 +218,10 @@ class CheckpointLayoutsTest {
     TinyCheckpoint t =
         renamed(
             TinyCheckpoint.qwen3().with("model_type", "house_moe"),
-            n -> n.replace(".layers.", ".stack.").replace(".mlp.experts.", ".moe.bank.")
-                .replace(".mlp.gate.weight", ".moe.router.weight"));
+            n ->
+                n.replace(".layers.", ".stack.")
+                    .replace(".mlp.experts.", ".moe.bank.")
+                    .replace(".mlp.gate.weight", ".moe.router.weight"));
     Path model = t.writeModel(dir);
     assertThatThrownBy(() -> MoeCheckpoint.open(model))
         .isInstanceOf(CheckpointException.class)
@@ -274,8 +283,8 @@ class CheckpointLayoutsTest {
           .hasMessageContaining("bf16");
     }
     TinyCheckpoint fp8 = TinyCheckpoint.qwen3();
-    fp8.tensors.replaceAll((n, t) ->
-        n.contains(".experts.") ? TinyCheckpoint.random(n, DType.I8, t.shape()) : t);
+    fp8.tensors.replaceAll(
+        (n, t) -> n.contains(".experts.") ? TinyCheckpoint.random(n, DType.I8, t.shape()) : t);
     Path model = fp8.writeModel(dir.resolve("fp8"));
     assertThatThrownBy(() -> MoeCheckpoint.open(model)).hasMessageContaining("dequantised");
   }

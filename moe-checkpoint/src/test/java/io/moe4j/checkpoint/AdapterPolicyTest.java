@@ -1,0 +1,151 @@
+package io.moe4j.checkpoint;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.moe4j.api.AdapterException;
+import io.moe4j.api.CheckpointException;
+import io.moe4j.api.lora.LoraAdapter;
+import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.checkpoint.AdapterReport.Disposition;
+import java.nio.file.Files;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.Collectors;
+import org.jspecify.annotations.NullUnmarked;
+import org.junit.jupiter.api.Test;
+
+/** What is refused, skipped or bounded, and what the report says of it. */
+@NullUnmarked // a missing value fails the test where it is used
+class AdapterPolicyTest extends AdapterTestBase {
+  @Test
+  void otherKindsOfLora() {
+    Map<String, Object> variants =
+        Map.of(
+            "use_dora",
+            true,
+            "lora_bias",
+            true,
+            "alora_invocation_tokens",
+            List.of(1, 2),
+            "use_qalora",
+            true,
+            "use_bdlora",
+            Map.of("nblocks", 2),
+            "layer_replication",
+            List.of(List.of(0, 1)),
+            "init_lora_weights",
+            "pissa",
+            "arrow_config",
+            Map.of("top_k", 1));
+    variants.forEach((key, value) -> {
+      TinyCheckpoint t =
+          adapter(2, 2)
+              .with(key, value)
+              .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2))
+              .pair("model.layers.1.self_attn.q_proj", DType.F32, d(2, H), d(H, 2));
+      assertThatThrownBy(() -> load(t, qwen3()))
+          .as(key)
+          .isInstanceOf(AdapterRefusedException.class)
+          .hasMessageContaining("not plain LoRA");
+      PeftAdapter none = load(t, qwen3(), AdapterPolicy.LENIENT);
+      assertThat(none.adapter().layers()).isEmpty();
+      assertThat(none.report().notes()).anyMatch(n -> n.contains("nothing"));
+    });
+  }
+
+  @Test
+  void whatBelongsToTheBlockButIsNoFactor() {
+    Map<String, String> extras =
+        Map.of(
+            EXPERTS + ".0.up_proj.lora_magnitude_vector.weight", "DoRA",
+            EXPERTS + ".0.up_proj.lora_B.bias", "lora_bias",
+            BLOCK + "gate.weight", "modules_to_save",
+            BLOCK + "router.bias", "bias",
+            BLOCK + "something.new.lora_A.weight", "not understood");
+    extras.forEach((name, reason) -> {
+      TinyCheckpoint t =
+          adapter(2, 2)
+              .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2))
+              .pair(EXPERTS + ".0.down_proj", DType.F32, d(2, I), d(H, 2))
+              .put("base_model.model." + name, DType.F32, I);
+      assertThatThrownBy(() -> load(t, qwen3()))
+          .isInstanceOf(AdapterRefusedException.class)
+          .hasMessageContaining(reason);
+      PeftAdapter rest = load(t, qwen3(), AdapterPolicy.LENIENT);
+      boolean spoilsUp = name.contains("up_proj");
+      assertThat(rest.report().counts())
+          .containsEntry(Disposition.SKIPPED, spoilsUp ? 3 : 1)
+          .containsEntry(Disposition.APPLIED, spoilsUp ? 2 : 4);
+    });
+  }
+
+  @Test
+  void whatIsOutsideIsReportedOrRefused() {
+    TinyCheckpoint t =
+        adapter(2, 2)
+            .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2))
+            .pair("model.layers.1.self_attn.q_proj", DType.F32, d(2, H), d(H, 2))
+            .pair("model.layers.0.mlp.up_proj", DType.F32, d(2, H), d(I, 2))
+            .put("base_model.model.lm_head.weight", DType.F32, 8, H)
+            .put("base_model.model.model.embed_tokens.lora_embedding_A", DType.F32, 2, 8);
+    PeftAdapter loaded = load(t, qwen3(), AdapterPolicy.DEFAULT);
+    Map<String, String> reasons =
+        loaded.report().tensors().stream()
+            .filter(e -> e.disposition() == Disposition.SKIPPED)
+            .collect(
+                Collectors.toMap(
+                    AdapterReport.TensorEntry::tensor, AdapterReport.TensorEntry::reason));
+    assertThat(reasons).hasSize(6);
+    assertThat(reasons.get("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"))
+        .contains("layer 0");
+    assertThatThrownBy(() -> load(t, qwen3(), AdapterPolicy.STRICT))
+        .isInstanceOf(AdapterRefusedException.class)
+        .hasMessageContaining("6 of its 8");
+  }
+
+  @Test
+  void patternsThatNeverEndAreStopped() {
+    TinyCheckpoint t =
+        adapter(2, 2)
+            .with("rank_pattern", Map.of("(([a-z0-9_.]+)+)+!", 4))
+            .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    assertThatThrownBy(() -> load(t, qwen3()))
+        .isInstanceOf(AdapterException.class)
+        .hasMessageContaining("rank_pattern")
+        .hasMessageContaining("too long");
+  }
+
+  @Test
+  void limitsOfThePolicy() {
+    TinyCheckpoint t = adapter(8, 2).pair(EXPERTS + ".0.up_proj", DType.F32, d(8, H), d(I, 8));
+    assertThat(load(t, qwen3(), AdapterPolicy.DEFAULT.withMaxRank(8)).adapter().maxRank())
+        .isEqualTo(8);
+    assertThatThrownBy(() -> load(t, qwen3(), AdapterPolicy.LENIENT.withMaxRank(7)))
+        .isInstanceOf(AdapterRefusedException.class)
+        .hasMessageContaining("rank 8 is over the maximum 7");
+    assertThatThrownBy(() -> load(t, qwen3(), AdapterPolicy.DEFAULT.withMaxBytes(100)))
+        .isInstanceOf(AdapterException.class)
+        .hasMessageContaining("maxBytes");
+  }
+
+  @Test
+  void onlyPickledAdaptersAreNamed() throws Exception {
+    adapter(2, 2).writeAdapter(dir);
+    Files.move(dir.resolve("adapter_model.safetensors"), dir.resolve("adapter_model.bin"));
+    assertThatThrownBy(() -> PeftAdapter.load(dir, "x", qwen3(), AdapterPolicy.DEFAULT))
+        .isInstanceOf(CheckpointException.class)
+        .hasMessageContaining("safetensors")
+        .hasMessageContaining("pickled");
+  }
+
+  @Test
+  void filesMayVanishAfterLoading() throws Exception {
+    TinyCheckpoint t = adapter(2, 2).pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    LoraAdapter loaded = load(t, qwen3());
+    Files.write(dir.resolve("adapter_model.safetensors"), new byte[0]);
+    assertThat(loaded.layer(1).get(LoraTarget.UP).a().get(0, 1, 3))
+        .isEqualTo(a(t, EXPERTS + ".0.up_proj").get(1, 3));
+  }
+}
