@@ -7,6 +7,8 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.ByteOrder;
+import java.util.Comparator;
+import java.util.stream.Stream;
 
 /** Copies factors out of a file into dense memory, scaled and widened where that is needed. */
 final class FactorPacker {
@@ -40,10 +42,13 @@ final class FactorPacker {
     if (!isPowerOfTwo(scale)) {
       return false;
     }
-    for (long x = 0; x < t.size(0); x++) {
-      for (long y = 0; y < t.size(1); y++) {
-        for (long z = 0; z < t.size(2); z++) {
-          double wanted = read(t, x, y, z) * scale;
+    MemorySegment from = segment(t);
+    int[] p = slowestFirst(t);
+    for (long x = 0; x < t.size(p[0]); x++) {
+      for (long y = 0; y < t.size(p[1]); y++) {
+        long at = x * t.stride(p[0]) + y * t.stride(p[1]);
+        for (long z = 0; z < t.size(p[2]); z++) {
+          double wanted = load(from, t, at + z * t.stride(p[2])) * scale;
           if (Double.isNaN(wanted)) {
             continue;
           }
@@ -97,13 +102,15 @@ final class FactorPacker {
     boolean plain = scale == 1 && source.dtype() == target.dtype();
     MemorySegment from = segment(source);
     MemorySegment to = segment(target);
-    for (long x = 0; x < source.size(0); x++) {
-      for (long y = 0; y < source.size(1); y++) {
-        long at = x * source.stride(0) + y * source.stride(1);
-        long put = x * target.stride(0) + y * target.stride(1);
-        for (long z = 0; z < source.size(2); z++) {
-          long in = at + z * source.stride(2);
-          long out = put + z * target.stride(2);
+    // Along the file: its rank-major columns would otherwise cost a cache line an element.
+    int[] p = slowestFirst(source);
+    for (long x = 0; x < source.size(p[0]); x++) {
+      for (long y = 0; y < source.size(p[1]); y++) {
+        long at = x * source.stride(p[0]) + y * source.stride(p[1]);
+        long put = x * target.stride(p[0]) + y * target.stride(p[1]);
+        for (long z = 0; z < source.size(p[2]); z++) {
+          long in = at + z * source.stride(p[2]);
+          long out = put + z * target.stride(p[2]);
           float value = load(from, source, in);
           finite &= Float.isFinite(value);
           if (plain && source.dtype() != DType.F32) {
@@ -120,8 +127,12 @@ final class FactorPacker {
     return finite;
   }
 
-  private static double read(Tensor t, long x, long y, long z) {
-    return load(segment(t), t, x * t.stride(0) + y * t.stride(1) + z * t.stride(2));
+  /** The dimensions of a 3-D tensor, the one with the largest stride first. */
+  private static int[] slowestFirst(Tensor t) {
+    return Stream.of(0, 1, 2)
+        .sorted(Comparator.comparingLong((Integer d) -> -t.stride(d)))
+        .mapToInt(Integer::intValue)
+        .toArray();
   }
 
   private static MemorySegment segment(Tensor t) {

@@ -2,6 +2,7 @@ package io.moe4j.checkpoint;
 
 import io.moe4j.api.AdapterException;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.OptionalDouble;
@@ -19,13 +20,20 @@ final class PatternTable {
   private static final int MAX_PATTERN_CHARS = 1000;
   private static final int MAX_ENTRIES = 100_000;
   private static final long MAX_STEPS_PER_MATCH = 200_000;
-  private static final long MAX_STEPS = 50_000_000;
+  private static final long MAX_STEPS = 1_000_000_000;
 
   private final String where;
-  private final List<Entry> entries = new ArrayList<>();
+  private final List<Entry> regexes = new ArrayList<>();
+
+  /** Keys that are names: found by their text, because there may be one for every module. */
+  private final Map<String, Entry> names = new HashMap<>();
+
+  /** What was asked before: a pair of factors asks more than once. */
+  private final Map<String, OptionalDouble> found = new HashMap<>();
+
   private long steps;
 
-  private record Entry(String key, @Nullable Pattern regex, double value) {}
+  private record Entry(int order, String key, @Nullable Pattern regex, double value) {}
 
   /**
    * @param where file and key, for messages
@@ -37,7 +45,16 @@ final class PatternTable {
       throw new AdapterException(
           where + " has " + values.size() + " entries; accepted are at most " + MAX_ENTRIES);
     }
-    values.forEach((key, value) -> entries.add(new Entry(key, compile(key), value)));
+    int order = 0;
+    for (Map.Entry<String, Double> e : values.entrySet()) {
+      String key = e.getKey();
+      Entry entry = new Entry(order++, key, compile(key), e.getValue());
+      if (entry.regex() == null) {
+        names.put(key, entry);
+      } else {
+        regexes.add(entry);
+      }
+    }
   }
 
   private @Nullable Pattern compile(String key) {
@@ -68,7 +85,10 @@ final class PatternTable {
     }
   }
 
-  /** Letters, digits and dots only: by far the most frequent, and compared without a regex. */
+  /**
+   * Letters, digits and dots only: a module's name or the end of one. A dot in it is taken for a
+   * dot, since names have nothing else where a name has a dot.
+   */
   private static boolean isPlain(String key) {
     return !key.isEmpty()
         && key.chars()
@@ -83,27 +103,34 @@ final class PatternTable {
    * @return the first match's value, or empty
    */
   OptionalDouble find(String name) {
-    for (Entry e : entries) {
+    OptionalDouble known = found.get(name);
+    if (known == null) {
+      known = search(name);
+      found.put(name, known);
+    }
+    return known;
+  }
+
+  private OptionalDouble search(String name) {
+    Entry best = null;
+    for (int start = 0; start >= 0; ) {
+      Entry e = names.get(name.substring(start));
+      if (e != null && (best == null || e.order() < best.order())) {
+        best = e;
+      }
+      int dot = name.indexOf('.', start);
+      start = dot < 0 ? -1 : dot + 1;
+    }
+    for (Entry e : regexes) {
+      if (best != null && e.order() > best.order()) {
+        break;
+      }
       Pattern regex = e.regex();
-      if (regex == null ? endsWith(name, e.key()) : matches(regex, e.key(), name)) {
+      if (regex != null && matches(regex, e.key(), name)) {
         return OptionalDouble.of(e.value());
       }
     }
-    return OptionalDouble.empty();
-  }
-
-  /** What the regex would say of a key without metacharacters but the dot. */
-  private static boolean endsWith(String name, String key) {
-    int start = name.length() - key.length();
-    if (start < 0 || (start > 0 && name.charAt(start - 1) != '.')) {
-      return false;
-    }
-    for (int i = 0; i < key.length(); i++) {
-      if (key.charAt(i) != '.' && key.charAt(i) != name.charAt(start + i)) {
-        return false;
-      }
-    }
-    return true;
+    return best == null ? OptionalDouble.empty() : OptionalDouble.of(best.value());
   }
 
   private boolean matches(Pattern regex, String key, String name) {
