@@ -96,11 +96,7 @@ public class ExpertsBenchmark {
       double byFlops = layer.flops() / median(speed) / 1e6;
       System.out.printf(
           "%nroofline %.1f GB/s, %.0f GFLOP/s: floor %.3f ms (bytes %.3f, operations %.3f)%n",
-          median(bandwidth),
-          median(speed),
-          Math.max(byBytes, byFlops),
-          byBytes,
-          byFlops);
+          median(bandwidth), median(speed), Math.max(byBytes, byFlops), byBytes, byFlops);
       layer.close();
       roofline.close();
     }

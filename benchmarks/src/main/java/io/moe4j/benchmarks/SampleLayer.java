@@ -70,7 +70,8 @@ final class SampleLayer implements AutoCloseable {
     copies = new ModularExperts[(int) Math.min(MAX_COPIES, Math.ceilDiv(COLD_BYTES, bytes))];
     for (int i = 0; i < copies.length; i++) {
       copies[i] =
-          (ModularExperts) new CpuExpertsBackend().prepare(config, new ExpertWeights(experts()), device);
+          (ModularExperts)
+              new CpuExpertsBackend().prepare(config, new ExpertWeights(experts()), device);
     }
     Tensor hidden = tensor(DType.F32, tokens, shape.hidden);
     Tensor output = tensor(DType.F32, tokens, shape.hidden);
@@ -85,8 +86,7 @@ final class SampleLayer implements AutoCloseable {
   /** One forward of the routed experts. */
   void forward() {
     int call = calls++;
-    copies[call % copies.length].apply(
-        inputs[call % ROUTINGS], lora, workspace, DeviceStream.HOST);
+    copies[call % copies.length].apply(inputs[call % ROUTINGS], lora, workspace, DeviceStream.HOST);
   }
 
   /** {@return bytes that a call must read at least: touched weights and the hidden states} */
@@ -119,8 +119,7 @@ final class SampleLayer implements AutoCloseable {
   private Tensor tensor(DType type, long... sizes) {
     long count = Arrays.stream(sizes).reduce(1, (a, b) -> a * b);
     MemorySegment s = arena.allocate(type.byteSize(count), 64);
-    Tensor pattern =
-        Tensor.of(type, arena.allocate(type.byteSize(PATTERN), 64), PATTERN);
+    Tensor pattern = Tensor.of(type, arena.allocate(type.byteSize(PATTERN), 64), PATTERN);
     for (int i = 0; i < PATTERN; i++) {
       pattern.set(random.nextGaussian() * 0.02, i);
     }
@@ -143,9 +142,7 @@ final class SampleLayer implements AutoCloseable {
       }
     }
     return new ExpertRouting(
-        Tensor.of(DType.I32, ids, tokens, shape.topK),
-        tensor(DType.F32, tokens, shape.topK),
-        null);
+        Tensor.of(DType.I32, ids, tokens, shape.topK), tensor(DType.F32, tokens, shape.topK), null);
   }
 
   private MoeLoraContext context(int adapters, int rank) {
@@ -176,8 +173,7 @@ final class SampleLayer implements AutoCloseable {
     return tensor(dtype, shape.experts, rank, out).transpose(1, 2);
   }
 
-  private record Slots(List<LoraLayer> layers, Tensor tokenLoraMapping)
-      implements MoeLoraContext {
+  private record Slots(List<LoraLayer> layers, Tensor tokenLoraMapping) implements MoeLoraContext {
     @Override
     public int maxLoras() {
       return layers.size();

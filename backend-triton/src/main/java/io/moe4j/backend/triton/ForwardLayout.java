@@ -61,7 +61,8 @@ final class ForwardLayout {
    * @param slots 0 without LoRA
    * @param rank padded to a page
    * @param copyHidden whether the hidden states need room in the weights' dtype
-   * @param outputBytes bytes an element of the output takes where it needs room here; 0 = it does not
+   * @param outputBytes bytes an element of the output takes where it needs room here; 0 = it does
+   *     not
    * @param batched whether ids are made here
    */
   ForwardLayout(

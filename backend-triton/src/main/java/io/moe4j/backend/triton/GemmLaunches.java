@@ -74,7 +74,12 @@ final class GemmLaunches {
     }
     if (f.plan().naive() && bytes > ForwardLayout.PARTIAL_BYTES) {
       throw new IllegalArgumentException(
-          f.pairs() + " pairs of rank " + f.rank() + " need " + bytes + " bytes for partial sums"
+          f.pairs()
+              + " pairs of rank "
+              + f.rank()
+              + " need "
+              + bytes
+              + " bytes for partial sums"
               + (first ? " of w13" : " of w2"));
     }
     return splits;
@@ -206,8 +211,7 @@ final class GemmLaunches {
         .i32(f.lora() ? splits(f, s, width, first) : 1)
         .i32(plan.groupTiles());
     int tile = first ? plan.tileColumns13() : plan.tileColumns2();
-    l.launch(
-        f.stream(), Math.multiplyExact(f.tiles(experts), Math.ceilDiv(columns, tile)));
+    l.launch(f.stream(), Math.multiplyExact(f.tiles(experts), Math.ceilDiv(columns, tile)));
   }
 
   /** The kernels' number of a function, as in {@code activation.py}. */

@@ -17,11 +17,11 @@ import java.util.List;
 import org.jspecify.annotations.Nullable;
 
 /**
- * What the kernels know of one set of adapters in slots: one row a slot in device memory, see {@code
- * table.py}. Factors are read where they lie; those whose rank or layout the kernels cannot read
- * (rank no multiple of 8, another dtype, rows that are not dense) are packed once into memory of
- * their own. So a slot takes the memory of its adapter's own ranks. Filled under the lock of {@link
- * SlotTables}.
+ * What the kernels know of one set of adapters in slots: one row a slot in device memory, see
+ * {@code table.py}. Factors are read where they lie; those whose rank or layout the kernels cannot
+ * read (rank no multiple of 8, another dtype, rows that are not dense) are packed once into memory
+ * of their own. So a slot takes the memory of its adapter's own ranks. Filled under the lock of
+ * {@link SlotTables}.
  */
 final class SlotTable implements AutoCloseable {
   static final int WIDTH = 24;
@@ -173,7 +173,10 @@ final class SlotTable implements AutoCloseable {
             "an adapter has rank " + f.rank() + ", at most " + MAX_RANK + " is supported");
       }
       int rank = Math.ceilDiv(f.rank(), VECTOR) * VECTOR;
-      a[i] = i == 1 && sameMemory(targets[0], f) ? a[0] : place(f.a(), rank, f.a().size(2), true, known, own, stream);
+      a[i] =
+          i == 1 && sameMemory(targets[0], f)
+              ? a[0]
+              : place(f.a(), rank, f.a().size(2), true, known, own, stream);
       Placed b = place(f.b(), f.b().size(1), rank, false, known, own, stream);
       row[A_ADDR + i] = a[i].address() / 2;
       row[B_ADDR + i] = b.address() / 2;

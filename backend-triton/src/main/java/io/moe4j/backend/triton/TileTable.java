@@ -67,8 +67,7 @@ final class TileTable {
   }
 
   static TilePlan choose(Problem p) {
-    boolean naive =
-        !p.sorted() && (p.tokens() == 1 || (long) p.pairs() * 4 <= p.experts());
+    boolean naive = !p.sorted() && (p.tokens() == 1 || (long) p.pairs() * 4 <= p.experts());
     String w13;
     String w2;
     if (p.hidden() % HALF_WIDE != 0 || p.intermediate() % HALF_WIDE != 0) {
@@ -230,8 +229,7 @@ final class TileTable {
             : rows == 16 && all ? new int[] {16, 32, 64} : new int[] {16, 64};
     int total = p.rank() * (pair ? 2 : 1);
     long segments = Math.min((long) p.pairs(), (long) p.experts() * p.slots());
-    long tiles =
-        naive ? p.pairs() : segments * Math.max(1, Math.round(p.rowsPerSegment() / rows));
+    long tiles = naive ? p.pairs() : segments * Math.max(1, Math.round(p.rowsPerSegment() / rows));
     int i = 0;
     while (i < widths.length - 1 && widths[i] < total) {
       i++;

@@ -150,8 +150,7 @@ final class TritonExperts implements LoraExperts {
       casts.cast(flat, room, stream);
       x = room.deviceAddress();
     }
-    Tensor target =
-        away ? workspace.tensor(at.output, output.dtype(), output.shape()) : output;
+    Tensor target = away ? workspace.tensor(at.output, output.dtype(), output.shape()) : output;
     if (away && batched()) {
       device.copy(output, target, stream); // rows past the counts come back as they were
     }

@@ -20,8 +20,7 @@ import java.util.concurrent.ConcurrentHashMap;
 final class TritonKernels {
   /** Read when a device is there to run them; a machine without one never parses the manifest. */
   private static final class Holder {
-    static final KernelLibrary LIBRARY =
-        KernelLibrary.of(TritonKernels.class, "backend-triton");
+    static final KernelLibrary LIBRARY = KernelLibrary.of(TritonKernels.class, "backend-triton");
   }
 
   /** What a kernel's tensor maps are for is known from its parameters, not asked for. */
@@ -44,13 +43,11 @@ final class TritonKernels {
         Holder.LIBRARY.kernels().stream().map(KernelSpec::name).distinct().toList();
     for (String name : names) {
       for (KernelSpec k :
-          Holder.LIBRARY.variants(
-              name, capability, CudaDeviceProvider.ptxIsa(device.info()))) {
+          Holder.LIBRARY.variants(name, capability, CudaDeviceProvider.ptxIsa(device.info()))) {
         Map<String, String> constants = new TreeMap<>(k.constants());
         DERIVED.forEach(constants::remove);
         // The same tile may be there for an older target with other boxes: the newer one wins.
-        specs.merge(
-            key(name, constants), k, (a, b) -> a.arch().compareTo(b.arch()) >= 0 ? a : b);
+        specs.merge(key(name, constants), k, (a, b) -> a.arch().compareTo(b.arch()) >= 0 ? a : b);
       }
     }
   }

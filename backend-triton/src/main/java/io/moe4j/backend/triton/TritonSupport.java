@@ -18,8 +18,7 @@ final class TritonSupport {
   static Support check(MoeConfig c, Platform platform) {
     Support.Checks checks = Support.checks();
     Optional<DeviceInfo> device = platform.device(DeviceType.CUDA);
-    checks.require(
-        device.isPresent(), Code.DEVICE, () -> platform.whyAbsent(DeviceType.CUDA));
+    checks.require(device.isPresent(), Code.DEVICE, () -> platform.whyAbsent(DeviceType.CUDA));
     device
         .flatMap(d -> TritonKernels.library().whyUnsupported(d))
         .ifPresent(why -> checks.require(false, Code.CAPABILITY, () -> why));
@@ -39,7 +38,8 @@ final class TritonSupport {
     checks.require(
         c.expertHiddenSize() % VECTOR == 0,
         Code.SIZE,
-        () -> "hidden size " + c.expertHiddenSize() + " of the experts is no multiple of " + VECTOR);
+        () ->
+            "hidden size " + c.expertHiddenSize() + " of the experts is no multiple of " + VECTOR);
     checks.require(
         c.intermediateSize() % VECTOR == 0,
         Code.SIZE,
@@ -53,12 +53,11 @@ final class TritonSupport {
         Code.BATCH_INVARIANCE,
         () -> "batchInvariant is true, must be false: tiles and splits follow the batch size");
     c.lora()
-        .ifPresent(
-            l ->
-                checks.require(
-                    l.maxRank() <= SlotTable.MAX_RANK,
-                    Code.LORA,
-                    () -> "LoRA rank " + l.maxRank() + " > " + SlotTable.MAX_RANK));
+        .ifPresent(l ->
+            checks.require(
+                l.maxRank() <= SlotTable.MAX_RANK,
+                Code.LORA,
+                () -> "LoRA rank " + l.maxRank() + " > " + SlotTable.MAX_RANK));
     return checks.result();
   }
 }

@@ -17,15 +17,22 @@ import org.junit.jupiter.params.provider.CsvSource;
 class TileTableTest {
   private static final PtxVersion ANY = new PtxVersion(99, 0);
   private static final int[][] SHAPES = {
-    {128, 8, 2048, 768}, {128, 4, 2880, 2880}, {8, 2, 4096, 14336}, {16, 4, 64, 40}, {8, 2, 96, 112},
-    {8, 2, 128, 96}, {300, 8, 512, 264}, {4, 1, 7168, 2048}, {64, 6, 2048, 1408}, {1, 1, 128, 128}
+    {128, 8, 2048, 768},
+    {128, 4, 2880, 2880},
+    {8, 2, 4096, 14336},
+    {16, 4, 64, 40},
+    {8, 2, 96, 112},
+    {8, 2, 128, 96},
+    {300, 8, 512, 264},
+    {4, 1, 7168, 2048},
+    {64, 6, 2048, 1408},
+    {1, 1, 128, 128}
   };
   private static final int[] TOKENS = {1, 2, 3, 4, 16, 17, 64, 200, 256, 1024, 4096, 8192};
 
   private static Problem problem(
       boolean tuned, boolean gated, int stages, int[] s, int tokens, int slots, int rank) {
-    return new Problem(
-        tuned, stages, gated, tokens, s[1], s[0], s[2], s[3], slots, rank, false);
+    return new Problem(tuned, stages, gated, tokens, s[1], s[0], s[2], s[3], slots, rank, false);
   }
 
   /** What won the sweeps on an H200. */
@@ -49,8 +56,7 @@ class TileTableTest {
   })
   void tunedTiles(
       int shape, int tokens, int rank, int slots, String w13, String w2, boolean permute) {
-    TilePlan plan =
-        TileTable.choose(problem(true, true, 3, SHAPES[shape], tokens, slots, rank));
+    TilePlan plan = TileTable.choose(problem(true, true, 3, SHAPES[shape], tokens, slots, rank));
     assertThat(plan.w13()).isEqualTo(w13);
     assertThat(plan.w2()).isEqualTo(w2);
     assertThat(plan.permute()).isEqualTo(permute);
@@ -78,15 +84,26 @@ class TileTableTest {
     Set<String> there = new HashSet<>();
     for (KernelSpec k : TritonKernels.library().variants("gemm", card, ANY)) {
       there.add(
-          k.constants().get("type") + k.constants().get("stage") + k.constants().get("tile")
-              + k.constants().get("act") + k.constants().get("lora") + k.constants().get("naive")
+          k.constants().get("type")
+              + k.constants().get("stage")
+              + k.constants().get("tile")
+              + k.constants().get("act")
+              + k.constants().get("lora")
+              + k.constants().get("naive")
               + k.constants().get("gather"));
     }
     for (KernelSpec k : TritonKernels.library().variants("shrink", card, ANY)) {
       there.add(
-          k.constants().get("type") + k.constants().get("of") + " " + k.constants().get("step")
-              + k.constants().get("any") + " " + k.constants().get("rows") + " "
-              + k.constants().get("ranks") + k.constants().get("gather")
+          k.constants().get("type")
+              + k.constants().get("of")
+              + " "
+              + k.constants().get("step")
+              + k.constants().get("any")
+              + " "
+              + k.constants().get("rows")
+              + " "
+              + k.constants().get("ranks")
+              + k.constants().get("gather")
               + k.constants().get("naive"));
     }
     for (int[] shape : SHAPES) {
@@ -122,8 +139,17 @@ class TileTableTest {
 
   private static String shrink(
       String type, String of, TilePlan plan, TilePlan.Shrink s, String gather, String naive) {
-    return type + of + " " + s.step() + (s.any() ? "1" : "0") + " " + plan.shrinkRows() + " "
-        + s.ranks() + gather + naive;
+    return type
+        + of
+        + " "
+        + s.step()
+        + (s.any() ? "1" : "0")
+        + " "
+        + plan.shrinkRows()
+        + " "
+        + s.ranks()
+        + gather
+        + naive;
   }
 
   /** A workspace for the most tokens, slots and ranks serves every smaller call. */

@@ -42,8 +42,7 @@ class TritonSupportTest {
         new Platform(
             Platform.cpuOnly().devices(), Map.of(DeviceType.CUDA, "libcuda.so.1 was not found"));
     assertThat(why(config().build(), none))
-        .containsExactly(
-            "no cuda device (libcuda.so.1 was not found); this machine has cpu:0");
+        .containsExactly("no cuda device (libcuda.so.1 was not found); this machine has cpu:0");
   }
 
   @Test

@@ -41,7 +41,7 @@ public sealed interface Support {
    *
    * @param code what kind, stable, for programs
    * @param message one clause with the offending value and the accepted ones, for people: "compute
-   *     capability 7.5 < 8.0"
+   *     capability 7.5 is below 8.0"
    */
   record Reason(Code code, String message) {}
 
