@@ -32,6 +32,16 @@
  *   <li><b>MOE-5.2</b> {@code apply} SHOULD NOT allocate memory that grows with {@code T}.
  *   <li><b>MOE-5.3</b> {@code close} MUST release everything that {@code prepare} took, and be
  *       callable twice.
+ *   <li><b>MOE-5.4</b> Equal calls SHOULD give equal bits; with {@code batchInvariant} a token's
+ *       bits MUST NOT depend on the rest of its batch.
+ *   <li><b>MOE-6.1</b> {@link io.moe4j.api.spi.BlockOps#route} MUST choose exactly what {@link
+ *       io.moe4j.api.config.RoutingConfig} says, in that order, ties included.
+ *   <li><b>MOE-6.2</b> Router logits, latent projections and {@code finish} MUST equal the float64
+ *       reference within the tolerance of their dtypes, shared expert, its gate and LoRA on all of
+ *       them included.
+ *   <li><b>MOE-6.3</b> {@code dispatch} MUST place pairs in ascending order and {@code combine}
+ *       MUST undo it, each topk weight applied once.
+ *   <li><b>MOE-6.4</b> Rules 2.2, 2.3, 3.1, 3.2, 5.1 and 5.3 hold for {@code BlockOps} as well.
  * </ul>
  */
 @NullMarked
