@@ -1,4 +1,8 @@
-/** What every experts backend is measured against. */
+/**
+ * The conformance kit: what every experts backend and every device is measured against. Extend
+ * {@link io.moe4j.tck.ExpertsConformanceTest} for a backend, {@link
+ * io.moe4j.tck.BlockOpsConformanceTest} for a device provider.
+ */
 @NullMarked
 package io.moe4j.tck;
 

@@ -1,0 +1,88 @@
+package io.moe4j.tck;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.Support;
+import java.util.List;
+import java.util.Locale;
+import java.util.Set;
+import java.util.TreeSet;
+
+/** Whether a refusal says what is wrong. */
+final class Refusals {
+  private Refusals() {}
+
+  /**
+   * Fails unless every reason has a code and a message that names a value of the config or of the
+   * platform; a sentence without one ("not supported") helps nobody.
+   */
+  static void requireReadable(MoeConfig config, Platform platform, Support support) {
+    for (Support.Reason reason : support.reasons()) {
+      String message = reason.message() == null ? "" : reason.message();
+      String lower = message.toLowerCase(Locale.ROOT);
+      boolean named = values(config, platform).stream().anyMatch(lower::contains);
+      if (reason.code() == null || message.isBlank() || !named) {
+        throw new AssertionError(
+            "MOE-1.2: the refusal of "
+                + Problem.describe(config)
+                + " says ["
+                + reason.code()
+                + "] \""
+                + message
+                + "\", which names no value of the config or the platform; say what was given and"
+                + " what is accepted");
+      }
+    }
+  }
+
+  private static Iterable<Object> parts(MoeConfig c) {
+    return List.of(
+        c.hiddenSize(),
+        c.expertHiddenSize(),
+        c.intermediateSize(),
+        c.numExperts(),
+        c.numLocalExperts(),
+        c.topK(),
+        c.maxTokens(),
+        c.latentSize(),
+        c.inputDtype(),
+        c.weightDtype(),
+        c.activation().kind(),
+        c.activation().limit(),
+        c.activation().alpha(),
+        c.quantScheme().name(),
+        c.quantScheme().bits(),
+        c.quantScheme().groupSize(),
+        c.routing().scoring(),
+        c.routing().numGroups(),
+        c.parallel().tpSize(),
+        c.parallel().epSize(),
+        c.parallel().dpSize(),
+        c.lora().map(l -> l.maxRank()).orElse(0),
+        c.lora().map(l -> l.maxLoras()).orElse(0),
+        c.activationFormat(),
+        // switches: the word is the value
+        "bias",
+        "router weight",
+        "weight on input",
+        "weight-on-input",
+        "expert map",
+        "invarian",
+        "lora");
+  }
+
+  private static Set<String> values(MoeConfig config, Platform platform) {
+    var values = new TreeSet<String>();
+    parts(config).forEach(v -> values.add(v.toString().toLowerCase(Locale.ROOT)));
+    for (DeviceInfo device : platform.devices()) {
+      values.add(device.id().toString());
+      values.add(device.name().toLowerCase(Locale.ROOT));
+      device.capability().ifPresent(c -> values.add(c.toString()));
+      values.add(Long.toString(device.memoryBytes()));
+      device.properties().values().forEach(v -> values.add(v.toLowerCase(Locale.ROOT)));
+    }
+    values.remove("");
+    return values;
+  }
+}

@@ -1,0 +1,342 @@
+package io.moe4j.tck;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.RoutingConfig;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.spi.BlockOps;
+import io.moe4j.api.spi.Device;
+import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.backend.cpu.CpuDeviceProvider;
+import io.moe4j.backend.cpu.reference.ReferenceBlockOps;
+import java.util.Optional;
+
+/** The reference's operations with one thing changed. */
+class WrongBlockOps implements BlockOps {
+  private final BlockOps right;
+
+  WrongBlockOps(MoeConfig config, MoeLayerWeights weights) {
+    this.right = new ReferenceBlockOps(config, weights);
+  }
+
+  /** Makes operations. */
+  interface Maker {
+    /**
+     * {@return the operations}
+     *
+     * @param config the layer
+     * @param weights its weights
+     */
+    BlockOps make(MoeConfig config, MoeLayerWeights weights);
+  }
+
+  /** {@return a provider of the host processor with other operations} */
+  static DeviceProvider provider(Maker maker) {
+    return new DeviceProvider() {
+      private final CpuDeviceProvider cpu = new CpuDeviceProvider();
+
+      @Override
+      public DeviceType type() {
+        return cpu.type();
+      }
+
+      @Override
+      public Probe probe() {
+        return cpu.probe();
+      }
+
+      @Override
+      public Device open(int ordinal) {
+        return new OtherOps(cpu.open(ordinal), maker);
+      }
+    };
+  }
+
+  private record OtherOps(Device device, Maker maker) implements Device {
+    @Override
+    public DeviceInfo info() {
+      return device.info();
+    }
+
+    @Override
+    public Buffer allocate(long byteSize) {
+      return device.allocate(byteSize);
+    }
+
+    @Override
+    public DeviceStream defaultStream() {
+      return device.defaultStream();
+    }
+
+    @Override
+    public void copy(Tensor from, Tensor to, DeviceStream stream) {
+      device.copy(from, to, stream);
+    }
+
+    @Override
+    public BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights) {
+      return maker.make(config, weights);
+    }
+
+    @Override
+    public void close() {
+      device.close();
+    }
+  }
+
+  static MoeConfig routing(
+      MoeConfig config, boolean renormalize, float scaling, int groups, int kept) {
+    RoutingConfig r = config.routing();
+    return config.toBuilder()
+        .routing(
+            new RoutingConfig(
+                r.scoring(),
+                renormalize,
+                r.epsilon(),
+                scaling,
+                groups,
+                kept,
+                r.groupScore(),
+                r.correctionBias(),
+                r.jitter()))
+        .build();
+  }
+
+  /** Weights as scored. */
+  static BlockOps renormalizeForgotten(MoeConfig c, MoeLayerWeights w) {
+    RoutingConfig r = c.routing();
+    return new WrongBlockOps(
+        routing(c, false, r.scalingFactor(), r.numGroups(), r.topkGroups()), w);
+  }
+
+  /** Factor 1. */
+  static BlockOps scalingForgotten(MoeConfig c, MoeLayerWeights w) {
+    RoutingConfig r = c.routing();
+    return new WrongBlockOps(routing(c, r.renormalize(), 1, r.numGroups(), r.topkGroups()), w);
+  }
+
+  /** All groups stay. */
+  static BlockOps groupsIgnored(MoeConfig c, MoeLayerWeights w) {
+    RoutingConfig r = c.routing();
+    return new WrongBlockOps(routing(c, r.renormalize(), r.scalingFactor(), 1, 1), w);
+  }
+
+  /** No shared expert. */
+  static BlockOps sharedForgotten(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, new MoeLayerWeights(w.experts(), w.router(), null, w.latent()));
+  }
+
+  /** The shared expert's output is not multiplied. */
+  static BlockOps sharedGateForgotten(MoeConfig c, MoeLayerWeights w) {
+    SharedExpertWeights shared =
+        w.shared() == null ? null : new SharedExpertWeights(w.shared().mlp(), null);
+    return new WrongBlockOps(c, new MoeLayerWeights(w.experts(), w.router(), shared, w.latent()));
+  }
+
+  /** The largest id wins a tie. */
+  static BlockOps tiesReversed(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void route(
+          Tensor logits, Tensor ids, Tensor weights, Workspace workspace, DeviceStream stream) {
+        super.route(logits, ids, weights, workspace, stream);
+        for (int t = 0; t < ids.size(0); t++) {
+          for (int k = 1; k < ids.size(1); k++) {
+            double before = ids.get(t, k - 1);
+            double here = ids.get(t, k);
+            if (weights.get(t, k) == weights.get(t, k - 1) && before < here) {
+              ids.set(here, t, k - 1);
+              ids.set(before, t, k);
+            }
+          }
+        }
+      }
+    };
+  }
+
+  /** Adapters on shared experts and latent projections are ignored. */
+  static BlockOps loraIgnored(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void finish(
+          Tensor hidden,
+          Tensor routed,
+          Optional<MoeLoraContext> lora,
+          Tensor output,
+          Workspace workspace,
+          DeviceStream stream) {
+        super.finish(hidden, routed, Optional.empty(), output, workspace, stream);
+      }
+
+      @Override
+      public void latentIn(
+          Tensor hidden,
+          Optional<MoeLoraContext> lora,
+          Tensor latent,
+          Workspace workspace,
+          DeviceStream stream) {
+        super.latentIn(hidden, Optional.empty(), latent, workspace, stream);
+      }
+    };
+  }
+
+  /** Clears the output before it reads the experts' sum. */
+  static BlockOps outputCleared(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void finish(
+          Tensor hidden,
+          Tensor routed,
+          Optional<MoeLoraContext> lora,
+          Tensor output,
+          Workspace workspace,
+          DeviceStream stream) {
+        for (int t = 0; t < output.size(0); t++) {
+          for (int h = 0; h < output.size(1); h++) {
+            output.set(0, t, h);
+          }
+        }
+        super.finish(hidden, routed, lora, output, workspace, stream);
+      }
+    };
+  }
+
+  /** A sum without weights. */
+  static BlockOps combineUnweighted(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void combine(
+          Tensor batched,
+          ExpertRouting routing,
+          Tensor routed,
+          Workspace workspace,
+          DeviceStream stream) {
+        Tensor ones = Data.empty(DType.F32, routing.topkIds().shape());
+        for (int t = 0; t < ones.size(0); t++) {
+          for (int k = 0; k < ones.size(1); k++) {
+            ones.set(1, t, k);
+          }
+        }
+        super.combine(
+            batched,
+            new ExpertRouting(routing.topkIds(), ones, routing.expertMap()),
+            routed,
+            workspace,
+            stream);
+      }
+    };
+  }
+
+  /** Adapters stay with the tokens' old places. */
+  static BlockOps dispatchForgetsAdapters(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void dispatch(
+          Tensor hidden,
+          ExpertRouting routing,
+          Optional<Tensor> mapping,
+          Tensor batched,
+          Tensor counts,
+          Optional<Tensor> batchedMapping,
+          Workspace workspace,
+          DeviceStream stream) {
+        super.dispatch(
+            hidden,
+            routing,
+            Optional.empty(),
+            batched,
+            counts,
+            Optional.empty(),
+            workspace,
+            stream);
+      }
+    };
+  }
+
+  /** The router reads what it should not write. */
+  static BlockOps hiddenWritten(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void routerLogits(
+          Tensor hidden, Tensor logits, Workspace workspace, DeviceStream stream) {
+        super.routerLogits(hidden, logits, workspace, stream);
+        if (hidden.elementCount() > 0) {
+          hidden.set(hidden.get(0, 0) + 1, 0, 0);
+        }
+      }
+    };
+  }
+
+  @Override
+  public long workspaceBytes(int maxTokens) {
+    return right.workspaceBytes(maxTokens);
+  }
+
+  @Override
+  public void routerLogits(Tensor hidden, Tensor logits, Workspace workspace, DeviceStream stream) {
+    right.routerLogits(hidden, logits, workspace, stream);
+  }
+
+  @Override
+  public void route(
+      Tensor logits, Tensor ids, Tensor weights, Workspace workspace, DeviceStream stream) {
+    right.route(logits, ids, weights, workspace, stream);
+  }
+
+  @Override
+  public void latentIn(
+      Tensor hidden,
+      Optional<MoeLoraContext> lora,
+      Tensor latent,
+      Workspace workspace,
+      DeviceStream stream) {
+    right.latentIn(hidden, lora, latent, workspace, stream);
+  }
+
+  @Override
+  public void finish(
+      Tensor hidden,
+      Tensor routed,
+      Optional<MoeLoraContext> lora,
+      Tensor output,
+      Workspace workspace,
+      DeviceStream stream) {
+    right.finish(hidden, routed, lora, output, workspace, stream);
+  }
+
+  @Override
+  public void dispatch(
+      Tensor hidden,
+      ExpertRouting routing,
+      Optional<Tensor> mapping,
+      Tensor batched,
+      Tensor counts,
+      Optional<Tensor> batchedMapping,
+      Workspace workspace,
+      DeviceStream stream) {
+    right.dispatch(hidden, routing, mapping, batched, counts, batchedMapping, workspace, stream);
+  }
+
+  @Override
+  public void combine(
+      Tensor batched,
+      ExpertRouting routing,
+      Tensor routed,
+      Workspace workspace,
+      DeviceStream stream) {
+    right.combine(batched, routing, routed, workspace, stream);
+  }
+
+  @Override
+  public void close() {
+    right.close();
+  }
+}

@@ -1,0 +1,4 @@
+@NullMarked
+package io.moe4j.tck;
+
+import org.jspecify.annotations.NullMarked;
