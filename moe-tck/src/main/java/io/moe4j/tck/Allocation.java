@@ -12,14 +12,15 @@ final class Allocation {
   static final long SLACK = 8 * 1024;
 
   private static final int CALLS = 20;
-  private static final long PATIENCE_NANOS = TimeUnit.SECONDS.toNanos(10);
+  private static final long PATIENCE_NANOS = TimeUnit.SECONDS.toNanos(20);
+  private static final long STABLE_NANOS = TimeUnit.SECONDS.toNanos(5);
 
   private Allocation() {}
 
   /**
    * The least that one of some calls allocates, once the code is compiled: vectors and views are
    * objects until the optimising compiler has had its turn, so calls go on until the number is
-   * small, or has been the same for a while, or patience ends.
+   * small, or has been the same for long (a busy machine compiles late), or patience ends.
    */
   static long perCall(Kit kit, Problem problem) {
     if (!(ManagementFactory.getThreadMXBean() instanceof ThreadMXBean threads)) {
@@ -27,17 +28,19 @@ final class Allocation {
     }
     try (Experts experts = kit.prepare(problem);
         Harness harness = kit.harness(problem, experts)) {
-      long end = System.nanoTime() + PATIENCE_NANOS;
+      long begin = System.nanoTime();
+      long improved = begin;
       long least = Long.MAX_VALUE;
-      int unchanged = 0;
-      while (least > SLACK && unchanged < 15 && System.nanoTime() < end) {
+      while (least > SLACK
+          && System.nanoTime() - improved < STABLE_NANOS
+          && System.nanoTime() - begin < PATIENCE_NANOS) {
         long before = least;
         for (int n = 0; n < CALLS; n++) {
           long start = threads.getTotalThreadAllocatedBytes();
           harness.apply();
           least = Math.min(least, threads.getTotalThreadAllocatedBytes() - start);
         }
-        unchanged = least < before ? 0 : unchanged + 1;
+        improved = least < before ? System.nanoTime() : improved;
       }
       return least;
     }
