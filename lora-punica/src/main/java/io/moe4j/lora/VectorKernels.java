@@ -1,7 +1,6 @@
 package io.moe4j.lora;
 
 import jdk.incubator.vector.FloatVector;
-import jdk.incubator.vector.VectorOperators;
 import jdk.incubator.vector.VectorSpecies;
 
 /**
@@ -42,10 +41,10 @@ final class VectorKernels implements FloatKernels {
       s2 = va.fma(FloatVector.fromArray(S, x, x2 + i), s2);
       s3 = va.fma(FloatVector.fromArray(S, x, x3 + i), s3);
     }
-    float t0 = s0.reduceLanes(VectorOperators.ADD);
-    float t1 = s1.reduceLanes(VectorOperators.ADD);
-    float t2 = s2.reduceLanes(VectorOperators.ADD);
-    float t3 = s3.reduceLanes(VectorOperators.ADD);
+    float t0 = Lanes.sum(s0);
+    float t1 = Lanes.sum(s1);
+    float t2 = Lanes.sum(s2);
+    float t3 = Lanes.sum(s3);
     for (; i < n; i++) {
       t0 += a[i] * x[x0 + i];
       t1 += a[i] * x[x1 + i];
@@ -74,7 +73,7 @@ final class VectorKernels implements FloatKernels {
           FloatVector.fromArray(S, a, i + 3 * W)
               .fma(FloatVector.fromArray(S, x, at + i + 3 * W), s3);
     }
-    float sum = s0.add(s1).add(s2.add(s3)).reduceLanes(VectorOperators.ADD);
+    float sum = Lanes.sum(s0.add(s1).add(s2.add(s3)));
     for (; i < n; i++) {
       sum += a[i] * x[at + i];
     }

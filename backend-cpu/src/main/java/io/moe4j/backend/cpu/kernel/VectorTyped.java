@@ -230,10 +230,10 @@ final class VectorTyped implements TypedKernels {
       s20 = a2.fma(v0, s20);
       s30 = a3.fma(v0, s30);
     }
-    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 8, s20.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 12, s30.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
+    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
+    out.set(ScalarKernels.F32, o + 8, Lanes.sum(s20));
+    out.set(ScalarKernels.F32, o + 12, Lanes.sum(s30));
   }
 
   private static void dot4x2(
@@ -274,14 +274,14 @@ final class VectorTyped implements TypedKernels {
       s21 = a2.fma(v1, s21);
       s31 = a3.fma(v1, s31);
     }
-    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 8, s20.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 12, s30.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os, s01.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 4, s11.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 8, s21.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 12, s31.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
+    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
+    out.set(ScalarKernels.F32, o + 8, Lanes.sum(s20));
+    out.set(ScalarKernels.F32, o + 12, Lanes.sum(s30));
+    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
+    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
+    out.set(ScalarKernels.F32, o + os + 8, Lanes.sum(s21));
+    out.set(ScalarKernels.F32, o + os + 12, Lanes.sum(s31));
   }
 
   private static void dot4x3(
@@ -332,18 +332,18 @@ final class VectorTyped implements TypedKernels {
       s22 = a2.fma(v2, s22);
       s32 = a3.fma(v2, s32);
     }
-    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 8, s20.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 12, s30.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os, s01.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 4, s11.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 8, s21.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 12, s31.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os, s02.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, s12.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os + 8, s22.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os + 12, s32.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
+    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
+    out.set(ScalarKernels.F32, o + 8, Lanes.sum(s20));
+    out.set(ScalarKernels.F32, o + 12, Lanes.sum(s30));
+    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
+    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
+    out.set(ScalarKernels.F32, o + os + 8, Lanes.sum(s21));
+    out.set(ScalarKernels.F32, o + os + 12, Lanes.sum(s31));
+    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
+    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
+    out.set(ScalarKernels.F32, o + 2 * os + 8, Lanes.sum(s22));
+    out.set(ScalarKernels.F32, o + 2 * os + 12, Lanes.sum(s32));
   }
 
   private static void dot4x4(
@@ -404,22 +404,22 @@ final class VectorTyped implements TypedKernels {
       s23 = a2.fma(v3, s23);
       s33 = a3.fma(v3, s33);
     }
-    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 8, s20.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 12, s30.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os, s01.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 4, s11.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 8, s21.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 12, s31.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os, s02.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, s12.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os + 8, s22.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os + 12, s32.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os, s03.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os + 4, s13.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os + 8, s23.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os + 12, s33.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
+    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
+    out.set(ScalarKernels.F32, o + 8, Lanes.sum(s20));
+    out.set(ScalarKernels.F32, o + 12, Lanes.sum(s30));
+    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
+    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
+    out.set(ScalarKernels.F32, o + os + 8, Lanes.sum(s21));
+    out.set(ScalarKernels.F32, o + os + 12, Lanes.sum(s31));
+    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
+    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
+    out.set(ScalarKernels.F32, o + 2 * os + 8, Lanes.sum(s22));
+    out.set(ScalarKernels.F32, o + 2 * os + 12, Lanes.sum(s32));
+    out.set(ScalarKernels.F32, o + 3 * os, Lanes.sum(s03));
+    out.set(ScalarKernels.F32, o + 3 * os + 4, Lanes.sum(s13));
+    out.set(ScalarKernels.F32, o + 3 * os + 8, Lanes.sum(s23));
+    out.set(ScalarKernels.F32, o + 3 * os + 12, Lanes.sum(s33));
   }
 
   private static void dot2x5(
@@ -467,16 +467,16 @@ final class VectorTyped implements TypedKernels {
       s04 = a0.fma(v4, s04);
       s14 = a1.fma(v4, s14);
     }
-    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os, s01.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 4, s11.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os, s02.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, s12.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os, s03.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os + 4, s13.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4 * os, s04.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4 * os + 4, s14.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
+    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
+    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
+    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
+    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
+    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
+    out.set(ScalarKernels.F32, o + 3 * os, Lanes.sum(s03));
+    out.set(ScalarKernels.F32, o + 3 * os + 4, Lanes.sum(s13));
+    out.set(ScalarKernels.F32, o + 4 * os, Lanes.sum(s04));
+    out.set(ScalarKernels.F32, o + 4 * os + 4, Lanes.sum(s14));
   }
 
   private static void dot2x6(
@@ -530,18 +530,18 @@ final class VectorTyped implements TypedKernels {
       s05 = a0.fma(v5, s05);
       s15 = a1.fma(v5, s15);
     }
-    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os, s01.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 4, s11.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os, s02.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, s12.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os, s03.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os + 4, s13.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4 * os, s04.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4 * os + 4, s14.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 5 * os, s05.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 5 * os + 4, s15.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
+    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
+    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
+    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
+    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
+    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
+    out.set(ScalarKernels.F32, o + 3 * os, Lanes.sum(s03));
+    out.set(ScalarKernels.F32, o + 3 * os + 4, Lanes.sum(s13));
+    out.set(ScalarKernels.F32, o + 4 * os, Lanes.sum(s04));
+    out.set(ScalarKernels.F32, o + 4 * os + 4, Lanes.sum(s14));
+    out.set(ScalarKernels.F32, o + 5 * os, Lanes.sum(s05));
+    out.set(ScalarKernels.F32, o + 5 * os + 4, Lanes.sum(s15));
   }
 
   private static void dot2x7(
@@ -601,20 +601,20 @@ final class VectorTyped implements TypedKernels {
       s06 = a0.fma(v6, s06);
       s16 = a1.fma(v6, s16);
     }
-    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os, s01.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 4, s11.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os, s02.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, s12.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os, s03.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os + 4, s13.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4 * os, s04.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4 * os + 4, s14.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 5 * os, s05.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 5 * os + 4, s15.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 6 * os, s06.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 6 * os + 4, s16.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
+    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
+    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
+    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
+    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
+    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
+    out.set(ScalarKernels.F32, o + 3 * os, Lanes.sum(s03));
+    out.set(ScalarKernels.F32, o + 3 * os + 4, Lanes.sum(s13));
+    out.set(ScalarKernels.F32, o + 4 * os, Lanes.sum(s04));
+    out.set(ScalarKernels.F32, o + 4 * os + 4, Lanes.sum(s14));
+    out.set(ScalarKernels.F32, o + 5 * os, Lanes.sum(s05));
+    out.set(ScalarKernels.F32, o + 5 * os + 4, Lanes.sum(s15));
+    out.set(ScalarKernels.F32, o + 6 * os, Lanes.sum(s06));
+    out.set(ScalarKernels.F32, o + 6 * os + 4, Lanes.sum(s16));
   }
 
   private static void dot2x8(
@@ -680,22 +680,22 @@ final class VectorTyped implements TypedKernels {
       s07 = a0.fma(v7, s07);
       s17 = a1.fma(v7, s17);
     }
-    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4, s10.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os, s01.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + os + 4, s11.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os, s02.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, s12.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os, s03.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 3 * os + 4, s13.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4 * os, s04.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 4 * os + 4, s14.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 5 * os, s05.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 5 * os + 4, s15.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 6 * os, s06.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 6 * os + 4, s16.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 7 * os, s07.reduceLanes(VectorOperators.ADD));
-    out.set(ScalarKernels.F32, o + 7 * os + 4, s17.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
+    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
+    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
+    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
+    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
+    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
+    out.set(ScalarKernels.F32, o + 3 * os, Lanes.sum(s03));
+    out.set(ScalarKernels.F32, o + 3 * os + 4, Lanes.sum(s13));
+    out.set(ScalarKernels.F32, o + 4 * os, Lanes.sum(s04));
+    out.set(ScalarKernels.F32, o + 4 * os + 4, Lanes.sum(s14));
+    out.set(ScalarKernels.F32, o + 5 * os, Lanes.sum(s05));
+    out.set(ScalarKernels.F32, o + 5 * os + 4, Lanes.sum(s15));
+    out.set(ScalarKernels.F32, o + 6 * os, Lanes.sum(s06));
+    out.set(ScalarKernels.F32, o + 6 * os + 4, Lanes.sum(s16));
+    out.set(ScalarKernels.F32, o + 7 * os, Lanes.sum(s07));
+    out.set(ScalarKernels.F32, o + 7 * os + 4, Lanes.sum(s17));
   }
 
   private static void dot1x1(
@@ -706,7 +706,7 @@ final class VectorTyped implements TypedKernels {
       FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
       s00 = a0.fma(v0, s00);
     }
-    out.set(ScalarKernels.F32, o, s00.reduceLanes(VectorOperators.ADD));
+    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
   }
 
   @Override
