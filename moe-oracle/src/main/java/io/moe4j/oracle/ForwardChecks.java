@@ -20,6 +20,10 @@ import org.jspecify.annotations.Nullable;
 final class ForwardChecks {
   private static final ValueLayout.OfInt I32 =
       ValueLayout.JAVA_INT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
+
+  /** Stands for the worker threads of a backend; never started. */
+  private static final Thread ANOTHER = Thread.ofPlatform().unstarted(() -> {});
+
   private static final List<DType> OUTPUT_DTYPES = List.of(DType.F32, DType.BF16, DType.F16);
 
   private final MoeConfig config;
@@ -164,6 +168,24 @@ final class ForwardChecks {
               + (t.memory() instanceof DeviceMemory m ? "memory of " + m.device() : "host memory")
               + ", must be in "
               + (onHost ? "host memory" : "memory of " + device));
+    }
+    if (t.memory() instanceof HostMemory host) {
+      requireUsable(name, t, host.segment());
+    }
+  }
+
+  /** Before a worker thread finds out, or native code does not. */
+  private static void requireUsable(String name, Tensor t, MemorySegment segment) {
+    if (!segment.scope().isAlive()) {
+      throw new IllegalArgumentException(name + " is " + t + " in memory of a closed arena");
+    }
+    if (!segment.isAccessibleBy(ANOTHER)) {
+      throw new IllegalArgumentException(
+          name
+              + " is "
+              + t
+              + " in memory of a confined arena, which a backend's threads cannot use; take"
+              + " Arena.ofShared or ofAuto");
     }
   }
 

@@ -7,7 +7,8 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * What one forward reads and writes. All tensors are contiguous and in the memory of the layer's
- * device, owned by the caller; nothing that is written may overlap anything else.
+ * device, owned by the caller; nothing that is written may overlap anything else. Host memory is of
+ * an arena that every thread may use, not a confined one.
  *
  * @param hidden {@code [T, H]}, the config's {@code inputDtype}; any {@code T}, 0 included
  * @param output {@code [T, H]}, F32, BF16 or F16, overwritten

@@ -19,6 +19,7 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
+import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.List;
 import org.junit.jupiter.api.Test;
@@ -72,7 +73,7 @@ class MoeLayerDoorTest {
     Tensor ids = empty(DType.I32, 2, K);
     Tensor alias = Tensor.of(DType.F32, ids.memory(), 2, K);
     refuses(MoeForward.of(x, y).topkInto(ids, alias), "topkIdsOut overlaps topkWeightsOut");
-    Tensor native1 = Tensor.of(DType.F32, java.lang.foreign.Arena.ofAuto().allocate(64), 2, H);
+    Tensor native1 = Tensor.of(DType.F32, Arena.ofAuto().allocate(64), 2, H);
     refuses(MoeForward.of(native1, native1), "output overlaps hidden");
     layer.forward(native1, y);
   }
@@ -84,6 +85,18 @@ class MoeLayerDoorTest {
     refuses(MoeForward.of(x, output), "output is F32[2, 4] in read-only memory");
     layer.forward(
         Tensor.of(DType.F32, MemorySegment.ofArray(new float[2 * H]).asReadOnly(), 2, H), y);
+  }
+
+  @Test
+  void memoryThatABackendsThreadsCannotUse() {
+    Arena arena = Arena.ofConfined();
+    Tensor confined = Tensor.of(DType.F32, arena.allocate(2 * H * Float.BYTES), 2, H);
+    refuses(
+        MoeForward.of(confined, y),
+        "hidden is F32[2, 4] in memory of a confined arena, which a backend's threads cannot use");
+    refuses(MoeForward.of(x, confined), "output is F32[2, 4] in memory of a confined arena");
+    arena.close();
+    refuses(MoeForward.of(confined, y), "hidden is F32[2, 4] in memory of a closed arena");
   }
 
   @Test

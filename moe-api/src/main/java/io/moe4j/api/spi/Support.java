@@ -77,8 +77,6 @@ public sealed interface Support {
     BATCH_INVARIANCE,
     /** LoRA, or its rank or slot count. */
     LORA,
-    /** Not asked for: the caller chose another backend. */
-    NOT_CHOSEN,
     /** The plugin could not be loaded or broke its contract. */
     LOAD_FAILURE,
     /** Anything else. */
