@@ -12,8 +12,8 @@ final class Allocation {
   static final long SLACK = 8 * 1024;
 
   private static final int CALLS = 20;
-  private static final long PATIENCE_NANOS = TimeUnit.SECONDS.toNanos(60);
-  private static final long STABLE_NANOS = TimeUnit.SECONDS.toNanos(15);
+  private static final long PATIENCE_NANOS = TimeUnit.SECONDS.toNanos(20);
+  private static final long STABLE_NANOS = TimeUnit.SECONDS.toNanos(5);
 
   private Allocation() {}
 

@@ -42,14 +42,13 @@ import org.junit.jupiter.params.provider.MethodSource;
  * What an {@link ExpertsBackend} has to hold: extend this class, say which backend, run it with
  * JUnit.
  *
- * {@snippet :
+ * <pre>{@code
  * public final class MyBackendTest extends ExpertsConformanceTest {
- *   @Override
  *   protected ExpertsBackend backend() {
  *     return new MyBackend();
  *   }
  * }
- * }
+ * }</pre>
  *
  * <p>Each test's name carries the rule it holds (see {@link io.moe4j.api.spi}). Three outcomes:
  * passed; failed, the message beginning with the rule and naming the case; skipped as {@code
