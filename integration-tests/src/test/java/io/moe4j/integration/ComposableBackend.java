@@ -17,6 +17,7 @@ import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.reference.ReferenceMath;
+import io.moe4j.backend.cpu.reference.ReferenceMoe;
 import java.util.Arrays;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
@@ -109,8 +110,9 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
         int row = config.routerWeightOnInput() ? p : p / topK;
         double[] x = x13.select(0, row).toDoubles();
         ExpertWeights.Expert e = weights.expert(ids[p]);
-        double[] up = product(e.up(), x, e.upBias());
-        double[] gate = e.gate() == null ? up : product(e.gate(), x, e.gateBias());
+        double[] up = biased(ReferenceMoe.upProduct(e, x), e.upBias());
+        double[] gate =
+            e.gate() == null ? up : biased(ReferenceMoe.gateProduct(e, x), e.gateBias());
         for (int c = 0; c < i; c++) {
           if (gated) {
             w13[p * width + layout.index(false, c, i)] = (float) gate[c];
@@ -137,7 +139,7 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
           a[c] = act[p * i + c];
         }
         ExpertWeights.Expert e = weights.expert(ids[p]);
-        double[] y = product(e.down(), a, e.downBias());
+        double[] y = biased(ReferenceMoe.downProduct(e, a), e.downBias());
         for (int c = 0; c < h; c++) {
           w2[p * h + c] = (float) (weightFirst ? topkWeights[p] * y[c] : y[c]);
         }
@@ -170,8 +172,7 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
       return Tensor.ofFloats(rows, topkWeights.length, h);
     }
 
-    private static double[] product(Tensor w, double[] x, @Nullable Tensor bias) {
-      double[] y = ReferenceMath.multiply(w, x);
+    private static double[] biased(double[] y, @Nullable Tensor bias) {
       ReferenceMath.addBias(y, bias);
       return y;
     }

@@ -61,11 +61,12 @@ class GoldenTest {
             "fixtures/mixtral",
             "fixtures/olmoe",
             "fixtures/qwen3_moe",
+            "families/gpt_oss_mxfp4",
             "families/llama4_top2",
             "families/nemotron_h_latent",
             "families/phimoe",
             "families/qwen2_moe")
-        .hasSizeGreaterThanOrEqualTo(25);
+        .hasSizeGreaterThanOrEqualTo(26);
   }
 
   @TestFactory

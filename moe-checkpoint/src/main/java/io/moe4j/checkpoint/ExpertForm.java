@@ -80,4 +80,30 @@ public sealed interface ExpertForm {
       Orientation orientation,
       GateUpLayout gateUp)
       implements ExpertForm {}
+
+  /**
+   * All experts in one tensor a projection, in MXFP4 as gpt-oss is published: {@code NAME_blocks}
+   * {@code U8 [E, out, in / 32, 16]}, two 4-bit floats to a byte, the low half first, and {@code
+   * NAME_scales} {@code U8 [E, out, in / 32]}, exponents. Rows are outputs whatever the orientation
+   * of the family's plain tensors.
+   *
+   * @param w13 gate and up without the suffix, like {@code experts.gate_up_proj}
+   * @param w2 down without the suffix, like {@code experts.down_proj}
+   * @param b13 bias {@code [E, 2I]} in the same order, or empty
+   * @param b2 bias {@code [E, H]}, or empty
+   * @param gateUp how gate and up share the {@code 2I}
+   */
+  record Mxfp4Stacked(
+      String w13, String w2, Optional<String> b13, Optional<String> b2, GateUpLayout gateUp)
+      implements ExpertForm {
+    static final String BLOCKS = "_blocks";
+    static final String SCALES = "_scales";
+
+    boolean names(String name) {
+      return name.equals(w13 + BLOCKS)
+          || name.equals(w13 + SCALES)
+          || name.equals(w2 + BLOCKS)
+          || name.equals(w2 + SCALES);
+    }
+  }
 }

@@ -104,6 +104,13 @@ final class KnownLayouts {
                 Optional.of("experts.down_proj_bias"),
                 Orientation.IN_OUT,
                 GateUpLayout.INTERLEAVED))
+        .form(
+            new ExpertForm.Mxfp4Stacked(
+                GATE_UP,
+                DOWN,
+                Optional.of("experts.gate_up_proj_bias"),
+                Optional.of("experts.down_proj_bias"),
+                GateUpLayout.INTERLEAVED))
         .router("router.weight")
         .routerBias("router.bias")
         .fusedParameter(new FusedParameter("gate_up_proj", Kind.GATE_UP, Orientation.IN_OUT, true))

@@ -2,6 +2,7 @@ package io.moe4j.checkpoint;
 
 import io.moe4j.api.CheckpointException;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.SharedExpertConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -10,6 +11,7 @@ import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.checkpoint.ExpertForm.Mxfp4Stacked;
 import io.moe4j.checkpoint.ExpertForm.Orientation;
 import io.moe4j.checkpoint.ExpertForm.PerExpert;
 import io.moe4j.checkpoint.ExpertForm.Stacked;
@@ -78,7 +80,11 @@ final class LayerReader {
   private Block read(MoeConfig.Builder builder) {
     MoeConfig sizes = builder.build();
     ExpertWeights experts = readExperts(sizes);
-    builder.weightDtype(dtype(experts));
+    if (experts.expert(0).scales() == null) {
+      builder.weightDtype(dtype(experts));
+    } else {
+      builder.quantScheme(QuantScheme.MXFP4).weightDtype(DType.BF16);
+    }
     builder.expertBias(experts.expert(0).upBias() != null);
     RouterWeights router = readRouter(sizes);
     Optional<SharedExpertWeights> shared = readShared(sizes);
@@ -114,6 +120,7 @@ final class LayerReader {
     return switch (present.getFirst()) {
       case PerExpert p -> readPerExpert(p, sizes);
       case Stacked s -> readStacked(s, sizes);
+      case Mxfp4Stacked m -> readMxfp4(m, sizes);
     };
   }
 
@@ -124,6 +131,7 @@ final class LayerReader {
               || PerExpert.index(p.up(), name).isPresent()
               || PerExpert.index(p.down(), name).isPresent();
       case Stacked s -> name.equals(s.w13()) || name.equals(s.w2());
+      case Mxfp4Stacked m -> m.names(name);
     };
   }
 
@@ -196,6 +204,75 @@ final class LayerReader {
         form.b2().map(b -> take(b, e, h)).orElse(null),
         gated,
         form.gateUp());
+  }
+
+  private ExpertWeights readMxfp4(Mxfp4Stacked form, MoeConfig sizes) {
+    long e = sizes.numExperts();
+    long h = sizes.expertHiddenSize();
+    long i = sizes.intermediateSize();
+    boolean gated = sizes.activation().isGated();
+    long wide = gated ? 2 * i : i;
+    return ExpertWeights.ofStacked(
+            blocks(form.w13(), e, wide, h),
+            blocks(form.w2(), e, h, i),
+            form.b13().map(b -> take(b, e, wide)).orElse(null),
+            form.b2().map(b -> take(b, e, h)).orElse(null),
+            gated,
+            form.gateUp())
+        .withStackedScales(
+            scales(form.w13(), e, wide, h), scales(form.w2(), e, h, i), form.gateUp());
+  }
+
+  /** {@code U8 [E, out, in / 32, 16]} seen as {@code F4 [E, out, in]}. */
+  private Tensor blocks(String name, long experts, long out, long in) {
+    long groups = groups(name, in);
+    Tensor t =
+        take(
+            name + Mxfp4Stacked.BLOCKS,
+            experts,
+            out,
+            groups,
+            QuantScheme.MXFP4.groupSize() * DType.F4.bits() / 8);
+    requireBytes(name + Mxfp4Stacked.BLOCKS, t);
+    return Tensor.strided(
+        DType.F4,
+        t.memory(),
+        t.byteOffset(),
+        new long[] {experts, out, in},
+        new long[] {out * in, in, 1});
+  }
+
+  private Tensor scales(String name, long experts, long out, long in) {
+    long groups = groups(name, in);
+    Tensor t = take(name + Mxfp4Stacked.SCALES, experts, out, groups);
+    requireBytes(name + Mxfp4Stacked.SCALES, t);
+    return Tensor.strided(
+        DType.F8_E8M0,
+        t.memory(),
+        t.byteOffset(),
+        new long[] {experts, out, groups},
+        new long[] {out * groups, groups, 1});
+  }
+
+  private long groups(String name, long in) {
+    int group = QuantScheme.MXFP4.groupSize();
+    if (in % group != 0) {
+      throw new CheckpointException(
+          where
+              + ": '"
+              + name
+              + "' is MXFP4, but its "
+              + in
+              + " inputs are no multiple of "
+              + group);
+    }
+    return in / group;
+  }
+
+  private void requireBytes(String name, Tensor t) {
+    if (t.dtype().bits() != Byte.SIZE || !t.isContiguous()) {
+      throw new CheckpointException(where + ": '" + name + "' is " + t + ", must be U8");
+    }
   }
 
   private DType dtype(ExpertWeights experts) {

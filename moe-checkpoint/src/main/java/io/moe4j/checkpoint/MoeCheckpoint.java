@@ -257,6 +257,12 @@ public final class MoeCheckpoint implements AutoCloseable {
     }
 
     private void refuseQuantised(String where, Map<String, Tensor> block) {
+      if (layout.forms().stream()
+          .anyMatch(f ->
+              f instanceof ExpertForm.Mxfp4Stacked m
+                  && block.keySet().stream().anyMatch(m::names))) {
+        return;
+      }
       QuantisedNames.recognise(block.keySet())
           .ifPresent(kind -> {
             String method =
@@ -270,7 +276,7 @@ public final class MoeCheckpoint implements AutoCloseable {
                     + ": the routed experts are quantised: "
                     + kind
                     + method
-                    + ". Accepted are F32, BF16 and F16 experts; a copy of the model that was"
+                    + ". Accepted are F32, BF16 and F16 experts, and MXFP4 of gpt_oss; a copy of the model that was"
                     + " dequantised to bf16 works");
           });
     }

@@ -110,6 +110,10 @@ final class BlockEvaluator {
       @Nullable LoraFactors up,
       @Nullable LoraFactors down,
       int expert) {
+    ExpertWeights.Scales s = e.scales();
+    scale(e.up(), s == null ? null : s.up());
+    scale(e.gate(), s == null ? null : s.gate());
+    scale(e.down(), s == null ? null : s.down());
     double[] u = mapped(e.up(), e.upBias(), x, up, expert);
     double[] act = new double[u.length];
     double[] g = e.gate() == null ? u : mapped(e.gate(), e.gateBias(), x, gate, expert);
@@ -150,6 +154,18 @@ final class BlockEvaluator {
       }
     }
     return y;
+  }
+
+  /** Makes a quantised matrix known as what it stands for. */
+  private void scale(@Nullable Tensor t, @Nullable Tensor scales) {
+    if (t != null && scales != null && !dense.containsKey(t)) {
+      double[] values = t.toDoubles();
+      double[] factors = scales.toDoubles();
+      for (int i = 0; i < values.length; i++) {
+        values[i] *= factors[i / (values.length / factors.length)];
+      }
+      dense.put(t, values);
+    }
   }
 
   private double[] dense(Tensor t) {

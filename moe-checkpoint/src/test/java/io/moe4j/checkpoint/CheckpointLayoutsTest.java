@@ -8,6 +8,7 @@ import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
@@ -269,6 +270,26 @@ class CheckpointLayoutsTest {
       assertThat(
               PeftAdapter.load(adapter, "a", c, AdapterPolicy.DEFAULT).adapter().layer(2).factors())
           .containsOnlyKeys(LoraTarget.UP);
+    }
+  }
+
+  /** Low half of a byte first, gate and up rows in turn, one exponent for 32 columns. */
+  @Test
+  void expertsInMxfp4() {
+    TinyCheckpoint t = TinyCheckpoint.gptOssMxfp4();
+    Tensor blocks = t.tensors.get("model.layers.0.mlp.experts.gate_up_proj_blocks");
+    Tensor scales = t.tensors.get("model.layers.0.mlp.experts.gate_up_proj_scales");
+    blocks.set(0x7 << 4 | 0x9, 2, 5, 1, 3); // 6 and -0.5
+    scales.set(130, 2, 5, 1);
+    Path model = t.writeModel(dir.resolve("mxfp4"));
+    try (MoeCheckpoint c = MoeCheckpoint.open(model)) {
+      assertThat(c.config(0).quantScheme()).isEqualTo(QuantScheme.MXFP4);
+      assertThat(c.config(0).weightDtype()).isEqualTo(DType.BF16);
+      ExpertWeights.Expert expert = c.weights(0).experts().expert(2);
+      // row 5 of interleaved rows is up row 2; group 1, byte 3 holds columns 38 and 39
+      assertThat(expert.up().get(2, 38)).isEqualTo(-0.5);
+      assertThat(expert.up().get(2, 39)).isEqualTo(6);
+      assertThat(expert.scales().up().get(2, 1)).isEqualTo(8);
     }
   }
 

@@ -320,5 +320,35 @@ final class HostileModels {
           t.tensors.keySet().removeIf(n -> n.startsWith(block + "experts"));
           t.put(block + "experts.gate_up_proj_blocks", DType.U8, E, 2);
         });
+    mxfp4();
+  }
+
+  private void mxfp4() {
+    String gpt = "model.layers.0.mlp.";
+    for (String matrix : List.of("gate_up_proj", "down_proj")) {
+      for (String part : List.of("_blocks", "_scales")) {
+        String name = gpt + "experts." + matrix + part;
+        mxfp4("no " + name, t -> t.drop(name));
+        mxfp4("floats in " + name, t -> t.put(name, DType.BF16, t.tensors.get(name).shape()));
+        mxfp4("a short " + name, t -> t.put(name, DType.U8, E, 1));
+        mxfp4("a flat " + name, t -> t.put(name, DType.U8, t.tensors.get(name).elementCount()));
+      }
+      mxfp4(
+          "plain beside MXFP4 " + matrix,
+          t -> t.put(gpt + "experts." + matrix, DType.BF16, E, 64, 64));
+    }
+    mxfp4("inputs that are no multiple of 32", t -> t.with("intermediate_size", 33));
+    mxfp4("no inputs", t -> t.with("hidden_size", 0));
+    mxfp4("huge inputs", t -> t.with("hidden_size", Integer.MAX_VALUE & ~31));
+  }
+
+  private void mxfp4(String name, Consumer<TinyCheckpoint> bend) {
+    cases.add(
+        "mxfp4: " + name,
+        dir -> {
+          TinyCheckpoint t = TinyCheckpoint.gptOssMxfp4();
+          bend.accept(t);
+          MoeCheckpoint.open(t.writeModel(dir)).close();
+        });
   }
 }

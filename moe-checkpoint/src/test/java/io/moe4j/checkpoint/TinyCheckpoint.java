@@ -48,6 +48,27 @@ final class TinyCheckpoint {
     return t;
   }
 
+  /** gpt_oss as it is published: one layer, experts in MXFP4. */
+  static TinyCheckpoint gptOssMxfp4() {
+    TinyCheckpoint t = new TinyCheckpoint();
+    t.config.put("model_type", "gpt_oss");
+    t.config.put("hidden_size", 64);
+    t.config.put("intermediate_size", 32);
+    t.config.put("num_local_experts", E);
+    t.config.put("num_experts_per_tok", 2);
+    t.config.put("num_hidden_layers", 1);
+    String block = "model.layers.0.mlp.";
+    t.put(block + "router.weight", DType.BF16, E, 64);
+    t.put(block + "router.bias", DType.BF16, E);
+    t.put(block + "experts.gate_up_proj_blocks", DType.U8, E, 64, 2, 16);
+    t.put(block + "experts.gate_up_proj_scales", DType.U8, E, 64, 2);
+    t.put(block + "experts.gate_up_proj_bias", DType.BF16, E, 64);
+    t.put(block + "experts.down_proj_blocks", DType.U8, E, 64, 1, 16);
+    t.put(block + "experts.down_proj_scales", DType.U8, E, 64, 1);
+    t.put(block + "experts.down_proj_bias", DType.BF16, E, 64);
+    return t;
+  }
+
   /** An adapter's directory with nothing in it yet. */
   static TinyCheckpoint adapter(int rank, double alpha) {
     TinyCheckpoint t = new TinyCheckpoint();

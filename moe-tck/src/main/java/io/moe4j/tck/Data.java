@@ -3,6 +3,8 @@ package io.moe4j.tck;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 import java.util.SplittableRandom;
 
 /** Seeded host tensors, in native memory as checkpoints and engines have them. */
@@ -27,6 +29,16 @@ final class Data {
     Tensor flat = t.reshape(t.elementCount());
     for (long i = 0; i < flat.size(0); i++) {
       flat.set(deviation * random.nextGaussian(), i);
+    }
+    return t;
+  }
+
+  /** {@return a tensor of random bytes in a range, ends included} */
+  Tensor bytes(DType dtype, int least, int most, long... shape) {
+    Tensor t = empty(dtype, shape);
+    MemorySegment segment = t.segment();
+    for (long i = 0; i < segment.byteSize(); i++) {
+      segment.set(ValueLayout.JAVA_BYTE, i, (byte) random.nextInt(least, most + 1));
     }
     return t;
   }

@@ -342,6 +342,13 @@ public abstract class ExpertsConformanceTest {
     kit().verify("MOE-2.1", problem((Grid.Case) c));
   }
 
+  /** Weights in 4 bits. */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("io.moe4j.tck.Grid#quantised")
+  public final void required_MOE_2_1_quantised(Object c) {
+    kit().verify("MOE-2.1", problem((Grid.Case) c));
+  }
+
   /** Bias, expert map, weight on input, together and alone. */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#features")

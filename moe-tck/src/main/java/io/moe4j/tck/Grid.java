@@ -191,6 +191,25 @@ final class Grid {
     return cases.stream();
   }
 
+  /** MXFP4 weights; what they dequantise to is BF16, the input may be any float. */
+  static Stream<Case> quantised() {
+    List<Case> cases = new ArrayList<>();
+    for (DType hidden : List.of(DType.F32, DType.BF16)) {
+      for (Layout layout : List.of(Layout.STACKED, Layout.INTERLEAVED)) {
+        for (int tokens : new int[] {1, 5, 67}) {
+          MoeConfig config =
+              layer(new Dtypes(hidden, DType.BF16), 64, 96, 5, 2)
+                  .quantScheme(QuantScheme.MXFP4)
+                  .activation(layout == Layout.STACKED ? Activation.SILU : Activation.SWIGLUOAI)
+                  .expertBias(layout != Layout.STACKED)
+                  .build();
+          cases.add(new Case("mxfp4", config, layout, tokens, Grid::any, DType.F32));
+        }
+      }
+    }
+    return cases.stream();
+  }
+
   /** Bias, map and weight-on-input in all combinations. */
   static Stream<Case> features() {
     List<Case> cases = new ArrayList<>();
@@ -234,7 +253,7 @@ final class Grid {
 
   /** Every config that is computed somewhere above. */
   static List<MoeConfig> computed() {
-    return Stream.of(shapes(), dtypes(), activationCases(), layouts(), features())
+    return Stream.of(shapes(), dtypes(), activationCases(), layouts(), quantised(), features())
         .flatMap(s -> s)
         .map(Case::config)
         .distinct()

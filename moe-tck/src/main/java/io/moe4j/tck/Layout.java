@@ -2,6 +2,7 @@ package io.moe4j.tck;
 
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -34,6 +35,18 @@ enum Layout {
     Tensor b2 = config.expertBias() ? data.normal(dtype, 0.7, experts, h) : null;
     double d13 = 1 / Math.sqrt(h);
     double d2 = 1 / Math.sqrt(i);
+    if (config.quantScheme().equals(QuantScheme.MXFP4)) {
+      GateUpLayout gateUp = this == STACKED ? GateUpLayout.HALVES : GateUpLayout.INTERLEAVED;
+      return ExpertWeights.ofStacked(
+              data.bytes(DType.F4, 0, 255, experts, rows, h),
+              data.bytes(DType.F4, 0, 255, experts, h, i),
+              b13,
+              b2,
+              gated,
+              gateUp)
+          .withStackedScales(
+              scales(data, d13, experts, rows, h), scales(data, d2, experts, h, i), gateUp);
+    }
     return switch (this) {
       case STACKED ->
           ExpertWeights.ofStacked(
@@ -77,6 +90,13 @@ enum Layout {
     };
   }
 
+  /** Elements have a standard deviation of 3; scales go up and down by a factor of 4 around it. */
+  private static Tensor scales(Data data, double deviation, int experts, int rows, int columns) {
+    int middle = 127 + Math.getExponent(deviation / 3);
+    int groups = columns / QuantScheme.MXFP4.groupSize();
+    return data.bytes(DType.F8_E8M0, middle - 2, middle + 1, experts, rows, groups);
+  }
+
   /** A copy in native memory, one byte off. */
   private static Tensor unaligned(Tensor t) {
     MemorySegment from = t.segment();
@@ -96,6 +116,11 @@ enum Layout {
       all.add(x.gateBias());
       all.add(x.upBias());
       all.add(x.downBias());
+      if (x.scales() != null) {
+        all.add(x.scales().gate());
+        all.add(x.scales().up());
+        all.add(x.scales().down());
+      }
     }
     return all;
   }

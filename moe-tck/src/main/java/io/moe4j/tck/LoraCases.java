@@ -4,6 +4,7 @@ import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
@@ -139,6 +140,20 @@ final class LoraCases {
       add.with("mixed, weight on input", b -> b.routerWeightOnInput(true), 23, MIXED, MIX);
       add.with(
           "mixed, expert map", b -> b.expertMap(ExpertMap.of(-1, 1, -1, 0, 2)), 23, MIXED, MIX);
+      if (d.weights() == DType.BF16) {
+        cases.add(
+            new LoraCase(
+                "mixed, mxfp4",
+                Grid.layer(new Grid.Dtypes(d.hidden(), DType.BF16), 64, 96, 5, 2)
+                    .quantScheme(QuantScheme.MXFP4)
+                    .lora(LORA)
+                    .build(),
+                Layout.INTERLEAVED,
+                23,
+                MIXED,
+                MIX,
+                d.weights()));
+      }
       cases.add(
           new LoraCase(
               "mixed, odd sizes",

@@ -206,15 +206,15 @@ final class WrongLoraBackends {
         LoraLayer lora,
         int e,
         double weight) {
-      double[] up = ReferenceMath.multiply(w.up(), x);
-      double[] gate = w.gate() == null ? up : ReferenceMath.multiply(w.gate(), x);
+      double[] up = ReferenceMoe.upProduct(w, x);
+      double[] gate = w.gate() == null ? up : ReferenceMoe.gateProduct(w, x);
       double[] hidden = new double[up.length];
       for (int i = 0; i < hidden.length; i++) {
         hidden[i] = ReferenceMath.activate(config.activation(), gate[i], up[i]);
       }
       ReferenceMath.addLora(hidden, lora, LoraTarget.UP, e, x);
       ReferenceMath.addLora(hidden, lora, LoraTarget.GATE, e, x);
-      double[] y = ReferenceMath.multiply(w.down(), hidden);
+      double[] y = ReferenceMoe.downProduct(w, hidden);
       ReferenceMath.addLora(y, lora, LoraTarget.DOWN, e, hidden);
       return times(weight, y);
     }
@@ -296,11 +296,11 @@ final class WrongLoraBackends {
           double[] input = times(factor, in.hidden().select(0, t).toDoubles());
           put(x.select(0, (long) t * topK + k), input, 0);
           ExpertWeights.Expert w = weights.expert(e);
-          double[] up = ReferenceMath.multiply(w.up(), input);
+          double[] up = ReferenceMoe.upProduct(w, input);
           ReferenceMath.addBias(up, w.upBias());
           put(w13.select(0, t).select(0, k), up, columns - i);
           if (w.gate() != null) {
-            double[] gate = ReferenceMath.multiply(w.gate(), input);
+            double[] gate = ReferenceMoe.gateProduct(w, input);
             ReferenceMath.addBias(gate, w.gateBias());
             put(w13.select(0, t).select(0, k), gate, 0);
           }
@@ -322,7 +322,7 @@ final class WrongLoraBackends {
                     config.activation(), w13.get(t, k, j), w13.get(t, k, columns - i + j));
           }
           put(hidden.select(0, (long) t * topK + k), a, 0);
-          double[] y = ReferenceMath.multiply(weights.expert(e).down(), a);
+          double[] y = ReferenceMoe.downProduct(weights.expert(e), a);
           ReferenceMath.addBias(y, weights.expert(e).downBias());
           put(w2.select(0, t).select(0, k), y, 0);
         }

@@ -2,6 +2,7 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.spi.ExpertRouting;
@@ -26,9 +27,13 @@ final class CpuExperts implements LoraExperts {
     this.config = config;
     boolean done = false;
     try {
+      ExpertWeights plain =
+          config.quantScheme().equals(QuantScheme.MXFP4)
+              ? Mxfp4.dequantise(weights, arena)
+              : weights;
       mlp =
           new GroupedMlp(
-              new MlpWeights(config.activation(), weights.experts(), arena, false),
+              new MlpWeights(config.activation(), plain.experts(), arena, false),
               kernels,
               team,
               config.topK(),

@@ -2,6 +2,7 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.BackendPriority;
@@ -14,7 +15,8 @@ import io.moe4j.backend.cpu.kernel.KernelSelection;
 
 /**
  * The {@code cpu} backend: experts on the host processor, weights in their own dtype and place, f32
- * arithmetic, LoRA fused. Fast where {@code jdk.incubator.vector} is loaded, right everywhere.
+ * arithmetic, LoRA fused; MXFP4 weights are turned into BF16 by prepare. Fast where {@code
+ * jdk.incubator.vector} is loaded, right everywhere.
  */
 public final class CpuExpertsBackend implements ExpertsBackend {
   /** The backend's name. */
@@ -65,9 +67,9 @@ public final class CpuExpertsBackend implements ExpertsBackend {
             Support.Code.DEVICE,
             () -> platform.whyAbsent(DeviceType.CPU))
         .require(
-            config.quantScheme().isNone(),
+            config.quantScheme().isNone() || config.quantScheme().equals(QuantScheme.MXFP4),
             Support.Code.QUANTIZATION,
-            () -> "quantisation " + config.quantScheme() + ", accepted: none")
+            () -> "quantisation " + config.quantScheme() + ", accepted: none, mxfp4")
         .result();
   }
 

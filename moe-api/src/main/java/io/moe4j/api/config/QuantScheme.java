@@ -13,7 +13,10 @@ public record QuantScheme(String name, int bits, int groupSize) {
   /** Plain floating-point weights. */
   public static final QuantScheme NONE = new QuantScheme("none", 0, 0);
 
-  /** 4-bit floats with an E8M0 scale for 32 weights. */
+  /**
+   * 4-bit floats with an E8M0 scale for 32 weights, as gpt-oss is published; weights are given as
+   * {@link io.moe4j.api.weights.ExpertWeights.Scales} says.
+   */
   public static final QuantScheme MXFP4 = new QuantScheme("mxfp4", 4, 32);
 
   /**

@@ -14,9 +14,12 @@ public enum DType {
   F8_E4M3(8, true),
   /** 8-bit float, 5 exponent and 2 mantissa bits. */
   F8_E5M2(8, true),
-  /** 8-bit power of two: the block scale of the MX formats. */
+  /** 8-bit power of two, {@code 2^(bits - 127)}, 255 = NaN: the block scale of the MX formats. */
   F8_E8M0(8, true),
-  /** 4-bit float, 2 exponent and 1 mantissa bit; two to a byte. */
+  /**
+   * 4-bit float (E2M1: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives); two to a byte, low half
+   * first.
+   */
   F4(4, true),
   /** Signed 64-bit integer. */
   I64(64, false),

@@ -499,6 +499,11 @@ public final class Tensor {
     private static final ValueLayout.OfLong I64 =
         ValueLayout.JAVA_LONG_UNALIGNED.withOrder(java.nio.ByteOrder.LITTLE_ENDIAN);
 
+    /** By bit pattern: sign, two exponent bits, one mantissa bit. */
+    private static final double[] F4_VALUES = {
+      0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6
+    };
+
     private Elements() {}
 
     static double read(MemorySegment s, DType t, long base, long i) {
@@ -514,7 +519,15 @@ public final class Tensor {
         case U32 -> Integer.toUnsignedLong(s.get(I32, base + 4 * i));
         case I8 -> s.get(ValueLayout.JAVA_BYTE, base + i);
         case U8, BOOL -> Byte.toUnsignedInt(s.get(ValueLayout.JAVA_BYTE, base + i));
-        case F8_E4M3, F8_E5M2, F8_E8M0, F4, U64 ->
+        case F4 -> {
+          byte two = s.get(ValueLayout.JAVA_BYTE, base + (i >> 1));
+          yield F4_VALUES[(i & 1) == 0 ? two & 15 : two >> 4 & 15];
+        }
+        case F8_E8M0 -> {
+          int exponent = Byte.toUnsignedInt(s.get(ValueLayout.JAVA_BYTE, base + i));
+          yield exponent == 255 ? Double.NaN : Math.scalb(1.0, exponent - 127);
+        }
+        case F8_E4M3, F8_E5M2, U64 ->
             throw new IllegalStateException("elements of " + t + " cannot be read one by one");
       };
     }

@@ -26,6 +26,7 @@ public record ExpertWeights(List<Expert> experts) {
    * @param gateBias {@code [I]} or null
    * @param upBias {@code [I]} or null
    * @param downBias {@code [H]} or null
+   * @param scales of quantised weights, or null
    */
   public record Expert(
       @Nullable Tensor gate,
@@ -33,7 +34,28 @@ public record ExpertWeights(List<Expert> experts) {
       Tensor down,
       @Nullable Tensor gateBias,
       @Nullable Tensor upBias,
-      @Nullable Tensor downBias) {
+      @Nullable Tensor downBias,
+      @Nullable Scales scales) {
+
+    /**
+     * An expert that is not quantised.
+     *
+     * @param gate {@code [I, H]}; null where the activation is not gated
+     * @param up {@code [I, H]}
+     * @param down {@code [H, I]}
+     * @param gateBias {@code [I]} or null
+     * @param upBias {@code [I]} or null
+     * @param downBias {@code [H]} or null
+     */
+    public Expert(
+        @Nullable Tensor gate,
+        Tensor up,
+        Tensor down,
+        @Nullable Tensor gateBias,
+        @Nullable Tensor upBias,
+        @Nullable Tensor downBias) {
+      this(gate, up, down, gateBias, upBias, downBias, null);
+    }
 
     /** Checks that the shapes fit each other. */
     public Expert {
@@ -49,6 +71,30 @@ public record ExpertWeights(List<Expert> experts) {
       require("gateBias", gateBias, i);
       require("upBias", upBias, i);
       require("downBias", downBias, h);
+      if (scales != null) {
+        if ((gate == null) != (scales.gate() == null)) {
+          throw new IllegalArgumentException(
+              "scales have gate " + scales.gate() + ", the weights have gate " + gate);
+        }
+        requireGroups("gate", scales.gate(), i, h);
+        requireGroups("up", scales.up(), i, h);
+        requireGroups("down", scales.down(), h, i);
+      }
+    }
+
+    private static void requireGroups(String name, @Nullable Tensor t, long rows, long columns) {
+      if (t != null
+          && (t.dims() != 2 || t.size(0) != rows || t.size(1) < 1 || columns % t.size(1) != 0)) {
+        throw new IllegalArgumentException(
+            "scales of "
+                + name
+                + " are "
+                + t
+                + ", must be ["
+                + rows
+                + ", groups] with a number of groups that divides "
+                + columns);
+      }
     }
 
     private static void require(String name, @Nullable Tensor t, long... shape) {
@@ -65,6 +111,18 @@ public record ExpertWeights(List<Expert> experts) {
   }
 
   /**
+   * Factors of quantised weights: weight {@code [r, c]} is the stored element times {@code scale[r,
+   * c / groupSize]}, where {@code groupSize} is columns by groups. For MXFP4 the elements are
+   * {@link io.moe4j.api.tensor.DType#F4}, the scales {@link io.moe4j.api.tensor.DType#F8_E8M0}, and
+   * a group has 32 (OCP Microscaling Formats v1.0).
+   *
+   * @param gate {@code [I, groups]}; null where the activation is not gated
+   * @param up {@code [I, groups]}
+   * @param down {@code [H, groups]}
+   */
+  public record Scales(@Nullable Tensor gate, Tensor up, Tensor down) {}
+
+  /**
    * @param experts not empty, all of one shape
    */
   public ExpertWeights {
@@ -74,6 +132,7 @@ public record ExpertWeights(List<Expert> experts) {
       Expert other = experts.get(e);
       if (!java.util.Arrays.equals(first.up().shape(), other.up().shape())
           || (first.gate() == null) != (other.gate() == null)
+          || (first.scales() == null) != (other.scales() == null)
           || first.up().dtype() != other.up().dtype()) {
         throw new IllegalArgumentException(
             "expert "
@@ -131,6 +190,52 @@ public record ExpertWeights(List<Expert> experts) {
                         ? null
                         : gated ? part(b13.select(0, e), true, layout) : b13.select(0, e),
                     b2 == null ? null : b2.select(0, e)))
+            .toList());
+  }
+
+  /**
+   * These weights with scales that are stacked like them.
+   *
+   * @param s13 {@code [E, 2I, groups]}, rows as {@code layout} says; {@code [E, I, groups]} when
+   *     the experts have no gate
+   * @param s2 {@code [E, H, groups]}
+   * @param layout how gate and up rows alternate in {@code s13}
+   * @return new weights over the same memory
+   */
+  public ExpertWeights withStackedScales(Tensor s13, Tensor s2, GateUpLayout layout) {
+    long rows = experts.getFirst().up().size(0) * (experts.getFirst().gate() == null ? 1 : 2);
+    if (s13.dims() != 3
+        || s2.dims() != 3
+        || s13.size(0) != experts.size()
+        || s2.size(0) != experts.size()
+        || s13.size(1) != rows) {
+      throw new IllegalArgumentException(
+          "s13 is "
+              + s13
+              + " and s2 "
+              + s2
+              + "; need ["
+              + experts.size()
+              + ", "
+              + rows
+              + ", groups] and ["
+              + experts.size()
+              + ", H, groups]");
+    }
+    return new ExpertWeights(
+        IntStream.range(0, experts.size())
+            .mapToObj(e -> {
+              Expert x = experts.get(e);
+              Tensor both = s13.select(0, e);
+              boolean gated = x.gate() != null;
+              Scales scales =
+                  new Scales(
+                      gated ? part(both, false, layout) : null,
+                      gated ? part(both, true, layout) : both,
+                      s2.select(0, e));
+              return new Expert(
+                  x.gate(), x.up(), x.down(), x.gateBias(), x.upBias(), x.downBias(), scales);
+            })
             .toList());
   }
 

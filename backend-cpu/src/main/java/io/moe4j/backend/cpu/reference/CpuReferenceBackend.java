@@ -2,6 +2,7 @@ package io.moe4j.backend.cpu.reference;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.BackendPriority;
@@ -62,9 +63,9 @@ public final class CpuReferenceBackend implements ExpertsBackend {
   static Support support(MoeConfig config) {
     return Support.checks()
         .require(
-            config.quantScheme().isNone(),
+            config.quantScheme().isNone() || config.quantScheme().equals(QuantScheme.MXFP4),
             Support.Code.QUANTIZATION,
-            () -> "quantisation " + config.quantScheme() + ", accepted: none")
+            () -> "quantisation " + config.quantScheme() + ", accepted: none, mxfp4")
         .require(
             config.parallel().tpSize() == 1,
             Support.Code.PARALLEL,

@@ -39,6 +39,28 @@ public final class ReferenceMath {
   }
 
   /**
+   * {@return {@code matrix . x} of a matrix that may be quantised}
+   *
+   * @param matrix host tensor {@code [out, in]}
+   * @param scales {@code [out, groups]}, see {@link io.moe4j.api.weights.ExpertWeights.Scales};
+   *     null = not quantised
+   * @param x {@code [in]}
+   */
+  public static double[] multiply(Tensor matrix, @Nullable Tensor scales, double[] x) {
+    if (scales == null) {
+      return multiply(matrix, x);
+    }
+    double[] y = new double[Math.toIntExact(matrix.size(0))];
+    int group = Math.toIntExact(x.length / scales.size(1));
+    for (int o = 0; o < y.length; o++) {
+      for (int i = 0; i < x.length; i++) {
+        y[o] += matrix.get(o, i) * scales.get(o, i / group) * x[i];
+      }
+    }
+    return y;
+  }
+
+  /**
    * One row of a matrix times a vector. The loops differ only in how an element is read; {@link
    * Tensor#get} would do for all of them, an order of magnitude slower.
    */

@@ -12,6 +12,7 @@ import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import java.util.Objects;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
@@ -54,6 +55,40 @@ public final class ReferenceMoe {
         activation, weights, x, lora, LoraTarget.GATE, LoraTarget.UP, LoraTarget.DOWN, expert);
   }
 
+  /**
+   * {@return {@code gate . x} without bias, quantised or not, {@code [I]}}
+   *
+   * @param weights of a gated expert
+   * @param x {@code [H]}
+   */
+  public static double[] gateProduct(ExpertWeights.Expert weights, double[] x) {
+    ExpertWeights.Scales scales = weights.scales();
+    return ReferenceMath.multiply(
+        Objects.requireNonNull(weights.gate(), "gate"), scales == null ? null : scales.gate(), x);
+  }
+
+  /**
+   * {@return {@code up . x} without bias, quantised or not, {@code [I]}}
+   *
+   * @param weights the expert's
+   * @param x {@code [H]}
+   */
+  public static double[] upProduct(ExpertWeights.Expert weights, double[] x) {
+    ExpertWeights.Scales scales = weights.scales();
+    return ReferenceMath.multiply(weights.up(), scales == null ? null : scales.up(), x);
+  }
+
+  /**
+   * {@return {@code down . x} without bias, quantised or not, {@code [H]}}
+   *
+   * @param weights the expert's
+   * @param x {@code [I]}
+   */
+  public static double[] downProduct(ExpertWeights.Expert weights, double[] x) {
+    ExpertWeights.Scales scales = weights.scales();
+    return ReferenceMath.multiply(weights.down(), scales == null ? null : scales.down(), x);
+  }
+
   private static double[] mlp(
       Activation activation,
       ExpertWeights.Expert weights,
@@ -63,13 +98,13 @@ public final class ReferenceMoe {
       LoraTarget upTarget,
       LoraTarget downTarget,
       int expert) {
-    double[] up = ReferenceMath.multiply(weights.up(), x);
+    double[] up = upProduct(weights, x);
     ReferenceMath.addBias(up, weights.upBias());
     ReferenceMath.addLora(up, lora, upTarget, expert, x);
 
     double[] gate = new double[up.length];
     if (weights.gate() != null) {
-      gate = ReferenceMath.multiply(weights.gate(), x);
+      gate = gateProduct(weights, x);
       ReferenceMath.addBias(gate, weights.gateBias());
       ReferenceMath.addLora(gate, lora, gateTarget, expert, x);
     }
@@ -79,7 +114,7 @@ public final class ReferenceMoe {
       hidden[i] = ReferenceMath.activate(activation, gate[i], up[i]);
     }
 
-    double[] y = ReferenceMath.multiply(weights.down(), hidden);
+    double[] y = downProduct(weights, hidden);
     ReferenceMath.addBias(y, weights.downBias());
     ReferenceMath.addLora(y, lora, downTarget, expert, hidden);
     return y;

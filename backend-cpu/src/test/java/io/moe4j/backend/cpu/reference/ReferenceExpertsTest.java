@@ -193,14 +193,14 @@ class ReferenceExpertsTest {
         new CpuReferenceBackend()
             .isSupportedConfig(
                 config()
-                    .quantScheme(QuantScheme.MXFP4)
+                    .quantScheme(new QuantScheme("gptq", 4, 128))
                     .parallel(new io.moe4j.api.config.ParallelConfig(2, 0, 1, 0, 1))
                     .build(),
                 Platform.cpuOnly());
     assertThat(support.reasons()).hasSize(2);
     assertThat(support)
         .hasToString(
-            "quantisation mxfp4(4 bits, group 32), accepted: none; tensor-parallel size 2, accepted: 1");
+            "quantisation gptq(4 bits, group 128), accepted: none, mxfp4; tensor-parallel size 2, accepted: 1");
   }
 
   @Test
