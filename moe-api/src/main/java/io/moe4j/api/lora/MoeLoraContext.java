@@ -34,6 +34,26 @@ public interface MoeLoraContext {
    */
   @Nullable LoraLayer slot(int slot);
 
+  /**
+   * {@return whether {@link #tokenLoraMapping} may name a slot}. What {@link #slot} says of others
+   * means nothing to this context's forward, so a device-side copy need not follow it
+   *
+   * @param slot {@code 0..maxLoras-1}
+   */
+  default boolean uses(int slot) {
+    return true;
+  }
+
+  /**
+   * {@return what contexts of one layer's slots have in common, compared by identity; null if
+   * nobody keeps such a thing}. Contexts with the same key agree about every slot that both
+   * {@linkplain #uses use} at one time, so a device-side copy of the slots can be kept for the key
+   * and written in place: a slot changes hands only after the work that reads it has finished
+   */
+  default @Nullable Object slotsKey() {
+    return null;
+  }
+
   /** {@return adds deltas for backends that do not fuse them} */
   PunicaWrapper punicaWrapper();
 

@@ -15,9 +15,12 @@ import io.moe4j.api.tensor.Tensor;
  * the delta is added to {@code y}; without, {@code y} is overwritten with the delta where one
  * applies. Rows to which nothing applies are not written at all, bit for bit. Any rank is accepted.
  * An implementation may be shared by threads; it enqueues on {@code stream} and returns (on the
- * host stream: returns when done). All tensors are on the stream's device.
+ * host stream: returns when done). All tensors are on the stream's device. A call of {@link
+ * #addLoraW2} that is given the same context and routing objects as the call of {@link #addLoraW13}
+ * before it on that stream may rely on what that one found in them: their contents must not change
+ * in between.
  */
-public interface PunicaWrapper {
+public interface PunicaWrapper extends AutoCloseable {
   /**
    * Gate and up deltas, between the w13 product and the activation; no router weight.
    *
@@ -79,4 +82,17 @@ public interface PunicaWrapper {
       Tensor x,
       boolean addInputs,
       DeviceStream stream);
+
+  /**
+   * Brings what the wrapper keeps on the device up to date with a context, and waits for it. A
+   * forward does so by itself; a graph that was captured earlier does not, so call this before a
+   * replay whose slots have changed. Does nothing by default.
+   *
+   * @param context the next forward's
+   */
+  default void prepare(MoeLoraContext context) {}
+
+  /** Gives back what the wrapper holds, once its work has finished. Does nothing by default. */
+  @Override
+  default void close() {}
 }
