@@ -1,7 +1,8 @@
 """Compiles a module's CUDA C++ kernels to PTX: python3 build_cuda.py MODULE_DIR
 
 Reads src/main/cuda/kernels.json of the module. `for` repeats an entry for every combination of values; the values fill
-{placeholders} and become the kernel's constants. A parameter is `name*` (pointer) or `name:type`.
+{placeholders} and become the kernel's constants. A parameter is `name*` (pointer) or `name:type`. A file with `split` gets a PTX
+file an entry: the driver compiles what it is given, and large kernels take it long.
 """
 import itertools
 import json
@@ -16,6 +17,15 @@ import manifest
 
 def parameter(text):
     return [text[:-1], "pointer"] if text.endswith("*") else text.split(":")
+
+
+def one_entry(text, entry):
+    """The PTX with all entries but one left out."""
+    parts = re.split(r"(?m)^(?=\s*\.visible \.entry )", text)
+    own = [p for p in parts[1:] if re.match(r"\s*\.visible \.entry " + re.escape(entry) + r"\b", p)]
+    if len(own) != 1:
+        raise SystemExit(f"entry {entry} is not in the PTX")
+    return parts[0] + own[0]
 
 
 def main(module_dir):
@@ -33,11 +43,13 @@ def main(module_dir):
                 out = Path(tmp) / "out.ptx"
                 subprocess.run(["nvcc", *options, str(module_dir / source), "-o", str(out)], check=True)
                 text = out.read_text()
-            about = writer.ptx(arch, Path(source).stem, text)
+            whole = None if file.get("split") else writer.ptx(arch, Path(source).stem, text)
             for kernel in file["kernels"]:
                 axes = kernel.get("for", {})
                 for values in itertools.product(*axes.values()):
                     constants = dict(zip(axes, values))
+                    entry = kernel["entry"].format(**constants)
+                    about = whole or writer.ptx(arch, entry, one_entry(text, entry))
                     writer.kernel(
                         text,
                         name=kernel["name"],
@@ -45,7 +57,7 @@ def main(module_dir):
                         sources=sources,
                         compiler=compiler,
                         options=" ".join(options),
-                        entry=kernel["entry"].format(**constants),
+                        entry=entry,
                         params=[parameter(p) for p in kernel["params"]],
                         threads=kernel["threads"],
                         sharedBytes=kernel.get("sharedBytes", 0),

@@ -27,8 +27,9 @@ public final class Kernel {
   private final ParamType[] types;
   private final int[] offsets;
   private final int paramBytes;
-  private final MemorySegment attributes;
-  private final int attributeCount;
+  private final boolean pdl;
+  // By blocks a cluster; 0: the manifest's where it is not portable.
+  private final MemorySegment[] attributes = new MemorySegment[PORTABLE_CLUSTER + 1];
   private int sharedLimit = DEFAULT_SHARED_LIMIT;
   private volatile boolean loaded = true;
 
@@ -90,21 +91,30 @@ public final class Kernel {
         spec.pdl()
             && CudaDeviceProvider.capability(context.info()).atLeast(9, 0)
             && !"false".equals(System.getProperty(PDL_PROPERTY));
-    this.attributes = CUlaunchAttribute_st.allocateArray(2, Arena.ofAuto());
-    int count = 0;
-    // Programmatic serialization comes first, so that a launch can leave it out by skipping one
-    // attribute.
-    if (pdl) {
-      attribute(count++, CudaDriver.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION(), 1);
+    this.pdl = pdl;
+    // All sizes at once: choosing one is no allocation in a launch.
+    for (int c = 1; c <= PORTABLE_CLUSTER; c++) {
+      attributes[c] = attributesFor(c);
     }
-    if (spec.cluster() > 1) {
-      attribute(count++, CudaDriver.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION(), spec.cluster(), 1, 1);
+    if (spec.cluster() > PORTABLE_CLUSTER) {
+      attributes[0] = attributesFor(spec.cluster());
     }
-    this.attributeCount = count;
   }
 
-  private void attribute(int index, int id, int... value) {
-    MemorySegment a = CUlaunchAttribute_st.asSlice(attributes, index);
+  private MemorySegment attributesFor(int cluster) {
+    MemorySegment to = CUlaunchAttribute_st.allocateArray(2, Arena.ofAuto());
+    int count = 0;
+    if (pdl) {
+      attribute(to, count++, CudaDriver.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION(), 1);
+    }
+    if (cluster > 1) {
+      attribute(to, count, CudaDriver.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION(), cluster, 1, 1);
+    }
+    return to;
+  }
+
+  private static void attribute(MemorySegment to, int index, int id, int... value) {
+    MemorySegment a = CUlaunchAttribute_st.asSlice(to, index);
     CUlaunchAttribute_st.id(a, id);
     MemorySegment union = CUlaunchAttribute_st.value(a);
     for (int i = 0; i < value.length; i++) {
@@ -185,12 +195,25 @@ public final class Kernel {
     return offsets[index];
   }
 
-  MemorySegment attributes() {
-    return attributes;
+  MemorySegment attributes(int cluster) {
+    if (cluster > PORTABLE_CLUSTER && cluster == spec.cluster()) {
+      return attributes[0];
+    }
+    if (cluster < 1 || cluster > PORTABLE_CLUSTER) {
+      throw new IllegalArgumentException(
+          "kernel "
+              + spec.id()
+              + ": cluster is "
+              + cluster
+              + ", must be 1.."
+              + PORTABLE_CLUSTER
+              + " or the manifest's");
+    }
+    return attributes[cluster];
   }
 
-  int attributeCount() {
-    return attributeCount;
+  int attributeCount(int cluster) {
+    return (pdl ? 1 : 0) + (cluster > 1 ? 1 : 0);
   }
 
   /**

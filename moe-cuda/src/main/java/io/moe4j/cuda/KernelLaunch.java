@@ -28,6 +28,7 @@ public final class KernelLaunch {
   private @Nullable Kernel kernel;
   private int count;
   private int sharedBytes;
+  private int cluster;
 
   private KernelLaunch() {
     Arena arena = Arena.ofAuto();
@@ -41,6 +42,7 @@ public final class KernelLaunch {
     l.kernel = kernel;
     l.count = 0;
     l.sharedBytes = kernel.spec().sharedBytes();
+    l.cluster = kernel.spec().cluster();
     return l;
   }
 
@@ -180,6 +182,18 @@ public final class KernelLaunch {
   }
 
   /**
+   * Blocks a cluster instead of the manifest's.
+   *
+   * @param blocks along x, 1 for no clusters; at most 8, and only on devices that have them
+   *     (capability 9.0 and later)
+   * @return this
+   */
+  public KernelLaunch cluster(int blocks) {
+    cluster = blocks;
+    return this;
+  }
+
+  /**
    * Enqueues the kernel. Trailing scratch pointers of type {@link ParamType#NULL} are filled in. A
    * grid with a zero dimension is nothing to do, not an error.
    *
@@ -221,8 +235,8 @@ public final class KernelLaunch {
     CUlaunchConfig_st.sharedMemBytes(config, sharedBytes);
     // As a number: wrapping it in a segment would be the only allocation of a launch.
     config.set(ValueLayout.JAVA_LONG, CUlaunchConfig_st.hStream$offset(), stream.handle());
-    CUlaunchConfig_st.attrs(config, k.attributes());
-    CUlaunchConfig_st.numAttrs(config, k.attributeCount());
+    CUlaunchConfig_st.attrs(config, k.attributes(cluster));
+    CUlaunchConfig_st.numAttrs(config, k.attributeCount(cluster));
     int result = CudaDriver.cuLaunchKernelEx(config, k.function(), pointers, MemorySegment.NULL);
     if (result != 0) {
       throw Cu.error(
@@ -236,6 +250,7 @@ public final class KernelLaunch {
               + gridY
               + "x"
               + gridZ
+              + (cluster > 1 ? ", cluster " + cluster : "")
               + ", block "
               + k.spec().threads()
               + ", shared memory "
