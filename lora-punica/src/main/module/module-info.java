@@ -6,4 +6,6 @@ module io.moe4j.lora {
   requires org.slf4j;
 
   exports io.moe4j.lora;
+
+  uses io.moe4j.api.spi.PunicaProvider;
 }

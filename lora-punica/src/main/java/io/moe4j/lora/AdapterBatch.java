@@ -164,6 +164,7 @@ public final class AdapterBatch implements AutoCloseable {
         Arrays.fill(bySlot, null);
         Arrays.fill(wanted, null);
         AdapterRegistry.closeAll(registry.slots().release(leased, n));
+        registry.closePunicaIfIdle();
       }
     }
   }
@@ -268,6 +269,14 @@ public final class AdapterBatch implements AutoCloseable {
       }
       open = true;
       mapping.publish();
+      if (n > 0 && registry.device() != null) {
+        // Graphs that were captured with these contexts may be replayed without asking anybody.
+        for (BatchContext context : contexts) {
+          if (context != null) {
+            registry.punica().prepare(context);
+          }
+        }
+      }
       done = true;
     } finally {
       if (!done) {

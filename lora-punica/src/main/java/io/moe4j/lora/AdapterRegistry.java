@@ -54,8 +54,11 @@ public final class AdapterRegistry implements AutoCloseable {
   private final int[] layerIndices;
   private final int capacity;
   private final PunicaWrapper punica;
+  private final boolean ownsPunica;
   private final @Nullable Device device;
   private final SlotTable slots;
+  // One a layer: what its contexts have in common.
+  private final Object[] slotsKeys;
   // Read without, changed under the slot table's lock; generation only under it.
   private final ConcurrentHashMap<String, AdapterEntry> byName = new ConcurrentHashMap<>();
   private final AtomicReferenceArray<@Nullable AdapterEntry> byIndex;
@@ -63,11 +66,14 @@ public final class AdapterRegistry implements AutoCloseable {
   private final AtomicLong hostEvictions = new AtomicLong();
   private volatile boolean closed;
 
-  private AdapterRegistry(Builder b, int maxLoras, int capacity, PunicaWrapper punica) {
+  private AdapterRegistry(
+      Builder b, int maxLoras, int capacity, PunicaWrapper punica, boolean ownsPunica) {
     this.layers = b.layers;
     this.layerIndices = layers.keySet().stream().mapToInt(Integer::intValue).toArray();
+    this.slotsKeys = layers.values().stream().map(c -> new Object()).toArray();
     this.capacity = capacity;
     this.punica = punica;
+    this.ownsPunica = ownsPunica;
     this.device = b.device;
     this.slots = new SlotTable(maxLoras, b.slotWait.toNanos());
     this.byIndex = new AtomicReferenceArray<>(capacity);
@@ -290,7 +296,8 @@ public final class AdapterRegistry implements AutoCloseable {
 
   /**
    * Unloads everything. Open batches stay valid; what they read is given back when they are
-   * released. May be called twice.
+   * released, and the punica wrapper that the registry found for its device with the last of them.
+   * May be called twice.
    */
   @Override
   public void close() {
@@ -304,6 +311,14 @@ public final class AdapterRegistry implements AutoCloseable {
     } finally {
       slots.lock().unlock();
       closeAll(dropped);
+    }
+    closePunicaIfIdle();
+  }
+
+  /** Once the registry is closed and the last batch has given its slots back. */
+  void closePunicaIfIdle() {
+    if (ownsPunica && closed && stats().leasedSlots() == 0) {
+      punica.close();
     }
   }
 
@@ -319,6 +334,10 @@ public final class AdapterRegistry implements AutoCloseable {
 
   @Nullable Device device() {
     return device;
+  }
+
+  Object slotsKey(int ordinal) {
+    return slotsKeys[ordinal];
   }
 
   AdapterEntry entry(String name) {
@@ -504,9 +523,10 @@ public final class AdapterRegistry implements AutoCloseable {
 
     /**
      * Sets what batches hand to backends that do not fuse LoRA. On the host the default is {@link
-     * CpuPunicaWrapper}; another device needs its own.
+     * CpuPunicaWrapper}; for another device the default is what a {@link
+     * io.moe4j.api.spi.PunicaProvider} on the class path makes, like that of lora-punica-cuda.
      *
-     * @param punica may be shared
+     * @param punica may be shared; stays its owner's
      * @return this
      */
     public Builder punicaWrapper(PunicaWrapper punica) {
@@ -517,7 +537,8 @@ public final class AdapterRegistry implements AutoCloseable {
     /**
      * {@return the registry, empty}
      *
-     * @throws IllegalArgumentException if two settings do not fit
+     * @throws IllegalArgumentException if two settings do not fit, or nobody makes punica wrappers
+     *     for the device
      */
     public AdapterRegistry build() {
       int cache = maxCpuLoras == 0 ? Math.max(DEFAULT_HOST_CACHE, maxLoras) : maxCpuLoras;
@@ -526,14 +547,11 @@ public final class AdapterRegistry implements AutoCloseable {
             "maxCpuLoras is " + cache + ", must be at least maxLoras = " + maxLoras);
       }
       PunicaWrapper wrapper = punica;
+      boolean found = wrapper == null && device != null;
       if (wrapper == null) {
-        if (device != null) {
-          throw new IllegalArgumentException(
-              "device " + device.info().id() + " needs a punicaWrapper of its own");
-        }
-        wrapper = CpuPunicaWrapper.shared();
+        wrapper = device == null ? CpuPunicaWrapper.shared() : PunicaProviders.open(device);
       }
-      return new AdapterRegistry(this, maxLoras, cache, wrapper);
+      return new AdapterRegistry(this, maxLoras, cache, wrapper, found);
     }
   }
 }

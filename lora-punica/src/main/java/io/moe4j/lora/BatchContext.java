@@ -42,6 +42,16 @@ final class BatchContext implements MoeLoraContext {
   }
 
   @Override
+  public boolean uses(int slot) {
+    return batch.bySlot(slot) != null;
+  }
+
+  @Override
+  public Object slotsKey() {
+    return batch.registry().slotsKey(ordinal);
+  }
+
+  @Override
   public PunicaWrapper punicaWrapper() {
     return batch.registry().punica();
   }

@@ -19,17 +19,17 @@ import org.jspecify.annotations.Nullable;
  * magnitudes, to first order; here n = in + rank + 4 (the rest for the weight and the addition),
  * and twice that for the higher orders. Rounding to the dtype adds half a unit in the last place.
  */
-final class DeltaReference {
+public final class DeltaReference {
   private static final double U32 = 0x1p-24;
 
-  final double[] expected;
-  final double[] bound;
-  final boolean[] written;
+  public final double[] expected;
+  public final double[] bound;
+  public final boolean[] written;
   private final DType dtype;
   // By tensor and row or expert; reading element by element is slow.
   private final Map<List<Object>, double[]> rows = new HashMap<>();
 
-  DeltaReference(double[] old, DType dtype) {
+  public DeltaReference(double[] old, DType dtype) {
     this.expected = old;
     this.bound = new double[old.length];
     this.written = new boolean[old.length];
@@ -38,7 +38,7 @@ final class DeltaReference {
 
   /** What a call is about. Never compared, so arrays do no harm. */
   @SuppressWarnings("ArrayRecordComponent")
-  record Call(
+  public record Call(
       List<@Nullable LoraLayer> slots,
       int[] mapping,
       int[][] ids,
@@ -47,7 +47,7 @@ final class DeltaReference {
       double @Nullable [][] weights,
       boolean add) {}
 
-  void w13(Call call, Tensor x, boolean gated, GateUpLayout layout, int width) {
+  public void w13(Call call, Tensor x, boolean gated, GateUpLayout layout, int width) {
     for (int t = 0; t < call.ids.length; t++) {
       for (int k = 0; k < call.ids[t].length; k++) {
         int pair = t * call.ids[t].length + k;
@@ -65,7 +65,7 @@ final class DeltaReference {
     }
   }
 
-  void w2(Call call, Tensor x, int width) {
+  public void w2(Call call, Tensor x, int width) {
     for (int t = 0; t < call.ids.length; t++) {
       for (int k = 0; k < call.ids[t].length; k++) {
         int pair = t * call.ids[t].length + k;
@@ -74,7 +74,7 @@ final class DeltaReference {
     }
   }
 
-  void linear(Call call, LoraTarget target, Tensor x, int width) {
+  public void linear(Call call, LoraTarget target, Tensor x, int width) {
     for (int t = 0; t < call.ids.length; t++) {
       int row = t;
       add(call, t, 0, target, x, row, o -> row * width + o);

@@ -10,13 +10,13 @@ import java.util.Arrays;
 import java.util.SplittableRandom;
 
 /** Seeded tensors, and outputs with guard bands. */
-final class TestTensors {
+public final class TestTensors {
   private static final int GUARD = 256;
 
   private TestTensors() {}
 
   /** Uniform in [-1, 1). */
-  static Tensor random(SplittableRandom rng, DType dtype, long... shape) {
+  public static Tensor random(SplittableRandom rng, DType dtype, long... shape) {
     int n = (int) Arrays.stream(shape).reduce(1, (a, b) -> a * b);
     // One draw a tensor and a linear congruence after that: the grids need millions of elements.
     int state = rng.nextInt();
@@ -46,7 +46,7 @@ final class TestTensors {
     }
   }
 
-  static LoraFactors factors(
+  public static LoraFactors factors(
       SplittableRandom rng, DType dtype, int experts, int rank, int in, int out) {
     return new LoraFactors(
         random(rng, dtype, experts, rank, in), random(rng, dtype, experts, out, rank));
