@@ -49,10 +49,10 @@ final class Rooms {
         "lora-punica",
         "io.moe4j.lora",
         API,
-        CUDA + "..",
         "io.moe4j.checkpoint..",
         "org.slf4j..",
         "jdk.incubator.vector..");
+    room("lora-punica-cuda", "io.moe4j.lora.cuda", API, CUDA + "..", "org.slf4j..");
     room("moe-checkpoint", "io.moe4j.checkpoint", API, "org.slf4j..", "com.fasterxml.jackson..");
     // The kit compares with the reference, and with nothing else of any backend.
     room(

@@ -1,0 +1,23 @@
+package io.moe4j.lora.cuda;
+
+import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.spi.Device;
+import io.moe4j.api.spi.PunicaProvider;
+import io.moe4j.cuda.CudaDevice;
+
+/** Makes {@link CudaPunicaWrapper}s; found by the service loader. */
+public final class CudaPunicaProvider implements PunicaProvider {
+  /** For the service loader. */
+  public CudaPunicaProvider() {}
+
+  @Override
+  public DeviceType deviceType() {
+    return DeviceType.CUDA;
+  }
+
+  @Override
+  public PunicaWrapper open(Device device) {
+    return new CudaPunicaWrapper(CudaDevice.of(device));
+  }
+}

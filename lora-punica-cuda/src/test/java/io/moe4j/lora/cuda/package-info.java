@@ -1,0 +1,4 @@
+@NullMarked
+package io.moe4j.lora.cuda;
+
+import org.jspecify.annotations.NullMarked;
