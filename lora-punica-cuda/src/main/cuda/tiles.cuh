@@ -1,4 +1,4 @@
-// Shrink and expand of a tile of up to 16 * WM rows of one (expert, adapter) with matrix instructions (m16n8k16).
+// Shrink and expand of a tile of up to 16 * WM rows (WM 1 or 2) of one (expert, adapter) with matrix instructions (m16n8k16).
 //
 // Nothing is staged in shared memory but the ranks: operands go from global memory into registers, 16 bytes a lane. That
 // works because the order of a contraction is free as long as both operands agree on it. Lane 4 g + q reads 8 neighbours
@@ -20,12 +20,27 @@ namespace lora {
 constexpr int WARPS = 8;
 constexpr int STEP = 32;   // of the contraction, a lane's 8 times 4 lanes
 constexpr int GROUP = 32;  // columns of y that a warp owns at once
+constexpr int AHEAD = 2;   // rounds of groups that y is asked for in advance
 
 __device__ __forceinline__ uint4 load16(const void* p) { return *reinterpret_cast<const uint4*>(p); }
 
 // Factors are older than this kernel's predecessor: the path for data that never changes.
 __device__ __forceinline__ uint4 load16_factor(const void* p) { return __ldg(reinterpret_cast<const uint4*>(p)); }
 __device__ __forceinline__ uint2 load8_factor(const void* p) { return __ldg(reinterpret_cast<const uint2*>(p)); }
+
+// Asks for memory to be in the L2 cache soon; 16-byte units.
+__device__ __forceinline__ void prefetch(const void* p, long long bytes) {
+  if (bytes <= 0) {
+    return;
+  }
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"((unsigned)bytes) : "memory");
+#else
+  for (long long at = 0; at < bytes; at += 128) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(p) + at));
+  }
+#endif
+}
 
 template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
@@ -82,13 +97,17 @@ struct Ranks {
   }
 };
 
-// Partial sums of 16 rows (x rows at xa and xb for lanes' rows g and g + 8, null = none) over steps [step, end) by stride.
-// Columns of the result: ranks [column0, column0 + 8 * NT) of `r`.
-template <class T, int NT>
+// Partial sums of 16 rows (x rows at xa and xb for lanes' rows g and g + 8, null = none) over steps [begin, end), which the
+// warps of these rows take in turn. Ranks of the result: [column0, column0 + 8 * NT) of `r`, for the second of WN warps those
+// behind.
+template <class T, int WM, int WN, int NT>
 __device__ __forceinline__ void shrink_rows(float (&acc)[NT][4], const T* xa, const T* xb, const Ranks& r, int column0,
-                                            int in, int step, int end, int stride) {
+                                            int in, int begin, int end) {
+  constexpr int stride = WARPS / (WM * WN);
+  const int warp = threadIdx.x / 32;
+  column0 += warp / WM % WN * NT * 8;
+  int step = begin + warp / (WM * WN);
   constexpr int U = NT <= 4 ? 3 : 1;       // steps whose loads are in flight together
-  constexpr int N = NT <= 8 ? NT : 4;      // and blocks of 8 ranks
   const int lane = threadIdx.x % 32;
   const int g = lane / 4;
   const int q = lane % 4;
@@ -111,28 +130,27 @@ __device__ __forceinline__ void shrink_rows(float (&acc)[NT][4], const T* xa, co
       a[u] = there && xa != nullptr ? load16(xa + at + q * 8) : zero;
       b[u] = there && xb != nullptr ? load16(xb + at + q * 8) : zero;
     }
-#pragma unroll
-    for (int i0 = 0; i0 < NT; i0 += N) {
-      uint4 w[U][N];
+    {
+      uint4 w[U][NT];
 #pragma unroll
       for (int u = 0; u < U; u++) {
         const int at = (step + u * stride) * STEP;
         const bool there = step + u * stride < end && at + q * 8 < in;
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-          const int column = column0 + (i0 + i) * 8;
+        for (int i = 0; i < NT; i++) {
+          const int column = column0 + i * 8;
           const bool first = column < pad0;
           const bool used = first ? column < r.rank0 : column - pad0 < rank1;
-          w[u][i] = there && used ? load16_factor((first ? base0 : base1) + (size_t)((i0 + i) * 8) * in + at) : zero;
+          w[u][i] = there && used ? load16_factor((first ? base0 : base1) + (size_t)(i * 8) * in + at) : zero;
         }
       }
 #pragma unroll
       for (int u = 0; u < U; u++) {
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-          if (column0 + (i0 + i) * 8 < r.columns) {
-            mma<T>(acc[i0 + i], a[u].x, b[u].x, a[u].y, b[u].y, w[u][i].x, w[u][i].y);
-            mma<T>(acc[i0 + i], a[u].z, b[u].z, a[u].w, b[u].w, w[u][i].z, w[u][i].w);
+        for (int i = 0; i < NT; i++) {
+          if (column0 + i * 8 < r.columns) {
+            mma<T>(acc[i], a[u].x, b[u].x, a[u].y, b[u].y, w[u][i].x, w[u][i].y);
+            mma<T>(acc[i], a[u].z, b[u].z, a[u].w, b[u].w, w[u][i].z, w[u][i].w);
           }
         }
       }
@@ -175,14 +193,16 @@ __device__ __forceinline__ void add_sums(float (&acc)[NT][4], const float* from,
 
 // Sums of all warps of the block, [16 * WM][row_floats], in `sums` ([WK / 2 or 1][16 * WM][row_floats]). WK warps share
 // the contraction of each 16 rows: the upper half hands its sums to the lower, then all add up what is left, in order.
-template <int WM, int NT>
+template <int WM, int WN, int NT>
 __device__ __forceinline__ void block_sums(float (&acc)[NT][4], float* sums, int row_floats, int columns) {
-  constexpr int WK = WARPS / WM;
+  constexpr int WK = WARPS / (WM * WN);
   constexpr int HALF = WK / 2;
   const int warp = threadIdx.x / 32;
-  const int wk = warp / WM;
+  const int wk = warp / (WM * WN);
   const int plane = 16 * WM * row_floats;
-  float* own = sums + warp % WM * 16 * row_floats;
+  const int column0 = warp / WM % WN * NT * 8;
+  float* own = sums + warp % WM * 16 * row_floats + column0;
+  columns -= column0;
   if constexpr (HALF == 0) {
     put_sums(own, acc, row_floats, columns);
   } else {
@@ -255,6 +275,28 @@ struct Output {
   int add;
 };
 
+// Asks for a stretch of y's rows that all warps are about to read: groups [group, group + WARPS) before end.
+template <class Y, int WM>
+__device__ __forceinline__ void prefetch_y(const Output& to, int slices, const int* pair_of_row, int rows, int group,
+                                           int end) {
+  constexpr int ROWS = 16 * WM / WARPS;  // of a warp
+  const int lane = threadIdx.x % 32;
+  const int row = threadIdx.x / 32 * ROWS + lane;
+  // Few rows are few bytes, and likely in the cache already.
+  if (WM == 1 || !to.add || lane >= ROWS || row >= rows || group >= end) {
+    return;
+  }
+  const int groups = (to.out + GROUP - 1) / GROUP;
+  const bool alternate = to.interleaved && slices > 1;
+  const int last_group = min(group + WARPS, end) - 1;
+  auto column = [&](int i) {
+    return alternate ? (long long)i * GROUP : i / groups * to.slice + (long long)(i % groups) * GROUP;
+  };
+  const long long from = column(group);
+  const long long until = min(column(last_group) + GROUP, (long long)slices * to.out);
+  prefetch(reinterpret_cast<const Y*>(to.y) + pair_of_row[row] * to.row + from, (until - from) * (long long)sizeof(Y));
+}
+
 // y += factor . s . B^T for groups [group, end) of 32 columns of y, a warp a group. rows <= 16 * WM.
 template <class T, class Y, int WM>
 __device__ __forceinline__ void expand_rows(const Output& to, const Ranks& r, int slices, const unsigned char* high,
@@ -266,6 +308,7 @@ __device__ __forceinline__ void expand_rows(const Output& to, const Ranks& r, in
   const int q = lane % 4;
   const int groups = (to.out + GROUP - 1) / GROUP;
   for (group += threadIdx.x / 32; group < end; group += WARPS) {
+    prefetch_y<Y, WM>(to, slices, pair_of_row, rows, group - threadIdx.x / 32 + AHEAD * WARPS, end);
     const bool alternate = to.interleaved && slices > 1;
     const int of = alternate ? 0 : group / groups;
     const int at = alternate ? group * (GROUP / 2) : group % groups * GROUP;  // first column of the target

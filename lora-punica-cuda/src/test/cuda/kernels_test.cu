@@ -37,13 +37,13 @@ static const std::map<std::tuple<int, int, int, int>, OneShot> ONE = {
   {{T, 0, R, N}, lora_one_shot_##NAME##_same_##R##_##N},   \
   {{T, 1, R, N}, lora_one_shot_##NAME##_f32_##R##_##N},
 #define ON(T, NAME, R) O(T, NAME, R, 4) O(T, NAME, R, 8) O(T, NAME, R, 16)
-    ON(BF16, bf16, 16) ON(BF16, bf16, 32) ON(BF16, bf16, 64) ON(F16, f16, 16) ON(F16, f16, 32) ON(F16, f16, 64)};
+    ON(BF16, bf16, 16) ON(BF16, bf16, 32) ON(F16, f16, 16) ON(F16, f16, 32)};
 static const std::map<std::tuple<int, int, int>, Shrink> SHR = {
 #define H(T, NAME, R) {{T, R, 4}, lora_shrink_##NAME##_##R##_4}, {{T, R, 16}, lora_shrink_##NAME##_##R##_16},
-    H(BF16, bf16, 16) H(BF16, bf16, 32) H(BF16, bf16, 64) H(F16, f16, 16) H(F16, f16, 32) H(F16, f16, 64)};
+    H(BF16, bf16, 16) H(BF16, bf16, 32) H(F16, f16, 16) H(F16, f16, 32)};
 static const std::map<std::tuple<int, int, int>, Expand> EXP = {
 #define X(T, NAME, R) {{T, 0, R}, lora_expand_##NAME##_same_##R}, {{T, 1, R}, lora_expand_##NAME##_f32_##R},
-    X(BF16, bf16, 16) X(BF16, bf16, 32) X(BF16, bf16, 64) X(F16, f16, 16) X(F16, f16, 32) X(F16, f16, 64)};
+    X(BF16, bf16, 16) X(BF16, bf16, 32) X(F16, f16, 16) X(F16, f16, 32)};
 
 struct Call {
   const void* x; void* y; const Factor* table; const int* ids; const int* map; const int* mapping; const int* tiles;
@@ -70,7 +70,7 @@ static void launch(F f, dim3 grid, int shared, int cluster, A... args) {
 static int nt(int columns, bool one) { return columns <= 32 ? 4 : columns <= 64 && one ? 8 : 16; }
 
 static void one_shot_call(const Call& c, int rows, int C, int parts) {
-  int wk = 8 / (rows / 16), planes = wk > 1 ? wk / 2 : 1;
+  int wk = 8 / (rows / 16) / (nt(c.max_columns, true) > 8 ? 2 : 1), planes = wk > 1 ? wk / 2 : 1;
   int shared = planes * rows * sum_row(c.max_columns) * 4 + 2 * rows * rank_row_bytes(c.max_columns);
   launch(ONE.at({c.type, c.y_f32, rows, nt(c.max_columns, true)}), dim3(c.max_tiles * C, parts), shared, C, c.x, c.y,
          (const void*)c.table, c.ids, c.map, c.mapping, c.tiles, c.order, c.count, c.weights, c.x_row, c.y_row, c.y_slice,
@@ -78,7 +78,7 @@ static void one_shot_call(const Call& c, int rows, int C, int parts) {
 }
 
 static void two_kernels_call(const Call& c, float* part, int rows, int splits, int parts) {
-  int wk = 8 / (rows / 16), planes = wk > 1 ? wk / 2 : 1;
+  int wk = 8 / (rows / 16) / (nt(c.max_columns, true) > 8 ? 2 : 1), planes = wk > 1 ? wk / 2 : 1;
   int n = nt(c.max_columns, false);
   launch(SHR.at({c.type, rows, n}), dim3(c.max_tiles, splits, (c.max_columns + n * 8 - 1) / (n * 8)),
          planes * rows * sum_row(std::min(c.max_columns, n * 8)) * 4, 1, c.x, part, (const void*)c.table, c.ids, c.map, c.mapping,
@@ -275,7 +275,7 @@ static int check_case(const Case& k) {
     ways++;
   };
   char name[99];
-  for (int rows : {0, 16, 32, 64}) {
+  for (int rows : {0, 16, 32}) {
     int tile_rows = rows;
     c.tiles = c.order = c.count = nullptr;
     c.max_tiles = P;
@@ -432,10 +432,9 @@ static void time_all(FILE* out, const char* only) {
               if (us < best) { best = us; sprintf(what, "%s rows %d C %d parts %d", way, rows, C, parts); }
             };
             double avg = P / std::min((double)P, (double)h.E * n);
-            for (int rows : {0, 16, 32, 64}) {
+            for (int rows : {0, 16, 32}) {
               if (rows == 0 && (P > 2048 || avg > 8)) continue;
               if (rows > 0 && T == 1) continue;
-              if (rows == 64 && avg < 12) continue;
               if (rows == 32 && avg < 6) continue;
               if (rows == 16 && avg > 200) continue;
               std::vector<Call> calls;

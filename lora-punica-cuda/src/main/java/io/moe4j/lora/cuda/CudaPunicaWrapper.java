@@ -269,6 +269,7 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
                 call.pairs(),
                 routed ? summary.experts() : 1,
                 Math.max(1, summary.adapters()),
+                table.slots(),
                 columns,
                 call.in(),
                 call.out(),

@@ -5,7 +5,7 @@ package io.moe4j.lora.cuda;
  *
  * @param path not {@link LoraPath#AUTO}
  * @param sorted whether pairs are sorted into tiles; otherwise a tile is a pair
- * @param tileRows most rows of a tile: 16, 32 or 64
+ * @param tileRows most rows of a tile: 16 or 32
  * @param tiles no routing gives more
  * @param cluster blocks that share a tile's contraction, 1 to 8
  * @param parts parts of y's columns, each with blocks of its own
@@ -37,6 +37,11 @@ record LaunchPlan(
   private static final int STEP = 32;
   private static final int GROUP = 32;
   private static final int FEW_PAIRS = 16;
+  private static final int ROWS_OF_SMALL_TILES = 20;
+  private static final int NARROW = 32;
+  private static final int WIDE_GROUPS = 384;
+  private static final double SORT_MICROS = 5;
+  private static final double BYTES_PER_MICRO = 2e6;
 
   /**
    * The card's part in it.
@@ -53,6 +58,7 @@ record LaunchPlan(
    * @param pairs rows of y
    * @param experts that factors tell apart, 1 = none
    * @param adapters slots in use
+   * @param slots all slots: a captured launch must have room for adapters that come later
    * @param columns most ranks of a row of all targets together, each padded to 16
    * @param in width read
    * @param out width written by one target
@@ -63,6 +69,7 @@ record LaunchPlan(
       int pairs,
       int experts,
       int adapters,
+      int slots,
       int columns,
       int in,
       int out,
@@ -74,8 +81,8 @@ record LaunchPlan(
           : slices * Math.ceilDiv(out, GROUP);
     }
 
-    private long segments() {
-      return Math.max(1, Math.min(pairs, (long) experts * adapters));
+    private long mostSegments() {
+      return Math.min(pairs, (long) experts * slots);
     }
   }
 
@@ -99,12 +106,13 @@ record LaunchPlan(
       return general();
     }
     int held = p.columns <= 4 * RANK_TILE ? 4 : p.columns <= 8 * RANK_TILE ? 8 : 16;
+    long expected = expectedTiles(p, sort ? rows : 1);
     boolean oneShot =
         p.columns <= ONE_SHOT_COLUMNS
             && oneShotBytes(rows, held * RANK_TILE) <= card.sharedBytes
-            && wish != LoraPath.TWO_KERNELS
-            && (card.clusters || wish != LoraPath.AUTO || p.pairs > card.multiprocessors);
-    long expected = expectedTiles(p, sort ? rows : 1);
+            && (wish == LoraPath.AUTO
+                ? oneShotPays(p, card, expected)
+                : wish != LoraPath.TWO_KERNELS);
     int tiles = sort ? maxTiles(p, rows) : p.pairs;
     int target = 2 * card.multiprocessors;
     int steps = Math.ceilDiv(p.in, STEP);
@@ -119,8 +127,8 @@ record LaunchPlan(
       }
       int parts = 1;
       while (parts < 8
-          && expected * cluster * parts * 2 <= target
-          && groups >= 16 * cluster * parts) {
+          && expected * cluster * parts * 2 <= card.multiprocessors
+          && groups >= 8 * cluster * parts) {
         parts *= 2;
       }
       return new LaunchPlan(
@@ -168,26 +176,44 @@ record LaunchPlan(
     return new LaunchPlan(LoraPath.GENERAL, false, 16, 0, 1, 1, 1, 4, 0, 1, 0, 0);
   }
 
+  /** Segments with pairs, where experts are drawn at random. */
+  private static double touched(Problem p) {
+    double all = (double) p.experts * p.adapters;
+    return Math.max(1, -all * Math.expm1(-p.pairs / all));
+  }
+
   /** Sorting costs a launch or two, but pairs that share factors then read them once. */
   static boolean sorted(Problem p, LoraPath wish) {
-    return wish == LoraPath.ONE_SHOT
-        || (p.pairs > FEW_PAIRS && p.pairs * 4L > (long) p.experts * p.adapters);
+    double saved = (p.pairs - touched(p)) * p.columns * ((double) p.in + p.out) * 2;
+    return wish == LoraPath.ONE_SHOT || saved > SORT_MICROS * BYTES_PER_MICRO;
+  }
+
+  /**
+   * Measured on an H200: one launch is best while its tiles do not fill the card; then registers
+   * that hold ranks are better used for one thing at a time. Where there are no clusters, few tiles
+   * would leave the card idle while each shrinks.
+   */
+  private static boolean oneShotPays(Problem p, Card card, long tiles) {
+    if (!card.clusters) {
+      return tiles > card.multiprocessors && p.columns <= NARROW;
+    }
+    if (p.columns > NARROW) {
+      return p.slices == 1 || p.pairs <= FEW_PAIRS;
+    }
+    return tiles <= card.multiprocessors && (p.groups() <= WIDE_GROUPS || p.pairs <= FEW_PAIRS);
   }
 
   private static int tileRows(Problem p) {
-    long perSegment = p.pairs / p.segments();
-    return perSegment <= 10 ? 16 : 32;
+    return p.pairs / touched(p) <= ROWS_OF_SMALL_TILES ? 16 : 32;
   }
 
   private static long expectedTiles(Problem p, int rows) {
-    return rows == 1
-        ? p.pairs
-        : p.segments() * Math.ceilDiv(Math.ceilDiv(p.pairs, p.segments()), rows);
+    return rows == 1 ? p.pairs : (long) (touched(p) * Math.ceil(p.pairs / touched(p) / rows));
   }
 
   /** Every segment ends in at most one tile that is not full. */
   private static int maxTiles(Problem p, int rows) {
-    return (int) Math.min(p.pairs, p.pairs / rows + p.segments());
+    return (int) Math.min(p.pairs, p.pairs / rows + p.mostSegments());
   }
 
   /** Bytes from one row of ranks to the next, as in {@code tiles.cuh}. */
@@ -200,7 +226,8 @@ record LaunchPlan(
   }
 
   private static int sumBytes(int rows, int columns) {
-    int warpsARow = WARPS / (rows / 16);
+    // Over 64 ranks, two warps share them.
+    int warpsARow = WARPS / (rows / 16) / (columns > 64 ? 2 : 1);
     return Math.max(1, warpsARow / 2) * rows * (columns + 8) * Float.BYTES;
   }
 

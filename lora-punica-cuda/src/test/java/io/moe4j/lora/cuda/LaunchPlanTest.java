@@ -13,7 +13,7 @@ class LaunchPlanTest {
   private static final Card SMALL = new Card(20, 97 * 1024, false);
 
   private static Problem qwen(int tokens, int adapters, int rank) {
-    return new Problem(tokens * 8, 128, adapters, 2 * rank, 2048, 768, 2, false);
+    return new Problem(tokens * 8, 128, adapters, adapters, 2 * rank, 2048, 768, 2, false);
   }
 
   @Test
@@ -29,6 +29,7 @@ class LaunchPlanTest {
   void manyPairsAreSorted() {
     LaunchPlan plan = LaunchPlan.of(qwen(4096, 8, 16), H200, LoraPath.AUTO);
     assertThat(plan.sorted()).isTrue();
+    assertThat(plan.path()).isEqualTo(LoraPath.TWO_KERNELS);
     assertThat(plan.cluster()).isOne();
     assertThat(plan.tiles()).isEqualTo(32768 / plan.tileRows() + 1024);
   }
@@ -39,7 +40,7 @@ class LaunchPlanTest {
       for (int rank = 1; rank <= 1024; rank++) {
         int columns = 2 * Math.ceilDiv(rank, 16) * 16;
         for (int pairs : new int[] {1, 100, 65536}) {
-          Problem p = new Problem(pairs, 8, 4, columns, 512, 256, 2, false);
+          Problem p = new Problem(pairs, 8, 4, 4, columns, 512, 256, 2, false);
           for (LoraPath wish : LoraPath.values()) {
             LaunchPlan plan = LaunchPlan.of(p, card, wish);
             assertThat(plan.path()).isNotEqualTo(LoraPath.AUTO);
@@ -50,7 +51,7 @@ class LaunchPlanTest {
             assertThat(plan.columns()).isGreaterThanOrEqualTo(columns);
             assertThat(plan.sharedBytes()).isBetween(1, card.sharedBytes());
             assertThat(plan.shrinkSharedBytes()).isBetween(0, card.sharedBytes());
-            assertThat(plan.tileRows()).isIn(16, 32, 64);
+            assertThat(plan.tileRows()).isIn(16, 32);
             assertThat(plan.cluster()).isIn(1, 2, 4, 8);
             if (plan.path() == LoraPath.TWO_KERNELS) {
               assertThat(plan.chunks() * plan.rankTiles() * 8).isGreaterThanOrEqualTo(columns);
@@ -86,6 +87,13 @@ class LaunchPlanTest {
       LaunchPlan plan = LaunchPlan.of(qwen(tokens, 32, 16), H200, LoraPath.ONE_SHOT);
       assertThat(plan.tiles()).isBetween(1, tokens * 8);
     }
+  }
+
+  @Test
+  void laterAdaptersHaveRoom() {
+    Problem one = new Problem(8192, 128, 1, 32, 32, 2048, 768, 2, false);
+    LaunchPlan plan = LaunchPlan.of(one, H200, LoraPath.AUTO);
+    assertThat(plan.tiles()).isEqualTo(8192 / plan.tileRows() + 4096);
   }
 
   @Test
