@@ -27,15 +27,17 @@ final class CudaContext {
   private static final Map<Integer, CudaContext> OPEN = new HashMap<>();
   private static final int JIT_LOG_BYTES = 8192;
 
-  /** Same bytes, same module: whichever library object they came from. */
-  private record ModuleKey(String ptxSha256) {}
-
   private record KernelKey(String ptxSha256, String entry) {}
 
   private final DeviceInfo info;
   private final CUdevice device = new CUdevice();
   private final CUcontext context = new CUcontext();
-  private final Map<ModuleKey, CUmodule> modules = new HashMap<>();
+
+  /**
+   * By the sha256 of their PTX: same bytes, same module, whichever library object they came from.
+   */
+  private final Map<String, CUmodule> modules = new HashMap<>();
+
   private final Map<KernelKey, Kernel> kernels = new HashMap<>();
   private int users;
 
@@ -95,8 +97,7 @@ final class CudaContext {
         return known;
       }
       makeCurrent();
-      CUmodule module =
-          modules.computeIfAbsent(new ModuleKey(spec.ptxSha256()), k -> load(library, spec));
+      CUmodule module = modules.computeIfAbsent(spec.ptxSha256(), k -> load(library, spec));
       CUfunction function = new CUfunction();
       Cu.check(
           JCudaDriver.cuModuleGetFunction(function, module, spec.entry()),

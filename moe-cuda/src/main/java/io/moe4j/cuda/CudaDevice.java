@@ -25,10 +25,20 @@ public final class CudaDevice implements Device {
   private final HostStaging staging;
   private final AtomicBoolean closed = new AtomicBoolean();
 
-  CudaDevice(CudaContext context) {
+  private CudaDevice(CudaContext context, CudaStream stream) {
     this.context = context;
-    this.stream = CudaStream.create(context);
+    this.stream = stream;
     this.staging = new HostStaging(context);
+  }
+
+  static CudaDevice open(DeviceInfo info) {
+    CudaContext context = CudaContext.retain(info);
+    try {
+      return new CudaDevice(context, CudaStream.create(context));
+    } catch (RuntimeException | Error e) {
+      context.release();
+      throw e;
+    }
   }
 
   /**

@@ -41,17 +41,16 @@ public final class CudaDeviceProvider implements DeviceProvider {
     if (probe.devices().isEmpty()) {
       throw new DeviceException("cannot open cuda:" + ordinal + ": " + probe.absent());
     }
-    return new CudaDevice(
-        CudaContext.retain(
-            probe.devices().stream()
-                .filter(d -> d.id().ordinal() == ordinal)
-                .findFirst()
-                .orElseThrow(() ->
-                    new DeviceException(
-                        "cannot open cuda:"
-                            + ordinal
-                            + ": this machine has "
-                            + probe.devices().stream().map(d -> d.id().toString()).toList()))));
+    return probe.devices().stream()
+        .filter(d -> d.id().ordinal() == ordinal)
+        .findFirst()
+        .map(CudaDevice::open)
+        .orElseThrow(() ->
+            new DeviceException(
+                "cannot open cuda:"
+                    + ordinal
+                    + ": this machine has "
+                    + probe.devices().stream().map(d -> d.id().toString()).toList()));
   }
 
   /**

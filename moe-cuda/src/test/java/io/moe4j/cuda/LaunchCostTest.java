@@ -106,6 +106,39 @@ class LaunchCostTest {
     }
   }
 
+  @Test
+  void routerProductTimes() {
+    int experts = 128;
+    int hidden = 2048;
+    for (DType weightType : new DType[] {DType.BF16, DType.F32}) {
+      for (int tokens : new int[] {1, 16, 64, 256, 1024, 8192}) {
+        try (Gpu gpu = new Gpu();
+            CudaEvent start = gpu.device.newEvent(true);
+            CudaEvent end = gpu.device.newEvent(true)) {
+          Random random = new Random(tokens);
+          DenseGemm gemm = new DenseGemm(gpu.device);
+          ElementwiseKernels kernels = new ElementwiseKernels(gpu.device);
+          Tensor x = gpu.empty(DType.BF16, tokens, hidden);
+          Tensor w = gpu.empty(weightType, experts, hidden);
+          kernels.cast(
+              gpu.floats(DType.F32, Gpu.random(random, tokens * hidden, 1f), tokens, hidden),
+              x,
+              gpu.stream);
+          kernels.cast(
+              gpu.floats(DType.F32, Gpu.random(random, experts * hidden, 1f), experts, hidden),
+              w,
+              gpu.stream);
+          Tensor y = gpu.empty(DType.F32, tokens, experts);
+          double micros = replay(gpu, start, end, () -> gemm.run(x, w, null, y, gpu.stream));
+          System.out.printf(
+              "router BF16 x %s, E=%d H=%d T=%d: %.2f us%n",
+              weightType, experts, hidden, tokens, micros);
+          assertThat(gpu.floats(y)).doesNotContain(Float.NaN);
+        }
+      }
+    }
+  }
+
   /** Microseconds of one run: a graph of 20, replayed, the median. */
   private static double replay(Gpu gpu, CudaEvent start, CudaEvent end, Runnable work) {
     int unroll = 20;
