@@ -1,0 +1,14 @@
+package io.moe4j.backend.triton;
+
+import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.cuda.GpuTest;
+import io.moe4j.tck.ExpertsConformanceTest;
+
+/** The conformance kit on {@code batched-triton}. */
+@GpuTest
+public final class BatchedTritonConformanceTest extends ExpertsConformanceTest {
+  @Override
+  protected ExpertsBackend backend() {
+    return new BatchedTritonBackend();
+  }
+}
