@@ -64,9 +64,120 @@ __device__ __forceinline__ float score(float z, int scoring) {
   }
 }
 
+// Without groups and up to 32 N experts: expert lane + 32 i lies in register i of its lane, so a round is two reductions over
+// the warp, and only the winner's lane looks at its experts again. Same choice as moe_topk, ties by the lower expert.
+template <int N>
+__device__ __forceinline__ void topk_flat(const float* __restrict__ logits, const float* __restrict__ bias, int* __restrict__ ids,
+                                          float* __restrict__ weights, int T, int E, int K, int scoring, int renormalize,
+                                          float epsilon, float scale) {
+  const int lane = threadIdx.x % 32;
+  const int t = blockIdx.x * WARPS + threadIdx.x / 32;
+  wait_for_predecessor();
+  if (t >= T) {
+    return;
+  }
+  const float* z = logits + (size_t)t * E;
+  float s[N];
+  unsigned key[N];
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    const int e = lane + 32 * i;
+    s[i] = e < E ? z[e] : -INFINITY;
+  }
+  if (scoring == SOFTMAX) {
+    float m = s[0];
+#pragma unroll
+    for (int i = 1; i < N; i++) {
+      m = fmaxf(m, s[i]);
+    }
+    m = warp_max(m);
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      s[i] = lane + 32 * i < E ? expf(s[i] - m) : 0.0f;
+      sum += s[i];
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      s[i] = s[i] / sum;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+      s[i] = score(s[i], scoring);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    const int e = lane + 32 * i;
+    key[i] = e < E ? order_key(bias == nullptr ? s[i] : s[i] + bias[e]) : TAKEN;
+  }
+  unsigned best = key[0];
+  int at = 0;
+  float value = s[0];
+#pragma unroll
+  for (int i = 1; i < N; i++) {
+    const bool more = key[i] > best;
+    best = more ? key[i] : best;
+    at = more ? i : at;
+    value = more ? s[i] : value;
+  }
+  int own_id = 0;
+  float own = 0.0f;
+  for (int k = 0; k < K; k++) {
+    const unsigned top = __reduce_max_sync(FULL, best);
+    const int winner = __reduce_min_sync(FULL, best == top ? lane + 32 * at : 0x7fffffff);
+    const float w = __shfl_sync(FULL, value, winner % 32);
+    if (lane == k) {
+      own_id = winner;
+      own = w;
+    }
+    if (lane == winner % 32) {
+      const int gone = winner / 32;
+      best = 0;
+#pragma unroll
+      for (int i = 0; i < N; i++) {
+        key[i] = i == gone ? TAKEN : key[i];
+        const bool more = key[i] > best;
+        best = more ? key[i] : best;
+        at = more ? i : at;
+        value = more ? s[i] : value;
+      }
+    }
+  }
+  if (scoring == SOFTMAX_TOPK) {
+    const float m = __shfl_sync(FULL, own, 0);
+    own = lane < K ? expf(own - m) : 0.0f;
+    own /= warp_sum(own);
+  }
+  float divisor = 1.0f;
+  if (renormalize) {
+    divisor = warp_sum(lane < K ? own : 0.0f) + epsilon;
+  }
+  if (lane < K) {
+    ids[(size_t)t * K + lane] = own_id;
+    weights[(size_t)t * K + lane] = own / divisor * scale;
+  }
+}
+
 }  // namespace moe
 
 using namespace moe;
+
+// Like moe_topk, for up to 32 N experts, K <= 32, no groups, every scoring but SPARSE_MIXER.
+#define MOE_TOPK_FLAT(N)                                                                                                  \
+  extern "C" __global__ void __launch_bounds__(WARPS * 32)                                                                \
+      moe_topk_flat_##N(const float* __restrict__ logits, const float* __restrict__ bias, int* __restrict__ ids,          \
+                        float* __restrict__ weights, int T, int E, int K, int scoring, int renormalize, float epsilon,    \
+                        float scale) {                                                                                    \
+    topk_flat<N>(logits, bias, ids, weights, T, E, K, scoring, renormalize, epsilon, scale);                              \
+  }
+
+MOE_TOPK_FLAT(1)
+MOE_TOPK_FLAT(4)
+MOE_TOPK_FLAT(8)
+MOE_TOPK_FLAT(16)
 
 // logits [T, E], bias [E] or null -> ids [T, K], weights [T, K].
 // Dynamic shared memory: WARPS * (2 E + 2 K + G) words.

@@ -3,6 +3,7 @@ package io.moe4j.integration;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.spi.Device;
 import io.moe4j.checkpoint.AdapterPolicy;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.PeftAdapter;
@@ -93,6 +94,13 @@ final class Fixture implements AutoCloseable {
     configs.forEach((layer, c) -> local.put(layer, c.toBuilder().expertMap(rank).build()));
     AdapterRegistry out = AdapterRegistry.builder(local).build();
     adapters.forEach(a -> out.load(a.localExperts(rank)));
+    return out;
+  }
+
+  /** All adapters, in slots on a device. */
+  AdapterRegistry registryOn(Device device) {
+    AdapterRegistry out = AdapterRegistry.builder(configs).device(device).build();
+    adapters.forEach(a -> out.load(a.adapter()));
     return out;
   }
 

@@ -3,6 +3,8 @@ package io.moe4j.cli;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.cli.bench.BenchReport;
 import io.moe4j.cli.bench.BenchShape;
+import io.moe4j.cli.bench.DeviceBench;
+import io.moe4j.cli.bench.DeviceBenchReport;
 import io.moe4j.cli.bench.LayerBench;
 import io.moe4j.oracle.MoeOracle;
 import java.io.IOException;
@@ -13,8 +15,10 @@ import java.time.Instant;
 import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Objects;
 import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
+import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
@@ -28,9 +32,18 @@ import picocli.CommandLine.ParentCommand;
       "Measure layers of random weights against what this machine could do at best.",
       "",
       "Prints Markdown. With --out DIR also writes bench.md, bench.json, bench.svg and bench.html"
-          + " there. Without options the whole grid is measured, which takes some minutes."
+          + " there. Without options the whole grid is measured, which takes some minutes.",
+      "",
+      "With --device cuda: forwards of a GPU backend in bf16, routing included, replayed from a"
+          + " graph with inputs and routings that rotate, against the bytes and operations that"
+          + " no kernel can do without. Writes bench.md and bench.json."
     })
 final class BenchCommand implements Callable<Integer> {
+  private static final List<Integer> TOKENS = List.of(1, 4, 16, 64, 256, 1024);
+  private static final List<Integer> MANY_TOKENS = List.of(4096, 8192);
+  private static final int ADAPTERS = 8;
+  private static final int RANK = 16;
+
   @ParentCommand private Moe moe;
 
   @Option(
@@ -38,7 +51,8 @@ final class BenchCommand implements Callable<Integer> {
       paramLabel = "NAME",
       split = ",",
       description =
-          "olmoe, qwen3-30b-a3b, mixtral-small, tiny, or sizes as ExKxHxI, like 64x8x2048x1024.")
+          "olmoe, qwen3-30b-a3b, mixtral-small, tiny, gpt-oss-120b-like, mixtral-8x7b, or sizes as"
+              + " ExKxHxI, like 64x8x2048x1024.")
   private List<String> shapes = new ArrayList<>();
 
   @Option(
@@ -52,23 +66,30 @@ final class BenchCommand implements Callable<Integer> {
       names = "--tokens",
       paramLabel = "T",
       split = ",",
-      description = "Tokens in one forward. Default: 1,4,16,64,256,1024.")
+      description =
+          "Tokens in one forward. Default: 1,4,16,64,256,1024, and on a GPU 4096 and 8192 as well.")
   private List<Integer> tokens = new ArrayList<>();
 
   @Option(
       names = "--adapters",
       paramLabel = "N",
       description =
-          "Adapters mixed round-robin over the tokens; 0 = no LoRA. Default: ${DEFAULT-VALUE}.",
-      defaultValue = "8")
-  private int adapters;
+          "Adapters mixed round-robin over the tokens; 0 = no LoRA. Default: 8; on a GPU 1, 8 and"
+              + " 32, each.")
+  private @Nullable Integer adapters;
 
   @Option(
       names = "--rank",
       paramLabel = "R",
-      description = "Their rank. Default: ${DEFAULT-VALUE}.",
-      defaultValue = "16")
-  private int rank;
+      description = "Their rank. Default: 16; on a GPU 16 and 64, each.")
+  private @Nullable Integer rank;
+
+  @Option(
+      names = "--device",
+      paramLabel = "TYPE",
+      description = "cpu or cuda. Default: ${DEFAULT-VALUE}.",
+      defaultValue = "cpu")
+  private String device;
 
   @Option(names = "--quick", description = "Fewer cases and shorter: about half a minute.")
   private boolean quick;
@@ -81,7 +102,7 @@ final class BenchCommand implements Callable<Integer> {
   @Option(names = "--json", description = "Print JSON instead of Markdown.")
   private boolean json;
 
-  @SuppressWarnings("NullAway.Init") // picocli sets moe
+  @SuppressWarnings("NullAway.Init") // picocli sets them
   BenchCommand() {}
 
   /** A shape in a dtype: one line of the table. */
@@ -89,6 +110,13 @@ final class BenchCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
+    requireRanges();
+    if (device.equals("cuda")) {
+      return onDevice();
+    }
+    if (!device.equals("cpu")) {
+      throw CliException.usage("--device is \"" + device + "\"; accepted are cpu and cuda");
+    }
     LayerBench.Plan plan = plan();
     List<Line> lines = lines();
     if (out != null) {
@@ -137,42 +165,113 @@ final class BenchCommand implements Callable<Integer> {
     }
   }
 
-  private LayerBench.Plan plan() {
+  private int onDevice() {
+    List<BenchShape> of =
+        shapes.isEmpty() ? BenchShape.DEVICE : shapes.stream().map(BenchCommand::shape).toList();
+    if (dtypes.stream().anyMatch(t -> dtype(t) != DType.BF16)) {
+      throw CliException.usage("--dtype is " + dtypes + "; with --device cuda accepted is bf16");
+    }
+    List<Integer> counts = counts();
+    if (tokens.isEmpty() && !quick) {
+      counts = Stream.concat(counts.stream(), MANY_TOKENS.stream()).toList();
+    }
+    List<DeviceBench.Lora> grid = new ArrayList<>(List.of(DeviceBench.Lora.NONE));
+    for (int r : rank != null ? List.of(rank) : quick ? List.of(RANK) : List.of(RANK, 64)) {
+      for (int n :
+          adapters != null
+              ? List.of(adapters)
+              : quick ? List.of(ADAPTERS) : List.of(1, ADAPTERS, 32)) {
+        if (n > 0) {
+          grid.add(new DeviceBench.Lora(r, n));
+        }
+      }
+    }
+    if (out != null) {
+      createDirectory(out);
+    }
+    try (MoeOracle oracle = oracleOptions.discover();
+        DeviceBench bench = DeviceBench.open(oracle, oracleOptions.backend, counts, grid);
+        Progress progress =
+            Progress.start(moe, "Bench", (long) of.size() * counts.size() * grid.size())) {
+      for (BenchShape s : of) {
+        bench.run(
+            s,
+            what -> {
+              progress.doing(what);
+              progress.step();
+            });
+      }
+      DeviceBenchReport report = bench.report();
+      moe.terminal()
+          .out()
+          .println(json ? Json.text(report.json()) : report.markdown().stripTrailing());
+      if (out != null) {
+        writeFile("bench.md", report.markdown());
+        writeFile("bench.json", Json.text(report.json()) + "\n");
+        moe.note("Written: bench.md and bench.json in " + out);
+      }
+      return ExitCode.OK;
+    }
+  }
+
+  private void writeFile(String name, String text) {
+    Path directory = Objects.requireNonNull(out);
+    try {
+      Files.writeString(directory.resolve(name), text);
+    } catch (IOException e) {
+      throw new CliException(
+          ExitCode.OUTPUT, "The report could not be written to " + directory + ": " + e, e);
+    }
+  }
+
+  private void requireRanges() {
     for (int t : tokens) {
       if (t < 1 || t > 1 << 20) {
         throw CliException.usage("--tokens is " + t + ", must be 1.." + (1 << 20));
       }
     }
-    if (adapters < 0 || adapters > 1024 || rank < 1 || rank > 4096) {
+    int n = adapters != null ? adapters : ADAPTERS;
+    int r = rank != null ? rank : RANK;
+    if (n < 0 || n > 1024 || r < 1 || r > 4096) {
       throw CliException.usage(
           "--adapters is "
-              + adapters
+              + n
               + " and --rank "
-              + rank
+              + r
               + "; accepted are 0..1024 adapters of rank 1..4096");
     }
-    List<Integer> counts =
-        !tokens.isEmpty()
-            ? tokens.stream().distinct().sorted().toList()
-            : quick ? List.of(1, 16, 256) : List.of(1, 4, 16, 64, 256, 1024);
-    int threads = oracleOptions.threads();
-    return new LayerBench.Plan(counts, adapters, rank, threads, oracleOptions.backend, quick);
+  }
+
+  private List<Integer> counts() {
+    return !tokens.isEmpty()
+        ? tokens.stream().distinct().sorted().toList()
+        : quick ? List.of(1, 16, 256) : TOKENS;
+  }
+
+  private LayerBench.Plan plan() {
+    int n = adapters != null ? adapters : ADAPTERS;
+    int r = rank != null ? rank : RANK;
+    return new LayerBench.Plan(
+        counts(), n, r, oracleOptions.threads(), oracleOptions.backend, quick);
+  }
+
+  private static BenchShape shape(String text) {
+    return BenchShape.parse(text)
+        .orElseThrow(() ->
+            CliException.usage(
+                "--shape is \""
+                    + text
+                    + "\"; known are "
+                    + BenchShape.named().stream()
+                        .map(BenchShape::name)
+                        .collect(Collectors.joining(", "))
+                    + ", and sizes as ExKxHxI, like 64x8x2048x1024"));
   }
 
   private List<Line> lines() {
     List<BenchShape> of = new ArrayList<>();
     for (String s : shapes) {
-      of.add(
-          BenchShape.parse(s)
-              .orElseThrow(() ->
-                  CliException.usage(
-                      "--shape is \""
-                          + s
-                          + "\"; known are "
-                          + BenchShape.KNOWN.stream()
-                              .map(BenchShape::name)
-                              .collect(Collectors.joining(", "))
-                          + ", and sizes as ExKxHxI, like 64x8x2048x1024")));
+      of.add(shape(s));
     }
     List<DType> types = dtypes.stream().map(BenchCommand::dtype).toList();
     List<Line> lines = new ArrayList<>();

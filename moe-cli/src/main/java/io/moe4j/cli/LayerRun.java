@@ -21,6 +21,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.TreeMap;
 import org.jspecify.annotations.Nullable;
 
@@ -38,6 +39,7 @@ final class LayerRun {
   private final MoeCheckpoint model;
   private final List<LoraAdapter> adapters;
   private final @Nullable String backend;
+  private final DType inputDtype;
   private final Map<Integer, MoeConfig> configs = new TreeMap<>();
 
   /**
@@ -45,7 +47,7 @@ final class LayerRun {
    * @param model stays the caller's, open as long as this is
    * @param adapters with distinct names; stay valid as long as this is open
    * @param backend asked for by name, or null
-   * @param inputDtype of the hidden states
+   * @param given dtype of the hidden states in their file
    * @param tokens {@code T}
    */
   LayerRun(
@@ -53,7 +55,7 @@ final class LayerRun {
       MoeCheckpoint model,
       List<LoraAdapter> adapters,
       @Nullable String backend,
-      DType inputDtype,
+      DType given,
       int tokens) {
     this.oracle = oracle;
     this.model = model;
@@ -63,13 +65,30 @@ final class LayerRun {
     for (int layer : model.layers()) {
       MoeConfig.Builder b =
           model.config(layer).toBuilder()
-              .inputDtype(inputDtype)
+              .inputDtype(given)
               .maxTokens(Math.clamp(tokens, 1, MAX_TOKENS_AT_ONCE));
       if (!adapters.isEmpty()) {
         b.lora(new LoraConfig(adapters.size(), rank));
       }
       configs.put(layer, b.build());
     }
+    MoeConfig first = Objects.requireNonNull(configs.get(model.layers().getFirst()));
+    this.inputDtype = HiddenDtype.choose(oracle, first, backend, given);
+    configs.replaceAll((layer, c) -> c.toBuilder().inputDtype(inputDtype).build());
+  }
+
+  /** {@return the dtype in which layers get the hidden states} */
+  DType inputDtype() {
+    return inputDtype;
+  }
+
+  /** {@return a sentence on what was done to hidden states of another dtype} */
+  String rounding(DType given) {
+    return "hidden states are rounded from "
+        + given
+        + " to "
+        + inputDtype
+        + ", as the GPU takes them";
   }
 
   /**
@@ -122,7 +141,7 @@ final class LayerRun {
       int k = config.topK();
       List<AutoCloseable> owned = new ArrayList<>();
       try {
-        Tensor in = toDevice(device, hidden, owned);
+        Tensor in = toDevice(device, HiddenDtype.convert(hidden, inputDtype, arena), owned);
         Tensor out = onDevice(device, arena, owned, DType.F32, t, config.hiddenSize());
         Tensor ids = onDevice(device, arena, owned, DType.I32, t, k);
         Tensor weights = onDevice(device, arena, owned, DType.F32, t, k);

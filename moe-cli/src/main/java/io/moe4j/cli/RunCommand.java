@@ -150,6 +150,9 @@ final class RunCommand implements Callable<Integer> {
                 oracleOptions.backend,
                 hidden.dtype(),
                 tokens);
+        if (runner.inputDtype() != hidden.dtype()) {
+          moe.note(runner.rounding(hidden.dtype()));
+        }
         List<Done> done = runLayers(runner, checkpoint, layers, hidden, assignment, target);
         report(checkpoint, source, files, assignment, done, target);
         return ExitCode.OK;

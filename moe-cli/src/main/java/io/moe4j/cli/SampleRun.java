@@ -4,6 +4,7 @@ import static java.util.Locale.ROOT;
 
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterPolicy;
 import io.moe4j.checkpoint.MoeCheckpoint;
@@ -26,6 +27,9 @@ final class SampleRun {
   /** The recorded results are f32; f32 arithmetic in another order stays far below this. */
   static final double TOLERANCE = 1e-5;
 
+  /** With hidden states in 16 bits, as GPUs take them; transformers itself is off by 7e-3 then. */
+  static final double TOLERANCE_16 = 1e-2;
+
   private static final double WARM_SECONDS = 1;
 
   private final Moe moe;
@@ -43,14 +47,24 @@ final class SampleRun {
    *
    * @param layer layer index
    * @param tokens {@code T}
+   * @param hidden dtype of the hidden states
    * @param relativeError L2 norm of the difference over that of the recorded output
    * @param sameExperts whether every token chose the recorded experts
    * @param result timings, who computed
    */
   private record Check(
-      int layer, int tokens, double relativeError, boolean sameExperts, LayerRun.Result result) {
+      int layer,
+      int tokens,
+      DType hidden,
+      double relativeError,
+      boolean sameExperts,
+      LayerRun.Result result) {
+    double tolerance() {
+      return hidden == DType.F32 ? TOLERANCE : TOLERANCE_16;
+    }
+
     boolean passed() {
-      return relativeError <= TOLERANCE && sameExperts;
+      return relativeError <= tolerance() && sameExperts;
     }
   }
 
@@ -88,7 +102,7 @@ final class SampleRun {
                       + checks.size()
                       + " layers DIFFER from what transformers and PEFT computed (accepted: relative"
                       + " L2 error up to "
-                      + TOLERANCE
+                      + checks.getFirst().tolerance()
                       + ", the same experts).");
     }
     return failed == 0 ? ExitCode.OK : ExitCode.CHECK_FAILED;
@@ -115,12 +129,16 @@ final class SampleRun {
                 oracleOptions.backend,
                 hidden.dtype(),
                 assignment.length);
+        if (runner.inputDtype() != hidden.dtype() && checks.isEmpty()) {
+          remarks.add(runner.rounding(hidden.dtype()));
+        }
         try (Arena arena = Arena.ofShared()) {
           LayerRun.Result r = runner.run(layer, hidden, assignment, arena, WARM_SECONDS);
           checks.add(
               new Check(
                   layer,
                   assignment.length,
+                  runner.inputDtype(),
                   relativeError(
                       r.output(), recorded.tensor("layers." + layer + ".output." + m.recorded())),
                   sameRows(r.topkIds(), recorded.tensor("layers." + layer + ".topk_ids")),

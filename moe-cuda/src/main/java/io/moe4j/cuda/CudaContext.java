@@ -5,6 +5,7 @@ import io.moe4j.api.platform.DeviceInfo;
 import java.nio.ByteBuffer;
 import java.util.HashMap;
 import java.util.Map;
+import java.util.concurrent.atomic.AtomicLong;
 import jcuda.Pointer;
 import jcuda.driver.CUcontext;
 import jcuda.driver.CUdevice;
@@ -39,6 +40,7 @@ final class CudaContext {
   private final Map<String, CUmodule> modules = new HashMap<>();
 
   private final Map<KernelKey, Kernel> kernels = new HashMap<>();
+  private final AtomicLong allocated = new AtomicLong();
   private int users;
 
   private CudaContext(DeviceInfo info) {
@@ -73,6 +75,11 @@ final class CudaContext {
       }
       Cu.check(JCudaDriver.cuDevicePrimaryCtxRelease(device), "cuDevicePrimaryCtxRelease");
     }
+  }
+
+  /** Device memory taken by buffers and not given back. */
+  AtomicLong allocated() {
+    return allocated;
   }
 
   DeviceInfo info() {

@@ -11,7 +11,11 @@ import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.cuda.ffi.CudaDriver;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
+import java.util.Optional;
 import java.util.concurrent.atomic.AtomicBoolean;
+import jcuda.driver.CUDA_MEMCPY2D;
+import jcuda.driver.CUdeviceptr;
+import jcuda.driver.CUmemorytype;
 import jcuda.driver.JCudaDriver;
 
 /**
@@ -105,6 +109,14 @@ public final class CudaDevice implements Device {
     return free[0];
   }
 
+  /**
+   * {@return bytes of device memory that buffers of this process's opens of the device have taken
+   * and not given back; without what the driver itself takes for contexts and kernels}
+   */
+  public long allocatedBytes() {
+    return context.allocated().get();
+  }
+
   @Override
   public CudaStream defaultStream() {
     return stream;
@@ -194,6 +206,55 @@ public final class CudaDevice implements Device {
     }
   }
 
+  /**
+   * Copies a matrix whose rows may lie apart.
+   *
+   * @param from {@code [rows, columns]} on this device, the elements of a row side by side
+   * @param to the same dtype and shape, likewise; may not overlap {@code from}
+   * @param stream where to run
+   */
+  public void copyRows(Tensor from, Tensor to, DeviceStream stream) {
+    if (from.dtype() != to.dtype()
+        || from.dims() != 2
+        || !Arrays.equals(from.shape(), to.shape())
+        || !denseRows(from)
+        || !denseRows(to)) {
+      throw new IllegalArgumentException(
+          "cannot copy "
+              + from
+              + " to "
+              + to
+              + ": both must be matrices of one dtype and shape with dense rows");
+    }
+    if (from.elementCount() == 0) {
+      return;
+    }
+    requireHere(from);
+    requireHere(to);
+    context.makeCurrent();
+    CUDA_MEMCPY2D c = new CUDA_MEMCPY2D();
+    c.srcMemoryType = CUmemorytype.CU_MEMORYTYPE_DEVICE;
+    c.srcDevice = Handles.wrap(new CUdeviceptr(), from.deviceAddress());
+    c.srcPitch = pitch(from);
+    c.dstMemoryType = CUmemorytype.CU_MEMORYTYPE_DEVICE;
+    c.dstDevice = Handles.wrap(new CUdeviceptr(), to.deviceAddress());
+    c.dstPitch = pitch(to);
+    c.WidthInBytes = from.dtype().byteSize(from.size(1));
+    c.Height = from.size(0);
+    Cu.check(
+        JCudaDriver.cuMemcpy2DAsync(c, CudaStream.jcuda(stream)),
+        "cuMemcpy2DAsync",
+        () -> from + " to " + to);
+  }
+
+  private static boolean denseRows(Tensor t) {
+    return !t.isHost() && (t.size(1) <= 1 || t.stride(1) == 1);
+  }
+
+  private static long pitch(Tensor t) {
+    return t.dtype().byteSize(t.size(0) == 1 ? t.size(1) : t.stride(0));
+  }
+
   private void requireHere(Tensor tensor) {
     if (tensor.memory() instanceof DeviceMemory m && !m.device().equals(info().id())) {
       throw new IllegalArgumentException(
@@ -221,6 +282,11 @@ public final class CudaDevice implements Device {
           "cuMemsetD8Async",
           () -> bytes + " bytes of " + tensor);
     }
+  }
+
+  @Override
+  public Optional<Graph> capture(DeviceStream stream, Runnable work) {
+    return Optional.of(CudaGraph.capture(this, stream, work));
   }
 
   @Override

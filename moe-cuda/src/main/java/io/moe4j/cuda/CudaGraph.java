@@ -1,5 +1,6 @@
 package io.moe4j.cuda;
 
+import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.cuda.ffi.CudaDriver;
 import java.util.concurrent.atomic.AtomicBoolean;
@@ -13,7 +14,7 @@ import jcuda.driver.JCudaDriver;
  * the capture: to replay with other tokens, routings or adapters, change the contents of those
  * buffers. One launch at a time may be in flight.
  */
-public final class CudaGraph implements AutoCloseable {
+public final class CudaGraph implements Device.Graph {
   private final CudaContext context;
   private final CUgraphExec exec;
   private final AtomicBoolean closed = new AtomicBoolean();
@@ -65,11 +66,7 @@ public final class CudaGraph implements AutoCloseable {
     }
   }
 
-  /**
-   * Enqueues the recorded work.
-   *
-   * @param stream any stream of the device
-   */
+  @Override
   public void launch(DeviceStream stream) {
     context.makeCurrent();
     Cu.check(

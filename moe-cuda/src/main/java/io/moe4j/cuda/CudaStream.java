@@ -7,6 +7,7 @@ import io.moe4j.cuda.ffi.CudaDriver;
 import java.lang.foreign.MemorySegment;
 import java.util.concurrent.atomic.AtomicBoolean;
 import jcuda.driver.CUstream;
+import jcuda.driver.CUstreamCaptureStatus;
 import jcuda.driver.CUstream_flags;
 import jcuda.driver.JCudaDriver;
 
@@ -39,6 +40,14 @@ public final class CudaStream implements DeviceStream, AutoCloseable {
     return new CudaStream(context, Handles.wrap(new CUstream(), handle), false);
   }
 
+  /** The driver does not check handles: it reads where a closed one pointed to. */
+  private CUstream open() {
+    if (closed.get()) {
+      throw new IllegalStateException("the stream of " + device() + " is closed");
+    }
+    return handle;
+  }
+
   @Override
   public DeviceId device() {
     return context.info().id();
@@ -46,14 +55,14 @@ public final class CudaStream implements DeviceStream, AutoCloseable {
 
   @Override
   public long handle() {
-    return Handles.raw(handle);
+    return Handles.raw(open());
   }
 
   @Override
   public void synchronize() {
     context.makeCurrent();
     Cu.check(
-        CudaDriver.cuStreamSynchronize(Handles.segment(handle)),
+        CudaDriver.cuStreamSynchronize(Handles.segment(open())),
         "cuStreamSynchronize",
         () -> "some work on " + this + " failed");
   }
@@ -66,8 +75,19 @@ public final class CudaStream implements DeviceStream, AutoCloseable {
   public void waitFor(CudaEvent event) {
     context.makeCurrent();
     Cu.check(
-        CudaDriver.cuStreamWaitEvent(Handles.segment(handle), event.segment(), 0),
+        CudaDriver.cuStreamWaitEvent(Handles.segment(open()), event.segment(), 0),
         "cuStreamWaitEvent");
+  }
+
+  /**
+   * {@return whether work enqueued now is recorded into a graph instead of run}
+   *
+   * @param stream of a CUDA device
+   */
+  public static boolean isCapturing(DeviceStream stream) {
+    int[] status = new int[1];
+    Cu.check(JCudaDriver.cuStreamIsCapturing(jcuda(stream), status), "cuStreamIsCapturing");
+    return status[0] != CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE;
   }
 
   /** The handle as the bindings take it; any {@link DeviceStream} of a CUDA device has one. */
@@ -99,6 +119,6 @@ public final class CudaStream implements DeviceStream, AutoCloseable {
    */
   @Override
   public String toString() {
-    return "stream 0x" + Long.toHexString(handle()) + " of " + device();
+    return "stream 0x" + Long.toHexString(Handles.raw(handle)) + " of " + device();
   }
 }

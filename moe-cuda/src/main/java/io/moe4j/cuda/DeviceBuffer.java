@@ -59,6 +59,7 @@ public final class DeviceBuffer implements Device.Buffer {
               + total[0]
               + " are free";
         });
+    context.allocated().addAndGet(byteSize);
     return new DeviceBuffer(context, Handles.raw(p), byteSize, stream);
   }
 
@@ -97,5 +98,6 @@ public final class DeviceBuffer implements Device.Buffer {
     } else {
       Cu.check(JCudaDriver.cuMemFreeAsync(p, CudaStream.jcuda(stream)), "cuMemFreeAsync");
     }
+    context.allocated().addAndGet(-memory.byteSize());
   }
 }

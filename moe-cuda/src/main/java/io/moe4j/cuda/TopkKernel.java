@@ -4,6 +4,7 @@ import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import java.util.Map;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -15,11 +16,17 @@ public final class TopkKernel {
   /** Tokens a block serves: one a warp. */
   static final int TOKENS_PER_BLOCK = 4;
 
+  private static final int LANES = 32;
+
+  /** Scores a lane that {@code topk_flat} is compiled for. */
+  private static final int[] PER_LANE = {1, 4, 8, 16};
+
   private final Kernel kernel;
   private final RoutingConfig routing;
   private final int numExperts;
   private final int topK;
   private final int sharedBytes;
+  private final boolean flat;
 
   /**
    * Loads the kernel for a layer.
@@ -31,12 +38,35 @@ public final class TopkKernel {
    * @throws io.moe4j.api.DeviceException if {@code E} scores do not fit the device's shared memory
    */
   public TopkKernel(CudaDevice device, RoutingConfig routing, int numExperts, int topK) {
-    this.kernel = SharedKernels.load(device, "topk");
+    int perLane = perLane(routing, numExperts, topK);
+    this.flat = perLane > 0;
+    this.kernel =
+        flat
+            ? SharedKernels.load(device, "topk_flat", Map.of("lanes", Integer.toString(perLane)))
+            : SharedKernels.load(device, "topk");
     this.routing = routing;
     this.numExperts = numExperts;
     this.topK = topK;
-    this.sharedBytes = sharedBytes(numExperts, topK, routing.numGroups());
+    this.sharedBytes = flat ? 0 : sharedBytes(numExperts, topK, routing.numGroups());
     kernel.allowSharedBytes(sharedBytes);
+  }
+
+  /**
+   * {@return registers a lane that hold all scores, where the kernel that keeps them there can; 0 =
+   * the general one}
+   */
+  static int perLane(RoutingConfig routing, int numExperts, int topK) {
+    if (routing.numGroups() > 1
+        || routing.scoring() == RoutingConfig.Scoring.SPARSE_MIXER
+        || topK > LANES) {
+      return 0;
+    }
+    for (int n : PER_LANE) {
+      if (numExperts <= LANES * n) {
+        return n;
+      }
+    }
+    return 0;
   }
 
   /** Per token: a score and a key for each expert, weight and id of the chosen, a key per group. */
@@ -75,25 +105,28 @@ public final class TopkKernel {
     require("logits", logits, DType.F32, tokens, numExperts);
     require("topkIds", topkIds, DType.I32, tokens, topK);
     require("topkWeights", topkWeights, DType.F32, tokens, topK);
-    kernel
-        .begin()
-        .pointer(logits)
-        .pointer(correctionBias)
-        .pointer(topkIds)
-        .pointer(topkWeights)
-        .i32(tokens)
-        .i32(numExperts)
-        .i32(topK)
-        .i32(code(routing.scoring()))
-        .i32(routing.renormalize() ? 1 : 0)
-        .f32(routing.epsilon())
-        .f32(routing.scalingFactor())
-        .i32(routing.numGroups())
-        .i32(routing.topkGroups())
-        .i32(routing.groupScore() == RoutingConfig.GroupScore.SUM_OF_TOP2 ? 1 : 0)
-        .f32(routing.jitter())
-        .sharedBytes(sharedBytes)
-        .launch(stream, Math.ceilDiv(tokens, TOKENS_PER_BLOCK));
+    KernelLaunch l =
+        kernel
+            .begin()
+            .pointer(logits)
+            .pointer(correctionBias)
+            .pointer(topkIds)
+            .pointer(topkWeights)
+            .i32(tokens)
+            .i32(numExperts)
+            .i32(topK)
+            .i32(code(routing.scoring()))
+            .i32(routing.renormalize() ? 1 : 0)
+            .f32(routing.epsilon())
+            .f32(routing.scalingFactor());
+    if (!flat) {
+      l.i32(routing.numGroups())
+          .i32(routing.topkGroups())
+          .i32(routing.groupScore() == RoutingConfig.GroupScore.SUM_OF_TOP2 ? 1 : 0)
+          .f32(routing.jitter())
+          .sharedBytes(sharedBytes);
+    }
+    l.launch(stream, Math.ceilDiv(tokens, TOKENS_PER_BLOCK));
   }
 
   private static void require(String name, Tensor t, DType dtype, long rows, long columns) {

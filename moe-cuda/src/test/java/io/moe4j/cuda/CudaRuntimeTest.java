@@ -1,6 +1,7 @@
 package io.moe4j.cuda;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatIllegalStateException;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.DeviceException;
@@ -28,6 +29,19 @@ import org.junit.jupiter.api.Test;
 @GpuTest
 class CudaRuntimeTest {
   private static final int CYCLES = 1000;
+
+  @Test
+  void aClosedStreamIsRefusedBeforeTheDriverSeesIt() {
+    try (CudaDevice device = new CudaDeviceProvider().open(0)) {
+      CudaStream stream = device.newStream();
+      stream.synchronize();
+      stream.close();
+      assertThatIllegalStateException()
+          .isThrownBy(stream::synchronize)
+          .withMessageContaining("closed");
+      assertThatIllegalStateException().isThrownBy(stream::handle);
+    }
+  }
 
   @Test
   void copiesBetweenHeapNativePinnedAndDevice() {

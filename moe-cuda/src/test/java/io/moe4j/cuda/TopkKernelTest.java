@@ -8,7 +8,9 @@ import io.moe4j.api.config.RoutingConfig.Scoring;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.backend.cpu.reference.ReferenceRouting;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Random;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
@@ -31,13 +33,43 @@ class TopkKernelTest {
             RoutingConfig.deepseekV3(4, 2, true, 2.5f),
             GROUPED_MAX)
         .flatMap(r ->
-            Stream.of(Arguments.of(r, 128, 8), Arguments.of(r, 64, 6), Arguments.of(r, 20, 2)));
+            Stream.of(
+                Arguments.of(r, 128, 8),
+                Arguments.of(r, 64, 6),
+                Arguments.of(r, 20, 2),
+                Arguments.of(r, 32, 4),
+                Arguments.of(r, 200, 5),
+                Arguments.of(r, 512, 31),
+                Arguments.of(r, 160, 33)));
   }
 
   @ParameterizedTest
   @MethodSource("methods")
   void agreesWithTheReference(RoutingConfig routing, int experts, int k) {
     compare(routing, experts, k, 301);
+  }
+
+  /** The sizes that vLLM tests grouped top-k with. */
+  static Stream<Arguments> grouped() {
+    List<Arguments> all = new ArrayList<>();
+    for (int tokens : new int[] {1, 33, 64}) {
+      for (Scoring scoring : List.of(Scoring.SOFTMAX, Scoring.SIGMOID)) {
+        for (boolean renormalize : new boolean[] {false, true}) {
+          for (float scale : new float[] {1f, 2.5f}) {
+            all.add(Arguments.of(tokens, scoring, renormalize, scale));
+          }
+        }
+      }
+    }
+    return all.stream();
+  }
+
+  @ParameterizedTest
+  @MethodSource("grouped")
+  void groupedLikeVllm(int tokens, Scoring scoring, boolean renormalize, float scale) {
+    RoutingConfig routing =
+        new RoutingConfig(scoring, renormalize, 0f, scale, 8, 2, GroupScore.SUM_OF_TOP2, true, 0f);
+    compare(routing, 16, 2, tokens);
   }
 
   @Test
@@ -49,6 +81,7 @@ class TopkKernelTest {
   void manyExpertsAndAllOfThem() {
     compare(RoutingConfig.SOFTMAX, 2048, 8, 5);
     compare(RoutingConfig.SOFTMAX_TOPK, 8, 8, 9);
+    compare(RoutingConfig.SOFTMAX_RENORMALIZE, 32, 32, 9);
     compare(RoutingConfig.SIGMOID, 1, 1, 3);
   }
 

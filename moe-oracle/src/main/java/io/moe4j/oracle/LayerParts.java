@@ -139,6 +139,12 @@ final class LayerParts {
     return experts instanceof MonolithicExperts;
   }
 
+  void refresh(MoeLoraContext context, DeviceStream stream) {
+    if (experts instanceof LoraExperts lora) {
+      lora.refresh(context, stream);
+    }
+  }
+
   /** All tokens, in pieces of what the scratch holds. */
   void forward(MoeForward f, ScratchLayout layout, Scratch scratch, DeviceStream stream) {
     long total = f.hidden().size(0);

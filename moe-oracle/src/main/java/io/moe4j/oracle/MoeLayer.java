@@ -1,6 +1,7 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
@@ -144,6 +145,16 @@ public final class MoeLayer implements AutoCloseable {
       if (request.hidden().size(0) > 0) {
         parts.forward(request, layout, scratch, stream);
       }
+    } finally {
+      gate.leave();
+    }
+  }
+
+  /** A session's refresh. */
+  void refresh(MoeLoraContext context, DeviceStream stream) {
+    gate.enter();
+    try {
+      parts.refresh(context, stream);
     } finally {
       gate.leave();
     }

@@ -1,5 +1,6 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.spi.DeviceStream;
 import java.util.Objects;
 
@@ -32,7 +33,7 @@ public final class MoeSession implements AutoCloseable {
    * {@link MoeLayer#forward(MoeForward)} on a stream of the caller's.
    *
    * @param request tensors in and out, alive until the stream has done the work
-   * @param stream of the layer's device
+   * @param stream of the layer's device; open as long as the session is
    * @throws IllegalArgumentException naming the argument, what was given, what is accepted
    * @throws IllegalStateException if the session or its layer is closed
    */
@@ -46,6 +47,23 @@ public final class MoeSession implements AutoCloseable {
           "stream is of " + stream.device() + ", the layer of " + layer.device().info().id());
     }
     layer.run(request, layout, scratch, stream);
+    last = stream;
+  }
+
+  /**
+   * To be called before a graph that captured {@link #forward} is replayed with other adapters in
+   * the slots than at the last call: the replay then reads them. Not needed for other tokens,
+   * routings or assignments of the same adapters, whose buffers the graph reads anew anyway.
+   *
+   * @param context of the registry that the graph was captured with
+   * @param stream of the replay; not while it captures
+   * @throws IllegalStateException if the session or its layer is closed
+   */
+  public synchronized void refresh(MoeLoraContext context, DeviceStream stream) {
+    if (closed) {
+      throw new IllegalStateException("the session is closed");
+    }
+    layer.refresh(context, stream);
     last = stream;
   }
 

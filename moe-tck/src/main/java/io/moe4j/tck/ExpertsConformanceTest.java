@@ -252,6 +252,9 @@ public abstract class ExpertsConformanceTest {
         if (!both.equals(questions.get(i).getValue().apply(second.toBuilder()).build())) {
           continue; // both change the same component
         }
+        if (isDtype(questions.get(i).getKey()) && isDtype(questions.get(j).getKey())) {
+          continue; // refused alone for not fitting the other: together they may fit
+        }
         var expected = new TreeSet<>(codes(first));
         expected.addAll(codes(second));
         var missing = new TreeSet<>(expected);
@@ -269,6 +272,10 @@ public abstract class ExpertsConformanceTest {
         }
       }
     }
+  }
+
+  private static boolean isDtype(String question) {
+    return question.startsWith("input ") || question.startsWith("weights ");
   }
 
   private Set<Support.Code> codes(MoeConfig config) {

@@ -6,6 +6,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.DeviceBuffer;
 import io.moe4j.cuda.DeviceWeights;
 import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
@@ -23,21 +24,22 @@ final class ExpertMatrices implements AutoCloseable {
 
   ExpertMatrices(CudaDevice device, MoeConfig config, ExpertWeights weights) {
     int experts = weights.numExperts();
-    long hidden = config.expertHiddenSize();
-    long inter = config.intermediateSize();
+    Widths widths = Widths.of(config);
+    long hidden = widths.hidden();
+    long inter = widths.intermediate();
     boolean gated = config.activation().isGated();
     memory = new DeviceWeights(device);
-    try {
-      w13 = memory.allocate(config.weightDtype(), experts, gated ? 2 * inter : inter, hidden);
-      w2 = memory.allocate(config.weightDtype(), experts, hidden, inter);
+    try (Put put = new Put(device, memory, config)) {
+      w13 = put.room(experts, gated ? 2 * inter : inter, hidden);
+      w2 = put.room(experts, hidden, inter);
       for (int e = 0; e < experts; e++) {
         ExpertWeights.Expert x = weights.expert(e);
         Tensor rows = w13.select(0, e);
         if (x.gate() != null) {
-          put(device, x.gate(), rows.narrow(0, 0, inter), config.weightDtype());
+          put.in(x.gate(), rows.narrow(0, 0, inter));
         }
-        put(device, x.up(), gated ? rows.narrow(0, inter, inter) : rows, config.weightDtype());
-        put(device, x.down(), w2.select(0, e), config.weightDtype());
+        put.in(x.up(), gated ? rows.narrow(0, inter, inter) : rows);
+        put.in(x.down(), w2.select(0, e));
       }
       bias13 = config.expertBias() ? bias13(weights, inter, gated) : null;
       bias2 = config.expertBias() ? bias2(weights, hidden) : null;
@@ -47,17 +49,58 @@ final class ExpertMatrices implements AutoCloseable {
     }
   }
 
-  private void put(CudaDevice device, Tensor from, Tensor to, DType type) {
-    if (from.dtype() != type) {
-      throw new IllegalArgumentException(
-          "expert weights are " + from + ", the config's weightDtype is " + type);
+  /** Brings matrices to their place, with zeros around them where that is larger. */
+  private static final class Put implements AutoCloseable {
+    private final CudaDevice device;
+    private final DeviceWeights memory;
+    private final DType type;
+    private final @Nullable DeviceBuffer dense;
+
+    Put(CudaDevice device, DeviceWeights memory, MoeConfig config) {
+      this.device = device;
+      this.memory = memory;
+      this.type = config.weightDtype();
+      long hidden = config.expertHiddenSize();
+      long inter = config.intermediateSize();
+      boolean fits = new Widths((int) hidden, (int) inter).equals(Widths.of(config));
+      this.dense = fits ? null : device.allocate(type.byteSize(hidden * inter));
     }
-    if (from.isHost()) {
-      memory.upload(from, to);
-    } else {
+
+    Tensor room(long... shape) {
+      Tensor t = memory.allocate(type, shape);
+      if (dense != null) {
+        device.fill(t, 0, device.defaultStream());
+      }
+      return t;
+    }
+
+    void in(Tensor from, Tensor to) {
+      if (from.dtype() != type) {
+        throw new IllegalArgumentException(
+            "expert weights are " + from + ", the config's weightDtype is " + type);
+      }
       DeviceStream stream = device.defaultStream();
-      device.copy(from, to, stream);
-      stream.synchronize();
+      if (dense != null) {
+        Tensor there = from;
+        if (from.isHost()) {
+          there = dense.tensor(type, from.shape());
+          memory.upload(from, there);
+        }
+        device.copyRows(there, to.narrow(0, 0, from.size(0)).narrow(1, 0, from.size(1)), stream);
+        stream.synchronize();
+      } else if (from.isHost()) {
+        memory.upload(from, to);
+      } else {
+        device.copy(from, to, stream);
+        stream.synchronize();
+      }
+    }
+
+    @Override
+    public void close() {
+      if (dense != null) {
+        dense.close();
+      }
     }
   }
 

@@ -25,22 +25,29 @@ final class GemmLaunches {
 
   private final TritonKernels kernels;
   private final MoeConfig config;
+  private final Widths widths;
   private final int experts;
   private final ExpertMatrices matrices;
   private final String type;
   private final Map<MapKey, MemorySegment> maps = new ConcurrentHashMap<>();
 
-  GemmLaunches(TritonKernels kernels, MoeConfig config, int experts, ExpertMatrices matrices) {
+  GemmLaunches(
+      TritonKernels kernels,
+      MoeConfig config,
+      Widths widths,
+      int experts,
+      ExpertMatrices matrices) {
     this.kernels = kernels;
     this.config = config;
+    this.widths = widths;
     this.experts = experts;
     this.matrices = matrices;
     this.type = TritonKernels.type(config.weightDtype());
   }
 
   void run(Forward f) {
-    int hidden = config.expertHiddenSize();
-    int inter = config.intermediateSize();
+    int hidden = widths.hidden();
+    int inter = widths.intermediate();
     ForwardLayout at = f.at();
     long x = f.plan().permute() ? f.address(at.sorted) : f.hidden();
     if (f.lora()) {

@@ -11,7 +11,6 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.DeviceBuffer;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.IdentityHashMap;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
@@ -52,19 +51,19 @@ final class SlotTable implements AutoCloseable {
   private final TritonKernels kernels;
   private final DType type;
   private final boolean gated;
+  private final Widths widths;
   private final DeviceBuffer table;
   private final Tensor tableTensor;
   private final @Nullable LoraLayer[] layers;
   private final List<List<DeviceBuffer>> packed = new ArrayList<>();
   private final int[] ranks;
-  private volatile int maxRank;
-  private volatile int used;
 
   SlotTable(CudaDevice device, TritonKernels kernels, MoeConfig config, int slots) {
     this.device = device;
     this.kernels = kernels;
     this.type = config.weightDtype();
     this.gated = config.activation().isGated();
+    this.widths = Widths.of(config);
     this.table = device.allocate(Math.multiplyExact((long) slots * WIDTH, Long.BYTES));
     this.tableTensor = table.tensor(DType.I64, slots, WIDTH);
     this.layers = new LoraLayer[slots];
@@ -85,17 +84,48 @@ final class SlotTable implements AutoCloseable {
     return layers.length;
   }
 
-  /** {@return the largest rank of any slot, padded to a page; 0 = nothing to add anywhere} */
-  int maxRank() {
-    return maxRank;
+  /**
+   * What a call's adapters need at most.
+   *
+   * @param rank the largest, padded to a page; 0 = nothing to add anywhere
+   * @param used slots with factors for this layer
+   */
+  record Extent(int rank, int used) {}
+
+  /** Of the slots that a context uses; their rows are up to date. */
+  Extent extent(MoeLoraContext context) {
+    int rank = 0;
+    int used = 0;
+    for (int s = 0; s < layers.length; s++) {
+      if (ranks[s] > 0 && uses(context, s)) {
+        rank = Math.max(rank, ranks[s]);
+        used++;
+      }
+    }
+    return new Extent(Math.ceilDiv(rank, PAGE) * PAGE, used);
   }
 
-  /** {@return slots with factors for this layer} */
-  int used() {
-    return used;
+  /** Whether the slots that a context uses are here; the rows of others may be out of date. */
+  boolean shows(MoeLoraContext context) {
+    for (int s = 0; s < layers.length; s++) {
+      if (uses(context, s) && !same(layers[s], layerOf(context, s))) {
+        return false;
+      }
+    }
+    return true;
   }
 
-  /** Whether the rows are those of a context's slots. */
+  /** Writes the rows of the slots that a context uses and that have changed hands. */
+  void show(MoeLoraContext context, DeviceStream stream) {
+    for (int s = 0; s < layers.length; s++) {
+      LoraLayer now = layerOf(context, s);
+      if (uses(context, s) && !same(layers[s], now)) {
+        update(s, now, stream);
+      }
+    }
+  }
+
+  /** Whether the rows are those of a context's slots, empty ones included. */
   boolean matches(MoeLoraContext context) {
     for (int s = 0; s < layers.length; s++) {
       if (!same(layers[s], layerOf(context, s))) {
@@ -125,6 +155,10 @@ final class SlotTable implements AutoCloseable {
     }
   }
 
+  private static boolean uses(MoeLoraContext context, int slot) {
+    return slot < context.maxLoras() && context.uses(slot);
+  }
+
   private static @Nullable LoraLayer layerOf(MoeLoraContext context, int slot) {
     return slot < context.maxLoras() ? context.slot(slot) : null;
   }
@@ -149,8 +183,6 @@ final class SlotTable implements AutoCloseable {
     }
     packed.set(slot, own).forEach(DeviceBuffer::close);
     ranks[slot] = rank;
-    maxRank = Math.ceilDiv(Arrays.stream(ranks).max().orElse(0), PAGE) * PAGE;
-    used = (int) Arrays.stream(ranks).filter(r -> r > 0).count();
     layers[slot] = layer;
   }
 
@@ -161,6 +193,8 @@ final class SlotTable implements AutoCloseable {
       gated ? layer.get(LoraTarget.UP) : null,
       layer.get(LoraTarget.DOWN)
     };
+    int hidden = widths.hidden();
+    int inter = widths.intermediate();
     IdentityHashMap<Tensor, Placed> known = new IdentityHashMap<>();
     Placed[] a = new Placed[targets.length];
     for (int i = 0; i < targets.length; i++) {
@@ -176,8 +210,8 @@ final class SlotTable implements AutoCloseable {
       a[i] =
           i == 1 && sameMemory(targets[0], f)
               ? a[0]
-              : place(f.a(), rank, f.a().size(2), true, known, own, stream);
-      Placed b = place(f.b(), f.b().size(1), rank, false, known, own, stream);
+              : place(f.a(), rank, i == 2 ? inter : hidden, true, known, own, stream);
+      Placed b = place(f.b(), i == 2 ? hidden : inter, rank, false, known, own, stream);
       row[A_ADDR + i] = a[i].address() / 2;
       row[B_ADDR + i] = b.address() / 2;
       row[A_EXPERT + i] = a[i].expertStride();

@@ -4,33 +4,36 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.CudaStream;
 import java.util.ArrayList;
 import java.util.List;
+import org.jspecify.annotations.Nullable;
 
 /**
- * The slot tables of one prepared layer, one for each set of adapters that was seen lately: calls
- * that disagree about a slot may run at once. An adapter that comes into an empty slot is written
- * into the table that is there, so a captured graph sees it; one that replaces another gets a new
- * table, so that work in flight keeps the old one, and a graph must be captured again. Both are
- * rare, wait for a small copy, and cannot happen inside a capture.
+ * The slot tables of one prepared layer. One for each key of slots ({@link
+ * MoeLoraContext#slotsKey}) that was seen lately: a slot that has changed hands is written over in
+ * place, so that a captured graph sees the new adapter. Contexts without a key may disagree about a
+ * slot while both are in use, so each set of adapters gets a table of its own.
+ *
+ * <p>Writing waits for a small copy and cannot happen inside a capture.
  */
 final class SlotTables implements AutoCloseable {
   private static final int KEPT = 8;
+
+  private record Entry(@Nullable Object key, SlotTable table) {}
 
   private final CudaDevice device;
   private final TritonKernels kernels;
   private final MoeConfig config;
   private final int slots;
-  private final List<SlotTable> tables = new ArrayList<>();
-  private volatile SlotTable latest;
+  private final List<Entry> entries = new ArrayList<>();
+  private volatile @Nullable Entry latest;
 
   SlotTables(CudaDevice device, TritonKernels kernels, MoeConfig config, int slots) {
     this.device = device;
     this.kernels = kernels;
     this.config = config;
     this.slots = slots;
-    this.latest = new SlotTable(device, kernels, config, slots);
-    tables.add(latest);
   }
 
   /**
@@ -38,11 +41,23 @@ final class SlotTables implements AutoCloseable {
    *
    * @param context the call's
    * @param stream of the call
-   * @return valid while fewer than {@value #KEPT} other sets come
+   * @return valid while fewer than {@value #KEPT} other keys come
+   * @throws IllegalStateException if a row would have to be written and the stream captures
    */
   SlotTable of(MoeLoraContext context, DeviceStream stream) {
-    SlotTable last = latest;
-    return last.matches(context) ? last : find(context, stream);
+    Entry last = latest;
+    return last != null && fits(last, context) ? last.table() : find(context, stream);
+  }
+
+  @SuppressWarnings("ReferenceEquality") // a key is an identity
+  private static boolean same(@Nullable Object a, @Nullable Object b) {
+    return a == b;
+  }
+
+  private static boolean fits(Entry e, MoeLoraContext context) {
+    Object key = context.slotsKey();
+    return same(e.key(), key)
+        && (key == null ? e.table().matches(context) : e.table().shows(context));
   }
 
   private synchronized SlotTable find(MoeLoraContext context, DeviceStream stream) {
@@ -54,40 +69,54 @@ final class SlotTables implements AutoCloseable {
               + slots
               + " (LoraConfig.maxLoras)");
     }
-    SlotTable found = null;
-    for (SlotTable t : tables) {
-      if (t.matches(context)) {
-        found = t;
+    Entry found = null;
+    for (Entry e : entries) {
+      if (fits(e, context)) {
+        found = e;
       }
     }
     if (found == null) {
-      found = fillable(context);
-      found.fill(context, stream);
-    }
-    tables.remove(found);
-    tables.add(found);
-    latest = found;
-    return found;
-  }
-
-  private SlotTable fillable(MoeLoraContext context) {
-    for (SlotTable t : tables) {
-      if (t.canFill(context)) {
-        return t;
+      if (CudaStream.isCapturing(stream)) {
+        throw new IllegalStateException(
+            "adapters have come into slots since the last forward or refresh, which cannot be"
+                + " recorded: run the forward once, or refresh the session, before the capture");
+      }
+      Object key = context.slotsKey();
+      found = entry(key, context);
+      if (key == null) {
+        found.table().fill(context, stream);
+      } else {
+        found.table().show(context, stream);
       }
     }
-    if (tables.size() == KEPT) {
-      // Freeing device memory waits for all work on it.
-      tables.removeFirst().close();
+    entries.remove(found);
+    entries.add(found);
+    latest = found;
+    return found.table();
+  }
+
+  /** The entry to write to. */
+  private Entry entry(@Nullable Object key, MoeLoraContext context) {
+    for (Entry e : entries) {
+      boolean mine =
+          key == null ? e.key() == null && e.table().canFill(context) : same(e.key(), key);
+      if (mine) {
+        return e;
+      }
     }
-    SlotTable fresh = new SlotTable(device, kernels, config, slots);
-    tables.add(fresh);
+    if (entries.size() == KEPT) {
+      // Freeing device memory waits for all work on it.
+      entries.removeFirst().table().close();
+    }
+    Entry fresh = new Entry(key, new SlotTable(device, kernels, config, slots));
+    entries.add(fresh);
     return fresh;
   }
 
   @Override
   public synchronized void close() {
-    tables.forEach(SlotTable::close);
-    tables.clear();
+    latest = null;
+    entries.forEach(e -> e.table().close());
+    entries.clear();
   }
 }

@@ -1,6 +1,5 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import org.jspecify.annotations.Nullable;
@@ -15,12 +14,12 @@ final class SortLaunches {
   static final int MAX_EXPERTS = 512;
 
   private final TritonKernels kernels;
-  private final MoeConfig config;
+  private final Widths widths;
   private final int experts;
 
-  SortLaunches(TritonKernels kernels, MoeConfig config, int experts) {
+  SortLaunches(TritonKernels kernels, Widths widths, int experts) {
     this.kernels = kernels;
-    this.config = config;
+    this.widths = widths;
     this.experts = experts;
   }
 
@@ -100,7 +99,7 @@ final class SortLaunches {
           .launch(f.stream(), Math.ceilDiv(f.pairs(), PAIR_BLOCK));
     }
     if (plan.permute()) {
-      int hidden = config.expertHiddenSize();
+      int hidden = widths.hidden();
       kernels
           .get(
               "permute",

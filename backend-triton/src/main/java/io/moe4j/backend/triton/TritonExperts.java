@@ -9,12 +9,11 @@ import io.moe4j.api.spi.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.Workspace;
-import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.cuda.CudaDevice;
-import io.moe4j.cuda.ElementwiseKernels;
+import io.moe4j.cuda.CudaStream;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
@@ -34,12 +33,13 @@ import org.jspecify.annotations.Nullable;
  * captured once its kernels are loaded (run it once before).
  */
 final class TritonExperts implements LoraExperts {
-  private static final int ALIGNMENT = 16;
+  private static final int PAGE = 16;
 
   private final MoeConfig config;
   private final CudaDevice device;
   private final TritonKernels kernels;
-  private final ElementwiseKernels casts;
+  private final Widths widths;
+  private final Borders borders;
   private final ExpertMatrices matrices;
   private final @Nullable SlotTables slots;
   private final SortLaunches sort;
@@ -52,12 +52,13 @@ final class TritonExperts implements LoraExperts {
     this.device = device;
     this.experts = weights.numExperts();
     this.kernels = new TritonKernels(device);
-    this.casts = new ElementwiseKernels(device);
+    this.widths = Widths.of(config);
+    this.borders = new Borders(device, kernels, config, batched());
     this.matrices = new ExpertMatrices(device, config, weights);
     this.slots =
         config.lora().map(l -> new SlotTables(device, kernels, config, l.maxLoras())).orElse(null);
-    this.sort = new SortLaunches(kernels, config, experts);
-    this.gemm = new GemmLaunches(kernels, config, experts, matrices);
+    this.sort = new SortLaunches(kernels, widths, experts);
+    this.gemm = new GemmLaunches(kernels, config, widths, experts, matrices);
   }
 
   private boolean batched() {
@@ -70,8 +71,8 @@ final class TritonExperts implements LoraExperts {
         tokens,
         topK,
         experts,
-        config.expertHiddenSize(),
-        config.intermediateSize(),
+        widths.hidden(),
+        widths.intermediate(),
         config.activation().isGated(),
         slotCount,
         rank,
@@ -85,10 +86,20 @@ final class TritonExperts implements LoraExperts {
     int tokens = batched() ? Math.multiplyExact(experts, maxTokens) : maxTokens;
     int topK = batched() ? 1 : config.topK();
     LoraConfig lora = config.lora().orElse(null);
-    // A page more than maxRank can round to, for packed factors.
-    int rank = lora == null ? 0 : Math.ceilDiv(lora.maxRank(), 16) * 16;
-    return layout(tokens, topK, lora == null ? 0 : lora.maxLoras(), rank, true, Float.BYTES)
-        .byteSize();
+    int slotCount = lora == null ? 0 : lora.maxLoras();
+    return layout(tokens, topK, slotCount, largestRank(), true, Float.BYTES).byteSize();
+  }
+
+  /** The configured one, padded to a page; 0 without LoRA. */
+  private int largestRank() {
+    return config.lora().map(l -> Math.ceilDiv(l.maxRank(), PAGE) * PAGE).orElse(0);
+  }
+
+  @Override
+  public void refresh(MoeLoraContext context, DeviceStream stream) {
+    if (slots != null) {
+      slots.of(context, stream);
+    }
   }
 
   @Override
@@ -105,33 +116,27 @@ final class TritonExperts implements LoraExperts {
     if (tokens == 0) {
       return;
     }
-    requireOutput(inputs.output());
     MoeLoraContext context = lora.filter(MoeLoraContext::hasLora).orElse(null);
     SlotTable table = null;
     int slotCount = 0;
     int rank = 0;
+    int used = 0;
     if (context != null) {
       if (slots == null) {
         throw new IllegalArgumentException(
             "a forward with adapters, but the layer was prepared with LoRA off");
       }
       table = slots.of(context, stream);
-      rank = table.maxRank();
+      SlotTable.Extent extent = table.extent(context);
+      used = extent.used();
+      // What is recorded now may be replayed with any adapter that fits the layer.
+      rank = CudaStream.isCapturing(stream) ? largestRank() : extent.rank();
       slotCount = rank == 0 ? 0 : table.slots();
     }
-    boolean copy =
-        hidden.dtype() != config.weightDtype() || hidden.deviceAddress() % ALIGNMENT != 0;
     int topK = batched() ? 1 : Math.toIntExact(inputs.requireRouting().topkIds().size(1));
     Tensor output = inputs.output();
-    boolean away = output.deviceAddress() % ALIGNMENT != 0;
     ForwardLayout at =
-        layout(
-            tokens,
-            topK,
-            slotCount,
-            rank,
-            copy,
-            away ? Math.toIntExact(output.dtype().byteSize(1)) : 0);
+        layout(tokens, topK, slotCount, rank, borders.movesIn(hidden), borders.bytesOut(output));
     if (workspace.memory().byteSize() < at.byteSize()) {
       throw new IllegalArgumentException(
           "the workspace has "
@@ -142,18 +147,8 @@ final class TritonExperts implements LoraExperts {
               + at.byteSize());
     }
     long base = ((DeviceMemory) workspace.memory()).address();
-    long x = hidden.deviceAddress();
-    if (copy) {
-      Tensor flat = hidden.reshape(tokens, config.expertHiddenSize());
-      Tensor room =
-          workspace.tensor(at.hidden, config.weightDtype(), tokens, config.expertHiddenSize());
-      casts.cast(flat, room, stream);
-      x = room.deviceAddress();
-    }
-    Tensor target = away ? workspace.tensor(at.output, output.dtype(), output.shape()) : output;
-    if (away && batched()) {
-      device.copy(output, target, stream); // rows past the counts come back as they were
-    }
+    long x = borders.in(hidden, tokens, at.hidden, workspace, stream);
+    Tensor target = borders.target(output, tokens, at.output, at.y, workspace, stream);
     TilePlan plan =
         TileTable.choose(
             new TileTable.Problem(
@@ -163,9 +158,9 @@ final class TritonExperts implements LoraExperts {
                 tokens,
                 topK,
                 experts,
-                config.expertHiddenSize(),
-                config.intermediateSize(),
-                slotCount == 0 || table == null ? 0 : Math.max(1, table.used()),
+                widths.hidden(),
+                widths.intermediate(),
+                slotCount == 0 ? 0 : Math.max(1, used),
                 rank,
                 batched()));
     ExpertRouting routing = inputs.routing();
@@ -195,16 +190,7 @@ final class TritonExperts implements LoraExperts {
     }
     sort.run(f);
     gemm.run(f);
-    if (away) {
-      device.copy(target, output, stream);
-    }
-  }
-
-  private void requireOutput(Tensor output) {
-    if (output.dtype() != config.weightDtype() && output.dtype() != DType.F32) {
-      throw new IllegalArgumentException(
-          "output is " + output + ", must be " + config.weightDtype() + " or F32");
-    }
+    borders.out(target, output, tokens, at.y, workspace, stream);
   }
 
   @Override

@@ -11,8 +11,6 @@ import java.util.Optional;
 
 /** What the kernels can do, as a pure function. */
 final class TritonSupport {
-  private static final int VECTOR = 8;
-
   private TritonSupport() {}
 
   static Support check(MoeConfig c, Platform platform) {
@@ -35,15 +33,6 @@ final class TritonSupport {
         c.quantScheme().isNone(),
         Code.QUANTIZATION,
         () -> "quantisation " + c.quantScheme() + " is not none");
-    checks.require(
-        c.expertHiddenSize() % VECTOR == 0,
-        Code.SIZE,
-        () ->
-            "hidden size " + c.expertHiddenSize() + " of the experts is no multiple of " + VECTOR);
-    checks.require(
-        c.intermediateSize() % VECTOR == 0,
-        Code.SIZE,
-        () -> "intermediate size " + c.intermediateSize() + " is no multiple of " + VECTOR);
     checks.require(
         c.numLocalExperts() <= SortLaunches.MAX_EXPERTS,
         Code.SIZE,

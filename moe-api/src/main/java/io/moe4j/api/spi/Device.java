@@ -5,6 +5,7 @@ import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
+import java.util.Optional;
 
 /**
  * An open device: memory, streams, and the parts of a MoE block around the experts. Safe for
@@ -15,6 +16,20 @@ public interface Device extends AutoCloseable {
   interface Buffer extends AutoCloseable {
     /** {@return the memory, valid until closed} */
     Memory memory();
+
+    @Override
+    void close();
+  }
+
+  /** Work recorded once and enqueued many times. */
+  interface Graph extends AutoCloseable {
+    /**
+     * Enqueues the recorded work, which reads and writes the addresses it was recorded with. One
+     * launch at a time may be in flight.
+     *
+     * @param stream any stream of the device
+     */
+    void launch(DeviceStream stream);
 
     @Override
     void close();
@@ -45,6 +60,20 @@ public interface Device extends AutoCloseable {
    *     DeviceStream#synchronize()}
    */
   void copy(Tensor from, Tensor to, DeviceStream stream);
+
+  /**
+   * Records what {@code work} enqueues on a stream instead of running it. Run the work once before:
+   * kernels are loaded when they are first used, which cannot be recorded.
+   *
+   * @param stream of this device
+   * @param work must neither allocate, nor synchronise, nor read results
+   * @return the graph, owned by the caller; empty where the device records nothing, and {@code
+   *     work} was not called
+   * @throws io.moe4j.api.DeviceException if the work did what a recording cannot hold
+   */
+  default Optional<Graph> capture(DeviceStream stream, Runnable work) {
+    return Optional.empty();
+  }
 
   /**
    * Prepares the parts of a block around the routed experts.

@@ -6,6 +6,7 @@ import java.util.List;
 import java.util.Optional;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
+import java.util.stream.Stream;
 
 /**
  * The sizes of a layer under test.
@@ -29,6 +30,18 @@ public record BenchShape(
           new BenchShape("mixtral-small", 8, 2, 1024, 3584),
           new BenchShape("tiny", 8, 2, 256, 512));
 
+  /** What GPUs are measured with, at the sizes of released models. */
+  public static final List<BenchShape> DEVICE =
+      List.of(
+          KNOWN.get(1),
+          new BenchShape("gpt-oss-120b-like", 128, 4, 2880, 2880),
+          new BenchShape("mixtral-8x7b", 8, 2, 4096, 14336));
+
+  /** {@return every shape that has a name} */
+  public static List<BenchShape> named() {
+    return Stream.concat(KNOWN.stream(), DEVICE.stream()).distinct().toList();
+  }
+
   /**
    * {@return a shape by its name, or by its sizes as {@code ExKxHxI}; empty if it is neither}
    *
@@ -45,7 +58,7 @@ public record BenchShape(
               Integer.parseInt(m.group(3)),
               Integer.parseInt(m.group(4))));
     }
-    return KNOWN.stream().filter(s -> s.name().equals(text)).findFirst();
+    return named().stream().filter(s -> s.name().equals(text)).findFirst();
   }
 
   /** {@return bytes of all experts' weights} */

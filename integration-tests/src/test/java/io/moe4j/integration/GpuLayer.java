@@ -1,0 +1,194 @@
+package io.moe4j.integration;
+
+import io.moe4j.api.config.LoraConfig;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.LoraAdapter;
+import io.moe4j.api.lora.LoraFactors;
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.spi.Device;
+import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.HostMemory;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.RouterWeights;
+import io.moe4j.backend.cpu.reference.ReferenceMoe;
+import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.CudaDeviceProvider;
+import io.moe4j.lora.AdapterRegistry;
+import io.moe4j.oracle.MoeLayer;
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import java.util.concurrent.ConcurrentHashMap;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * A random bf16 layer on the first card, its adapters, tensors beside it, and the float64 reference
+ * of single tokens.
+ */
+final class GpuLayer implements AutoCloseable {
+  private static final int PERIOD = 1_000_003;
+  private static final int ROW = 24 * PERIOD;
+  private static final Map<Double, byte[]> ROWS = new ConcurrentHashMap<>();
+
+  final CudaDevice device = new CudaDeviceProvider().open(0);
+  final MoeConfig config;
+  final MoeLayer layer;
+  final @Nullable AdapterRegistry registry;
+  private final ExpertWeights experts;
+  private final Map<String, LoraLayer> adapters = new HashMap<>();
+  private final Random random = new Random(7);
+  private final List<Device.Buffer> buffers = new ArrayList<>();
+
+  GpuLayer(int hidden, int intermediate, int experts, int topK, int maxTokens, LoraConfig lora) {
+    this(
+        MoeConfig.builder(hidden, intermediate, experts, topK)
+            .maxTokens(maxTokens)
+            .lora(lora)
+            .build(),
+        1 / Math.sqrt(hidden),
+        1 / Math.sqrt(intermediate));
+  }
+
+  /**
+   * @param c in bf16 whatever it says
+   * @param deviation of w13
+   * @param deviation2 of w2
+   */
+  GpuLayer(MoeConfig c, double deviation, double deviation2) {
+    config = c.toBuilder().inputDtype(DType.BF16).weightDtype(DType.BF16).build();
+    int h = config.hiddenSize();
+    int i = config.intermediateSize();
+    List<ExpertWeights.Expert> all = new ArrayList<>();
+    for (int e = 0; e < config.numLocalExperts(); e++) {
+      all.add(
+          new ExpertWeights.Expert(
+              host(deviation, i, h),
+              host(deviation, i, h),
+              host(deviation2, h, i),
+              null,
+              null,
+              null));
+    }
+    experts = new ExpertWeights(all);
+    RouterWeights router =
+        new RouterWeights(host(1 / Math.sqrt(h), config.numExperts(), h), null, null);
+    layer =
+        MoeLayer.builder(config, new MoeLayerWeights(experts, router, null, null))
+            .backend("triton")
+            .device(device)
+            .build();
+    registry =
+        config.lora().isPresent()
+            ? AdapterRegistry.builder(Map.of(0, config)).device(device).build()
+            : null;
+  }
+
+  /** Gate, up and down of every expert; deltas about as large as what they are added to. */
+  void load(String name, int rank) {
+    int e = config.numLocalExperts();
+    int h = config.hiddenSize();
+    int i = config.intermediateSize();
+    LoraLayer factors =
+        new LoraLayer(
+            Map.of(
+                LoraTarget.GATE, factors(e, rank, h, i),
+                LoraTarget.UP, factors(e, rank, h, i),
+                LoraTarget.DOWN, factors(e, rank, i, h)));
+    adapters.put(name, factors);
+    registry.load(new LoraAdapter(name, Map.of(0, factors)));
+  }
+
+  private LoraFactors factors(int experts, int rank, int in, int out) {
+    return new LoraFactors(
+        host(1 / Math.sqrt(in), experts, rank, in), host(1 / Math.sqrt(rank), experts, out, rank));
+  }
+
+  /** What a token's chosen experts make of it, weighted. */
+  double[] reference(int token, Tensor hidden, Tensor ids, Tensor weights, @Nullable String name) {
+    Tensor map =
+        config.expertMap().map(m -> Tensor.ofInts(m.toArray(), m.numGlobalExperts())).orElse(null);
+    return ReferenceMoe.experts(
+        config,
+        experts,
+        new ExpertRouting(ids, weights, map),
+        token,
+        hidden.select(0, token).toDoubles(),
+        name == null ? null : adapters.get(name));
+  }
+
+  /** Normal numbers in bf16, each tensor another piece of one long row of them. */
+  Tensor host(double deviation, long... shape) {
+    long count = 1;
+    for (long s : shape) {
+      count *= s;
+    }
+    byte[] row = ROWS.computeIfAbsent(deviation, GpuLayer::row);
+    if (count > ROW / 2) {
+      row = Arrays.copyOf(row, Math.toIntExact(2 * count));
+      for (int at = 2 * ROW; at < row.length; at += 2 * ROW) {
+        System.arraycopy(row, 0, row, at, Math.min(2 * ROW, row.length - at));
+      }
+    }
+    long from = 8L * random.nextInt(Math.toIntExact((row.length / 2 - count) / 8 + 1));
+    MemorySegment piece = MemorySegment.ofArray(row).asSlice(2 * from, 2 * count);
+    return Tensor.of(DType.BF16, new HostMemory(piece), shape);
+  }
+
+  private static byte[] row(double deviation) {
+    byte[] row = new byte[2 * ROW];
+    Tensor all = Tensor.of(DType.BF16, MemorySegment.ofArray(row), ROW);
+    Random random = new Random(11);
+    for (int i = 0; i < PERIOD; i++) {
+      all.set(random.nextGaussian(0, deviation), i);
+    }
+    for (int at = 2 * PERIOD; at < row.length; at += 2 * PERIOD) {
+      System.arraycopy(row, 0, row, at, Math.min(2 * PERIOD, row.length - at));
+    }
+    return row;
+  }
+
+  Tensor empty(DType dtype, long... shape) {
+    long count = 1;
+    for (long s : shape) {
+      count *= s;
+    }
+    Device.Buffer b = device.allocate(dtype.byteSize(count));
+    buffers.add(b);
+    return Tensor.of(dtype, b.memory(), shape);
+  }
+
+  void put(Tensor host, Tensor there) {
+    device.copy(host, there, device.defaultStream());
+    device.defaultStream().synchronize();
+  }
+
+  float[] get(Tensor there) {
+    return download(there).toFloats();
+  }
+
+  Tensor download(Tensor there) {
+    byte[] bytes = new byte[Math.toIntExact(there.dtype().byteSize(there.elementCount()))];
+    Tensor host = Tensor.of(there.dtype(), MemorySegment.ofArray(bytes), there.shape());
+    device.copy(there, host, device.defaultStream());
+    device.defaultStream().synchronize();
+    return host;
+  }
+
+  @Override
+  public void close() {
+    if (registry != null) {
+      registry.close();
+    }
+    layer.close();
+    buffers.forEach(Device.Buffer::close);
+    device.close();
+  }
+}

@@ -1,0 +1,46 @@
+package io.moe4j.cli.bench;
+
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.tensor.Tensor;
+import java.util.List;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * Adapters in all slots, for one batch.
+ *
+ * @param slots one a slot
+ * @param tokenLoraMapping slot of each token
+ */
+record DeviceAdapters(List<LoraLayer> slots, Tensor tokenLoraMapping) implements MoeLoraContext {
+  @Override
+  public int maxLoras() {
+    return slots.size();
+  }
+
+  @Override
+  public boolean hasLora() {
+    return true;
+  }
+
+  @Override
+  public @Nullable LoraLayer slot(int slot) {
+    return slots.get(slot);
+  }
+
+  @Override
+  public Object slotsKey() {
+    return slots;
+  }
+
+  @Override
+  public PunicaWrapper punicaWrapper() {
+    throw new IllegalStateException("moe bench --device measures backends that fuse LoRA");
+  }
+
+  @Override
+  public MoeLoraContext withTokenLoraMapping(Tensor mapping) {
+    return new DeviceAdapters(slots, mapping);
+  }
+}

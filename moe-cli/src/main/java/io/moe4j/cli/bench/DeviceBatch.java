@@ -1,0 +1,108 @@
+package io.moe4j.cli.bench;
+
+import io.moe4j.api.tensor.Tensor;
+import java.util.Arrays;
+import java.util.HashSet;
+import java.util.Set;
+import java.util.SplittableRandom;
+
+/**
+ * One of the batches that rotate: who goes where, on the host, for the routing and for the floor.
+ */
+final class DeviceBatch {
+  private static final long KEYS = 4096;
+
+  /** Distinct experts of each token, {@code T * K}. */
+  private final int[] ids;
+
+  private final Tensor logits;
+  private final int shift;
+
+  /**
+   * @param ids distinct experts of each token
+   * @param logits that lead there
+   * @param shift the adapter of token t is {@code (t + shift) % adapters}
+   */
+  private DeviceBatch(int[] ids, Tensor logits, int shift) {
+    this.ids = ids;
+    this.logits = logits;
+    this.shift = shift;
+  }
+
+  /** {@return F32 {@code [T, E]}} */
+  Tensor logits() {
+    return logits;
+  }
+
+  /**
+   * Several batches of one size.
+   *
+   * @param shape sizes
+   * @param tokens {@code T}
+   * @return so many that a pass over all of them finds little of the pass before in a cache
+   */
+  static DeviceBatch[] rotating(BenchShape shape, int tokens) {
+    int count = tokens <= 16 ? 8 : tokens <= 256 ? 4 : tokens <= 1024 ? 2 : 1;
+    SplittableRandom random = new SplittableRandom(1234 + tokens);
+    int e = shape.numExperts();
+    int k = shape.topK();
+    DeviceBatch[] all = new DeviceBatch[count];
+    int[] order = permutation(e, random);
+    for (int b = 0; b < count; b++) {
+      int[] ids = new int[tokens * k];
+      for (int t = 0; t < tokens; t++) {
+        boolean apart = tokens == 1 && k * count <= e; // no expert twice in a pass
+        int[] from = apart ? order : permutation(e, random);
+        System.arraycopy(from, apart ? b * k : 0, ids, t * k, k);
+      }
+      all[b] = new DeviceBatch(ids, logits(ids, tokens, e, k, random), b);
+    }
+    return all;
+  }
+
+  private static int[] permutation(int n, SplittableRandom random) {
+    int[] p = new int[n];
+    for (int i = 0; i < n; i++) {
+      int j = random.nextInt(i + 1);
+      p[i] = p[j];
+      p[j] = i;
+    }
+    return p;
+  }
+
+  private static Tensor logits(int[] ids, int tokens, int experts, int k, SplittableRandom random) {
+    float[] logits = new float[tokens * experts];
+    for (int i = 0; i < logits.length; i++) {
+      logits[i] = random.nextFloat();
+    }
+    for (int p = 0; p < ids.length; p++) {
+      logits[p / k * experts + ids[p]] += 2;
+    }
+    return Tensor.ofFloats(logits, tokens, experts);
+  }
+
+  /** The slot of each token. */
+  Tensor mapping(int tokens, int adapters) {
+    int[] slots = new int[tokens];
+    Arrays.setAll(slots, t -> (t + shift) % adapters);
+    return Tensor.ofInts(slots, tokens);
+  }
+
+  /** Bytes that a forward must move: touched experts and adapters once, x in, the output. */
+  double bytes(BenchShape shape, int tokens, DeviceBench.Lora lora) {
+    Set<Long> experts = new HashSet<>();
+    Set<Long> segments = new HashSet<>();
+    int k = shape.topK();
+    for (int p = 0; p < ids.length; p++) {
+      experts.add((long) ids[p]);
+      if (lora.adapters() > 0) {
+        segments.add(ids[p] * KEYS + (p / k + shift) % lora.adapters());
+      }
+    }
+    double h = shape.hiddenSize();
+    double i = shape.intermediateSize();
+    return experts.size() * 6 * h * i
+        + segments.size() * 6 * lora.rank() * (h + i)
+        + 4.0 * tokens * h;
+  }
+}

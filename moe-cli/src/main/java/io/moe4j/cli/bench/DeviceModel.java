@@ -1,0 +1,116 @@
+package io.moe4j.cli.bench;
+
+import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.lora.LoraFactors;
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.spi.Device;
+import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.MoeLayerWeights;
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.SplittableRandom;
+
+/**
+ * Weights, adapters and tensors of a shape in the memory of a device, in bf16. Large tensors repeat
+ * a block of normal numbers, each beginning at another place of it: quick to make, of full size in
+ * memory, and no zeros among them.
+ */
+final class DeviceModel implements AutoCloseable {
+  private static final int BLOCK = 1 << 23;
+  private static final double SPREAD = 0.02;
+
+  private final BenchShape shape;
+  private final Device device;
+  private final DeviceStream stream;
+  private final SplittableRandom random = new SplittableRandom(20261122);
+  private final List<Device.Buffer> buffers = new ArrayList<>();
+  private final Tensor block;
+
+  DeviceModel(BenchShape shape, Device device) {
+    this.shape = shape;
+    this.device = device;
+    this.stream = device.defaultStream();
+    byte[] bytes = new byte[2 * BLOCK];
+    Tensor host = Tensor.of(DType.BF16, MemorySegment.ofArray(bytes), BLOCK);
+    for (int i = 0; i < BLOCK; i++) {
+      host.set(random.nextGaussian(0, SPREAD), i);
+    }
+    block = put(host);
+  }
+
+  Tensor empty(DType dtype, long... sizes) {
+    long count = 1;
+    for (long s : sizes) {
+      count = Math.multiplyExact(count, s);
+    }
+    Device.Buffer b = device.allocate(dtype.byteSize(count));
+    buffers.add(b);
+    return Tensor.of(dtype, b.memory(), sizes);
+  }
+
+  Tensor put(Tensor host) {
+    Tensor there = empty(host.dtype(), host.shape());
+    device.copy(host, there, stream);
+    stream.synchronize();
+    return there;
+  }
+
+  private Tensor normal(long... sizes) {
+    Tensor t = empty(DType.BF16, sizes);
+    Tensor flat = t.reshape(t.elementCount());
+    long from = random.nextInt(BLOCK / 64) * 64L;
+    for (long at = 0; at < flat.size(0); from = 0) {
+      long n = Math.min(BLOCK - from, flat.size(0) - at);
+      device.copy(block.narrow(0, from, n), flat.narrow(0, at, n), stream);
+      at += n;
+    }
+    stream.synchronize();
+    return t;
+  }
+
+  MoeLayerWeights weights() {
+    long e = shape.numExperts();
+    long h = shape.hiddenSize();
+    long i = shape.intermediateSize();
+    return new MoeLayerWeights(
+        ExpertWeights.ofStacked(
+            normal(e, 2 * i, h), normal(e, h, i), null, null, true, GateUpLayout.HALVES),
+        null,
+        null,
+        null);
+  }
+
+  /** Gate, up and down of every expert, each with an A of its own. */
+  LoraLayer adapter(int rank) {
+    int h = shape.hiddenSize();
+    int i = shape.intermediateSize();
+    return new LoraLayer(
+        Map.of(
+            LoraTarget.GATE, factors(rank, h, i),
+            LoraTarget.UP, factors(rank, h, i),
+            LoraTarget.DOWN, factors(rank, i, h)));
+  }
+
+  private LoraFactors factors(int rank, int in, int out) {
+    return new LoraFactors(
+        normal(shape.numExperts(), rank, in), normal(shape.numExperts(), out, rank));
+  }
+
+  /** Hidden states. */
+  Tensor hidden(int tokens) {
+    return normal(tokens, shape.hiddenSize());
+  }
+
+  @Override
+  public void close() {
+    stream.synchronize();
+    buffers.forEach(Device.Buffer::close);
+    buffers.clear();
+  }
+}
