@@ -30,12 +30,20 @@ import org.jspecify.annotations.Nullable;
  * @param tolerance largest relative L2 error of outputs, logits and weights
  * @param undecided a choice between experts whose recorded scores differ by no more than this may
  *     go either way, as a fraction of the scores' spread
+ * @param truth the reference on the host, to be given the same rounded hidden states, where
+ *     rounding alone costs more than the tolerance; null = the recorded outputs
  */
 record LayerCheck(
-    Fixture fixture, int index, String who, DType hidden, double tolerance, double undecided) {
+    Fixture fixture,
+    int index,
+    String who,
+    DType hidden,
+    double tolerance,
+    double undecided,
+    @Nullable MoeLayer truth) {
   /** In f32: nothing is rounded, nothing is undecided. */
   static LayerCheck exact(Fixture fixture, int index, String who) {
-    return new LayerCheck(fixture, index, who, DType.F32, 1e-5, 0);
+    return new LayerCheck(fixture, index, who, DType.F32, 1e-5, 0, null);
   }
 
   void all(MoeLayer layer) {
@@ -68,12 +76,20 @@ record LayerCheck(
       double[] row = golden("output." + name).select(0, t).toDoubles();
       System.arraycopy(row, 0, expected, t * width, width);
     }
-    close("round robin", wide(run(layer, registry, names, true)), expected);
+    close(
+        "round robin",
+        wide(run(layer, registry, names, true)),
+        truth == null ? expected : wide(run(truth, fixture.registry, names, false)));
   }
 
   private void output(
       MoeLayer layer, AdapterRegistry registry, String what, List<@Nullable String> names) {
-    close(what, wide(run(layer, registry, names, true)), golden(what).toDoubles());
+    close(
+        what,
+        wide(run(layer, registry, names, true)),
+        truth == null
+            ? golden(what).toDoubles()
+            : wide(run(truth, fixture.registry, names, false)));
   }
 
   /** Runs the block; with {@code route}, checks logits and choice where they were recorded. */

@@ -5,9 +5,14 @@ import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.DeviceProvider.Probe;
+import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.SymbolLookup;
+import java.nio.channels.FileChannel;
+import java.nio.channels.FileLock;
 import java.nio.charset.StandardCharsets;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -48,7 +53,7 @@ final class CudaDriverProbe {
                   : "ALL-UNNAMED"));
     }
     try {
-      return Jcuda.devices();
+      return oneAtATime();
     } catch (LinkageError e) {
       return absent(
           "JCuda's native library for "
@@ -57,6 +62,21 @@ final class CudaDriverProbe {
               + firstLine(e));
     } catch (RuntimeException e) {
       return absent("the CUDA driver could not be asked: " + firstLine(e));
+    }
+  }
+
+  /**
+   * JCuda unpacks its native half to a fixed name in the temporary directory and takes what lies
+   * there: of two processes that start at once, one would load what the other is still writing.
+   */
+  private static Probe oneAtATime() {
+    Path lock = Path.of(System.getProperty("java.io.tmpdir", "/tmp"), "moe4j-jcuda.lock");
+    try (FileChannel file =
+            FileChannel.open(lock, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
+        FileLock _ = file.lock()) {
+      return Jcuda.devices();
+    } catch (IOException e) {
+      return Jcuda.devices(); // another user's lock, a read-only directory: as without one
     }
   }
 
