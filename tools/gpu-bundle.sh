@@ -4,7 +4,7 @@
 #   tools/gpu-bundle.sh [-o DIR] [-t] [MODULE...]
 #
 #   -o DIR   where to; target/gpu-bundle otherwise
-#   -t       also DIR.tar.xz, about 35 MB
+#   -t       also DIR.tar.xz, about 53 MB
 #   MODULE   whose tests; otherwise every module with tests that need a card
 #
 # In the folder:
