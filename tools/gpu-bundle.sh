@@ -47,7 +47,7 @@ out=$(cd "$out" && pwd)
 list=$(IFS=,; echo "${modules[*]}"),moe-cli
 # shellcheck disable=SC2086 # a list of words
 JAVA_HOME=$jdk mvn ${MAVEN_ARGS:--q} -pl "$list" -am -DskipTests package dependency:copy-dependencies -DincludeScope=test \
-  -DexcludeGroupIds=io.moe4j -DoutputDirectory="$out/lib"
+  -DoutputDirectory="$out/lib"
 version=$(sed -n 's|.*<junit.version>5\.\(.*\)</junit.version>.*|1.\1|p' pom.xml)
 # shellcheck disable=SC2086
 JAVA_HOME=$jdk mvn ${MAVEN_ARGS:--q} -N dependency:copy -DoutputDirectory="$out/lib" \
