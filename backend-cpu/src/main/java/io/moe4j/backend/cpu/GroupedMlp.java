@@ -113,8 +113,8 @@ final class GroupedMlp {
     long y = act + actStride * pairs;
     long shrunk = y + xStride * pairs;
     long xPanels = shrunk + shrunkStride * pairs;
-    long actPanels = xPanels + Workspace.align(4L * lanes * PanelTiles.even(weights.hidden));
-    long scratch = actPanels + Workspace.align(4L * lanes * PanelTiles.even(weights.intermediate));
+    long actPanels = xPanels + Workspace.align(4L * lanes * weights.hidden);
+    long scratch = actPanels + Workspace.align(4L * lanes * weights.intermediate);
     long total = scratch + scratchStride * team.size();
     return new Layout(
         tokens,

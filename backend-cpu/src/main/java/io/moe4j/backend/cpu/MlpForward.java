@@ -18,6 +18,7 @@ final class MlpForward {
   private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
   private static final ValueLayout.OfShort I16 = ValueLayout.JAVA_SHORT_UNALIGNED;
   private static final MemorySegment NONE = MemorySegment.ofArray(new byte[0]);
+  private static final MemberScratch[] NO_SCRATCH = {};
   private static final int ROW_TILE = GroupedMlp.ROW_TILE;
   private static final int TOKEN_TILE = GroupedMlp.TOKEN_TILE;
   private static final int TOKENS_PER_TILE = 8;
@@ -69,6 +70,7 @@ final class MlpForward {
   private int chunkStart;
   private int chunkTokens;
   private boolean lora;
+  private MemberScratch[] scratch = NO_SCRATCH;
 
   MlpForward(GroupedMlp mlp) {
     this.mlp = mlp;
@@ -113,6 +115,7 @@ final class MlpForward {
     MemorySegment map = call.map();
     int mapSize = map == null ? 0 : (int) (map.byteSize() / 4);
     ThreadTeam team = mlp.team;
+    scratch = MemberScratch.take(team.size());
     for (int t0 = 0; t0 < call.tokens(); t0 += where.tokens()) {
       chunkStart = t0;
       chunkTokens = Math.min(where.tokens(), call.tokens() - t0);
@@ -137,6 +140,10 @@ final class MlpForward {
 
   /** Lets go of everything the caller owns. */
   void clear() {
+    if (scratch.length > 0) {
+      MemberScratch.give(scratch);
+      scratch = NO_SCRATCH;
+    }
     ws = NONE;
     hidden = NONE;
     output = NONE;
@@ -159,6 +166,11 @@ final class MlpForward {
       any |= live[s];
     }
     return any;
+  }
+
+  /** {@return a member's own arrays} */
+  MemberScratch scratch(int member) {
+    return scratch[member];
   }
 
   /** {@return the call's workspace} */
@@ -284,11 +296,24 @@ final class MlpForward {
     int e = blockExpert[block];
     int from = blockStart[block];
     int to = blockEnd[block];
-    boolean gated = w.activation.isGated();
     long stride = 4L * ROW_TILE;
     long g = l.scratch() + member * l.scratchStride();
     long u = g + TOKEN_TILE * stride;
     long spare = u + TOKEN_TILE * stride;
+    products13(e, from, to, row0, n, g, u, stride, member);
+    finish13(e, from, to, row0, n, g, u, stride, spare);
+  }
+
+  /**
+   * Gate and up products of some sorted positions of one expert.
+   *
+   * @param g gate results of {@code from}, of which row {@code row0} comes first
+   * @param u likewise up
+   * @param stride bytes from one position's results to the next's
+   */
+  void products13(
+      int e, int from, int to, int row0, int n, long g, long u, long stride, int member) {
+    boolean gated = w.activation.isGated();
     long[] x = at[member];
     int step = to - from <= groupLimit ? n : ROWS_PER_PASS;
     for (int r = 0; r < n; r += step) {
@@ -305,6 +330,15 @@ final class MlpForward {
         multiply(upKernels, w.up[e], row0 + r, rows, x, m, w.hidden, u + o, stride);
       }
     }
+  }
+
+  /**
+   * Bias, LoRA and activation of what {@link #products13} left.
+   *
+   * @param spare room for {@code 4 * n} floats
+   */
+  void finish13(int e, int from, int to, int row0, int n, long g, long u, long stride, long spare) {
+    GroupedMlp.Layout l = where();
     for (int p = from; p < to; p++) {
       addBias(w.gateBias[e], row0, g + (p - from) * stride, n);
       addBias(w.upBias[e], row0, u + (p - from) * stride, n);
@@ -413,8 +447,13 @@ final class MlpForward {
     int e = blockExpert[block];
     int from = blockStart[block];
     int to = blockEnd[block];
-    Rows d = w.down[e];
-    long spare = l.scratch() + member * l.scratchStride();
+    products2(e, from, to, row0, n, member);
+    finish2(e, from, to, row0, n, l.scratch() + member * l.scratchStride());
+  }
+
+  /** The w2 product of some sorted positions of one expert, rows {@code row0..row0+n-1}. */
+  void products2(int e, int from, int to, int row0, int n, int member) {
+    GroupedMlp.Layout l = where();
     long[] x = at[member];
     int step = to - from <= groupLimit ? n : ROWS_PER_PASS;
     for (int r = 0; r < n; r += step) {
@@ -425,10 +464,9 @@ final class MlpForward {
           x[j] = l.act() + (p + j) * l.actStride();
         }
         long y = l.y() + p * l.yStride() + 4L * (row0 + r);
-        multiply(downKernels, d, row0 + r, rows, x, m, w.intermediate, y, l.yStride());
+        multiply(downKernels, w.down[e], row0 + r, rows, x, m, w.intermediate, y, l.yStride());
       }
     }
-    finish2(e, from, to, row0, n, spare);
   }
 
   /** Bias and LoRA on rows {@code row0..row0+n-1} of the w2 product of some positions. */

@@ -1,6 +1,5 @@
 package io.moe4j.backend.cpu;
 
-import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.MemorySegment;
@@ -20,7 +19,6 @@ final class PanelTiles {
   private static final int BLOCKS = 8;
 
   private static final int TILE_ROWS = BLOCKS * ROWS;
-  private static final long WEIGHT_BYTES = 4L * ROWS * Kernels.PANEL_STRIDE;
 
   private final MlpForward f;
   private final MlpWeights w;
@@ -38,14 +36,9 @@ final class PanelTiles {
     plan = new PanelPlan(lanes);
   }
 
-  /** A panel needs an even number of rows. */
-  static int even(int k) {
-    return (k + 1) & ~1;
-  }
-
-  /** What one member's scratch takes: weights, sums, LoRA deltas, tail results. */
+  /** What one member takes of the workspace: sums, LoRA deltas or the tail's results, spare. */
   static long scratchBytes(int lanes) {
-    return WEIGHT_BYTES + sumBytes(lanes) * PanelPlan.MAX_GROUP + 3 * sumBytes(lanes);
+    return sumBytes(lanes) * PanelPlan.MAX_GROUP + 2 * sumBytes(lanes);
   }
 
   private static long sumBytes(int lanes) {
@@ -72,17 +65,25 @@ final class PanelTiles {
     return Math.ceilDiv(w.hidden, TILE_ROWS);
   }
 
-  private long scratch(int member) {
+  private long deltas(int member) {
+    return sums(member) + sumBytes(lanes) * PanelPlan.MAX_GROUP;
+  }
+
+  private long spare(int member) {
+    return deltas(member) + sumBytes(lanes);
+  }
+
+  private long sums(int member) {
     GroupedMlp.Layout l = f.where();
     return l.scratch() + member * l.scratchStride();
   }
 
   private long xPanel(int panel) {
-    return f.where().xPanels() + 4L * plan.panelLane[panel] * even(w.hidden);
+    return f.where().xPanels() + 4L * plan.panelLane[panel] * w.hidden;
   }
 
   private long actPanel(int panel) {
-    return f.where().actPanels() + 4L * plan.panelLane[panel] * even(w.intermediate);
+    return f.where().actPanels() + 4L * plan.panelLane[panel] * w.intermediate;
   }
 
   /** Puts a panel's tokens side by side, and zeros where there are none. */
@@ -110,12 +111,6 @@ final class PanelTiles {
         }
       }
     }
-    if ((k & 1) != 0) {
-      zero(ws, dst + 4L * k * width, width);
-    }
-    if ((w.intermediate & 1) != 0) {
-      zero(ws, actPanel(panel) + 4L * w.intermediate * width, width);
-    }
   }
 
   private static void zero(MemorySegment ws, long at, int floats) {
@@ -124,29 +119,16 @@ final class PanelTiles {
     }
   }
 
-  /** Widens rows into scratch; an odd last column is followed by a zero. */
+  /** Widens rows {@code k0..k0+k-1} into the member's scratch, from its row {@code to} on. */
   private void widen(
-      TypedKernels typed,
-      Rows rows,
-      int row0,
-      int count,
-      int k0,
-      int k,
-      long to,
-      int elementBytes) {
-    MemorySegment ws = f.workspace();
+      TypedKernels typed, Rows rows, int row0, int count, int k0, int k, int to, int member) {
     for (int r = 0; r < count; r++) {
-      long at = to + 4L * r * Kernels.PANEL_STRIDE;
       typed.widen(
           rows.segment(),
-          rows.offset() + (row0 + r) * rows.stride() + (long) k0 * elementBytes,
-          ws,
-          at,
-          k,
-          1f);
-      if ((k & 1) != 0) {
-        ws.set(F32, at + 4L * k, 0f);
-      }
+          rows.offset() + (row0 + r) * rows.stride() + (long) rows.elementBytes() * k0,
+          f.scratch(member).weights,
+          (to + r) * Kernels.PANEL_STRIDE,
+          k);
     }
   }
 
@@ -157,141 +139,98 @@ final class PanelTiles {
     int perBlock = gated ? ROWS / 2 : ROWS;
     int outputs = Math.min(outputs13(), w.intermediate - row0);
     int blocks = Math.ceilDiv(outputs, perBlock);
-    long weights = scratch(member);
-    long sums = weights + WEIGHT_BYTES;
-    long tail = sums + sumBytes(lanes) * PanelPlan.MAX_GROUP;
+    long sums = sums(member);
     TypedKernels typed = kernels.forType(w.upType);
-    int size = w.upType.bits() / 8;
-    for (int k0 = 0; k0 < w.hidden; k0 += Kernels.PANEL_K) {
-      int k = Math.min(Kernels.PANEL_K, w.hidden - k0);
-      for (int b = 0; b < blocks; b++) {
-        int r0 = row0 + b * perBlock;
-        int count = Math.min(perBlock, w.intermediate - r0);
+    Rows up = w.up[e];
+    Rows gate = gated ? w.gate[e] : up;
+    for (int b = 0; b < blocks; b++) {
+      int r0 = row0 + b * perBlock;
+      int count = Math.min(perBlock, w.intermediate - r0);
+      int next = r0 + perBlock;
+      int coming = b + 1 < blocks ? Math.min(perBlock, w.intermediate - next) : 0;
+      int half = gated ? coming : coming / 2;
+      int nextUp = gated ? next : next + half;
+      for (int k0 = 0; k0 < w.hidden; k0 += Kernels.PANEL_K) {
+        int k = Math.min(Kernels.PANEL_K, w.hidden - k0);
         if (gated) {
-          widen(typed, w.gate[e], r0, count, k0, k, weights, size);
-          widen(
-              typed,
-              w.up[e],
-              r0,
-              count,
-              k0,
-              k,
-              weights + 4L * perBlock * Kernels.PANEL_STRIDE,
-              size);
-        } else {
-          widen(typed, w.up[e], r0, count, k0, k, weights, size);
+          widen(typed, gate, r0, count, k0, k, 0, member);
         }
-        Rows a = gated ? w.gate[e] : w.up[e];
-        int coming = b + 1 < blocks ? Math.min(perBlock, w.intermediate - r0 - perBlock) : 0;
-        multiply(group, b, k0, k, weights, sums, true, a, w.up[e], r0 + perBlock, coming);
-        tail(group, b, k0, k, weights, tail, true);
+        widen(typed, up, r0, count, k0, k, gated ? perBlock : 0, member);
+        multiply(group, b, k0, k, member, sums, true, gate, next, up, nextUp, half);
       }
     }
-    finish13(group, row0, outputs, blocks, sums, tail);
+    finish13(group, row0, outputs, blocks, sums, member);
   }
 
   /**
    * One block of twelve rows with every panel of the group. Meanwhile the rows of the next block
-   * are fetched: {@code coming} rows from {@code nextRow} on of {@code a} and of {@code b}, or as
-   * many rows behind those where both are one matrix.
+   * are fetched: {@code coming} rows of {@code a} from {@code nextA} on, and of {@code b} from
+   * {@code nextB} on.
    */
   private void multiply(
       int group,
       int block,
       int k0,
       int k,
-      long weights,
+      int member,
       long sums,
       boolean first,
       Rows a,
+      int nextA,
       Rows b,
-      int nextRow,
+      int nextB,
       int coming) {
     MemorySegment ws = f.workspace();
     int count = plan.groupPanels[group];
-    long bytes = a.isDense() && b.isDense() ? coming * a.stride() : 0;
-    long step = Math.max(0, bytes - Long.BYTES) / ((long) k * Math.max(1, count));
-    boolean fetch = step > 0;
-    long behind = first ? 0 : bytes;
+    long bytes = a.isDense() && b.isDense() ? coming * a.stride() - Long.BYTES : 0;
+    boolean fetch = bytes > 0;
+    MemorySegment memoryA = fetch ? a.segment() : ws;
+    MemorySegment memoryB = fetch ? b.segment() : ws;
+    int half = k / 2;
+    // Half of each product's k fetches from a, the other half from b: together, over all k, all
+    // rows.
+    long step = fetch ? 2 * bytes / ((long) a.cols() * count) : 0;
+    long share = step * count * (k0 / 2);
+    long fromA = fetch ? a.offset() + nextA * a.stride() + share : 0;
+    long fromB = fetch ? b.offset() + nextB * b.stride() + share : 0;
+    long fetched = 0;
+    float[] weights = f.scratch(member).weights;
     for (int i = 0; i < count; i++) {
       int panel = plan.groupPanel[group] + i;
       int vectors = plan.panelVectors[panel];
-      long x = (first ? xPanel(panel) : actPanel(panel)) + 4L * k0 * vectors * lanes;
-      long c = sums + i * sumBytes(lanes) + 4L * block * ROWS * vectors * lanes;
+      long row = 4L * vectors * lanes;
+      long x = (first ? xPanel(panel) : actPanel(panel)) + k0 * row;
+      long c = sums + i * sumBytes(lanes) + row * block * ROWS;
       if (k0 == 0) {
         zero(ws, c, ROWS * vectors * lanes);
       }
-      long at = nextRow * a.stride() + i * step * k;
-      long fetched =
-          fetch
-              ? kernels.panel(
-                  ws,
-                  weights,
-                  ws,
-                  x,
-                  vectors,
-                  even(k),
-                  ws,
-                  c,
-                  a.segment(),
-                  a.offset() + at,
-                  b.segment(),
-                  b.offset() + at + behind,
-                  step)
-              : kernels.panel(
-                  ws, weights, ws, x, vectors, even(k), ws, c, ws, weights, ws, weights, 0);
-      // Somebody has to use it, or the compiler drops the reads.
-      ws.set(ValueLayout.JAVA_LONG_UNALIGNED, weights + WEIGHT_BYTES - Long.BYTES, fetched);
+      long ahead = step * half * i;
+      fetched ^=
+          kernels.panel(weights, 0, ws, x, vectors, half, ws, c, memoryA, fromA + ahead, step);
+      fetched ^=
+          kernels.panel(
+              weights,
+              half,
+              ws,
+              x + half * row,
+              vectors,
+              k - half,
+              ws,
+              c,
+              memoryB,
+              fromB + ahead,
+              step);
     }
-  }
-
-  /** The same rows with the tail's tokens, one dot product each. */
-  private void tail(int group, int block, int k0, int k, long weights, long to, boolean first) {
-    int m = plan.tailTokens[group];
-    MemorySegment ws = f.workspace();
-    TypedKernels f32 = kernels.forType(DType.F32);
-    int start = plan.tailStart[group];
-    long spare = to + 4L * TILE_ROWS * TypedKernels.MAX_TOKENS;
-    for (int t = 0, n; t < m; t += n) {
-      n = Math.min(TypedKernels.MAX_TOKENS, m - t);
-      long stride = 4L * TILE_ROWS;
-      long c = to + t * stride + 4L * block * ROWS;
-      long part = k0 == 0 ? c : spare;
-      f32.dot(
-          ws,
-          weights,
-          4L * Kernels.PANEL_STRIDE,
-          ROWS,
-          ws,
-          tailRow(start + t, first) + 4L * k0,
-          tailRow(start + Math.min(t + 1, m - 1), first) + 4L * k0,
-          tailRow(start + Math.min(t + 2, m - 1), first) + 4L * k0,
-          tailRow(start + Math.min(t + 3, m - 1), first) + 4L * k0,
-          n,
-          k,
-          ws,
-          part,
-          stride);
-      if (k0 > 0) {
-        for (int j = 0; j < n; j++) {
-          f32.axpy(1f, ws, part + j * stride, ws, c + j * stride, ROWS);
-        }
-      }
-    }
-  }
-
-  private long tailRow(int position, boolean first) {
-    GroupedMlp.Layout l = f.where();
-    return first ? f.xRow(position) : l.act() + position * l.actStride();
+    f.scratch(member).seen ^= fetched;
   }
 
   /** Bias, LoRA, activation. */
-  private void finish13(int group, int row0, int outputs, int blocks, long sums, long tail) {
+  private void finish13(int group, int row0, int outputs, int blocks, long sums, int member) {
     MemorySegment ws = f.workspace();
     GroupedMlp.Layout l = f.where();
     int e = plan.groupExpert[group];
     int perBlock = gated ? ROWS / 2 : ROWS;
-    long deltas = tail + sumBytes(lanes);
+    long deltas = deltas(member);
     for (int i = 0; i < plan.groupPanels[group]; i++) {
       int panel = plan.groupPanel[group] + i;
       int width = plan.panelVectors[panel] * lanes;
@@ -300,7 +239,7 @@ final class PanelTiles {
       int tokens = plan.panelTokens[panel];
       boolean lora = f.hasLora(start, start + tokens);
       if (lora) {
-        deltas13(start, tokens, row0, outputs, c, width, deltas);
+        deltas13(start, tokens, row0, outputs, c, width, member);
       }
       for (int b = 0; b < blocks; b++) {
         int r0 = row0 + b * perBlock;
@@ -325,7 +264,14 @@ final class PanelTiles {
         }
       }
     }
-    finishTail13(group, row0, outputs, blocks, tail, deltas);
+    int from = plan.tailStart[group];
+    int to = from + plan.tailTokens[group];
+    if (from < to) {
+      long stride = 4L * outputs13();
+      long u = deltas + stride * (to - from);
+      f.products13(e, from, to, row0, outputs, deltas, u, stride, member);
+      f.finish13(e, from, to, row0, outputs, deltas, u, stride, spare(member));
+    }
   }
 
   private void addBias(
@@ -349,14 +295,14 @@ final class PanelTiles {
 
   /** Gate and up deltas of a panel: computed by token, then added across. */
   private void deltas13(
-      int start, int tokens, int row0, int outputs, long c, int width, long deltas) {
+      int start, int tokens, int row0, int outputs, long c, int width, int member) {
     MemorySegment ws = f.workspace();
     int perBlock = gated ? ROWS / 2 : ROWS;
     long stride = 4L * outputs13();
-    long g = deltas;
-    long u = gated ? deltas + stride * 2 * lanes : deltas;
+    long g = deltas(member);
+    long u = gated ? g + stride * 2 * lanes : g;
     zero(ws, g, (int) ((gated ? 2 : 1) * stride * 2 * lanes / 4));
-    f.addLora13(start, start + tokens, row0, outputs, g, u, stride, u + stride * 2 * lanes);
+    f.addLora13(start, start + tokens, row0, outputs, g, u, stride, spare(member));
     for (int r = 0; r < outputs; r++) {
       long row = c + 4L * ((long) (r / perBlock) * ROWS + r % perBlock) * width;
       long upRow = gated ? row + 4L * perBlock * width : row;
@@ -373,69 +319,23 @@ final class PanelTiles {
     ws.set(F32, to, ws.get(F32, to) + ws.get(F32, from));
   }
 
-  private void finishTail13(int group, int row0, int outputs, int blocks, long tail, long deltas) {
-    int m = plan.tailTokens[group];
-    if (m == 0) {
-      return;
-    }
-    MemorySegment ws = f.workspace();
-    GroupedMlp.Layout l = f.where();
-    int e = plan.groupExpert[group];
-    int start = plan.tailStart[group];
-    int perBlock = gated ? ROWS / 2 : ROWS;
-    long stride = 4L * outputs13();
-    long g = deltas;
-    long u = gated ? deltas + stride * m : deltas;
-    for (int t = 0; t < m; t++) {
-      for (int b = 0; b < blocks; b++) {
-        int count = Math.min(perBlock, outputs - b * perBlock);
-        long from = tail + t * 4L * TILE_ROWS + 4L * b * ROWS;
-        for (int r = 0; r < count; r++) {
-          long to = t * stride + 4L * (b * perBlock + r);
-          if (gated) {
-            ws.set(F32, g + to, ws.get(F32, from + 4L * r));
-          }
-          ws.set(F32, u + to, ws.get(F32, from + 4L * (gated ? perBlock + r : r)));
-        }
-      }
-      if (gated) {
-        f.addBias(w.gateBias[e], row0, g + t * stride, outputs);
-      }
-      f.addBias(w.upBias[e], row0, u + t * stride, outputs);
-    }
-    f.addLora13(start, start + m, row0, outputs, g, u, stride, u + stride * m);
-    for (int t = 0; t < m; t++) {
-      kernels.activate(
-          w.activation,
-          ws,
-          g + t * stride,
-          ws,
-          u + t * stride,
-          ws,
-          l.act() + (start + t) * l.actStride() + 4L * row0,
-          outputs);
-    }
-  }
-
   void tile2(int index, int member) {
     int group = index / rowTiles2();
     int row0 = index % rowTiles2() * TILE_ROWS;
     int e = plan.groupExpert[group];
     int outputs = Math.min(TILE_ROWS, w.hidden - row0);
     int blocks = Math.ceilDiv(outputs, ROWS);
-    long weights = scratch(member);
-    long sums = weights + WEIGHT_BYTES;
-    long tail = sums + sumBytes(lanes) * PanelPlan.MAX_GROUP;
+    long sums = sums(member);
     TypedKernels typed = kernels.forType(w.downType);
-    int size = w.downType.bits() / 8;
-    for (int k0 = 0; k0 < w.intermediate; k0 += Kernels.PANEL_K) {
-      int k = Math.min(Kernels.PANEL_K, w.intermediate - k0);
-      for (int b = 0; b < blocks; b++) {
-        int r0 = row0 + b * ROWS;
-        widen(typed, w.down[e], r0, Math.min(ROWS, w.hidden - r0), k0, k, weights, size);
-        int coming = b + 1 < blocks ? Math.min(ROWS, w.hidden - r0 - ROWS) / 2 : 0;
-        multiply(group, b, k0, k, weights, sums, false, w.down[e], w.down[e], r0 + ROWS, coming);
-        tail(group, b, k0, k, weights, tail, false);
+    Rows d = w.down[e];
+    for (int b = 0; b < blocks; b++) {
+      int r0 = row0 + b * ROWS;
+      int next = r0 + ROWS;
+      int half = b + 1 < blocks ? Math.min(ROWS, w.hidden - next) / 2 : 0;
+      for (int k0 = 0; k0 < w.intermediate; k0 += Kernels.PANEL_K) {
+        int k = Math.min(Kernels.PANEL_K, w.intermediate - k0);
+        widen(typed, d, r0, Math.min(ROWS, w.hidden - r0), k0, k, 0, member);
+        multiply(group, b, k0, k, member, sums, false, d, next, d, next + half, half);
       }
     }
     MemorySegment ws = f.workspace();
@@ -451,20 +351,13 @@ final class PanelTiles {
           ws.set(F32, to + 4L * r, ws.get(F32, c + 4L * ((long) r * width + t)));
         }
       }
-      f.finish2(e, start, start + plan.panelTokens[panel], row0, outputs, tail + sumBytes(lanes));
+      f.finish2(e, start, start + plan.panelTokens[panel], row0, outputs, spare(member));
     }
-    int start = plan.tailStart[group];
-    int m = plan.tailTokens[group];
-    for (int t = 0; t < m; t++) {
-      MemorySegment.copy(
-          ws,
-          tail + t * 4L * TILE_ROWS,
-          ws,
-          l.y() + (start + t) * l.yStride() + 4L * row0,
-          4L * outputs);
-    }
-    if (m > 0) {
-      f.finish2(e, start, start + m, row0, outputs, tail + sumBytes(lanes));
+    int from = plan.tailStart[group];
+    int to = from + plan.tailTokens[group];
+    if (from < to) {
+      f.products2(e, from, to, row0, outputs, member);
+      f.finish2(e, from, to, row0, outputs, spare(member));
     }
   }
 }

@@ -9,13 +9,10 @@ public interface Kernels {
   /** Rows of a panel product. */
   int PANEL_ROWS = 12;
 
-  /** The longest dot product of one panel call; longer ones add up several calls. */
-  int PANEL_K = 4096;
+  /** The longest product of one {@link #panel} call; longer ones add up several. */
+  int PANEL_K = 2048;
 
-  /**
-   * Floats from one row of {@link #panel}'s weights to the next: a constant, and not a multiple of
-   * a page, so that rows do not fall on the same cache sets.
-   */
+  /** Floats from one row of {@link #panel}'s weights to the next. */
   int PANEL_STRIDE = PANEL_K + 16;
 
   /** {@return what it is, for logs: {@code Vector API, 512 bits} or {@code scalar}} */
@@ -35,35 +32,31 @@ public interface Kernels {
    * Twelve rows times a panel of {@code vectors * lanes()} tokens, added to {@code c}: {@code
    * c[r][t] += sum_i w[r][i] * x[i][t]}.
    *
-   * @param w F32, {@link #PANEL_ROWS} rows {@link #PANEL_STRIDE} floats apart
-   * @param wOffset bytes
+   * @param w {@link #PANEL_ROWS} rows, {@link #PANEL_STRIDE} elements apart
+   * @param w0 index of row 0's first element
    * @param x F32 {@code [k, tokens]}, tokens densely
    * @param xOffset bytes
    * @param vectors 1 or 2
-   * @param k even, at most {@link #PANEL_K}
+   * @param k at most {@link #PANEL_K}
    * @param c F32 {@code [12, tokens]}
    * @param cOffset bytes
-   * @param nextA what will be read after this call: {@code k * step + 8} bytes from {@code a0} on,
-   *     and from {@code b0} on of {@code nextB}, may be fetched in passing
-   * @param a0 bytes
-   * @param nextB see {@code nextA}
-   * @param b0 bytes
+   * @param next what will be read after this call: {@code k * step + 8} bytes of it may be fetched
+   *     in passing
+   * @param nextOffset bytes
    * @param step bytes for each of the {@code k}; 0 = nothing to fetch
    * @return something that depends on what was fetched, so that it cannot be left out
    */
   long panel(
-      MemorySegment w,
-      long wOffset,
+      float[] w,
+      int w0,
       MemorySegment x,
       long xOffset,
       int vectors,
       int k,
       MemorySegment c,
       long cOffset,
-      MemorySegment nextA,
-      long a0,
-      MemorySegment nextB,
-      long b0,
+      MemorySegment next,
+      long nextOffset,
       long step);
 
   /**

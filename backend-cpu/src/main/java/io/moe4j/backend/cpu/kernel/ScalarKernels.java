@@ -47,27 +47,23 @@ final class ScalarKernels implements Kernels {
 
   @Override
   public long panel(
-      MemorySegment w,
-      long wOffset,
+      float[] w,
+      int w0,
       MemorySegment x,
       long xOffset,
       int vectors,
       int k,
       MemorySegment c,
       long cOffset,
-      MemorySegment nextA,
-      long a0,
-      MemorySegment nextB,
-      long b0,
+      MemorySegment next,
+      long nextOffset,
       long step) {
     for (int r = 0; r < PANEL_ROWS; r++) {
       for (int t = 0; t < vectors; t++) {
         long at = cOffset + 4L * (r * vectors + t);
         float sum = c.get(F32, at);
         for (int i = 0; i < k; i++) {
-          sum +=
-              w.get(F32, wOffset + 4L * (r * PANEL_STRIDE + i))
-                  * x.get(F32, xOffset + 4L * ((long) i * vectors + t));
+          sum += w[w0 + r * PANEL_STRIDE + i] * x.get(F32, xOffset + 4L * ((long) i * vectors + t));
         }
         c.set(F32, at, sum);
       }
@@ -149,6 +145,13 @@ final class ScalarKernels implements Kernels {
         MemorySegment src, long srcOffset, MemorySegment dst, long dstOffset, int n, float scale) {
       for (int i = 0; i < n; i++) {
         dst.set(F32, dstOffset + 4L * i, scale * read(dtype, src, srcOffset, i));
+      }
+    }
+
+    @Override
+    public void widen(MemorySegment src, long srcOffset, float[] dst, int at, int n) {
+      for (int i = 0; i < n; i++) {
+        dst[at + i] = read(dtype, src, srcOffset, i);
       }
     }
 

@@ -90,6 +90,17 @@ public interface TypedKernels {
       MemorySegment src, long srcOffset, MemorySegment dst, long dstOffset, int n, float scale);
 
   /**
+   * Widens to F32, exactly.
+   *
+   * @param src elements of this dtype
+   * @param srcOffset where they begin
+   * @param dst where they go
+   * @param at index of the first there
+   * @param n how many
+   */
+  void widen(MemorySegment src, long srcOffset, float[] dst, int at, int n);
+
+  /**
    * Adds a multiple: {@code dst[i] += factor * src[i]}.
    *
    * @param factor the multiple

@@ -44,21 +44,18 @@ final class VectorKernels implements Kernels {
 
   @Override
   public long panel(
-      MemorySegment w,
-      long wOffset,
+      float[] w,
+      int w0,
       MemorySegment x,
       long xOffset,
       int vectors,
       int k,
       MemorySegment c,
       long cOffset,
-      MemorySegment nextA,
-      long a0,
-      MemorySegment nextB,
-      long b0,
+      MemorySegment next,
+      long nextOffset,
       long step) {
-    return VectorPanel.multiply(
-        w, wOffset, x, xOffset, vectors, k, c, cOffset, nextA, a0, nextB, b0, step);
+    return VectorPanel.multiply(w, w0, x, xOffset, vectors, k, c, cOffset, next, nextOffset, step);
   }
 
   @Override

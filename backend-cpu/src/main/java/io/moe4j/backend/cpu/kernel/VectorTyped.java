@@ -724,6 +724,17 @@ final class VectorTyped implements TypedKernels {
   }
 
   @Override
+  public void widen(MemorySegment src, long srcOffset, float[] dst, int at, int n) {
+    int bound = F.loopBound(n);
+    for (int i = 0; i < bound; i += VL) {
+      load(src, srcOffset + (long) BYTES * i).intoArray(dst, at + i);
+    }
+    for (int i = bound; i < n; i++) {
+      dst[at + i] = readOne(src, srcOffset, i);
+    }
+  }
+
+  @Override
   public void axpy(
       float factor, MemorySegment src, long srcOffset, MemorySegment dst, long dstOffset, int n) {
     int bound = F.loopBound(n);
