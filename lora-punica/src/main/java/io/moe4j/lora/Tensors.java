@@ -4,6 +4,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 
 /** Small helpers on host tensors. */
 final class Tensors {
@@ -39,6 +40,35 @@ final class Tensors {
     return true;
   }
 
+  /** Three dimensions, in square blocks: what is read and what is written stay in caches. */
+  private static void copyDense3(
+      Tensor from, MemorySegment source, MemorySegment to, long toOffset, int width) {
+    int block = 32;
+    long rows = from.size(1);
+    long cols = from.size(2);
+    for (long e = 0; e < from.size(0); e++) {
+      long base = from.byteOffset() + e * from.stride(0) * width;
+      long dst = toOffset + e * rows * cols * width;
+      for (long r0 = 0; r0 < rows; r0 += block) {
+        for (long c0 = 0; c0 < cols; c0 += block) {
+          for (long r = r0; r < Math.min(rows, r0 + block); r++) {
+            for (long c = c0; c < Math.min(cols, c0 + block); c++) {
+              long at = base + (r * from.stride(1) + c * from.stride(2)) * width;
+              long o = dst + (r * cols + c) * width;
+              if (width == Short.BYTES) {
+                short bits = source.get(ValueLayout.JAVA_SHORT_UNALIGNED, at);
+                to.set(ValueLayout.JAVA_SHORT_UNALIGNED, o, bits);
+              } else {
+                int bits = source.get(ValueLayout.JAVA_INT_UNALIGNED, at);
+                to.set(ValueLayout.JAVA_INT_UNALIGNED, o, bits);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+
   /**
    * Copies a host tensor of whole-byte elements, whatever its strides, to dense row-major bytes.
    */
@@ -47,6 +77,10 @@ final class Tensors {
     int width = from.dtype().bits() / Byte.SIZE;
     if (from.isContiguous()) {
       MemorySegment.copy(source, from.byteOffset(), to, toOffset, from.elementCount() * width);
+      return;
+    }
+    if (from.dims() == 3 && (width == Short.BYTES || width == Float.BYTES)) {
+      copyDense3(from, source, to, toOffset, width);
       return;
     }
     long[] shape = from.shape();
