@@ -36,10 +36,15 @@ def ptx_param_sizes(ptx: str, entry: str) -> list:
 
 
 def clean(ptx: str) -> str:
-    """Drops comments and debug paths: the text must not depend on where it was compiled."""
-    lines = [l for l in ptx.splitlines() if not l.lstrip().startswith("//") and not l.lstrip().startswith(".file")
-             and not l.lstrip().startswith(".loc")]
-    return "\n".join(l for l in lines if l.strip()) + "\n"
+    """Drops comments and debug information: the text must not depend on where it was compiled."""
+    lines, debug = [], False
+    for line in ptx.splitlines():
+        text = line.strip()
+        debug = debug or text.startswith(".section") and ".debug_" in text
+        if text and not debug and not text.startswith(("//", ".file", ".loc")):
+            lines.append(line)
+        debug = debug and not text.endswith("}")
+    return "\n".join(lines) + "\n"
 
 
 class Writer:
