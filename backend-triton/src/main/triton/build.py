@@ -33,7 +33,7 @@ INTS = ("has_map", "has_bias", "on_input", "keep", "act", "ROWS", "COLUMNS", "TO
 LONGS = ("s0", "s1", "s2")
 CALLERS = ("ids", "expert_map", "mapping", "tw", "counts")  # tensors of the caller: nothing is known of their alignment
 SOURCES = {sort: "sort.py", shrink: "shrink.py", gemm: "gemm.py"}
-HELPERS = {"sort.py": ("table.py",), "shrink.py": ("table.py",), "gemm.py": ("table.py", "activation.py")}
+HELPERS = {"sort.py": ("table.py",), "shrink.py": ("table.py",), "gemm.py": ("table.py", "activation.py", "mxfp4.py")}
 
 
 def source_of(fn, dtype, out, descriptors, constexprs):
@@ -62,6 +62,9 @@ def source_of(fn, dtype, out, descriptors, constexprs):
             hint = 1
         elif name == "out":
             signature[name] = "*" + TYPES[out]
+        elif name == "ws" or name == "w" and constexprs.get("MX"):
+            signature[name] = "*u8"
+            hint = 16 if name == "w" else 1
         elif name in ELEMENTS:
             signature[name] = "*" + TYPES[dtype]
         elif name in FLOATS:
@@ -174,12 +177,14 @@ def shrink_jobs(arch, dtype, rich):
     return out
 
 
-def gemm_job(arch, dtype, stage, tile, act, lora, naive, gather):
+def gemm_job(arch, dtype, stage, tile, act, lora, naive, gather, mx=False):
     first, gated = stage != "w2", stage == "w13"
     tail = tile.tail and not naive
     descriptors = {}
     constexprs = dict(FIRST=first, GATED=gated, ACT=0 if act == "silu" else -1, GATHER=gather, LORA=lora, NAIVE=naive, G=2 if naive else tile.G, BM=tile.BM,
-                      BN=tile.BN, BK=tile.BK, EVEN_K=tile.even, TMA=tile.tma, TAIL=tail, XS=tile.XS)
+                      BN=tile.BN, BK=tile.BK, EVEN_K=tile.even, TMA=tile.tma, TAIL=tail, MX=mx, XS=tile.stages if mx and naive else tile.XS)
+    if not mx:
+        constexprs["ws"] = None
     for d, wanted, rows in (("xd", tile.tma and not gather, tile.BM), ("xh", tile.tma and not gather and tail, tile.BM // 2),
                             ("wd", tile.tma, tile.BN)):
         if wanted:
@@ -187,7 +192,7 @@ def gemm_job(arch, dtype, stage, tile, act, lora, naive, gather):
         else:
             constexprs[d] = None
     return job("gemm", "gemm_kernel", "gemm", arch,
-               {"type": dtype, "stage": stage, "tile": tile.name, "act": act, "lora": str(int(lora)), "naive": str(int(naive)),
+               {"type": "mxfp4" if mx else dtype, "stage": stage, "tile": tile.name, "act": act, "lora": str(int(lora)), "naive": str(int(naive)),
                 "gather": str(int(gather))}, constexprs, tile.warps, tile.stages, dtype, descriptors=descriptors)
 
 
@@ -206,6 +211,16 @@ def gemm_jobs(arch, dtype):
     return out
 
 
+def mxfp4_jobs(arch):
+    """gpt-oss: gated, any activation, any multiple of 32."""
+    out = []
+    for stage in ("w13", "w2"):
+        for i, tile in enumerate(variants.mxfp4(arch, stage)):
+            for lora in (False, True):
+                out.append(gemm_job(arch, "bf16", stage, tile, "any" if stage == "w13" else "none", lora, i == 0, stage == "w13", True))
+    return out
+
+
 def kernels(archs):
     out = []
     for arch in archs:
@@ -214,6 +229,7 @@ def kernels(archs):
             out += type_jobs(arch, dtype) if arch in (80, 90) else []
             out += shrink_jobs(arch, dtype, arch == 90 and dtype == "bf16")
             out += gemm_jobs(arch, dtype)
+        out += mxfp4_jobs(arch)
     return out
 
 

@@ -9,7 +9,7 @@ there is no delta buffer, rows without adapter cost nothing, and time follows ea
 
 Both operands of the expand come from shared memory, on purpose. With s in registers (select instead of masked load) Triton 3.6 keeps
 that loop's wgmma in flight across its back edge while the next iteration overwrites the registers they still read: wrong results that
-depend on timing. PipelineTest checks the compiled kernels for it.
+depend on timing. KernelsTest checks the compiled kernels for it.
 
 The page list is read one step ahead by hand, so the loads of B depend on values already in registers and the compiler pipelines them
 to the full depth.
@@ -19,6 +19,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from activation import activate_gated, activate_single
+from mxfp4 import one_row_mxfp4, rows_mxfp4
 from table import B_ADDR, B_EXPERT, B_ROW, PAGE, RANK, SHARED_A, SLOT_WIDTH, local_expert, slot_of
 
 
@@ -108,10 +109,11 @@ def expand_one(acc, part, pair, col, rank, bp, bv, RS, SPLIT, G: tl.constexpr, B
 
 
 @triton.jit
-def gemm_tile(origin, x, xd, w, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0, row1, r0, has_bias,
-              on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST: tl.constexpr, GATED: tl.constexpr,
+def gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
+              row1, r0, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST: tl.constexpr, GATED: tl.constexpr,
               ACT: tl.constexpr, GATHER: tl.constexpr, LORA: tl.constexpr, NAIVE: tl.constexpr, G: tl.constexpr, BM: tl.constexpr,
-              BN: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, TMA: tl.constexpr, XS: tl.constexpr, PDL: tl.constexpr):
+              BN: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, TMA: tl.constexpr, MX: tl.constexpr, XS: tl.constexpr,
+              PDL: tl.constexpr):
     PAIR: tl.constexpr = FIRST and GATED
     EL: tl.constexpr = y.dtype.element_ty
     NW = N * 2 if PAIR else N
@@ -142,31 +144,38 @@ def gemm_tile(origin, x, xd, w, wd, bias, tw, y, table, pairs, seg_of, seg_pg, p
             shared = tl.load(table + slot.to(tl.int64) * SLOT_WIDTH + SHARED_A, mask=slot >= 0, other=0).to(tl.int32)
     if PDL and not LORA and not FIRST:
         gdc_wait()  # only x is new; lists and ids are older than the kernel just before this one
-    for k in range(0, kend, BK):
-        km = (kk + k < KD)[None, :]
-        if TMA and not GATHER:
-            xv = xd.load([row0, k])
-        elif BM <= 32:
-            xv = tl.load(xp + k, mask=rm[:, None] if EVEN_K else rm[:, None] & km, other=0.0)
-        elif EVEN_K:
-            xv = tl.load(xp + k)
+    if MX:
+        row = e.to(tl.int64) * NW + nc
+        if NAIVE:
+            acc, acc2 = one_row_mxfp4(x + (mt // TOPK if GATHER else mt).to(tl.int64) * KD, w, ws, row, N, KD, kend, PAIR, BM, BN, BK, XS)
         else:
-            xv = tl.load(xp + k, mask=km, other=0.0)
-        if TMA:
-            wv = wd.load([wr, k])
-        elif EVEN_K:
-            wv = tl.load(wp + k)
-        else:
-            wv = tl.load(wp + k, mask=km, other=0.0)
-        acc = tl.dot(xv, wv.T, acc)
-        if PAIR:
-            if TMA:
-                uv = wd.load([wr + N, k])
+            acc, acc2 = rows_mxfp4(acc, acc2, xp, rm, w, ws, row, N, KD, kend, PAIR, BM, BN, BK)
+    else:
+        for k in range(0, kend, BK):
+            km = (kk + k < KD)[None, :]
+            if TMA and not GATHER:
+                xv = xd.load([row0, k])
+            elif BM <= 32:
+                xv = tl.load(xp + k, mask=rm[:, None] if EVEN_K else rm[:, None] & km, other=0.0)
             elif EVEN_K:
-                uv = tl.load(wp + up + k)
+                xv = tl.load(xp + k)
             else:
-                uv = tl.load(wp + up + k, mask=km, other=0.0)
-            acc2 = tl.dot(xv, uv.T, acc2)
+                xv = tl.load(xp + k, mask=km, other=0.0)
+            if TMA:
+                wv = wd.load([wr, k])
+            elif EVEN_K:
+                wv = tl.load(wp + k)
+            else:
+                wv = tl.load(wp + k, mask=km, other=0.0)
+            acc = tl.dot(xv, wv.T, acc)
+            if PAIR:
+                if TMA:
+                    uv = wd.load([wr + N, k])
+                elif EVEN_K:
+                    uv = tl.load(wp + up + k)
+                else:
+                    uv = tl.load(wp + up + k, mask=km, other=0.0)
+                acc2 = tl.dot(xv, uv.T, acc2)
     if PDL:
         gdc_launch_dependents()
     if LORA:
@@ -204,13 +213,14 @@ def gemm_tile(origin, x, xd, w, wd, bias, tw, y, table, pairs, seg_of, seg_pg, p
 
 
 @triton.jit
-def gemm_kernel(origin, x, xd, xh, w, wd, bias, tw, y, table, ids, expert_map, mapping, pairs, gtile, nums, seg_of, seg_pg, pga, pgb, pgm, s,
-                part, has_map, has_bias, on_input, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM,
+def gemm_kernel(origin, x, xd, xh, w, ws, wd, bias, tw, y, table, ids, expert_map, mapping, pairs, gtile, nums, seg_of, seg_pg, pga, pgb,
+                pgm, s, part, has_map, has_bias, on_input, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM,
                 FIRST: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr, GATHER: tl.constexpr, LORA: tl.constexpr,
                 NAIVE: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr,
-                TMA: tl.constexpr, TAIL: tl.constexpr, XS: tl.constexpr, PDL: tl.constexpr):
+                TMA: tl.constexpr, TAIL: tl.constexpr, MX: tl.constexpr, XS: tl.constexpr, PDL: tl.constexpr):
     """x [rows, KD] (or [tokens, KD] with GATHER), w [E, N or 2N, KD], y [rows, N]; bias [E, N or 2N] f32; tw [tokens, TOPK] f32.
 
+    MX: w is MXFP4, bytes [E, N or 2N, KD / 2] with exponents ws [E, N or 2N, KD / 32]; else ws is None.
     NAIVE: one pair a tile, no lists. TMA: w (and x, unless gathered) come by descriptors of boxes [BN, BK] and [BM, BK]; xh is x with
     boxes of half height, for TAIL: a tile with at most BM / 2 rows runs at half height.
     """
@@ -244,17 +254,17 @@ def gemm_kernel(origin, x, xd, xh, w, wd, bias, tw, y, table, ids, expert_map, m
                 r0 = tl.load(gtile + mt * 4 + 3, cache_modifier=".cg")
         if TAIL:
             if row1 - row0 <= BM // 2:
-                gemm_tile(origin, x, xh, w, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
+                gemm_tile(origin, x, xh, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
                           row1, r0, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT,
-                          GATHER, LORA, NAIVE, G, BM // 2, BN, BK, EVEN_K, TMA, XS, PDL)
+                          GATHER, LORA, NAIVE, G, BM // 2, BN, BK, EVEN_K, TMA, MX, XS, PDL)
             else:
-                gemm_tile(origin, x, xd, w, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
+                gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
                           row1, r0, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT,
-                          GATHER, LORA, NAIVE, G, BM, BN, BK, EVEN_K, TMA, XS, PDL)
+                          GATHER, LORA, NAIVE, G, BM, BN, BK, EVEN_K, TMA, MX, XS, PDL)
         else:
-            gemm_tile(origin, x, xd, w, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0, row1,
+            gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0, row1,
                       r0, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT, GATHER,
-                      LORA, NAIVE, G, BM, BN, BK, EVEN_K, TMA, XS, PDL)
+                      LORA, NAIVE, G, BM, BN, BK, EVEN_K, TMA, MX, XS, PDL)
 
 
 @triton.jit

@@ -55,3 +55,12 @@ def portable(arch):
     more = dict(XS=2) if arch == 120 else {}
     return [t(f"16x64x64-ptr-w4-s{stages}", **more), t(f"64x64x64-ptr-w4-s{stages}", **more), t(f"128x64x64-ptr-w4-s{stages}", **more),
             t(f"16x64x64-ptr-w4-s{stages}-any", **more), t(f"64x64x64-ptr-w4-s{stages}-any", **more)]
+
+
+def mxfp4(arch, stage):
+    """Weights in 4 bits, any contraction that is a multiple of 32; the first tile is for single rows."""
+    stages = 2 if arch == 120 else 3
+    more = dict(XS=2) if arch == 120 else {}
+    tiles = ("16x32x256-ptr-w4", "16x64x128-ptr-w4", "64x64x64-ptr-w4", "128x64x64-ptr-w4") if stage == "w13" else (
+        "16x32x256-ptr-w4", "16x128x128-ptr-w4", "64x128x64-ptr-w4", "128x128x64-ptr-w8")
+    return [t(f"{name}-s{stages}-any", **more) for name in tiles]

@@ -75,7 +75,9 @@ class Layer:
     launch = staticmethod(lambda kernel, grid, *args, **meta: kernel[grid](*args, **meta))
 
     def __init__(self, w13, w2, T, topk, cfg, slots=None, gated=True, act=0, params=(1.0, 0.0, float("inf")), b13=None, b2=None,
-                 expert_map=None, on_input=False, out_dtype=None, naive=None):
+                 expert_map=None, on_input=False, out_dtype=None, naive=None, mx=None):
+        """mx: (bytes, exponents) of w13 and of w2 in MXFP4; w13 and w2 then only say the shapes and what they stand for."""
+        self.mx = mx
         self.w13, self.w2, self.T, self.K, self.c, self.slots = w13, w2, T, topk, cfg, slots
         self.E, self.H, self.I = w2.shape
         self.dt, dev = w2.dtype, w2.device
@@ -184,6 +186,9 @@ class Layer:
     def gemm(self, first, x, ids, mapping, tw):
         c = self.c["w13" if first else "w2"]
         w, y = (self.w13, self.mid) if first else (self.w2, self.y)
+        ws = None
+        if self.mx:
+            w, ws = self.mx[0 if first else 1]
         b = self.b13 if first else self.b2
         N, KD = (self.I, self.H) if first else (self.H, self.I)
         gather = first and not self.perm
@@ -198,13 +203,13 @@ class Layer:
         mp = ids if self.map is None else self.map
         alpha, beta, limit = self.params
         act = -1 if self.act != 0 or limit != float("inf") else 0
-        self.launch(gemm.gemm_kernel, (self.max_gt * cdiv(N, c.BN),), self.origin, x, xd, xh, w, wd, b if b is not None else tw, tw, y,
+        self.launch(gemm.gemm_kernel, (self.max_gt * cdiv(N, c.BN),), self.origin, x, xd, xh, w, ws, wd, b if b is not None else tw, tw, y,
                     self.slots.table if lora else dummy, ids, mp, mapping, self.pairs, self.gtile, self.nums, self.seg_of,
                     self.seg_pg13 if first else self.seg_pg2, *pg, s, self.part, self.has_map(), int(b is not None), self.on_input,
                     self.act, float(alpha), float(beta), float(limit), self.P, self.K, N, KD, self.EG, self.E, self.n,
                     self.RS if first else self.R, self.R, self.c["sh13" if first else "sh2"]["SPLIT"] if lora else 1, self.c.get("GM", 8),
                     FIRST=first, GATED=self.gated and first, ACT=act if first else 0, GATHER=gather, LORA=lora, NAIVE=self.naive, G=2 if self.naive else c.G, BM=c.BM,
-                    BN=c.BN, BK=c.BK, EVEN_K=KD % c.BK == 0, TMA=tma, TAIL=tail, XS=c.XS, **self.meta(c.warps, c.stages))
+                    BN=c.BN, BK=c.BK, EVEN_K=KD % c.BK == 0, TMA=tma, TAIL=tail, MX=ws is not None, XS=c.stages if ws is not None and self.naive else c.XS, **self.meta(c.warps, c.stages))
 
     def combine(self, tw, ids):
         BN = 1024 if self.T >= 64 else 256

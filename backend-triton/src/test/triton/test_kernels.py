@@ -33,10 +33,24 @@ def activation(kind, g, u, alpha, beta, limit):
     }[kind]()
 
 
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def mxfp4(w, g):
+    """Random weights of w's shape and about its size: what they stand for, and (bytes, exponents)."""
+    E, N, K = w.shape
+    codes = torch.randint(0, 16, (E, N, K), generator=g)
+    middle = int(torch.tensor(K ** -0.5 / 3).log2().floor()) + 127
+    exponents = torch.randint(middle - 2, middle + 2, (E, N, K // 32), generator=g)
+    values = E2M1[codes] * (2.0 ** (exponents - 127).double()).float().repeat_interleave(32, 2)
+    data = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8), exponents.to(torch.uint8)
+    return values.to(w.dtype).to(w.device), tuple(d.contiguous().to(w.device) for d in data)
+
+
 class Case:
     def __init__(self, name, E=8, k=2, H=96, I=112, T=40, tiles=(PORT64, PORT64), dtype=torch.bfloat16, act=0, params=(1.0, 0.0, float("inf")),
                  bias=False, emap=False, drop=False, on_input=False, slots=None, perm=False, naive=None, out=None, shared_a=False,
-                 shared_e=False):
+                 shared_e=False, mx=False):
         vars(self).update(locals())
 
     def build(self, dev):
@@ -47,6 +61,11 @@ class Case:
         gated = self.act < 5
         two = 2 if gated else 1
         w13, w2 = rn(E, two * I, H, scale=H ** -0.5), rn(E, H, I, scale=I ** -0.5)
+        packed = None
+        if self.mx:
+            w13, first = mxfp4(w13, g)
+            w2, second = mxfp4(w2, g)
+            packed = (first, second)
         EG = E
         emap = None
         if self.emap:
@@ -83,7 +102,7 @@ class Case:
             mapping[0] = len(fs) - 1
         cfg = config(E, k, H, I, T, slots.max_rank if slots else 0, slots.n if slots else 0, True, *self.tiles, self.perm, gated)
         lay = L.Layer(w13, w2, T, k, cfg, slots, gated, self.act, self.params, b13, b2, emap.to(dev) if emap is not None else None,
-                      self.on_input, self.out, self.naive)
+                      self.on_input, self.out, self.naive, packed)
         d = lambda v: None if v is None else v.to(dev)
         return lay, (x, d(ids), d(tw), d(mapping)), (ids, emap, mapping)
 
@@ -185,6 +204,15 @@ def cases():
             if nm == "big":
                 add(f"{nm} T={T} ragged permuted", T=T, tiles=tl, slots=RAGGED, naive=False, perm=True, emap=True, drop=True, **big)
                 add(f"{nm} T={T} swigluoai bias", T=T, tiles=tl, slots=RAGGED, naive=False, act=3, params=(1.702, 1.0, 7.0), bias=True, **big)
+    one, low, mid, tall = ([tile(f"{n}-s3-any") for n in pair] for pair in (
+        ("16x32x256-ptr-w4",) * 2, ("16x64x128-ptr-w4", "16x128x128-ptr-w4"), ("64x64x64-ptr-w4", "64x128x64-ptr-w4"),
+        ("128x64x64-ptr-w4", "128x128x64-ptr-w8")))
+    for T, tl in ((1, one), (9, one), (7, low), (100, mid), (900, tall)):
+        more = dict(H=192, I=96, T=T, tiles=tl, act=3, params=(1.702, 1.0, 7.0), bias=True, mx=True, naive=tl is one)
+        add(f"mxfp4 T={T} base", **more)
+        add(f"mxfp4 T={T} ragged", slots=RAGGED, **more)
+        add(f"mxfp4 T={T} map drop", slots=RAGGED, emap=True, drop=True, **more)
+    add("mxfp4 gpt-oss widths", E=4, H=2880, I=2880, T=12, tiles=low, slots=[(16, 16, 16)], mx=True)
     add("many pairs", E=16, k=4, H=128, I=96, T=1500, slots=RAGGED, drop=True)
     add("many experts", E=300, k=8, H=128, I=96, T=300, slots=RAGGED[:3])
     add("split shrink", E=4, k=2, H=2048, I=1024, T=40, slots=[(16, 16, 16)], tiles=MID, naive=False)

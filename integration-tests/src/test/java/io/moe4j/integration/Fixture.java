@@ -58,10 +58,15 @@ final class Fixture implements AutoCloseable {
   /** Like {@code fixtures/olmoe}, {@code families/llama4}. */
   static List<String> names() {
     try (Stream<Path> files = Files.find(root(), 3, (p, a) -> p.endsWith("io.safetensors"))) {
-      return files
-          .map(p -> String.valueOf(root().relativize(p.getParent())).replace('\\', '/'))
-          .sorted()
-          .toList();
+      List<String> names =
+          files
+              .map(p -> String.valueOf(root().relativize(p.getParent())).replace('\\', '/'))
+              .sorted()
+              .toList();
+      if (names.isEmpty()) {
+        throw new IllegalStateException("no io.safetensors in " + root());
+      }
+      return names;
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }

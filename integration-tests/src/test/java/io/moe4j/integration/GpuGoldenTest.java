@@ -24,7 +24,6 @@ import io.moe4j.tck.GpuTest;
 import java.util.List;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
-import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.DynamicNode;
 import org.junit.jupiter.api.TestFactory;
 
@@ -52,6 +51,18 @@ class GpuGoldenTest {
                     .map(backend -> dynamicTest(backend.name(), () -> check(name, backend)))));
   }
 
+  /**
+   * Whether exact arithmetic on rounded numbers is already further from the recorded outputs than
+   * is allowed. The masks of a sparse mixer are thresholds: rounding hidden states alone moves the
+   * output by 3e-2. The adapters of the MXFP4 model are F32: what the kernels round to bf16 (hidden
+   * states, factors, the products between two matrices) is worth 1.005e-2 in float64, and the
+   * kernels give the same 1.005e-2.
+   */
+  private static boolean againstReference(MoeConfig config) {
+    return config.routing().scoring() == RoutingConfig.Scoring.SPARSE_MIXER
+        || !config.quantScheme().isNone();
+  }
+
   private static LayerCheck check(
       Fixture fixture, int index, ExpertsBackend backend, @Nullable MoeLayer truth) {
     return new LayerCheck(fixture, index, backend.name(), DType.BF16, TOLERANCE, UNDECIDED, truth);
@@ -63,9 +74,6 @@ class GpuGoldenTest {
         AdapterRegistry registry = fixture.registryOn(device);
         MoeOracle oracle =
             MoeOracle.of(BackendCatalog.of(List.of(backend), List.of(new CudaDeviceProvider())))) {
-      Assumptions.assumeTrue(
-          fixture.config(fixture.checkpoint.layers().getFirst()).quantScheme().isNone(),
-          "the weights are quantised");
       for (int index : fixture.checkpoint.layers()) {
         MoeConfig config =
             fixture.config(index).toBuilder()
@@ -79,11 +87,10 @@ class GpuGoldenTest {
                 .oracle(oracle)
                 .device(device)
                 .build()) {
-          if (config.routing().scoring() != RoutingConfig.Scoring.SPARSE_MIXER) {
+          if (!againstReference(config)) {
             check(fixture, index, backend, null).all(layer, registry);
             continue;
           }
-          // Its masks are thresholds: rounding hidden states alone moves the output by 3e-2.
           try (MoeOracle host =
                   MoeOracle.of(
                       BackendCatalog.of(

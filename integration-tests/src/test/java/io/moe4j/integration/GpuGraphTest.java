@@ -3,7 +3,10 @@ package io.moe4j.integration;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatIllegalStateException;
 
+import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaGraph;
@@ -38,9 +41,13 @@ class GpuGraphTest {
   @BeforeAll
   void open() {
     gpu = new GpuLayer(256, 192, 16, 4, 512, new LoraConfig(SLOTS, MAX_RANK));
+    load(gpu);
+  }
+
+  private static void load(GpuLayer g) {
     int rank = 4;
     for (String name : List.of("a", "b", "c", "d", "e")) {
-      gpu.load(name, rank);
+      g.load(name, rank);
       rank += 7;
     }
   }
@@ -58,7 +65,27 @@ class GpuGraphTest {
   @ParameterizedTest
   @ValueSource(ints = {1, 8, 64, 512})
   void replaysWithOtherTokensRoutingsAssignmentsAndAdapters(int tokens) {
-    GpuLayer g = Objects.requireNonNull(gpu);
+    checkReplays(Objects.requireNonNull(gpu), tokens);
+  }
+
+  @Test
+  void replaysMxfp4() {
+    MoeConfig config =
+        MoeConfig.builder(256, 192, 16, 4)
+            .quantScheme(QuantScheme.MXFP4)
+            .activation(Activation.SWIGLUOAI)
+            .expertBias(true)
+            .maxTokens(64)
+            .lora(new LoraConfig(SLOTS, MAX_RANK))
+            .build();
+    try (GpuLayer g = new GpuLayer(config, 1 / Math.sqrt(256), 1 / Math.sqrt(192))) {
+      load(g);
+      checkReplays(g, 1);
+      checkReplays(g, 64);
+    }
+  }
+
+  private static void checkReplays(GpuLayer g, int tokens) {
     try (CudaStream stream = g.device.newStream();
         MoeSession session = g.layer.newSession(tokens);
         AdapterBatch batch = Objects.requireNonNull(g.registry).newBatch()) {

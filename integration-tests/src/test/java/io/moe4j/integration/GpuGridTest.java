@@ -2,9 +2,12 @@ package io.moe4j.integration;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.moe4j.api.config.Activation;
+import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -197,39 +200,69 @@ class GpuGridTest {
       int hidden,
       int rank,
       double tolerance) {
-    Random random = new Random(42);
     LoraConfig lora = new LoraConfig(slots, rank);
     try (GpuLayer g = new GpuLayer(hidden, intermediate, experts, topK, tokens, lora)) {
-      for (int s = 0; s < slots; s++) {
-        g.load("a" + s, rank);
-      }
-      Tensor hostIn = g.host(1, tokens, hidden);
-      Tensor in = g.empty(DType.BF16, tokens, hidden);
-      g.put(hostIn, in);
-      Tensor ids = g.empty(DType.I32, tokens, topK);
-      Tensor weights = g.empty(DType.F32, tokens, topK);
-      Tensor out = g.empty(DType.F32, tokens, hidden);
-      List<@Nullable String> names = new ArrayList<>();
-      for (int t = 0; t < tokens; t++) {
-        names.add("a" + random.nextInt(slots));
-      }
-      MoeForward request = MoeForward.of(in, out).topkInto(ids, weights);
-      try (AdapterBatch batch = Objects.requireNonNull(g.registry).batch(names)) {
-        g.layer.forward(request.withLora(batch.context(0)));
-        g.device.defaultStream().synchronize();
-      }
-      Tensor chosen = g.download(ids);
-      Tensor weighted = g.download(weights);
-      Tensor result = g.download(out);
-      compared(tokens)
-          .parallel()
-          .forEach(t -> {
-            double[] truth = g.reference(t, hostIn, chosen, weighted, names.get(t));
-            double error = error(result.select(0, t).toDoubles(), truth);
-            assertThat(error).as("token %d", t).isLessThanOrEqualTo(tolerance);
-          });
-      noAdapterIsTheBaseLayer(g, request, tokens);
+      checkAdapters(g, tokens, tolerance);
     }
+  }
+
+  static Stream<Arguments> mxfp4() {
+    return Stream.of(ActivationFormat.values())
+        .flatMap(format -> IntStream.of(1, 3, 40, 200, 600).mapToObj(t -> Arguments.of(format, t)));
+  }
+
+  /** gpt-oss as it is published, but narrower inside, so that the reference takes seconds. */
+  @ParameterizedTest(name = "{0}, T={1}")
+  @MethodSource
+  void mxfp4(ActivationFormat format, int tokens) {
+    MoeConfig config =
+        MoeConfig.builder(2880, 736, 16, 4)
+            .quantScheme(QuantScheme.MXFP4)
+            .activation(Activation.SWIGLUOAI)
+            .expertBias(true)
+            .activationFormat(format)
+            .maxTokens(tokens)
+            .lora(new LoraConfig(4, 24))
+            .build();
+    try (GpuLayer g = new GpuLayer(config, 1 / Math.sqrt(2880), 1 / Math.sqrt(736))) {
+      checkAdapters(g, tokens, 1e-2);
+    }
+  }
+
+  private static void checkAdapters(GpuLayer g, int tokens, double tolerance) {
+    Random random = new Random(42);
+    LoraConfig lora = g.config.lora().orElseThrow();
+    int hidden = g.config.hiddenSize();
+    int topK = g.config.topK();
+    for (int s = 0; s < lora.maxLoras(); s++) {
+      g.load("a" + s, lora.maxRank());
+    }
+    Tensor hostIn = g.host(1, tokens, hidden);
+    Tensor in = g.empty(DType.BF16, tokens, hidden);
+    g.put(hostIn, in);
+    Tensor ids = g.empty(DType.I32, tokens, topK);
+    Tensor weights = g.empty(DType.F32, tokens, topK);
+    Tensor out = g.empty(DType.F32, tokens, hidden);
+    List<@Nullable String> names = new ArrayList<>();
+    for (int t = 0; t < tokens; t++) {
+      names.add("a" + random.nextInt(lora.maxLoras()));
+    }
+    MoeForward request = MoeForward.of(in, out).topkInto(ids, weights);
+    try (AdapterBatch batch = Objects.requireNonNull(g.registry).batch(names)) {
+      g.layer.forward(request.withLora(batch.context(0)));
+      g.device.defaultStream().synchronize();
+    }
+    Tensor chosen = g.download(ids);
+    Tensor weighted = g.download(weights);
+    Tensor result = g.download(out);
+    compared(tokens)
+        .parallel()
+        .forEach(t -> {
+          double[] truth = g.reference(t, hostIn, chosen, weighted, names.get(t));
+          double error = error(result.select(0, t).toDoubles(), truth);
+          assertThat(error).as("token %d", t).isLessThanOrEqualTo(tolerance);
+        });
+    noAdapterIsTheBaseLayer(g, request, tokens);
   }
 
   /** Early exits: every slot -1, with LoRA on, writes the bits of the base layer. */

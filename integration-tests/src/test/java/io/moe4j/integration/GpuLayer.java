@@ -1,7 +1,9 @@
 package io.moe4j.integration;
 
+import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
@@ -30,8 +32,8 @@ import java.util.concurrent.ConcurrentHashMap;
 import org.jspecify.annotations.Nullable;
 
 /**
- * A random bf16 layer on the first card, its adapters, tensors beside it, and the float64 reference
- * of single tokens.
+ * A random layer, bf16 or MXFP4, on the first card, its adapters, tensors beside it, and the
+ * float64 reference of single tokens.
  */
 final class GpuLayer implements AutoCloseable {
   private static final int PERIOD = 1_000_003;
@@ -64,31 +66,58 @@ final class GpuLayer implements AutoCloseable {
    */
   GpuLayer(MoeConfig c, double deviation, double deviation2) {
     config = c.toBuilder().inputDtype(DType.BF16).weightDtype(DType.BF16).build();
-    int h = config.hiddenSize();
-    int i = config.intermediateSize();
     List<ExpertWeights.Expert> all = new ArrayList<>();
     for (int e = 0; e < config.numLocalExperts(); e++) {
-      all.add(
-          new ExpertWeights.Expert(
-              host(deviation, i, h),
-              host(deviation, i, h),
-              host(deviation2, h, i),
-              null,
-              null,
-              null));
+      all.add(expert(deviation, deviation2));
     }
     experts = new ExpertWeights(all);
     RouterWeights router =
-        new RouterWeights(host(1 / Math.sqrt(h), config.numExperts(), h), null, null);
+        new RouterWeights(
+            host(1 / Math.sqrt(config.hiddenSize()), config.numExperts(), config.hiddenSize()),
+            null,
+            null);
     layer =
         MoeLayer.builder(config, new MoeLayerWeights(experts, router, null, null))
-            .backend("triton")
+            .backend(
+                config.activationFormat() == ActivationFormat.BATCHED ? "batched-triton" : "triton")
             .device(device)
             .build();
     registry =
         config.lora().isPresent()
             ? AdapterRegistry.builder(Map.of(0, config)).device(device).build()
             : null;
+  }
+
+  private ExpertWeights.Expert expert(double deviation, double deviation2) {
+    int h = config.hiddenSize();
+    int i = config.intermediateSize();
+    boolean mxfp4 = config.quantScheme().equals(QuantScheme.MXFP4);
+    return new ExpertWeights.Expert(
+        mxfp4 ? bytes(DType.F4, 0, 255, i, h) : host(deviation, i, h),
+        mxfp4 ? bytes(DType.F4, 0, 255, i, h) : host(deviation, i, h),
+        mxfp4 ? bytes(DType.F4, 0, 255, h, i) : host(deviation2, h, i),
+        config.expertBias() ? host(0.3, i) : null,
+        config.expertBias() ? host(0.3, i) : null,
+        config.expertBias() ? host(0.3, h) : null,
+        mxfp4
+            ? new ExpertWeights.Scales(
+                scales(deviation, i, h), scales(deviation, i, h), scales(deviation2, h, i))
+            : null);
+  }
+
+  /** The sixteen numbers of 4 bits, all equally likely, have a deviation of 3. */
+  private Tensor scales(double deviation, int rows, int columns) {
+    int middle = 127 + Math.getExponent(deviation / 3);
+    int groups = columns / QuantScheme.MXFP4.groupSize();
+    return bytes(DType.F8_E8M0, middle - 2, middle + 1, rows, groups);
+  }
+
+  private Tensor bytes(DType dtype, int least, int most, int rows, int columns) {
+    byte[] all = new byte[Math.toIntExact(dtype.byteSize((long) rows * columns))];
+    for (int i = 0; i < all.length; i++) {
+      all[i] = (byte) random.nextInt(least, most + 1);
+    }
+    return Tensor.of(dtype, MemorySegment.ofArray(all), rows, columns);
   }
 
   /** Gate, up and down of every expert; deltas about as large as what they are added to. */

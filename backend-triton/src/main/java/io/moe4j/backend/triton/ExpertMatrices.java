@@ -1,6 +1,7 @@
 package io.moe4j.backend.triton;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -8,17 +9,21 @@ import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.DeviceBuffer;
 import io.moe4j.cuda.DeviceWeights;
+import java.util.Objects;
 import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
 
 /**
  * A layer's experts stacked on the device: w13 {@code [E, 2I, H]} with gate rows before up rows
- * ({@code [E, I, H]} without gate), w2 {@code [E, H, I]}, biases in f32.
+ * ({@code [E, I, H]} without gate), w2 {@code [E, H, I]}, biases in f32. MXFP4 stays in 4 bits: the
+ * matrices are F4, and beside them lie exponents for 32 columns each.
  */
 final class ExpertMatrices implements AutoCloseable {
   private final DeviceWeights memory;
   private final Tensor w13;
   private final Tensor w2;
+  private final @Nullable Tensor scales13;
+  private final @Nullable Tensor scales2;
   private final @Nullable Tensor bias13;
   private final @Nullable Tensor bias2;
 
@@ -41,12 +46,34 @@ final class ExpertMatrices implements AutoCloseable {
         put.in(x.up(), gated ? rows.narrow(0, inter, inter) : rows);
         put.in(x.down(), w2.select(0, e));
       }
+      boolean mxfp4 = config.quantScheme().equals(QuantScheme.MXFP4);
+      int group = QuantScheme.MXFP4.groupSize();
+      scales13 =
+          mxfp4
+              ? memory.allocate(DType.F8_E8M0, experts, gated ? 2 * inter : inter, hidden / group)
+              : null;
+      scales2 = mxfp4 ? memory.allocate(DType.F8_E8M0, experts, hidden, inter / group) : null;
+      if (scales13 != null && scales2 != null) {
+        for (int e = 0; e < experts; e++) {
+          scales(weights.expert(e), scales13.select(0, e), scales2.select(0, e));
+        }
+      }
       bias13 = config.expertBias() ? bias13(weights, inter, gated) : null;
       bias2 = config.expertBias() ? bias2(weights, hidden) : null;
     } catch (RuntimeException e) {
       memory.close();
       throw e;
     }
+  }
+
+  private void scales(ExpertWeights.Expert x, Tensor first, Tensor second) {
+    ExpertWeights.Scales s = Objects.requireNonNull(x.scales(), "scales of mxfp4 weights");
+    long inter = s.up().size(0);
+    if (s.gate() != null) {
+      memory.upload(s.gate(), first.narrow(0, 0, inter));
+    }
+    memory.upload(s.up(), s.gate() == null ? first : first.narrow(0, inter, inter));
+    memory.upload(s.down(), second);
   }
 
   /** Brings matrices to their place, with zeros around them where that is larger. */
@@ -59,7 +86,7 @@ final class ExpertMatrices implements AutoCloseable {
     Put(CudaDevice device, DeviceWeights memory, MoeConfig config) {
       this.device = device;
       this.memory = memory;
-      this.type = config.weightDtype();
+      this.type = config.quantScheme().equals(QuantScheme.MXFP4) ? DType.F4 : config.weightDtype();
       long hidden = config.expertHiddenSize();
       long inter = config.intermediateSize();
       boolean fits = new Widths((int) hidden, (int) inter).equals(Widths.of(config));
@@ -77,7 +104,7 @@ final class ExpertMatrices implements AutoCloseable {
     void in(Tensor from, Tensor to) {
       if (from.dtype() != type) {
         throw new IllegalArgumentException(
-            "expert weights are " + from + ", the config's weightDtype is " + type);
+            "expert weights are " + from + ", the config asks for " + type);
       }
       DeviceStream stream = device.defaultStream();
       if (dense != null) {
@@ -145,6 +172,16 @@ final class ExpertMatrices implements AutoCloseable {
 
   Tensor w2() {
     return w2;
+  }
+
+  /** {@return exponents of w13, {@code [E, 2I, H / 32]}, null unless the weights are MXFP4} */
+  @Nullable Tensor scales13() {
+    return scales13;
+  }
+
+  /** {@return exponents of w2, {@code [E, H, I / 32]}, null unless the weights are MXFP4} */
+  @Nullable Tensor scales2() {
+    return scales2;
   }
 
   @Nullable Tensor bias13() {

@@ -156,18 +156,19 @@ final class GemmLaunches {
     boolean plain = a.kind() == Activation.Kind.SILU && a.limit() == Float.POSITIVE_INFINITY;
     boolean gather = first && !plan.permute();
     Tensor w = first ? matrices.w13() : matrices.w2();
+    Tensor scales = first ? matrices.scales13() : matrices.scales2();
     Tensor bias = first ? matrices.bias13() : matrices.bias2();
     Kernel kernel =
         kernels.get(
             "gemm",
             "type",
-            type,
+            scales == null ? type : "mxfp4",
             "stage",
             !first ? "w2" : gated() ? "w13" : "w1",
             "tile",
             first ? plan.w13() : plan.w2(),
             "act",
-            !first ? "none" : gated() && plain && plan.tuned() ? "silu" : "any",
+            !first ? "none" : gated() && plain && plan.tuned() && scales == null ? "silu" : "any",
             "lora",
             f.lora() ? "1" : "0",
             "naive",
@@ -179,6 +180,9 @@ final class GemmLaunches {
     map(l, kernel, "xd", x, f.pairs(), contraction);
     map(l, kernel, "xh", x, f.pairs(), contraction);
     l.pointer(w);
+    if (scales != null) {
+      l.pointer(scales);
+    }
     map(l, kernel, "wd", w.deviceAddress(), rows, contraction);
     Shrink s = first ? plan.shrink13() : plan.shrink2();
     int width = width(f, first);

@@ -35,6 +35,7 @@ final class TileTable {
    * @param slots adapters in slots, 0 without LoRA
    * @param rank largest rank of any of them, padded to a page
    * @param sorted whether pairs must be sorted even where there are few
+   * @param mxfp4 whether weights are in 4 bits
    */
   record Problem(
       boolean tuned,
@@ -47,7 +48,8 @@ final class TileTable {
       int intermediate,
       int slots,
       int rank,
-      boolean sorted) {
+      boolean sorted,
+      boolean mxfp4) {
     int pairs() {
       return tokens * topK;
     }
@@ -70,7 +72,10 @@ final class TileTable {
     boolean naive = !p.sorted() && (p.tokens() == 1 || (long) p.pairs() * 4 <= p.experts());
     String w13;
     String w2;
-    if (p.hidden() % HALF_WIDE != 0 || p.intermediate() % HALF_WIDE != 0) {
+    if (p.mxfp4()) {
+      w13 = mxfp4(p, naive, true);
+      w2 = mxfp4(p, naive, false);
+    } else if (p.hidden() % HALF_WIDE != 0 || p.intermediate() % HALF_WIDE != 0) {
       boolean low = naive || p.rowsPerExpert() < FEW_ROWS;
       w13 = any(p, low, true);
       w2 = any(p, low, false);
@@ -91,6 +96,7 @@ final class TileTable {
     boolean permute =
         p.tuned()
             && p.gated()
+            && !p.mxfp4()
             && rows(w13) == WIDE
             && p.rowsPerExpert() >= 256
             && p.hidden() >= 2560;
@@ -127,6 +133,21 @@ final class TileTable {
   private static int columns(String tile) {
     int from = tile.indexOf('x') + 1;
     return Integer.parseInt(tile, from, tile.indexOf('x', from), 10);
+  }
+
+  /** Few tiles, for all cards; what won a sweep over one shape (128 experts of 2880 x 2880). */
+  private static String mxfp4(Problem p, boolean naive, boolean first) {
+    String tile;
+    if (naive) {
+      tile = "16x32x256-ptr-w4";
+    } else if (p.rowsPerExpert() < FEW_ROWS) {
+      tile = first ? "16x64x128-ptr-w4" : "16x128x128-ptr-w4";
+    } else if (p.rowsPerExpert() < PORTABLE_TALL_ROWS) {
+      tile = first ? "64x64x64-ptr-w4" : "64x128x64-ptr-w4";
+    } else {
+      tile = first ? "128x64x64-ptr-w4" : "128x128x64-ptr-w8";
+    }
+    return tile + "-s" + p.stages() + "-any";
   }
 
   /** For contractions that are no multiple of 64. */

@@ -3,6 +3,7 @@ package io.moe4j.backend.triton;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.spi.ExpertRouting;
@@ -162,7 +163,8 @@ final class TritonExperts implements LoraExperts {
                 widths.intermediate(),
                 slotCount == 0 ? 0 : Math.max(1, used),
                 rank,
-                batched()));
+                batched(),
+                config.quantScheme().equals(QuantScheme.MXFP4)));
     ExpertRouting routing = inputs.routing();
     long map = routing == null ? 0 : Forward.orNull(routing.expertMap());
     Tensor globals = routing == null ? null : routing.expertMap();

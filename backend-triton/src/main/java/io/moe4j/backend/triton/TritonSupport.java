@@ -1,6 +1,7 @@
 package io.moe4j.backend.triton;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
@@ -29,10 +30,28 @@ final class TritonSupport {
         c.inputDtype() == w,
         Code.DTYPE,
         () -> "input dtype " + c.inputDtype() + " is not the weights' " + w);
+    boolean mxfp4 = c.quantScheme().equals(QuantScheme.MXFP4);
     checks.require(
-        c.quantScheme().isNone(),
+        c.quantScheme().isNone() || mxfp4,
         Code.QUANTIZATION,
-        () -> "quantisation " + c.quantScheme() + " is not none");
+        () -> "quantisation " + c.quantScheme() + " is none of: none, mxfp4");
+    checks.require(
+        !mxfp4 || c.activation().isGated(),
+        Code.ACTIVATION,
+        () -> "mxfp4 with " + c.activation() + ", which has no gate");
+    checks.require(
+        !mxfp4 || w == DType.BF16, Code.DTYPE, () -> "mxfp4 dequantised to " + w + ", not to BF16");
+    int group = QuantScheme.MXFP4.groupSize();
+    checks.require(
+        !mxfp4 || (c.expertHiddenSize() % group == 0 && c.intermediateSize() % group == 0),
+        Code.SIZE,
+        () ->
+            "mxfp4 with widths "
+                + c.expertHiddenSize()
+                + " and "
+                + c.intermediateSize()
+                + ", not both multiples of "
+                + group);
     checks.require(
         c.numLocalExperts() <= SortLaunches.MAX_EXPERTS,
         Code.SIZE,

@@ -220,7 +220,8 @@ class GpuSortTest {
                 INTERMEDIATE,
                 slots,
                 rank,
-                true));
+                true,
+                false));
     // The copy for the first GEMM is not looked at here, and takes most of the room.
     TilePlan unpermuted =
         new TilePlan(

@@ -32,7 +32,24 @@ class TileTableTest {
 
   private static Problem problem(
       boolean tuned, boolean gated, int stages, int[] s, int tokens, int slots, int rank) {
-    return new Problem(tuned, stages, gated, tokens, s[1], s[0], s[2], s[3], slots, rank, false);
+    return new Problem(
+        tuned, stages, gated, tokens, s[1], s[0], s[2], s[3], slots, rank, false, false);
+  }
+
+  private static Problem mxfp4(Problem p) {
+    return new Problem(
+        p.tuned(),
+        p.stages(),
+        true,
+        p.tokens(),
+        p.topK(),
+        p.experts(),
+        p.hidden(),
+        p.intermediate(),
+        p.slots(),
+        p.rank(),
+        false,
+        true);
   }
 
   /** What won the sweeps on an H200. */
@@ -61,6 +78,27 @@ class TileTableTest {
     assertThat(plan.w2()).isEqualTo(w2);
     assertThat(plan.permute()).isEqualTo(permute);
     assertThat(plan.tileRows()).isEqualTo(Integer.parseInt(w13.substring(0, w13.indexOf('x'))));
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "1, 16x32x256-ptr-w4, 16x32x256-ptr-w4, true",
+    "8, 16x32x256-ptr-w4, 16x32x256-ptr-w4, true",
+    "9, 16x64x128-ptr-w4, 16x128x128-ptr-w4, false",
+    "511, 16x64x128-ptr-w4, 16x128x128-ptr-w4, false",
+    "512, 64x64x64-ptr-w4, 64x128x64-ptr-w4, false",
+    "3072, 128x64x64-ptr-w4, 128x128x64-ptr-w8, false",
+  })
+  void mxfp4Tiles(int tokens, String w13, String w2, boolean naive) {
+    for (boolean tuned : new boolean[] {true, false}) {
+      TilePlan plan =
+          TileTable.choose(mxfp4(problem(tuned, true, tuned ? 3 : 2, SHAPES[1], tokens, 0, 0)));
+      String end = tuned ? "-s3-any" : "-s2-any";
+      assertThat(plan.w13()).isEqualTo(w13 + end);
+      assertThat(plan.w2()).isEqualTo(w2 + end);
+      assertThat(plan.naive()).isEqualTo(naive);
+      assertThat(plan.permute()).isFalse();
+    }
   }
 
   /** Whatever it chooses is in the jar, for every card. */
@@ -108,6 +146,22 @@ class TileTableTest {
     }
     for (int[] shape : SHAPES) {
       for (int tokens : TOKENS) {
+        for (int slots : type.equals("bf16") ? new int[] {0, 8} : new int[] {}) {
+          Problem p = mxfp4(problem(tuned, true, stages, shape, tokens, slots, 2 * slots));
+          TilePlan plan = TileTable.choose(p);
+          String flags = (slots > 0 ? "1" : "0") + (plan.naive() ? "1" : "0");
+          assertThat(there)
+              .as("%s on %s: %s", p, card, plan)
+              .contains("mxfp4w13" + plan.w13() + "any" + flags + "1")
+              .contains("mxfp4w2" + plan.w2() + "none" + flags + "0");
+          if (slots > 0) {
+            String n = plan.naive() ? "1" : "0";
+            assertThat(there)
+                .as("%s on %s: %s", p, card, plan)
+                .contains(shrink(type, "pair", plan, plan.shrink13(), "1", n))
+                .contains(shrink(type, "down", plan, plan.shrink2(), "0", n));
+          }
+        }
         for (boolean gated : new boolean[] {true, false}) {
           for (int slots : new int[] {0, 1, 2, 8, 32, 100}) {
             for (int rank : slots == 0 ? new int[] {0} : new int[] {16, 32, 64, 128, 512}) {

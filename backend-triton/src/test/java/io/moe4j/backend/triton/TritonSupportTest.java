@@ -2,8 +2,10 @@ package io.moe4j.backend.triton;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
@@ -62,6 +64,31 @@ class TritonSupportTest {
             "LoRA rank 2000 > 1016");
     assertThat(why(config().inputDtype(DType.F32).build(), H200))
         .containsExactly("input dtype F32 is not the weights' BF16");
+  }
+
+  @Test
+  void mxfp4AsGptOssHasIt() {
+    MoeConfig gptOss =
+        MoeConfig.builder(2880, 2880, 128, 4)
+            .inputDtype(DType.BF16)
+            .quantScheme(QuantScheme.MXFP4)
+            .activation(Activation.SWIGLUOAI)
+            .expertBias(true)
+            .build();
+    assertThat(why(gptOss, H200)).isEmpty();
+    assertThat(
+            why(
+                gptOss.toBuilder()
+                    .activation(Activation.RELU2_NO_MUL)
+                    .weightDtype(DType.F16)
+                    .inputDtype(DType.F16)
+                    .latentSize(2024)
+                    .build(),
+                H200))
+        .hasSize(3)
+        .allMatch(m -> m.startsWith("mxfp4 "));
+    assertThat(why(gptOss.toBuilder().quantScheme(new QuantScheme("gptq", 4, 128)).build(), H200))
+        .containsExactly("quantisation gptq(4 bits, group 128) is none of: none, mxfp4");
   }
 
   @Test
