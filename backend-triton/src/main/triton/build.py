@@ -181,7 +181,7 @@ def gemm_job(arch, dtype, stage, tile, act, lora, naive, gather, mx=False):
     first, gated = stage != "w2", stage == "w13"
     tail = tile.tail and not naive
     descriptors = {}
-    constexprs = dict(FIRST=first, GATED=gated, ACT=0 if act == "silu" else -1, GATHER=gather, LORA=lora, NAIVE=naive, G=2 if naive else tile.G, BM=tile.BM,
+    constexprs = dict(FIRST=first, GATED=gated, ACT=0 if act == "silu" else -1, GATHER=gather, LORA=lora, NAIVE=naive, G=tile.G, BM=tile.BM,
                       BN=tile.BN, BK=tile.BK, EVEN_K=tile.even, TMA=tile.tma, TAIL=tail, MX=mx, XS=tile.stages if mx and naive else tile.XS)
     if not mx:
         constexprs["ws"] = None

@@ -20,7 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from activation import activate_gated, activate_single
 from mxfp4 import one_row_mxfp4, rows_mxfp4
-from table import B_ADDR, B_EXPERT, B_ROW, PAGE, RANK, SHARED_A, SLOT_WIDTH, local_expert, slot_of
+from table import B_ADDR, B_EXPERT, B_ROW, PAGE, RANK, SHARED_A, SLOT_WIDTH, local_expert, pair_of, together
 
 
 @triton.jit
@@ -81,31 +81,55 @@ def factor_row(table, slot, e, OF: tl.constexpr):
 
 
 @triton.jit
-def factor_first(origin, rank, b, d, nc, G: tl.constexpr):
-    """B's first ranks, which need not wait for the shrink."""
-    kr = tl.arange(0, G * PAGE)
-    bp = origin + b + nc.to(tl.int64)[:, None] * d + kr[None, :]
-    return bp, tl.load(bp, mask=(kr < rank)[None, :], other=0.0)
+def factor_bits(origin, b, d, rank, k, nc, G: tl.constexpr):
+    """Ranks k.. of B, as bits."""
+    kr = k + tl.arange(0, G * PAGE)
+    p = origin.to(tl.pointer_type(tl.int16), bitcast=True) + b + nc.to(tl.int64)[:, None] * d + kr[None, :]
+    return tl.load(p, mask=(kr < rank)[None, :], other=0)
 
 
 @triton.jit
-def expand_step(part, pair, col, rank, bv, RS, SPLIT, k, G: tl.constexpr):
-    """bv times the ranks k.. of s, the splits of the shrink summed here in their order, one rounding as in the sorted path."""
-    kr = tl.arange(0, G * PAGE)
-    si = tl.arange(0, 16)
-    pp = part + (pair * SPLIT + si).to(tl.int64)[:, None] * RS + (col + k + kr)[None, :]
-    sv = tl.sum(tl.load(pp, mask=(si < SPLIT)[:, None] & (k + kr < rank)[None, :], other=0.0), 0).to(bv.dtype).to(tl.float32)
-    return tl.sum(bv.to(tl.float32) * sv[None, :], 1)
+def splits_of(part, pair, col, rank, k, RS, SPLIT, G: tl.constexpr, BM: tl.constexpr):
+    """Ranks k.. of what each program of the shrink left, [BM, G * PAGE] in f32 as bits; rows past SPLIT are zero."""
+    si = tl.arange(0, BM)
+    kr = k + tl.arange(0, G * PAGE)
+    p = part.to(tl.pointer_type(tl.int32), bitcast=True) + (pair * SPLIT + si).to(tl.int64)[:, None] * RS + (col + kr)[None, :]
+    return tl.load(p, mask=(si < SPLIT)[:, None] & (kr < rank)[None, :], other=0)
 
 
 @triton.jit
-def expand_one(acc, part, pair, col, rank, bp, bv, RS, SPLIT, G: tl.constexpr, BM: tl.constexpr):
-    """The expand of a tile of one row, its adapter's ranks in order: a matrix-vector product."""
-    d = expand_step(part, pair, col, rank, bv, RS, SPLIT, 0, G)
-    for k in range(G * PAGE, rank, G * PAGE):
-        b = tl.load(bp + k, mask=(k + tl.arange(0, G * PAGE) < rank)[None, :], other=0.0)
-        d += expand_step(part, pair, col, rank, b, RS, SPLIT, k, G)
-    return acc + tl.where(tl.arange(0, BM)[:, None] == 0, d[None, :], 0.0)
+def together_halves(a, b):
+    """table.together for 16-bit words."""
+    return tl.inline_asm_elementwise("mov.b32 $0, $2; mov.b32 $1, $3;", "=r,=r,r,r", [a, b], dtype=(tl.int16, tl.int16), is_pure=False,
+                                     pack=2)
+
+
+@triton.jit
+def expand_one(acc, sv, bits, EL: tl.constexpr):
+    """The expand of a tile of one row by the tensor cores: the splits of the shrink are the rows, summed after it."""
+    return tl.dot(sv.to(tl.float32, bitcast=True).to(EL), bits.to(EL, bitcast=True).T, acc)
+
+
+@triton.jit
+def finish_one(acc, acc2, bias, tw, y, pair, e, rn, nc, has_bias, on_input, act, alpha, beta, limit, N, NW, FIRST: tl.constexpr,
+               PAIR: tl.constexpr, ACT: tl.constexpr):
+    """The end of a tile of one row: weight, bias, activation, store."""
+    if FIRST:
+        if on_input != 0:
+            f = tl.load(tw + pair)
+            acc = acc * f
+            if PAIR:
+                acc2 = acc2 * f
+    if has_bias != 0:
+        nb = bias + e.to(tl.int64) * NW + nc
+        acc += tl.load(nb)
+        if PAIR:
+            acc2 += tl.load(nb + N)
+    if PAIR:
+        acc = activate_gated(acc, acc2, act, alpha, beta, limit, ACT)
+    elif FIRST:
+        acc = activate_single(acc, act)
+    tl.store(y + pair.to(tl.int64) * N + rn, acc.to(y.dtype.element_ty), mask=rn < N)
 
 
 @triton.jit
@@ -155,12 +179,8 @@ def gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_p
             km = (kk + k < KD)[None, :]
             if TMA and not GATHER:
                 xv = xd.load([row0, k])
-            elif BM <= 32:
-                xv = tl.load(xp + k, mask=rm[:, None] if EVEN_K else rm[:, None] & km, other=0.0)
-            elif EVEN_K:
-                xv = tl.load(xp + k)
             else:
-                xv = tl.load(xp + k, mask=km, other=0.0)
+                xv = tl.load(xp + k, mask=rm[:, None] if EVEN_K else rm[:, None] & km, other=0.0)
             if TMA:
                 wv = wd.load([wr, k])
             elif EVEN_K:
@@ -180,36 +200,62 @@ def gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_p
         gdc_launch_dependents()
     if LORA:
         if NAIVE:
-            bp1, bv1 = factor_first(origin, rank1, b1, d1, nc, G)
+            # Every load is on its way before the first is waited for.
+            bits1 = factor_bits(origin, b1, d1, rank1, 0, nc, G)
             if PAIR:
-                bp2, bv2 = factor_first(origin, rank2, b2, d2, nc, G)
+                bits2 = factor_bits(origin, b2, d2, rank2, 0, nc, G)
         if PDL:
             gdc_wait()  # s comes from the kernel just before this one; everything else is older
         if NAIVE:
-            acc = expand_one(acc, part, mt, 0, rank1, bp1, bv1, RS, SPLIT, G, BM)
+            first = tl.arange(0, BM)[:, None] == 0
+            acc = tl.where(first, acc, 0.0)
+            sv1 = splits_of(part, mt, 0, rank1, 0, RS, SPLIT, G, BM)
+            most = rank1
             if PAIR:
-                acc2 = expand_one(acc2, part, mt, (1 - shared) * SU, rank2, bp2, bv2, RS, SPLIT, G, BM)
+                col2 = (1 - shared) * SU
+                acc2 = tl.where(first, acc2, 0.0)
+                sv2 = splits_of(part, mt, col2, rank2, 0, RS, SPLIT, G, BM)
+                most = tl.maximum(rank1, rank2)
+            else:
+                bits2 = bits1
+                sv2 = sv1
+            bits1, bits2 = together_halves(bits1, bits2)
+            sv1, sv2 = together(sv1, sv2)
+            acc = expand_one(acc, sv1, bits1, EL)
+            if PAIR:
+                acc2 = expand_one(acc2, sv2, bits2, EL)
+            for k in tl.range(G * PAGE, most, G * PAGE, num_stages=1):
+                acc = expand_one(acc, splits_of(part, mt, 0, rank1, k, RS, SPLIT, G, BM), factor_bits(origin, b1, d1, rank1, k, nc, G), EL)
+                if PAIR:
+                    acc2 = expand_one(acc2, splits_of(part, mt, col2, rank2, k, RS, SPLIT, G, BM),
+                                      factor_bits(origin, b2, d2, rank2, k, nc, G), EL)
+            acc = tl.sum(acc, 0)
+            if PAIR:
+                acc2 = tl.sum(acc2, 0)
         else:
             acc, acc2 = expand_sorted(acc, acc2, origin, s, pga, pgb, pgm, seg_pg, seg_of, rows, rm, nc, r0, row1, RS, SU, PAIR, G, XS)
-    if FIRST:
-        if on_input != 0:
-            pair = rc
-            if not NAIVE:
-                pair = tl.load(pairs + rc)
-            f = tl.load(tw + pair)[:, None]
-            acc = acc * f
+    if LORA and NAIVE:
+        finish_one(acc, acc2, bias, tw, y, mt, e, rn, nc, has_bias, on_input, act, alpha, beta, limit, N, NW, FIRST, PAIR, ACT)
+    else:
+        if FIRST:
+            if on_input != 0:
+                pair = rc
+                if not NAIVE:
+                    pair = tl.load(pairs + rc)
+                f = tl.load(tw + pair)[:, None]
+                acc = acc * f
+                if PAIR:
+                    acc2 = acc2 * f
+        if has_bias != 0:
+            nb = bias + e.to(tl.int64) * NW + nc
+            acc += tl.load(nb)[None, :]
             if PAIR:
-                acc2 = acc2 * f
-    if has_bias != 0:
-        nb = bias + e.to(tl.int64) * NW + nc
-        acc += tl.load(nb)[None, :]
+                acc2 += tl.load(nb + N)[None, :]
         if PAIR:
-            acc2 += tl.load(nb + N)[None, :]
-    if PAIR:
-        acc = activate_gated(acc, acc2, act, alpha, beta, limit, ACT)
-    elif FIRST:
-        acc = activate_single(acc, act)
-    tl.store(y + rows.to(tl.int64)[:, None] * N + rn[None, :], acc.to(EL), mask=rm[:, None] & (rn < N)[None, :])
+            acc = activate_gated(acc, acc2, act, alpha, beta, limit, ACT)
+        elif FIRST:
+            acc = activate_single(acc, act)
+        tl.store(y + rows.to(tl.int64)[:, None] * N + rn[None, :], acc.to(EL), mask=rm[:, None] & (rn < N)[None, :])
 
 
 @triton.jit
@@ -230,17 +276,22 @@ def gemm_kernel(origin, x, xd, xh, w, ws, wd, bias, tw, y, table, ids, expert_ma
     pid = tl.program_id(0)
     nm = P if NAIVE else tl.load(nums, cache_modifier=".cg")
     if pid < nm * nn:
-        grp = pid // (GM * nn)
-        gm = tl.minimum(nm - grp * GM, GM)
-        mt = grp * GM + pid % (GM * nn) % gm
-        n0 = pid % (GM * nn) // gm * BN
+        if NAIVE:
+            mt = pid % nm
+            n0 = pid // nm * BN
+        else:
+            grp = pid // (GM * nn)
+            gm = tl.minimum(nm - grp * GM, GM)
+            mt = grp * GM + pid % (GM * nn) % gm
+            n0 = pid % (GM * nn) // gm * BN
         slot = mt * 0 - 1
         kend = KD
         if NAIVE:
             # No branch and nothing that depends on a load of a load before the first copies are on their way.
             if LORA:
-                slot = slot_of(mapping, mt // TOPK, True, NS)
-            e, go = local_expert(ids, expert_map, has_map, mt, True, EG, E)
+                e, go, slot = pair_of(ids, mapping, expert_map, has_map, mt, TOPK, EG, E, NS)
+            else:
+                e, go = local_expert(ids, expert_map, has_map, mt, True, EG, E)
             kend = tl.where(go, KD, 0)
             row0 = mt
             row1 = mt + 1

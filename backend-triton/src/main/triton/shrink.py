@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from table import A_ADDR, A_EXPERT, RANK, SHARED_A, SLOT_WIDTH, local_expert, slot_of
+from table import A_ADDR, A_EXPERT, RANK, SHARED_A, SLOT_WIDTH, pair_of
 
 
 @triton.jit
@@ -31,8 +31,7 @@ def shrink_kernel(origin, x, s, part, arrived, table, ids, expert_map, mapping, 
     sp = pid // NC % SPLIT
     ch = pid % NC
     if NAIVE:
-        e, live = local_expert(ids, expert_map, has_map, t, True, EG, E)
-        slot = slot_of(mapping, t // TOPK, True, NS)
+        e, live, slot = pair_of(ids, mapping, expert_map, has_map, t, TOPK, EG, E, NS)
         live = live & (slot >= 0)
         row0 = t
         row1 = t + 1
@@ -42,13 +41,13 @@ def shrink_kernel(origin, x, s, part, arrived, table, ids, expert_map, mapping, 
         row0 = tl.load(stile + t * 4 + 1, mask=live, other=0)
         row1 = tl.load(stile + t * 4 + 2, mask=live, other=0)
         slot = tl.load(stile + t * 4 + 3, mask=live, other=0)
-    if PDL and OF != 0:
-        gdc_wait()  # only x is new; lists, ids and table are older than the kernel just before this one
-        gdc_launch_dependents()
     tr = table + slot.to(tl.int64) * SLOT_WIDTH
     rr = tl.arange(0, BR)
     r1 = tl.load(tr + RANK + OF, mask=live, other=0).to(tl.int32)
     a1 = tl.load(tr + A_ADDR + OF, mask=live, other=0) + tl.load(tr + A_EXPERT + OF, mask=live, other=0) * e
+    if PDL and OF != 0:
+        gdc_wait()  # only x is new; lists, ids and table are older than the kernel just before this one
+        gdc_launch_dependents()
     if FIRST:
         HALF: tl.constexpr = BR // 2
         second = rr >= HALF

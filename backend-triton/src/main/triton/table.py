@@ -23,9 +23,8 @@ PAGE = tl.constexpr(16)  # ranks a page
 
 
 @triton.jit
-def local_expert(ids, expert_map, has_map, p, mask, num_global, num_local):
-    """The local expert of pair p and whether it has one: -1, unknown ids and other ranks' experts have none."""
-    e = tl.load(ids + p, mask=mask, other=-1)
+def local_of(e, mask, expert_map, has_map, num_global, num_local):
+    """The local expert of id e and whether it has one: -1, unknown ids and other ranks' experts have none."""
     ok = mask & (e >= 0) & (e < num_global)
     local = tl.load(expert_map + e, mask=ok & (has_map != 0), other=-1)
     e = tl.where(has_map != 0, local, e)
@@ -34,7 +33,35 @@ def local_expert(ids, expert_map, has_map, p, mask, num_global, num_local):
 
 
 @triton.jit
+def local_expert(ids, expert_map, has_map, p, mask, num_global, num_local):
+    """The same of pair p."""
+    return local_of(tl.load(ids + p, mask=mask, other=-1), mask, expert_map, has_map, num_global, num_local)
+
+
+@triton.jit
+def known_slot(slot, num_slots):
+    return tl.where((slot >= 0) & (slot < num_slots), slot, -1)
+
+
+@triton.jit
 def slot_of(mapping, t, mask, num_slots):
     """The slot of token t, or -1: no slot, or an unknown one."""
-    slot = tl.load(mapping + t, mask=mask, other=-1)
-    return tl.where((slot >= 0) & (slot < num_slots), slot, -1)
+    return known_slot(tl.load(mapping + t, mask=mask, other=-1), num_slots)
+
+
+@triton.jit
+def together(a, b):
+    """Two tensors of 32-bit words, neither before both are there: keeps the compiler from waiting for one load before it issues the
+    other."""
+    return tl.inline_asm_elementwise("mov.b32 $0, $2; mov.b32 $1, $3;", "=r,=r,r,r", [a, b], dtype=(tl.int32, tl.int32), is_pure=False,
+                                     pack=1)
+
+
+@triton.jit
+def pair_of(ids, mapping, expert_map, has_map, p, TOPK, num_global, num_local, num_slots):
+    """Expert of pair p, whether it has one, and the slot of its token."""
+    slot = tl.load(mapping + p // TOPK)
+    # Changes no expert, but depends on both loads: none of them is waited for before the other is on its way.
+    e = tl.maximum(tl.load(ids + p), tl.minimum(slot, -1))
+    e, ok = local_of(e, True, expert_map, has_map, num_global, num_local)
+    return e, ok, known_slot(slot, num_slots)

@@ -208,7 +208,7 @@ class Layer:
                     self.seg_pg13 if first else self.seg_pg2, *pg, s, self.part, self.has_map(), int(b is not None), self.on_input,
                     self.act, float(alpha), float(beta), float(limit), self.P, self.K, N, KD, self.EG, self.E, self.n,
                     self.RS if first else self.R, self.R, self.c["sh13" if first else "sh2"]["SPLIT"] if lora else 1, self.c.get("GM", 8),
-                    FIRST=first, GATED=self.gated and first, ACT=act if first else 0, GATHER=gather, LORA=lora, NAIVE=self.naive, G=2 if self.naive else c.G, BM=c.BM,
+                    FIRST=first, GATED=self.gated and first, ACT=act if first else 0, GATHER=gather, LORA=lora, NAIVE=self.naive, G=c.G, BM=c.BM,
                     BN=c.BN, BK=c.BK, EVEN_K=KD % c.BK == 0, TMA=tma, TAIL=tail, MX=ws is not None, XS=c.stages if ws is not None and self.naive else c.XS, **self.meta(c.warps, c.stages))
 
     def combine(self, tw, ids):

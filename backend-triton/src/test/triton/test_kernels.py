@@ -1,6 +1,6 @@
 """The product's kernels against float32, over every feature, each case twice (bit-identical) on poisoned buffers.
 
-usage: test_kernels.py [--warm WORKERS] [--only TEXT]
+usage: test_kernels.py [--warm WORKERS] [--only TEXT,TEXT]
 """
 import os
 import sys
@@ -224,7 +224,8 @@ def cases():
 def main(argv):
     cs = cases()
     if "--only" in argv:
-        cs = [c for c in cs if argv[argv.index("--only") + 1] in c.name]
+        texts = argv[argv.index("--only") + 1].split(",")
+        cs = [c for c in cs if any(t in c.name for t in texts)]
     if "--warm" in argv:
         def job(c):
             def j():

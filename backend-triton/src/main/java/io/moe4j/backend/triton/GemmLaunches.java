@@ -222,7 +222,12 @@ final class GemmLaunches {
         .i32(f.lora() ? splits(f, s, width, first) : 1)
         .i32(plan.groupTiles());
     int tile = first ? plan.tileColumns13() : plan.tileColumns2();
-    l.launch(f.stream(), Math.multiplyExact(f.tiles(experts), Math.ceilDiv(columns, tile)));
+    int programs = Math.multiplyExact(f.tiles(experts), Math.ceilDiv(columns, tile));
+    if (kernels.spreads(kernel.spec())) {
+      l.sharedBytes(
+          EvenSpread.sharedBytes(programs, kernels.multiprocessors(), kernel.spec().sharedBytes()));
+    }
+    l.launch(f.stream(), programs);
   }
 
   /** The kernels' number of a function, as in {@code activation.py}. */

@@ -35,10 +35,13 @@ final class TritonKernels {
   private final Map<String, KernelSpec> specs = new HashMap<>();
   private final Map<String, Kernel> loaded = new ConcurrentHashMap<>();
   private final ComputeCapability capability;
+  private final int multiprocessors;
 
   TritonKernels(CudaDevice device) {
     this.device = device;
     this.capability = CudaDeviceProvider.capability(device.info());
+    this.multiprocessors =
+        Integer.parseInt(device.info().properties().getOrDefault("multiprocessors", "1"));
     List<String> names =
         Holder.LIBRARY.kernels().stream().map(KernelSpec::name).distinct().toList();
     for (String name : names) {
@@ -101,13 +104,38 @@ final class TritonKernels {
               + there);
     }
     Kernel kernel = device.kernel(Holder.LIBRARY, spec);
+    if (spreads(spec)) {
+      kernel.allowSharedBytes(EvenSpread.MOST);
+    }
     loaded.put(request, kernel);
     return kernel;
   }
 
+  /**
+   * {@return whether a kernel is a GEMM of single pairs that starts during a shrink, on a card that
+   * {@link EvenSpread} knows}
+   *
+   * @param kernel the kernel
+   */
+  boolean spreads(KernelSpec kernel) {
+    return hopper()
+        && kernel.name().equals("gemm")
+        && "1".equals(kernel.constants().get("naive"))
+        && "1".equals(kernel.constants().get("lora"));
+  }
+
+  /** {@return multiprocessors of the card} */
+  int multiprocessors() {
+    return multiprocessors;
+  }
+
   /** {@return whether the combine is there with this many pairs a token known at compile time} */
   boolean unrolled(int topK) {
-    return capability.major() == 9 && capability.minor() == 0 && UNROLLED.contains(topK);
+    return hopper() && UNROLLED.contains(topK);
+  }
+
+  private boolean hopper() {
+    return capability.major() == 9 && capability.minor() == 0;
   }
 
   private static String key(String name, Map<String, String> constants) {
