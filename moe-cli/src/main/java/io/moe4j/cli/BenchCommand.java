@@ -91,6 +91,15 @@ final class BenchCommand implements Callable<Integer> {
       defaultValue = "cpu")
   private String device;
 
+  @Option(
+      names = "--rest",
+      paramLabel = "MS",
+      description =
+          "On a GPU: let the card rest this long before each case, at most 10000. Default: 0, it"
+              + " stays at full load.",
+      defaultValue = "0")
+  private int rest;
+
   @Option(names = "--quick", description = "Fewer cases and shorter: about half a minute.")
   private boolean quick;
 
@@ -190,7 +199,7 @@ final class BenchCommand implements Callable<Integer> {
       createDirectory(out);
     }
     try (MoeOracle oracle = oracleOptions.discover();
-        DeviceBench bench = DeviceBench.open(oracle, oracleOptions.backend, counts, grid);
+        DeviceBench bench = DeviceBench.open(oracle, oracleOptions.backend, counts, grid, rest);
         Progress progress =
             Progress.start(moe, "Bench", (long) of.size() * counts.size() * grid.size())) {
       for (BenchShape s : of) {
@@ -229,6 +238,9 @@ final class BenchCommand implements Callable<Integer> {
       if (t < 1 || t > 1 << 20) {
         throw CliException.usage("--tokens is " + t + ", must be 1.." + (1 << 20));
       }
+    }
+    if (rest < 0 || rest > 10_000) {
+      throw CliException.usage("--rest is " + rest + ", must be 0..10000 milliseconds");
     }
     int n = adapters != null ? adapters : ADAPTERS;
     int r = rank != null ? rank : RANK;

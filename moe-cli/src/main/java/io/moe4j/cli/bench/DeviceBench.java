@@ -22,18 +22,23 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
+import java.util.concurrent.locks.LockSupport;
 import org.jspecify.annotations.Nullable;
 
 /**
  * Measures layers on a device other than the host, in bf16: from router logits to the weighted sum,
  * so with routing and sorting, without the router's own product. A recorded pass over several
  * batches (other tokens, routings and assignments each) is replayed; the time of a forward is the
- * median replay over their number. Not thread-safe.
+ * median replay over their number. Large forwards draw more than a card may for long, and its clock
+ * drops within a tenth of a second: by default it comes from the case before and stays at full
+ * load, on request it rests before each case. Not thread-safe.
  */
 public final class DeviceBench implements AutoCloseable {
   private static final int SAMPLES = 21;
   private static final double SETTLE_SECONDS = 0.05;
+  private static final double SETTLE_SECONDS_RESTED = 0.005;
   private static final double SAMPLE_NANOS = 4e6;
+  private static final double SAMPLE_NANOS_RESTED = 1e6;
   private static final int MAX_REPLAYS = 50;
 
   /**
@@ -62,6 +67,7 @@ public final class DeviceBench implements AutoCloseable {
   private final @Nullable String backend;
   private final List<Integer> tokens;
   private final List<Lora> grid;
+  private final int restMillis;
   private final Device device;
   private final List<DeviceBenchReport.Row> rows = new ArrayList<>();
 
@@ -70,11 +76,13 @@ public final class DeviceBench implements AutoCloseable {
       @Nullable String backend,
       List<Integer> tokens,
       List<Lora> grid,
+      int restMillis,
       Device device) {
     this.oracle = oracle;
     this.backend = backend;
     this.tokens = tokens;
     this.grid = grid;
+    this.restMillis = restMillis;
     this.device = device;
   }
 
@@ -85,12 +93,17 @@ public final class DeviceBench implements AutoCloseable {
    * @param backend asked for by name, or null
    * @param tokens numbers of tokens, ascending
    * @param grid adapters, the base model first
+   * @param restMillis how long the card rests before each case; 0 = it goes on at full load
    * @return the bench
    * @throws DeviceException if the best backend computes on the host
    * @throws io.moe4j.oracle.UnsupportedConfigException if none fits
    */
   public static DeviceBench open(
-      MoeOracle oracle, @Nullable String backend, List<Integer> tokens, List<Lora> grid) {
+      MoeOracle oracle,
+      @Nullable String backend,
+      List<Integer> tokens,
+      List<Lora> grid,
+      int restMillis) {
     MoeConfig config = config(BenchShape.DEVICE.getFirst(), 1, grid.getLast());
     Platform platform = oracle.catalog().detectPlatform();
     Selection selection = oracle.select(config, platform, Optional.ofNullable(backend));
@@ -106,7 +119,7 @@ public final class DeviceBench implements AutoCloseable {
     }
     DeviceInfo info = platform.device(chosen.deviceType()).orElseThrow();
     return new DeviceBench(
-        oracle, backend, tokens, grid, oracle.catalog().openDevice(chosen, info.id()));
+        oracle, backend, tokens, grid, restMillis, oracle.catalog().openDevice(chosen, info.id()));
   }
 
   private static MoeConfig config(BenchShape shape, int maxTokens, Lora lora) {
@@ -220,15 +233,19 @@ public final class DeviceBench implements AutoCloseable {
         device
             .capture(stream, work)
             .orElseThrow(() -> new DeviceException(device.info().id() + " records no graphs"))) {
+      boolean rested = restMillis > 0;
+      rest();
+      double settle = rested ? SETTLE_SECONDS_RESTED : SETTLE_SECONDS;
       long begin = System.nanoTime();
       int warm = 0;
       do {
         graph.launch(stream);
         stream.synchronize();
         warm++;
-      } while (System.nanoTime() - begin < SETTLE_SECONDS * 1e9);
+      } while (System.nanoTime() - begin < settle * 1e9);
       double one = (double) (System.nanoTime() - begin) / warm;
-      int replays = (int) Math.clamp(Math.ceil(SAMPLE_NANOS / one), 1, MAX_REPLAYS);
+      double sample = rested ? SAMPLE_NANOS_RESTED : SAMPLE_NANOS;
+      int replays = (int) Math.clamp(Math.ceil(sample / one), 1, MAX_REPLAYS);
       double[] samples = new double[SAMPLES];
       for (int s = 0; s < SAMPLES; s++) {
         long start = System.nanoTime();
@@ -243,9 +260,16 @@ public final class DeviceBench implements AutoCloseable {
     }
   }
 
+  private void rest() {
+    long until = System.nanoTime() + restMillis * 1_000_000L;
+    for (long left = until - System.nanoTime(); left > 0; left = until - System.nanoTime()) {
+      LockSupport.parkNanos(left);
+    }
+  }
+
   /** {@return what was measured so far} */
   public DeviceBenchReport report() {
-    return new DeviceBenchReport(device.info(), rows);
+    return new DeviceBenchReport(device.info(), rows, restMillis);
   }
 
   @Override

@@ -16,8 +16,9 @@ import java.util.Set;
  *
  * @param device the card
  * @param rows cases in the order of measuring
+ * @param restMillis how long the card rested before each; 0 = not at all
  */
-public record DeviceBenchReport(DeviceInfo device, List<Row> rows) {
+public record DeviceBenchReport(DeviceInfo device, List<Row> rows, int restMillis) {
   /**
    * What a card was measured to do at best.
    *
@@ -32,6 +33,7 @@ public record DeviceBenchReport(DeviceInfo device, List<Row> rows) {
   /**
    * @param device the card
    * @param rows copied
+   * @param restMillis how long the card rested before each
    */
   public DeviceBenchReport {
     rows = List.copyOf(rows);
@@ -100,6 +102,10 @@ public record DeviceBenchReport(DeviceInfo device, List<Row> rows) {
                         c.bytes() / 1e12,
                         c.operations() / 1e12))
                 .orElse("not known for this card"))
+        .append(
+            restMillis > 0
+                ? "\n- Clock: the card rested " + restMillis + " ms before each case"
+                : "\n- Clock: the card comes from the case before, at full load")
         .append(
             """
 
