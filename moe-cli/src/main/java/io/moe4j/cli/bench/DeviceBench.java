@@ -29,9 +29,9 @@ import org.jspecify.annotations.Nullable;
  * Measures layers on a device other than the host, in bf16: from router logits to the weighted sum,
  * so with routing and sorting, without the router's own product. A recorded pass over several
  * batches (other tokens, routings and assignments each) is replayed; the time of a forward is the
- * median replay over their number. Large forwards draw more than a card may for long, and its clock
- * drops within a tenth of a second: by default it comes from the case before and stays at full
- * load, on request it rests before each case. Not thread-safe.
+ * median replay over their number. Large forwards draw more power than a card may for long, and its
+ * clock drops within some tenths of a second: by default it comes from the case before and stays at
+ * full load, on request it rests before each case. Not thread-safe.
  */
 public final class DeviceBench implements AutoCloseable {
   private static final int SAMPLES = 21;
