@@ -21,6 +21,7 @@ final class DenseLayer {
   private static final int ROW_TILE = GroupedMlp.ROW_TILE;
   private static final int TOKEN_TILE = GroupedMlp.TOKEN_TILE;
   private static final int TOKENS_PER_TILE = 8;
+  private static final MemberScratch[] NO_SCRATCH = {};
   private static final MemorySegment NONE = MemorySegment.ofArray(new byte[0]);
 
   private final Kernels kernels;
@@ -68,12 +69,8 @@ final class DenseLayer {
     return Workspace.align(4L * maxRank);
   }
 
-  private long spareBytes() {
-    return Workspace.align(4L * 4 * ROW_TILE);
-  }
-
   long workspaceBytes(int tokens) {
-    return tokens * (xStride() + shrunkStride()) + spareBytes() * team.size();
+    return tokens * (xStride() + shrunkStride());
   }
 
   /**
@@ -120,7 +117,7 @@ final class DenseLayer {
     private MemorySegment ws = NONE;
     private long x0;
     private long shrunk0;
-    private long spare0;
+    private MemberScratch[] scratch = NO_SCRATCH;
 
     Pass() {
       for (int i = 0; i < views.length; i++) {
@@ -145,7 +142,7 @@ final class DenseLayer {
       this.ws = ws;
       x0 = wsOffset;
       shrunk0 = x0 + tokens * xStride();
-      spare0 = shrunk0 + tokens * shrunkStride();
+      scratch = MemberScratch.take(team.size());
       team.run(prepare, Math.ceilDiv(tokens, TOKENS_PER_TILE));
       team.run(product, Math.ceilDiv(out(), ROW_TILE) * Math.ceilDiv(tokens, TOKEN_TILE));
       if (lora != null && target != null && lora.hasLora() && look(lora, target)) {
@@ -158,6 +155,10 @@ final class DenseLayer {
       x = NONE;
       y = NONE;
       ws = NONE;
+      if (scratch.length > 0) {
+        MemberScratch.give(scratch);
+        scratch = NO_SCRATCH;
+      }
       for (LoraView v : views) {
         v.set(null);
       }
@@ -193,26 +194,25 @@ final class DenseLayer {
       int from = index / rowTiles * TOKEN_TILE;
       int to = Math.min(tokens, from + TOKEN_TILE);
       long stride = 4L * out();
-      for (int r = 0; r < n; r += 4) {
-        int count = Math.min(4, n - r);
-        for (int t = from; t < to; t += TypedKernels.MAX_TOKENS) {
-          int m = Math.min(TypedKernels.MAX_TOKENS, to - t);
-          typed.dot(
-              rows.segment(),
-              rows.offset() + (row0 + r) * rows.stride(),
-              rows.stride(),
-              count,
-              ws,
-              xRow(t),
-              xRow(t + 1),
-              xRow(t + 2),
-              xRow(t + 3),
-              m,
-              in(),
-              y,
-              y0 + t * stride + 4L * (row0 + r),
-              stride);
+      MemberScratch scratch = this.scratch[member];
+      for (int t = from, m; t < to; t += m) {
+        m = Math.min(kernels.dotTokens(), to - t);
+        for (int j = 0; j < m; j++) {
+          scratch.at[j] = xRow(t + j);
         }
+        typed.dot(
+            rows.segment(),
+            rows.offset() + row0 * rows.stride(),
+            rows.stride(),
+            n,
+            ws,
+            scratch.at,
+            m,
+            in(),
+            y,
+            y0 + t * stride + 4L * row0,
+            stride,
+            scratch.dots);
       }
       if (bias != null) {
         for (int t = from; t < to; t++) {
@@ -224,11 +224,12 @@ final class DenseLayer {
     /** One segment of tokens with one adapter; tokens of a segment need not be neighbours. */
     private void deltaTile(int segment, int member) {
       LoraView v = views[plan.segmentSlot[segment]];
-      long spare = spare0 + member * spareBytes();
+      MemberScratch scratch = this.scratch[member];
       for (int p = plan.segmentStart[segment]; p < plan.segmentEnd[segment]; p++) {
         int t = plan.pair[p];
         long s = shrunk0 + p * shrunkStride();
-        v.shrink(0, ws, xRow(t), xRow(t), xRow(t), xRow(t), 1, ws, s, shrunkStride());
+        scratch.at[0] = xRow(t);
+        v.shrink(0, ws, scratch.at, 1, ws, s, shrunkStride(), scratch.dots);
         for (int row0 = 0; row0 < out(); row0 += ROW_TILE) {
           int n = Math.min(ROW_TILE, out() - row0);
           v.expand(
@@ -242,8 +243,7 @@ final class DenseLayer {
               y,
               y0 + 4L * ((long) t * out() + row0),
               0,
-              ws,
-              spare);
+              scratch);
         }
       }
     }

@@ -36,6 +36,7 @@ final class GroupedMlp {
       long shrunkStride,
       long xPanels,
       long actPanels,
+      long shrunkPanels,
       long scratch,
       long scratchStride,
       long total) {}
@@ -106,7 +107,7 @@ final class GroupedMlp {
         Workspace.align(
             Math.max(
                 4L * (2L * TOKEN_TILE + 4) * ROW_TILE,
-                usesPanels() ? PanelTiles.scratchBytes(kernels.lanes()) : 0));
+                usesPanels() ? PanelTiles.scratchBytes() : 0));
     long lanes = usesPanels() ? PanelPlan.maxLanes(pairs, weights.count(), kernels.lanes()) : 0;
     long x = 0;
     long act = x + xStride * (weightOnInput ? pairs : tokens);
@@ -114,7 +115,8 @@ final class GroupedMlp {
     long shrunk = y + xStride * pairs;
     long xPanels = shrunk + shrunkStride * pairs;
     long actPanels = xPanels + Workspace.align(4L * lanes * weights.hidden);
-    long scratch = actPanels + Workspace.align(4L * lanes * weights.intermediate);
+    long shrunkPanels = actPanels + Workspace.align(4L * lanes * weights.intermediate);
+    long scratch = shrunkPanels + Workspace.align(8L * lanes * maxRank);
     long total = scratch + scratchStride * team.size();
     return new Layout(
         tokens,
@@ -128,6 +130,7 @@ final class GroupedMlp {
         shrunkStride,
         xPanels,
         actPanels,
+        shrunkPanels,
         scratch,
         scratchStride,
         total);

@@ -11,8 +11,8 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * One slot's factors for one target, unpacked for the kernels; reused from call to call. A is best
- * with dense rows {@code [r, in]}; B with dense columns (the file's {@code [out, r]} seen from
- * {@code [r, out]} memory), then dense rows; anything else works element by element.
+ * with dense rows {@code [r, in]}; B with dense rows {@code [out, r]}, as an adapter registry keeps
+ * them: then what a tile needs of it is one stretch of memory. Anything else works too, but slower.
  */
 final class LoraView {
   private static final MemorySegment NONE = MemorySegment.ofArray(new byte[0]);
@@ -21,6 +21,7 @@ final class LoraView {
   private final Kernels kernels;
   private int rank;
   private int in;
+  private int out;
   private MemorySegment a = NONE;
   private long aOffset;
   private long aExpert;
@@ -52,6 +53,7 @@ final class LoraView {
     }
     rank = f.rank();
     in = f.inFeatures();
+    out = f.outFeatures();
     Tensor ta = f.a();
     Tensor tb = f.b();
     aType = Rows.requireFloat("LoRA A", ta);
@@ -89,29 +91,32 @@ final class LoraView {
         && a.equals(other.a);
   }
 
-  /** {@code out[j][0..rank) = A[expert] . x[j]} for up to four vectors. */
+  /**
+   * {@code out[j][0..rank) = A[expert] . x[j]} for some vectors.
+   *
+   * @param at where each vector begins
+   * @param tokens as {@link TypedKernels#dot} takes
+   * @param scratch the caller's
+   */
   void shrink(
       int expert,
       MemorySegment x,
-      long x0,
-      long x1,
-      long x2,
-      long x3,
+      long[] at,
       int tokens,
       MemorySegment out,
       long outOffset,
-      long outStride) {
+      long outStride,
+      float[] scratch) {
     long base = aOffset + expert * aExpert;
     if (aCol == aType.bits() / 8 || in == 1) {
-      aKernels.dot(a, base, aRow, rank, x, x0, x1, x2, x3, tokens, in, out, outOffset, outStride);
+      aKernels.dot(a, base, aRow, rank, x, at, tokens, in, out, outOffset, outStride, scratch);
       return;
     }
     for (int j = 0; j < tokens; j++) {
-      long xj = j == 0 ? x0 : j == 1 ? x1 : j == 2 ? x2 : x3;
       for (int r = 0; r < rank; r++) {
         double sum = 0;
         for (int i = 0; i < in; i++) {
-          sum += (double) read(aType, a, base + r * aRow + i * aCol) * x.get(F32, xj + 4L * i);
+          sum += (double) read(aType, a, base + r * aRow + i * aCol) * x.get(F32, at[j] + 4L * i);
         }
         out.set(F32, outOffset + j * outStride + 4L * r, (float) sum);
       }
@@ -119,9 +124,10 @@ final class LoraView {
   }
 
   /**
-   * {@code dst[j][i] += (B[expert] . s[j])[row0 + i]} for tokens {@code j} and {@code n} rows.
+   * {@code dst[j][i] += (B[expert] . s[j])[row0 + i]} for tokens {@code j}.
    *
-   * @param scratch F32, {@code 4 * n} floats
+   * @param n rows, at most {@link PanelLora#STRIDE}
+   * @param scratch of the calling member
    */
   void expand(
       int expert,
@@ -134,59 +140,70 @@ final class LoraView {
       MemorySegment dst,
       long dstOffset,
       long dstStride,
-      MemorySegment scratch,
-      long scratchOffset) {
-    long base = bOffset + expert * bExpert + row0 * bRow;
-    int size = bType.bits() / 8;
-    if (bRow == size) {
+      MemberScratch scratch) {
+    float[] piece = scratch.loraB;
+    int stride = PanelLora.STRIDE;
+    for (int r0 = 0; r0 < rank; r0 += PanelLora.RANKS) {
+      int ranks = Math.min(PanelLora.RANKS, rank - r0);
+      widenB(expert, r0, ranks, row0, n, scratch);
       for (int j = 0; j < tokens; j++) {
-        for (int r = 0; r < rank; r++) {
-          bKernels.axpy(
-              s.get(F32, sOffset + j * sStride + 4L * r),
-              b,
-              base + r * bCol,
-              dst,
-              dstOffset + j * dstStride,
-              n);
+        long from = sOffset + j * sStride + 4L * r0;
+        kernels.expandRow(piece, stride, s, from, ranks, dst, dstOffset + j * dstStride, n);
+      }
+    }
+  }
+
+  /**
+   * A piece of B, transposed and widened: {@code dst[r * stride + i] = B[expert][row0 + i][r0 + r]}
+   * into {@code loraB}; may write up to {@link PanelLora#STRIDE} elements for each rank.
+   *
+   * @param n rows, at most {@link PanelLora#STRIDE}
+   * @param ranks at most {@link PanelLora#RANKS}
+   */
+  void widenB(int expert, int r0, int ranks, int row0, int n, MemberScratch scratch) {
+    long base = bOffset + expert * bExpert + row0 * bRow + r0 * bCol;
+    int size = bType.bits() / 8;
+    int stride = PanelLora.STRIDE;
+    float[] dst = scratch.loraB;
+    if (bCol == size || rank == 1) {
+      float[] rows = scratch.loraRows;
+      if (bRow == (long) ranks * size) {
+        bKernels.widen(b, base, rows, 0, n * ranks);
+      } else {
+        for (int i = 0; i < n; i++) {
+          bKernels.widen(b, base + i * bRow, rows, i * ranks, ranks);
         }
       }
-    } else if (bCol == size || rank == 1) {
-      TypedKernels f32 = kernels.forType(DType.F32);
-      for (int j = 0; j < tokens; j += 4) {
-        int m = Math.min(4, tokens - j);
-        long s0 = sOffset + j * sStride;
-        bKernels.dot(
-            b,
-            base,
-            bRow,
-            n,
-            s,
-            s0,
-            s0 + sStride,
-            s0 + 2 * sStride,
-            s0 + 3 * sStride,
-            m,
-            rank,
-            scratch,
-            scratchOffset,
-            4L * n);
-        for (int t = 0; t < m; t++) {
-          f32.axpy(
-              1f, scratch, scratchOffset + 4L * n * t, dst, dstOffset + (j + t) * dstStride, n);
-        }
+      turn(rows, n, ranks, dst, stride);
+    } else if (bRow == size) {
+      // Whole vectors where the matrix goes on that far.
+      int whole = Math.min(stride, Math.min(out - row0, Math.ceilDiv(n, 16) * 16));
+      for (int r = 0; r < ranks; r++) {
+        bKernels.widen(b, base + r * bCol, dst, r * stride, whole);
       }
     } else {
-      for (int j = 0; j < tokens; j++) {
-        for (int i = 0; i < n; i++) {
-          double sum = 0;
-          for (int r = 0; r < rank; r++) {
-            sum +=
-                (double) read(bType, b, base + i * bRow + r * bCol)
-                    * s.get(F32, sOffset + j * sStride + 4L * r);
-          }
-          long at = dstOffset + j * dstStride + 4L * i;
-          dst.set(F32, at, dst.get(F32, at) + (float) sum);
+      for (int i = 0; i < n; i++) {
+        for (int r = 0; r < ranks; r++) {
+          dst[r * stride + i] = read(bType, b, base + i * bRow + r * bCol);
         }
+      }
+    }
+  }
+
+  /** {@code dst[r][i] = rows[i][r]}, by whole blocks where they fit. */
+  private void turn(float[] rows, int n, int ranks, float[] dst, int stride) {
+    int lanes = kernels.lanes();
+    if (ranks % lanes == 0 && lanes > 1) {
+      for (int i = 0; i < n; i += lanes) {
+        for (int r = 0; r < ranks; r += lanes) {
+          kernels.transpose(rows, i * ranks + r, ranks, dst, r * stride + i, stride);
+        }
+      }
+      return;
+    }
+    for (int i = 0; i < n; i++) {
+      for (int r = 0; r < ranks; r++) {
+        dst[r * stride + i] = rows[i * ranks + r];
       }
     }
   }

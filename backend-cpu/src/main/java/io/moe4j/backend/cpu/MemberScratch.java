@@ -1,21 +1,37 @@
 package io.moe4j.backend.cpu;
 
 import io.moe4j.backend.cpu.kernel.Kernels;
+import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.util.concurrent.ConcurrentLinkedQueue;
 
 /**
- * What one member of the team needs for itself while it computes panels: an array, because its
- * bounds are checked before a loop and not in it. Of one size whatever the layer, so all layers
- * share a pool; a forward takes one for each member and gives them back.
+ * What one member of the team needs for itself while it computes: arrays, because their bounds are
+ * checked before a loop and not in it. Of one size whatever the layer, so all layers share a pool;
+ * a forward takes one for each member and gives them back.
  */
 final class MemberScratch {
   private static final ConcurrentLinkedQueue<MemberScratch[]> POOL = new ConcurrentLinkedQueue<>();
 
-  /** Twelve rows of weights, widened. */
-  final float[] weights = new float[Kernels.PANEL_ROWS * Kernels.PANEL_STRIDE];
+  /** Rows of a tile widened; also tokens on their way into a panel. */
+  final float[] weights = new float[PanelTiles.TILE_ROWS * Kernels.PANEL_STRIDE];
 
-  /** What was fetched ahead. Kept, or the compiler would drop the reads. */
-  long seen;
+  /** {@code [panel, row, token]}: a tile's sums. */
+  final float[] sums = new float[PanelPlan.MAX_GROUP * PanelTiles.SUMS];
+
+  /** {@code [rank, row]}: a piece of LoRA B, widened. */
+  final float[] loraB = new float[PanelLora.RANKS * PanelLora.STRIDE];
+
+  /** {@code [row, rank]}: the same before it is transposed. */
+  final float[] loraRows = new float[(PanelLora.STRIDE + 16) * PanelLora.RANKS];
+
+  /** What dot products work in. */
+  final float[] dots =
+      new float
+          [Math.max(
+              TypedKernels.DOT_SCRATCH, Kernels.ROW_TOKENS * (Kernels.PANEL_STRIDE + 4 * 64))];
+
+  /** Where the vectors of a dot product begin. */
+  final long[] at = new long[TypedKernels.MAX_TOKENS];
 
   private MemberScratch() {}
 

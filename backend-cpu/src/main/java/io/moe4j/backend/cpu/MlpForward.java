@@ -23,9 +23,6 @@ final class MlpForward {
   private static final int TOKEN_TILE = GroupedMlp.TOKEN_TILE;
   private static final int TOKENS_PER_TILE = 8;
 
-  /** Rows that meet every group of tokens before the next rows come: few enough to stay cached. */
-  private static final int ROWS_PER_PASS = 4;
-
   private final GroupedMlp mlp;
   private final MlpWeights w;
   private final TypedKernels upKernels;
@@ -40,9 +37,6 @@ final class MlpForward {
 
   /** Tokens that share one pass over weights: more where there are registers for their sums. */
   private final int groupLimit;
-
-  /** By member: where the vectors of a group begin. */
-  private final long[][] at;
 
   private final ThreadTeam.Region prepare = this::prepareTile;
   private final ThreadTeam.Region pack;
@@ -84,8 +78,7 @@ final class MlpForward {
     upLora = views(mlp);
     downLora = views(mlp);
     panels = new PanelTiles(this, mlp);
-    groupLimit = mlp.kernels.lanes() >= 16 ? TypedKernels.MANY_TOKENS : TypedKernels.MAX_TOKENS;
-    at = new long[mlp.team.size()][TypedKernels.MANY_TOKENS];
+    groupLimit = mlp.kernels.dotTokens();
     pack = panels::pack;
   }
 
@@ -185,7 +178,7 @@ final class MlpForward {
 
   private void findBlocks() {
     blocks = 0;
-    panels.plan.clear();
+    panels.plan.clear(plan.size);
     boolean usesPanels = mlp.usesPanels();
     for (int e = 0; e < w.count(); e++) {
       int from = plan.expertStart[e];
@@ -243,20 +236,24 @@ final class MlpForward {
     boolean shared = u.sharesA(g);
     int e = plan.segmentExpert[segment];
     int end = plan.segmentEnd[segment];
-    for (int p = plan.segmentStart[segment]; p < end; p += TypedKernels.MAX_TOKENS) {
-      int m = Math.min(TypedKernels.MAX_TOKENS, end - p);
-      long x0 = xRow(p);
-      long x1 = m > 1 ? xRow(p + 1) : x0;
-      long x2 = m > 2 ? xRow(p + 2) : x0;
-      long x3 = m > 3 ? xRow(p + 3) : x0;
+    long[] at = scratch[member].at;
+    float[] dots = scratch[member].dots;
+    for (int p = plan.segmentStart[segment], m; p < end; p += m) {
+      m = groupOf(end - p);
+      for (int j = 0; j < m; j++) {
+        at[j] = xRow(p + j);
+      }
       long s = l.shrunk() + p * l.shrunkStride();
       if (g.rank() > 0) {
-        g.shrink(e, ws, x0, x1, x2, x3, m, ws, s, l.shrunkStride());
+        g.shrink(e, ws, at, m, ws, s, l.shrunkStride(), dots);
       }
       if (u.rank() > 0 && !shared) {
-        u.shrink(e, ws, x0, x1, x2, x3, m, ws, s + 4L * mlp.maxRank, l.shrunkStride());
+        u.shrink(e, ws, at, m, ws, s + 4L * mlp.maxRank, l.shrunkStride(), dots);
       }
     }
+    int start = plan.segmentStart[segment];
+    panels.lora.spread(start, end, 0, g.rank());
+    panels.lora.spread(start, end, mlp.maxRank, shared ? 0 : u.rank());
   }
 
   private void shrink2Tile(int segment, int member) {
@@ -266,21 +263,18 @@ final class MlpForward {
       return;
     }
     int end = plan.segmentEnd[segment];
-    for (int p = plan.segmentStart[segment]; p < end; p += TypedKernels.MAX_TOKENS) {
-      int m = Math.min(TypedKernels.MAX_TOKENS, end - p);
-      long x0 = l.act() + p * l.actStride();
-      d.shrink(
-          plan.segmentExpert[segment],
-          ws,
-          x0,
-          x0 + l.actStride(),
-          x0 + 2 * l.actStride(),
-          x0 + 3 * l.actStride(),
-          m,
-          ws,
-          l.shrunk() + p * l.shrunkStride(),
-          l.shrunkStride());
+    int e = plan.segmentExpert[segment];
+    long[] at = scratch[member].at;
+    float[] dots = scratch[member].dots;
+    for (int p = plan.segmentStart[segment], m; p < end; p += m) {
+      m = groupOf(end - p);
+      for (int j = 0; j < m; j++) {
+        at[j] = l.act() + (p + j) * l.actStride();
+      }
+      long s = l.shrunk() + p * l.shrunkStride();
+      d.shrink(e, ws, at, m, ws, s, l.shrunkStride(), dots);
     }
+    panels.lora.spread(plan.segmentStart[segment], end, 0, d.rank());
   }
 
   private void product13Tile(int tile, int member) {
@@ -299,9 +293,8 @@ final class MlpForward {
     long stride = 4L * ROW_TILE;
     long g = l.scratch() + member * l.scratchStride();
     long u = g + TOKEN_TILE * stride;
-    long spare = u + TOKEN_TILE * stride;
     products13(e, from, to, row0, n, g, u, stride, member);
-    finish13(e, from, to, row0, n, g, u, stride, spare);
+    finish13(e, from, to, row0, n, g, u, stride, member);
   }
 
   /**
@@ -314,36 +307,28 @@ final class MlpForward {
   void products13(
       int e, int from, int to, int row0, int n, long g, long u, long stride, int member) {
     boolean gated = w.activation.isGated();
-    long[] x = at[member];
-    int step = to - from <= groupLimit ? n : ROWS_PER_PASS;
-    for (int r = 0; r < n; r += step) {
-      int rows = Math.min(step, n - r);
-      for (int p = from, m; p < to; p += m) {
-        m = groupOf(to - p);
-        for (int j = 0; j < m; j++) {
-          x[j] = xRow(p + j);
-        }
-        long o = (p - from) * stride + 4L * r;
-        if (gated) {
-          multiply(upKernels, w.gate[e], row0 + r, rows, x, m, w.hidden, g + o, stride);
-        }
-        multiply(upKernels, w.up[e], row0 + r, rows, x, m, w.hidden, u + o, stride);
+    long[] at = scratch[member].at;
+    for (int p = from, m; p < to; p += m) {
+      m = groupOf(to - p);
+      for (int j = 0; j < m; j++) {
+        at[j] = xRow(p + j);
       }
+      long o = (p - from) * stride;
+      if (gated) {
+        multiply(upKernels, w.gate[e], row0, n, m, w.hidden, g + o, stride, member);
+      }
+      multiply(upKernels, w.up[e], row0, n, m, w.hidden, u + o, stride, member);
     }
   }
 
-  /**
-   * Bias, LoRA and activation of what {@link #products13} left.
-   *
-   * @param spare room for {@code 4 * n} floats
-   */
-  void finish13(int e, int from, int to, int row0, int n, long g, long u, long stride, long spare) {
+  /** Bias, LoRA and activation of what {@link #products13} left. */
+  void finish13(int e, int from, int to, int row0, int n, long g, long u, long stride, int member) {
     GroupedMlp.Layout l = where();
     for (int p = from; p < to; p++) {
       addBias(w.gateBias[e], row0, g + (p - from) * stride, n);
       addBias(w.upBias[e], row0, u + (p - from) * stride, n);
     }
-    addLora13(from, to, row0, n, g, u, stride, spare);
+    addLora13(from, to, row0, n, g, u, stride, scratch[member]);
     for (int p = from; p < to; p++) {
       long o = (p - from) * stride;
       mlp.kernels.activate(
@@ -351,24 +336,20 @@ final class MlpForward {
     }
   }
 
-  /** Some rows of a matrix times some vectors of the workspace, to the workspace. */
+  /** Some rows of a matrix times the vectors at the member's {@code at}, to the workspace. */
   private void multiply(
       TypedKernels k,
       Rows m,
       int row,
       int rows,
-      long[] x,
       int tokens,
       int width,
       long out,
-      long stride) {
-    MemorySegment s = m.segment();
+      long stride,
+      int member) {
+    MemberScratch s = scratch[member];
     long first = m.offset() + row * m.stride();
-    if (tokens > TypedKernels.MAX_TOKENS) {
-      k.dotMany(s, first, m.stride(), rows, ws, x, tokens, width, ws, out, stride);
-    } else {
-      k.dot(s, first, m.stride(), rows, ws, x[0], x[1], x[2], x[3], tokens, width, ws, out, stride);
-    }
+    k.dot(m.segment(), first, m.stride(), rows, ws, s.at, tokens, width, ws, out, stride, s.dots);
   }
 
   /** How many of the tokens left go together: groups as even as can be. */
@@ -409,9 +390,9 @@ final class MlpForward {
    * @param g gate results of {@code from}, of which row {@code row0} comes first
    * @param u likewise up
    * @param stride bytes from one position's results to the next's
-   * @param spare room for {@code 4 * n} floats
    */
-  void addLora13(int from, int to, int row0, int n, long g, long u, long stride, long spare) {
+  private void addLora13(
+      int from, int to, int row0, int n, long g, long u, long stride, MemberScratch own) {
     if (!lora) {
       return;
     }
@@ -425,12 +406,51 @@ final class MlpForward {
       long shrunk = l.shrunk() + a * l.shrunkStride();
       long o = (a - from) * stride;
       if (gate.rank() > 0) {
-        gate.expand(e, row0, n, ws, shrunk, l.shrunkStride(), m, ws, g + o, stride, ws, spare);
+        gate.expand(e, row0, n, ws, shrunk, l.shrunkStride(), m, ws, g + o, stride, own);
       }
       if (up.rank() > 0) {
         long su = up.sharesA(gate) ? shrunk : shrunk + 4L * mlp.maxRank;
-        up.expand(e, row0, n, ws, su, l.shrunkStride(), m, ws, u + o, stride, ws, spare);
+        up.expand(e, row0, n, ws, su, l.shrunkStride(), m, ws, u + o, stride, own);
       }
+    }
+  }
+
+  /**
+   * Adds gate and up deltas to the sums of a panel's tile.
+   *
+   * @param start sorted position of the panel's first token
+   * @param row0 first output of the tile
+   * @param c index of the panel's sums
+   */
+  void addPanelLora13(int panel, int start, int tokens, int row0, int outputs, int c, int member) {
+    boolean gated = w.activation.isGated();
+    int width = panels.plan.panelVectors[panel] * mlp.kernels.lanes();
+    int jump = gated ? 12 : 6;
+    int end = start + tokens;
+    for (int s = segmentAt(start); s < plan.segments && plan.segmentStart[s] < end; s++) {
+      int from = Math.max(start, plan.segmentStart[s]) - start;
+      int to = Math.min(end, plan.segmentEnd[s]) - start;
+      int e = plan.segmentExpert[s];
+      LoraView gate = gateLora[plan.segmentSlot[s]];
+      LoraView up = upLora[plan.segmentSlot[s]];
+      if (gated) {
+        panels.lora.expand(gate, e, row0, outputs, panel, 0, from, to, c, jump, member);
+      }
+      int first = up.sharesA(gate) ? 0 : mlp.maxRank;
+      int cUp = gated ? c + 6 * width : c;
+      panels.lora.expand(up, e, row0, outputs, panel, first, from, to, cUp, jump, member);
+    }
+  }
+
+  /** Adds down deltas to the sums of a panel's tile; as {@link #addPanelLora13}. */
+  void addPanelLora2(int panel, int start, int tokens, int row0, int outputs, int c, int member) {
+    int end = start + tokens;
+    for (int s = segmentAt(start); s < plan.segments && plan.segmentStart[s] < end; s++) {
+      int from = Math.max(start, plan.segmentStart[s]) - start;
+      int to = Math.min(end, plan.segmentEnd[s]) - start;
+      LoraView down = downLora[plan.segmentSlot[s]];
+      int e = plan.segmentExpert[s];
+      panels.lora.expand(down, e, row0, outputs, panel, 0, from, to, c, 6, member);
     }
   }
 
@@ -440,7 +460,6 @@ final class MlpForward {
       panels.tile2(tile, member);
       return;
     }
-    GroupedMlp.Layout l = where();
     int block = index % blocks;
     int row0 = index / blocks * ROW_TILE;
     int n = Math.min(ROW_TILE, w.hidden - row0);
@@ -448,36 +467,30 @@ final class MlpForward {
     int from = blockStart[block];
     int to = blockEnd[block];
     products2(e, from, to, row0, n, member);
-    finish2(e, from, to, row0, n, l.scratch() + member * l.scratchStride());
+    finish2(e, from, to, row0, n, member);
   }
 
   /** The w2 product of some sorted positions of one expert, rows {@code row0..row0+n-1}. */
   void products2(int e, int from, int to, int row0, int n, int member) {
     GroupedMlp.Layout l = where();
-    long[] x = at[member];
-    int step = to - from <= groupLimit ? n : ROWS_PER_PASS;
-    for (int r = 0; r < n; r += step) {
-      int rows = Math.min(step, n - r);
-      for (int p = from, m; p < to; p += m) {
-        m = groupOf(to - p);
-        for (int j = 0; j < m; j++) {
-          x[j] = l.act() + (p + j) * l.actStride();
-        }
-        long y = l.y() + p * l.yStride() + 4L * (row0 + r);
-        multiply(downKernels, w.down[e], row0 + r, rows, x, m, w.intermediate, y, l.yStride());
+    long[] at = scratch[member].at;
+    for (int p = from, m; p < to; p += m) {
+      m = groupOf(to - p);
+      for (int j = 0; j < m; j++) {
+        at[j] = l.act() + (p + j) * l.actStride();
       }
+      long y = l.y() + p * l.yStride() + 4L * row0;
+      multiply(downKernels, w.down[e], row0, n, m, w.intermediate, y, l.yStride(), member);
     }
   }
 
   /** Bias and LoRA on rows {@code row0..row0+n-1} of the w2 product of some positions. */
-  void finish2(int e, int from, int to, int row0, int n, long spare) {
-    GroupedMlp.Layout l = where();
-    for (int p = from; p < to; p++) {
-      addBias(w.downBias[e], row0, l.y() + p * l.yStride() + 4L * row0, n);
-    }
+  void finish2(int e, int from, int to, int row0, int n, int member) {
+    addBias2(e, from, to, row0, n);
     if (!lora) {
       return;
     }
+    GroupedMlp.Layout l = where();
     for (int s = segmentAt(from); s < plan.segments && plan.segmentStart[s] < to; s++) {
       LoraView down = downLora[plan.segmentSlot[s]];
       int a = Math.max(from, plan.segmentStart[s]);
@@ -494,8 +507,18 @@ final class MlpForward {
             ws,
             l.y() + a * l.yStride() + 4L * row0,
             l.yStride(),
-            ws,
-            spare);
+            scratch[member]);
+      }
+    }
+  }
+
+  /** Bias on rows {@code row0..row0+n-1} of the w2 product of some positions. */
+  void addBias2(int e, int from, int to, int row0, int n) {
+    MemorySegment bias = w.downBias[e];
+    if (bias != null) {
+      GroupedMlp.Layout l = where();
+      for (int p = from; p < to; p++) {
+        addBias(bias, row0, l.y() + p * l.yStride() + 4L * row0, n);
       }
     }
   }

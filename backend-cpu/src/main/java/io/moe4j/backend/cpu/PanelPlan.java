@@ -3,9 +3,9 @@ package io.moe4j.backend.cpu;
 import java.util.Arrays;
 
 /**
- * Which tokens of an expert go into panels. A panel is one or two vectors of tokens wide; tokens
- * that would leave most of a panel empty stay behind as a tail of single dot products over the same
- * weights. Groups of panels are what a tile computes. Reused from call to call.
+ * Which tokens of an expert go into panels. A panel is one, two or four vectors of tokens wide;
+ * tokens that would leave most of a panel empty stay behind as a tail of single dot products over
+ * the same weights. Groups of panels are what a tile computes. Reused from call to call.
  */
 final class PanelPlan {
   /** Panels of a group at most; bounds a tile's scratch. */
@@ -15,6 +15,8 @@ final class PanelPlan {
   private static final long GROUP_BYTES = 1 << 20;
 
   private final int lanes;
+  private final int most;
+  private final int alone;
 
   int panels;
   int totalLanes;
@@ -22,7 +24,7 @@ final class PanelPlan {
   /** Where a panel's lanes begin among all lanes. */
   int[] panelLane = new int[0];
 
-  /** One or two vectors. */
+  /** One, two or four vectors. */
   int[] panelVectors = new int[0];
 
   /** Sorted position of a panel's first token. */
@@ -30,6 +32,9 @@ final class PanelPlan {
 
   /** Tokens in it. */
   int[] panelTokens = new int[0];
+
+  /** By sorted position: its panel, -1 if it is in none. */
+  int[] panelOf = new int[0];
 
   int groups;
   int[] groupExpert = new int[0];
@@ -41,16 +46,27 @@ final class PanelPlan {
 
   int[] tailTokens = new int[0];
 
-  PanelPlan(int lanes) {
+  /**
+   * @param lanes of a vector
+   * @param most vectors of a panel: 2 or 4
+   * @param alone tokens of an expert that are left to dot products
+   */
+  PanelPlan(int lanes, int most, int alone) {
     this.lanes = lanes;
+    this.most = most;
+    this.alone = alone;
   }
 
   /** {@return the most lanes that panels over some pairs can have} */
   static long maxLanes(long pairs, int experts, int lanes) {
-    return Math.min(2 * pairs, pairs + (long) experts * (lanes - 1)) + 2L * lanes;
+    return Math.min(2 * pairs, pairs + (long) experts * (lanes - 1)) + 4L * lanes;
   }
 
-  void clear() {
+  void clear(int positions) {
+    if (panelOf.length < positions) {
+      panelOf = new int[positions];
+    }
+    Arrays.fill(panelOf, 0, positions, -1);
     panels = 0;
     groups = 0;
     totalLanes = 0;
@@ -62,7 +78,7 @@ final class PanelPlan {
    * @param tokens of the expert
    */
   boolean worthwhile(int tokens) {
-    return tokens > lanes / 2;
+    return tokens > alone;
   }
 
   /** Plans one expert's tokens. */
@@ -72,7 +88,8 @@ final class PanelPlan {
     int left = tokens;
     int few = lanes / 4;
     while (left > lanes + few) {
-      at = addPanel(2, at, Math.min(left, 2 * lanes));
+      int vectors = most == 4 && left > 3 * lanes + few ? 4 : 2;
+      at = addPanel(vectors, at, Math.min(left, vectors * lanes));
       left = start + tokens - at;
     }
     if (left > few) {
@@ -80,7 +97,7 @@ final class PanelPlan {
       left = start + tokens - at;
     }
     int count = panels - first;
-    int fit = (int) Math.max(1, GROUP_BYTES / (8L * lanes * width));
+    int fit = (int) Math.max(1, GROUP_BYTES / (4L * most * lanes * width));
     int groupsHere = Math.ceilDiv(count, Math.min(fit, MAX_GROUP));
     for (int g = 0; g < groupsHere; g++) {
       int from = first + (int) ((long) count * g / groupsHere);
@@ -100,6 +117,9 @@ final class PanelPlan {
     panelLane[panels] = totalLanes;
     panelVectors[panels] = vectors;
     panelStart[panels] = start;
+    for (int i = 0; i < tokens; i++) {
+      panelOf[start + i] = panels;
+    }
     panelTokens[panels++] = tokens;
     totalLanes += vectors * lanes;
     return start + tokens;

@@ -4,6 +4,8 @@ import io.moe4j.backend.cpu.kernel.Kernels;
 import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.Arrays;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Experts with many tokens: weights are widened once per tile, twelve rows at a time, into scratch
@@ -15,10 +17,20 @@ final class PanelTiles {
   private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
   private static final int ROWS = Kernels.PANEL_ROWS;
 
-  /** Times twelve rows in a tile. */
-  private static final int BLOCKS = 8;
+  /** Rows of a tile: widened, they fit a core's own cache beside everything else. */
+  static final int TILE_ROWS = 4 * ROWS;
 
-  private static final int TILE_ROWS = BLOCKS * ROWS;
+  /** Tokens of a panel at most. */
+  private static final int MAX_WIDTH = 64;
+
+  /** Sums of a tile for one panel at most. */
+  static final int SUMS = TILE_ROWS * MAX_WIDTH;
+
+  /** Columns multiplied at a time: that much of a panel fits a first-level cache. */
+  private static final int PIECE = 128;
+
+  /** Columns of tokens that are packed at a time. */
+  private static final int PACK = 256;
 
   private final MlpForward f;
   private final MlpWeights w;
@@ -26,6 +38,7 @@ final class PanelTiles {
   private final int lanes;
   private final boolean gated;
   final PanelPlan plan;
+  final PanelLora lora;
 
   PanelTiles(MlpForward f, GroupedMlp mlp) {
     this.f = f;
@@ -33,16 +46,17 @@ final class PanelTiles {
     kernels = mlp.kernels;
     lanes = kernels.lanes();
     gated = w.activation.isGated();
-    plan = new PanelPlan(lanes);
+    // Three times through the weights with a few tokens each is quicker than a vector that is
+    // partly
+    // empty: dot products read from memory while they multiply, widening only reads.
+    int alone = lanes >= 8 ? 3 * kernels.dotTokens() : lanes / 2;
+    plan = new PanelPlan(lanes, Math.min(kernels.panelVectors(), MAX_WIDTH / lanes), alone);
+    lora = new PanelLora(f, mlp, plan);
   }
 
-  /** What one member takes of the workspace: sums, LoRA deltas or the tail's results, spare. */
-  static long scratchBytes(int lanes) {
-    return sumBytes(lanes) * PanelPlan.MAX_GROUP + 2 * sumBytes(lanes);
-  }
-
-  private static long sumBytes(int lanes) {
-    return 4L * TILE_ROWS * 2 * lanes;
+  /** What one member takes of the workspace: a panel's sums, the tail's gate, up and products. */
+  static long scratchBytes() {
+    return 4 * 4L * SUMS;
   }
 
   int tiles13() {
@@ -65,17 +79,10 @@ final class PanelTiles {
     return Math.ceilDiv(w.hidden, TILE_ROWS);
   }
 
-  private long deltas(int member) {
-    return sums(member) + sumBytes(lanes) * PanelPlan.MAX_GROUP;
-  }
-
-  private long spare(int member) {
-    return deltas(member) + sumBytes(lanes);
-  }
-
-  private long sums(int member) {
+  /** Where a member works, in the workspace. */
+  private long scratch(int member, int part) {
     GroupedMlp.Layout l = f.where();
-    return l.scratch() + member * l.scratchStride();
+    return l.scratch() + member * l.scratchStride() + 4L * part * SUMS;
   }
 
   private long xPanel(int panel) {
@@ -89,33 +96,35 @@ final class PanelTiles {
   /** Puts a panel's tokens side by side, and zeros where there are none. */
   void pack(int panel, int member) {
     MemorySegment ws = f.workspace();
+    float[] rows = f.scratch(member).weights;
+    int stride = PACK + lanes;
     int width = plan.panelVectors[panel] * lanes;
     int tokens = plan.panelTokens[panel];
     int start = plan.panelStart[panel];
-    long dst = xPanel(panel);
-    int k = w.hidden;
-    int block = 16;
-    for (int i0 = 0; i0 < k; i0 += block) {
-      int n = Math.min(block, k - i0);
+    for (int k0 = 0; k0 < w.hidden; k0 += PACK) {
+      int k = Math.min(PACK, w.hidden - k0);
       for (int t = 0; t < width; t++) {
-        long to = dst + 4L * ((long) i0 * width + t);
         if (t < tokens) {
-          long from = f.xRow(start + t) + 4L * i0;
-          for (int i = 0; i < n; i++) {
-            ws.set(F32, to + 4L * i * width, ws.get(F32, from + 4L * i));
-          }
+          long from = f.xRow(start + t) + 4L * k0;
+          MemorySegment.copy(ws, F32, from, rows, t * stride, k);
         } else {
-          for (int i = 0; i < n; i++) {
-            ws.set(F32, to + 4L * i * width, 0f);
-          }
+          Arrays.fill(rows, t * stride, t * stride + k, 0f);
         }
       }
-    }
-  }
-
-  private static void zero(MemorySegment ws, long at, int floats) {
-    for (int i = 0; i < floats; i++) {
-      ws.set(F32, at + 4L * i, 0f);
+      for (int i = 0; i < k; i += lanes) {
+        long to = xPanel(panel) + 4L * (k0 + i) * width;
+        for (int t = 0; t < width; t += lanes) {
+          kernels.transpose(
+              rows,
+              t * stride + i,
+              stride,
+              ws,
+              to + 4L * t,
+              4L * width,
+              Math.min(lanes, k - i),
+              lanes);
+        }
+      }
     }
   }
 
@@ -139,108 +148,94 @@ final class PanelTiles {
     int perBlock = gated ? ROWS / 2 : ROWS;
     int outputs = Math.min(outputs13(), w.intermediate - row0);
     int blocks = Math.ceilDiv(outputs, perBlock);
-    long sums = sums(member);
     TypedKernels typed = kernels.forType(w.upType);
     Rows up = w.up[e];
     Rows gate = gated ? w.gate[e] : up;
-    for (int b = 0; b < blocks; b++) {
-      int r0 = row0 + b * perBlock;
-      int count = Math.min(perBlock, w.intermediate - r0);
-      int next = r0 + perBlock;
-      int coming = b + 1 < blocks ? Math.min(perBlock, w.intermediate - next) : 0;
-      int half = gated ? coming : coming / 2;
-      int nextUp = gated ? next : next + half;
-      for (int k0 = 0; k0 < w.hidden; k0 += Kernels.PANEL_K) {
-        int k = Math.min(Kernels.PANEL_K, w.hidden - k0);
+    for (int k0 = 0; k0 < w.hidden; k0 += Kernels.PANEL_K) {
+      int k = Math.min(Kernels.PANEL_K, w.hidden - k0);
+      for (int b = 0; b < blocks; b++) {
+        int r0 = row0 + b * perBlock;
+        int count = Math.min(perBlock, w.intermediate - r0);
         if (gated) {
-          widen(typed, gate, r0, count, k0, k, 0, member);
+          widen(typed, gate, r0, count, k0, k, b * ROWS, member);
         }
-        widen(typed, up, r0, count, k0, k, gated ? perBlock : 0, member);
-        multiply(group, b, k0, k, member, sums, true, gate, next, up, nextUp, half);
+        widen(typed, up, r0, count, k0, k, b * ROWS + (gated ? perBlock : 0), member);
       }
+      multiply(group, blocks, k0, k, member, true);
+      multiplyTail(group, blocks, k0, k, member, true);
     }
-    finish13(group, row0, outputs, blocks, sums, member);
+    finish13(group, row0, outputs, blocks, member);
   }
 
   /**
-   * One block of twelve rows with every panel of the group. Meanwhile the rows of the next block
-   * are fetched: {@code coming} rows of {@code a} from {@code nextA} on, and of {@code b} from
-   * {@code nextB} on.
+   * The widened rows with every panel of the group, columns {@code k0..k0+k-1}. A piece of a panel
+   * meets all rows before the next piece comes: it stays in the first-level cache, and what moves
+   * is the rows, a twelfth as much.
    */
-  private void multiply(
-      int group,
-      int block,
-      int k0,
-      int k,
-      int member,
-      long sums,
-      boolean first,
-      Rows a,
-      int nextA,
-      Rows b,
-      int nextB,
-      int coming) {
+  private void multiply(int group, int blocks, int k0, int k, int member, boolean first) {
     MemorySegment ws = f.workspace();
-    int count = plan.groupPanels[group];
-    long bytes = a.isDense() && b.isDense() ? coming * a.stride() - Long.BYTES : 0;
-    boolean fetch = bytes > 0;
-    MemorySegment memoryA = fetch ? a.segment() : ws;
-    MemorySegment memoryB = fetch ? b.segment() : ws;
-    int half = k / 2;
-    // Half of each product's k fetches from a, the other half from b: together, over all k, all
-    // rows.
-    long step = fetch ? 2 * bytes / ((long) a.cols() * count) : 0;
-    long share = step * count * (k0 / 2);
-    long fromA = fetch ? a.offset() + nextA * a.stride() + share : 0;
-    long fromB = fetch ? b.offset() + nextB * b.stride() + share : 0;
-    long fetched = 0;
     float[] weights = f.scratch(member).weights;
-    for (int i = 0; i < count; i++) {
+    float[] sums = f.scratch(member).sums;
+    for (int i = 0; i < plan.groupPanels[group]; i++) {
       int panel = plan.groupPanel[group] + i;
       int vectors = plan.panelVectors[panel];
       long row = 4L * vectors * lanes;
-      long x = (first ? xPanel(panel) : actPanel(panel)) + k0 * row;
-      long c = sums + i * sumBytes(lanes) + row * block * ROWS;
+      long x = first ? xPanel(panel) : actPanel(panel);
+      int c = i * SUMS;
+      int block = ROWS * vectors * lanes;
       if (k0 == 0) {
-        zero(ws, c, ROWS * vectors * lanes);
+        Arrays.fill(sums, c, c + blocks * block, 0f);
       }
-      long ahead = step * half * i;
-      fetched ^=
-          kernels.panel(weights, 0, ws, x, vectors, half, ws, c, memoryA, fromA + ahead, step);
-      fetched ^=
-          kernels.panel(
-              weights,
-              half,
-              ws,
-              x + half * row,
-              vectors,
-              k - half,
-              ws,
-              c,
-              memoryB,
-              fromB + ahead,
-              step);
+      for (int at = 0; at < k; at += PIECE) {
+        int n = Math.min(PIECE, k - at);
+        for (int b = 0; b < blocks; b++) {
+          int w0 = b * ROWS * Kernels.PANEL_STRIDE + at;
+          kernels.panel(weights, w0, ws, x + (k0 + at) * row, vectors, n, sums, c + b * block);
+        }
+      }
     }
-    f.scratch(member).seen ^= fetched;
   }
 
-  /** Bias, LoRA, activation. */
-  private void finish13(int group, int row0, int outputs, int blocks, long sums, int member) {
+  /**
+   * The widened rows with the tokens behind the group's last panel, of which a vector would be
+   * mostly empty: {@code [token, row]} into part 3 of the member's workspace.
+   */
+  private void multiplyTail(int group, int blocks, int k0, int k, int member, boolean first) {
+    int from = plan.tailStart[group];
+    int tokens = plan.tailTokens[group];
+    if (tokens == 0) {
+      return;
+    }
     MemorySegment ws = f.workspace();
     GroupedMlp.Layout l = f.where();
+    MemberScratch s = f.scratch(member);
+    for (int t = 0; t < tokens; t++) {
+      long x = first ? f.xRow(from + t) : l.act() + (from + t) * l.actStride();
+      MemorySegment.copy(ws, F32, x + 4L * k0, s.dots, t * Kernels.PANEL_STRIDE, k);
+    }
+    long to = scratch(member, 3);
+    long stride = 4L * TILE_ROWS;
+    kernels.rows(s.weights, 0, blocks * ROWS, s.dots, tokens, k, ws, to, stride, k0 > 0);
+  }
+
+  /** LoRA, bias, activation; then the tail. */
+  private void finish13(int group, int row0, int outputs, int blocks, int member) {
+    MemorySegment ws = f.workspace();
+    GroupedMlp.Layout l = f.where();
+    float[] sums = f.scratch(member).sums;
     int e = plan.groupExpert[group];
     int perBlock = gated ? ROWS / 2 : ROWS;
-    long deltas = deltas(member);
+    long c = scratch(member, 0);
     for (int i = 0; i < plan.groupPanels[group]; i++) {
       int panel = plan.groupPanel[group] + i;
       int width = plan.panelVectors[panel] * lanes;
-      long c = sums + i * sumBytes(lanes);
       int start = plan.panelStart[panel];
       int tokens = plan.panelTokens[panel];
-      boolean lora = f.hasLora(start, start + tokens);
-      if (lora) {
-        deltas13(start, tokens, row0, outputs, c, width, member);
+      boolean adapted = f.hasLora(start, start + tokens);
+      if (adapted) {
+        f.addPanelLora13(panel, start, tokens, row0, outputs, i * SUMS, member);
       }
+      MemorySegment.copy(sums, i * SUMS, ws, F32, c, blocks * ROWS * width);
       for (int b = 0; b < blocks; b++) {
         int r0 = row0 + b * perBlock;
         int count = Math.min(perBlock, w.intermediate - r0);
@@ -253,33 +248,57 @@ final class PanelTiles {
         long act = actPanel(panel) + 4L * r0 * width;
         kernels.activate(w.activation, ws, g, ws, u, ws, act, count * width);
       }
-      if (lora) {
+      if (adapted) {
         // The down shrink reads rows.
-        for (int t = 0; t < tokens; t++) {
-          long to = l.act() + (start + t) * l.actStride() + 4L * row0;
-          long from = actPanel(panel) + 4L * ((long) row0 * width + t);
-          for (int r = 0; r < outputs; r++) {
-            ws.set(F32, to + 4L * r, ws.get(F32, from + 4L * r * width));
-          }
-        }
+        MemorySegment.copy(
+            ws, F32, actPanel(panel) + 4L * row0 * width, sums, i * SUMS, outputs * width);
+        unpack(sums, i * SUMS, outputs, panel, l.act() + 4L * row0, l.actStride());
       }
     }
     int from = plan.tailStart[group];
     int to = from + plan.tailTokens[group];
     if (from < to) {
       long stride = 4L * outputs13();
-      long u = deltas + stride * (to - from);
-      f.products13(e, from, to, row0, outputs, deltas, u, stride, member);
-      f.finish13(e, from, to, row0, outputs, deltas, u, stride, spare(member));
+      long g = scratch(member, 1);
+      long u = scratch(member, 2);
+      for (int t = 0; t < to - from; t++) {
+        long products = scratch(member, 3) + 4L * t * TILE_ROWS;
+        for (int b = 0; b < blocks; b++) {
+          long row = products + 4L * b * ROWS;
+          long o = t * stride + 4L * b * perBlock;
+          if (gated) {
+            MemorySegment.copy(ws, row, ws, g + o, 4L * perBlock);
+            row += 4L * perBlock;
+          }
+          MemorySegment.copy(ws, row, ws, u + o, 4L * perBlock);
+        }
+      }
+      f.finish13(e, from, to, row0, outputs, g, u, stride, member);
     }
   }
 
-  private void addBias(
-      @org.jspecify.annotations.Nullable MemorySegment bias,
-      int r0,
-      int count,
-      long at,
-      int width) {
+  /** A panel's {@code [rows, tokens]} to the rows of its tokens. */
+  private void unpack(float[] from, int at, int rows, int panel, long to, long stride) {
+    MemorySegment ws = f.workspace();
+    int width = plan.panelVectors[panel] * lanes;
+    int tokens = plan.panelTokens[panel];
+    for (int t = 0; t < tokens; t += lanes) {
+      long row = to + (plan.panelStart[panel] + t) * stride;
+      for (int r = 0; r < rows; r += lanes) {
+        kernels.transpose(
+            from,
+            at + r * width + t,
+            width,
+            ws,
+            row + 4L * r,
+            stride,
+            Math.min(lanes, tokens - t),
+            Math.min(lanes, rows - r));
+      }
+    }
+  }
+
+  private void addBias(@Nullable MemorySegment bias, int r0, int count, long at, int width) {
     if (bias == null) {
       return;
     }
@@ -293,71 +312,41 @@ final class PanelTiles {
     }
   }
 
-  /** Gate and up deltas of a panel: computed by token, then added across. */
-  private void deltas13(
-      int start, int tokens, int row0, int outputs, long c, int width, int member) {
-    MemorySegment ws = f.workspace();
-    int perBlock = gated ? ROWS / 2 : ROWS;
-    long stride = 4L * outputs13();
-    long g = deltas(member);
-    long u = gated ? g + stride * 2 * lanes : g;
-    zero(ws, g, (int) ((gated ? 2 : 1) * stride * 2 * lanes / 4));
-    f.addLora13(start, start + tokens, row0, outputs, g, u, stride, spare(member));
-    for (int r = 0; r < outputs; r++) {
-      long row = c + 4L * ((long) (r / perBlock) * ROWS + r % perBlock) * width;
-      long upRow = gated ? row + 4L * perBlock * width : row;
-      for (int t = 0; t < tokens; t++) {
-        if (gated) {
-          add(ws, row + 4L * t, g + t * stride + 4L * r);
-        }
-        add(ws, upRow + 4L * t, u + t * stride + 4L * r);
-      }
-    }
-  }
-
-  private static void add(MemorySegment ws, long to, long from) {
-    ws.set(F32, to, ws.get(F32, to) + ws.get(F32, from));
-  }
-
   void tile2(int index, int member) {
     int group = index / rowTiles2();
     int row0 = index % rowTiles2() * TILE_ROWS;
     int e = plan.groupExpert[group];
     int outputs = Math.min(TILE_ROWS, w.hidden - row0);
     int blocks = Math.ceilDiv(outputs, ROWS);
-    long sums = sums(member);
     TypedKernels typed = kernels.forType(w.downType);
     Rows d = w.down[e];
-    for (int b = 0; b < blocks; b++) {
-      int r0 = row0 + b * ROWS;
-      int next = r0 + ROWS;
-      int half = b + 1 < blocks ? Math.min(ROWS, w.hidden - next) / 2 : 0;
-      for (int k0 = 0; k0 < w.intermediate; k0 += Kernels.PANEL_K) {
-        int k = Math.min(Kernels.PANEL_K, w.intermediate - k0);
-        widen(typed, d, r0, Math.min(ROWS, w.hidden - r0), k0, k, 0, member);
-        multiply(group, b, k0, k, member, sums, false, d, next, d, next + half, half);
-      }
+    for (int k0 = 0; k0 < w.intermediate; k0 += Kernels.PANEL_K) {
+      int k = Math.min(Kernels.PANEL_K, w.intermediate - k0);
+      widen(typed, d, row0, outputs, k0, k, 0, member);
+      multiply(group, blocks, k0, k, member, false);
+      multiplyTail(group, blocks, k0, k, member, false);
     }
-    MemorySegment ws = f.workspace();
     GroupedMlp.Layout l = f.where();
+    float[] sums = f.scratch(member).sums;
     for (int i = 0; i < plan.groupPanels[group]; i++) {
       int panel = plan.groupPanel[group] + i;
-      int width = plan.panelVectors[panel] * lanes;
-      long c = sums + i * sumBytes(lanes);
       int start = plan.panelStart[panel];
-      for (int t = 0; t < plan.panelTokens[panel]; t++) {
-        long to = l.y() + (start + t) * l.yStride() + 4L * row0;
-        for (int r = 0; r < outputs; r++) {
-          ws.set(F32, to + 4L * r, ws.get(F32, c + 4L * ((long) r * width + t)));
-        }
+      int end = start + plan.panelTokens[panel];
+      if (f.hasLora(start, end)) {
+        f.addPanelLora2(panel, start, end - start, row0, outputs, i * SUMS, member);
       }
-      f.finish2(e, start, start + plan.panelTokens[panel], row0, outputs, spare(member));
+      unpack(sums, i * SUMS, outputs, panel, l.y() + 4L * row0, l.yStride());
+      f.addBias2(e, start, end, row0, outputs);
     }
     int from = plan.tailStart[group];
     int to = from + plan.tailTokens[group];
     if (from < to) {
-      f.products2(e, from, to, row0, outputs, member);
-      f.finish2(e, from, to, row0, outputs, spare(member));
+      MemorySegment ws = f.workspace();
+      for (int t = from; t < to; t++) {
+        long products = scratch(member, 3) + 4L * (t - from) * TILE_ROWS;
+        MemorySegment.copy(ws, products, ws, l.y() + t * l.yStride() + 4L * row0, 4L * outputs);
+      }
+      f.finish2(e, from, to, row0, outputs, member);
     }
   }
 }

@@ -1,5 +1,6 @@
 package io.moe4j.backend.cpu.kernel;
 
+import java.lang.foreign.MemorySegment;
 import jdk.incubator.vector.FloatVector;
 import jdk.incubator.vector.VectorShuffle;
 import jdk.incubator.vector.VectorSpecies;
@@ -48,5 +49,35 @@ final class Lanes {
       sum += v.lane(i);
     }
     return sum;
+  }
+
+  /**
+   * Sums of some vectors in an array: {@code out[j][r]} = the lanes of vector {@code j * rows + r}.
+   *
+   * @param from holds the vectors
+   * @param at where they begin
+   * @param rows results side by side
+   * @param tokens times that many
+   * @param out F32
+   * @param outOffset bytes
+   * @param outStride bytes from one token to the next
+   * @param add to what is there
+   */
+  static void fold(
+      float[] from,
+      int at,
+      int rows,
+      int tokens,
+      MemorySegment out,
+      long outOffset,
+      long outStride,
+      boolean add) {
+    for (int j = 0; j < tokens; j++) {
+      for (int r = 0; r < rows; r++) {
+        float sum = sum(FloatVector.fromArray(S, from, at + (j * rows + r) * W));
+        long o = outOffset + j * outStride + 4L * r;
+        out.set(ScalarKernels.F32, o, add ? out.get(ScalarKernels.F32, o) + sum : sum);
+      }
+    }
   }
 }

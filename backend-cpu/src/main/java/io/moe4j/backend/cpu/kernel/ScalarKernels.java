@@ -46,29 +46,108 @@ final class ScalarKernels implements Kernels {
   }
 
   @Override
-  public long panel(
-      float[] w,
-      int w0,
-      MemorySegment x,
-      long xOffset,
-      int vectors,
-      int k,
-      MemorySegment c,
-      long cOffset,
-      MemorySegment next,
-      long nextOffset,
-      long step) {
+  public void panel(
+      float[] w, int w0, MemorySegment x, long xOffset, int vectors, int k, float[] c, int c0) {
     for (int r = 0; r < PANEL_ROWS; r++) {
       for (int t = 0; t < vectors; t++) {
-        long at = cOffset + 4L * (r * vectors + t);
-        float sum = c.get(F32, at);
+        int at = c0 + r * vectors + t;
+        float sum = c[at];
         for (int i = 0; i < k; i++) {
           sum += w[w0 + r * PANEL_STRIDE + i] * x.get(F32, xOffset + 4L * ((long) i * vectors + t));
         }
-        c.set(F32, at, sum);
+        c[at] = sum;
       }
     }
-    return 0;
+  }
+
+  @Override
+  public void expand(
+      float[] b,
+      int b0,
+      int bStride,
+      MemorySegment s,
+      long sOffset,
+      long sStride,
+      int rank,
+      float[] c,
+      int c0,
+      int c6,
+      int cStride,
+      int from,
+      int to) {
+    if (from > 0 || to < 1) {
+      return;
+    }
+    for (int r = 0; r < PANEL_ROWS; r++) {
+      float sum = 0;
+      for (int i = 0; i < rank; i++) {
+        sum += b[b0 + i * bStride + r] * s.get(F32, sOffset + i * sStride);
+      }
+      c[r < 6 ? c0 + r * cStride : c6 + (r - 6) * cStride] += sum;
+    }
+  }
+
+  @Override
+  public void rows(
+      float[] w,
+      int w0,
+      int rows,
+      float[] x,
+      int tokens,
+      int k,
+      MemorySegment out,
+      long outOffset,
+      long outStride,
+      boolean add) {
+    for (int r = 0; r < rows; r++) {
+      for (int j = 0; j < tokens; j++) {
+        float sum = 0;
+        for (int i = 0; i < k; i++) {
+          sum += w[w0 + r * PANEL_STRIDE + i] * x[j * PANEL_STRIDE + i];
+        }
+        long o = outOffset + j * outStride + 4L * r;
+        out.set(F32, o, add ? out.get(F32, o) + sum : sum);
+      }
+    }
+  }
+
+  @Override
+  public void expandRow(
+      float[] b,
+      int bStride,
+      MemorySegment s,
+      long sOffset,
+      int rank,
+      MemorySegment dst,
+      long dstOffset,
+      int n) {
+    for (int i = 0; i < n; i++) {
+      float sum = dst.get(F32, dstOffset + 4L * i);
+      for (int r = 0; r < rank; r++) {
+        sum = Math.fma(s.get(F32, sOffset + 4L * r), b[r * bStride + i], sum);
+      }
+      dst.set(F32, dstOffset + 4L * i, sum);
+    }
+  }
+
+  @Override
+  public void transpose(
+      float[] src,
+      int at,
+      int stride,
+      MemorySegment dst,
+      long dstOffset,
+      long dstStride,
+      int rows,
+      int columns) {
+    if (rows > 0 && columns > 0) {
+      dst.set(F32, dstOffset, src[at]);
+    }
+  }
+
+  @Override
+  public void transpose(float[] src, int at, int stride, float[] dst, int to, int dstStride) {
+    dst[to] = src[at];
   }
 
   @Override
@@ -97,39 +176,13 @@ final class ScalarKernels implements Kernels {
         long wStride,
         int rows,
         MemorySegment x,
-        long x0,
-        long x1,
-        long x2,
-        long x3,
-        int tokens,
-        int k,
-        MemorySegment out,
-        long outOffset,
-        long outStride) {
-      for (int r = 0; r < rows; r++) {
-        for (int j = 0; j < tokens; j++) {
-          long xj = j == 0 ? x0 : j == 1 ? x1 : j == 2 ? x2 : x3;
-          out.set(
-              F32,
-              outOffset + j * outStride + 4L * r,
-              dotRow(dtype, w, wOffset + r * wStride, x, xj, k));
-        }
-      }
-    }
-
-    @Override
-    public void dotMany(
-        MemorySegment w,
-        long wOffset,
-        long wStride,
-        int rows,
-        MemorySegment x,
         long[] at,
         int tokens,
         int k,
         MemorySegment out,
         long outOffset,
-        long outStride) {
+        long outStride,
+        float[] scratch) {
       for (int r = 0; r < rows; r++) {
         for (int j = 0; j < tokens; j++) {
           out.set(

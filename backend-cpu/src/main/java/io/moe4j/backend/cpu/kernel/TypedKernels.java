@@ -7,63 +7,29 @@ import java.lang.foreign.MemorySegment;
  * in elements; nothing needs to be aligned. Activations and results are F32. Thread-safe.
  */
 public interface TypedKernels {
-  /** Tokens that one call of {@link #dot} takes at most. */
-  int MAX_TOKENS = 4;
+  /** Tokens that one call of {@link #dot} takes at most; {@link Kernels#dotTokens} are best. */
+  int MAX_TOKENS = 6;
 
-  /** Tokens that one call of {@link #dotMany} takes at most. */
-  int MANY_TOKENS = 8;
+  /** Floats that {@link #dot} needs to work. */
+  int DOT_SCRATCH = MAX_TOKENS * (2048 + 16) + 4 * MAX_TOKENS * 64;
 
   /**
-   * Some rows of a matrix times up to four vectors: {@code out[j][r] = sum_i w[r][i] * x[j][i]}.
+   * Some rows of a matrix times some vectors: {@code out[j][r] = sum_i w[r][i] * x[j][i]}.
    *
    * @param w holds the rows
    * @param wOffset where row 0 begins
    * @param wStride from one row to the next
    * @param rows how many
-   * @param x holds the vectors
-   * @param x0 where vector 0 begins; likewise {@code x1..x3}, of which the first {@code tokens}
-   *     count
-   * @param x1 vector 1
-   * @param x2 vector 2
-   * @param x3 vector 3
-   * @param tokens {@code 1..4}
+   * @param x F32, holds the vectors
+   * @param at where each vector begins
+   * @param tokens {@code 1..MAX_TOKENS}
    * @param k length of rows and vectors
    * @param out where results go
    * @param outOffset result of row 0 and vector 0; rows follow densely
    * @param outStride from one vector's results to the next's
+   * @param scratch {@link #DOT_SCRATCH} floats, of the calling thread
    */
   void dot(
-      MemorySegment w,
-      long wOffset,
-      long wStride,
-      int rows,
-      MemorySegment x,
-      long x0,
-      long x1,
-      long x2,
-      long x3,
-      int tokens,
-      int k,
-      MemorySegment out,
-      long outOffset,
-      long outStride);
-
-  /**
-   * {@link #dot} for more vectors at once: weights pass by only once.
-   *
-   * @param w holds the rows
-   * @param wOffset where row 0 begins
-   * @param wStride from one row to the next
-   * @param rows how many
-   * @param x holds the vectors
-   * @param at where each vector begins
-   * @param tokens {@code 5..8}
-   * @param k length of rows and vectors
-   * @param out where results go
-   * @param outOffset result of row 0 and vector 0; rows follow densely
-   * @param outStride from one vector's results to the next's
-   */
-  void dotMany(
       MemorySegment w,
       long wOffset,
       long wStride,
@@ -74,7 +40,8 @@ public interface TypedKernels {
       int k,
       MemorySegment out,
       long outOffset,
-      long outStride);
+      long outStride,
+      float[] scratch);
 
   /**
    * Widens to F32, exactly: {@code dst[i] = src[i] * scale}; a scale of 1 keeps every bit.

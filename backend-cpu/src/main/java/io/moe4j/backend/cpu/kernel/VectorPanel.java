@@ -1,78 +1,65 @@
 package io.moe4j.backend.cpu.kernel;
 
 import java.lang.foreign.MemorySegment;
-import java.lang.foreign.ValueLayout;
 import java.nio.ByteOrder;
 import jdk.incubator.vector.FloatVector;
+import jdk.incubator.vector.VectorMask;
+import jdk.incubator.vector.VectorOperators;
 import jdk.incubator.vector.VectorSpecies;
 
 /**
  * The product of twelve rows and a panel of tokens, vectors along the tokens: each weight is
- * broadcast and meets one or two vectors of tokens, so nothing is summed across lanes. Twelve
- * accumulators keep two multipliers of latency four busy and fit sixteen registers. More of them,
- * although AVX-512 has the registers, make a method that the first compiler gives up on ("out of
- * virtual registers"), and then it is not compiled by the second either and stays a hundred times
- * slower. The weights are an array and their rows a constant distance apart, so that one register
- * addresses all of them and the compiler checks the bounds before the loop, not in it. In passing,
- * each loop reads a little of the weights that come next, so that memory works while the
- * multipliers do; Java has no prefetch instruction, and the processor's own prefetcher follows
- * these reads.
+ * broadcast and meets one, two or four vectors of tokens, so nothing is summed across lanes. Twelve
+ * accumulators keep two multipliers of latency four busy and fit sixteen registers; with the 32
+ * registers of AVX-512, twenty-four of them halve the loads for each multiply-add.
+ *
+ * <p>Weights and sums are arrays, so that one register addresses all rows of weights and the
+ * compiler checks the bounds before the loop. It also keeps the methods small: loading and storing
+ * 24 accumulators through a segment made one that HotSpot's first compiler gives up on ("out of
+ * virtual registers"), and then it is interpreted, a thousand times slower, for seconds.
  */
 final class VectorPanel {
   private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
   private static final int VL = F.length();
   private static final long VB = 4L * VL;
-  private static final ValueLayout.OfLong J = ValueLayout.JAVA_LONG_UNALIGNED;
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;
   private static final int WS = Kernels.PANEL_STRIDE;
 
+  /** The number of each lane. */
+  private static final FloatVector LANE = FloatVector.zero(F).addIndex(1);
+
   private VectorPanel() {}
 
-  static long multiply(
-      float[] w,
-      int w0,
-      MemorySegment x,
-      long x0,
-      int vectors,
-      int k,
-      MemorySegment c,
-      long c0,
-      MemorySegment next,
-      long n0,
-      long step) {
-    if (vectors == 1) {
-      return rows12x1(w, w0, x, x0, k, c, c0, next, n0, step);
+  static void multiply(
+      float[] w, int w0, MemorySegment x, long x0, int vectors, int k, float[] c, int c0) {
+    switch (vectors) {
+      case 1 -> rows12x1(w, w0, x, x0, k, c, c0);
+      case 2 -> {
+        rows6x2(w, w0, x, x0, k, c, c0);
+        rows6x2(w, w0 + 6 * WS, x, x0, k, c, c0 + 12 * VL);
+      }
+      default -> {
+        rows6x4(w, w0, x, x0, k, c, c0);
+        rows6x4(w, w0 + 6 * WS, x, x0, k, c, c0 + 24 * VL);
+      }
     }
-    return rows6x2(w, w0, x, x0, k, c, c0, next, n0, step)
-        ^ rows6x2(w, w0 + 6 * WS, x, x0, k, c, c0 + 12 * VB, next, n0, step);
   }
 
-  private static long rows12x1(
-      float[] w,
-      int w0,
-      MemorySegment x,
-      long x0,
-      int k,
-      MemorySegment c,
-      long c0,
-      MemorySegment next,
-      long n0,
-      long step) {
-    long seen = 0;
-    FloatVector s0v0 = FloatVector.fromMemorySegment(F, c, c0, LE);
-    FloatVector s1v0 = FloatVector.fromMemorySegment(F, c, c0 + VB, LE);
-    FloatVector s2v0 = FloatVector.fromMemorySegment(F, c, c0 + 2 * VB, LE);
-    FloatVector s3v0 = FloatVector.fromMemorySegment(F, c, c0 + 3 * VB, LE);
-    FloatVector s4v0 = FloatVector.fromMemorySegment(F, c, c0 + 4 * VB, LE);
-    FloatVector s5v0 = FloatVector.fromMemorySegment(F, c, c0 + 5 * VB, LE);
-    FloatVector s6v0 = FloatVector.fromMemorySegment(F, c, c0 + 6 * VB, LE);
-    FloatVector s7v0 = FloatVector.fromMemorySegment(F, c, c0 + 7 * VB, LE);
-    FloatVector s8v0 = FloatVector.fromMemorySegment(F, c, c0 + 8 * VB, LE);
-    FloatVector s9v0 = FloatVector.fromMemorySegment(F, c, c0 + 9 * VB, LE);
-    FloatVector s10v0 = FloatVector.fromMemorySegment(F, c, c0 + 10 * VB, LE);
-    FloatVector s11v0 = FloatVector.fromMemorySegment(F, c, c0 + 11 * VB, LE);
+  private static void rows12x1(
+      float[] w, int w0, MemorySegment x, long x0, int k, float[] c, int c0) {
+    FloatVector s0v0 = FloatVector.fromArray(F, c, c0);
+    FloatVector s1v0 = FloatVector.fromArray(F, c, c0 + VL);
+    FloatVector s2v0 = FloatVector.fromArray(F, c, c0 + 2 * VL);
+    FloatVector s3v0 = FloatVector.fromArray(F, c, c0 + 3 * VL);
+    FloatVector s4v0 = FloatVector.fromArray(F, c, c0 + 4 * VL);
+    FloatVector s5v0 = FloatVector.fromArray(F, c, c0 + 5 * VL);
+    FloatVector s6v0 = FloatVector.fromArray(F, c, c0 + 6 * VL);
+    FloatVector s7v0 = FloatVector.fromArray(F, c, c0 + 7 * VL);
+    FloatVector s8v0 = FloatVector.fromArray(F, c, c0 + 8 * VL);
+    FloatVector s9v0 = FloatVector.fromArray(F, c, c0 + 9 * VL);
+    FloatVector s10v0 = FloatVector.fromArray(F, c, c0 + 10 * VL);
+    FloatVector s11v0 = FloatVector.fromArray(F, c, c0 + 11 * VL);
     for (int i = 0; i < k; i++) {
-      seen ^= next.get(J, n0 + i * step);
       long q = x0 + i * VB;
       FloatVector t0 = FloatVector.fromMemorySegment(F, x, q, LE);
       FloatVector b0 = FloatVector.broadcast(F, w[w0 + i]);
@@ -100,47 +87,35 @@ final class VectorPanel {
       FloatVector b11 = FloatVector.broadcast(F, w[w0 + i + 11 * WS]);
       s11v0 = t0.fma(b11, s11v0);
     }
-    s0v0.intoMemorySegment(c, c0, LE);
-    s1v0.intoMemorySegment(c, c0 + VB, LE);
-    s2v0.intoMemorySegment(c, c0 + 2 * VB, LE);
-    s3v0.intoMemorySegment(c, c0 + 3 * VB, LE);
-    s4v0.intoMemorySegment(c, c0 + 4 * VB, LE);
-    s5v0.intoMemorySegment(c, c0 + 5 * VB, LE);
-    s6v0.intoMemorySegment(c, c0 + 6 * VB, LE);
-    s7v0.intoMemorySegment(c, c0 + 7 * VB, LE);
-    s8v0.intoMemorySegment(c, c0 + 8 * VB, LE);
-    s9v0.intoMemorySegment(c, c0 + 9 * VB, LE);
-    s10v0.intoMemorySegment(c, c0 + 10 * VB, LE);
-    s11v0.intoMemorySegment(c, c0 + 11 * VB, LE);
-    return seen;
+    s0v0.intoArray(c, c0);
+    s1v0.intoArray(c, c0 + VL);
+    s2v0.intoArray(c, c0 + 2 * VL);
+    s3v0.intoArray(c, c0 + 3 * VL);
+    s4v0.intoArray(c, c0 + 4 * VL);
+    s5v0.intoArray(c, c0 + 5 * VL);
+    s6v0.intoArray(c, c0 + 6 * VL);
+    s7v0.intoArray(c, c0 + 7 * VL);
+    s8v0.intoArray(c, c0 + 8 * VL);
+    s9v0.intoArray(c, c0 + 9 * VL);
+    s10v0.intoArray(c, c0 + 10 * VL);
+    s11v0.intoArray(c, c0 + 11 * VL);
   }
 
-  private static long rows6x2(
-      float[] w,
-      int w0,
-      MemorySegment x,
-      long x0,
-      int k,
-      MemorySegment c,
-      long c0,
-      MemorySegment next,
-      long n0,
-      long step) {
-    long seen = 0;
-    FloatVector s0v0 = FloatVector.fromMemorySegment(F, c, c0, LE);
-    FloatVector s0v1 = FloatVector.fromMemorySegment(F, c, c0 + VB, LE);
-    FloatVector s1v0 = FloatVector.fromMemorySegment(F, c, c0 + 2 * VB, LE);
-    FloatVector s1v1 = FloatVector.fromMemorySegment(F, c, c0 + 3 * VB, LE);
-    FloatVector s2v0 = FloatVector.fromMemorySegment(F, c, c0 + 4 * VB, LE);
-    FloatVector s2v1 = FloatVector.fromMemorySegment(F, c, c0 + 5 * VB, LE);
-    FloatVector s3v0 = FloatVector.fromMemorySegment(F, c, c0 + 6 * VB, LE);
-    FloatVector s3v1 = FloatVector.fromMemorySegment(F, c, c0 + 7 * VB, LE);
-    FloatVector s4v0 = FloatVector.fromMemorySegment(F, c, c0 + 8 * VB, LE);
-    FloatVector s4v1 = FloatVector.fromMemorySegment(F, c, c0 + 9 * VB, LE);
-    FloatVector s5v0 = FloatVector.fromMemorySegment(F, c, c0 + 10 * VB, LE);
-    FloatVector s5v1 = FloatVector.fromMemorySegment(F, c, c0 + 11 * VB, LE);
+  private static void rows6x2(
+      float[] w, int w0, MemorySegment x, long x0, int k, float[] c, int c0) {
+    FloatVector s0v0 = FloatVector.fromArray(F, c, c0);
+    FloatVector s0v1 = FloatVector.fromArray(F, c, c0 + VL);
+    FloatVector s1v0 = FloatVector.fromArray(F, c, c0 + 2 * VL);
+    FloatVector s1v1 = FloatVector.fromArray(F, c, c0 + 3 * VL);
+    FloatVector s2v0 = FloatVector.fromArray(F, c, c0 + 4 * VL);
+    FloatVector s2v1 = FloatVector.fromArray(F, c, c0 + 5 * VL);
+    FloatVector s3v0 = FloatVector.fromArray(F, c, c0 + 6 * VL);
+    FloatVector s3v1 = FloatVector.fromArray(F, c, c0 + 7 * VL);
+    FloatVector s4v0 = FloatVector.fromArray(F, c, c0 + 8 * VL);
+    FloatVector s4v1 = FloatVector.fromArray(F, c, c0 + 9 * VL);
+    FloatVector s5v0 = FloatVector.fromArray(F, c, c0 + 10 * VL);
+    FloatVector s5v1 = FloatVector.fromArray(F, c, c0 + 11 * VL);
     for (int i = 0; i < k; i++) {
-      seen ^= next.get(J, n0 + i * step);
       long q = x0 + i * (2 * VB);
       FloatVector t0 = FloatVector.fromMemorySegment(F, x, q, LE);
       FloatVector t1 = FloatVector.fromMemorySegment(F, x, q + VB, LE);
@@ -163,18 +138,168 @@ final class VectorPanel {
       s5v0 = t0.fma(b5, s5v0);
       s5v1 = t1.fma(b5, s5v1);
     }
-    s0v0.intoMemorySegment(c, c0, LE);
-    s0v1.intoMemorySegment(c, c0 + VB, LE);
-    s1v0.intoMemorySegment(c, c0 + 2 * VB, LE);
-    s1v1.intoMemorySegment(c, c0 + 3 * VB, LE);
-    s2v0.intoMemorySegment(c, c0 + 4 * VB, LE);
-    s2v1.intoMemorySegment(c, c0 + 5 * VB, LE);
-    s3v0.intoMemorySegment(c, c0 + 6 * VB, LE);
-    s3v1.intoMemorySegment(c, c0 + 7 * VB, LE);
-    s4v0.intoMemorySegment(c, c0 + 8 * VB, LE);
-    s4v1.intoMemorySegment(c, c0 + 9 * VB, LE);
-    s5v0.intoMemorySegment(c, c0 + 10 * VB, LE);
-    s5v1.intoMemorySegment(c, c0 + 11 * VB, LE);
-    return seen;
+    s0v0.intoArray(c, c0);
+    s0v1.intoArray(c, c0 + VL);
+    s1v0.intoArray(c, c0 + 2 * VL);
+    s1v1.intoArray(c, c0 + 3 * VL);
+    s2v0.intoArray(c, c0 + 4 * VL);
+    s2v1.intoArray(c, c0 + 5 * VL);
+    s3v0.intoArray(c, c0 + 6 * VL);
+    s3v1.intoArray(c, c0 + 7 * VL);
+    s4v0.intoArray(c, c0 + 8 * VL);
+    s4v1.intoArray(c, c0 + 9 * VL);
+    s5v0.intoArray(c, c0 + 10 * VL);
+    s5v1.intoArray(c, c0 + 11 * VL);
+  }
+
+  private static void rows6x4(
+      float[] w, int w0, MemorySegment x, long x0, int k, float[] c, int c0) {
+    FloatVector s0v0 = FloatVector.fromArray(F, c, c0);
+    FloatVector s0v1 = FloatVector.fromArray(F, c, c0 + VL);
+    FloatVector s0v2 = FloatVector.fromArray(F, c, c0 + 2 * VL);
+    FloatVector s0v3 = FloatVector.fromArray(F, c, c0 + 3 * VL);
+    FloatVector s1v0 = FloatVector.fromArray(F, c, c0 + 4 * VL);
+    FloatVector s1v1 = FloatVector.fromArray(F, c, c0 + 5 * VL);
+    FloatVector s1v2 = FloatVector.fromArray(F, c, c0 + 6 * VL);
+    FloatVector s1v3 = FloatVector.fromArray(F, c, c0 + 7 * VL);
+    FloatVector s2v0 = FloatVector.fromArray(F, c, c0 + 8 * VL);
+    FloatVector s2v1 = FloatVector.fromArray(F, c, c0 + 9 * VL);
+    FloatVector s2v2 = FloatVector.fromArray(F, c, c0 + 10 * VL);
+    FloatVector s2v3 = FloatVector.fromArray(F, c, c0 + 11 * VL);
+    FloatVector s3v0 = FloatVector.fromArray(F, c, c0 + 12 * VL);
+    FloatVector s3v1 = FloatVector.fromArray(F, c, c0 + 13 * VL);
+    FloatVector s3v2 = FloatVector.fromArray(F, c, c0 + 14 * VL);
+    FloatVector s3v3 = FloatVector.fromArray(F, c, c0 + 15 * VL);
+    FloatVector s4v0 = FloatVector.fromArray(F, c, c0 + 16 * VL);
+    FloatVector s4v1 = FloatVector.fromArray(F, c, c0 + 17 * VL);
+    FloatVector s4v2 = FloatVector.fromArray(F, c, c0 + 18 * VL);
+    FloatVector s4v3 = FloatVector.fromArray(F, c, c0 + 19 * VL);
+    FloatVector s5v0 = FloatVector.fromArray(F, c, c0 + 20 * VL);
+    FloatVector s5v1 = FloatVector.fromArray(F, c, c0 + 21 * VL);
+    FloatVector s5v2 = FloatVector.fromArray(F, c, c0 + 22 * VL);
+    FloatVector s5v3 = FloatVector.fromArray(F, c, c0 + 23 * VL);
+    for (int i = 0; i < k; i++) {
+      long q = x0 + i * (4 * VB);
+      FloatVector t0 = FloatVector.fromMemorySegment(F, x, q, LE);
+      FloatVector t1 = FloatVector.fromMemorySegment(F, x, q + VB, LE);
+      FloatVector t2 = FloatVector.fromMemorySegment(F, x, q + 2 * VB, LE);
+      FloatVector t3 = FloatVector.fromMemorySegment(F, x, q + 3 * VB, LE);
+      FloatVector b0 = FloatVector.broadcast(F, w[w0 + i]);
+      s0v0 = t0.fma(b0, s0v0);
+      s0v1 = t1.fma(b0, s0v1);
+      s0v2 = t2.fma(b0, s0v2);
+      s0v3 = t3.fma(b0, s0v3);
+      FloatVector b1 = FloatVector.broadcast(F, w[w0 + i + WS]);
+      s1v0 = t0.fma(b1, s1v0);
+      s1v1 = t1.fma(b1, s1v1);
+      s1v2 = t2.fma(b1, s1v2);
+      s1v3 = t3.fma(b1, s1v3);
+      FloatVector b2 = FloatVector.broadcast(F, w[w0 + i + 2 * WS]);
+      s2v0 = t0.fma(b2, s2v0);
+      s2v1 = t1.fma(b2, s2v1);
+      s2v2 = t2.fma(b2, s2v2);
+      s2v3 = t3.fma(b2, s2v3);
+      FloatVector b3 = FloatVector.broadcast(F, w[w0 + i + 3 * WS]);
+      s3v0 = t0.fma(b3, s3v0);
+      s3v1 = t1.fma(b3, s3v1);
+      s3v2 = t2.fma(b3, s3v2);
+      s3v3 = t3.fma(b3, s3v3);
+      FloatVector b4 = FloatVector.broadcast(F, w[w0 + i + 4 * WS]);
+      s4v0 = t0.fma(b4, s4v0);
+      s4v1 = t1.fma(b4, s4v1);
+      s4v2 = t2.fma(b4, s4v2);
+      s4v3 = t3.fma(b4, s4v3);
+      FloatVector b5 = FloatVector.broadcast(F, w[w0 + i + 5 * WS]);
+      s5v0 = t0.fma(b5, s5v0);
+      s5v1 = t1.fma(b5, s5v1);
+      s5v2 = t2.fma(b5, s5v2);
+      s5v3 = t3.fma(b5, s5v3);
+    }
+    s0v0.intoArray(c, c0);
+    s0v1.intoArray(c, c0 + VL);
+    s0v2.intoArray(c, c0 + 2 * VL);
+    s0v3.intoArray(c, c0 + 3 * VL);
+    s1v0.intoArray(c, c0 + 4 * VL);
+    s1v1.intoArray(c, c0 + 5 * VL);
+    s1v2.intoArray(c, c0 + 6 * VL);
+    s1v3.intoArray(c, c0 + 7 * VL);
+    s2v0.intoArray(c, c0 + 8 * VL);
+    s2v1.intoArray(c, c0 + 9 * VL);
+    s2v2.intoArray(c, c0 + 10 * VL);
+    s2v3.intoArray(c, c0 + 11 * VL);
+    s3v0.intoArray(c, c0 + 12 * VL);
+    s3v1.intoArray(c, c0 + 13 * VL);
+    s3v2.intoArray(c, c0 + 14 * VL);
+    s3v3.intoArray(c, c0 + 15 * VL);
+    s4v0.intoArray(c, c0 + 16 * VL);
+    s4v1.intoArray(c, c0 + 17 * VL);
+    s4v2.intoArray(c, c0 + 18 * VL);
+    s4v3.intoArray(c, c0 + 19 * VL);
+    s5v0.intoArray(c, c0 + 20 * VL);
+    s5v1.intoArray(c, c0 + 21 * VL);
+    s5v2.intoArray(c, c0 + 22 * VL);
+    s5v3.intoArray(c, c0 + 23 * VL);
+  }
+
+  /**
+   * Twelve rows of LoRA B times one vector of shrunk tokens, added to those lanes only that have
+   * the adapter: {@code c[r][t] += sum_i b[i][r] * s[i][t]}, t = from..to-1.
+   */
+  static void expand(
+      float[] b,
+      int b0,
+      int bStride,
+      MemorySegment s,
+      long s0,
+      long sStride,
+      int rank,
+      float[] c,
+      int c0,
+      int c6,
+      int cStride,
+      int from,
+      int to) {
+    FloatVector d0 = FloatVector.zero(F);
+    FloatVector d1 = d0;
+    FloatVector d2 = d0;
+    FloatVector d3 = d0;
+    FloatVector d4 = d0;
+    FloatVector d5 = d0;
+    FloatVector d6 = d0;
+    FloatVector d7 = d0;
+    FloatVector d8 = d0;
+    FloatVector d9 = d0;
+    FloatVector d10 = d0;
+    FloatVector d11 = d0;
+    for (int i = 0; i < rank; i++) {
+      FloatVector t = FloatVector.fromMemorySegment(F, s, s0 + i * sStride, LE);
+      int at = b0 + i * bStride;
+      d0 = t.fma(FloatVector.broadcast(F, b[at]), d0);
+      d1 = t.fma(FloatVector.broadcast(F, b[at + 1]), d1);
+      d2 = t.fma(FloatVector.broadcast(F, b[at + 2]), d2);
+      d3 = t.fma(FloatVector.broadcast(F, b[at + 3]), d3);
+      d4 = t.fma(FloatVector.broadcast(F, b[at + 4]), d4);
+      d5 = t.fma(FloatVector.broadcast(F, b[at + 5]), d5);
+      d6 = t.fma(FloatVector.broadcast(F, b[at + 6]), d6);
+      d7 = t.fma(FloatVector.broadcast(F, b[at + 7]), d7);
+      d8 = t.fma(FloatVector.broadcast(F, b[at + 8]), d8);
+      d9 = t.fma(FloatVector.broadcast(F, b[at + 9]), d9);
+      d10 = t.fma(FloatVector.broadcast(F, b[at + 10]), d10);
+      d11 = t.fma(FloatVector.broadcast(F, b[at + 11]), d11);
+    }
+    VectorMask<Float> here =
+        LANE.compare(VectorOperators.GE, from).and(LANE.compare(VectorOperators.LT, to));
+    FloatVector.fromArray(F, c, c0).add(d0, here).intoArray(c, c0);
+    FloatVector.fromArray(F, c, c0 + cStride).add(d1, here).intoArray(c, c0 + cStride);
+    FloatVector.fromArray(F, c, c0 + 2 * cStride).add(d2, here).intoArray(c, c0 + 2 * cStride);
+    FloatVector.fromArray(F, c, c0 + 3 * cStride).add(d3, here).intoArray(c, c0 + 3 * cStride);
+    FloatVector.fromArray(F, c, c0 + 4 * cStride).add(d4, here).intoArray(c, c0 + 4 * cStride);
+    FloatVector.fromArray(F, c, c0 + 5 * cStride).add(d5, here).intoArray(c, c0 + 5 * cStride);
+    FloatVector.fromArray(F, c, c6).add(d6, here).intoArray(c, c6);
+    FloatVector.fromArray(F, c, c6 + cStride).add(d7, here).intoArray(c, c6 + cStride);
+    FloatVector.fromArray(F, c, c6 + 2 * cStride).add(d8, here).intoArray(c, c6 + 2 * cStride);
+    FloatVector.fromArray(F, c, c6 + 3 * cStride).add(d9, here).intoArray(c, c6 + 3 * cStride);
+    FloatVector.fromArray(F, c, c6 + 4 * cStride).add(d10, here).intoArray(c, c6 + 4 * cStride);
+    FloatVector.fromArray(F, c, c6 + 5 * cStride).add(d11, here).intoArray(c, c6 + 5 * cStride);
   }
 }

@@ -20,9 +20,13 @@ import jdk.incubator.vector.VectorSpecies;
  * per dtype as a hidden class whose class data is the dtype, so that {@link #TYPE} is a constant to
  * the compiler, the loops of one dtype hold no trace of the others, and their profiles do not mix.
  *
- * <p>{@code dot} works on blocks of four rows and up to four vectors: sixteen accumulators, eight
- * loads for sixteen multiply-adds, and four sequential streams of weights, which is what keeps the
- * memory busy. Elements that do not fill a vector are added one by one.
+ * <p>{@code dot} works on blocks of four rows, four sequential streams of weights that keep the
+ * memory busy, and up to six vectors: 24 accumulators, ten loads for 24 multiply-adds. The vectors
+ * are copied to an array where they stand a constant distance apart: with an address for each of
+ * them the compiler runs out of registers and moves addresses through vector registers, on the very
+ * ports that multiply. Sums leave through an array too, and are folded by a method of their own: a
+ * vector that is handed to a method that is not inlined becomes an object. Elements that do not
+ * fill a vector are added one by one.
  */
 final class VectorTyped implements TypedKernels {
   private static final DType TYPE = classData();
@@ -34,6 +38,14 @@ final class VectorTyped implements TypedKernels {
   private static final int VL = F.length();
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;
   private static final int BYTES = TYPE.bits() / 8;
+
+  /** Elements of the vectors in the scratch at a time, and from one to the next. */
+  private static final int STRETCH = 2048;
+
+  private static final int XS = STRETCH + 16;
+
+  /** Where the accumulators go in the scratch. */
+  private static final int SUMS = TypedKernels.MAX_TOKENS * XS;
 
   private VectorTyped() {}
 
@@ -110,108 +122,72 @@ final class VectorTyped implements TypedKernels {
       long wStride,
       int rows,
       MemorySegment x,
-      long x0,
-      long x1,
-      long x2,
-      long x3,
-      int tokens,
-      int k,
-      MemorySegment out,
-      long outOffset,
-      long outStride) {
-    int bound = F.loopBound(k);
-    int r = 0;
-    for (; r + 4 <= rows; r += 4) {
-      long row = wOffset + r * wStride;
-      long o = outOffset + 4L * r;
-      switch (tokens) {
-        case 1 -> dot4x1(w, row, wStride, x, x0, bound, out, o);
-        case 2 -> dot4x2(w, row, wStride, x, x0, x1, bound, out, o, outStride);
-        case 3 -> dot4x3(w, row, wStride, x, x0, x1, x2, bound, out, o, outStride);
-        default -> dot4x4(w, row, wStride, x, x0, x1, x2, x3, bound, out, o, outStride);
-      }
-    }
-    for (; r < rows; r++) {
-      for (int j = 0; j < tokens; j++) {
-        long xj = j == 0 ? x0 : j == 1 ? x1 : j == 2 ? x2 : x3;
-        dot1x1(w, wOffset + r * wStride, x, xj, bound, out, outOffset + 4L * r + j * outStride);
-      }
-    }
-    if (bound < k) {
-      for (r = 0; r < rows; r++) {
-        for (int j = 0; j < tokens; j++) {
-          long xj = j == 0 ? x0 : j == 1 ? x1 : j == 2 ? x2 : x3;
-          long o = outOffset + 4L * r + j * outStride;
-          out.set(
-              ScalarKernels.F32,
-              o,
-              out.get(ScalarKernels.F32, o) + rest(w, wOffset + r * wStride, x, xj, bound, k));
-        }
-      }
-    }
-  }
-
-  @Override
-  public void dotMany(
-      MemorySegment w,
-      long wOffset,
-      long wStride,
-      int rows,
-      MemorySegment x,
       long[] at,
       int tokens,
       int k,
       MemorySegment out,
       long outOffset,
-      long outStride) {
-    int bound = F.loopBound(k);
-    int r = 0;
-    for (; r + 2 <= rows; r += 2) {
-      long row = wOffset + r * wStride;
-      long o = outOffset + 4L * r;
-      switch (tokens) {
-        case 5 -> dot2x5(w, row, wStride, x, at, bound, out, o, outStride);
-        case 6 -> dot2x6(w, row, wStride, x, at, bound, out, o, outStride);
-        case 7 -> dot2x7(w, row, wStride, x, at, bound, out, o, outStride);
-        default -> dot2x8(w, row, wStride, x, at, bound, out, o, outStride);
-      }
-    }
-    for (; r < rows; r++) {
+      long outStride,
+      float[] scratch) {
+    for (int k0 = 0; k0 == 0 || k0 < k; k0 += STRETCH) {
+      int n = Math.min(STRETCH, k - k0);
       for (int j = 0; j < tokens; j++) {
-        dot1x1(w, wOffset + r * wStride, x, at[j], bound, out, outOffset + 4L * r + j * outStride);
+        MemorySegment.copy(x, ScalarKernels.F32, at[j] + 4L * k0, scratch, j * XS, n);
       }
-    }
-    if (bound < k) {
-      for (r = 0; r < rows; r++) {
-        for (int j = 0; j < tokens; j++) {
-          long o = outOffset + 4L * r + j * outStride;
-          out.set(
-              ScalarKernels.F32,
-              o,
-              out.get(ScalarKernels.F32, o) + rest(w, wOffset + r * wStride, x, at[j], bound, k));
+      long w0 = wOffset + (long) BYTES * k0;
+      int bound = F.loopBound(n);
+      int r = 0;
+      for (; r + 4 <= rows; r += 4) {
+        long row = w0 + r * wStride;
+        switch (tokens) {
+          case 1 -> dot4x1(w, row, wStride, scratch, bound);
+          case 2 -> dot4x2(w, row, wStride, scratch, bound);
+          case 3 -> dot4x3(w, row, wStride, scratch, bound);
+          case 4 -> dot4x4(w, row, wStride, scratch, bound);
+          case 5 -> dot4x5(w, row, wStride, scratch, bound);
+          default -> dot4x6(w, row, wStride, scratch, bound);
         }
+        Lanes.fold(scratch, SUMS, 4, tokens, out, outOffset + 4L * r, outStride, k0 > 0);
+      }
+      for (; r < rows; r++) {
+        for (int j = 0; j < tokens; j++) {
+          dot1x1(w, w0 + r * wStride, scratch, j * XS, bound);
+          long o = outOffset + 4L * r + j * outStride;
+          Lanes.fold(scratch, SUMS, 1, 1, out, o, outStride, k0 > 0);
+        }
+      }
+      if (bound < n) {
+        rest(w, w0, wStride, rows, scratch, tokens, bound, n, out, outOffset, outStride);
       }
     }
   }
 
   /** The elements behind the last whole vector. */
-  private static float rest(MemorySegment w, long w0, MemorySegment x, long x0, int from, int k) {
-    float sum = 0;
-    for (int i = from; i < k; i++) {
-      sum += readOne(w, w0, i) * x.get(ScalarKernels.F32, x0 + 4L * i);
-    }
-    return sum;
-  }
-
-  private static void dot4x1(
+  private static void rest(
       MemorySegment w,
       long w0,
       long wStride,
-      MemorySegment x,
-      long x0,
-      int bound,
+      int rows,
+      float[] x,
+      int tokens,
+      int from,
+      int to,
       MemorySegment out,
-      long o) {
+      long outOffset,
+      long outStride) {
+    for (int r = 0; r < rows; r++) {
+      for (int j = 0; j < tokens; j++) {
+        float sum = 0;
+        for (int i = from; i < to; i++) {
+          sum += readOne(w, w0 + r * wStride, i) * x[j * XS + i];
+        }
+        long o = outOffset + 4L * r + j * outStride;
+        out.set(ScalarKernels.F32, o, out.get(ScalarKernels.F32, o) + sum);
+      }
+    }
+  }
+
+  private static void dot4x1(MemorySegment w, long w0, long wStride, float[] x, int bound) {
     long w1 = w0 + wStride;
     long w2 = w1 + wStride;
     long w3 = w2 + wStride;
@@ -224,489 +200,344 @@ final class VectorTyped implements TypedKernels {
       FloatVector a1 = load(w, w1 + (long) BYTES * k);
       FloatVector a2 = load(w, w2 + (long) BYTES * k);
       FloatVector a3 = load(w, w3 + (long) BYTES * k);
-      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
+      FloatVector v0 = FloatVector.fromArray(F, x, k);
       s00 = a0.fma(v0, s00);
       s10 = a1.fma(v0, s10);
       s20 = a2.fma(v0, s20);
       s30 = a3.fma(v0, s30);
     }
-    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
-    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
-    out.set(ScalarKernels.F32, o + 8, Lanes.sum(s20));
-    out.set(ScalarKernels.F32, o + 12, Lanes.sum(s30));
+    s00.intoArray(x, SUMS);
+    s10.intoArray(x, SUMS + VL);
+    s20.intoArray(x, SUMS + 2 * VL);
+    s30.intoArray(x, SUMS + 3 * VL);
   }
 
-  private static void dot4x2(
-      MemorySegment w,
-      long w0,
-      long wStride,
-      MemorySegment x,
-      long x0,
-      long x1,
-      int bound,
-      MemorySegment out,
-      long o,
-      long os) {
+  private static void dot4x2(MemorySegment w, long w0, long wStride, float[] x, int bound) {
     long w1 = w0 + wStride;
     long w2 = w1 + wStride;
     long w3 = w2 + wStride;
     FloatVector s00 = FloatVector.zero(F);
-    FloatVector s01 = FloatVector.zero(F);
     FloatVector s10 = FloatVector.zero(F);
-    FloatVector s11 = FloatVector.zero(F);
     FloatVector s20 = FloatVector.zero(F);
-    FloatVector s21 = FloatVector.zero(F);
     FloatVector s30 = FloatVector.zero(F);
+    FloatVector s01 = FloatVector.zero(F);
+    FloatVector s11 = FloatVector.zero(F);
+    FloatVector s21 = FloatVector.zero(F);
     FloatVector s31 = FloatVector.zero(F);
     for (int k = 0; k < bound; k += VL) {
       FloatVector a0 = load(w, w0 + (long) BYTES * k);
       FloatVector a1 = load(w, w1 + (long) BYTES * k);
       FloatVector a2 = load(w, w2 + (long) BYTES * k);
       FloatVector a3 = load(w, w3 + (long) BYTES * k);
-      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
+      FloatVector v0 = FloatVector.fromArray(F, x, k);
       s00 = a0.fma(v0, s00);
       s10 = a1.fma(v0, s10);
       s20 = a2.fma(v0, s20);
       s30 = a3.fma(v0, s30);
-      FloatVector v1 = FloatVector.fromMemorySegment(F, x, x1 + 4L * k, LE);
+      FloatVector v1 = FloatVector.fromArray(F, x, k + XS);
       s01 = a0.fma(v1, s01);
       s11 = a1.fma(v1, s11);
       s21 = a2.fma(v1, s21);
       s31 = a3.fma(v1, s31);
     }
-    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
-    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
-    out.set(ScalarKernels.F32, o + 8, Lanes.sum(s20));
-    out.set(ScalarKernels.F32, o + 12, Lanes.sum(s30));
-    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
-    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
-    out.set(ScalarKernels.F32, o + os + 8, Lanes.sum(s21));
-    out.set(ScalarKernels.F32, o + os + 12, Lanes.sum(s31));
+    s00.intoArray(x, SUMS);
+    s10.intoArray(x, SUMS + VL);
+    s20.intoArray(x, SUMS + 2 * VL);
+    s30.intoArray(x, SUMS + 3 * VL);
+    s01.intoArray(x, SUMS + 4 * VL);
+    s11.intoArray(x, SUMS + 5 * VL);
+    s21.intoArray(x, SUMS + 6 * VL);
+    s31.intoArray(x, SUMS + 7 * VL);
   }
 
-  private static void dot4x3(
-      MemorySegment w,
-      long w0,
-      long wStride,
-      MemorySegment x,
-      long x0,
-      long x1,
-      long x2,
-      int bound,
-      MemorySegment out,
-      long o,
-      long os) {
+  private static void dot4x3(MemorySegment w, long w0, long wStride, float[] x, int bound) {
     long w1 = w0 + wStride;
     long w2 = w1 + wStride;
     long w3 = w2 + wStride;
     FloatVector s00 = FloatVector.zero(F);
-    FloatVector s01 = FloatVector.zero(F);
-    FloatVector s02 = FloatVector.zero(F);
     FloatVector s10 = FloatVector.zero(F);
-    FloatVector s11 = FloatVector.zero(F);
-    FloatVector s12 = FloatVector.zero(F);
     FloatVector s20 = FloatVector.zero(F);
-    FloatVector s21 = FloatVector.zero(F);
-    FloatVector s22 = FloatVector.zero(F);
     FloatVector s30 = FloatVector.zero(F);
+    FloatVector s01 = FloatVector.zero(F);
+    FloatVector s11 = FloatVector.zero(F);
+    FloatVector s21 = FloatVector.zero(F);
     FloatVector s31 = FloatVector.zero(F);
+    FloatVector s02 = FloatVector.zero(F);
+    FloatVector s12 = FloatVector.zero(F);
+    FloatVector s22 = FloatVector.zero(F);
     FloatVector s32 = FloatVector.zero(F);
     for (int k = 0; k < bound; k += VL) {
       FloatVector a0 = load(w, w0 + (long) BYTES * k);
       FloatVector a1 = load(w, w1 + (long) BYTES * k);
       FloatVector a2 = load(w, w2 + (long) BYTES * k);
       FloatVector a3 = load(w, w3 + (long) BYTES * k);
-      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
+      FloatVector v0 = FloatVector.fromArray(F, x, k);
       s00 = a0.fma(v0, s00);
       s10 = a1.fma(v0, s10);
       s20 = a2.fma(v0, s20);
       s30 = a3.fma(v0, s30);
-      FloatVector v1 = FloatVector.fromMemorySegment(F, x, x1 + 4L * k, LE);
+      FloatVector v1 = FloatVector.fromArray(F, x, k + XS);
       s01 = a0.fma(v1, s01);
       s11 = a1.fma(v1, s11);
       s21 = a2.fma(v1, s21);
       s31 = a3.fma(v1, s31);
-      FloatVector v2 = FloatVector.fromMemorySegment(F, x, x2 + 4L * k, LE);
+      FloatVector v2 = FloatVector.fromArray(F, x, k + 2 * XS);
       s02 = a0.fma(v2, s02);
       s12 = a1.fma(v2, s12);
       s22 = a2.fma(v2, s22);
       s32 = a3.fma(v2, s32);
     }
-    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
-    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
-    out.set(ScalarKernels.F32, o + 8, Lanes.sum(s20));
-    out.set(ScalarKernels.F32, o + 12, Lanes.sum(s30));
-    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
-    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
-    out.set(ScalarKernels.F32, o + os + 8, Lanes.sum(s21));
-    out.set(ScalarKernels.F32, o + os + 12, Lanes.sum(s31));
-    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
-    out.set(ScalarKernels.F32, o + 2 * os + 8, Lanes.sum(s22));
-    out.set(ScalarKernels.F32, o + 2 * os + 12, Lanes.sum(s32));
+    s00.intoArray(x, SUMS);
+    s10.intoArray(x, SUMS + VL);
+    s20.intoArray(x, SUMS + 2 * VL);
+    s30.intoArray(x, SUMS + 3 * VL);
+    s01.intoArray(x, SUMS + 4 * VL);
+    s11.intoArray(x, SUMS + 5 * VL);
+    s21.intoArray(x, SUMS + 6 * VL);
+    s31.intoArray(x, SUMS + 7 * VL);
+    s02.intoArray(x, SUMS + 8 * VL);
+    s12.intoArray(x, SUMS + 9 * VL);
+    s22.intoArray(x, SUMS + 10 * VL);
+    s32.intoArray(x, SUMS + 11 * VL);
   }
 
-  private static void dot4x4(
-      MemorySegment w,
-      long w0,
-      long wStride,
-      MemorySegment x,
-      long x0,
-      long x1,
-      long x2,
-      long x3,
-      int bound,
-      MemorySegment out,
-      long o,
-      long os) {
+  private static void dot4x4(MemorySegment w, long w0, long wStride, float[] x, int bound) {
     long w1 = w0 + wStride;
     long w2 = w1 + wStride;
     long w3 = w2 + wStride;
     FloatVector s00 = FloatVector.zero(F);
-    FloatVector s01 = FloatVector.zero(F);
-    FloatVector s02 = FloatVector.zero(F);
-    FloatVector s03 = FloatVector.zero(F);
     FloatVector s10 = FloatVector.zero(F);
-    FloatVector s11 = FloatVector.zero(F);
-    FloatVector s12 = FloatVector.zero(F);
-    FloatVector s13 = FloatVector.zero(F);
     FloatVector s20 = FloatVector.zero(F);
-    FloatVector s21 = FloatVector.zero(F);
-    FloatVector s22 = FloatVector.zero(F);
-    FloatVector s23 = FloatVector.zero(F);
     FloatVector s30 = FloatVector.zero(F);
+    FloatVector s01 = FloatVector.zero(F);
+    FloatVector s11 = FloatVector.zero(F);
+    FloatVector s21 = FloatVector.zero(F);
     FloatVector s31 = FloatVector.zero(F);
+    FloatVector s02 = FloatVector.zero(F);
+    FloatVector s12 = FloatVector.zero(F);
+    FloatVector s22 = FloatVector.zero(F);
     FloatVector s32 = FloatVector.zero(F);
+    FloatVector s03 = FloatVector.zero(F);
+    FloatVector s13 = FloatVector.zero(F);
+    FloatVector s23 = FloatVector.zero(F);
     FloatVector s33 = FloatVector.zero(F);
     for (int k = 0; k < bound; k += VL) {
       FloatVector a0 = load(w, w0 + (long) BYTES * k);
       FloatVector a1 = load(w, w1 + (long) BYTES * k);
       FloatVector a2 = load(w, w2 + (long) BYTES * k);
       FloatVector a3 = load(w, w3 + (long) BYTES * k);
-      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
+      FloatVector v0 = FloatVector.fromArray(F, x, k);
       s00 = a0.fma(v0, s00);
       s10 = a1.fma(v0, s10);
       s20 = a2.fma(v0, s20);
       s30 = a3.fma(v0, s30);
-      FloatVector v1 = FloatVector.fromMemorySegment(F, x, x1 + 4L * k, LE);
+      FloatVector v1 = FloatVector.fromArray(F, x, k + XS);
       s01 = a0.fma(v1, s01);
       s11 = a1.fma(v1, s11);
       s21 = a2.fma(v1, s21);
       s31 = a3.fma(v1, s31);
-      FloatVector v2 = FloatVector.fromMemorySegment(F, x, x2 + 4L * k, LE);
+      FloatVector v2 = FloatVector.fromArray(F, x, k + 2 * XS);
       s02 = a0.fma(v2, s02);
       s12 = a1.fma(v2, s12);
       s22 = a2.fma(v2, s22);
       s32 = a3.fma(v2, s32);
-      FloatVector v3 = FloatVector.fromMemorySegment(F, x, x3 + 4L * k, LE);
+      FloatVector v3 = FloatVector.fromArray(F, x, k + 3 * XS);
       s03 = a0.fma(v3, s03);
       s13 = a1.fma(v3, s13);
       s23 = a2.fma(v3, s23);
       s33 = a3.fma(v3, s33);
     }
-    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
-    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
-    out.set(ScalarKernels.F32, o + 8, Lanes.sum(s20));
-    out.set(ScalarKernels.F32, o + 12, Lanes.sum(s30));
-    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
-    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
-    out.set(ScalarKernels.F32, o + os + 8, Lanes.sum(s21));
-    out.set(ScalarKernels.F32, o + os + 12, Lanes.sum(s31));
-    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
-    out.set(ScalarKernels.F32, o + 2 * os + 8, Lanes.sum(s22));
-    out.set(ScalarKernels.F32, o + 2 * os + 12, Lanes.sum(s32));
-    out.set(ScalarKernels.F32, o + 3 * os, Lanes.sum(s03));
-    out.set(ScalarKernels.F32, o + 3 * os + 4, Lanes.sum(s13));
-    out.set(ScalarKernels.F32, o + 3 * os + 8, Lanes.sum(s23));
-    out.set(ScalarKernels.F32, o + 3 * os + 12, Lanes.sum(s33));
+    s00.intoArray(x, SUMS);
+    s10.intoArray(x, SUMS + VL);
+    s20.intoArray(x, SUMS + 2 * VL);
+    s30.intoArray(x, SUMS + 3 * VL);
+    s01.intoArray(x, SUMS + 4 * VL);
+    s11.intoArray(x, SUMS + 5 * VL);
+    s21.intoArray(x, SUMS + 6 * VL);
+    s31.intoArray(x, SUMS + 7 * VL);
+    s02.intoArray(x, SUMS + 8 * VL);
+    s12.intoArray(x, SUMS + 9 * VL);
+    s22.intoArray(x, SUMS + 10 * VL);
+    s32.intoArray(x, SUMS + 11 * VL);
+    s03.intoArray(x, SUMS + 12 * VL);
+    s13.intoArray(x, SUMS + 13 * VL);
+    s23.intoArray(x, SUMS + 14 * VL);
+    s33.intoArray(x, SUMS + 15 * VL);
   }
 
-  private static void dot2x5(
-      MemorySegment w,
-      long w0,
-      long wStride,
-      MemorySegment x,
-      long[] at,
-      int bound,
-      MemorySegment out,
-      long o,
-      long os) {
+  private static void dot4x5(MemorySegment w, long w0, long wStride, float[] x, int bound) {
     long w1 = w0 + wStride;
-    long x0 = at[0];
-    long x1 = at[1];
-    long x2 = at[2];
-    long x3 = at[3];
-    long x4 = at[4];
+    long w2 = w1 + wStride;
+    long w3 = w2 + wStride;
     FloatVector s00 = FloatVector.zero(F);
-    FloatVector s01 = FloatVector.zero(F);
-    FloatVector s02 = FloatVector.zero(F);
-    FloatVector s03 = FloatVector.zero(F);
-    FloatVector s04 = FloatVector.zero(F);
     FloatVector s10 = FloatVector.zero(F);
+    FloatVector s20 = FloatVector.zero(F);
+    FloatVector s30 = FloatVector.zero(F);
+    FloatVector s01 = FloatVector.zero(F);
     FloatVector s11 = FloatVector.zero(F);
+    FloatVector s21 = FloatVector.zero(F);
+    FloatVector s31 = FloatVector.zero(F);
+    FloatVector s02 = FloatVector.zero(F);
     FloatVector s12 = FloatVector.zero(F);
+    FloatVector s22 = FloatVector.zero(F);
+    FloatVector s32 = FloatVector.zero(F);
+    FloatVector s03 = FloatVector.zero(F);
     FloatVector s13 = FloatVector.zero(F);
+    FloatVector s23 = FloatVector.zero(F);
+    FloatVector s33 = FloatVector.zero(F);
+    FloatVector s04 = FloatVector.zero(F);
     FloatVector s14 = FloatVector.zero(F);
+    FloatVector s24 = FloatVector.zero(F);
+    FloatVector s34 = FloatVector.zero(F);
     for (int k = 0; k < bound; k += VL) {
       FloatVector a0 = load(w, w0 + (long) BYTES * k);
       FloatVector a1 = load(w, w1 + (long) BYTES * k);
-      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
+      FloatVector a2 = load(w, w2 + (long) BYTES * k);
+      FloatVector a3 = load(w, w3 + (long) BYTES * k);
+      FloatVector v0 = FloatVector.fromArray(F, x, k);
       s00 = a0.fma(v0, s00);
       s10 = a1.fma(v0, s10);
-      FloatVector v1 = FloatVector.fromMemorySegment(F, x, x1 + 4L * k, LE);
+      s20 = a2.fma(v0, s20);
+      s30 = a3.fma(v0, s30);
+      FloatVector v1 = FloatVector.fromArray(F, x, k + XS);
       s01 = a0.fma(v1, s01);
       s11 = a1.fma(v1, s11);
-      FloatVector v2 = FloatVector.fromMemorySegment(F, x, x2 + 4L * k, LE);
+      s21 = a2.fma(v1, s21);
+      s31 = a3.fma(v1, s31);
+      FloatVector v2 = FloatVector.fromArray(F, x, k + 2 * XS);
       s02 = a0.fma(v2, s02);
       s12 = a1.fma(v2, s12);
-      FloatVector v3 = FloatVector.fromMemorySegment(F, x, x3 + 4L * k, LE);
+      s22 = a2.fma(v2, s22);
+      s32 = a3.fma(v2, s32);
+      FloatVector v3 = FloatVector.fromArray(F, x, k + 3 * XS);
       s03 = a0.fma(v3, s03);
       s13 = a1.fma(v3, s13);
-      FloatVector v4 = FloatVector.fromMemorySegment(F, x, x4 + 4L * k, LE);
+      s23 = a2.fma(v3, s23);
+      s33 = a3.fma(v3, s33);
+      FloatVector v4 = FloatVector.fromArray(F, x, k + 4 * XS);
       s04 = a0.fma(v4, s04);
       s14 = a1.fma(v4, s14);
+      s24 = a2.fma(v4, s24);
+      s34 = a3.fma(v4, s34);
     }
-    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
-    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
-    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
-    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
-    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
-    out.set(ScalarKernels.F32, o + 3 * os, Lanes.sum(s03));
-    out.set(ScalarKernels.F32, o + 3 * os + 4, Lanes.sum(s13));
-    out.set(ScalarKernels.F32, o + 4 * os, Lanes.sum(s04));
-    out.set(ScalarKernels.F32, o + 4 * os + 4, Lanes.sum(s14));
+    s00.intoArray(x, SUMS);
+    s10.intoArray(x, SUMS + VL);
+    s20.intoArray(x, SUMS + 2 * VL);
+    s30.intoArray(x, SUMS + 3 * VL);
+    s01.intoArray(x, SUMS + 4 * VL);
+    s11.intoArray(x, SUMS + 5 * VL);
+    s21.intoArray(x, SUMS + 6 * VL);
+    s31.intoArray(x, SUMS + 7 * VL);
+    s02.intoArray(x, SUMS + 8 * VL);
+    s12.intoArray(x, SUMS + 9 * VL);
+    s22.intoArray(x, SUMS + 10 * VL);
+    s32.intoArray(x, SUMS + 11 * VL);
+    s03.intoArray(x, SUMS + 12 * VL);
+    s13.intoArray(x, SUMS + 13 * VL);
+    s23.intoArray(x, SUMS + 14 * VL);
+    s33.intoArray(x, SUMS + 15 * VL);
+    s04.intoArray(x, SUMS + 16 * VL);
+    s14.intoArray(x, SUMS + 17 * VL);
+    s24.intoArray(x, SUMS + 18 * VL);
+    s34.intoArray(x, SUMS + 19 * VL);
   }
 
-  private static void dot2x6(
-      MemorySegment w,
-      long w0,
-      long wStride,
-      MemorySegment x,
-      long[] at,
-      int bound,
-      MemorySegment out,
-      long o,
-      long os) {
+  private static void dot4x6(MemorySegment w, long w0, long wStride, float[] x, int bound) {
     long w1 = w0 + wStride;
-    long x0 = at[0];
-    long x1 = at[1];
-    long x2 = at[2];
-    long x3 = at[3];
-    long x4 = at[4];
-    long x5 = at[5];
+    long w2 = w1 + wStride;
+    long w3 = w2 + wStride;
     FloatVector s00 = FloatVector.zero(F);
-    FloatVector s01 = FloatVector.zero(F);
-    FloatVector s02 = FloatVector.zero(F);
-    FloatVector s03 = FloatVector.zero(F);
-    FloatVector s04 = FloatVector.zero(F);
-    FloatVector s05 = FloatVector.zero(F);
     FloatVector s10 = FloatVector.zero(F);
+    FloatVector s20 = FloatVector.zero(F);
+    FloatVector s30 = FloatVector.zero(F);
+    FloatVector s01 = FloatVector.zero(F);
     FloatVector s11 = FloatVector.zero(F);
+    FloatVector s21 = FloatVector.zero(F);
+    FloatVector s31 = FloatVector.zero(F);
+    FloatVector s02 = FloatVector.zero(F);
     FloatVector s12 = FloatVector.zero(F);
+    FloatVector s22 = FloatVector.zero(F);
+    FloatVector s32 = FloatVector.zero(F);
+    FloatVector s03 = FloatVector.zero(F);
     FloatVector s13 = FloatVector.zero(F);
+    FloatVector s23 = FloatVector.zero(F);
+    FloatVector s33 = FloatVector.zero(F);
+    FloatVector s04 = FloatVector.zero(F);
     FloatVector s14 = FloatVector.zero(F);
+    FloatVector s24 = FloatVector.zero(F);
+    FloatVector s34 = FloatVector.zero(F);
+    FloatVector s05 = FloatVector.zero(F);
     FloatVector s15 = FloatVector.zero(F);
+    FloatVector s25 = FloatVector.zero(F);
+    FloatVector s35 = FloatVector.zero(F);
     for (int k = 0; k < bound; k += VL) {
       FloatVector a0 = load(w, w0 + (long) BYTES * k);
       FloatVector a1 = load(w, w1 + (long) BYTES * k);
-      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
+      FloatVector a2 = load(w, w2 + (long) BYTES * k);
+      FloatVector a3 = load(w, w3 + (long) BYTES * k);
+      FloatVector v0 = FloatVector.fromArray(F, x, k);
       s00 = a0.fma(v0, s00);
       s10 = a1.fma(v0, s10);
-      FloatVector v1 = FloatVector.fromMemorySegment(F, x, x1 + 4L * k, LE);
+      s20 = a2.fma(v0, s20);
+      s30 = a3.fma(v0, s30);
+      FloatVector v1 = FloatVector.fromArray(F, x, k + XS);
       s01 = a0.fma(v1, s01);
       s11 = a1.fma(v1, s11);
-      FloatVector v2 = FloatVector.fromMemorySegment(F, x, x2 + 4L * k, LE);
+      s21 = a2.fma(v1, s21);
+      s31 = a3.fma(v1, s31);
+      FloatVector v2 = FloatVector.fromArray(F, x, k + 2 * XS);
       s02 = a0.fma(v2, s02);
       s12 = a1.fma(v2, s12);
-      FloatVector v3 = FloatVector.fromMemorySegment(F, x, x3 + 4L * k, LE);
+      s22 = a2.fma(v2, s22);
+      s32 = a3.fma(v2, s32);
+      FloatVector v3 = FloatVector.fromArray(F, x, k + 3 * XS);
       s03 = a0.fma(v3, s03);
       s13 = a1.fma(v3, s13);
-      FloatVector v4 = FloatVector.fromMemorySegment(F, x, x4 + 4L * k, LE);
+      s23 = a2.fma(v3, s23);
+      s33 = a3.fma(v3, s33);
+      FloatVector v4 = FloatVector.fromArray(F, x, k + 4 * XS);
       s04 = a0.fma(v4, s04);
       s14 = a1.fma(v4, s14);
-      FloatVector v5 = FloatVector.fromMemorySegment(F, x, x5 + 4L * k, LE);
+      s24 = a2.fma(v4, s24);
+      s34 = a3.fma(v4, s34);
+      FloatVector v5 = FloatVector.fromArray(F, x, k + 5 * XS);
       s05 = a0.fma(v5, s05);
       s15 = a1.fma(v5, s15);
+      s25 = a2.fma(v5, s25);
+      s35 = a3.fma(v5, s35);
     }
-    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
-    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
-    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
-    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
-    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
-    out.set(ScalarKernels.F32, o + 3 * os, Lanes.sum(s03));
-    out.set(ScalarKernels.F32, o + 3 * os + 4, Lanes.sum(s13));
-    out.set(ScalarKernels.F32, o + 4 * os, Lanes.sum(s04));
-    out.set(ScalarKernels.F32, o + 4 * os + 4, Lanes.sum(s14));
-    out.set(ScalarKernels.F32, o + 5 * os, Lanes.sum(s05));
-    out.set(ScalarKernels.F32, o + 5 * os + 4, Lanes.sum(s15));
+    s00.intoArray(x, SUMS);
+    s10.intoArray(x, SUMS + VL);
+    s20.intoArray(x, SUMS + 2 * VL);
+    s30.intoArray(x, SUMS + 3 * VL);
+    s01.intoArray(x, SUMS + 4 * VL);
+    s11.intoArray(x, SUMS + 5 * VL);
+    s21.intoArray(x, SUMS + 6 * VL);
+    s31.intoArray(x, SUMS + 7 * VL);
+    s02.intoArray(x, SUMS + 8 * VL);
+    s12.intoArray(x, SUMS + 9 * VL);
+    s22.intoArray(x, SUMS + 10 * VL);
+    s32.intoArray(x, SUMS + 11 * VL);
+    s03.intoArray(x, SUMS + 12 * VL);
+    s13.intoArray(x, SUMS + 13 * VL);
+    s23.intoArray(x, SUMS + 14 * VL);
+    s33.intoArray(x, SUMS + 15 * VL);
+    s04.intoArray(x, SUMS + 16 * VL);
+    s14.intoArray(x, SUMS + 17 * VL);
+    s24.intoArray(x, SUMS + 18 * VL);
+    s34.intoArray(x, SUMS + 19 * VL);
+    s05.intoArray(x, SUMS + 20 * VL);
+    s15.intoArray(x, SUMS + 21 * VL);
+    s25.intoArray(x, SUMS + 22 * VL);
+    s35.intoArray(x, SUMS + 23 * VL);
   }
 
-  private static void dot2x7(
-      MemorySegment w,
-      long w0,
-      long wStride,
-      MemorySegment x,
-      long[] at,
-      int bound,
-      MemorySegment out,
-      long o,
-      long os) {
-    long w1 = w0 + wStride;
-    long x0 = at[0];
-    long x1 = at[1];
-    long x2 = at[2];
-    long x3 = at[3];
-    long x4 = at[4];
-    long x5 = at[5];
-    long x6 = at[6];
-    FloatVector s00 = FloatVector.zero(F);
-    FloatVector s01 = FloatVector.zero(F);
-    FloatVector s02 = FloatVector.zero(F);
-    FloatVector s03 = FloatVector.zero(F);
-    FloatVector s04 = FloatVector.zero(F);
-    FloatVector s05 = FloatVector.zero(F);
-    FloatVector s06 = FloatVector.zero(F);
-    FloatVector s10 = FloatVector.zero(F);
-    FloatVector s11 = FloatVector.zero(F);
-    FloatVector s12 = FloatVector.zero(F);
-    FloatVector s13 = FloatVector.zero(F);
-    FloatVector s14 = FloatVector.zero(F);
-    FloatVector s15 = FloatVector.zero(F);
-    FloatVector s16 = FloatVector.zero(F);
+  private static void dot1x1(MemorySegment w, long w0, float[] x, int x0, int bound) {
+    FloatVector s = FloatVector.zero(F);
     for (int k = 0; k < bound; k += VL) {
-      FloatVector a0 = load(w, w0 + (long) BYTES * k);
-      FloatVector a1 = load(w, w1 + (long) BYTES * k);
-      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
-      s00 = a0.fma(v0, s00);
-      s10 = a1.fma(v0, s10);
-      FloatVector v1 = FloatVector.fromMemorySegment(F, x, x1 + 4L * k, LE);
-      s01 = a0.fma(v1, s01);
-      s11 = a1.fma(v1, s11);
-      FloatVector v2 = FloatVector.fromMemorySegment(F, x, x2 + 4L * k, LE);
-      s02 = a0.fma(v2, s02);
-      s12 = a1.fma(v2, s12);
-      FloatVector v3 = FloatVector.fromMemorySegment(F, x, x3 + 4L * k, LE);
-      s03 = a0.fma(v3, s03);
-      s13 = a1.fma(v3, s13);
-      FloatVector v4 = FloatVector.fromMemorySegment(F, x, x4 + 4L * k, LE);
-      s04 = a0.fma(v4, s04);
-      s14 = a1.fma(v4, s14);
-      FloatVector v5 = FloatVector.fromMemorySegment(F, x, x5 + 4L * k, LE);
-      s05 = a0.fma(v5, s05);
-      s15 = a1.fma(v5, s15);
-      FloatVector v6 = FloatVector.fromMemorySegment(F, x, x6 + 4L * k, LE);
-      s06 = a0.fma(v6, s06);
-      s16 = a1.fma(v6, s16);
+      s = load(w, w0 + (long) BYTES * k).fma(FloatVector.fromArray(F, x, x0 + k), s);
     }
-    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
-    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
-    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
-    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
-    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
-    out.set(ScalarKernels.F32, o + 3 * os, Lanes.sum(s03));
-    out.set(ScalarKernels.F32, o + 3 * os + 4, Lanes.sum(s13));
-    out.set(ScalarKernels.F32, o + 4 * os, Lanes.sum(s04));
-    out.set(ScalarKernels.F32, o + 4 * os + 4, Lanes.sum(s14));
-    out.set(ScalarKernels.F32, o + 5 * os, Lanes.sum(s05));
-    out.set(ScalarKernels.F32, o + 5 * os + 4, Lanes.sum(s15));
-    out.set(ScalarKernels.F32, o + 6 * os, Lanes.sum(s06));
-    out.set(ScalarKernels.F32, o + 6 * os + 4, Lanes.sum(s16));
-  }
-
-  private static void dot2x8(
-      MemorySegment w,
-      long w0,
-      long wStride,
-      MemorySegment x,
-      long[] at,
-      int bound,
-      MemorySegment out,
-      long o,
-      long os) {
-    long w1 = w0 + wStride;
-    long x0 = at[0];
-    long x1 = at[1];
-    long x2 = at[2];
-    long x3 = at[3];
-    long x4 = at[4];
-    long x5 = at[5];
-    long x6 = at[6];
-    long x7 = at[7];
-    FloatVector s00 = FloatVector.zero(F);
-    FloatVector s01 = FloatVector.zero(F);
-    FloatVector s02 = FloatVector.zero(F);
-    FloatVector s03 = FloatVector.zero(F);
-    FloatVector s04 = FloatVector.zero(F);
-    FloatVector s05 = FloatVector.zero(F);
-    FloatVector s06 = FloatVector.zero(F);
-    FloatVector s07 = FloatVector.zero(F);
-    FloatVector s10 = FloatVector.zero(F);
-    FloatVector s11 = FloatVector.zero(F);
-    FloatVector s12 = FloatVector.zero(F);
-    FloatVector s13 = FloatVector.zero(F);
-    FloatVector s14 = FloatVector.zero(F);
-    FloatVector s15 = FloatVector.zero(F);
-    FloatVector s16 = FloatVector.zero(F);
-    FloatVector s17 = FloatVector.zero(F);
-    for (int k = 0; k < bound; k += VL) {
-      FloatVector a0 = load(w, w0 + (long) BYTES * k);
-      FloatVector a1 = load(w, w1 + (long) BYTES * k);
-      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
-      s00 = a0.fma(v0, s00);
-      s10 = a1.fma(v0, s10);
-      FloatVector v1 = FloatVector.fromMemorySegment(F, x, x1 + 4L * k, LE);
-      s01 = a0.fma(v1, s01);
-      s11 = a1.fma(v1, s11);
-      FloatVector v2 = FloatVector.fromMemorySegment(F, x, x2 + 4L * k, LE);
-      s02 = a0.fma(v2, s02);
-      s12 = a1.fma(v2, s12);
-      FloatVector v3 = FloatVector.fromMemorySegment(F, x, x3 + 4L * k, LE);
-      s03 = a0.fma(v3, s03);
-      s13 = a1.fma(v3, s13);
-      FloatVector v4 = FloatVector.fromMemorySegment(F, x, x4 + 4L * k, LE);
-      s04 = a0.fma(v4, s04);
-      s14 = a1.fma(v4, s14);
-      FloatVector v5 = FloatVector.fromMemorySegment(F, x, x5 + 4L * k, LE);
-      s05 = a0.fma(v5, s05);
-      s15 = a1.fma(v5, s15);
-      FloatVector v6 = FloatVector.fromMemorySegment(F, x, x6 + 4L * k, LE);
-      s06 = a0.fma(v6, s06);
-      s16 = a1.fma(v6, s16);
-      FloatVector v7 = FloatVector.fromMemorySegment(F, x, x7 + 4L * k, LE);
-      s07 = a0.fma(v7, s07);
-      s17 = a1.fma(v7, s17);
-    }
-    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
-    out.set(ScalarKernels.F32, o + 4, Lanes.sum(s10));
-    out.set(ScalarKernels.F32, o + os, Lanes.sum(s01));
-    out.set(ScalarKernels.F32, o + os + 4, Lanes.sum(s11));
-    out.set(ScalarKernels.F32, o + 2 * os, Lanes.sum(s02));
-    out.set(ScalarKernels.F32, o + 2 * os + 4, Lanes.sum(s12));
-    out.set(ScalarKernels.F32, o + 3 * os, Lanes.sum(s03));
-    out.set(ScalarKernels.F32, o + 3 * os + 4, Lanes.sum(s13));
-    out.set(ScalarKernels.F32, o + 4 * os, Lanes.sum(s04));
-    out.set(ScalarKernels.F32, o + 4 * os + 4, Lanes.sum(s14));
-    out.set(ScalarKernels.F32, o + 5 * os, Lanes.sum(s05));
-    out.set(ScalarKernels.F32, o + 5 * os + 4, Lanes.sum(s15));
-    out.set(ScalarKernels.F32, o + 6 * os, Lanes.sum(s06));
-    out.set(ScalarKernels.F32, o + 6 * os + 4, Lanes.sum(s16));
-    out.set(ScalarKernels.F32, o + 7 * os, Lanes.sum(s07));
-    out.set(ScalarKernels.F32, o + 7 * os + 4, Lanes.sum(s17));
-  }
-
-  private static void dot1x1(
-      MemorySegment w, long w0, MemorySegment x, long x0, int bound, MemorySegment out, long o) {
-    FloatVector s00 = FloatVector.zero(F);
-    for (int k = 0; k < bound; k += VL) {
-      FloatVector a0 = load(w, w0 + (long) BYTES * k);
-      FloatVector v0 = FloatVector.fromMemorySegment(F, x, x0 + 4L * k, LE);
-      s00 = a0.fma(v0, s00);
-    }
-    out.set(ScalarKernels.F32, o, Lanes.sum(s00));
+    s.intoArray(x, SUMS);
   }
 
   @Override

@@ -1,0 +1,247 @@
+package io.moe4j.backend.cpu.kernel;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.within;
+
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.SplittableRandom;
+import java.util.stream.IntStream;
+import java.util.stream.Stream;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.MethodSource;
+
+/**
+ * Every kernel, with vectors and without, against sums in float64; guards around what it writes.
+ */
+class KernelsTest {
+  private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
+  private static final float GUARD = -12345.5f;
+
+  /** Sums of up to 4100 products of numbers below 1: the rounding of one f32 chain, and no more. */
+  private static final double NEAR = 1e-3;
+
+  private final SplittableRandom random = new SplittableRandom(7);
+  private final Arena arena = Arena.ofAuto();
+
+  static Stream<Kernels> both() {
+    return Stream.of(new ScalarKernels(), KernelSelection.kernels());
+  }
+
+  static Stream<Arguments> dots() {
+    return both()
+        .flatMap(k ->
+            Stream.of(DType.F32, DType.BF16, DType.F16)
+                .flatMap(d ->
+                    IntStream.rangeClosed(1, TypedKernels.MAX_TOKENS)
+                        .boxed()
+                        .flatMap(t ->
+                            Stream.of(1, 15, 64, 130, 2048, 2049, 4100)
+                                .map(n -> Arguments.of(k, d, t, n)))));
+  }
+
+  private float[] numbers(int n) {
+    float[] v = new float[n];
+    for (int i = 0; i < n; i++) {
+      v[i] = (float) random.nextDouble(-1, 1);
+    }
+    return v;
+  }
+
+  private MemorySegment floats(int n) {
+    MemorySegment s = arena.allocate(4L * n, 64);
+    for (int i = 0; i < n; i++) {
+      s.set(F32, 4L * i, (float) random.nextDouble(-1, 1));
+    }
+    return s;
+  }
+
+  private MemorySegment guarded(int n) {
+    MemorySegment s = arena.allocate(4L * n, 64);
+    for (int i = 0; i < n; i++) {
+      s.set(F32, 4L * i, GUARD);
+    }
+    return s;
+  }
+
+  private static double at(MemorySegment s, long i) {
+    return s.get(F32, 4L * i);
+  }
+
+  @ParameterizedTest(name = "{0} {1} tokens={2} k={3}")
+  @MethodSource("dots")
+  void dotIsTheSumOfProducts(Kernels kernels, DType dtype, int tokens, int k) {
+    int rows = 7;
+    MemorySegment memory = arena.allocate(dtype.byteSize(rows * (k + 3L)), 64);
+    Tensor w = Tensor.of(dtype, memory, rows, k + 3);
+    for (int r = 0; r < rows; r++) {
+      for (int i = 0; i < k + 3; i++) {
+        w.set(random.nextDouble(-1, 1), r, i);
+      }
+    }
+    MemorySegment x = floats(tokens * (k + 5));
+    long[] at = new long[TypedKernels.MAX_TOKENS];
+    for (int j = 0; j < tokens; j++) {
+      at[j] = 4L * j * (k + 5);
+    }
+    MemorySegment out = guarded(tokens * 10 + 10);
+    long wStride = dtype.byteSize(k + 3L);
+    kernels
+        .forType(dtype)
+        .dot(
+            w.segment(),
+            w.byteOffset(),
+            wStride,
+            rows,
+            x,
+            at,
+            tokens,
+            k,
+            out,
+            4,
+            40,
+            new float[TypedKernels.DOT_SCRATCH]);
+    for (int j = 0; j < tokens; j++) {
+      for (int r = 0; r < rows; r++) {
+        double sum = 0;
+        for (int i = 0; i < k; i++) {
+          sum += w.get(r, i) * at(x, at[j] / 4 + i);
+        }
+        assertThat(at(out, 1 + j * 10L + r)).isCloseTo(sum, within(NEAR));
+      }
+      assertThat(at(out, j * 10L + 8)).isEqualTo(GUARD);
+    }
+    assertThat(at(out, 0)).isEqualTo(GUARD);
+  }
+
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("both")
+  void panelAddsTheProductOfItsRows(Kernels kernels) {
+    for (int vectors = 1; vectors <= kernels.panelVectors(); vectors *= 2) {
+      for (int k : new int[] {1, 17, 300}) {
+        int width = vectors * kernels.lanes();
+        float[] w = numbers(Kernels.PANEL_ROWS * Kernels.PANEL_STRIDE + 5);
+        MemorySegment x = floats(k * width);
+        float[] before = numbers(Kernels.PANEL_ROWS * width + 8);
+        float[] c = before.clone();
+        kernels.panel(w, 5, x, 0, vectors, k, c, 4);
+        for (int r = 0; r < Kernels.PANEL_ROWS; r++) {
+          for (int t = 0; t < width; t++) {
+            double sum = before[4 + r * width + t];
+            for (int i = 0; i < k; i++) {
+              sum += (double) w[5 + r * Kernels.PANEL_STRIDE + i] * at(x, (long) i * width + t);
+            }
+            assertThat((double) c[4 + r * width + t]).isCloseTo(sum, within(NEAR));
+          }
+        }
+        assertThat(c[3]).isEqualTo(before[3]);
+        assertThat(c[c.length - 4]).isEqualTo(before[c.length - 4]);
+      }
+    }
+  }
+
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("both")
+  void rowsMultiplyFewTokens(Kernels kernels) {
+    for (int k : new int[] {3, 64, 2048}) {
+      for (int tokens = 1; tokens <= Kernels.ROW_TOKENS; tokens++) {
+        float[] w = numbers(8 * Kernels.PANEL_STRIDE);
+        float[] x = numbers(Kernels.ROW_TOKENS * (Kernels.PANEL_STRIDE + 4 * 64));
+        float[] tokensOnly = x.clone();
+        MemorySegment out = guarded(tokens * 12 + 12);
+        kernels.rows(w, 0, 8, x, tokens, k, out, 4, 48, false);
+        kernels.rows(w, 0, 8, x, tokens, k, out, 4, 48, true);
+        for (int j = 0; j < tokens; j++) {
+          for (int r = 0; r < 8; r++) {
+            double sum = 0;
+            for (int i = 0; i < k; i++) {
+              sum +=
+                  (double) w[r * Kernels.PANEL_STRIDE + i]
+                      * tokensOnly[j * Kernels.PANEL_STRIDE + i];
+            }
+            assertThat(at(out, 1 + j * 12L + r)).isCloseTo(2 * sum, within(NEAR));
+          }
+          assertThat(at(out, j * 12L + 9)).isEqualTo(GUARD);
+        }
+        assertThat(at(out, tokens * 12L + 1)).isEqualTo(GUARD);
+      }
+    }
+  }
+
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("both")
+  void expandTouchesOnlyItsLanes(Kernels kernels) {
+    int lanes = kernels.lanes();
+    int rank = 5;
+    float[] b = numbers(rank * 20 + 3);
+    MemorySegment s = floats(rank * lanes);
+    for (int from = 0; from < lanes; from++) {
+      for (int to = from; to <= lanes; to++) {
+        float[] before = numbers(14 * lanes);
+        float[] c = before.clone();
+        kernels.expand(b, 3, 20, s, 0, 4L * lanes, rank, c, 0, 7 * lanes, lanes, from, to);
+        for (int r = 0; r < 14; r++) {
+          for (int t = 0; t < lanes; t++) {
+            int row = r < 6 ? r : r - 1;
+            double sum = before[r * lanes + t];
+            for (int i = 0; i < rank && r != 6 && r != 13 && t >= from && t < to; i++) {
+              sum += (double) b[3 + i * 20 + row] * at(s, (long) i * lanes + t);
+            }
+            assertThat((double) c[r * lanes + t]).isCloseTo(sum, within(1e-6));
+          }
+        }
+      }
+    }
+  }
+
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("both")
+  void expandRowAddsOneToken(Kernels kernels) {
+    for (int n : new int[] {1, 16, 63, 64, 65}) {
+      float[] b = numbers(6 * 70);
+      MemorySegment s = floats(6);
+      MemorySegment dst = floats(n + 2);
+      MemorySegment before = arena.allocate(dst.byteSize()).copyFrom(dst);
+      kernels.expandRow(b, 70, s, 0, 6, dst, 4, n);
+      for (int i = 0; i < n + 2; i++) {
+        double sum = at(before, i);
+        for (int r = 0; r < 6 && i > 0 && i <= n; r++) {
+          sum += at(s, r) * b[r * 70 + i - 1];
+        }
+        assertThat(at(dst, i)).isCloseTo(sum, within(1e-6));
+      }
+    }
+  }
+
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("both")
+  void transposeTurnsABlockOver(Kernels kernels) {
+    int lanes = kernels.lanes();
+    int stride = lanes + 3;
+    for (int rows : new int[] {1, lanes}) {
+      for (int columns : new int[] {1, Math.max(1, lanes - 1), lanes}) {
+        float[] src = numbers(lanes * stride + 2);
+        float[] original = src.clone();
+        MemorySegment dst = guarded((lanes + 1) * (lanes + 2));
+        kernels.transpose(src, 2, stride, dst, 0, 4L * (lanes + 2), rows, columns);
+        for (int j = 0; j <= lanes; j++) {
+          for (int i = 0; i < lanes + 2; i++) {
+            double expected = j < rows && i < columns ? original[2 + i * stride + j] : GUARD;
+            assertThat(at(dst, (long) j * (lanes + 2) + i)).isEqualTo(expected);
+          }
+        }
+      }
+    }
+    float[] src = numbers(lanes * lanes);
+    float[] original = src.clone();
+    float[] dst = new float[lanes * lanes + 1];
+    kernels.transpose(src, 0, lanes, dst, 1, lanes);
+    for (int i = 0; i < lanes * lanes; i++) {
+      assertThat(dst[1 + i]).isEqualTo(original[i % lanes * lanes + i / lanes]);
+    }
+  }
+}
