@@ -3,7 +3,6 @@ package io.moe4j.lora;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.spi.Workspace;
@@ -21,9 +20,7 @@ import org.jspecify.annotations.Nullable;
 /**
  * The factors of one adapter on a device: for each layer one contiguous buffer that holds every
  * distinct tensor densely, row-major, each at a multiple of {@link Workspace#ALIGNMENT}. An expert
- * dimension of stride 0 is stored once; an A that two targets share is stored once. For the CPU, B
- * {@code [E, out, r]} is stored as {@code [E, r, out]}: there a delta is a sum of r stretches of B,
- * which should be dense.
+ * dimension of stride 0 is stored once; an A that two targets share is stored once.
  */
 final class DeviceFactors implements AutoCloseable {
   private final List<Device.Buffer> buffers;
@@ -63,12 +60,11 @@ final class DeviceFactors implements AutoCloseable {
 
   private static LoraLayer uploadLayer(
       Device device, DeviceStream stream, LoraLayer layer, List<Device.Buffer> buffers) {
-    boolean packB = device.info().id().type().equals(DeviceType.CPU);
     List<Tensor> distinct = new ArrayList<>();
     List<Long> offsets = new ArrayList<>();
     long total = 0;
     for (LoraFactors f : layer.factors().values()) {
-      for (Tensor t : List.of(f.a(), packed(f.b(), packB))) {
+      for (Tensor t : List.of(f.a(), f.b())) {
         if (indexOf(distinct, t) < 0) {
           distinct.add(t);
           offsets.add(total);
@@ -97,17 +93,8 @@ final class DeviceFactors implements AutoCloseable {
                 target,
                 new LoraFactors(
                     view(f.a(), buffer.memory(), offsets.get(indexOf(distinct, f.a()))),
-                    packed(
-                        view(
-                            packed(f.b(), packB),
-                            buffer.memory(),
-                            offsets.get(indexOf(distinct, packed(f.b(), packB)))),
-                        packB))));
+                    view(f.b(), buffer.memory(), offsets.get(indexOf(distinct, f.b()))))));
     return new LoraLayer(out);
-  }
-
-  private static Tensor packed(Tensor b, boolean packB) {
-    return packB ? b.transpose(1, 2) : b;
   }
 
   private static int indexOf(List<Tensor> list, Tensor t) {
