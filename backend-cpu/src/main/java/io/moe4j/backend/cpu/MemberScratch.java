@@ -25,10 +25,7 @@ final class MemberScratch {
   final float[] loraRows = new float[(PanelLora.STRIDE + 16) * PanelLora.RANKS];
 
   /** What dot products work in. */
-  final float[] dots =
-      new float
-          [Math.max(
-              TypedKernels.DOT_SCRATCH, Kernels.ROW_TOKENS * (Kernels.PANEL_STRIDE + 4 * 64))];
+  final float[] dots = new float[Math.max(TypedKernels.DOT_SCRATCH, Kernels.ROW_SCRATCH)];
 
   /** Where the vectors of a dot product begin. */
   final long[] at = new long[TypedKernels.MAX_TOKENS];

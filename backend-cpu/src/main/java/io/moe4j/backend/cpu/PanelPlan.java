@@ -4,8 +4,9 @@ import java.util.Arrays;
 
 /**
  * Which tokens of an expert go into panels. A panel is one, two or four vectors of tokens wide;
- * tokens that would leave most of a panel empty stay behind as a tail of single dot products over
- * the same weights. Groups of panels are what a tile computes. Reused from call to call.
+ * tokens that would leave most of a panel empty stay behind as a tail of dot products with the rows
+ * that are widened for the panels. Groups of panels are what a tile computes. Reused from call to
+ * call.
  */
 final class PanelPlan {
   /** Panels of a group at most; bounds a tile's scratch. */

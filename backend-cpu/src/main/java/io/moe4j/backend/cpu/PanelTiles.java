@@ -8,8 +8,8 @@ import java.util.Arrays;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Experts with many tokens: weights are widened once per tile, twelve rows at a time, into scratch
- * that stays in the core's cache, and multiplied with panels of tokens that lie side by side
+ * Experts with many tokens: a tile's 48 rows of weights are widened once, into scratch that stays
+ * in the core's cache, and multiplied twelve at a time with panels of tokens that lie side by side
  * ({@code [k, tokens]}). The w13 tile interleaves six gate and six up rows, so that the activation
  * follows at once and leaves its result as the panel that w2 reads.
  */
@@ -46,9 +46,8 @@ final class PanelTiles {
     kernels = mlp.kernels;
     lanes = kernels.lanes();
     gated = w.activation.isGated();
-    // Three times through the weights with a few tokens each is quicker than a vector that is
-    // partly
-    // empty: dot products read from memory while they multiply, widening only reads.
+    // Up to three passes over the weights with a few tokens each are quicker than a partly empty
+    // vector: dot products read from memory while they multiply, widening only reads.
     int alone = lanes >= 8 ? 3 * kernels.dotTokens() : lanes / 2;
     plan = new PanelPlan(lanes, Math.min(kernels.panelVectors(), MAX_WIDTH / lanes), alone);
     lora = new PanelLora(f, mlp, plan);
@@ -169,8 +168,8 @@ final class PanelTiles {
 
   /**
    * The widened rows with every panel of the group, columns {@code k0..k0+k-1}. A piece of a panel
-   * meets all rows before the next piece comes: it stays in the first-level cache, and what moves
-   * is the rows, a twelfth as much.
+   * meets all rows before the next piece comes: it stays in the first-level cache, and only the
+   * rows come from the second: twelve floats for each column, where a panel has up to 64.
    */
   private void multiply(int group, int blocks, int k0, int k, int member, boolean first) {
     MemorySegment ws = f.workspace();

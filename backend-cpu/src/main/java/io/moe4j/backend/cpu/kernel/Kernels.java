@@ -57,14 +57,18 @@ public interface Kernels {
   /** Tokens that {@link #rows} takes at most. */
   int ROW_TOKENS = 4;
 
+  /** Floats of {@link #rows}'s {@code x}: the tokens, then sixteen vectors of up to 64 lanes. */
+  int ROW_SCRATCH = ROW_TOKENS * (PANEL_STRIDE + 4 * 64);
+
   /**
    * Widened rows times a few tokens: {@code out[j][r] (+)= sum_i w[r][i] * x[j][i]}.
    *
    * @param w rows, {@link #PANEL_STRIDE} elements apart
    * @param w0 index of row 0's first element
    * @param rows how many, a multiple of four
-   * @param x {@link #ROW_TOKENS} vectors, {@link #PANEL_STRIDE} elements apart, whatever {@code
-   *     tokens}; then room for as many times four vectors of lanes
+   * @param x {@link #ROW_SCRATCH} floats that begin with {@link #ROW_TOKENS} vectors, {@link
+   *     #PANEL_STRIDE} elements apart; vectors beyond {@code tokens} may hold anything, and what
+   *     follows them is written over
    * @param tokens of which results are written
    * @param k how many columns
    * @param out F32

@@ -3,6 +3,7 @@ package io.moe4j.backend.cpu.kernel;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
+import io.moe4j.api.config.Activation;
 import io.moe4j.api.tensor.DType;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -40,7 +41,7 @@ class KernelCompilationTest {
     assertThat(kernels).noneMatch(l -> l.contains("COMPILE SKIPPED"));
     int most = KernelSelection.kernels().panelVectors();
     for (String name :
-        List.of("::dot4x1 ", "::dot4x6 ", "::rows6x" + most + " ", "::rows12x1 ", "::dot4x4 ")) {
+        List.of("::dot4x1 ", "::dot4x6 ", "::rows6x" + most + " ", "::rows12x1 ", "::siluMul ")) {
       assertThat(kernels).as("compilations of " + name).anyMatch(l -> l.contains(name));
     }
   }
@@ -74,6 +75,9 @@ class KernelCompilationTest {
         kernels.expandRow(w, 64, memory, 0, 16, out, 0, 64);
         kernels.transpose(w, 0, 64, out, 0, 4L * lanes, lanes, lanes);
         kernels.transpose(w, 0, 64, c, 0, lanes);
+        for (Activation.Kind kind : Activation.Kind.values()) {
+          kernels.activate(Activation.plain(kind), memory, 0, memory, 0, out, 0, k);
+        }
       }
     }
 

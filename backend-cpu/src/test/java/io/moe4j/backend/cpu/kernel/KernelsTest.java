@@ -16,7 +16,8 @@ import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /**
- * Every kernel, with vectors and without, against sums in float64; guards around what it writes.
+ * Products, LoRA expands and transposes, with vectors and without, against sums in float64; guards
+ * around what they write. Activations are compared in {@code CpuExpertsTest}.
  */
 class KernelsTest {
   private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
@@ -150,7 +151,7 @@ class KernelsTest {
     for (int k : new int[] {3, 64, 2048}) {
       for (int tokens = 1; tokens <= Kernels.ROW_TOKENS; tokens++) {
         float[] w = numbers(8 * Kernels.PANEL_STRIDE);
-        float[] x = numbers(Kernels.ROW_TOKENS * (Kernels.PANEL_STRIDE + 4 * 64));
+        float[] x = numbers(Kernels.ROW_SCRATCH);
         float[] tokensOnly = x.clone();
         MemorySegment out = guarded(tokens * 12 + 12);
         kernels.rows(w, 0, 8, x, tokens, k, out, 4, 48, false);
