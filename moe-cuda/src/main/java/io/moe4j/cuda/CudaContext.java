@@ -41,6 +41,7 @@ final class CudaContext {
 
   private final Map<KernelKey, Kernel> kernels = new HashMap<>();
   private final AtomicLong allocated = new AtomicLong();
+  private final AtomicLong pinned = new AtomicLong();
   private int users;
 
   private CudaContext(DeviceInfo info) {
@@ -80,6 +81,11 @@ final class CudaContext {
   /** Device memory taken by buffers and not given back. */
   AtomicLong allocated() {
     return allocated;
+  }
+
+  /** Page-locked host memory taken by buffers and not given back. */
+  AtomicLong pinned() {
+    return pinned;
   }
 
   DeviceInfo info() {

@@ -87,6 +87,7 @@ public final class CudaDevice implements Device {
    * @param stream whose order the memory follows, also when it is closed
    * @return the buffer, owned by the caller
    */
+  @Override
   public DeviceBuffer allocate(long byteSize, DeviceStream stream) {
     return DeviceBuffer.allocate(context, byteSize, stream);
   }
@@ -99,6 +100,11 @@ public final class CudaDevice implements Device {
    */
   public PinnedBuffer allocatePinned(long byteSize) {
     return new PinnedBuffer(context, byteSize);
+  }
+
+  @Override
+  public PinnedBuffer allocateHost(long byteSize) {
+    return allocatePinned(byteSize);
   }
 
   /** {@return bytes of device memory nobody has taken} */
@@ -117,12 +123,21 @@ public final class CudaDevice implements Device {
     return context.allocated().get();
   }
 
+  /**
+   * {@return bytes of page-locked host memory that this process's opens of the device have taken
+   * and not given back}
+   */
+  public long pinnedBytes() {
+    return context.pinned().get();
+  }
+
   @Override
   public CudaStream defaultStream() {
     return stream;
   }
 
   /** {@return a new stream, owned by the caller} */
+  @Override
   public CudaStream newStream() {
     return CudaStream.create(context);
   }
@@ -144,6 +159,11 @@ public final class CudaDevice implements Device {
    */
   public CudaEvent newEvent(boolean timing) {
     return new CudaEvent(context, timing);
+  }
+
+  @Override
+  public Fence fence(DeviceStream stream) {
+    return new CudaFence(context, stream);
   }
 
   /**

@@ -2,6 +2,7 @@ package io.moe4j.cuda;
 
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.cuda.ffi.CudaDriver;
 import java.lang.foreign.MemorySegment;
@@ -15,7 +16,7 @@ import jcuda.driver.JCudaDriver;
  * A stream: one of our own, or a view of a handle that somebody else owns (an engine's stream, also
  * while it captures a graph). Safe for several threads as far as the driver's streams are.
  */
-public final class CudaStream implements DeviceStream, AutoCloseable {
+public final class CudaStream implements Device.OwnedStream {
   private final CudaContext context;
   private final CUstream handle;
   private final boolean owned;

@@ -1,6 +1,8 @@
 package io.moe4j.cuda;
 
+import io.moe4j.api.spi.Device;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.MemorySegment;
 import java.util.concurrent.atomic.AtomicBoolean;
@@ -11,7 +13,7 @@ import jcuda.driver.JCudaDriver;
  * Page-locked host memory: what asynchronous copies need to overlap with work on the device.
  * Expensive to take; keep it. Any thread may use it; nobody after close.
  */
-public final class PinnedBuffer implements AutoCloseable {
+public final class PinnedBuffer implements Device.Buffer {
   private static final int PORTABLE = JCudaDriver.CU_MEMHOSTALLOC_PORTABLE;
 
   private final CudaContext context;
@@ -28,6 +30,12 @@ public final class PinnedBuffer implements AutoCloseable {
         "cuMemHostAlloc",
         () -> byteSize + " bytes of page-locked memory");
     this.segment = Handles.segment(pointer).reinterpret(byteSize);
+    context.pinned().addAndGet(byteSize);
+  }
+
+  @Override
+  public HostMemory memory() {
+    return new HostMemory(segment);
   }
 
   /** {@return the memory, valid until closed} */
@@ -51,6 +59,7 @@ public final class PinnedBuffer implements AutoCloseable {
     if (closed.compareAndSet(false, true)) {
       context.makeCurrent();
       Cu.check(JCudaDriver.cuMemFreeHost(pointer), "cuMemFreeHost");
+      context.pinned().addAndGet(-segment.byteSize());
     }
   }
 }

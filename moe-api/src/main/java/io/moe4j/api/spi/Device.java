@@ -1,11 +1,15 @@
 package io.moe4j.api.spi;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
+import java.lang.foreign.Arena;
 import java.util.Optional;
+import java.util.concurrent.atomic.AtomicBoolean;
 
 /**
  * An open device: memory, streams, and the parts of a MoE block around the experts. Safe for
@@ -35,6 +39,52 @@ public interface Device extends AutoCloseable {
     void close();
   }
 
+  /** A stream of the caller's; closing it lets the work on it finish. */
+  interface OwnedStream extends DeviceStream, AutoCloseable {
+    @Override
+    void close();
+  }
+
+  /**
+   * A point in the work of a stream, for other streams to wait for without the host waiting. Safe
+   * for several threads. Holds a little of the device until it is closed or was seen to be done.
+   */
+  interface Fence extends AutoCloseable {
+    /** Behind work that has finished. */
+    Fence DONE =
+        new Fence() {
+          @Override
+          public boolean isDone() {
+            return true;
+          }
+
+          @Override
+          public boolean holdBack(DeviceStream stream) {
+            return false;
+          }
+
+          @Override
+          public void close() {}
+        };
+
+    /** {@return whether the work in front of it has finished; does not wait} */
+    boolean isDone();
+
+    /**
+     * Makes a stream's later work wait until the work in front of the fence has finished. The host
+     * does not wait. Does nothing to a stream whose work is being recorded: a recording cannot
+     * depend on what was enqueued outside, so whoever replays it waits before.
+     *
+     * @param stream of the fence's device
+     * @return false if the work had finished, so that nobody need ask again
+     */
+    boolean holdBack(DeviceStream stream);
+
+    /** Gives up: holds nothing back from then on. May be called twice. */
+    @Override
+    void close();
+  }
+
   /** {@return what is known of it} */
   DeviceInfo info();
 
@@ -47,8 +97,89 @@ public interface Device extends AutoCloseable {
    */
   Buffer allocate(long byteSize);
 
+  /**
+   * Takes memory for work on a stream, where the device can do so without waiting for anything: to
+   * be used by what is enqueued there afterwards, or behind a {@link #fence} of it. Closing the
+   * buffer gives it back behind the work enqueued on that stream so far, which must still be open.
+   * By default the same as {@link #allocate(long)}.
+   *
+   * @param byteSize not negative
+   * @param stream of this device
+   * @return the buffer, owned by the caller
+   * @throws io.moe4j.api.DeviceException if there is not enough
+   */
+  default Buffer allocate(long byteSize, DeviceStream stream) {
+    return allocate(byteSize);
+  }
+
+  /**
+   * Takes host memory that {@link #copy} reads and writes fastest and without holding up the host:
+   * page-locked where the device knows such a thing, ordinary native memory by default. What a copy
+   * reads may not change before the copy has run. Slow to take; keep it.
+   *
+   * @param byteSize not negative
+   * @return a buffer of {@link io.moe4j.api.tensor.HostMemory}, owned by the caller
+   * @throws io.moe4j.api.DeviceException if there is not enough
+   */
+  default Buffer allocateHost(long byteSize) {
+    Arena arena = Arena.ofShared();
+    Memory memory = new HostMemory(arena.allocate(byteSize, Workspace.ALIGNMENT));
+    AtomicBoolean open = new AtomicBoolean(true);
+    return new Buffer() {
+      @Override
+      public Memory memory() {
+        return memory;
+      }
+
+      @Override
+      public void close() {
+        if (open.compareAndSet(true, false)) {
+          arena.close();
+        }
+      }
+    };
+  }
+
   /** {@return the stream to use when the caller has none} */
   DeviceStream defaultStream();
+
+  /**
+   * {@return a stream whose work runs beside that of others, owned by the caller; by default a view
+   * of the default stream}
+   */
+  default OwnedStream newStream() {
+    DeviceStream stream = defaultStream();
+    return new OwnedStream() {
+      @Override
+      public DeviceId device() {
+        return stream.device();
+      }
+
+      @Override
+      public long handle() {
+        return stream.handle();
+      }
+
+      @Override
+      public void synchronize() {
+        stream.synchronize();
+      }
+
+      @Override
+      public void close() {}
+    };
+  }
+
+  /**
+   * Marks what has been enqueued on a stream so far. By default waits for it.
+   *
+   * @param stream of this device, not while its work is being recorded
+   * @return a fence behind that work, owned by the caller
+   */
+  default Fence fence(DeviceStream stream) {
+    stream.synchronize();
+    return Fence.DONE;
+  }
 
   /**
    * Copies elements; same shape and dtype, both contiguous, either side on the host or on this
