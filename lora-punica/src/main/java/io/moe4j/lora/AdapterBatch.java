@@ -2,6 +2,7 @@ package io.moe4j.lora;
 
 import io.moe4j.api.AdapterException;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Arrays;
@@ -42,7 +43,7 @@ public final class AdapterBatch implements AutoCloseable {
     this.leased = new LoadedAdapter[registry.maxLoras()];
     this.bySlot = new LoadedAdapter[registry.maxLoras()];
     this.positions = new int[hostCache];
-    this.mapping = new TokenMapping(registry.device());
+    this.mapping = new TokenMapping(registry.transfers());
   }
 
   /**
@@ -156,6 +157,29 @@ public final class AdapterBatch implements AutoCloseable {
    * DeviceStream#synchronize()}. Does nothing if the batch holds none.
    */
   public void release() {
+    release((Device.@Nullable Fence) null);
+  }
+
+  /**
+   * Gives the slots back behind everything that has been enqueued on a stream so far, without
+   * waiting for it: forwards that read them may still run. What reads them on other streams must
+   * have finished. The next {@link #reset(List)} of this batch waits for that work, because the
+   * slots of its tokens stay in one place; who wants to prepare a forward while another runs takes
+   * turns between two batches. Does nothing if the batch holds none.
+   *
+   * @param stream of the registry's device
+   */
+  public void release(DeviceStream stream) {
+    Transfers transfers = registry.transfers();
+    if (open && transfers != null) {
+      mapping.readUntil(transfers.device().fence(stream));
+      release(adapters == 0 ? null : transfers.device().fence(stream));
+    } else {
+      release();
+    }
+  }
+
+  private void release(Device.@Nullable Fence behind) {
     if (open) {
       open = false;
       int n = adapters;
@@ -163,8 +187,8 @@ public final class AdapterBatch implements AutoCloseable {
       if (n > 0) {
         Arrays.fill(bySlot, null);
         Arrays.fill(wanted, null);
-        AdapterRegistry.closeAll(registry.slots().release(leased, n));
-        registry.closePunicaIfIdle();
+        registry.drop(registry.slots().release(leased, n, behind));
+        registry.closeDeviceIfIdle();
       }
     }
   }
@@ -193,6 +217,16 @@ public final class AdapterBatch implements AutoCloseable {
   Tensor mappingTensor() {
     requireLeased();
     return mapping.tensor();
+  }
+
+  void awaitFactors(int ordinal, DeviceStream stream) {
+    requireLeased();
+    for (int i = 0; i < adapters; i++) {
+      LoadedAdapter version = leased[i];
+      if (version != null) {
+        version.await(ordinal, stream);
+      }
+    }
   }
 
   boolean hasLora() {
@@ -256,7 +290,7 @@ public final class AdapterBatch implements AutoCloseable {
     boolean done = false;
     try {
       if (n > 0) {
-        AdapterRegistry.closeAll(registry.slots().acquire(wanted, n, leased));
+        registry.drop(registry.slots().acquire(wanted, n, leased));
         open = true;
         registry.upload(leased, n);
         mapping.translate(leased);
@@ -269,14 +303,6 @@ public final class AdapterBatch implements AutoCloseable {
       }
       open = true;
       mapping.publish();
-      if (n > 0 && registry.device() != null) {
-        // Graphs that were captured with these contexts may be replayed without asking anybody.
-        for (BatchContext context : contexts) {
-          if (context != null) {
-            registry.punica().prepare(context);
-          }
-        }
-      }
       done = true;
     } finally {
       if (!done) {

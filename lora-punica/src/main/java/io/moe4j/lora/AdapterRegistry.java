@@ -29,8 +29,17 @@ import org.slf4j.LoggerFactory;
  *   <li><b>Slots.</b> A batch takes a slot for each distinct adapter it uses and gives them back
  *       when it is released. An adapter keeps its slot afterwards until another needs it; then the
  *       least recently used one goes, never a pinned one and never one that an open batch reads. On
- *       the host a slot refers to the adapter's own memory; on another device the factors are
- *       copied when they enter a slot, one buffer per adapter and layer.
+ *       the host a slot refers to the adapter's own memory.
+ *   <li><b>Devices.</b> For another device {@link #load} copies the factors once, into memory that
+ *       the device copies from without the host (page-locked on CUDA); the adapter's own tensors
+ *       are not needed after that. Entering a slot means one copy per layer on a stream of the
+ *       registry's, which runs beside forwards. Nobody waits for it but, on the device, the first
+ *       forward of each layer ({@link io.moe4j.api.lora.MoeLoraContext#awaitFactors}). A batch
+ *       released behind its work on a stream ({@link AdapterBatch#release(
+ *       io.moe4j.api.spi.DeviceStream)}) need not have finished: whoever gets its slots waits for
+ *       it, on the device, before anything that it reads is written over, and memory is given back
+ *       behind it. Loading, replacing and unloading take and give page-locked memory, which may
+ *       wait for what the device is doing; batches do not.
  *   <li><b>Versions.</b> {@link #replace} and {@link #unload} take effect for the next batch. Open
  *       batches keep reading what they began with, whose slot is free once the last of them ends.
  *       The memory of a replaced or unloaded adapter must therefore stay valid until then.
@@ -55,7 +64,7 @@ public final class AdapterRegistry implements AutoCloseable {
   private final int capacity;
   private final PunicaWrapper punica;
   private final boolean ownsPunica;
-  private final @Nullable Device device;
+  private final @Nullable Transfers transfers;
   private final SlotTable slots;
   // One a layer: what its contexts have in common.
   private final Object[] slotsKeys;
@@ -67,14 +76,19 @@ public final class AdapterRegistry implements AutoCloseable {
   private volatile boolean closed;
 
   private AdapterRegistry(
-      Builder b, int maxLoras, int capacity, PunicaWrapper punica, boolean ownsPunica) {
+      Builder b,
+      int maxLoras,
+      int capacity,
+      PunicaWrapper punica,
+      boolean ownsPunica,
+      @Nullable Transfers transfers) {
     this.layers = b.layers;
     this.layerIndices = layers.keySet().stream().mapToInt(Integer::intValue).toArray();
     this.slotsKeys = layers.values().stream().map(c -> new Object()).toArray();
     this.capacity = capacity;
     this.punica = punica;
     this.ownsPunica = ownsPunica;
-    this.device = b.device;
+    this.transfers = transfers;
     this.slots = new SlotTable(maxLoras, b.slotWait.toNanos());
     this.byIndex = new AtomicReferenceArray<>(capacity);
     this.generation = new int[capacity];
@@ -93,14 +107,17 @@ public final class AdapterRegistry implements AutoCloseable {
   /**
    * Adds an adapter.
    *
-   * @param adapter not loaded yet; its factors are kept by reference
+   * @param adapter not loaded yet; on the host its factors are kept by reference
    * @return its handle, valid until it is unloaded
    * @throws AdapterException if the name is loaded already, the adapter does not fit a layer, or
    *     the host cache is full of pinned adapters
+   * @throws io.moe4j.api.DeviceException if the device's kind of host memory is short
    */
   public int load(LoraAdapter adapter) {
     @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers);
-    List<DeviceFactors> dropped = List.of();
+    HostFactors packed = pack(checked);
+    HostFactors unused = packed;
+    List<Transfers.Leaving> dropped = List.of();
     AdapterEntry evicted = null;
     slots.lock().lock();
     try {
@@ -120,14 +137,15 @@ public final class AdapterRegistry implements AutoCloseable {
       }
       AdapterEntry entry =
           new AdapterEntry(adapter.name(), index, generation[index] * capacity + index);
-      entry.setCurrent(new LoadedAdapter(entry, checked));
+      entry.setCurrent(version(entry, checked, packed));
+      unused = null;
       entry.lastUse = slots.tick();
       byIndex.set(index, entry);
       byName.put(entry.name, entry);
       return entry.handle;
     } finally {
       slots.lock().unlock();
-      closeAll(dropped);
+      dropAll(dropped, unused);
       if (evicted != null) {
         LOG.info(
             "host cache of {} adapters is full: '{}', the least recently used, made room for '{}'",
@@ -144,20 +162,24 @@ public final class AdapterRegistry implements AutoCloseable {
    *
    * @param adapter the new version; its name is loaded
    * @throws AdapterException if the name is not loaded or the adapter does not fit a layer
+   * @throws io.moe4j.api.DeviceException if the device's kind of host memory is short
    */
   public void replace(LoraAdapter adapter) {
     @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers);
-    List<DeviceFactors> dropped = List.of();
+    HostFactors packed = pack(checked);
+    HostFactors unused = packed;
+    List<Transfers.Leaving> dropped = List.of();
     slots.lock().lock();
     try {
       requireOpen();
       AdapterEntry entry = entry(adapter.name());
       LoadedAdapter old = entry.current();
-      entry.setCurrent(new LoadedAdapter(entry, checked));
+      entry.setCurrent(version(entry, checked, packed));
+      unused = null;
       dropped = slots.retire(old);
     } finally {
       slots.lock().unlock();
-      closeAll(dropped);
+      dropAll(dropped, unused);
     }
   }
 
@@ -168,7 +190,7 @@ public final class AdapterRegistry implements AutoCloseable {
    * @return whether it was loaded
    */
   public boolean unload(String name) {
-    List<DeviceFactors> dropped = List.of();
+    List<Transfers.Leaving> dropped = List.of();
     slots.lock().lock();
     try {
       AdapterEntry entry = byName.get(name);
@@ -179,7 +201,7 @@ public final class AdapterRegistry implements AutoCloseable {
       return true;
     } finally {
       slots.lock().unlock();
-      closeAll(dropped);
+      dropAll(dropped, null);
     }
   }
 
@@ -194,7 +216,7 @@ public final class AdapterRegistry implements AutoCloseable {
     AdapterEntry entry = entry(name);
     @Nullable AdapterEntry[] wanted = {entry};
     @Nullable LoadedAdapter[] leased = new LoadedAdapter[1];
-    closeAll(slots.acquire(wanted, 1, leased));
+    drop(slots.acquire(wanted, 1, leased));
     try {
       upload(leased, 1);
       slots.lock().lock();
@@ -207,7 +229,7 @@ public final class AdapterRegistry implements AutoCloseable {
         slots.lock().unlock();
       }
     } finally {
-      closeAll(slots.release(leased, 1));
+      drop(slots.release(leased, 1, null));
     }
   }
 
@@ -296,12 +318,13 @@ public final class AdapterRegistry implements AutoCloseable {
 
   /**
    * Unloads everything. Open batches stay valid; what they read is given back when they are
-   * released, and the punica wrapper that the registry found for its device with the last of them.
-   * May be called twice.
+   * released. With the last of them goes the punica wrapper that the registry found for its device,
+   * once the work that batches were released behind has finished: this may wait for it. May be
+   * called twice.
    */
   @Override
   public void close() {
-    List<DeviceFactors> dropped = new ArrayList<>();
+    List<Transfers.Leaving> dropped = new ArrayList<>();
     slots.lock().lock();
     try {
       closed = true;
@@ -310,15 +333,20 @@ public final class AdapterRegistry implements AutoCloseable {
       }
     } finally {
       slots.lock().unlock();
-      closeAll(dropped);
+      dropAll(dropped, null);
     }
-    closePunicaIfIdle();
+    closeDeviceIfIdle();
   }
 
   /** Once the registry is closed and the last batch has given its slots back. */
-  void closePunicaIfIdle() {
-    if (ownsPunica && closed && stats().leasedSlots() == 0) {
-      punica.close();
+  void closeDeviceIfIdle() {
+    if (closed && stats().leasedSlots() == 0) {
+      if (transfers != null) {
+        transfers.close();
+      }
+      if (ownsPunica) {
+        punica.close();
+      }
     }
   }
 
@@ -332,8 +360,8 @@ public final class AdapterRegistry implements AutoCloseable {
     return punica;
   }
 
-  @Nullable Device device() {
-    return device;
+  @Nullable Transfers transfers() {
+    return transfers;
   }
 
   Object slotsKey(int ordinal) {
@@ -362,19 +390,42 @@ public final class AdapterRegistry implements AutoCloseable {
   }
 
   void upload(@Nullable LoadedAdapter[] leased, int n) {
-    Device target = device;
-    if (target != null) {
+    Transfers t = transfers;
+    if (t != null) {
       for (int i = 0; i < n; i++) {
         LoadedAdapter version = leased[i];
         if (version != null) {
-          version.upload(target);
+          version.upload(t);
         }
       }
     }
   }
 
-  static void closeAll(List<DeviceFactors> dropped) {
-    dropped.forEach(DeviceFactors::close);
+  /** Takes over what slots have lost; for batches. */
+  void drop(List<Transfers.Leaving> dropped) {
+    if (transfers != null) {
+      transfers.drop(dropped, false);
+    }
+  }
+
+  /** Takes over what slots and the host cache have lost. */
+  private void dropAll(List<Transfers.Leaving> dropped, @Nullable HostFactors unused) {
+    if (transfers != null) {
+      transfers.drop(dropped, true);
+    }
+    if (unused != null) {
+      unused.close();
+    }
+  }
+
+  private @Nullable HostFactors pack(@Nullable LoraLayer[] layers) {
+    requireOpen();
+    return transfers == null ? null : transfers.pack(layers);
+  }
+
+  private static LoadedAdapter version(
+      AdapterEntry entry, @Nullable LoraLayer[] layers, @Nullable HostFactors packed) {
+    return new LoadedAdapter(entry, packed == null ? layers : packed.layers(), packed);
   }
 
   void requireOpen() {
@@ -403,7 +454,7 @@ public final class AdapterRegistry implements AutoCloseable {
     return oldest;
   }
 
-  private List<DeviceFactors> remove(AdapterEntry entry) {
+  private List<Transfers.Leaving> remove(AdapterEntry entry) {
     entry.unloaded = true;
     byName.remove(entry.name);
     byIndex.set(entry.index, null);
@@ -551,7 +602,19 @@ public final class AdapterRegistry implements AutoCloseable {
       if (wrapper == null) {
         wrapper = device == null ? CpuPunicaWrapper.shared() : PunicaProviders.open(device);
       }
-      return new AdapterRegistry(this, maxLoras, cache, wrapper, found);
+      Device target = device;
+      boolean done = false;
+      try {
+        Transfers transfers = target == null ? null : new Transfers(target);
+        AdapterRegistry registry =
+            new AdapterRegistry(this, maxLoras, cache, wrapper, found, transfers);
+        done = true;
+        return registry;
+      } finally {
+        if (!done && found) {
+          wrapper.close();
+        }
+      }
     }
   }
 }

@@ -1,6 +1,7 @@
 package io.moe4j.lora;
 
 import io.moe4j.api.AdapterException;
+import io.moe4j.api.spi.Device;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -33,6 +34,8 @@ final class SlotTable {
   private final ReentrantLock lock = new ReentrantLock();
   private final ArrayDeque<Waiter> queue = new ArrayDeque<>();
   private final @Nullable LoadedAdapter[] slots;
+  // By slot: behind forwards that read what stood there last.
+  private final List<List<Device.Fence>> reads = new ArrayList<>();
   private final long waitNanos;
   private long clock;
   private long hits;
@@ -42,6 +45,9 @@ final class SlotTable {
 
   SlotTable(int maxLoras, long waitNanos) {
     this.slots = new LoadedAdapter[maxLoras];
+    for (int i = 0; i < maxLoras; i++) {
+      reads.add(List.of());
+    }
     this.waitNanos = waitNanos;
   }
 
@@ -64,9 +70,9 @@ final class SlotTable {
    * @param entries distinct, {@code 0..n-1} used
    * @param n at most {@link #size()}
    * @param leased receives the versions in the same order
-   * @return device copies that lost their slot, for the caller to close
+   * @return device copies that lost their slot, for the caller to drop
    */
-  List<DeviceFactors> acquire(
+  List<Transfers.Leaving> acquire(
       @Nullable AdapterEntry[] entries, int n, @Nullable LoadedAdapter[] leased) {
     lock.lock();
     Waiter self = null;
@@ -74,7 +80,7 @@ final class SlotTable {
       long left = waitNanos;
       while (true) {
         if (queue.isEmpty() || queue.peekFirst() == self) {
-          List<DeviceFactors> dropped = tryAcquire(entries, n, leased);
+          List<Transfers.Leaving> dropped = tryAcquire(entries, n, leased);
           if (dropped != null) {
             return dropped;
           }
@@ -103,7 +109,7 @@ final class SlotTable {
   }
 
   /** Null if slots are missing now but batches that end will free them. */
-  private @Nullable List<DeviceFactors> tryAcquire(
+  private @Nullable List<Transfers.Leaving> tryAcquire(
       @Nullable AdapterEntry[] entries, int n, @Nullable LoadedAdapter[] leased) {
     int missing = 0;
     for (int i = 0; i < n; i++) {
@@ -143,7 +149,7 @@ final class SlotTable {
     }
     hits += n - missing;
     uploads += missing;
-    List<DeviceFactors> dropped = List.of();
+    List<Transfers.Leaving> dropped = List.of();
     for (int i = 0; i < n; i++) {
       LoadedAdapter version = at(leased, i);
       if (version.slot < 0) {
@@ -155,7 +161,7 @@ final class SlotTable {
     return dropped;
   }
 
-  private List<DeviceFactors> place(LoadedAdapter version, List<DeviceFactors> dropped) {
+  private List<Transfers.Leaving> place(LoadedAdapter version, List<Transfers.Leaving> dropped) {
     int best = -1;
     LoadedAdapter victim = null;
     for (int s = 0; s < slots.length; s++) {
@@ -173,43 +179,56 @@ final class SlotTable {
     if (best < 0) {
       throw new IllegalStateException("no slot although one was counted");
     }
-    List<DeviceFactors> out = dropped;
+    List<Transfers.Leaving> out = dropped;
     if (victim != null) {
       evictions++;
       out = vacate(victim, dropped);
     }
     slots[best] = version;
-    version.slot = best;
+    version.enter(best, reads.set(best, List.of()));
     return out;
   }
 
-  private List<DeviceFactors> vacate(LoadedAdapter holder, List<DeviceFactors> dropped) {
-    slots[holder.slot] = null;
-    holder.slot = -1;
-    DeviceFactors copy = holder.detachDevice();
-    if (copy == null) {
-      return dropped;
-    }
-    List<DeviceFactors> out = dropped.isEmpty() ? new ArrayList<>() : dropped;
-    out.add(copy);
+  private List<Transfers.Leaving> vacate(LoadedAdapter holder, List<Transfers.Leaving> dropped) {
+    List<Transfers.Leaving> out = growable(dropped);
+    int slot = holder.slot;
+    slots[slot] = null;
+    reads.set(slot, holder.leave(out));
     return out;
+  }
+
+  /** A retired version that nobody leases. */
+  private List<Transfers.Leaving> forget(LoadedAdapter version, List<Transfers.Leaving> dropped) {
+    List<Transfers.Leaving> out = version.slot < 0 ? growable(dropped) : vacate(version, dropped);
+    version.forget(out);
+    return out;
+  }
+
+  /** The common case loses nothing and allocates nothing. */
+  private static List<Transfers.Leaving> growable(List<Transfers.Leaving> list) {
+    return list instanceof ArrayList ? list : new ArrayList<>(list);
   }
 
   /**
    * Ends leases and clears the array.
    *
-   * @return device copies of retired versions that nobody reads any more, for the caller to close
+   * @param behind stands behind what reads the versions; null if that has finished
+   * @return memory of retired versions that no batch holds any more, for the caller to drop
    */
-  List<DeviceFactors> release(@Nullable LoadedAdapter[] leased, int n) {
+  List<Transfers.Leaving> release(
+      @Nullable LoadedAdapter[] leased, int n, Device.@Nullable Fence behind) {
     lock.lock();
     try {
-      List<DeviceFactors> dropped = List.of();
+      List<Transfers.Leaving> dropped = List.of();
       for (int i = 0; i < n; i++) {
         LoadedAdapter version = at(leased, i);
         leased[i] = null;
         version.leases--;
-        if (version.retired && version.leases == 0 && version.slot >= 0) {
-          dropped = vacate(version, dropped);
+        if (behind != null) {
+          version.addRead(behind);
+        }
+        if (version.retired && version.leases == 0) {
+          dropped = forget(version, dropped);
         }
       }
       signalFirst();
@@ -222,12 +241,11 @@ final class SlotTable {
   /**
    * Says that no new batch will get this version; under the lock.
    *
-   * @return its device copy if nobody reads it, for the caller to close
+   * @return its memory if no batch holds it, for the caller to drop
    */
-  List<DeviceFactors> retire(LoadedAdapter version) {
+  List<Transfers.Leaving> retire(LoadedAdapter version) {
     version.retired = true;
-    List<DeviceFactors> dropped =
-        version.leases == 0 && version.slot >= 0 ? vacate(version, List.of()) : List.of();
+    List<Transfers.Leaving> dropped = version.leases == 0 ? forget(version, List.of()) : List.of();
     signalFirst();
     return dropped;
   }

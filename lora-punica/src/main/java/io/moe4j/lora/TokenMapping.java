@@ -5,7 +5,6 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
-import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Objects;
@@ -18,17 +17,27 @@ import org.jspecify.annotations.Nullable;
 final class TokenMapping implements AutoCloseable {
   private static final int MIN_TOKENS = 64;
 
-  private final @Nullable Device device;
+  private final @Nullable Transfers transfers;
   private int[] slots = new int[0];
   private int size;
   private @Nullable Tensor whole;
   private @Nullable Tensor tensor;
   private Device.@Nullable Buffer buffer;
-  private @Nullable Arena arena;
-  private @Nullable MemorySegment staging;
+  private Device.@Nullable Buffer staging;
+  private Device.Fence reads = Device.Fence.DONE;
 
-  TokenMapping(@Nullable Device device) {
-    this.device = device;
+  TokenMapping(@Nullable Transfers transfers) {
+    this.transfers = transfers;
+  }
+
+  /**
+   * What has been published is read by work that still runs.
+   *
+   * @param behind stands behind it; becomes this object's
+   */
+  void readUntil(Device.Fence behind) {
+    reads.close();
+    reads = behind;
   }
 
   void resize(int numTokens) {
@@ -45,12 +54,12 @@ final class TokenMapping implements AutoCloseable {
     close();
     slots = new int[capacity];
     Memory memory;
-    if (device == null) {
+    Transfers t = transfers;
+    if (t == null) {
       memory = new HostMemory(MemorySegment.ofArray(slots));
     } else {
-      arena = Arena.ofShared();
-      staging = arena.allocate(ValueLayout.JAVA_INT, capacity);
-      buffer = device.allocate((long) capacity * Integer.BYTES);
+      staging = t.device().allocateHost((long) capacity * Integer.BYTES);
+      buffer = t.device().allocate((long) capacity * Integer.BYTES);
       memory = buffer.memory();
     }
     whole = Tensor.of(DType.I32, memory, capacity);
@@ -78,10 +87,15 @@ final class TokenMapping implements AutoCloseable {
 
   /** Brings the slots to the device; done when it returns. */
   void publish() {
-    if (device != null && staging != null && tensor != null && size > 0) {
-      MemorySegment.copy(slots, 0, staging, ValueLayout.JAVA_INT, 0, size);
-      device.copy(Tensor.of(DType.I32, staging, size), tensor, device.defaultStream());
-      device.defaultStream().synchronize();
+    Transfers t = transfers;
+    if (t != null && staging != null && tensor != null && size > 0) {
+      Tensor from = Tensor.of(DType.I32, staging.memory(), size);
+      MemorySegment.copy(slots, 0, from.segment(), ValueLayout.JAVA_INT, 0, size);
+      reads.holdBack(t.mappings());
+      t.device().copy(from, tensor, t.mappings());
+      // Replays of a graph read it without asking whether it has arrived.
+      t.mappings().synchronize();
+      readUntil(Device.Fence.DONE);
     }
   }
 
@@ -91,13 +105,17 @@ final class TokenMapping implements AutoCloseable {
 
   @Override
   public void close() {
+    Transfers t = transfers;
+    if (t != null && reads.holdBack(t.device().defaultStream())) {
+      t.device().defaultStream().synchronize();
+    }
+    readUntil(Device.Fence.DONE);
     if (buffer != null) {
       buffer.close();
       buffer = null;
     }
-    if (arena != null) {
-      arena.close();
-      arena = null;
+    if (staging != null) {
+      staging.close();
       staging = null;
     }
   }

@@ -24,7 +24,7 @@ import java.util.concurrent.atomic.AtomicLong;
  * A device whose memory is a map from invented addresses to arrays. Freed memory is overwritten and
  * can no longer be read, and no address is used twice, so that any read after a free shows.
  */
-final class FakeDevice implements Device {
+class FakeDevice implements Device {
   private static final byte FREED = (byte) 0x7f;
 
   final Map<Long, MemorySegment> memory = new ConcurrentHashMap<>();

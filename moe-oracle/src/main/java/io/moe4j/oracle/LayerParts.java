@@ -140,6 +140,11 @@ final class LayerParts {
   }
 
   void refresh(MoeLoraContext context, DeviceStream stream) {
+    context.awaitFactors(stream);
+    if (config.latentSize() > 0 || config.sharedExpert().isPresent()) {
+      // What stands around the experts takes its deltas from the wrapper, whatever the experts do.
+      context.punicaWrapper().prepare(context, stream);
+    }
     if (experts instanceof LoraExperts lora) {
       lora.refresh(context, stream);
     }
@@ -147,6 +152,9 @@ final class LayerParts {
 
   /** All tokens, in pieces of what the scratch holds. */
   void forward(MoeForward f, ScratchLayout layout, Scratch scratch, DeviceStream stream) {
+    if (f.lora() != null) {
+      f.lora().awaitFactors(stream);
+    }
     long total = f.hidden().size(0);
     if (total <= layout.capacity()) {
       run(f, scratch.views(layout, (int) total), stream);

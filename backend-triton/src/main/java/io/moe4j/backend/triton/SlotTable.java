@@ -5,14 +5,20 @@ import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.CudaStream;
 import io.moe4j.cuda.DeviceBuffer;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
 import java.util.IdentityHashMap;
 import java.util.List;
+import java.util.concurrent.atomic.AtomicReferenceArray;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -20,7 +26,8 @@ import org.jspecify.annotations.Nullable;
  * {@code table.py}. Factors are read where they lie; those whose rank or layout the kernels cannot
  * read (rank no multiple of 8, another dtype, rows that are not dense) are packed once into memory
  * of their own. So a slot takes the memory of its adapter's own ranks. Filled under the lock of
- * {@link SlotTables}.
+ * {@link SlotTables}, on a side stream, behind the arrival of the factors and whatever read the
+ * slot before; forwards wait for a row on the device, the host never.
  */
 final class SlotTable implements AutoCloseable {
   static final int WIDTH = 24;
@@ -57,9 +64,18 @@ final class SlotTable implements AutoCloseable {
   private final @Nullable LoraLayer[] layers;
   private final List<List<DeviceBuffer>> packed = new ArrayList<>();
   private final int[] ranks;
+  private final CudaStream side;
+  // Behind the writing of a row, until that is seen to be done.
+  private final AtomicReferenceArray<Device.@Nullable Fence> pending;
 
-  SlotTable(CudaDevice device, TritonKernels kernels, MoeConfig config, int slots) {
+  /**
+   * @param side writes the rows; stays open longer
+   */
+  SlotTable(
+      CudaDevice device, TritonKernels kernels, MoeConfig config, int slots, CudaStream side) {
     this.device = device;
+    this.side = side;
+    this.pending = new AtomicReferenceArray<>(slots);
     this.kernels = kernels;
     this.type = config.weightDtype();
     this.gated = config.activation().isGated();
@@ -71,8 +87,8 @@ final class SlotTable implements AutoCloseable {
     for (int i = 0; i < slots; i++) {
       packed.add(List.of());
     }
-    device.fill(tableTensor, 0, device.defaultStream());
-    device.defaultStream().synchronize();
+    device.fill(tableTensor, 0, side);
+    side.synchronize();
   }
 
   /** {@return the table's device address} */
@@ -116,11 +132,12 @@ final class SlotTable implements AutoCloseable {
   }
 
   /** Writes the rows of the slots that a context uses and that have changed hands. */
-  void show(MoeLoraContext context, DeviceStream stream) {
+  void show(MoeLoraContext context) {
+    context.awaitFactors(side);
     for (int s = 0; s < layers.length; s++) {
       LoraLayer now = layerOf(context, s);
       if (uses(context, s) && !same(layers[s], now)) {
-        update(s, now, stream);
+        update(s, now);
       }
     }
   }
@@ -145,12 +162,23 @@ final class SlotTable implements AutoCloseable {
     return true;
   }
 
-  /** Writes the rows that differ, and waits for them. */
-  void fill(MoeLoraContext context, DeviceStream stream) {
+  /** Writes the rows that differ. */
+  void fill(MoeLoraContext context) {
+    context.awaitFactors(side);
     for (int s = 0; s < layers.length; s++) {
       LoraLayer now = layerOf(context, s);
       if (!same(layers[s], now)) {
-        update(s, now, stream);
+        update(s, now);
+      }
+    }
+  }
+
+  /** Makes a stream wait for the rows of the slots that a context uses. */
+  void await(MoeLoraContext context, DeviceStream stream) {
+    for (int s = 0; s < layers.length; s++) {
+      Device.Fence fence = pending.get(s);
+      if (fence != null && uses(context, s) && !fence.holdBack(stream)) {
+        pending.compareAndSet(s, fence, null);
       }
     }
   }
@@ -169,25 +197,33 @@ final class SlotTable implements AutoCloseable {
     return a == b;
   }
 
-  private void update(int slot, @Nullable LoraLayer layer, DeviceStream stream) {
+  private void update(int slot, @Nullable LoraLayer layer) {
     long[] row = new long[WIDTH];
     List<DeviceBuffer> own = new ArrayList<>();
-    int rank = layer == null ? 0 : fill(row, layer, own, stream);
-    try {
-      Tensor source = Tensor.of(DType.I64, java.lang.foreign.MemorySegment.ofArray(row), 1, WIDTH);
-      device.copy(source, tableTensor.narrow(0, slot, 1), stream);
-      stream.synchronize();
-    } catch (RuntimeException e) {
-      own.forEach(DeviceBuffer::close);
-      throw e;
+    boolean done = false;
+    try (Arena arena = Arena.ofConfined()) {
+      int rank = layer == null ? 0 : fill(row, layer, own);
+      // Few bytes of native memory: the driver takes them along at once.
+      MemorySegment bytes = arena.allocateFrom(ValueLayout.JAVA_LONG, row);
+      device.copy(Tensor.of(DType.I64, bytes, 1, WIDTH), tableTensor.narrow(0, slot, 1), side);
+      Device.Fence written = device.fence(side);
+      done = true;
+      packed.set(slot, own).forEach(DeviceBuffer::close);
+      Device.Fence before = pending.getAndSet(slot, written);
+      if (before != null) {
+        before.close();
+      }
+      ranks[slot] = rank;
+      layers[slot] = layer;
+    } finally {
+      if (!done) {
+        own.forEach(DeviceBuffer::close);
+      }
     }
-    packed.set(slot, own).forEach(DeviceBuffer::close);
-    ranks[slot] = rank;
-    layers[slot] = layer;
   }
 
   /** Fills a row; returns the largest rank. */
-  private int fill(long[] row, LoraLayer layer, List<DeviceBuffer> own, DeviceStream stream) {
+  private int fill(long[] row, LoraLayer layer, List<DeviceBuffer> own) {
     @Nullable LoraFactors[] targets = {
       layer.get(gated ? LoraTarget.GATE : LoraTarget.UP),
       gated ? layer.get(LoraTarget.UP) : null,
@@ -210,8 +246,8 @@ final class SlotTable implements AutoCloseable {
       a[i] =
           i == 1 && sameMemory(targets[0], f)
               ? a[0]
-              : place(f.a(), rank, i == 2 ? inter : hidden, true, known, own, stream);
-      Placed b = place(f.b(), i == 2 ? hidden : inter, rank, false, known, own, stream);
+              : place(f.a(), rank, i == 2 ? inter : hidden, true, known, own);
+      Placed b = place(f.b(), i == 2 ? hidden : inter, rank, false, known, own);
       row[A_ADDR + i] = a[i].address() / 2;
       row[B_ADDR + i] = b.address() / 2;
       row[A_EXPERT + i] = a[i].expertStride();
@@ -242,8 +278,7 @@ final class SlotTable implements AutoCloseable {
       long columns,
       boolean denseRows,
       IdentityHashMap<Tensor, Placed> known,
-      List<DeviceBuffer> own,
-      DeviceStream stream) {
+      List<DeviceBuffer> own) {
     Placed before = known.get(t);
     if (before != null) {
       return before;
@@ -264,7 +299,7 @@ final class SlotTable implements AutoCloseable {
     } else {
       boolean one = experts == 1 || t.stride(0) == 0;
       long kept = one ? 1 : experts;
-      DeviceBuffer buffer = device.allocate(kept * rows * columns * 2);
+      DeviceBuffer buffer = device.allocate(kept * rows * columns * 2, side);
       own.add(buffer);
       long n = kept * rows * columns;
       kernels
@@ -280,7 +315,7 @@ final class SlotTable implements AutoCloseable {
           .i64(t.stride(0))
           .i64(t.stride(1))
           .i64(t.stride(2))
-          .launch(stream, Math.toIntExact(Math.ceilDiv(n, PACK_BLOCK)));
+          .launch(side, Math.toIntExact(Math.ceilDiv(n, PACK_BLOCK)));
       placed = new Placed(buffer.memory().address(), one ? 0 : rows * columns, columns);
     }
     known.put(t, placed);
@@ -291,6 +326,12 @@ final class SlotTable implements AutoCloseable {
   public void close() {
     packed.forEach(l -> l.forEach(DeviceBuffer::close));
     packed.clear();
+    for (int s = 0; s < pending.length(); s++) {
+      Device.Fence fence = pending.getAndSet(s, null);
+      if (fence != null) {
+        fence.close();
+      }
+    }
     table.close();
   }
 }

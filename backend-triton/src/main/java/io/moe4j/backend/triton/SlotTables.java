@@ -15,7 +15,8 @@ import org.jspecify.annotations.Nullable;
  * place, so that a captured graph sees the new adapter. Contexts without a key may disagree about a
  * slot while both are in use, so each set of adapters gets a table of its own.
  *
- * <p>Writing waits for a small copy and cannot happen inside a capture.
+ * <p>Writing happens on a stream of its own, whose rows a call's stream waits for, and cannot
+ * happen inside a capture.
  */
 final class SlotTables implements AutoCloseable {
   private static final int KEPT = 8;
@@ -28,6 +29,7 @@ final class SlotTables implements AutoCloseable {
   private final int slots;
   private final List<Entry> entries = new ArrayList<>();
   private volatile @Nullable Entry latest;
+  private @Nullable CudaStream side;
 
   SlotTables(CudaDevice device, TritonKernels kernels, MoeConfig config, int slots) {
     this.device = device;
@@ -46,7 +48,9 @@ final class SlotTables implements AutoCloseable {
    */
   SlotTable of(MoeLoraContext context, DeviceStream stream) {
     Entry last = latest;
-    return last != null && fits(last, context) ? last.table() : find(context, stream);
+    SlotTable table = last != null && fits(last, context) ? last.table() : find(context, stream);
+    table.await(context, stream);
+    return table;
   }
 
   @SuppressWarnings("ReferenceEquality") // a key is an identity
@@ -84,9 +88,9 @@ final class SlotTables implements AutoCloseable {
       Object key = context.slotsKey();
       found = entry(key, context);
       if (key == null) {
-        found.table().fill(context, stream);
+        found.table().fill(context);
       } else {
-        found.table().show(context, stream);
+        found.table().show(context);
       }
     }
     entries.remove(found);
@@ -108,7 +112,12 @@ final class SlotTables implements AutoCloseable {
       // Freeing device memory waits for all work on it.
       entries.removeFirst().table().close();
     }
-    Entry fresh = new Entry(key, new SlotTable(device, kernels, config, slots));
+    CudaStream stream = side;
+    if (stream == null) {
+      stream = device.newStream();
+      side = stream;
+    }
+    Entry fresh = new Entry(key, new SlotTable(device, kernels, config, slots, stream));
     entries.add(fresh);
     return fresh;
   }
@@ -118,5 +127,9 @@ final class SlotTables implements AutoCloseable {
     latest = null;
     entries.forEach(e -> e.table().close());
     entries.clear();
+    if (side != null) {
+      side.close();
+      side = null;
+    }
   }
 }

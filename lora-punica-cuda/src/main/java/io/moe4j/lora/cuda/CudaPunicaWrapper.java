@@ -30,10 +30,10 @@ import org.jspecify.annotations.Nullable;
  * run side by side. Nothing is allocated, waited for or read back except when something is seen for
  * the first time: a kernel, an adapter in a slot, a larger batch. So a call can be captured in a
  * graph once it has been run; the graph uses the scratch memory of the stream it was captured on,
- * and sees later adapters in the same slots (after {@link #prepare}, which a registry's batch
- * calls). Ranks of a captured call may grow up to 16, 32 or 64 of each of two targets, whichever
- * the capture needed; beyond that, and where ranks take two launches, the replay fails with an
- * error of the device, and the graph must be captured again.
+ * and sees later adapters in the same slots (after {@link #prepare}, which a layer session's
+ * refresh calls). Ranks of a captured call may grow up to 16, 32 or 64 of each of two targets,
+ * whichever the capture needed; beyond that, and where ranks take two launches, the replay fails
+ * with an error of the device, and the graph must be captured again.
  */
 public final class CudaPunicaWrapper implements PunicaWrapper {
   private static final int THREADS = 256;
@@ -87,10 +87,10 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
   }
 
   @Override
-  public void prepare(MoeLoraContext context) {
+  public void prepare(MoeLoraContext context, DeviceStream stream) {
     requireOpen();
     if (context.hasLora()) {
-      tables.of(context);
+      tables.of(context, stream);
     }
   }
 
@@ -227,7 +227,7 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
     if (call.pairs() == 0 || call.out() == 0 || !call.context().hasLora()) {
       return null;
     }
-    FactorTable table = tables.of(call.context());
+    FactorTable table = tables.of(call.context(), call.stream());
     boolean any = false;
     for (int s = 0; s < call.slices(); s++) {
       FactorTable.Use use = table.summary().uses().get(call.column() + s);

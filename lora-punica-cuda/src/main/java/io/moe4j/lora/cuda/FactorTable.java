@@ -4,11 +4,14 @@ import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.Device;
+import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaStream;
 import io.moe4j.cuda.DeviceBuffer;
+import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
@@ -22,9 +25,10 @@ import org.jspecify.annotations.Nullable;
  * layout the matrix instructions cannot read are packed once into memory of their own, so a slot
  * takes the memory of its adapter's own ranks, rounded up to 8.
  *
- * <p>A row is written when a context first uses the slot with another adapter, and waited for: a
- * slot changes hands only after the work that reads it has finished, so nobody reads the row
- * meanwhile. Any number of threads may {@link #update} at once.
+ * <p>A row is written when a context first uses the slot with another adapter, on a stream of its
+ * own, behind the arrival of the factors and whatever read the slot before ({@link
+ * MoeLoraContext#awaitFactors}). Calls wait for the row on the device, the host never. Any number
+ * of threads may {@link #update} at once.
  */
 final class FactorTable implements AutoCloseable {
   /** Columns of the table; gate and up side by side. Another order needs other kernels. */
@@ -111,6 +115,8 @@ final class FactorTable implements AutoCloseable {
   private final CudaStream side;
   private final DeviceBuffer table;
   private final AtomicReferenceArray<@Nullable LoraLayer> rows;
+  // Behind the writing of a row, until that is seen to be done.
+  private final AtomicReferenceArray<Device.@Nullable Fence> pending;
   private final List<List<DeviceBuffer>> packed = new ArrayList<>();
   private volatile Summary summary;
 
@@ -122,6 +128,7 @@ final class FactorTable implements AutoCloseable {
     this.kernels = kernels;
     this.side = side;
     this.rows = new AtomicReferenceArray<>(slots);
+    this.pending = new AtomicReferenceArray<>(slots);
     this.table = device.allocate((long) slots * ROW_BYTES);
     for (int s = 0; s < slots; s++) {
       packed.add(List.of());
@@ -155,15 +162,27 @@ final class FactorTable implements AutoCloseable {
     return true;
   }
 
-  /** Writes the rows that differ, and waits for them. */
-  void update(MoeLoraContext context) {
+  /** Writes the rows that differ, and makes a stream wait for those that the context uses. */
+  void update(MoeLoraContext context, DeviceStream stream) {
     if (!matches(context)) {
-      write(context);
+      write(context, stream);
+    }
+    for (int s = 0; s < rows.length(); s++) {
+      Device.Fence fence = pending.get(s);
+      if (fence != null && context.uses(s) && !fence.holdBack(stream)) {
+        pending.compareAndSet(s, fence, null);
+      }
     }
   }
 
   @SuppressWarnings("ReferenceEquality")
-  private synchronized void write(MoeLoraContext context) {
+  private synchronized void write(MoeLoraContext context, DeviceStream stream) {
+    if (CudaStream.isCapturing(stream)) {
+      throw new IllegalStateException(
+          "adapters have come into slots since the last forward or refresh, which cannot be"
+              + " recorded: run the forward once, or refresh, before the capture");
+    }
+    context.awaitFactors(side);
     for (int s = 0; s < rows.length(); s++) {
       if (context.uses(s) && rows.get(s) != context.slot(s)) {
         write(s, context.slot(s));
@@ -172,20 +191,25 @@ final class FactorTable implements AutoCloseable {
   }
 
   private void write(int slot, @Nullable LoraLayer layer) {
-    MemorySegment row = MemorySegment.ofArray(new byte[ROW_BYTES]);
     List<DeviceBuffer> own = new ArrayList<>();
     boolean done = false;
-    try {
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment row = arena.allocate(ROW_BYTES);
       Summary next = fill(slot, layer, row, own);
+      // Few bytes of native memory: the driver takes them along at once.
       device.copy(
           Tensor.of(DType.U8, row, 1, ROW_BYTES),
           table.tensor(DType.U8, slots(), ROW_BYTES).narrow(0, slot, 1),
           side);
-      side.synchronize();
+      Device.Fence written = device.fence(side);
+      done = true;
       packed.set(slot, own).forEach(DeviceBuffer::close);
+      Device.Fence before = pending.getAndSet(slot, written);
+      if (before != null) {
+        before.close();
+      }
       summary = next;
       rows.set(slot, layer);
-      done = true;
     } finally {
       if (!done) {
         own.forEach(DeviceBuffer::close);
@@ -327,7 +351,7 @@ final class FactorTable implements AutoCloseable {
 
   private Placed pack(Tensor t, int toRows, int toColumns, boolean one, List<DeviceBuffer> own) {
     long n = Math.multiplyExact((one ? 1 : t.size(0)) * toRows, toColumns);
-    DeviceBuffer buffer = device.allocate(t.dtype().byteSize(n));
+    DeviceBuffer buffer = device.allocate(t.dtype().byteSize(n), side);
     own.add(buffer);
     kernels
         .pack
@@ -369,6 +393,12 @@ final class FactorTable implements AutoCloseable {
   public synchronized void close() {
     packed.forEach(l -> l.forEach(DeviceBuffer::close));
     packed.replaceAll(l -> List.of());
+    for (int s = 0; s < pending.length(); s++) {
+      Device.Fence fence = pending.getAndSet(s, null);
+      if (fence != null) {
+        fence.close();
+      }
+    }
     table.close();
   }
 }

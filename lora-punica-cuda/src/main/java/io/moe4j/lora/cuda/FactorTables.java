@@ -1,6 +1,7 @@
 package io.moe4j.lora.cuda;
 
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaStream;
 import java.util.ArrayList;
@@ -27,16 +28,17 @@ final class FactorTables implements AutoCloseable {
     this.side = device.newStream();
   }
 
-  FactorTable of(MoeLoraContext context) {
+  /** The table of a context's slots, up to date for what follows on a stream. */
+  FactorTable of(MoeLoraContext context, DeviceStream stream) {
     Object key = context.slotsKey();
     if (key == null) {
-      return exact(context);
+      return exact(context, stream);
     }
     FactorTable table = keyed.get(key);
     if (table == null) {
       table = keyed.computeIfAbsent(key, k -> make(context));
     }
-    table.update(context);
+    table.update(context, stream);
     return table;
   }
 
@@ -44,12 +46,13 @@ final class FactorTables implements AutoCloseable {
     return new FactorTable(device, kernels, side, context.maxLoras());
   }
 
-  private synchronized FactorTable exact(MoeLoraContext context) {
+  private synchronized FactorTable exact(MoeLoraContext context, DeviceStream stream) {
     for (int i = exact.size() - 1; i >= 0; i--) {
       FactorTable t = exact.get(i);
       if (t.slots() == context.maxLoras() && t.matches(context)) {
         exact.remove(i);
         exact.add(t);
+        t.update(context, stream);
         return t;
       }
     }
@@ -60,7 +63,7 @@ final class FactorTables implements AutoCloseable {
     FactorTable fresh = make(context);
     boolean done = false;
     try {
-      fresh.update(context);
+      fresh.update(context, stream);
       done = true;
     } finally {
       if (!done) {

@@ -1,5 +1,6 @@
 package io.moe4j.api.lora;
 
+import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
 import org.jspecify.annotations.Nullable;
 
@@ -53,6 +54,17 @@ public interface MoeLoraContext {
   default @Nullable Object slotsKey() {
     return null;
   }
+
+  /**
+   * Makes a stream's later work wait, on the device, until it may read the factors of the
+   * {@linkplain #uses used} slots (they may still be on their way) and may overwrite what it keeps
+   * about those slots (earlier forwards may still read what stood there before). The host does not
+   * wait. A layer does so in front of every forward and refresh; whoever reads factors without one
+   * calls it. Does nothing to a stream that is being recorded, and nothing at all by default.
+   *
+   * @param stream of the factors' device
+   */
+  default void awaitFactors(DeviceStream stream) {}
 
   /** {@return adds deltas for backends that do not fuse them} */
   PunicaWrapper punicaWrapper();

@@ -84,13 +84,15 @@ public interface PunicaWrapper extends AutoCloseable {
       DeviceStream stream);
 
   /**
-   * Brings what the wrapper keeps on the device up to date with a context, and waits for it. A
-   * forward does so by itself; a graph that was captured earlier does not, so call this before a
-   * replay whose slots have changed. Does nothing by default.
+   * Brings what the wrapper keeps on the device up to date with a context, for what is enqueued on
+   * a stream afterwards. A forward does so by itself; a graph that was captured earlier does not,
+   * so call this before a replay whose slots have changed. Cannot be captured. Does nothing by
+   * default.
    *
    * @param context the next forward's
+   * @param stream of the replay
    */
-  default void prepare(MoeLoraContext context) {}
+  default void prepare(MoeLoraContext context, DeviceStream stream) {}
 
   /** Gives back what the wrapper holds, once its work has finished. Does nothing by default. */
   @Override

@@ -14,14 +14,17 @@ public interface LoraExperts extends ModularExperts {
   /**
    * Brings what the experts keep on the device about the slots up to date without computing
    * anything: to be called before the replay of a graph that was captured with a context of the
-   * same {@link MoeLoraContext#slotsKey}, when slots may have changed since. May copy and wait;
-   * cannot be captured. Experts that read the context anew in every call, and so cannot be replayed
-   * with other adapters, do nothing.
+   * same {@link MoeLoraContext#slotsKey}, when slots may have changed since. May copy; cannot be
+   * captured. By default the context's punica wrapper {@linkplain
+   * io.moe4j.api.lora.PunicaWrapper#prepare does so}; experts that read factors themselves do it
+   * themselves.
    *
    * @param context the slots that the replay reads
    * @param stream of the replay
    */
-  default void refresh(MoeLoraContext context, DeviceStream stream) {}
+  default void refresh(MoeLoraContext context, DeviceStream stream) {
+    context.punicaWrapper().prepare(context, stream);
+  }
 
   /**
    * Adds gate and up deltas.
