@@ -19,6 +19,11 @@ __device__ __forceinline__ unsigned order_key(float v) {
   return (b & 0x80000000u) != 0 ? ~b : b | 0x80000000u;
 }
 
+// The float of a key that is not NaN's.
+__device__ __forceinline__ float of_key(unsigned key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
+}
+
 __device__ __forceinline__ float warp_sum(float v) {
   for (int d = 16; d > 0; d >>= 1) {
     v += __shfl_xor_sync(FULL, v, d);
@@ -53,6 +58,12 @@ __device__ __forceinline__ int take_best(unsigned* key, int n, int lane) {
   return winner;
 }
 
+template <class T> __device__ __forceinline__ void exchange(bool swap, T& a, T& b) {
+  const T first = swap ? b : a;
+  b = swap ? a : b;
+  a = first;
+}
+
 __device__ __forceinline__ float score(float z, int scoring) {
   switch (scoring) {
     case SIGMOID:
@@ -64,19 +75,23 @@ __device__ __forceinline__ float score(float z, int scoring) {
   }
 }
 
-// Without groups and up to 32 N experts: expert lane + 32 i lies in register i of its lane, so a round is two reductions over
-// the warp, and only the winner's lane looks at its experts again. Same choice as moe_topk, ties by the lower expert.
+// Without groups and up to 32 N experts, in registers: a lane has experts lane + 32 i and sorts them, so that a round is one reduction over
+// the lanes' best and a vote, and the winner's lane goes on to its next. Same choice as moe_topk, ties by the lower expert.
 template <int N>
 __device__ __forceinline__ void topk_flat(const float* __restrict__ logits, const float* __restrict__ bias, int* __restrict__ ids,
                                           float* __restrict__ weights, int T, int E, int K, int scoring, int renormalize,
                                           float epsilon, float scale) {
   const int lane = threadIdx.x % 32;
   const int t = blockIdx.x * WARPS + threadIdx.x / 32;
+  const float* z = logits + (size_t)t * E;
+  // Brings logits that are older than the kernel before this one near; newer ones are in the second cache anyway.
+  if (t < T && 32 * lane < E) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(z + 32 * lane));
+  }
   wait_for_predecessor();
   if (t >= T) {
     return;
   }
-  const float* z = logits + (size_t)t * E;
   float s[N];
   unsigned key[N];
 #pragma unroll
@@ -85,12 +100,12 @@ __device__ __forceinline__ void topk_flat(const float* __restrict__ logits, cons
     s[i] = e < E ? z[e] : -INFINITY;
   }
   if (scoring == SOFTMAX) {
-    float m = s[0];
+    unsigned most = order_key(s[0]);
 #pragma unroll
     for (int i = 1; i < N; i++) {
-      m = fmaxf(m, s[i]);
+      most = max(most, order_key(s[i]));
     }
-    m = warp_max(m);
+    const float m = of_key(__reduce_max_sync(FULL, most));
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < N; i++) {
@@ -113,38 +128,44 @@ __device__ __forceinline__ void topk_flat(const float* __restrict__ logits, cons
     const int e = lane + 32 * i;
     key[i] = e < E ? order_key(bias == nullptr ? s[i] : s[i] + bias[e]) : TAKEN;
   }
-  unsigned best = key[0];
-  int at = 0;
-  float value = s[0];
+  int id[N];
 #pragma unroll
-  for (int i = 1; i < N; i++) {
-    const bool more = key[i] > best;
-    best = more ? key[i] : best;
-    at = more ? i : at;
-    value = more ? s[i] : value;
+  for (int i = 0; i < N; i++) {
+    id[i] = lane + 32 * i;
+  }
+#pragma unroll
+  for (int round = 0; round < N; round++) {
+#pragma unroll
+    for (int i = round % 2; i + 1 < N; i += 2) {
+      const bool swap = key[i + 1] > key[i];  // neighbours only: equal keys stay in the order of experts
+      exchange(swap, key[i], key[i + 1]);
+      exchange(swap, s[i], s[i + 1]);
+      exchange(swap, id[i], id[i + 1]);
+    }
   }
   int own_id = 0;
   float own = 0.0f;
   for (int k = 0; k < K; k++) {
-    const unsigned top = __reduce_max_sync(FULL, best);
-    const int winner = __reduce_min_sync(FULL, best == top ? lane + 32 * at : 0x7fffffff);
-    const float w = __shfl_sync(FULL, value, winner % 32);
+    const unsigned top = __reduce_max_sync(FULL, key[0]);
+    const unsigned heads = __ballot_sync(FULL, key[0] == top);
+    int from = __ffs(heads) - 1;
+    if ((heads & (heads - 1)) != 0) {
+      from = __reduce_min_sync(FULL, key[0] == top ? id[0] : 0x7fffffff) % 32;
+    }
+    const int winner = __shfl_sync(FULL, id[0], from);
+    const float w = __shfl_sync(FULL, s[0], from);
     if (lane == k) {
       own_id = winner;
       own = w;
     }
-    if (lane == winner % 32) {
-      const int gone = winner / 32;
-      best = 0;
+    const bool mine = lane == from;
 #pragma unroll
-      for (int i = 0; i < N; i++) {
-        key[i] = i == gone ? TAKEN : key[i];
-        const bool more = key[i] > best;
-        best = more ? key[i] : best;
-        at = more ? i : at;
-        value = more ? s[i] : value;
-      }
+    for (int i = 0; i + 1 < N; i++) {
+      key[i] = mine ? key[i + 1] : key[i];
+      s[i] = mine ? s[i + 1] : s[i];
+      id[i] = mine ? id[i + 1] : id[i];
     }
+    key[N - 1] = mine ? TAKEN : key[N - 1];
   }
   if (scoring == SOFTMAX_TOPK) {
     const float m = __shfl_sync(FULL, own, 0);
