@@ -260,7 +260,7 @@ def gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_p
 
 @triton.jit
 def gemm_kernel(origin, x, xd, xh, w, ws, wd, bias, tw, y, table, ids, expert_map, mapping, pairs, gtile, nums, seg_of, seg_pg, pga, pgb,
-                pgm, s, part, has_map, has_bias, on_input, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM,
+                pgm, s, part, has_map, has_bias, on_input, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM, early,
                 FIRST: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr, GATHER: tl.constexpr, LORA: tl.constexpr,
                 NAIVE: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr,
                 TMA: tl.constexpr, TAIL: tl.constexpr, MX: tl.constexpr, XS: tl.constexpr, PDL: tl.constexpr):
@@ -268,10 +268,14 @@ def gemm_kernel(origin, x, xd, xh, w, ws, wd, bias, tw, y, table, ids, expert_ma
 
     MX: w is MXFP4, bytes [E, N or 2N, KD / 2] with exponents ws [E, N or 2N, KD / 32]; else ws is None.
     NAIVE: one pair a tile, no lists. TMA: w (and x, unless gathered) come by descriptors of boxes [BN, BK] and [BM, BK]; xh is x with
-    boxes of half height, for TAIL: a tile with at most BM / 2 rows runs at half height.
+    boxes of half height, for TAIL: a tile with at most BM / 2 rows runs at half height. early (NAIVE): what comes next, as far as it does
+    not wait, reads nothing of this kernel's nor of the one before it, so it may start while this one streams its weights.
     """
     if PDL and not LORA and FIRST:
         gdc_wait()
+    if PDL and NAIVE:
+        if early != 0:
+            gdc_launch_dependents()
     nn = tl.cdiv(N, BN)
     pid = tl.program_id(0)
     nm = P if NAIVE else tl.load(nums, cache_modifier=".cg")
@@ -325,6 +329,7 @@ def combine_kernel(y, pos_of, ids, expert_map, tw, out, has_map, on_input, keep,
     on_input: the weights were applied already. keep: rows of out without any pair are left alone instead of zeroed (TOPK = 1).
     K: TOPK if it is known at compile time, else 0."""
     if PDL:
+        gdc_launch_dependents()
         gdc_wait()
     t = tl.program_id(0)
     c = tl.program_id(1) * BN + tl.arange(0, BN)

@@ -16,16 +16,20 @@ from table import A_ADDR, A_EXPERT, RANK, SHARED_A, SLOT_WIDTH, pair_of
 
 @triton.jit
 def shrink_kernel(origin, x, s, part, arrived, table, ids, expert_map, mapping, pairs, stile, nums, has_map, TOPK, KD, EG, E, NS, RS, SU, NC,
-                  SPLIT, FIRST: tl.constexpr, GATHER: tl.constexpr, NAIVE: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr,
+                  SPLIT, early, FIRST: tl.constexpr, GATHER: tl.constexpr, NAIVE: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr,
                   BK: tl.constexpr, EVEN_K: tl.constexpr, OF: tl.constexpr, PDL: tl.constexpr):
     """s[row, rank] and, with FIRST, s[row, SU + rank] of the second projection; rows of s are RS wide.
 
     NAIVE: tile = pair; f32 partials go to part[pair, split, RS]. Otherwise part is [program, BS, BR] and used with SPLIT > 1 only;
-    arrived[tile, chunk] starts at zero and is left at zero. OF: which projection of the table, where there is one (0 or 2).
+    arrived[tile, chunk] starts at zero and is left at zero. OF: which projection of the table, where there is one (0 or 2). early: as in
+    gemm_kernel.
     """
     if PDL and OF == 0:
         gdc_wait()
         gdc_launch_dependents()
+    if PDL and OF != 0 and NAIVE:
+        if early != 0:
+            gdc_launch_dependents()
     pid = tl.program_id(0)
     t = pid // (NC * SPLIT)
     sp = pid // NC % SPLIT

@@ -179,7 +179,7 @@ class Layer:
         mp = ids if self.map is None else self.map
         self.launch(shrinks.shrink_kernel, (self.max_st * nc * c["SPLIT"],), self.origin, x, s, self.part, self.arrived, self.slots.table, ids, mp,
                     mapping, self.pairs, self.stile, self.nums, self.has_map(), self.K, KD, self.EG, self.E, self.n, self.RS if first else self.R,
-                    self.R, nc, c["SPLIT"], FIRST=first and self.gated, GATHER=first and not self.perm, NAIVE=self.naive,
+                    self.R, nc, c["SPLIT"], 0, FIRST=first and self.gated, GATHER=first and not self.perm, NAIVE=self.naive,
                     BS=self.c["BS"], BR=c["BR"], BK=c["BK"], EVEN_K=KD % c["BK"] == 0, OF=0 if first else 2,
                     **self.meta(c["warps"], c["stages"]))
 
@@ -207,7 +207,7 @@ class Layer:
                     self.slots.table if lora else dummy, ids, mp, mapping, self.pairs, self.gtile, self.nums, self.seg_of,
                     self.seg_pg13 if first else self.seg_pg2, *pg, s, self.part, self.has_map(), int(b is not None), self.on_input,
                     self.act, float(alpha), float(beta), float(limit), self.P, self.K, N, KD, self.EG, self.E, self.n,
-                    self.RS if first else self.R, self.R, self.c["sh13" if first else "sh2"]["SPLIT"] if lora else 1, self.c.get("GM", 8),
+                    self.RS if first else self.R, self.R, self.c["sh13" if first else "sh2"]["SPLIT"] if lora else 1, self.c.get("GM", 8), 0,
                     FIRST=first, GATED=self.gated and first, ACT=act if first else 0, GATHER=gather, LORA=lora, NAIVE=self.naive, G=c.G, BM=c.BM,
                     BN=c.BN, BK=c.BK, EVEN_K=KD % c.BK == 0, TMA=tma, TAIL=tail, MX=ws is not None, XS=c.stages if ws is not None and self.naive else c.XS, **self.meta(c.warps, c.stages))
 

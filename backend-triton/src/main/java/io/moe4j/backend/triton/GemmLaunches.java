@@ -14,12 +14,16 @@ import java.lang.foreign.MemorySegment;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 
-/** Launches shrinks, GEMMs and the combine of {@code shrink.py} and {@code gemm.py}. */
+/**
+ * Launches shrinks, GEMMs and the combine of {@code shrink.py} and {@code gemm.py}, and {@code
+ * down.cu}.
+ */
 final class GemmLaunches {
   private static final int MAX_MAPS = 256;
   private static final int WIDE_COMBINE = 1024;
   private static final int NARROW_COMBINE = 256;
   private static final int WIDE_COMBINE_TOKENS = 64;
+  private static final int DOWN_ROWS = 8;
 
   private record MapKey(long address, long rows, long columns, String box) {}
 
@@ -57,8 +61,12 @@ final class GemmLaunches {
     if (f.lora()) {
       shrink(f, false, f.address(at.middle), inter);
     }
-    gemm(f, false, f.address(at.middle), f.address(at.y), hidden, inter);
-    combine(f, hidden);
+    if (f.plan().sums()) {
+      down(f, hidden, inter);
+    } else {
+      gemm(f, false, f.address(at.middle), f.address(at.y), hidden, inter);
+      combine(f, hidden);
+    }
   }
 
   private boolean gated() {
@@ -144,6 +152,7 @@ final class GemmLaunches {
         .i32(f.rank())
         .i32(s.chunks())
         .i32(splits)
+        .i32(plan.sums() ? 1 : 0)
         .launch(
             f.stream(),
             Math.multiplyExact(Math.multiplyExact(f.shrinkTiles(experts), s.chunks()), splits));
@@ -220,7 +229,8 @@ final class GemmLaunches {
         .i32(width)
         .i32(f.rank())
         .i32(f.lora() ? splits(f, s, width, first) : 1)
-        .i32(plan.groupTiles());
+        .i32(plan.groupTiles())
+        .i32(plan.sums() ? 1 : 0);
     int tile = first ? plan.tileColumns13() : plan.tileColumns2();
     int programs = Math.multiplyExact(f.tiles(experts), Math.ceilDiv(columns, tile));
     if (kernels.spreads(kernel.spec())) {
@@ -287,6 +297,43 @@ final class GemmLaunches {
         Integer.parseInt(key.box(), x + 1, dash, 10),
         swizzle,
         Arena.ofAuto());
+  }
+
+  /**
+   * w2 of one token and the weighted sum. The w13 and the shrink before it let it start early: until
+   * it waits it reads weights, ids and factors, which are older than both.
+   */
+  private void down(Forward f, int columns, int contraction) {
+    ForwardLayout at = f.at();
+    Tensor bias = matrices.bias2();
+    kernels
+        .get(
+            "down",
+            "out",
+            f.output().dtype() == DType.F32 ? "f32" : "same",
+            "lora",
+            f.lora() ? "1" : "0")
+        .begin()
+        .pointer(f.address(at.middle))
+        .pointer(matrices.w2())
+        .pointer(bias)
+        .pointer(f.weights())
+        .pointer(f.output())
+        .pointer(f.table())
+        .pointer(f.ids())
+        .pointer(f.expertMap())
+        .pointer(f.mapping())
+        .pointer(f.address(at.partial))
+        .i32(config.routerWeightOnInput() ? 1 : 0)
+        .i32(f.topK())
+        .i32(columns)
+        .i32(contraction)
+        .i32(f.globalExperts())
+        .i32(experts)
+        .i32(f.slots())
+        .i32(f.rank())
+        .i32(f.lora() ? splits(f, f.plan().shrink2(), f.rank(), false) : 1)
+        .launch(f.stream(), columns / DOWN_ROWS);
   }
 
   private void combine(Forward f, int hidden) {

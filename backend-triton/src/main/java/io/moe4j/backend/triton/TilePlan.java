@@ -10,6 +10,7 @@ package io.moe4j.backend.triton;
  * @param tileRows rows of both
  * @param tileColumns13 columns of the first, gate and up counted once
  * @param tileColumns2 columns of the second
+ * @param sums whether w2 and the weighted sum are one launch ({@code down.cu}), {@code w2} unused
  * @param permute whether the hidden states are copied into sorted order first
  * @param groupTiles neighbouring row tiles that run through the columns together, for the cache
  * @param shrinkRows rows of a shrink tile
@@ -24,6 +25,7 @@ record TilePlan(
     int tileRows,
     int tileColumns13,
     int tileColumns2,
+    boolean sums,
     boolean permute,
     int groupTiles,
     int shrinkRows,

@@ -18,6 +18,8 @@ final class TileTable {
   private static final int MAX_SPLITS = 16;
   private static final int MAX_SPLITS_TALL = 8;
   private static final int PORTABLE_TALL_ROWS = 96;
+  private static final int DOWN_WARPS = 8;
+  private static final int DOWN_STEPS = 12;
 
   private TileTable() {}
 
@@ -119,11 +121,28 @@ final class TileTable {
         rows(w13),
         columns(w13),
         columns(w2),
+        sums(p, naive),
         permute,
         groupTiles,
         shrinkRows,
         shrink13,
         shrink2);
+  }
+
+  /**
+   * Whether {@code down.cu} computes w2 and the weighted sum: for one token, where its blocks are
+   * on the card at once; no more experts than it has warps, whole steps, and no more than two
+   * rounds of those that it keeps under way. Of several tokens a row would not have the same bits
+   * with adapters around it and without.
+   */
+  private static boolean sums(Problem p, boolean naive) {
+    return naive
+        && p.tuned()
+        && !p.mxfp4()
+        && p.tokens() == 1
+        && p.topK() <= DOWN_WARPS
+        && p.intermediate() % HALF_WIDE == 0
+        && p.topK() * p.intermediate() <= 2 * DOWN_WARPS * DOWN_STEPS * HALF_WIDE;
   }
 
   private static int rows(String tile) {

@@ -21,7 +21,10 @@ final class TritonKernels {
   /** Read when a device is there to run them; a machine without one never parses the manifest. */
   private static final class Holder {
     static final KernelLibrary LIBRARY = KernelLibrary.of(TritonKernels.class, "backend-triton");
+    static final KernelLibrary CUDA = KernelLibrary.of(TritonKernels.class, "backend-triton-cuda");
   }
+
+  private record Found(KernelLibrary library, KernelSpec spec) {}
 
   /** What a kernel's tensor maps are for is known from its parameters, not asked for. */
   private static final List<String> DERIVED = List.of("xd", "xh", "wd");
@@ -32,7 +35,7 @@ final class TritonKernels {
   private static final int STAGES = 3;
 
   private final CudaDevice device;
-  private final Map<String, KernelSpec> specs = new HashMap<>();
+  private final Map<String, Found> specs = new HashMap<>();
   private final Map<String, Kernel> loaded = new ConcurrentHashMap<>();
   private final ComputeCapability capability;
   private final int multiprocessors;
@@ -42,21 +45,29 @@ final class TritonKernels {
     this.capability = CudaDeviceProvider.capability(device.info());
     this.multiprocessors =
         Integer.parseInt(device.info().properties().getOrDefault("multiprocessors", "1"));
-    List<String> names =
-        Holder.LIBRARY.kernels().stream().map(KernelSpec::name).distinct().toList();
-    for (String name : names) {
-      for (KernelSpec k :
-          Holder.LIBRARY.variants(name, capability, CudaDeviceProvider.ptxIsa(device.info()))) {
-        Map<String, String> constants = new TreeMap<>(k.constants());
-        DERIVED.forEach(constants::remove);
-        // The same tile may be there for an older target with other boxes: the newer one wins.
-        specs.merge(key(name, constants), k, (a, b) -> a.arch().compareTo(b.arch()) >= 0 ? a : b);
+    for (KernelLibrary library : List.of(Holder.LIBRARY, Holder.CUDA)) {
+      for (String name : library.kernels().stream().map(KernelSpec::name).distinct().toList()) {
+        for (KernelSpec k :
+            library.variants(name, capability, CudaDeviceProvider.ptxIsa(device.info()))) {
+          Map<String, String> constants = new TreeMap<>(k.constants());
+          DERIVED.forEach(constants::remove);
+          // The same tile may be there for an older target with other boxes: the newer one wins.
+          specs.merge(
+              key(name, constants),
+              new Found(library, k),
+              (a, b) -> a.spec().arch().compareTo(b.spec().arch()) >= 0 ? a : b);
+        }
       }
     }
   }
 
   static KernelLibrary library() {
     return Holder.LIBRARY;
+  }
+
+  /** {@return the kernels of {@code src/main/cuda}} */
+  static KernelLibrary cudaLibrary() {
+    return Holder.CUDA;
   }
 
   /** Whether the tiles tuned for Hopper are there for a type. */
@@ -91,8 +102,8 @@ final class TritonKernels {
     for (int i = 0; i < constants.length; i += 2) {
       wanted.put(constants[i], constants[i + 1]);
     }
-    KernelSpec spec = specs.get(key(name, wanted));
-    if (spec == null) {
+    Found found = specs.get(key(name, wanted));
+    if (found == null) {
       List<String> there = new ArrayList<>();
       specs.keySet().stream().filter(k -> k.startsWith(name + "{")).sorted().forEach(there::add);
       throw new DeviceException(
@@ -103,8 +114,8 @@ final class TritonKernels {
               + "; there are "
               + there);
     }
-    Kernel kernel = device.kernel(Holder.LIBRARY, spec);
-    if (spreads(spec)) {
+    Kernel kernel = device.kernel(found.library(), found.spec());
+    if (spreads(found.spec())) {
       kernel.allowSharedBytes(EvenSpread.MOST);
     }
     loaded.put(request, kernel);

@@ -232,6 +232,7 @@ class GpuSortTest {
             plan.tileRows(),
             plan.tileColumns13(),
             plan.tileColumns2(),
+            plan.sums(),
             false,
             plan.groupTiles(),
             plan.shrinkRows(),

@@ -20,7 +20,9 @@ class KernelsTest {
 
   @Test
   void manifestFitsSourcesAndPtx() {
-    KernelManifestChecks.check(TritonBackend.class, "backend-triton", Path.of("").toAbsolutePath());
+    Path module = Path.of("").toAbsolutePath();
+    KernelManifestChecks.check(TritonBackend.class, "backend-triton", module);
+    KernelManifestChecks.check(TritonBackend.class, "backend-triton-cuda", module);
   }
 
   /**

@@ -8,6 +8,7 @@ import io.moe4j.cuda.KernelSpec;
 import io.moe4j.cuda.PtxVersion;
 import java.util.HashSet;
 import java.util.List;
+import java.util.Map;
 import java.util.Set;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
@@ -99,6 +100,41 @@ class TileTableTest {
       assertThat(plan.naive()).isEqualTo(naive);
       assertThat(plan.permute()).isFalse();
     }
+  }
+
+  /** One token of the tuned set, up to the sizes that down.cu is quicker with. */
+  @ParameterizedTest
+  @CsvSource({
+    "0, 1, true",
+    "0, 2, false",
+    "1, 1, true",
+    "2, 1, false", // 14336 columns of two experts
+    "3, 1, false", // 40 is no multiple of 64
+    "4, 1, false", // 112
+    "6, 1, false", // 264
+    "7, 1, true",
+    "8, 1, true",
+    "9, 1, true",
+  })
+  void oneLaunchForTheSum(int shape, int tokens, boolean sums) {
+    int[] s = SHAPES[shape];
+    for (int slots : new int[] {0, 8}) {
+      Problem p = problem(true, true, 3, s, tokens, slots, 2 * slots);
+      assertThat(TileTable.choose(p).sums()).isEqualTo(sums);
+      assertThat(TileTable.choose(problem(false, true, 3, s, tokens, slots, 2 * slots)).sums())
+          .isFalse();
+      assertThat(TileTable.choose(mxfp4(p)).sums()).isFalse();
+    }
+    int[] many = {128, 9, 2048, 768};
+    assertThat(TileTable.choose(problem(true, true, 3, many, 1, 0, 0)).sums()).isFalse();
+    assertThat(
+            TritonKernels.cudaLibrary().variants("down", new ComputeCapability(9, 0), ANY).stream()
+                .map(KernelSpec::constants))
+        .containsExactlyInAnyOrder(
+            Map.of("out", "same", "lora", "0"),
+            Map.of("out", "same", "lora", "1"),
+            Map.of("out", "f32", "lora", "0"),
+            Map.of("out", "f32", "lora", "1"));
   }
 
   /** Whatever it chooses is in the jar, for every card. */
