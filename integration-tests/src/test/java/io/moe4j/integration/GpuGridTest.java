@@ -206,6 +206,43 @@ class GpuGridTest {
     }
   }
 
+  static Stream<Arguments> oneToken() {
+    List<Arguments> all = new ArrayList<>();
+    int[][] sizes = {
+      {64, 128, 8},
+      {128, 64, 24},
+      {768, 2048, 16},
+      {832, 264, 72},
+      {1472, 512, 200},
+      {2880, 264, 64}
+    };
+    for (int topK = 1; topK <= 9; topK++) {
+      for (int i = 0; i < sizes.length; i++) {
+        int[] s = sizes[i];
+        all.add(Arguments.of(topK, s[0], s[1], s[2], (i + topK) % 2 == 0, topK >= 4 && i % 3 == 1));
+      }
+    }
+    return all.stream();
+  }
+
+  /** The way of a single token, with every part that its sum may have. */
+  @ParameterizedTest(name = "K={0} I={1} H={2} rank {3} bias {4} map {5}")
+  @MethodSource
+  void oneToken(int topK, int intermediate, int hidden, int rank, boolean bias, boolean map) {
+    MoeConfig.Builder b =
+        MoeConfig.builder(hidden, intermediate, 16, topK)
+            .maxTokens(1)
+            .expertBias(bias)
+            .routerWeightOnInput(topK == 1 && bias)
+            .lora(new LoraConfig(3, rank));
+    if (map) {
+      b.expertMap(someLocal(16, 2, new Random(topK)));
+    }
+    try (GpuLayer g = new GpuLayer(b.build(), 1 / Math.sqrt(hidden), 1 / Math.sqrt(intermediate))) {
+      checkAdapters(g, 1, 1e-2);
+    }
+  }
+
   static Stream<Arguments> mxfp4() {
     return Stream.of(ActivationFormat.values())
         .flatMap(format -> IntStream.of(1, 3, 40, 200, 600).mapToObj(t -> Arguments.of(format, t)));
