@@ -37,8 +37,13 @@ import org.jspecify.annotations.Nullable;
  * that factors come from memory. The floor is what must be read and written over 4.3 TB/s.
  *
  * <pre>
- * java -cp ... io.moe4j.lora.cuda.LoraBenchmark [--tokens 1,64] [--ranks 16] [--adapters 8] [--shapes qwen3-30b-a3b] [--json FILE]
+ * java -cp ... io.moe4j.lora.cuda.LoraBenchmark [--tokens 1,64] [--ranks 16] [--adapters 8] [--shapes qwen3-30b-a3b]
+ *     [--paths auto,one-shot] [--budget budget-h200.csv] [--json FILE]
  * </pre>
+ *
+ * <p>A budget file has lines {@code shape,T,rank,adapters,peer_us,base_us}: the fastest peer's time
+ * of a layer with LoRA and our own of the same layer without. What lies between is what both deltas
+ * may take; the table and the JSON rows of {@code auto} then say whether they do.
  */
 public final class LoraBenchmark {
   private static final double BYTES_PER_MICRO = 4.3e6;
@@ -46,6 +51,8 @@ public final class LoraBenchmark {
   private static final int REPLAYS = 11;
   private static final long NOISE_BYTES = 64L << 20;
   private static final double ROTATED_BYTES = 150e6;
+  private static final String TWO_STREAMS = "two-streams";
+  private static final String ALL_WAYS = "auto,one-shot,small-batch,two-kernels," + TWO_STREAMS;
 
   private record Shape(String name, int experts, int topK, int hidden, int inter) {}
 
@@ -94,12 +101,27 @@ public final class LoraBenchmark {
       Tensor delta,
       double floor) {}
 
+  /** A point of the grid. */
+  private record Point(String shape, int tokens, int rank, int adapters) {}
+
   private final CudaDevice device;
   private final MemorySegment noise;
+  private final Map<Point, Double> budgets;
+  private final List<LoraPath> paths;
+  private final boolean twoStreams;
+  private final List<String> json = new ArrayList<>();
+  private int within;
+  private int over;
   private final List<DeviceBuffer> owned = new ArrayList<>();
 
-  private LoraBenchmark(CudaDevice device) {
+  private LoraBenchmark(CudaDevice device, Map<Point, Double> budgets, List<String> ways) {
     this.device = device;
+    this.budgets = budgets;
+    this.paths =
+        Arrays.stream(LoraPath.values())
+            .filter(p -> p != LoraPath.GENERAL && ways.contains(p.text()))
+            .toList();
+    this.twoStreams = ways.contains(TWO_STREAMS);
     byte[] bytes = new byte[(int) NOISE_BYTES];
     SplittableRandom rng = new SplittableRandom(1);
     for (int i = 0; i < bytes.length; i += 2) {
@@ -127,23 +149,26 @@ public final class LoraBenchmark {
       System.out.println("no CUDA device: " + probe.absent());
       return;
     }
-    List<String> json = new ArrayList<>();
+    String budget = options.get("--budget");
     try (CudaDevice device = new CudaDeviceProvider().open(0)) {
       System.out.println(device + ", bf16, both deltas of a layer and the sort, microseconds");
+      LoraBenchmark bench =
+          new LoraBenchmark(
+              device,
+              budget == null ? Map.of() : budgets(Path.of(budget)),
+              List.of(options.getOrDefault("--paths", ALL_WAYS).split(",", -1)));
+      StringBuilder head = new StringBuilder();
+      bench.paths.forEach(p -> head.append(String.format("%12s", p.text())));
       System.out.printf(
-          Locale.ROOT,
-          "%-18s %5s %4s %3s %8s %9s %9s %9s %9s %9s%n",
+          "%-18s %5s %4s %3s %8s %8s%s%s%n",
           "shape",
           "T",
           "rank",
           "n",
           "floor",
-          "auto",
-          "one-shot",
-          "small",
-          "two-kern.",
-          "2 streams");
-      LoraBenchmark bench = new LoraBenchmark(device);
+          "budget",
+          head,
+          bench.twoStreams ? "  " + TWO_STREAMS : "");
       for (Shape shape : SHAPES) {
         if (options.getOrDefault("--shapes", shape.name).contains(shape.name)) {
           for (int rank : numbers(options.getOrDefault("--ranks", "16,64"))) {
@@ -151,16 +176,37 @@ public final class LoraBenchmark {
                 shape,
                 rank,
                 numbers(options.getOrDefault("--tokens", "1,4,16,64,256,1024,4096,8192")),
-                numbers(options.getOrDefault("--adapters", "1,8,32")),
-                json);
+                numbers(options.getOrDefault("--adapters", "1,8,32")));
           }
         }
       }
+      if (bench.within + bench.over > 0) {
+        System.out.printf(
+            "%d of %d points over their budget%n", bench.over, bench.within + bench.over);
+      }
+      String file = options.get("--json");
+      if (file != null) {
+        Files.writeString(Path.of(file), String.join("\n", bench.json) + "\n");
+      }
     }
-    String file = options.get("--json");
-    if (file != null) {
-      Files.writeString(Path.of(file), String.join("\n", json) + "\n");
+  }
+
+  /** What both deltas of each point may take. */
+  private static Map<Point, Double> budgets(Path file) throws IOException {
+    Map<Point, Double> budgets = new java.util.HashMap<>();
+    for (String line : Files.readAllLines(file)) {
+      String[] f = line.split(",", -1);
+      if (f.length != 6) {
+        throw new IllegalArgumentException(
+            file + " has the line \"" + line + "\", must be shape,T,rank,adapters,peer_us,base_us");
+      }
+      if (!f[0].equals("shape")) {
+        budgets.put(
+            new Point(f[0], Integer.parseInt(f[1]), Integer.parseInt(f[2]), Integer.parseInt(f[3])),
+            Double.parseDouble(f[4]) - Double.parseDouble(f[5]));
+      }
     }
+    return budgets;
   }
 
   private static int[] numbers(String list) {
@@ -168,7 +214,7 @@ public final class LoraBenchmark {
   }
 
   @SuppressWarnings("SystemOut")
-  private void run(Shape shape, int rank, int[] tokens, int[] adapters, List<String> json) {
+  private void run(Shape shape, int rank, int[] tokens, int[] adapters) {
     List<LoraLayer> pool = new ArrayList<>();
     for (int i = 0; i < POOL; i++) {
       pool.add(adapter(shape, rank));
@@ -177,49 +223,70 @@ public final class LoraBenchmark {
     for (int t : tokens) {
       for (int n : adapters) {
         Inputs in = inputs(shape, rank, t, n, pool);
+        Point point = new Point(shape.name, t, rank, n);
+        Double budget = budgets.get(point);
         StringBuilder line = new StringBuilder();
-        for (LoraPath path :
-            List.of(LoraPath.AUTO, LoraPath.ONE_SHOT, LoraPath.SMALL_BATCH, LoraPath.TWO_KERNELS)) {
+        String verdict = "";
+        for (LoraPath path : paths) {
           boolean hopeless = path == LoraPath.SMALL_BATCH && t > 256;
           double us = hopeless ? Double.NaN : time(in, path, false);
-          report(json, line, shape, rank, t, n, us, in.floor, path.text());
+          Double limit = path == LoraPath.AUTO ? budget : null;
+          if (limit != null) {
+            verdict = us <= limit ? "" : String.format(Locale.ROOT, "  over by %.1f", us - limit);
+            within += us <= limit ? 1 : 0;
+            over += us <= limit ? 0 : 1;
+          }
+          report(line, point, us, in.floor, path.text(), limit);
         }
-        report(
-            json, line, shape, rank, t, n, time(in, LoraPath.AUTO, true), in.floor, "two-streams");
+        if (twoStreams) {
+          report(line, point, time(in, LoraPath.AUTO, true), in.floor, TWO_STREAMS, null);
+        }
         System.out.printf(
-            Locale.ROOT, "%-18s %5d %4d %3d %8.1f%s%n", shape.name, t, rank, n, in.floor, line);
+            Locale.ROOT,
+            "%-18s %5d %4d %3d %8.1f %8s%s%s%n",
+            shape.name,
+            t,
+            rank,
+            n,
+            in.floor,
+            budget == null ? "-" : String.format(Locale.ROOT, "%.1f", budget),
+            line,
+            verdict);
         release(permanent);
       }
     }
     release(0);
   }
 
-  private static void report(
-      List<String> json,
+  private void report(
       StringBuilder line,
-      Shape shape,
-      int rank,
-      int tokens,
-      int adapters,
+      Point point,
       double us,
       double floor,
-      String path) {
+      String path,
+      @Nullable Double budget) {
     line.append(
-        Double.isNaN(us) ? String.format("%10s", "-") : String.format(Locale.ROOT, "%10.1f", us));
-    if (!Double.isNaN(us)) {
-      json.add(
-          String.format(
-              Locale.ROOT,
-              "{\"shape\": \"%s\", \"T\": %d, \"rank\": %d, \"adapters\": %d, \"us\": %.2f,"
-                  + " \"floor_us\": %.2f, \"path\": \"%s\"}",
-              shape.name,
-              tokens,
-              rank,
-              adapters,
-              us,
-              floor,
-              path));
+        Double.isNaN(us) ? String.format("%12s", "-") : String.format(Locale.ROOT, "%12.1f", us));
+    if (Double.isNaN(us)) {
+      return;
     }
+    String row =
+        String.format(
+            Locale.ROOT,
+            "{\"shape\": \"%s\", \"T\": %d, \"rank\": %d, \"adapters\": %d, \"us\": %.2f,"
+                + " \"floor_us\": %.2f, \"path\": \"%s\"",
+            point.shape,
+            point.tokens,
+            point.rank,
+            point.adapters,
+            us,
+            floor,
+            path);
+    if (budget != null) {
+      row +=
+          String.format(Locale.ROOT, ", \"budget_us\": %.2f, \"within\": %b", budget, us <= budget);
+    }
+    json.add(row + "}");
   }
 
   private void release(int keep) {
