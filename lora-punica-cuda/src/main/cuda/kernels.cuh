@@ -1,6 +1,6 @@
 // The fast kernels for one type of factors and x: one launch that shrinks and expands, or a launch each.
 #pragma once
-#include "tiles.cuh"
+#include "staged.cuh"
 
 namespace lora {
 
@@ -20,12 +20,14 @@ template <int WM>
 struct Rows {
   float factor[16 * WM];
   int pair[16 * WM];
+  long long y[16 * WM];  // element where the row of y begins
 
-  __device__ __forceinline__ void load(const Tiles& tiles, const float* weights, int row0, int rows) {
+  __device__ __forceinline__ void load(const Tiles& tiles, const float* weights, long long y_row, int row0, int rows) {
     const int i = threadIdx.x;
     if (i < 16 * WM) {
       const int p = i < rows ? tiles.pair(row0 + i) : 0;
       pair[i] = p;
+      y[i] = p * y_row;
       factor[i] = i < rows && weights != nullptr ? weights[p] : 1.0f;
     }
   }
@@ -92,6 +94,13 @@ __device__ __forceinline__ void prefetch_b(const Ranks& r, const Output& to, int
   }
 }
 
+// Whether all blocks of the launch run at once, two a multiprocessor.
+__device__ __forceinline__ bool one_wave() {
+  unsigned multiprocessors;
+  asm("mov.u32 %0, %%nsmid;" : "=r"(multiprocessors));
+  return gridDim.x * gridDim.y <= 2 * multiprocessors;
+}
+
 __device__ __forceinline__ int groups_of(const Output& to, int slices) {
   return to.interleaved && slices > 1 ? (2 * to.out + GROUP - 1) / GROUP
                                       : slices * ((to.out + GROUP - 1) / GROUP);
@@ -99,17 +108,17 @@ __device__ __forceinline__ int groups_of(const Output& to, int slices) {
 
 // A cluster of C blocks a tile (and part of y's columns, blockIdx.y): each block shrinks over its C-th of the contraction,
 // all exchange their sums, each expands its C-th of the columns. max_columns sizes shared memory.
-template <class T, class Y, int WM, int NT>
+template <class T, class Y, int ROWS, int NT>
 __device__ __forceinline__ void one_shot(const Input from, const Output to, const Factor* table, const Pairs pairs,
                                          const Tiles tiles, const float* weights, int target, int slices,
                                          int max_columns) {
-  constexpr int WN = RANK_WARPS<NT>;
-  constexpr int WK = WARPS / (WM * WN);
-  constexpr int PLANES = WK > 1 ? WK / 2 : 1;
+  using S = Staged<ROWS, NT>;
+  constexpr int WM = S::WM;
+  constexpr int PLANES = S::WK > 1 ? S::WK / 2 : 1;
   extern __shared__ __align__(128) unsigned char shared[];
-  float* sums = reinterpret_cast<float*>(shared);
-  unsigned char* high = shared + PLANES * 16 * WM * sum_row(max_columns) * sizeof(float);
-  unsigned char* low = high + 16 * WM * rank_row_bytes(max_columns);
+  float* sums = reinterpret_cast<float*>(shared);  // where the stages were
+  unsigned char* high = shared + PLANES * ROWS * sum_row(NT * 8) * sizeof(float);
+  unsigned char* low = high + ROWS * rank_row_bytes(NT * 8);
   __shared__ Rows<WM> rows_of;
   wait_for_predecessor();
 
@@ -126,37 +135,34 @@ __device__ __forceinline__ void one_shot(const Input from, const Output to, cons
   if (r.columns > max_columns) {
     __trap();  // a captured launch, and an adapter that came later with ranks it has no room for
   }
-  rows_of.load(tiles, weights, row0, rows);
+  rows_of.load(tiles, weights, to.row, row0, rows);
   const int groups = groups_of(to, slices);
   const unsigned parts = C * gridDim.y;
   const unsigned part = blockIdx.y * C + own;
   const int group = (long long)groups * part / parts;
   const int group_end = (long long)groups * (part + 1) / parts;
-  if (rows <= 16) {
+  // In several waves other blocks' expands overlap with this shrink, which only waits longer.
+  if (ROWS == 16 && one_wave()) {
     prefetch_b<T>(r, to, slices, group, group_end);
   }
   __syncthreads();
-  for (int i = 0; i < AHEAD; i++) {
-    prefetch_y<Y, WM>(to, slices, rows_of.pair, rows, group + i * WARPS, group_end);
-  }
 
   const int row_floats = sum_row(r.columns);
   {
-    const int warp = threadIdx.x / 32;
-    const int row = warp % WM * 16 + threadIdx.x % 32 / 4;
-    const int steps = (from.in + STEP - 1) / STEP;
-    const int begin = steps * own / C;
-    const int end = steps * (own + 1) / C;
-    float acc[NT / WN][4];
-    shrink_rows<T, WM, WN>(acc, rows_of.template x<T>(from, row, rows, pairs.K), rows_of.template x<T>(from, row + 8, rows, pairs.K),
-                       r, 0, from.in, begin, end);
-    block_sums<WM, WN>(acc, sums, row_floats, r.columns);
+    const int stages = (from.in + S::DEPTH - 1) / S::DEPTH;
+    float acc[S::NI][4];
+    shrink_staged<T, ROWS, NT>(acc, shared, r, from.in, stages * own / C, stages * (own + 1) / C,
+                               [&](int row) { return rows_of.template x<T>(from, row, rows, pairs.K); });
+    for (int i = 0; i < AHEAD; i++) {
+      prefetch_y<Y, WM>(to, slices, rows_of.y, rows, group + i * WARPS, group_end);
+    }
+    block_sums<WM, S::WN>(acc, sums, row_floats, r.columns);
   }
   const int row_bytes = rank_row_bytes(r.columns);
   if (C > 1) {
     cluster_arrive();
     cluster_wait();
-    split_rows<T>(high, low, rows_of.factor, rows, 16 * WM, r.columns, row_bytes, [&](int row, int c) {
+    split_rows<T>(high, low, rows_of.factor, rows, ROWS, r, row_bytes, [&](int row, int c) {
       float v = 0.0f;
       for (unsigned i = 0; i < C; i++) {
         v += of_block(sums, i)[row * row_floats + c];
@@ -165,11 +171,11 @@ __device__ __forceinline__ void one_shot(const Input from, const Output to, cons
     });
     cluster_arrive();
   } else {
-    split_rows<T>(high, low, rows_of.factor, rows, 16 * WM, r.columns, row_bytes,
+    split_rows<T>(high, low, rows_of.factor, rows, ROWS, r, row_bytes,
                   [&](int row, int c) { return sums[row * row_floats + c]; });
   }
   __syncthreads();
-  expand_rows<T, Y, WM>(to, r, slices, high, low, row_bytes, rows_of.factor, rows_of.pair, rows, group, group_end);
+  expand_rows<T, Y, WM>(to, r, slices, high, low, row_bytes, rows_of.factor, rows_of.y, rows, group, group_end);
   if (C > 1) {
     cluster_wait();  // nobody leaves while another reads its sums
   }
@@ -195,7 +201,7 @@ __device__ __forceinline__ void shrink(const Input from, float* part, const Fact
   if (r.columns > max_columns) {
     __trap();
   }
-  rows_of.load(tiles, nullptr, row0, rows);
+  rows_of.load(tiles, nullptr, 0, row0, rows);
   __syncthreads();
   const int columns = min(r.columns - column0, NT * 8);
   const int row_floats = sum_row(columns);
@@ -236,18 +242,18 @@ __device__ __forceinline__ void expand(const float* part, int splits, const Outp
   if (r.columns > max_columns) {
     __trap();  // a captured launch, and an adapter that came later with ranks it has no room for
   }
-  rows_of.load(tiles, weights, row0, rows);
+  rows_of.load(tiles, weights, to.row, row0, rows);
   const int groups = groups_of(to, slices);
   const int group = (long long)groups * blockIdx.y / gridDim.y;
   const int group_end = (long long)groups * (blockIdx.y + 1) / gridDim.y;
   __syncthreads();
   for (int i = 0; i < AHEAD; i++) {
-    prefetch_y<Y, WM>(to, slices, rows_of.pair, rows, group + i * WARPS, group_end);
+    prefetch_y<Y, WM>(to, slices, rows_of.y, rows, group + i * WARPS, group_end);
   }
   const int row_bytes = rank_row_bytes(r.columns);
   const size_t plane = (size_t)pairs.P * max_columns;
   const float* from = part + (size_t)row0 * max_columns;
-  split_rows<T>(high, low, rows_of.factor, rows, 16 * WM, r.columns, row_bytes, [&](int row, int c) {
+  split_rows<T>(high, low, rows_of.factor, rows, 16 * WM, r, row_bytes, [&](int row, int c) {
     float v = 0.0f;
     for (int i = 0; i < splits; i++) {
       v += from[i * plane + (size_t)row * max_columns + c];
@@ -255,7 +261,7 @@ __device__ __forceinline__ void expand(const float* part, int splits, const Outp
     return v;
   });
   __syncthreads();
-  expand_rows<T, Y, WM>(to, r, slices, high, low, row_bytes, rows_of.factor, rows_of.pair, rows, group, group_end);
+  expand_rows<T, Y, WM>(to, r, slices, high, low, row_bytes, rows_of.factor, rows_of.y, rows, group, group_end);
 }
 
 }  // namespace lora
@@ -273,7 +279,7 @@ using namespace lora;
       const int* order, const int* count, const float* weights, long long x_row, long long y_row, long long y_slice,   \
       int x_per_pair, int in, int out, int interleaved, int add, int P, int K, int num_global, int slots, int target,  \
       int slices, int max_columns) {                                                                                   \
-    one_shot<T, Y, ROWS / 16, NT>(FROM, TO, static_cast<const Factor*>(table), WHO, WHERE, weights, target, slices,    \
+    one_shot<T, Y, ROWS, NT>(FROM, TO, static_cast<const Factor*>(table), WHO, WHERE, weights, target, slices,    \
                                   max_columns);                                                                        \
   }
 
@@ -295,18 +301,23 @@ using namespace lora;
                             max_columns);                                                                              \
   }
 
-#define ALL_OF_ROWS(NAME, T, ROWS)   \
-  ONE_SHOT(NAME, T, same, T, ROWS, 4)  \
-  ONE_SHOT(NAME, T, same, T, ROWS, 8)  \
-  ONE_SHOT(NAME, T, same, T, ROWS, 16) \
-  ONE_SHOT(NAME, T, f32, f32, ROWS, 4)  \
-  ONE_SHOT(NAME, T, f32, f32, ROWS, 8)  \
-  ONE_SHOT(NAME, T, f32, f32, ROWS, 16) \
-  SHRINK(NAME, T, ROWS, 4)            \
-  SHRINK(NAME, T, ROWS, 16)           \
-  EXPAND(NAME, T, same, T, ROWS)      \
+#define ONE_SHOTS(NAME, T, ROWS)         \
+  ONE_SHOT(NAME, T, same, T, ROWS, 4)    \
+  ONE_SHOT(NAME, T, same, T, ROWS, 8)    \
+  ONE_SHOT(NAME, T, same, T, ROWS, 16)   \
+  ONE_SHOT(NAME, T, f32, f32, ROWS, 4)   \
+  ONE_SHOT(NAME, T, f32, f32, ROWS, 8)   \
+  ONE_SHOT(NAME, T, f32, f32, ROWS, 16)
+
+#define TWO_KERNELS(NAME, T, ROWS)       \
+  SHRINK(NAME, T, ROWS, 4)               \
+  SHRINK(NAME, T, ROWS, 16)              \
+  EXPAND(NAME, T, same, T, ROWS)         \
   EXPAND(NAME, T, f32, f32, ROWS)
 
 #define ALL_OF_TYPE(NAME, T) \
-  ALL_OF_ROWS(NAME, T, 16)   \
-  ALL_OF_ROWS(NAME, T, 32)
+  ONE_SHOTS(NAME, T, 16)     \
+  ONE_SHOTS(NAME, T, 32)     \
+  ONE_SHOTS(NAME, T, 64)     \
+  TWO_KERNELS(NAME, T, 16)   \
+  TWO_KERNELS(NAME, T, 32)

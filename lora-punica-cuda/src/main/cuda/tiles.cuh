@@ -1,10 +1,10 @@
-// Shrink and expand of a tile of up to 16 * WM rows (WM 1 or 2) of one (expert, adapter) with matrix instructions (m16n8k16).
+// Shrink and expand of a tile of up to 16 * WM rows (WM 1, 2 or 4) of one (expert, adapter) with matrix instructions (m16n8k16).
 //
-// Nothing is staged in shared memory but the ranks: operands go from global memory into registers, 16 bytes a lane. That
-// works because the order of a contraction is free as long as both operands agree on it. Lane 4 g + q reads 8 neighbours
-// at 8 q of a row's 32, and gives the instruction's first step the first four of them, the second step the rest; the
-// instruction believes that they stand at 2 q, 2 q + 1, 2 q + 8, 2 q + 9. Columns of y are permuted in the same spirit, so
-// that a lane owns 8 neighbours of a row and reads and writes y in 16 bytes.
+// The order of a contraction is free as long as both operands agree on it. So operands can go from global memory into
+// registers, 16 bytes a lane (the separate shrink, and B of every expand): lane 4 g + q reads 8 neighbours at 8 q of a
+// row's 32, and gives the instruction's first step the first four of them, the second step the rest; the instruction
+// believes that they stand at 2 q, 2 q + 1, 2 q + 8, 2 q + 9. Ranks in shared memory lie in that order (place_of). Columns
+// of y are permuted in the same spirit, so that a lane owns 8 neighbours of a row and reads and writes y in 16 bytes.
 //
 // s = x . A^T is summed in f32 and carried into the expand as the sum of two 16-bit floats (17 bits of bf16, 22 of f16,
 // whose rows are scaled by a power of two first so that the range suffices): closer to f32 than an f32 sum of 64 terms is
@@ -20,7 +20,7 @@ namespace lora {
 constexpr int WARPS = 8;
 constexpr int STEP = 32;   // of the contraction, a lane's 8 times 4 lanes
 constexpr int GROUP = 32;  // columns of y that a warp owns at once
-constexpr int AHEAD = 2;   // rounds of groups that y is asked for in advance
+constexpr int AHEAD = 1;   // rounds of groups that y is asked for in advance
 
 __device__ __forceinline__ uint4 load16(const void* p) { return *reinterpret_cast<const uint4*>(p); }
 
@@ -56,10 +56,22 @@ __device__ __forceinline__ void mma(float (&d)[4], unsigned a0, unsigned a1, uns
   }
 }
 
+// Four blocks of 8 x 8 elements; lane 8 i + j has the address of row j of block i.
+__device__ __forceinline__ uint4 load_blocks(unsigned shared) {
+  uint4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(shared)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+
 __device__ __forceinline__ int round16(int n) { return (n + 15) & ~15; }
 
-// Bytes from one row of ranks to the next, two-byte elements: 16-byte reads of 8 lanes hit all banks once.
-__host__ __device__ constexpr int rank_row_bytes(int columns) { return (columns * 2 + 127) / 128 * 128 + 64; }
+// Bytes from one row of ranks to the next, two-byte elements: an odd number of 16, so that 8 rows hit all banks once.
+__host__ __device__ constexpr int rank_row_bytes(int columns) { return columns * 2 + 16; }
 
 // One or two targets of a call and where their ranks stand side by side: [first, second], each padded to 16, or both at
 // 0 where the second reads the first's a.
@@ -94,6 +106,17 @@ struct Ranks {
       }
     }
     return rank0 > 0 || rank1 > 0;
+  }
+
+  // Where a column stands in shared memory: pairs of neighbours that lanes 0 to 3 of B give to a step stand together.
+  __device__ __forceinline__ int place_of(int column) const {
+    const int pad0 = round16(rank0);
+    const bool first = column < pad0;
+    const int c = first ? column : column - pad0;
+    const int in = c % STEP;
+    const bool narrow = (first ? rank0 : rank1) - (c - in) <= 16;
+    const int place = narrow ? in % 4 / 2 * 8 + in / 4 * 2 : in % 8 / 2 * 8 + in / 8 * 2;
+    return column - in + place + in % 2;
   }
 };
 
@@ -233,7 +256,8 @@ __device__ __forceinline__ void block_sums(float (&acc)[NT][4], float* sums, int
 // by. A warp a row.
 template <class T, class Value>
 __device__ __forceinline__ void split_rows(unsigned char* high, unsigned char* low, float* factor, int rows, int padded_rows,
-                                           int columns, int row_bytes, Value value) {
+                                           const Ranks& r, int row_bytes, Value value) {
+  const int columns = r.columns;
   const int lane = threadIdx.x % 32;
   for (int row = threadIdx.x / 32; row < padded_rows; row += WARPS) {
     float scale = 1.0f;
@@ -256,9 +280,10 @@ __device__ __forceinline__ void split_rows(unsigned char* high, unsigned char* l
       float v = row < rows ? value(row, c) * inverse : 0.0f;
       T h = from_float<T>(v);
       float rest = v - to_float(h);
-      reinterpret_cast<T*>(high + row * row_bytes)[c] = h;
+      const int place = r.place_of(c);
+      reinterpret_cast<T*>(high + row * row_bytes)[place] = h;
       // An infinite part has no rest.
-      reinterpret_cast<T*>(low + row * row_bytes)[c] = from_float<T>(isfinite(rest) ? rest : 0.0f);
+      reinterpret_cast<T*>(low + row * row_bytes)[place] = from_float<T>(isfinite(rest) ? rest : 0.0f);
     }
     if (lane == 0 && row < rows) {
       factor[row] *= scale;
@@ -277,7 +302,7 @@ struct Output {
 
 // Asks for a stretch of y's rows that all warps are about to read: groups [group, group + WARPS) before end.
 template <class Y, int WM>
-__device__ __forceinline__ void prefetch_y(const Output& to, int slices, const int* pair_of_row, int rows, int group,
+__device__ __forceinline__ void prefetch_y(const Output& to, int slices, const long long* y_of_row, int rows, int group,
                                            int end) {
   constexpr int ROWS = 16 * WM / WARPS;  // of a warp
   const int lane = threadIdx.x % 32;
@@ -294,159 +319,286 @@ __device__ __forceinline__ void prefetch_y(const Output& to, int slices, const i
   };
   const long long from = column(group);
   const long long until = min(column(last_group) + GROUP, (long long)slices * to.out);
-  prefetch(reinterpret_cast<const Y*>(to.y) + pair_of_row[row] * to.row + from, (until - from) * (long long)sizeof(Y));
+  prefetch(reinterpret_cast<const Y*>(to.y) + y_of_row[row] + from, (until - from) * (long long)sizeof(Y));
 }
 
-// y += factor . s . B^T for groups [group, end) of 32 columns of y, a warp a group. rows <= 16 * WM.
+// Two neighbours of y, as they lie in memory, and as floats.
+template <class Y>
+struct Pack;
+template <>
+struct Pack<bf16> {
+  static __device__ __forceinline__ float2 open(unsigned v) {
+    return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));
+  }
+  static __device__ __forceinline__ unsigned close(float a, float b) {
+    const __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+    return *reinterpret_cast<const unsigned*>(&v);
+  }
+};
+template <>
+struct Pack<f16> {
+  static __device__ __forceinline__ float2 open(unsigned v) { return __half22float2(*reinterpret_cast<const __half2*>(&v)); }
+  static __device__ __forceinline__ unsigned close(float a, float b) {
+    const __half2 v = __floats2half2_rn(a, b);
+    return *reinterpret_cast<const unsigned*>(&v);
+  }
+};
+
+// Eight neighbours of y.
+template <class Y>
+struct Eight {
+  uint4 v[sizeof(Y) / 2];
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < (int)sizeof(Y) / 2; i++) {
+      v[i] = make_uint4(0, 0, 0, 0);
+    }
+  }
+
+  __device__ __forceinline__ void load(const Y* p) {
+#pragma unroll
+    for (int i = 0; i < (int)sizeof(Y) / 2; i++) {
+      v[i] = load16(p + i * (16 / sizeof(Y)));
+    }
+  }
+
+  // to p: each plus its delta.
+  __device__ __forceinline__ void store_sum(Y* p, const float (&d)[8]) const {
+    if constexpr (sizeof(Y) == 4) {
+      store16(p, sum(v[0], d[0], d[1], d[2], d[3]));
+      store16(p + 4, sum(v[1], d[4], d[5], d[6], d[7]));
+    } else {
+      store16(p, make_uint4(pair(v[0].x, d[0], d[1]), pair(v[0].y, d[2], d[3]), pair(v[0].z, d[4], d[5]),
+                            pair(v[0].w, d[6], d[7])));
+    }
+  }
+
+  // The same, but only the even or the odd ones.
+  __device__ __forceinline__ void store_some(Y* p, const float (&d)[8], bool even, bool odd) const {
+    const Y* before = reinterpret_cast<const Y*>(v);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      if (i % 2 == 0 ? even : odd) {
+        p[i] = from_float<Y>(d[i] + to_float(before[i]));
+      }
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ uint4 sum(const uint4& v, float a, float b, float c, float d) {
+    return make_uint4(__float_as_uint(__uint_as_float(v.x) + a), __float_as_uint(__uint_as_float(v.y) + b),
+                      __float_as_uint(__uint_as_float(v.z) + c), __float_as_uint(__uint_as_float(v.w) + d));
+  }
+
+  static __device__ __forceinline__ unsigned pair(unsigned v, float a, float b) {
+    const float2 y = Pack<Y>::open(v);
+    return Pack<Y>::close(y.x + a, y.y + b);
+  }
+
+  // The compiler would take such a store of computed values apart.
+  static __device__ __forceinline__ void store16(void* p, const uint4& v) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+  }
+};
+
+// What one half of a warp's 32 columns of y takes: where columns of two targets alternate each half belongs to one of
+// them, otherwise both to the same.
+struct Half {
+  const void* b;  // this lane's first row of B, its ranks from 0
+  int step;       // elements to its second row
+  int rank;
+  int column;     // of the ranks in shared memory
+  bool use[2];
+};
+
+// How many ranks a warp multiplies by: 16, 32 or 64 that it holds, or any number.
+enum Held { HELD_16, HELD_32, HELD_64, HELD_NOT };
+template <int N>
+struct Const {
+  static constexpr int value = N;
+};
+
+// y += factor . s . B^T for groups [group, end) of 32 columns of y, a warp a group. rows <= 16 * WM. A warp keeps what it
+// needs of B in registers (up to 64 ranks) while rows stream past; y of two blocks of rows is on its way.
 template <class T, class Y, int WM>
 __device__ __forceinline__ void expand_rows(const Output& to, const Ranks& r, int slices, const unsigned char* high,
                                             const unsigned char* low, int row_bytes, const float* factor,
-                                            const int* pair_of_row, int rows, int group, int end) {
-  constexpr int MP = WM == 1 ? 1 : 2;  // blocks of 16 rows that share what is loaded of B
+                                            const long long* y_of_row, int rows, int group, int end) {
+  constexpr int DEPTH = WM == 1 || sizeof(Y) == 4 ? 1 : 2;
   const int lane = threadIdx.x % 32;
   const int g = lane / 4;
   const int q = lane % 4;
   const int groups = (to.out + GROUP - 1) / GROUP;
+  const bool alternate = to.interleaved && slices > 1;
+  const int blocks = (rows + 15) / 16;
+  // Of a block of 16 rows and 16 ranks, or the next 8 for lanes 16 and on.
+  const unsigned own_high = shared_address(high) + lane % 16 * row_bytes + lane / 16 * 16;
+  const unsigned low_after = (unsigned)(low - high);
   for (group += threadIdx.x / 32; group < end; group += WARPS) {
-    prefetch_y<Y, WM>(to, slices, pair_of_row, rows, group - threadIdx.x / 32 + AHEAD * WARPS, end);
-    const bool alternate = to.interleaved && slices > 1;
-    const int of = alternate ? 0 : group / groups;
-    const int at = alternate ? group * (GROUP / 2) : group % groups * GROUP;  // first column of the target
+    prefetch_y<Y, WM>(to, slices, y_of_row, rows, group - threadIdx.x / 32 + AHEAD * WARPS, end);
+    const int of = !alternate && group >= groups ? 1 : 0;
+    const int at = alternate ? group * (GROUP / 2) : (group - of * groups) * GROUP;  // first column of the target
     if (!alternate && (of == 0 ? r.rank0 : r.rank1) == 0) {
       continue;
     }
     // Where this lane's 8 columns of y begin, and how many of the targets' columns precede them.
     const long long y_column = alternate ? (long long)group * GROUP + q * 8 : of * to.slice + at + q * 8;
     const bool inside = alternate ? at + q * 4 < to.out : at + q * 8 < to.out;
-    const bool some_missing = alternate && (r.rank0 == 0 || r.rank1 == 0);
-#pragma unroll 1
-    for (int m0 = 0; m0 * 16 < rows; m0 += MP) {
-      float acc[MP][4][4];
-      uint4 old[MP][2][sizeof(Y) / 2];  // as it lies in memory: it waits long
+    Y* const y = reinterpret_cast<Y*>(to.y) + y_column;
+
+    Half half[2];
 #pragma unroll
-      for (int m = 0; m < MP; m++) {
+    for (int h = 0; h < 2; h++) {
+      const bool second = alternate ? h == 1 : of == 1;
+      const int b_row = second ? r.b_row1 : r.b_row0;
+      const int first = alternate ? at + g / 2 * 4 + g % 2 : at + g / 2 * 8 + g % 2 + h * 4;
+      half[h].b = reinterpret_cast<const T*>(second ? r.b1 : r.b0) + (size_t)first * b_row;
+      half[h].step = 2 * b_row;
+      half[h].rank = second ? r.rank1 : r.rank0;
+      half[h].column = second ? r.at1 : 0;
+      half[h].use[0] = first < to.out;
+      half[h].use[1] = first + 2 < to.out;
+    }
+    const int most = max(half[0].rank, half[1].rank);
+
+    auto stream = [&](auto known) {
+      constexpr int HELD = decltype(known)::value;
+      constexpr int STEPS = HELD == HELD_64 || HELD == HELD_NOT ? 2 : 1;  // of 32 ranks
+      uint4 w[STEPS][4];
+      auto load_b = [&](int from) {
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-          const int row = (m0 + m) * 16 + g + h * 8;
-#pragma unroll
-          for (int i = 0; i < (int)sizeof(Y) / 2; i++) {
-            old[m][h][i] = make_uint4(0, 0, 0, 0);
-          }
-          if (row < rows && inside && to.add) {
-            const Y* p = reinterpret_cast<const Y*>(to.y) + pair_of_row[row] * to.row + y_column;
-#pragma unroll
-            for (int i = 0; i < (int)sizeof(Y) / 2; i++) {
-              old[m][h][i] = load16(p + i * (16 / sizeof(Y)));
-            }
-          }
-        }
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          acc[m][j][0] = acc[m][j][1] = acc[m][j][2] = acc[m][j][3] = 0.0f;
-        }
-      }
-      // Both targets where columns alternate (two of the four blocks of 8 each), otherwise one.
-#pragma unroll 1
-      for (int s = alternate ? 0 : of; s < (alternate ? 2 : of + 1); s++) {
-        const int rank = s == 0 ? r.rank0 : r.rank1;
-        const int column = s == 0 ? 0 : r.at1;
-        const int b_row = s == 0 ? r.b_row0 : r.b_row1;
-        const T* b = reinterpret_cast<const T*>(s == 0 ? r.b0 : r.b1);
-        // Row j of B is 2 j (where columns alternate 2 (j % 2)) after the first.
-        const int first = at + (alternate ? g / 2 * 4 : g / 2 * 8) + g % 2;
-        const T* row = b + (size_t)first * b_row;
-        bool use[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-          use[j] = first + 2 * (alternate ? j % 2 : j) < to.out && (!alternate || j / 2 == s);
-        }
-        auto row_of = [&](int j) { return row + 2 * (alternate ? j % 2 : j) * b_row; };
-        for (int c0 = 0; c0 < rank; c0 += STEP) {
-          const unsigned char* hi = high + (column + c0) * 2 + (m0 * 16 + g) * row_bytes;
-          const unsigned char* lo = low + (column + c0) * 2 + (m0 * 16 + g) * row_bytes;
-          if (rank - c0 <= 16) {
-            uint2 w[4];
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-              w[j] = use[j] && c0 + q * 4 < rank ? load8_factor(row_of(j) + c0 + q * 4) : make_uint2(0, 0);
-            }
-#pragma unroll
-            for (int m = 0; m < MP; m++) {
-              uint2 h0 = *reinterpret_cast<const uint2*>(hi + m * 16 * row_bytes + q * 8);
-              uint2 h1 = *reinterpret_cast<const uint2*>(hi + (m * 16 + 8) * row_bytes + q * 8);
-              uint2 l0 = *reinterpret_cast<const uint2*>(lo + m * 16 * row_bytes + q * 8);
-              uint2 l1 = *reinterpret_cast<const uint2*>(lo + (m * 16 + 8) * row_bytes + q * 8);
-#pragma unroll
-              for (int j = 0; j < 4; j++) {
-                mma<T>(acc[m][j], h0.x, h1.x, h0.y, h1.y, w[j].x, w[j].y);
-                mma<T>(acc[m][j], l0.x, l1.x, l0.y, l1.y, w[j].x, w[j].y);
-              }
-            }
-          } else {
-            uint4 w[4];
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-              w[j] = use[j] && c0 + q * 8 < rank ? load16_factor(row_of(j) + c0 + q * 8) : make_uint4(0, 0, 0, 0);
-            }
-#pragma unroll
-            for (int m = 0; m < MP; m++) {
-              uint4 h0 = *reinterpret_cast<const uint4*>(hi + m * 16 * row_bytes + q * 16);
-              uint4 h1 = *reinterpret_cast<const uint4*>(hi + (m * 16 + 8) * row_bytes + q * 16);
-              uint4 l0 = *reinterpret_cast<const uint4*>(lo + m * 16 * row_bytes + q * 16);
-              uint4 l1 = *reinterpret_cast<const uint4*>(lo + (m * 16 + 8) * row_bytes + q * 16);
-#pragma unroll
-              for (int j = 0; j < 4; j++) {
-                mma<T>(acc[m][j], h0.x, h1.x, h0.y, h1.y, w[j].x, w[j].y);
-                mma<T>(acc[m][j], h0.z, h1.z, h0.w, h1.w, w[j].z, w[j].w);
-                mma<T>(acc[m][j], l0.x, l1.x, l0.y, l1.y, w[j].x, w[j].y);
-                mma<T>(acc[m][j], l0.z, l1.z, l0.w, l1.w, w[j].z, w[j].w);
-              }
-            }
-          }
-        }
-      }
-#pragma unroll
-      for (int m = 0; m < MP; m++) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-          const int row = (m0 + m) * 16 + g + h * 8;
-          if (row >= rows || !inside) {
-            continue;
-          }
-          const float f = factor[row];
-          const Y* before = reinterpret_cast<const Y*>(old[m][h]);
-          alignas(16) Y sum[8];
+        for (int c = 0; c < STEPS; c++) {
+          const int c0 = from + c * STEP;
 #pragma unroll
           for (int j = 0; j < 4; j++) {
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-              const float v = acc[m][j][h * 2 + e] * f;
-              if (alternate) {  // both indices are known to the compiler, one that depends on `alternate` is not
-                const int i = (j % 2 * 2 + e) * 2 + j / 2;
-                sum[i] = from_float<Y>(v + to_float(before[i]));
-              } else {
-                const int i = j * 2 + e;
-                sum[i] = from_float<Y>(v + to_float(before[i]));
+            const Half& h = half[j / 2];
+            const T* p = reinterpret_cast<const T*>(h.b) + j % 2 * h.step + c0;
+            w[c][j] = make_uint4(0, 0, 0, 0);
+            if (HELD == HELD_16 || (HELD == HELD_NOT && h.rank - c0 <= 16)) {
+              if (h.use[j % 2] && c0 + q * 4 < h.rank) {
+                const uint2 v = load8_factor(p + q * 4);
+                w[c][j].x = v.x;
+                w[c][j].y = v.y;
               }
-            }
-          }
-          Y* p = reinterpret_cast<Y*>(to.y) + pair_of_row[row] * to.row + y_column;
-          if (some_missing) {
-            // Columns of the target that is not there keep their bits.
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-              if ((i % 2 == 0 ? r.rank0 : r.rank1) > 0) {
-                p[i] = sum[i];
-              }
-            }
-          } else {
-#pragma unroll
-            for (int i = 0; i < (int)sizeof(Y) / 2; i++) {
-              reinterpret_cast<uint4*>(p)[i] = reinterpret_cast<const uint4*>(sum)[i];
+            } else if (h.use[j % 2] && c0 + q * 8 < h.rank) {
+              w[c][j] = load16_factor(p + q * 8);
             }
           }
         }
+      };
+      Eight<Y> old[DEPTH][2];  // of rows g and g + 8
+      auto load_y = [&](Eight<Y>(&into)[2], int m) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const int row = m * 16 + g + h * 8;
+          into[h].clear();
+          if (row < rows && inside && to.add) {
+            into[h].load(y + y_of_row[row]);
+          }
+        }
+      };
+      // Multiplies by 16 of the ranks in w, parts.x and y or z and w of each.
+      auto multiply = [&](float(&acc)[4][4], unsigned ranks, int c, bool later, int first, int last) {
+        const uint4 hi = load_blocks(ranks);
+        const uint4 lo = load_blocks(ranks + low_after);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          if (j >= first && j < last) {
+            const unsigned b0 = later ? w[c][j].z : w[c][j].x;
+            const unsigned b1 = later ? w[c][j].w : w[c][j].y;
+            mma<T>(acc[j], hi.x, hi.y, hi.z, hi.w, b0, b1);
+            mma<T>(acc[j], lo.x, lo.y, lo.z, lo.w, b0, b1);
+          }
+        }
+      };
+      load_b(0);
+#pragma unroll
+      for (int d = 0; d < DEPTH; d++) {
+        load_y(old[d], d);
       }
+#pragma unroll 1
+      for (int m0 = 0; m0 < (WM > DEPTH ? blocks : 1); m0 += DEPTH) {
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++) {
+          const int m = m0 + d;
+          if (m >= blocks) {
+            break;
+          }
+          float acc[4][4];
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+            acc[j][0] = acc[j][1] = acc[j][2] = acc[j][3] = 0.0f;
+          }
+          const unsigned ranks = own_high + m * 16 * row_bytes;
+          if constexpr (HELD != HELD_NOT) {
+            const unsigned from = ranks + half[0].column * 2;
+#pragma unroll
+            for (int c = 0; c < STEPS; c++) {
+              multiply(acc, from + c * STEP * 2, c, false, 0, 4);
+              if (HELD != HELD_16) {
+                multiply(acc, from + c * STEP * 2 + 32, c, true, 0, 4);
+              }
+            }
+          } else {
+#pragma unroll 1
+            for (int from = 0; from < most; from += STEPS * STEP) {
+              if (from > 0 || (m > 0 && most > STEPS * STEP)) {
+                load_b(from);  // ranks that no registers hold
+              }
+#pragma unroll
+              for (int c = 0; c < STEPS; c++) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                  const int c0 = from + c * STEP;
+                  if (half[h].rank > c0) {
+                    multiply(acc, ranks + (half[h].column + c0) * 2, c, false, 2 * h, 2 * h + 2);
+                  }
+                  if (half[h].rank - c0 > 16) {
+                    multiply(acc, ranks + (half[h].column + c0) * 2 + 32, c, true, 2 * h, 2 * h + 2);
+                  }
+                }
+              }
+            }
+          }
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            const int row = m * 16 + g + h * 8;
+            if (row >= rows || !inside) {
+              continue;
+            }
+            const float f = factor[row];
+            float delta[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+              delta[i] = acc[i / 2][h * 2 + i % 2] * f;
+            }
+            Y* p = y + y_of_row[row];
+            if (HELD == HELD_NOT && alternate) {
+              const float mixed[8] = {delta[0], delta[4], delta[1], delta[5], delta[2], delta[6], delta[3], delta[7]};
+              if (r.rank0 > 0 && r.rank1 > 0) {
+                old[d][h].store_sum(p, mixed);
+              } else {  // columns of the target that is not there keep their bits
+                old[d][h].store_some(p, mixed, r.rank0 > 0, r.rank1 > 0);
+              }
+            } else {
+              old[d][h].store_sum(p, delta);
+            }
+          }
+          if (WM > DEPTH) {
+            load_y(old[d], m + DEPTH);
+          }
+        }
+      }
+    };
+    if (alternate || most > 64 || (most > 32 && most <= 48)) {
+      stream(Const<HELD_NOT>{});
+    } else if (most > 32) {
+      stream(Const<HELD_64>{});
+    } else if (most > 16) {
+      stream(Const<HELD_32>{});
+    } else {
+      stream(Const<HELD_16>{});
     }
   }
 }

@@ -1,7 +1,10 @@
 // The kernels alone, on a machine with nvcc or with the binary made elsewhere:
 //   nvcc -gencode arch=compute_90,code=sm_90 -O3 -std=c++17 -I../../main/cuda kernels_test.cu -o kernels_test
-//   ./kernels_test check          against double, every kernel variant, guard bands, twice bit for bit
-//   ./kernels_test time [FILE]    microseconds of each way and launch configuration on the shapes of the benchmark
+//   ./kernels_test check [CASES]  against double, every kernel variant, guard bands, twice bit for bit; cases like 0,3
+//   ./kernels_test time [FILE [shape T rank adapters of way rows cluster parts]]
+//                                 microseconds of each way and launch configuration on the shapes of the benchmark; "-" takes
+//                                 all of a kind, lists are like 1,4
+//   ./kernels_test once FILE ...  the same filters; each launched a few times, for a profiler
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -37,7 +40,7 @@ static const std::map<std::tuple<int, int, int, int>, OneShot> ONE = {
   {{T, 0, R, N}, lora_one_shot_##NAME##_same_##R##_##N},   \
   {{T, 1, R, N}, lora_one_shot_##NAME##_f32_##R##_##N},
 #define ON(T, NAME, R) O(T, NAME, R, 4) O(T, NAME, R, 8) O(T, NAME, R, 16)
-    ON(BF16, bf16, 16) ON(BF16, bf16, 32) ON(F16, f16, 16) ON(F16, f16, 32)};
+    ON(BF16, bf16, 16) ON(BF16, bf16, 32) ON(BF16, bf16, 64) ON(F16, f16, 16) ON(F16, f16, 32) ON(F16, f16, 64)};
 static const std::map<std::tuple<int, int, int>, Shrink> SHR = {
 #define H(T, NAME, R) {{T, R, 4}, lora_shrink_##NAME##_##R##_4}, {{T, R, 16}, lora_shrink_##NAME##_##R##_16},
     H(BF16, bf16, 16) H(BF16, bf16, 32) H(F16, f16, 16) H(F16, f16, 32)};
@@ -70,11 +73,13 @@ static void launch(F f, dim3 grid, int shared, int cluster, A... args) {
 static int nt(int columns, bool one) { return columns <= 32 ? 4 : columns <= 64 && one ? 8 : 16; }
 
 static void one_shot_call(const Call& c, int rows, int C, int parts) {
-  int wk = 8 / (rows / 16) / (nt(c.max_columns, true) > 8 ? 2 : 1), planes = wk > 1 ? wk / 2 : 1;
-  int shared = planes * rows * sum_row(c.max_columns) * 4 + 2 * rows * rank_row_bytes(c.max_columns);
-  launch(ONE.at({c.type, c.y_f32, rows, nt(c.max_columns, true)}), dim3(c.max_tiles * C, parts), shared, C, c.x, c.y,
+  const int n = nt(c.max_columns, true);  // as LaunchPlan.oneShotBytes
+  const int wk = 8 / (rows / 16) / (n >= 8 ? 2 : 1), stage = (rows + n * 8) * std::max(2, wk) * 64;
+  const int sums = std::max(1, wk / 2) * rows * sum_row(n * 8) * 4 + 2 * rows * rank_row_bytes(n * 8);
+  const int shared = std::max(std::min(6, 98304 / stage) * stage, sums);
+  launch(ONE.at({c.type, c.y_f32, rows, n}), dim3(c.max_tiles * C, parts), shared, C, c.x, c.y,
          (const void*)c.table, c.ids, c.map, c.mapping, c.tiles, c.order, c.count, c.weights, c.x_row, c.y_row, c.y_slice,
-         c.x_per_pair, c.in, c.out, c.interleaved, c.add, c.P, c.K, c.num_global, c.slots, c.target, c.slices, c.max_columns);
+         c.x_per_pair, c.in, c.out, c.interleaved, c.add, c.P, c.K, c.num_global, c.slots, c.target, c.slices, n * 8);
 }
 
 static void two_kernels_call(const Call& c, float* part, int rows, int splits, int parts) {
@@ -275,7 +280,7 @@ static int check_case(const Case& k) {
     ways++;
   };
   char name[99];
-  for (int rows : {0, 16, 32}) {
+  for (int rows : {0, 16, 32, 64}) {
     int tile_rows = rows;
     c.tiles = c.order = c.count = nullptr;
     c.max_tiles = P;
@@ -292,6 +297,7 @@ static int check_case(const Case& k) {
           sprintf(name, "one-shot rows %d cluster %d parts %d", rows, C, parts);
           if (P) run(name, [&] { one_shot_call(c, tile_rows, C, parts); });
         }
+    if (rows > 32) continue;
     for (int splits : {1, 3}) {
       sprintf(name, "two kernels rows %d splits %d", rows, splits);
       if (2 * tile_rows * rank_row_bytes(max_columns) < 220000 && P) run(name, [&] { two_kernels_call(c, part, tile_rows, splits, splits); });
@@ -311,7 +317,11 @@ static int check_case(const Case& k) {
   return bad;
 }
 
-static int check() {
+static bool listed(const char* list, const std::string& value) {
+  return list == nullptr || !strcmp(list, "-") || ("," + std::string(list) + ",").find("," + value + ",") != std::string::npos;
+}
+
+static int check(const char* only) {
   //           T   K  E  slots in   out sl type  f32 il add map pp  w  sA sB lin ranks
   std::vector<Case> cases = {
       {100, 6, 8, 4, 256, 96, 2, BF16, 0, 0, 1, 0, 0, 0, 0, 0, 0, {16}},
@@ -326,11 +336,17 @@ static int check() {
       {64, 2, 4, 3, 512, 320, 2, BF16, 1, 0, 0, 0, 0, 0, 0, 1, 0, {16, 64}},
       {77, 1, 1, 5, 520, 264, 1, BF16, 0, 0, 1, 0, 0, 0, 0, 0, 1, {16, 16, 64, 64, 8, 8, 0, 0, 128, 128}},
       {300, 1, 1, 1, 256, 64, 1, BF16, 0, 0, 1, 0, 1, 1, 0, 0, 0, {16}},
+      {700, 2, 2, 2, 328, 136, 2, BF16, 0, 0, 1, 0, 0, 0, 0, 0, 0, {64, 64, 16, 40}},
+      {700, 2, 2, 2, 520, 136, 2, F16, 0, 1, 1, 1, 0, 0, 0, 0, 0, {64, 56, 0, 24}},
+      {700, 2, 3, 2, 1032, 264, 1, F16, 1, 0, 1, 0, 1, 1, 0, 0, 0, {64, 0, 128}},
+      {700, 2, 3, 3, 200, 264, 1, BF16, 1, 0, 0, 0, 1, 1, 1, 0, 0, {16, 0, 24, 0, 96}},
+      {700, 2, 3, 3, 2048, 96, 2, F16, 0, 0, 1, 0, 0, 1, 0, 1, 0, {16, 16, 8, 8}},
       {1, 8, 64, 8, 2048, 768, 2, BF16, 0, 0, 1, 0, 0, 0, 0, 0, 0, {16}},
       {3, 2, 4, 2, 128, 64, 2, BF16, 0, 0, 1, 0, 0, 0, 0, 0, 0, {0}},
   };
   int bad = 0;
   for (size_t i = 0; i < cases.size(); i++) {
+    if (!listed(only, std::to_string(i))) continue;
     int b = check_case(cases[i]);
     printf("case %zu: %s\n", i, b ? "WRONG" : "ok");
     bad += b;
@@ -355,7 +371,18 @@ static bf16* fresh(size_t n, float scale) {
   return p;
 }
 
+static bool ONCE;
+static const char* ONLY[9];  // shape, T, rank, adapters, of, way, rows, cluster, parts
+
+static bool wanted(int kind, const std::string& value) { return listed(ONLY[kind], value); }
+static bool wanted(int kind, int value) { return wanted(kind, std::to_string(value)); }
+
 static double time_graph(const std::function<void(int)>& f, int R, int reps) {
+  if (ONCE) {
+    for (int i = 0; i < 3; i++) f(i % R);
+    CU(cudaStreamSynchronize(S));
+    return 0;
+  }
   cudaGraph_t g; cudaGraphExec_t x;
   f(0);
   CU(cudaStreamSynchronize(S));
@@ -374,13 +401,14 @@ static double time_graph(const std::function<void(int)>& f, int R, int reps) {
   return t[t.size() / 2];
 }
 
-static void time_all(FILE* out, const char* only) {
+static void time_all(FILE* out) {
   struct Shape { const char* name; int E, k, H, I; } shapes[] = {
       {"qwen3-30b-a3b", 128, 8, 2048, 768}, {"gpt-oss-120b-like", 128, 4, 2880, 2880}, {"mixtral-8x7b", 8, 2, 4096, 14336}};
   fprintf(out, "shape,T,rank,adapters,of,way,rows,cluster,parts,us,floor\n");
   for (auto& h : shapes) {
-    if (only && !strstr(h.name, only)) continue;
+    if (!wanted(0, h.name)) continue;
     for (int rank : {16, 64}) {
+      if (!wanted(2, rank)) continue;
       size_t na = (size_t)h.E * rank * h.H, nb = (size_t)h.E * rank * h.I;
       bf16* a13 = fresh(32 * 2 * na, 0.05f); bf16* b13 = fresh(32 * 2 * nb, 0.05f);
       bf16* a2 = fresh(32 * nb, 0.05f); bf16* b2 = fresh(32 * na, 0.05f);
@@ -393,12 +421,15 @@ static void time_all(FILE* out, const char* only) {
       }
       Factor* dt = up(table);
       for (int T : {1, 4, 16, 64, 256, 1024, 4096, 8192}) {
+        if (!wanted(1, T)) continue;
         int P = T * h.k;
         bf16* x = fresh((size_t)T * h.H, 1); bf16* act = fresh((size_t)P * h.I, 1);
         bf16* y13 = fresh((size_t)P * 2 * h.I, 1); bf16* y2 = fresh((size_t)P * h.H, 1);
         float* part; CU(cudaMalloc(&part, (size_t)16 * std::min(P, 8192) * 128 * 4 + (size_t)P * 512));
         for (int n : {1, 8, 32}) {
+          if (!wanted(3, n)) continue;
           for (int of : {13, 2}) {
+            if (!wanted(4, of)) continue;
             // Adapters rotate, so that factors come from memory, not from the cache.
             double bytes = std::min((double)P, (double)h.E * n) * (of == 13 ? 2 : 1) * rank * (h.H + h.I) * 2.0;
             int R = T > 64 ? 1 : (int)std::min(32.0, std::max(1.0, 150e6 / bytes));
@@ -432,11 +463,13 @@ static void time_all(FILE* out, const char* only) {
               if (us < best) { best = us; sprintf(what, "%s rows %d C %d parts %d", way, rows, C, parts); }
             };
             double avg = P / std::min((double)P, (double)h.E * n);
-            for (int rows : {0, 16, 32}) {
+            for (int rows : {0, 16, 32, 64}) {
+              if (!wanted(6, rows)) continue;
               if (rows == 0 && (P > 2048 || avg > 8)) continue;
               if (rows > 0 && T == 1) continue;
               if (rows == 32 && avg < 6) continue;
-              if (rows == 16 && avg > 200) continue;
+              if (rows == 16 && avg > 64) continue;
+              if (rows == 64 && avg < 12) continue;
               std::vector<Call> calls;
               int tiles_now = P;
               for (auto& in : ins) {
@@ -447,7 +480,6 @@ static void time_all(FILE* out, const char* only) {
                   tiles_now = s.count;
                   // Empty tiles as in the product: as many as no routing exceeds.
                   d.max_tiles = std::min(P, P / rows + (int)std::min((long)P, (long)h.E * n));
-                  if (n == 1) d.max_tiles = s.count;
                   d.tiles = up(s.tiles); d.order = up(s.order); d.count = up(std::vector<int>{s.count});
                 }
                 calls.push_back(d);
@@ -456,14 +488,17 @@ static void time_all(FILE* out, const char* only) {
               for (int C : {1, 2, 4, 8})
                 for (int parts : {1, 2, 4, 8}) {
                   long blocks = (long)tiles_now * C * parts;
-                  if (C * parts > 1 && blocks > 132 * 12) continue;
-                  if (parts > 1 && tiles_now * C > 132) continue;
-                  report("one", rows, C, parts, time_graph([&](int i) { one_shot_call(calls[i], r, C, parts); }, R, reps));
+                  if (!wanted(7, C) || !wanted(8, parts)) continue;
+                  if (C > 1 && blocks > 132 * 8) continue;
+                  if (parts > 1 && tiles_now * C > 132 && (rows < 32 || C > 1 || parts > 4)) continue;
+                  if (wanted(5, "one"))
+                    report("one", rows, C, parts, time_graph([&](int i) { one_shot_call(calls[i], r, C, parts); }, R, reps));
                 }
               for (int splits : {1, 2, 4, 8, 16})
                 for (int parts : {1, 2, 4, 8}) {
+                  if (rows > 32 || !wanted(5, "two") || !wanted(7, splits) || !wanted(8, parts)) continue;
                   if (splits > 1 && (P > 8192 || (long)tiles_now * splits > 132 * 8)) continue;
-                  if (parts > 1 && (long)tiles_now * parts > 132 * 12) continue;
+                  if (parts > 1 && (long)tiles_now * parts > 132 * 8) continue;
                   if (T <= 4 && (splits == 2 || parts == 2)) continue;
                   report("two", rows, splits, parts, time_graph([&](int i) { two_kernels_call(calls[i], part, r, splits, parts); }, R, reps));
                 }
@@ -486,11 +521,13 @@ static void time_all(FILE* out, const char* only) {
 
 int main(int n, char** a) {
   CU(cudaStreamCreateWithFlags(&S, cudaStreamNonBlocking));
-  if (n > 1 && !strcmp(a[1], "time")) {
+  if (n > 1 && (!strcmp(a[1], "time") || !strcmp(a[1], "once"))) {
+    ONCE = !strcmp(a[1], "once");
     FILE* f = n > 2 ? fopen(a[2], "w") : stdout;
-    time_all(f, n > 3 ? a[3] : nullptr);
+    for (int i = 3; i < n && i < 12; i++) ONLY[i - 3] = a[i];
+    time_all(f);
     if (f != stdout) fclose(f);
     return 0;
   }
-  return check();
+  return check(n > 2 ? a[2] : nullptr);
 }

@@ -25,6 +25,7 @@ class KernelsTest {
           assertThat(count(arch, "shrink", x, rows)).isEqualTo(2);
           assertThat(count(arch, "expand", x, rows)).isEqualTo(2);
         }
+        assertThat(count(arch, "one_shot", x, "64")).isEqualTo(6);
       }
     }
   }

@@ -29,9 +29,25 @@ class LaunchPlanTest {
   void manyPairsAreSorted() {
     LaunchPlan plan = LaunchPlan.of(qwen(4096, 8, 16), H200, LoraPath.AUTO);
     assertThat(plan.sorted()).isTrue();
-    assertThat(plan.path()).isEqualTo(LoraPath.TWO_KERNELS);
+    assertThat(plan.path()).isEqualTo(LoraPath.ONE_SHOT);
     assertThat(plan.cluster()).isOne();
-    assertThat(plan.tiles()).isEqualTo(32768 / plan.tileRows() + 1024);
+    assertThat(plan.tileRows()).isEqualTo(64);
+    assertThat(plan.tiles()).isEqualTo(32768 / 64 + 1024);
+  }
+
+  /**
+   * Both calls of a layer have tiles of the same height, so that the second uses the first's sort.
+   */
+  @Test
+  void bothTargetsShareTheSort() {
+    for (int tokens : new int[] {16, 64, 256, 1024, 4096, 8192}) {
+      for (int adapters : new int[] {1, 8, 32}) {
+        Problem w13 = qwen(tokens, adapters, 64);
+        Problem w2 = new Problem(tokens * 8, 128, adapters, adapters, 64, 768, 2048, 1, false);
+        assertThat(LaunchPlan.of(w2, H200, LoraPath.ONE_SHOT).tileRows())
+            .isEqualTo(LaunchPlan.of(w13, H200, LoraPath.ONE_SHOT).tileRows());
+      }
+    }
   }
 
   @Test
@@ -51,7 +67,7 @@ class LaunchPlanTest {
             assertThat(plan.columns()).isGreaterThanOrEqualTo(columns);
             assertThat(plan.sharedBytes()).isBetween(1, card.sharedBytes());
             assertThat(plan.shrinkSharedBytes()).isBetween(0, card.sharedBytes());
-            assertThat(plan.tileRows()).isIn(16, 32);
+            assertThat(plan.tileRows()).isIn(16, 32, 64);
             assertThat(plan.cluster()).isIn(1, 2, 4, 8);
             if (plan.path() == LoraPath.TWO_KERNELS) {
               assertThat(plan.chunks() * plan.rankTiles() * 8).isGreaterThanOrEqualTo(columns);
