@@ -54,6 +54,6 @@ public final class BatchedTritonBackend implements ExpertsBackend {
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new TritonExperts(config, weights, CudaDevice.of(device));
+    return new TritonExperts(config, weights, CudaDevice.of(device), TileTable::choose);
   }
 }

@@ -31,6 +31,76 @@ record TilePlan(
     int shrinkRows,
     Shrink shrink13,
     Shrink shrink2) {
+  /** What a user reads: the parts that can differ. */
+  String text() {
+    return w13
+        + " + "
+        + (sums ? "w2 with the sum" : w2)
+        + (permute ? ", permuted" : "")
+        + ", groups of "
+        + groupTiles
+        + (shrink13.chunks() == 0
+            ? ""
+            : ", shrink " + shrinkRows + " rows " + shrink13.text() + " + " + shrink2.text());
+  }
+
+  /** {@return the same with other shrinks} */
+  TilePlan with(Shrink first, Shrink second) {
+    return new TilePlan(
+        tuned,
+        naive,
+        w13,
+        w2,
+        tileRows,
+        tileColumns13,
+        tileColumns2,
+        sums,
+        permute,
+        groupTiles,
+        shrinkRows,
+        first,
+        second);
+  }
+
+  /** {@return the same with w2 and the weighted sum as two launches, or as one} */
+  TilePlan withSums(boolean one) {
+    return new TilePlan(
+        tuned,
+        naive,
+        w13,
+        w2,
+        tileRows,
+        tileColumns13,
+        tileColumns2,
+        one,
+        permute,
+        groupTiles,
+        shrinkRows,
+        shrink13,
+        shrink2);
+  }
+
+  /** {@return rows of a tile, from its name} */
+  static int rows(String tile) {
+    return Integer.parseInt(tile, 0, tile.indexOf('x'), 10);
+  }
+
+  /** {@return columns of a tile, from its name} */
+  static int columns(String tile) {
+    int from = tile.indexOf('x') + 1;
+    return Integer.parseInt(tile, from, tile.indexOf('x', from), 10);
+  }
+
+  /** {@return elements of the contraction a step of a tile takes, from its name} */
+  static int step(String tile) {
+    int from = tile.indexOf('x', tile.indexOf('x') + 1) + 1;
+    return Integer.parseInt(tile, from, tile.indexOf('-'), 10);
+  }
+
+  /** {@return whether a tile takes contractions that are no multiple of its step} */
+  static boolean any(String tile) {
+    return tile.endsWith("-any");
+  }
 
   /**
    * A shrink.
@@ -43,5 +113,9 @@ record TilePlan(
    */
   record Shrink(int ranks, int step, boolean any, int chunks, int splits) {
     static final Shrink NONE = new Shrink(1, 1, false, 0, 1);
+
+    String text() {
+      return ranks + "x" + step + " / " + splits;
+    }
   }
 }

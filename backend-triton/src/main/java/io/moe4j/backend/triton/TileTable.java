@@ -15,6 +15,7 @@ final class TileTable {
   private static final int WIDE = 128;
   private static final int HALF_WIDE = 64;
   private static final int PROGRAMS = 132;
+  private static final int SHORT_SHRINK = 16;
   private static final int MAX_SPLITS = 16;
   private static final int MAX_SPLITS_TALL = 8;
   private static final int PORTABLE_TALL_ROWS = 96;
@@ -52,6 +53,23 @@ final class TileTable {
       int rank,
       boolean sorted,
       boolean mxfp4) {
+    /** {@return a forward of another size through the same layer} */
+    Problem of(int newTokens, int newSlots, int newRank) {
+      return new Problem(
+          tuned,
+          stages,
+          gated,
+          newTokens,
+          topK,
+          experts,
+          hidden,
+          intermediate,
+          newSlots,
+          newRank,
+          sorted,
+          mxfp4);
+    }
+
     int pairs() {
       return tokens * topK;
     }
@@ -70,14 +88,24 @@ final class TileTable {
     }
   }
 
+  /** Whether every pair is a tile of its own: a rule, not a choice, whatever was tuned. */
+  static boolean naive(Problem p) {
+    return !p.sorted() && (p.tokens() == 1 || (long) p.pairs() * 4 <= p.experts());
+  }
+
+  /** Whether shrinks need not look where the contraction ends. */
+  static boolean whole(Problem p) {
+    return p.hidden() % HALF_WIDE == 0 && p.intermediate() % HALF_WIDE == 0;
+  }
+
   static TilePlan choose(Problem p) {
-    boolean naive = !p.sorted() && (p.tokens() == 1 || (long) p.pairs() * 4 <= p.experts());
+    boolean naive = naive(p);
     String w13;
     String w2;
     if (p.mxfp4()) {
       w13 = mxfp4(p, naive, true);
       w2 = mxfp4(p, naive, false);
-    } else if (p.hidden() % HALF_WIDE != 0 || p.intermediate() % HALF_WIDE != 0) {
+    } else if (!whole(p)) {
       boolean low = naive || p.rowsPerExpert() < FEW_ROWS;
       w13 = any(p, low, true);
       w2 = any(p, low, false);
@@ -90,26 +118,38 @@ final class TileTable {
       w2 = w13;
     } else if (!p.gated()) {
       w13 = single(p, naive);
-      w2 = second(p, naive, rows(w13));
+      w2 = second(p, naive, TilePlan.rows(w13));
     } else {
       w13 = first(p, naive);
-      w2 = second(p, naive, rows(w13));
+      w2 = second(p, naive, TilePlan.rows(w13));
     }
     boolean permute =
         p.tuned()
             && p.gated()
             && !p.mxfp4()
-            && rows(w13) == WIDE
+            && TilePlan.rows(w13) == WIDE
             && p.rowsPerExpert() >= 256
             && p.hidden() >= 2560;
     int groupTiles = p.experts() <= 16 && p.rowsPerExpert() >= 1024 ? 16 : 8;
-    int shrinkRows = 16;
+    int shrinkRows = p.lora() ? shrinkRows(p, naive) : SHORT_SHRINK;
+    return plan(p, w13, w2, permute, groupTiles, shrinkRows);
+  }
+
+  private static int shrinkRows(Problem p, boolean naive) {
+    double rows = p.rowsPerSegment();
+    return naive || rows <= 24 || !whole(p)
+        ? SHORT_SHRINK
+        : rows <= 48 && p.tuned() ? 2 * SHORT_SHRINK : HALF_WIDE;
+  }
+
+  /** A plan with given tiles; widths, steps and splits of its shrinks by rule. */
+  static TilePlan plan(
+      Problem p, String w13, String w2, boolean permute, int groupTiles, int shrinkRows) {
+    boolean naive = naive(p);
     Shrink shrink13 = Shrink.NONE;
     Shrink shrink2 = Shrink.NONE;
     if (p.lora()) {
-      double rows = p.rowsPerSegment();
-      boolean whole = p.hidden() % HALF_WIDE == 0 && p.intermediate() % HALF_WIDE == 0;
-      shrinkRows = naive || rows <= 24 || !whole ? 16 : rows <= 48 && p.tuned() ? 32 : 64;
+      boolean whole = whole(p);
       shrink13 = shrink(p, p.gated() ? "pair" : "single", p.hidden(), shrinkRows, naive, whole);
       shrink2 = shrink(p, "down", p.intermediate(), shrinkRows, naive, whole);
     }
@@ -118,10 +158,10 @@ final class TileTable {
         naive,
         w13,
         w2,
-        rows(w13),
-        columns(w13),
-        columns(w2),
-        sums(p, naive),
+        TilePlan.rows(w13),
+        TilePlan.columns(w13),
+        TilePlan.columns(w2),
+        sums(p),
         permute,
         groupTiles,
         shrinkRows,
@@ -135,23 +175,14 @@ final class TileTable {
    * rounds of those that it keeps under way. Of several tokens a row would not have the same bits
    * with adapters around it and without.
    */
-  private static boolean sums(Problem p, boolean naive) {
-    return naive
+  static boolean sums(Problem p) {
+    return naive(p)
         && p.tuned()
         && !p.mxfp4()
         && p.tokens() == 1
         && p.topK() <= DOWN_WARPS
         && p.intermediate() % HALF_WIDE == 0
         && p.topK() * p.intermediate() <= 2 * DOWN_WARPS * DOWN_STEPS * HALF_WIDE;
-  }
-
-  private static int rows(String tile) {
-    return Integer.parseInt(tile, 0, tile.indexOf('x'), 10);
-  }
-
-  private static int columns(String tile) {
-    int from = tile.indexOf('x') + 1;
-    return Integer.parseInt(tile, from, tile.indexOf('x', from), 10);
   }
 
   /** Few tiles, for all cards; what won a sweep over one shape (128 experts of 2880 x 2880). */
@@ -279,12 +310,24 @@ final class TileTable {
     }
     int chunks = Math.ceilDiv(total, widths[i]);
     int splits = 1;
-    int most = naive || rows == 16 ? MAX_SPLITS : MAX_SPLITS_TALL;
-    while (tiles * chunks * splits < 2 * PROGRAMS
-        && contraction / (splits * 2) >= 2 * step
-        && splits < most) {
+    int most = mostSplits(contraction, step, rows);
+    while (tiles * chunks * splits < 2 * PROGRAMS && splits < most) {
       splits *= 2;
     }
     return new Shrink(widths[i], step, any, chunks, splits);
+  }
+
+  /**
+   * The most splits a shrink is made with, a power of two: each has two steps or more.
+   *
+   * @param rows of a tile
+   */
+  static int mostSplits(int contraction, int step, int rows) {
+    int most = rows == SHORT_SHRINK ? MAX_SPLITS : MAX_SPLITS_TALL;
+    int splits = 1;
+    while (splits < most && contraction / (splits * 2) >= 2 * step) {
+      splits *= 2;
+    }
+    return splits;
   }
 }

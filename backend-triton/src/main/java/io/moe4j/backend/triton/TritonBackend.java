@@ -2,18 +2,24 @@ package io.moe4j.backend.triton;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.BackendPriority;
 import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.Experts;
-import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
+import io.moe4j.api.spi.TunableBackend;
+import io.moe4j.api.spi.Tuner;
+import io.moe4j.api.spi.TuningStatus;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.cuda.CudaDevice;
+import java.nio.file.Path;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /** {@code triton}: experts on NVIDIA GPUs in the standard format, LoRA fused. */
-public final class TritonBackend implements ExpertsBackend {
+public final class TritonBackend implements TunableBackend {
   /** For {@link java.util.ServiceLoader}; does nothing. */
   public TritonBackend() {}
 
@@ -54,6 +60,25 @@ public final class TritonBackend implements ExpertsBackend {
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new TritonExperts(config, weights, CudaDevice.of(device));
+    return new TritonExperts(
+        config,
+        weights,
+        CudaDevice.of(device),
+        TuningCache.forLayer(config, device.info(), weights.numExperts()));
+  }
+
+  @Override
+  public Optional<Path> tuningFile() {
+    return TuningPlace.current();
+  }
+
+  @Override
+  public TuningStatus tuningStatus(@Nullable DeviceInfo device) {
+    return TuningCache.status(device);
+  }
+
+  @Override
+  public Tuner tuner(MoeConfig config, ExpertWeights weights, Device device, Path file) {
+    return new TritonTuner(config, weights, CudaDevice.of(device), file);
   }
 }

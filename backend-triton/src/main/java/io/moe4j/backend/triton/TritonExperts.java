@@ -46,9 +46,11 @@ final class TritonExperts implements LoraExperts {
   private final SortLaunches sort;
   private final GemmLaunches gemm;
   private final int experts;
+  private final TileChoice tiles;
   private volatile boolean closed;
 
-  TritonExperts(MoeConfig config, ExpertWeights weights, CudaDevice device) {
+  TritonExperts(MoeConfig config, ExpertWeights weights, CudaDevice device, TileChoice tiles) {
+    this.tiles = tiles;
     this.config = config;
     this.device = device;
     this.experts = weights.numExperts();
@@ -151,7 +153,7 @@ final class TritonExperts implements LoraExperts {
     long x = borders.in(hidden, tokens, at.hidden, workspace, stream);
     Tensor target = borders.target(output, tokens, at.output, at.y, workspace, stream);
     TilePlan plan =
-        TileTable.choose(
+        tiles.choose(
             new TileTable.Problem(
                 TritonKernels.tuned(device.info(), config.weightDtype()),
                 TritonKernels.portableStages(device.info()),

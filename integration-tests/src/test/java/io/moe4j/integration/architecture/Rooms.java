@@ -41,7 +41,14 @@ final class Rooms {
         "org.slf4j..",
         "jdk.incubator.vector..",
         "com.sun.management..");
-    for (String gpu : List.of("triton", "marlin", "flashinfer")) {
+    room(
+        "backend-triton",
+        "io.moe4j.backend.triton",
+        API,
+        CUDA + "..",
+        "org.slf4j..",
+        "com.fasterxml.jackson..");
+    for (String gpu : List.of("marlin", "flashinfer")) {
       room("backend-" + gpu, "io.moe4j.backend." + gpu, API, CUDA + "..", "org.slf4j..");
     }
     room("moe-cuda", CUDA, API, "org.slf4j..", "jcuda..", "com.fasterxml.jackson..");
