@@ -267,7 +267,7 @@ final class BenchCommand implements Callable<Integer> {
         counts(), n, r, oracleOptions.threads(), oracleOptions.backend, quick);
   }
 
-  private static BenchShape shape(String text) {
+  static BenchShape shape(String text) {
     return BenchShape.parse(text)
         .orElseThrow(() ->
             CliException.usage(
@@ -307,7 +307,7 @@ final class BenchCommand implements Callable<Integer> {
     return lines;
   }
 
-  private static DType dtype(String text) {
+  static DType dtype(String text) {
     return switch (text.toLowerCase(java.util.Locale.ROOT)) {
       case "bf16" -> DType.BF16;
       case "f16" -> DType.F16;

@@ -5,6 +5,8 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.MoeException;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.TunableBackend;
+import io.moe4j.api.spi.TuningStatus;
 import io.moe4j.oracle.BackendCatalog;
 import io.moe4j.oracle.FoundBackend;
 import io.moe4j.oracle.MoeOracle;
@@ -154,6 +156,16 @@ final class DoctorCommand implements Callable<Integer> {
             "backend " + b.name(),
             b.backend().description() + ", from " + b.origin(),
             "");
+      }
+      for (FoundBackend b : catalog.backends()) {
+        if (b.backend() instanceof TunableBackend t) {
+          TuningStatus s = t.tuningStatus(platform.device(b.deviceType()).orElse(null));
+          add(
+              s.usable() ? Verdict.OK : Verdict.NOTE,
+              "tuning of " + b.name(),
+              s.file().map(f -> f + ": ").orElse("") + s.explanation(),
+              s.usable() ? "" : "the built-in table serves; moe tune writes the file anew");
+        }
       }
       if (catalog.backends().isEmpty()) {
         add(Verdict.FAULT, "backends", "none found", "put backend-cpu on the class path");

@@ -31,6 +31,7 @@ import picocli.CommandLine.Spec;
       BackendsCommand.class,
       InspectCommand.class,
       BenchCommand.class,
+      TuneCommand.class,
       DoctorCommand.class,
       HelpCommand.class,
     })

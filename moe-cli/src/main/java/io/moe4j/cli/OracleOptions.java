@@ -10,6 +10,9 @@ final class OracleOptions {
   /** How many threads backend-cpu computes with. */
   private static final String CPU_THREADS = "moe4j.cpu.threads";
 
+  /** Where backend-triton looks for what moe tune found. */
+  private static final String TILES = "moe4j.triton.tiles";
+
   @Option(
       names = "--backend",
       paramLabel = "NAME",
@@ -31,6 +34,14 @@ final class OracleOptions {
       description = "Threads of the CPU backend. Default: all processors.")
   private @Nullable Integer threads;
 
+  @Option(
+      names = "--tiles",
+      paramLabel = "FILE",
+      description =
+          "Tuned tiles of the GPU backend, see moe tune; off = the built-in table. Default: the"
+              + " file in the user's cache directory, if it is there.")
+  private @Nullable String tiles;
+
   /** {@return threads of the CPU backend} */
   int threads() {
     return threads != null ? threads : Integer.getInteger(CPU_THREADS, Machine.processors());
@@ -44,6 +55,12 @@ final class OracleOptions {
       }
       // Read by the backend when its threads start, at the first layer of this process.
       System.setProperty(CPU_THREADS, Integer.toString(threads));
+    }
+    if (tiles != null) {
+      if (tiles.isBlank()) {
+        throw CliException.usage("--tiles is empty, must be a file or off");
+      }
+      System.setProperty(TILES, tiles);
     }
     if (plugins == null) {
       return MoeOracle.discover();

@@ -130,7 +130,8 @@ final class InfoCommandsTest {
   @Test
   void helpNamesCommandsAndExitCodes() {
     String top = Cli.run("--help").succeeds().out();
-    for (String command : List.of("run", "backends", "inspect", "bench", "doctor", "completion")) {
+    for (String command :
+        List.of("run", "backends", "inspect", "bench", "tune", "doctor", "completion")) {
       assertThat(top).contains("\n  " + command + " ");
       assertThat(Cli.run(command, "--help").succeeds().out()).contains("Usage: moe " + command);
     }

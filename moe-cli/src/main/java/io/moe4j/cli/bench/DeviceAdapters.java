@@ -36,7 +36,8 @@ record DeviceAdapters(List<LoraLayer> slots, Tensor tokenLoraMapping) implements
 
   @Override
   public PunicaWrapper punicaWrapper() {
-    throw new IllegalStateException("moe bench --device measures backends that fuse LoRA");
+    throw new IllegalStateException(
+        "moe bench --device and moe tune measure backends that fuse LoRA");
   }
 
   @Override

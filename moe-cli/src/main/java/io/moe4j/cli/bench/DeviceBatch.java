@@ -29,6 +29,11 @@ final class DeviceBatch {
     this.shift = shift;
   }
 
+  /** {@return int32 {@code [T, K]}} */
+  Tensor ids(int tokens) {
+    return Tensor.ofInts(ids, tokens, ids.length / tokens);
+  }
+
   /** {@return F32 {@code [T, E]}} */
   Tensor logits() {
     return logits;

@@ -12,14 +12,15 @@ import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
+import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
 import java.util.SplittableRandom;
 
 /**
- * Weights, adapters and tensors of a shape in the memory of a device, in bf16. Large tensors repeat
- * a block of normal numbers, each beginning at another place of it: quick to make, of full size in
- * memory, and no zeros among them.
+ * Weights, adapters and tensors of a shape in the memory of a device, in bf16 or f16. Large tensors
+ * repeat a block of normal numbers, each beginning at another place of it: quick to make, of full
+ * size in memory, and no zeros among them.
  */
 final class DeviceModel implements AutoCloseable {
   private static final int BLOCK = 1 << 23;
@@ -27,17 +28,31 @@ final class DeviceModel implements AutoCloseable {
 
   private final BenchShape shape;
   private final Device device;
+  private final DType dtype;
+  private final boolean gated;
   private final DeviceStream stream;
   private final SplittableRandom random = new SplittableRandom(20261122);
   private final List<Device.Buffer> buffers = new ArrayList<>();
   private final Tensor block;
 
   DeviceModel(BenchShape shape, Device device) {
+    this(shape, device, DType.BF16, true);
+  }
+
+  /**
+   * @param shape sizes
+   * @param device where
+   * @param dtype of everything, 16 bits
+   * @param gated whether experts have a gate
+   */
+  DeviceModel(BenchShape shape, Device device, DType dtype, boolean gated) {
     this.shape = shape;
     this.device = device;
+    this.dtype = dtype;
+    this.gated = gated;
     this.stream = device.defaultStream();
     byte[] bytes = new byte[2 * BLOCK];
-    Tensor host = Tensor.of(DType.BF16, MemorySegment.ofArray(bytes), BLOCK);
+    Tensor host = Tensor.of(dtype, MemorySegment.ofArray(bytes), BLOCK);
     for (int i = 0; i < BLOCK; i++) {
       host.set(random.nextGaussian(0, SPREAD), i);
     }
@@ -62,7 +77,7 @@ final class DeviceModel implements AutoCloseable {
   }
 
   private Tensor normal(long... sizes) {
-    Tensor t = empty(DType.BF16, sizes);
+    Tensor t = empty(dtype, sizes);
     Tensor flat = t.reshape(t.elementCount());
     long from = random.nextInt(BLOCK / 64) * 64L;
     for (long at = 0; at < flat.size(0); from = 0) {
@@ -75,26 +90,29 @@ final class DeviceModel implements AutoCloseable {
   }
 
   MoeLayerWeights weights() {
+    return new MoeLayerWeights(experts(), null, null, null);
+  }
+
+  /** Random experts. */
+  ExpertWeights experts() {
     long e = shape.numExperts();
     long h = shape.hiddenSize();
     long i = shape.intermediateSize();
-    return new MoeLayerWeights(
-        ExpertWeights.ofStacked(
-            normal(e, 2 * i, h), normal(e, h, i), null, null, true, GateUpLayout.HALVES),
-        null,
-        null,
-        null);
+    return ExpertWeights.ofStacked(
+        normal(e, gated ? 2 * i : i, h), normal(e, h, i), null, null, gated, GateUpLayout.HALVES);
   }
 
-  /** Gate, up and down of every expert, each with an A of its own. */
+  /** Gate (where there is one), up and down of every expert, each with an A of its own. */
   LoraLayer adapter(int rank) {
     int h = shape.hiddenSize();
     int i = shape.intermediateSize();
-    return new LoraLayer(
-        Map.of(
-            LoraTarget.GATE, factors(rank, h, i),
-            LoraTarget.UP, factors(rank, h, i),
-            LoraTarget.DOWN, factors(rank, i, h)));
+    Map<LoraTarget, LoraFactors> all = new EnumMap<>(LoraTarget.class);
+    if (gated) {
+      all.put(LoraTarget.GATE, factors(rank, h, i));
+    }
+    all.put(LoraTarget.UP, factors(rank, h, i));
+    all.put(LoraTarget.DOWN, factors(rank, i, h));
+    return new LoraLayer(all);
   }
 
   private LoraFactors factors(int rank, int in, int out) {
