@@ -41,7 +41,7 @@ final class ErrorsTest {
       delimiter = '|',
       value = {
         "run --modell | 2 | Unknown option: '--modell'",
-        "runn | 2 | Did you mean: run or tune",
+        "runn | 2 | Did you mean: moe run",
         "run --layer 1 | 2 | go with --model DIR",
         "run --model x | 2 | give --input FILE.safetensors:TENSOR and --output",
         "run --threads 0 | 2 | --threads is 0, must be at least 1",

@@ -16,6 +16,7 @@ import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
 import java.util.SplittableRandom;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Weights, adapters and tensors of a shape in the memory of a device, in bf16 or f16. Large tensors
@@ -24,6 +25,7 @@ import java.util.SplittableRandom;
  */
 final class DeviceModel implements AutoCloseable {
   private static final int BLOCK = 1 << 23;
+  private static final int UNIT_BLOCK = 1 << 20;
   private static final double SPREAD = 0.02;
 
   private final BenchShape shape;
@@ -34,6 +36,8 @@ final class DeviceModel implements AutoCloseable {
   private final SplittableRandom random = new SplittableRandom(20261122);
   private final List<Device.Buffer> buffers = new ArrayList<>();
   private final Tensor block;
+  private final @Nullable DeviceModel parent;
+  private @Nullable Tensor unit;
 
   DeviceModel(BenchShape shape, Device device) {
     this(shape, device, DType.BF16, true);
@@ -51,12 +55,32 @@ final class DeviceModel implements AutoCloseable {
     this.dtype = dtype;
     this.gated = gated;
     this.stream = device.defaultStream();
-    byte[] bytes = new byte[2 * BLOCK];
-    Tensor host = Tensor.of(dtype, MemorySegment.ofArray(bytes), BLOCK);
-    for (int i = 0; i < BLOCK; i++) {
-      host.set(random.nextGaussian(0, SPREAD), i);
+    this.parent = null;
+    this.block = put(numbers(BLOCK, SPREAD));
+  }
+
+  /** Memory of its own for the same layer, given back earlier. */
+  private DeviceModel(DeviceModel parent) {
+    this.shape = parent.shape;
+    this.device = parent.device;
+    this.dtype = parent.dtype;
+    this.gated = parent.gated;
+    this.stream = parent.stream;
+    this.parent = parent;
+    this.block = parent.block;
+  }
+
+  /** {@return memory for more of the same layer, to be closed before this is} */
+  DeviceModel more() {
+    return new DeviceModel(parent == null ? this : parent);
+  }
+
+  private Tensor numbers(int count, double spread) {
+    Tensor host = Tensor.of(dtype, MemorySegment.ofArray(new byte[2 * count]), count);
+    for (int i = 0; i < count; i++) {
+      host.set(random.nextGaussian(0, spread), i);
     }
-    block = put(host);
+    return host;
   }
 
   Tensor empty(DType dtype, long... sizes) {
@@ -77,12 +101,17 @@ final class DeviceModel implements AutoCloseable {
   }
 
   private Tensor normal(long... sizes) {
+    return repeated(block, sizes);
+  }
+
+  private Tensor repeated(Tensor numbers, long... sizes) {
     Tensor t = empty(dtype, sizes);
     Tensor flat = t.reshape(t.elementCount());
-    long from = random.nextInt(BLOCK / 64) * 64L;
+    long length = numbers.size(0);
+    long from = random.nextInt((int) length / 64) * 64L;
     for (long at = 0; at < flat.size(0); from = 0) {
-      long n = Math.min(BLOCK - from, flat.size(0) - at);
-      device.copy(block.narrow(0, from, n), flat.narrow(0, at, n), stream);
+      long n = Math.min(length - from, flat.size(0) - at);
+      device.copy(numbers.narrow(0, from, n), flat.narrow(0, at, n), stream);
       at += n;
     }
     stream.synchronize();
@@ -123,6 +152,17 @@ final class DeviceModel implements AutoCloseable {
   /** Hidden states. */
   Tensor hidden(int tokens) {
     return normal(tokens, shape.hiddenSize());
+  }
+
+  /** Hidden states of mean square 1, as a model's norms leave them: no bias drowns the weights. */
+  Tensor unitHidden(int tokens) {
+    DeviceModel owner = parent == null ? this : parent;
+    Tensor numbers = owner.unit;
+    if (numbers == null) {
+      numbers = owner.put(owner.numbers(UNIT_BLOCK, 1));
+      owner.unit = numbers;
+    }
+    return repeated(numbers, tokens, shape.hiddenSize());
   }
 
   @Override

@@ -122,7 +122,7 @@ public final class DeviceTuning {
         tooLarge = tooLarge(layer, shape, lora);
         if (tooLarge != null) {
           listener.skipped(tokens.size(), tooLarge);
-        } else if (!run(layer, shape, weights, tokens, lora, goOn, listener)) {
+        } else if (!run(layer, shape, model, weights, tokens, lora, goOn, listener)) {
           return false;
         }
       }
@@ -133,6 +133,7 @@ public final class DeviceTuning {
   private boolean run(
       Layer layer,
       BenchShape shape,
+      DeviceModel model,
       ExpertWeights weights,
       List<Integer> tokens,
       DeviceBench.Lora lora,
@@ -145,8 +146,7 @@ public final class DeviceTuning {
     }
     MoeConfig config = b.build();
     DType dtype = config.weightDtype();
-    boolean gated = config.activation().isGated();
-    try (DeviceModel factors = new DeviceModel(shape, device, dtype, gated);
+    try (DeviceModel factors = model.more();
         Tuner tuner = backend.tuner(config, weights, device, file)) {
       List<LoraLayer> slots = new ArrayList<>();
       for (int a = 0; a < lora.adapters(); a++) {
@@ -158,7 +158,7 @@ public final class DeviceTuning {
                 + " T="
                 + t
                 + (slots.isEmpty() ? "" : " rank " + lora.rank() + " x " + slots.size());
-        try (DeviceModel memory = new DeviceModel(shape, device, dtype, gated)) {
+        try (DeviceModel memory = factors.more()) {
           Optional<Tuner.Outcome> found =
               goOn.getAsBoolean()
                   ? tuner.tune(
@@ -190,7 +190,9 @@ public final class DeviceTuning {
       pass.add(
           new Tuner.Call(
               ExpertsInputs.standard(
-                  memory.hidden(tokens), routing, memory.empty(dtype, tokens, shape.hiddenSize())),
+                  memory.unitHidden(tokens),
+                  routing,
+                  memory.empty(dtype, tokens, shape.hiddenSize())),
               slots.isEmpty()
                   ? Optional.empty()
                   : Optional.of(
