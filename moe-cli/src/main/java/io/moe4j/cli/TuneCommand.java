@@ -46,9 +46,9 @@ import picocli.CommandLine.ParentCommand;
       "",
       "For each number of tokens, without and with adapters, every variant that fits is run and"
           + " compared with the built-in choice: one that gives another result is dropped and"
-          + " reported, the fastest is kept, the built-in one unless another gains 1%. Each size is"
-          + " written when it is found, so that Ctrl-C and --limit lose at most the last one; what"
-          + " the file holds for other sizes, layers and cards stays.",
+          + " reported, the fastest is kept, the built-in one unless another is faster by a"
+          + " hundredth. Each size is written when it is found, so that Ctrl-C and --limit lose at"
+          + " most the last one; what the file holds for other sizes, layers and cards stays.",
       "",
       "Without a GPU: exit code 6. A model no GPU backend takes: exit code 5, with the reasons. A"
           + " file that cannot be written: exit code 7."

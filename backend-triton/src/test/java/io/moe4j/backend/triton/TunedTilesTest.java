@@ -17,7 +17,8 @@ class TunedTilesTest {
         adapters == 0 ? TunedEntry.Width.NONE : new TunedEntry.Width(32, 64, 2);
     TunedEntry.Width w2Width =
         adapters == 0 ? TunedEntry.Width.NONE : new TunedEntry.Width(16, 128, 1);
-    return new TunedEntry(tokens, adapters, rank, w13, w2, false, false, 8, 16, w13Width, w2Width, 1, 2);
+    return new TunedEntry(
+        tokens, adapters, rank, w13, w2, false, false, 8, 16, w13Width, w2Width, 1, 2);
   }
 
   private static TunedTiles tiles(TunedEntry... entries) {
@@ -125,7 +126,19 @@ class TunedTilesTest {
   private static TunedEntry with(
       TunedEntry e, int rows, TunedEntry.Width first, TunedEntry.Width second) {
     return new TunedEntry(
-        e.tokens(), e.adapters(), e.rank(), e.w13(), e.w2(), false, false, 8, rows, first, second, 1, 2);
+        e.tokens(),
+        e.adapters(),
+        e.rank(),
+        e.w13(),
+        e.w2(),
+        false,
+        false,
+        8,
+        rows,
+        first,
+        second,
+        1,
+        2);
   }
 
   /** 2880 is no multiple of 128 or 256: such tiles of another layer's entry are not taken. */
