@@ -119,7 +119,7 @@ final class AdapterAssembler {
       List<Contribution> list, LoraFactors packed, boolean sharedA) {
     Contribution first = list.getFirst();
     int experts = first.expert() != ALL ? list.size() : packed.numExperts();
-    long bytes = (sharedA ? 0 : packed.a().segment().byteSize()) + packed.b().segment().byteSize();
+    long bytes = (sharedA ? 0 : bytes(packed.a())) + bytes(packed.b());
     return new AdapterReport.TargetEntry(
         first.layer(),
         first.target(),
@@ -128,6 +128,10 @@ final class AdapterAssembler {
         first.scale(),
         packed.a().dtype() + "/" + packed.b().dtype(),
         bytes);
+  }
+
+  private static long bytes(Tensor t) {
+    return t.dtype().byteSize(t.elementCount());
   }
 
   private LoraFactors pack(
@@ -151,7 +155,7 @@ final class AdapterAssembler {
       packedA.put(c.a(), a);
     }
     DType dtype = FactorPacker.scalesExactly(c.b(), c.scale()) ? c.b().dtype() : DType.F32;
-    Tensor b = FactorPacker.allocate(arena, dtype, c.b().shape());
+    Tensor b = FactorPacker.allocateB(arena, dtype, c.b().size(0), c.b().size(1), c.b().size(2));
     requireFinite(FactorPacker.copy(c.b(), b, c.scale()), c);
     return new LoraFactors(a, b);
   }
@@ -180,7 +184,7 @@ final class AdapterAssembler {
       }
     }
     Tensor a = FactorPacker.allocate(arena, aDtype, numExperts, rank, first.a().size(2));
-    Tensor b = FactorPacker.allocate(arena, bDtype, numExperts, first.b().size(1), rank);
+    Tensor b = FactorPacker.allocateB(arena, bDtype, numExperts, first.b().size(1), rank);
     for (Contribution c : list) {
       requireFinite(FactorPacker.copy(c.a(), a.narrow(0, c.expert(), 1), 1), c);
       requireFinite(FactorPacker.copy(c.b(), b.narrow(0, c.expert(), 1), c.scale()), c);

@@ -30,6 +30,14 @@ final class FactorPacker {
   }
 
   /**
+   * Memory for a B, {@code [experts, out, rank]} in shape, {@code [experts, rank, out]} in memory,
+   * all zero: the processor then multiplies it without summing across vectors.
+   */
+  static Tensor allocateB(Arena arena, DType dtype, long experts, long out, long rank) {
+    return allocate(arena, dtype, experts, rank, out).transpose(1, 2);
+  }
+
+  /**
    * Whether every element times a factor is exact in the tensor's own dtype.
    *
    * @param t F32, BF16 or F16, 3-D, any strides

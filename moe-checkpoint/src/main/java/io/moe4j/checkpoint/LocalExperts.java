@@ -7,7 +7,6 @@ import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.Arena;
-import java.util.Arrays;
 import java.util.EnumMap;
 import java.util.IdentityHashMap;
 import java.util.Map;
@@ -72,9 +71,13 @@ final class LocalExperts {
     if (neighbours) {
       return factor.narrow(0, globalOf[0], globalOf.length);
     }
-    long[] shape = factor.shape();
-    shape[0] = globalOf.length;
-    Tensor copy = FactorPacker.allocate(Arena.ofAuto(), factor.dtype(), Arrays.copyOf(shape, 3));
+    long n = globalOf.length;
+    Tensor copy =
+        factor.stride(1) == 1 && factor.stride(2) != 1
+            ? FactorPacker.allocateB(
+                Arena.ofAuto(), factor.dtype(), n, factor.size(1), factor.size(2))
+            : FactorPacker.allocate(
+                Arena.ofAuto(), factor.dtype(), n, factor.size(1), factor.size(2));
     for (int i = 0; i < globalOf.length; i++) {
       FactorPacker.copy(factor.narrow(0, globalOf[i], 1), copy.narrow(0, i, 1), 1);
     }

@@ -225,27 +225,21 @@ final class DenseLayer {
     private void deltaTile(int segment, int member) {
       LoraView v = views[plan.segmentSlot[segment]];
       MemberScratch scratch = this.scratch[member];
-      for (int p = plan.segmentStart[segment]; p < plan.segmentEnd[segment]; p++) {
-        int t = plan.pair[p];
-        long s = shrunk0 + p * shrunkStride();
-        scratch.at[0] = xRow(t);
-        v.shrink(0, ws, scratch.at, 1, ws, s, shrunkStride(), scratch.dots);
-        for (int row0 = 0; row0 < out(); row0 += ROW_TILE) {
-          int n = Math.min(ROW_TILE, out() - row0);
-          v.expand(
-              0,
-              row0,
-              n,
-              ws,
-              s,
-              shrunkStride(),
-              1,
-              y,
-              y0 + 4L * ((long) t * out() + row0),
-              0,
-              scratch);
+      int from = plan.segmentStart[segment];
+      int n = plan.segmentEnd[segment] - from;
+      long s = shrunk0 + from * shrunkStride();
+      for (int i = 0, m; i < n; i += m) {
+        m = Math.min(kernels.dotTokens(), n - i);
+        for (int j = 0; j < m; j++) {
+          scratch.at[j] = xRow(plan.pair[from + i + j]);
         }
+        long to = s + i * shrunkStride();
+        v.shrink(0, ws, scratch.at, m, ws, to, shrunkStride(), scratch.dots);
       }
+      for (int j = 0; j < n; j++) {
+        scratch.at[j] = y0 + 4L * plan.pair[from + j] * out();
+      }
+      v.expand(0, ws, s, shrunkStride(), n, y, scratch.at, true);
     }
   }
 }

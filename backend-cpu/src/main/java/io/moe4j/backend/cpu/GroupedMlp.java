@@ -32,11 +32,10 @@ final class GroupedMlp {
       long actStride,
       long y,
       long yStride,
-      long shrunk,
-      long shrunkStride,
+      long delta,
+      long deltaStride,
       long xPanels,
       long actPanels,
-      long shrunkPanels,
       long scratch,
       long scratchStride,
       long total) {}
@@ -102,21 +101,23 @@ final class GroupedMlp {
     long pairs = (long) tokens * topK;
     long xStride = Workspace.align(4L * weights.hidden);
     long actStride = Workspace.align(4L * weights.intermediate);
-    long shrunkStride = Workspace.align(8L * maxRank);
+    long deltaStride =
+        maxLoras > 0 ? Workspace.align(4L * Math.max(weights.hidden, weights.intermediate)) : 0;
     long scratchStride =
         Workspace.align(
             Math.max(
-                4L * (2L * TOKEN_TILE + 4) * ROW_TILE,
-                usesPanels() ? PanelTiles.scratchBytes() : 0));
+                4L * ((long) maxRank * TokenPlan.SEGMENT_TOKENS + 64),
+                Math.max(
+                    4L * (2L * TOKEN_TILE + 4) * ROW_TILE,
+                    usesPanels() ? PanelTiles.scratchBytes() : 0)));
     long lanes = usesPanels() ? PanelPlan.maxLanes(pairs, weights.count(), kernels.lanes()) : 0;
     long x = 0;
     long act = x + xStride * (weightOnInput ? pairs : tokens);
     long y = act + actStride * pairs;
-    long shrunk = y + xStride * pairs;
-    long xPanels = shrunk + shrunkStride * pairs;
+    long delta = y + xStride * pairs;
+    long xPanels = delta + deltaStride * pairs;
     long actPanels = xPanels + Workspace.align(4L * lanes * weights.hidden);
-    long shrunkPanels = actPanels + Workspace.align(4L * lanes * weights.intermediate);
-    long scratch = shrunkPanels + Workspace.align(8L * lanes * maxRank);
+    long scratch = actPanels + Workspace.align(4L * lanes * weights.intermediate);
     long total = scratch + scratchStride * team.size();
     return new Layout(
         tokens,
@@ -126,11 +127,10 @@ final class GroupedMlp {
         actStride,
         y,
         xStride,
-        shrunk,
-        shrunkStride,
+        delta,
+        deltaStride,
         xPanels,
         actPanels,
-        shrunkPanels,
         scratch,
         scratchStride,
         total);

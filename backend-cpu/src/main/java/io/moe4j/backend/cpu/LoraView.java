@@ -11,10 +11,17 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * One slot's factors for one target, unpacked for the kernels; reused from call to call. A is best
- * with dense rows {@code [r, in]}; B with dense rows {@code [out, r]}, as an adapter registry keeps
- * them: then what a tile needs of it is one stretch of memory. Anything else works too, but slower.
+ * with dense rows {@code [r, in]}; B as {@code [r, out]}, as adapters are loaded, since nothing
+ * needs to be summed across a vector then. B with dense rows {@code [out, r]} takes about three
+ * times as long, other strides longer.
  */
 final class LoraView {
+  /** Rows of B that meet all tokens before the next come: they fit a first-level cache. */
+  private static final int PIECE_ROWS = 128;
+
+  /** Columns, where B lies the other way. */
+  private static final int PIECE_COLUMNS = 512;
+
   private static final MemorySegment NONE = MemorySegment.ofArray(new byte[0]);
   private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
 
@@ -124,87 +131,73 @@ final class LoraView {
   }
 
   /**
-   * {@code dst[j][i] += (B[expert] . s[j])[row0 + i]} for tokens {@code j}.
+   * {@code dst[j] (+)= B[expert] . s[j]} for some tokens {@code j}: B passes once, a piece of rows
+   * at a time.
    *
-   * @param n rows, at most {@link PanelLora#STRIDE}
-   * @param scratch of the calling member
+   * @param s shrunk tokens, F32; a vector behind the last may be read
+   * @param sStride bytes from one to the next
+   * @param at where each result begins
+   * @param add to what is there
    */
   void expand(
       int expert,
-      int row0,
-      int n,
       MemorySegment s,
       long sOffset,
       long sStride,
       int tokens,
       MemorySegment dst,
-      long dstOffset,
-      long dstStride,
-      MemberScratch scratch) {
-    float[] piece = scratch.loraB;
-    int stride = PanelLora.STRIDE;
-    for (int r0 = 0; r0 < rank; r0 += PanelLora.RANKS) {
-      int ranks = Math.min(PanelLora.RANKS, rank - r0);
-      widenB(expert, r0, ranks, row0, n, scratch);
-      for (int j = 0; j < tokens; j++) {
-        long from = sOffset + j * sStride + 4L * r0;
-        kernels.expandRow(piece, stride, s, from, ranks, dst, dstOffset + j * dstStride, n);
-      }
-    }
-  }
-
-  /**
-   * A piece of B, transposed and widened: {@code dst[r * stride + i] = B[expert][row0 + i][r0 + r]}
-   * into {@code loraB}; may write up to {@link PanelLora#STRIDE} elements for each rank.
-   *
-   * @param n rows, at most {@link PanelLora#STRIDE}
-   * @param ranks at most {@link PanelLora#RANKS}
-   */
-  void widenB(int expert, int r0, int ranks, int row0, int n, MemberScratch scratch) {
-    long base = bOffset + expert * bExpert + row0 * bRow + r0 * bCol;
+      long[] at,
+      boolean add) {
     int size = bType.bits() / 8;
-    int stride = PanelLora.STRIDE;
-    float[] dst = scratch.loraB;
-    if (bCol == size || rank == 1) {
-      float[] rows = scratch.loraRows;
-      if (bRow == (long) ranks * size) {
-        bKernels.widen(b, base, rows, 0, n * ranks);
-      } else {
-        for (int i = 0; i < n; i++) {
-          bKernels.widen(b, base + i * bRow, rows, i * ranks, ranks);
-        }
-      }
-      turn(rows, n, ranks, dst, stride);
-    } else if (bRow == size) {
-      // Whole vectors where the matrix goes on that far.
-      int whole = Math.min(stride, Math.min(out - row0, Math.ceilDiv(n, 16) * 16));
-      for (int r = 0; r < ranks; r++) {
-        bKernels.widen(b, base + r * bCol, dst, r * stride, whole);
-      }
-    } else {
-      for (int i = 0; i < n; i++) {
-        for (int r = 0; r < ranks; r++) {
-          dst[r * stride + i] = read(bType, b, base + i * bRow + r * bCol);
-        }
-      }
-    }
-  }
-
-  /** {@code dst[r][i] = rows[i][r]}, by whole blocks where they fit. */
-  private void turn(float[] rows, int n, int ranks, float[] dst, int stride) {
-    int lanes = kernels.lanes();
-    if (ranks % lanes == 0 && lanes > 1) {
-      for (int i = 0; i < n; i += lanes) {
-        for (int r = 0; r < ranks; r += lanes) {
-          kernels.transpose(rows, i * ranks + r, ranks, dst, r * stride + i, stride);
-        }
-      }
+    if (bRow == size && rank > 1) {
+      expandColumns(expert, s, sOffset, sStride, tokens, dst, at, add);
       return;
     }
-    for (int i = 0; i < n; i++) {
-      for (int r = 0; r < ranks; r++) {
-        dst[r * stride + i] = rows[i * ranks + r];
+    boolean dense = bCol == size || rank == 1;
+    for (int row0 = 0; row0 < out; row0 += PIECE_ROWS) {
+      int n = Math.min(PIECE_ROWS, out - row0);
+      long base = bOffset + expert * bExpert + row0 * bRow;
+      for (int j = 0; j < tokens; j++) {
+        long from = sOffset + j * sStride;
+        long to = at[j] + 4L * row0;
+        if (dense) {
+          bKernels.expand(b, base, bRow, n, rank, s, from, dst, to, add);
+        } else {
+          expandOneByOne(base, n, s, from, dst, to, add);
+        }
       }
+    }
+  }
+
+  /** Where B lies as {@code [r, out]}. */
+  private void expandColumns(
+      int expert,
+      MemorySegment s,
+      long sOffset,
+      long sStride,
+      int tokens,
+      MemorySegment dst,
+      long[] at,
+      boolean add) {
+    int piece = tokens <= 2 ? out : PIECE_COLUMNS;
+    for (int i = 0; i < out; i += piece) {
+      int n = Math.min(piece, out - i);
+      long base = bOffset + expert * bExpert + i * bRow;
+      bKernels.expandColumns(
+          b, base, bCol, n, rank, s, sOffset, sStride, dst, at, tokens, 4L * i, add);
+    }
+  }
+
+  /** Where neither the ranks of a row nor the rows lie side by side. */
+  private void expandOneByOne(
+      long base, int n, MemorySegment s, long from, MemorySegment dst, long to, boolean add) {
+    for (int i = 0; i < n; i++) {
+      float sum = add ? dst.get(F32, to + 4L * i) : 0f;
+      for (int r = 0; r < rank; r++) {
+        float v = read(bType, b, base + i * bRow + r * bCol);
+        sum = Math.fma(v, s.get(F32, from + 4L * r), sum);
+      }
+      dst.set(F32, to + 4L * i, sum);
     }
   }
 

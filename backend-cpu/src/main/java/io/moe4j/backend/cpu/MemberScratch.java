@@ -18,17 +18,14 @@ final class MemberScratch {
   /** {@code [panel, row, token]}: a tile's sums. */
   final float[] sums = new float[PanelPlan.MAX_GROUP * PanelTiles.SUMS];
 
-  /** {@code [rank, row]}: a piece of LoRA B, widened. */
-  final float[] loraB = new float[PanelLora.RANKS * PanelLora.STRIDE];
-
-  /** {@code [row, rank]}: the same before it is transposed. */
-  final float[] loraRows = new float[(PanelLora.STRIDE + 16) * PanelLora.RANKS];
+  /** A block that is turned over, of at most 64 lanes and rows. */
+  final float[] turned = new float[64 * 64];
 
   /** What dot products work in. */
   final float[] dots = new float[Math.max(TypedKernels.DOT_SCRATCH, Kernels.ROW_SCRATCH)];
 
-  /** Where the vectors of a dot product begin. */
-  final long[] at = new long[TypedKernels.MAX_TOKENS];
+  /** Where the vectors of a dot product begin, or the results of an expand. */
+  final long[] at = new long[Math.max(TypedKernels.MAX_TOKENS, TokenPlan.SEGMENT_TOKENS)];
 
   private MemberScratch() {}
 

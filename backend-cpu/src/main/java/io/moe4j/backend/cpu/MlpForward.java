@@ -1,6 +1,5 @@
 package io.moe4j.backend.cpu;
 
-import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -29,10 +28,7 @@ final class MlpForward {
   private final TypedKernels downKernels;
   private final TypedKernels f32;
   private final TokenPlan plan;
-  private final boolean[] live;
-  private final LoraView[] gateLora;
-  private final LoraView[] upLora;
-  private final LoraView[] downLora;
+  final LoraDeltas lora;
   private final PanelTiles panels;
 
   /** Tokens that share one pass over weights: more where there are registers for their sums. */
@@ -40,9 +36,9 @@ final class MlpForward {
 
   private final ThreadTeam.Region prepare = this::prepareTile;
   private final ThreadTeam.Region pack;
-  private final ThreadTeam.Region shrink13 = this::shrink13Tile;
+  private final ThreadTeam.Region delta13;
   private final ThreadTeam.Region product13 = this::product13Tile;
-  private final ThreadTeam.Region shrink2 = this::shrink2Tile;
+  private final ThreadTeam.Region delta2;
   private final ThreadTeam.Region product2 = this::product2Tile;
   private final ThreadTeam.Region combine = this::combineTile;
 
@@ -63,7 +59,6 @@ final class MlpForward {
   private int topK;
   private int chunkStart;
   private int chunkTokens;
-  private boolean lora;
   private MemberScratch[] scratch = NO_SCRATCH;
 
   MlpForward(GroupedMlp mlp) {
@@ -73,21 +68,12 @@ final class MlpForward {
     downKernels = mlp.kernels.forType(w.downType);
     f32 = mlp.kernels.forType(DType.F32);
     plan = new TokenPlan(w.count(), mlp.maxLoras);
-    live = new boolean[mlp.maxLoras];
-    gateLora = views(mlp);
-    upLora = views(mlp);
-    downLora = views(mlp);
+    lora = new LoraDeltas(this, mlp, plan);
     panels = new PanelTiles(this, mlp);
     groupLimit = mlp.kernels.dotTokens();
     pack = panels::pack;
-  }
-
-  private static LoraView[] views(GroupedMlp mlp) {
-    LoraView[] v = new LoraView[mlp.maxLoras];
-    for (int i = 0; i < v.length; i++) {
-      v[i] = new LoraView(mlp.kernels);
-    }
-    return v;
+    delta13 = lora::tile13;
+    delta2 = lora::tile2;
   }
 
   void run(GroupedMlp.Call call, GroupedMlp.Layout where, MemorySegment workspace) {
@@ -101,8 +87,7 @@ final class MlpForward {
     topK = call.topK();
     MoeLoraContext context = call.lora();
     MemorySegment mapping = null;
-    lora = context != null && context.hasLora() && look(context);
-    if (lora && context != null) {
+    if (lora.look(context) && context != null) {
       mapping = context.tokenLoraMapping().segment();
     }
     MemorySegment map = call.map();
@@ -112,18 +97,18 @@ final class MlpForward {
     for (int t0 = 0; t0 < call.tokens(); t0 += where.tokens()) {
       chunkStart = t0;
       chunkTokens = Math.min(where.tokens(), call.tokens() - t0);
-      plan.build(call.ids(), map, mapSize, mapping, live, t0, chunkTokens, topK);
+      plan.build(call.ids(), map, mapSize, mapping, lora.live, t0, chunkTokens, topK);
       findBlocks();
       if (plan.size > 0) {
         int rows = mlp.weightOnInput ? chunkTokens * topK : chunkTokens;
         team.run(prepare, Math.ceilDiv(rows, TOKENS_PER_TILE));
         if (plan.segments > 0) {
-          team.run(shrink13, plan.segments);
+          team.run(delta13, plan.segments);
         }
         team.run(pack, panels.plan.panels);
         team.run(product13, panels.tiles13() + blocks * Math.ceilDiv(w.intermediate, ROW_TILE));
         if (plan.segments > 0) {
-          team.run(shrink2, plan.segments);
+          team.run(delta2, plan.segments);
         }
         team.run(product2, panels.tiles2() + blocks * Math.ceilDiv(w.hidden, ROW_TILE));
       }
@@ -141,24 +126,7 @@ final class MlpForward {
     hidden = NONE;
     output = NONE;
     topkWeights = null;
-    for (int s = 0; s < live.length; s++) {
-      gateLora[s].set(null);
-      upLora[s].set(null);
-      downLora[s].set(null);
-    }
-  }
-
-  private boolean look(MoeLoraContext context) {
-    boolean any = false;
-    for (int s = 0; s < live.length; s++) {
-      LoraLayer layer = s < context.maxLoras() ? context.slot(s) : null;
-      gateLora[s].set(layer == null ? null : layer.get(w.gateTarget));
-      upLora[s].set(layer == null ? null : layer.get(w.upTarget));
-      downLora[s].set(layer == null ? null : layer.get(w.downTarget));
-      live[s] = gateLora[s].rank() + upLora[s].rank() + downLora[s].rank() > 0;
-      any |= live[s];
-    }
-    return any;
+    lora.clear();
   }
 
   /** {@return a member's own arrays} */
@@ -228,55 +196,6 @@ final class MlpForward {
     return l.x() + (mlp.weightOnInput ? pair : pair / topK) * l.xStride();
   }
 
-  private void shrink13Tile(int segment, int member) {
-    GroupedMlp.Layout l = where();
-    int slot = plan.segmentSlot[segment];
-    LoraView g = gateLora[slot];
-    LoraView u = upLora[slot];
-    boolean shared = u.sharesA(g);
-    int e = plan.segmentExpert[segment];
-    int end = plan.segmentEnd[segment];
-    long[] at = scratch[member].at;
-    float[] dots = scratch[member].dots;
-    for (int p = plan.segmentStart[segment], m; p < end; p += m) {
-      m = groupOf(end - p);
-      for (int j = 0; j < m; j++) {
-        at[j] = xRow(p + j);
-      }
-      long s = l.shrunk() + p * l.shrunkStride();
-      if (g.rank() > 0) {
-        g.shrink(e, ws, at, m, ws, s, l.shrunkStride(), dots);
-      }
-      if (u.rank() > 0 && !shared) {
-        u.shrink(e, ws, at, m, ws, s + 4L * mlp.maxRank, l.shrunkStride(), dots);
-      }
-    }
-    int start = plan.segmentStart[segment];
-    panels.lora.spread(start, end, 0, g.rank());
-    panels.lora.spread(start, end, mlp.maxRank, shared ? 0 : u.rank());
-  }
-
-  private void shrink2Tile(int segment, int member) {
-    GroupedMlp.Layout l = where();
-    LoraView d = downLora[plan.segmentSlot[segment]];
-    if (d.rank() == 0) {
-      return;
-    }
-    int end = plan.segmentEnd[segment];
-    int e = plan.segmentExpert[segment];
-    long[] at = scratch[member].at;
-    float[] dots = scratch[member].dots;
-    for (int p = plan.segmentStart[segment], m; p < end; p += m) {
-      m = groupOf(end - p);
-      for (int j = 0; j < m; j++) {
-        at[j] = l.act() + (p + j) * l.actStride();
-      }
-      long s = l.shrunk() + p * l.shrunkStride();
-      d.shrink(e, ws, at, m, ws, s, l.shrunkStride(), dots);
-    }
-    panels.lora.spread(plan.segmentStart[segment], end, 0, d.rank());
-  }
-
   private void product13Tile(int tile, int member) {
     int index = tile - panels.tiles13();
     if (index < 0) {
@@ -294,7 +213,7 @@ final class MlpForward {
     long g = l.scratch() + member * l.scratchStride();
     long u = g + TOKEN_TILE * stride;
     products13(e, from, to, row0, n, g, u, stride, member);
-    finish13(e, from, to, row0, n, g, u, stride, member);
+    finish13(e, from, to, row0, n, g, u, stride);
   }
 
   /**
@@ -322,13 +241,13 @@ final class MlpForward {
   }
 
   /** Bias, LoRA and activation of what {@link #products13} left. */
-  void finish13(int e, int from, int to, int row0, int n, long g, long u, long stride, int member) {
+  void finish13(int e, int from, int to, int row0, int n, long g, long u, long stride) {
     GroupedMlp.Layout l = where();
     for (int p = from; p < to; p++) {
       addBias(w.gateBias[e], row0, g + (p - from) * stride, n);
       addBias(w.upBias[e], row0, u + (p - from) * stride, n);
     }
-    addLora13(from, to, row0, n, g, u, stride, scratch[member]);
+    lora.add13(from, to, row0, n, g, u, stride);
     for (int p = from; p < to; p++) {
       long o = (p - from) * stride;
       mlp.kernels.activate(
@@ -352,105 +271,14 @@ final class MlpForward {
     k.dot(m.segment(), first, m.stride(), rows, ws, s.at, tokens, width, ws, out, stride, s.dots);
   }
 
-  /** How many of the tokens left go together: groups as even as can be. */
-  private int groupOf(int left) {
+  /** {@return how many of the tokens left go together: groups as even as can be} */
+  int groupOf(int left) {
     return Math.ceilDiv(left, Math.ceilDiv(left, groupLimit));
   }
 
   void addBias(@Nullable MemorySegment bias, int row0, long at, int n) {
     if (bias != null) {
       f32.axpy(1f, bias, 4L * row0, ws, at, n);
-    }
-  }
-
-  /** The first segment that ends after a position. */
-  private int segmentAt(int position) {
-    int lo = 0;
-    int hi = plan.segments;
-    while (lo < hi) {
-      int mid = (lo + hi) >>> 1;
-      if (plan.segmentEnd[mid] > position) {
-        hi = mid;
-      } else {
-        lo = mid + 1;
-      }
-    }
-    return lo;
-  }
-
-  /** {@return whether any of some sorted positions has an adapter} */
-  boolean hasLora(int from, int to) {
-    int s = lora ? segmentAt(from) : plan.segments;
-    return s < plan.segments && plan.segmentStart[s] < to;
-  }
-
-  /**
-   * Adds gate and up deltas of some sorted positions of one expert.
-   *
-   * @param g gate results of {@code from}, of which row {@code row0} comes first
-   * @param u likewise up
-   * @param stride bytes from one position's results to the next's
-   */
-  private void addLora13(
-      int from, int to, int row0, int n, long g, long u, long stride, MemberScratch own) {
-    if (!lora) {
-      return;
-    }
-    GroupedMlp.Layout l = where();
-    for (int s = segmentAt(from); s < plan.segments && plan.segmentStart[s] < to; s++) {
-      int a = Math.max(from, plan.segmentStart[s]);
-      int m = Math.min(to, plan.segmentEnd[s]) - a;
-      LoraView gate = gateLora[plan.segmentSlot[s]];
-      LoraView up = upLora[plan.segmentSlot[s]];
-      int e = plan.segmentExpert[s];
-      long shrunk = l.shrunk() + a * l.shrunkStride();
-      long o = (a - from) * stride;
-      if (gate.rank() > 0) {
-        gate.expand(e, row0, n, ws, shrunk, l.shrunkStride(), m, ws, g + o, stride, own);
-      }
-      if (up.rank() > 0) {
-        long su = up.sharesA(gate) ? shrunk : shrunk + 4L * mlp.maxRank;
-        up.expand(e, row0, n, ws, su, l.shrunkStride(), m, ws, u + o, stride, own);
-      }
-    }
-  }
-
-  /**
-   * Adds gate and up deltas to the sums of a panel's tile.
-   *
-   * @param start sorted position of the panel's first token
-   * @param row0 first output of the tile
-   * @param c index of the panel's sums
-   */
-  void addPanelLora13(int panel, int start, int tokens, int row0, int outputs, int c, int member) {
-    boolean gated = w.activation.isGated();
-    int width = panels.plan.panelVectors[panel] * mlp.kernels.lanes();
-    int jump = gated ? 12 : 6;
-    int end = start + tokens;
-    for (int s = segmentAt(start); s < plan.segments && plan.segmentStart[s] < end; s++) {
-      int from = Math.max(start, plan.segmentStart[s]) - start;
-      int to = Math.min(end, plan.segmentEnd[s]) - start;
-      int e = plan.segmentExpert[s];
-      LoraView gate = gateLora[plan.segmentSlot[s]];
-      LoraView up = upLora[plan.segmentSlot[s]];
-      if (gated) {
-        panels.lora.expand(gate, e, row0, outputs, panel, 0, from, to, c, jump, member);
-      }
-      int first = up.sharesA(gate) ? 0 : mlp.maxRank;
-      int cUp = gated ? c + 6 * width : c;
-      panels.lora.expand(up, e, row0, outputs, panel, first, from, to, cUp, jump, member);
-    }
-  }
-
-  /** Adds down deltas to the sums of a panel's tile; as {@link #addPanelLora13}. */
-  void addPanelLora2(int panel, int start, int tokens, int row0, int outputs, int c, int member) {
-    int end = start + tokens;
-    for (int s = segmentAt(start); s < plan.segments && plan.segmentStart[s] < end; s++) {
-      int from = Math.max(start, plan.segmentStart[s]) - start;
-      int to = Math.min(end, plan.segmentEnd[s]) - start;
-      LoraView down = downLora[plan.segmentSlot[s]];
-      int e = plan.segmentExpert[s];
-      panels.lora.expand(down, e, row0, outputs, panel, 0, from, to, c, 6, member);
     }
   }
 
@@ -467,7 +295,7 @@ final class MlpForward {
     int from = blockStart[block];
     int to = blockEnd[block];
     products2(e, from, to, row0, n, member);
-    finish2(e, from, to, row0, n, member);
+    addBias2(e, from, to, row0, n);
   }
 
   /** The w2 product of some sorted positions of one expert, rows {@code row0..row0+n-1}. */
@@ -481,34 +309,6 @@ final class MlpForward {
       }
       long y = l.y() + p * l.yStride() + 4L * row0;
       multiply(downKernels, w.down[e], row0, n, m, w.intermediate, y, l.yStride(), member);
-    }
-  }
-
-  /** Bias and LoRA on rows {@code row0..row0+n-1} of the w2 product of some positions. */
-  void finish2(int e, int from, int to, int row0, int n, int member) {
-    addBias2(e, from, to, row0, n);
-    if (!lora) {
-      return;
-    }
-    GroupedMlp.Layout l = where();
-    for (int s = segmentAt(from); s < plan.segments && plan.segmentStart[s] < to; s++) {
-      LoraView down = downLora[plan.segmentSlot[s]];
-      int a = Math.max(from, plan.segmentStart[s]);
-      int m = Math.min(to, plan.segmentEnd[s]) - a;
-      if (down.rank() > 0) {
-        down.expand(
-            e,
-            row0,
-            n,
-            ws,
-            l.shrunk() + a * l.shrunkStride(),
-            l.shrunkStride(),
-            m,
-            ws,
-            l.y() + a * l.yStride() + 4L * row0,
-            l.yStride(),
-            scratch[member]);
-      }
     }
   }
 
@@ -541,6 +341,9 @@ final class MlpForward {
             f32.axpy(factor, ws, y, ws, sum, w.hidden);
           } else {
             f32.widen(ws, y, ws, sum, w.hidden, factor);
+          }
+          if (lora.changesDown(plan.slot(pair))) {
+            f32.axpy(factor, ws, l.delta() + p * l.deltaStride(), ws, sum, w.hidden);
           }
           any = true;
         }

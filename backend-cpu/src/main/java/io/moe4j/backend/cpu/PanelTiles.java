@@ -38,7 +38,6 @@ final class PanelTiles {
   private final int lanes;
   private final boolean gated;
   final PanelPlan plan;
-  final PanelLora lora;
 
   PanelTiles(MlpForward f, GroupedMlp mlp) {
     this.f = f;
@@ -50,7 +49,6 @@ final class PanelTiles {
     // vector: dot products read from memory while they multiply, widening only reads.
     int alone = lanes >= 8 ? 3 * kernels.dotTokens() : lanes / 2;
     plan = new PanelPlan(lanes, Math.min(kernels.panelVectors(), MAX_WIDTH / lanes), alone);
-    lora = new PanelLora(f, mlp, plan);
   }
 
   /** What one member takes of the workspace: a panel's sums, the tail's gate, up and products. */
@@ -230,9 +228,9 @@ final class PanelTiles {
       int width = plan.panelVectors[panel] * lanes;
       int start = plan.panelStart[panel];
       int tokens = plan.panelTokens[panel];
-      boolean adapted = f.hasLora(start, start + tokens);
+      boolean adapted = f.lora.touches(start, start + tokens);
       if (adapted) {
-        f.addPanelLora13(panel, start, tokens, row0, outputs, i * SUMS, member);
+        f.lora.addPanel13(start, tokens, width, row0, outputs, i * SUMS, member);
       }
       MemorySegment.copy(sums, i * SUMS, ws, F32, c, blocks * ROWS * width);
       for (int b = 0; b < blocks; b++) {
@@ -272,7 +270,7 @@ final class PanelTiles {
           MemorySegment.copy(ws, row, ws, u + o, 4L * perBlock);
         }
       }
-      f.finish13(e, from, to, row0, outputs, g, u, stride, member);
+      f.finish13(e, from, to, row0, outputs, g, u, stride);
     }
   }
 
@@ -331,9 +329,6 @@ final class PanelTiles {
       int panel = plan.groupPanel[group] + i;
       int start = plan.panelStart[panel];
       int end = start + plan.panelTokens[panel];
-      if (f.hasLora(start, end)) {
-        f.addPanelLora2(panel, start, end - start, row0, outputs, i * SUMS, member);
-      }
       unpack(sums, i * SUMS, outputs, panel, l.y() + 4L * row0, l.yStride());
       f.addBias2(e, start, end, row0, outputs);
     }
@@ -345,7 +340,7 @@ final class PanelTiles {
         long products = scratch(member, 3) + 4L * (t - from) * TILE_ROWS;
         MemorySegment.copy(ws, products, ws, l.y() + t * l.yStride() + 4L * row0, 4L * outputs);
       }
-      f.finish2(e, from, to, row0, outputs, member);
+      f.addBias2(e, from, to, row0, outputs);
     }
   }
 }

@@ -11,6 +11,9 @@ import org.jspecify.annotations.Nullable;
  * Reused from call to call; its arrays grow to the largest chunk seen and then stay.
  */
 final class TokenPlan {
+  /** Positions of a segment at most: what one thread takes at once. */
+  static final int SEGMENT_TOKENS = 32;
+
   private static final ValueLayout.OfInt I32 = ValueLayout.JAVA_INT_UNALIGNED;
 
   /** Pairs that go somewhere. */
@@ -25,7 +28,7 @@ final class TokenPlan {
   /** By expert: where its positions begin; one entry more than experts. */
   final int[] expertStart;
 
-  /** Stretches of one expert and one slot that has an adapter. */
+  /** Stretches of one expert and one slot that has an adapter, none too long for one thread. */
   int segments;
 
   int[] segmentStart = new int[0];
@@ -106,6 +109,11 @@ final class TokenPlan {
     }
   }
 
+  /** {@return the slot of a pair that goes somewhere, -1 without adapter} */
+  int slot(int pair) {
+    return key[pair] % (slots + 1) - 1;
+  }
+
   private void findSegments(int width) {
     segments = 0;
     for (int e = 0; e < experts; e++) {
@@ -113,8 +121,8 @@ final class TokenPlan {
       for (int s = 1; s < width; s++) {
         int from = cursor[e * width + s];
         int to = cursor[e * width + s + 1];
-        if (from < to) {
-          addSegment(e, s - 1, from, to);
+        for (int p = from; p < to; p += SEGMENT_TOKENS) {
+          addSegment(e, s - 1, p, Math.min(to, p + SEGMENT_TOKENS));
         }
       }
     }

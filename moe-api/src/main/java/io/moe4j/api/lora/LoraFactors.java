@@ -9,7 +9,9 @@ import io.moe4j.api.tensor.Tensor;
  *
  * @param a {@code [E_local, r, in]}, or {@code [1, r, in]} where one A serves all experts, or with
  *     stride 0 along the experts
- * @param b {@code [E_local, out, r]} or {@code [1, out, r]}; any strides
+ * @param b {@code [E_local, out, r]} or {@code [1, out, r]}; any strides. On the host, where
+ *     backends read it in place, {@code [E, r, out]} in memory (strides {@code r * out, 1, out}) is
+ *     fastest, and what moe-checkpoint loads; devices get a dense copy anyway
  */
 public record LoraFactors(Tensor a, Tensor b) {
   /**

@@ -97,10 +97,11 @@ final class SyntheticLayer {
             0,
             new LoraLayer(
                 Map.of(
-                    LoraTarget.GATE, new LoraFactors(a13, repeated(e, i, rank)),
-                    LoraTarget.UP, new LoraFactors(a13, repeated(e, i, rank)),
+                    LoraTarget.GATE, new LoraFactors(a13, repeated(e, rank, i).transpose(1, 2)),
+                    LoraTarget.UP, new LoraFactors(a13, repeated(e, rank, i).transpose(1, 2)),
                     LoraTarget.DOWN,
-                        new LoraFactors(repeated(e, rank, i), repeated(e, h, rank))))));
+                        new LoraFactors(
+                            repeated(e, rank, i), repeated(e, rank, h).transpose(1, 2))))));
   }
 
   Tensor hidden(int tokens) {

@@ -89,61 +89,6 @@ public interface Kernels {
       boolean add);
 
   /**
-   * Twelve rows of LoRA B times shrunk tokens, added to some lanes of one vector of a panel's sums:
-   * {@code c[r][t] += sum_i b[i][r] * s[i][t]} for {@code from <= t < to}.
-   *
-   * @param b {@code [rank, rows]}
-   * @param b0 index of the first row's first element
-   * @param bStride elements from one of the rank to the next
-   * @param s F32, a vector of tokens for each of the rank
-   * @param sOffset bytes
-   * @param sStride bytes from one of the rank to the next
-   * @param rank columns of B
-   * @param c sums
-   * @param c0 index of row 0 and lane 0; rows 1..5 follow
-   * @param c6 index of row 6 and lane 0; rows 7..11 follow
-   * @param cStride elements from one row to the next
-   * @param from first lane, at least 0
-   * @param to behind the last lane, at most {@link #lanes}
-   */
-  void expand(
-      float[] b,
-      int b0,
-      int bStride,
-      MemorySegment s,
-      long sOffset,
-      long sStride,
-      int rank,
-      float[] c,
-      int c0,
-      int c6,
-      int cStride,
-      int from,
-      int to);
-
-  /**
-   * LoRA B times one shrunk token: {@code dst[i] += sum_r s[r] * b[r][i]}.
-   *
-   * @param b {@code [rank, n]}
-   * @param bStride elements from one of the rank to the next
-   * @param s F32
-   * @param sOffset bytes
-   * @param rank how many
-   * @param dst F32
-   * @param dstOffset bytes
-   * @param n elements
-   */
-  void expandRow(
-      float[] b,
-      int bStride,
-      MemorySegment s,
-      long sOffset,
-      int rank,
-      MemorySegment dst,
-      long dstOffset,
-      int n);
-
-  /**
    * A square block of {@link #lanes} rows and columns turned over: {@code dst[j][i] = src[i][j]}.
    *
    * @param src the block; afterwards it holds something else
@@ -166,17 +111,34 @@ public interface Kernels {
       int columns);
 
   /**
-   * {@link #transpose(float[], int, int, MemorySegment, long, long, int, int)} of a whole block, to
-   * an array.
+   * A block of up to {@link #lanes} rows and columns turned over and added to a panel's sums:
+   * {@code dst[row(first + j)][i] += src[i][j]}, where the rows of {@code dst} come by six: {@code
+   * row(r) = r / 6 * jump + r % 6}.
    *
-   * @param src the block; afterwards it holds something else
-   * @param at index of its first element
-   * @param stride elements from one row to the next
-   * @param dst where it goes
-   * @param to index of the first element there
+   * @param src F32; whole vectors of its rows are read
+   * @param srcOffset bytes
+   * @param srcStride bytes from one row to the next
+   * @param tokens rows of the block
+   * @param turned room for a square block
+   * @param dst sums
+   * @param to index of row 0's first element
    * @param dstStride elements from one row to the next
+   * @param first which row of dst the block's first column goes to
+   * @param jump rows from one six to the next
+   * @param rows of dst that are added to
    */
-  void transpose(float[] src, int at, int stride, float[] dst, int to, int dstStride);
+  void transposeAdd(
+      MemorySegment src,
+      long srcOffset,
+      long srcStride,
+      int tokens,
+      float[] turned,
+      float[] dst,
+      int to,
+      int dstStride,
+      int first,
+      int jump,
+      int rows);
 
   /**
    * The function between the w13 and the w2 product, in f32. {@code gate} is not read where the

@@ -45,6 +45,54 @@ final class ScalarKernels implements Kernels {
     };
   }
 
+  /** Rows {@code from..to-1} of {@link TypedKernels#expand}. */
+  static void expandRows(
+      DType dtype,
+      MemorySegment b,
+      long bOffset,
+      long bStride,
+      int from,
+      int to,
+      int rank,
+      MemorySegment s,
+      long sOffset,
+      MemorySegment dst,
+      long dstOffset,
+      boolean add) {
+    for (int i = from; i < to; i++) {
+      float sum = 0;
+      for (int r = 0; r < rank; r++) {
+        sum = Math.fma(read(dtype, b, bOffset + i * bStride, r), s.get(F32, sOffset + 4L * r), sum);
+      }
+      long at = dstOffset + 4L * i;
+      dst.set(F32, at, add ? dst.get(F32, at) + sum : sum);
+    }
+  }
+
+  /** Columns {@code from..to-1} of one vector of {@link ExpandKernel#expandColumns}. */
+  static void expandColumns(
+      DType dtype,
+      MemorySegment b,
+      long bOffset,
+      long bStride,
+      int from,
+      int to,
+      int rank,
+      MemorySegment s,
+      long sOffset,
+      MemorySegment dst,
+      long dstOffset,
+      boolean add) {
+    for (int i = from; i < to; i++) {
+      float sum = 0;
+      for (int r = 0; r < rank; r++) {
+        sum = Math.fma(read(dtype, b, bOffset + r * bStride, i), s.get(F32, sOffset + 4L * r), sum);
+      }
+      long at = dstOffset + 4L * i;
+      dst.set(F32, at, add ? dst.get(F32, at) + sum : sum);
+    }
+  }
+
   @Override
   public void panel(
       float[] w, int w0, MemorySegment x, long xOffset, int vectors, int k, float[] c, int c0) {
@@ -57,33 +105,6 @@ final class ScalarKernels implements Kernels {
         }
         c[at] = sum;
       }
-    }
-  }
-
-  @Override
-  public void expand(
-      float[] b,
-      int b0,
-      int bStride,
-      MemorySegment s,
-      long sOffset,
-      long sStride,
-      int rank,
-      float[] c,
-      int c0,
-      int c6,
-      int cStride,
-      int from,
-      int to) {
-    if (from > 0 || to < 1) {
-      return;
-    }
-    for (int r = 0; r < PANEL_ROWS; r++) {
-      float sum = 0;
-      for (int i = 0; i < rank; i++) {
-        sum += b[b0 + i * bStride + r] * s.get(F32, sOffset + i * sStride);
-      }
-      c[r < 6 ? c0 + r * cStride : c6 + (r - 6) * cStride] += sum;
     }
   }
 
@@ -112,25 +133,6 @@ final class ScalarKernels implements Kernels {
   }
 
   @Override
-  public void expandRow(
-      float[] b,
-      int bStride,
-      MemorySegment s,
-      long sOffset,
-      int rank,
-      MemorySegment dst,
-      long dstOffset,
-      int n) {
-    for (int i = 0; i < n; i++) {
-      float sum = dst.get(F32, dstOffset + 4L * i);
-      for (int r = 0; r < rank; r++) {
-        sum = Math.fma(s.get(F32, sOffset + 4L * r), b[r * bStride + i], sum);
-      }
-      dst.set(F32, dstOffset + 4L * i, sum);
-    }
-  }
-
-  @Override
   public void transpose(
       float[] src,
       int at,
@@ -146,8 +148,21 @@ final class ScalarKernels implements Kernels {
   }
 
   @Override
-  public void transpose(float[] src, int at, int stride, float[] dst, int to, int dstStride) {
-    dst[to] = src[at];
+  public void transposeAdd(
+      MemorySegment src,
+      long srcOffset,
+      long srcStride,
+      int tokens,
+      float[] turned,
+      float[] dst,
+      int to,
+      int dstStride,
+      int first,
+      int jump,
+      int rows) {
+    if (rows > 0 && tokens > 0) {
+      dst[to + (first / 6 * jump + first % 6) * dstStride] += src.get(F32, srcOffset);
+    }
   }
 
   @Override
@@ -190,6 +205,43 @@ final class ScalarKernels implements Kernels {
               outOffset + j * outStride + 4L * r,
               dotRow(dtype, w, wOffset + r * wStride, x, at[j], k));
         }
+      }
+    }
+
+    @Override
+    public void expand(
+        MemorySegment b,
+        long bOffset,
+        long bStride,
+        int rows,
+        int rank,
+        MemorySegment s,
+        long sOffset,
+        MemorySegment dst,
+        long dstOffset,
+        boolean add) {
+      expandRows(dtype, b, bOffset, bStride, 0, rows, rank, s, sOffset, dst, dstOffset, add);
+    }
+
+    @Override
+    public void expandColumns(
+        MemorySegment b,
+        long bOffset,
+        long bStride,
+        int n,
+        int rank,
+        MemorySegment s,
+        long sOffset,
+        long sStride,
+        MemorySegment dst,
+        long[] at,
+        int tokens,
+        long dstOffset,
+        boolean add) {
+      for (int j = 0; j < tokens; j++) {
+        long q = sOffset + j * sStride;
+        long d = at[j] + dstOffset;
+        ScalarKernels.expandColumns(dtype, b, bOffset, bStride, 0, n, rank, s, q, dst, d, add);
       }
     }
 

@@ -15,9 +15,12 @@ final class VectorKernels implements Kernels {
   private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
   private static final int VL = F.length();
 
-  private final TypedKernels f32 = VectorTyped.of(DType.F32);
-  private final TypedKernels bf16 = VectorTyped.of(DType.BF16);
-  private final TypedKernels f16 = VectorTyped.of(DType.F16);
+  private final TypedKernels f32 =
+      VectorTemplate.of(VectorTyped.class, TypedKernels.class, DType.F32);
+  private final TypedKernels bf16 =
+      VectorTemplate.of(VectorTyped.class, TypedKernels.class, DType.BF16);
+  private final TypedKernels f16 =
+      VectorTemplate.of(VectorTyped.class, TypedKernels.class, DType.F16);
 
   @Override
   public String description() {
@@ -60,37 +63,6 @@ final class VectorKernels implements Kernels {
   }
 
   @Override
-  public void expand(
-      float[] b,
-      int b0,
-      int bStride,
-      MemorySegment s,
-      long sOffset,
-      long sStride,
-      int rank,
-      float[] c,
-      int c0,
-      int c6,
-      int cStride,
-      int from,
-      int to) {
-    VectorPanel.expand(b, b0, bStride, s, sOffset, sStride, rank, c, c0, c6, cStride, from, to);
-  }
-
-  @Override
-  public void expandRow(
-      float[] b,
-      int bStride,
-      MemorySegment s,
-      long sOffset,
-      int rank,
-      MemorySegment dst,
-      long dstOffset,
-      int n) {
-    VectorRows.expand(b, bStride, s, sOffset, rank, dst, dstOffset, n);
-  }
-
-  @Override
   public void transpose(
       float[] src,
       int at,
@@ -104,8 +76,20 @@ final class VectorKernels implements Kernels {
   }
 
   @Override
-  public void transpose(float[] src, int at, int stride, float[] dst, int to, int dstStride) {
-    VectorTranspose.block(src, at, stride, dst, to, dstStride);
+  public void transposeAdd(
+      MemorySegment src,
+      long srcOffset,
+      long srcStride,
+      int tokens,
+      float[] turned,
+      float[] dst,
+      int to,
+      int dstStride,
+      int first,
+      int jump,
+      int rows) {
+    VectorTranspose.blockAdd(
+        src, srcOffset, srcStride, tokens, turned, dst, to, dstStride, first, jump, rows);
   }
 
   @Override

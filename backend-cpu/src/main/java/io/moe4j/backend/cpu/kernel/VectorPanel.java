@@ -3,8 +3,6 @@ package io.moe4j.backend.cpu.kernel;
 import java.lang.foreign.MemorySegment;
 import java.nio.ByteOrder;
 import jdk.incubator.vector.FloatVector;
-import jdk.incubator.vector.VectorMask;
-import jdk.incubator.vector.VectorOperators;
 import jdk.incubator.vector.VectorSpecies;
 
 /**
@@ -25,8 +23,6 @@ final class VectorPanel {
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;
   private static final int WS = Kernels.PANEL_STRIDE;
 
-  /** The number of each lane. */
-  private static final FloatVector LANE = FloatVector.zero(F).addIndex(1);
 
   private VectorPanel() {}
 
@@ -239,67 +235,5 @@ final class VectorPanel {
     s5v1.intoArray(c, c0 + 21 * VL);
     s5v2.intoArray(c, c0 + 22 * VL);
     s5v3.intoArray(c, c0 + 23 * VL);
-  }
-
-  /**
-   * Twelve rows of LoRA B times one vector of shrunk tokens, added to those lanes only that have
-   * the adapter: {@code c[r][t] += sum_i b[i][r] * s[i][t]}, t = from..to-1.
-   */
-  static void expand(
-      float[] b,
-      int b0,
-      int bStride,
-      MemorySegment s,
-      long s0,
-      long sStride,
-      int rank,
-      float[] c,
-      int c0,
-      int c6,
-      int cStride,
-      int from,
-      int to) {
-    FloatVector d0 = FloatVector.zero(F);
-    FloatVector d1 = d0;
-    FloatVector d2 = d0;
-    FloatVector d3 = d0;
-    FloatVector d4 = d0;
-    FloatVector d5 = d0;
-    FloatVector d6 = d0;
-    FloatVector d7 = d0;
-    FloatVector d8 = d0;
-    FloatVector d9 = d0;
-    FloatVector d10 = d0;
-    FloatVector d11 = d0;
-    for (int i = 0; i < rank; i++) {
-      FloatVector t = FloatVector.fromMemorySegment(F, s, s0 + i * sStride, LE);
-      int at = b0 + i * bStride;
-      d0 = t.fma(FloatVector.broadcast(F, b[at]), d0);
-      d1 = t.fma(FloatVector.broadcast(F, b[at + 1]), d1);
-      d2 = t.fma(FloatVector.broadcast(F, b[at + 2]), d2);
-      d3 = t.fma(FloatVector.broadcast(F, b[at + 3]), d3);
-      d4 = t.fma(FloatVector.broadcast(F, b[at + 4]), d4);
-      d5 = t.fma(FloatVector.broadcast(F, b[at + 5]), d5);
-      d6 = t.fma(FloatVector.broadcast(F, b[at + 6]), d6);
-      d7 = t.fma(FloatVector.broadcast(F, b[at + 7]), d7);
-      d8 = t.fma(FloatVector.broadcast(F, b[at + 8]), d8);
-      d9 = t.fma(FloatVector.broadcast(F, b[at + 9]), d9);
-      d10 = t.fma(FloatVector.broadcast(F, b[at + 10]), d10);
-      d11 = t.fma(FloatVector.broadcast(F, b[at + 11]), d11);
-    }
-    VectorMask<Float> here =
-        LANE.compare(VectorOperators.GE, from).and(LANE.compare(VectorOperators.LT, to));
-    FloatVector.fromArray(F, c, c0).add(d0, here).intoArray(c, c0);
-    FloatVector.fromArray(F, c, c0 + cStride).add(d1, here).intoArray(c, c0 + cStride);
-    FloatVector.fromArray(F, c, c0 + 2 * cStride).add(d2, here).intoArray(c, c0 + 2 * cStride);
-    FloatVector.fromArray(F, c, c0 + 3 * cStride).add(d3, here).intoArray(c, c0 + 3 * cStride);
-    FloatVector.fromArray(F, c, c0 + 4 * cStride).add(d4, here).intoArray(c, c0 + 4 * cStride);
-    FloatVector.fromArray(F, c, c0 + 5 * cStride).add(d5, here).intoArray(c, c0 + 5 * cStride);
-    FloatVector.fromArray(F, c, c6).add(d6, here).intoArray(c, c6);
-    FloatVector.fromArray(F, c, c6 + cStride).add(d7, here).intoArray(c, c6 + cStride);
-    FloatVector.fromArray(F, c, c6 + 2 * cStride).add(d8, here).intoArray(c, c6 + 2 * cStride);
-    FloatVector.fromArray(F, c, c6 + 3 * cStride).add(d9, here).intoArray(c, c6 + 3 * cStride);
-    FloatVector.fromArray(F, c, c6 + 4 * cStride).add(d10, here).intoArray(c, c6 + 4 * cStride);
-    FloatVector.fromArray(F, c, c6 + 5 * cStride).add(d11, here).intoArray(c, c6 + 5 * cStride);
   }
 }

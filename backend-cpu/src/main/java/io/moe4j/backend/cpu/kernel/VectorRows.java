@@ -1,19 +1,16 @@
 package io.moe4j.backend.cpu.kernel;
 
 import java.lang.foreign.MemorySegment;
-import java.nio.ByteOrder;
 import jdk.incubator.vector.FloatVector;
 import jdk.incubator.vector.VectorSpecies;
 
 /**
  * Widened rows times the few tokens that do not fill a panel, four rows and four tokens at a time,
- * vectors along the columns; and widened LoRA B times single tokens, vectors along its rows.
+ * vectors along the columns.
  */
 final class VectorRows {
   private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
   private static final int VL = F.length();
-  private static final long VB = 4L * VL;
-  private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;
   private static final int WS = Kernels.PANEL_STRIDE;
   private static final int SUMS = Kernels.ROW_TOKENS * WS;
 
@@ -123,76 +120,5 @@ final class VectorRows {
     s13.intoArray(x, SUMS + 13 * VL);
     s23.intoArray(x, SUMS + 14 * VL);
     s33.intoArray(x, SUMS + 15 * VL);
-  }
-
-  /** {@code dst[i] += sum_r s[r] * b[r][i]}. */
-  static void expand(
-      float[] b,
-      int bStride,
-      MemorySegment s,
-      long s0,
-      int rank,
-      MemorySegment dst,
-      long d0,
-      int n) {
-    int i = 0;
-    for (; i + 4 * VL <= n; i += 4 * VL) {
-      expand4(b, i, bStride, s, s0, rank, dst, d0 + 4L * i);
-    }
-    for (; i + VL <= n; i += VL) {
-      expand1(b, i, bStride, s, s0, rank, dst, d0 + 4L * i);
-    }
-    for (; i < n; i++) {
-      long at = d0 + 4L * i;
-      float sum = dst.get(ScalarKernels.F32, at);
-      for (int r = 0; r < rank; r++) {
-        sum = Math.fma(s.get(ScalarKernels.F32, s0 + 4L * r), b[r * bStride + i], sum);
-      }
-      dst.set(ScalarKernels.F32, at, sum);
-    }
-  }
-
-  private static void expand4(
-      float[] b,
-      int b0,
-      int bStride,
-      MemorySegment s,
-      long s0,
-      int rank,
-      MemorySegment dst,
-      long d) {
-    FloatVector d0 = FloatVector.fromMemorySegment(F, dst, d, LE);
-    FloatVector d1 = FloatVector.fromMemorySegment(F, dst, d + VB, LE);
-    FloatVector d2 = FloatVector.fromMemorySegment(F, dst, d + 2 * VB, LE);
-    FloatVector d3 = FloatVector.fromMemorySegment(F, dst, d + 3 * VB, LE);
-    for (int r = 0; r < rank; r++) {
-      FloatVector f = FloatVector.broadcast(F, s.get(ScalarKernels.F32, s0 + 4L * r));
-      int at = b0 + r * bStride;
-      d0 = FloatVector.fromArray(F, b, at).fma(f, d0);
-      d1 = FloatVector.fromArray(F, b, at + VL).fma(f, d1);
-      d2 = FloatVector.fromArray(F, b, at + 2 * VL).fma(f, d2);
-      d3 = FloatVector.fromArray(F, b, at + 3 * VL).fma(f, d3);
-    }
-    d0.intoMemorySegment(dst, d, LE);
-    d1.intoMemorySegment(dst, d + VB, LE);
-    d2.intoMemorySegment(dst, d + 2 * VB, LE);
-    d3.intoMemorySegment(dst, d + 3 * VB, LE);
-  }
-
-  private static void expand1(
-      float[] b,
-      int b0,
-      int bStride,
-      MemorySegment s,
-      long s0,
-      int rank,
-      MemorySegment dst,
-      long d) {
-    FloatVector d0 = FloatVector.fromMemorySegment(F, dst, d, LE);
-    for (int r = 0; r < rank; r++) {
-      float f = s.get(ScalarKernels.F32, s0 + 4L * r);
-      d0 = FloatVector.fromArray(F, b, b0 + r * bStride).fma(FloatVector.broadcast(F, f), d0);
-    }
-    d0.intoMemorySegment(dst, d, LE);
   }
 }

@@ -69,11 +69,33 @@ final class VectorTranspose {
     }
   }
 
-  /** {@code dst[j][i] = src[i][j]}; the block is turned over where it stands. */
-  static void block(float[] src, int at, int stride, float[] dst, int to, int dstStride) {
-    turn(src, at, stride);
-    for (int j = 0; j < VL; j++) {
-      FloatVector.fromArray(F, src, at + j * stride).intoArray(dst, to + j * dstStride);
+  /** {@code dst[row(first + j)][i] += src[i][j]}. */
+  static void blockAdd(
+      MemorySegment src,
+      long srcOffset,
+      long srcStride,
+      int tokens,
+      float[] turned,
+      float[] dst,
+      int to,
+      int dstStride,
+      int first,
+      int jump,
+      int rows) {
+    for (int i = 0; i < tokens; i++) {
+      FloatVector.fromMemorySegment(F, src, srcOffset + i * srcStride, LE)
+          .intoArray(turned, i * VL);
+    }
+    for (int i = tokens; i < VL; i++) {
+      FloatVector.zero(F).intoArray(turned, i * VL);
+    }
+    turn(turned, 0, VL);
+    for (int j = 0; j < rows; j++) {
+      int r = first + j;
+      int o = to + (r / 6 * jump + r % 6) * dstStride;
+      FloatVector.fromArray(F, turned, j * VL)
+          .add(FloatVector.fromArray(F, dst, o))
+          .intoArray(dst, o);
     }
   }
 

@@ -1,24 +1,14 @@
 package io.moe4j.backend.cpu.kernel;
 
 import io.moe4j.api.tensor.DType;
-import java.io.IOException;
-import java.io.InputStream;
-import java.io.UncheckedIOException;
 import java.lang.foreign.MemorySegment;
 import java.lang.invoke.MethodHandles;
 import java.nio.ByteOrder;
 import jdk.incubator.vector.FloatVector;
-import jdk.incubator.vector.IntVector;
-import jdk.incubator.vector.ShortVector;
-import jdk.incubator.vector.VectorMask;
-import jdk.incubator.vector.VectorOperators;
-import jdk.incubator.vector.VectorShape;
 import jdk.incubator.vector.VectorSpecies;
 
 /**
- * Vector kernels over matrices of one dtype. The class is a template: {@link #of} defines it once
- * per dtype as a hidden class whose class data is the dtype, so that {@link #TYPE} is a constant to
- * the compiler, the loops of one dtype hold no trace of the others, and their profiles do not mix.
+ * Vector kernels over matrices of one dtype. A {@link VectorTemplate}.
  *
  * <p>{@code dot} works on blocks of four rows, four sequential streams of weights that keep the
  * memory busy, and up to six vectors: 24 accumulators, ten loads for 24 multiply-adds. The vectors
@@ -29,12 +19,11 @@ import jdk.incubator.vector.VectorSpecies;
  * fill a vector are added one by one.
  */
 final class VectorTyped implements TypedKernels {
-  private static final DType TYPE = classData();
+  private static final DType TYPE = VectorTemplate.dtype(MethodHandles.lookup());
+  private static final ExpandKernel EXPAND =
+      VectorTemplate.of(VectorExpand.class, ExpandKernel.class, TYPE);
 
   private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
-  private static final VectorSpecies<Integer> I = IntVector.SPECIES_PREFERRED;
-  private static final VectorSpecies<Short> S =
-      VectorSpecies.of(short.class, VectorShape.forBitSize(F.vectorBitSize() / 2));
   private static final int VL = F.length();
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;
   private static final int BYTES = TYPE.bits() / 8;
@@ -49,70 +38,47 @@ final class VectorTyped implements TypedKernels {
 
   private VectorTyped() {}
 
-  private static DType classData() {
-    try {
-      DType type = MethodHandles.classData(MethodHandles.lookup(), "_", DType.class);
-      return type == null ? DType.F32 : type;
-    } catch (IllegalAccessException e) {
-      throw new IllegalStateException(e);
-    }
-  }
-
-  /** The template for one dtype. */
-  static TypedKernels of(DType dtype) {
-    ScalarKernels.requireFloat(dtype);
-    try (InputStream in = VectorTyped.class.getResourceAsStream("VectorTyped.class")) {
-      if (in == null) {
-        throw new IllegalStateException(
-            "the class file of " + VectorTyped.class + " is not at hand");
-      }
-      MethodHandles.Lookup lookup =
-          MethodHandles.lookup().defineHiddenClassWithClassData(in.readAllBytes(), dtype, true);
-      return (TypedKernels)
-          lookup
-              .findConstructor(
-                  lookup.lookupClass(), java.lang.invoke.MethodType.methodType(void.class))
-              .invoke();
-    } catch (IOException e) {
-      throw new UncheckedIOException(e);
-    } catch (RuntimeException | Error e) {
-      throw e;
-    } catch (Throwable e) {
-      throw new IllegalStateException(e);
-    }
-  }
-
   /** A vector of consecutive elements, widened exactly. */
   private static FloatVector load(MemorySegment s, long offset) {
-    if (TYPE == DType.F32) {
-      return FloatVector.fromMemorySegment(F, s, offset, LE);
-    }
-    ShortVector raw = ShortVector.fromMemorySegment(S, s, offset, LE);
-    IntVector v = (IntVector) raw.convertShape(VectorOperators.ZERO_EXTEND_S2I, I, 0);
-    if (TYPE == DType.BF16) {
-      return v.lanewise(VectorOperators.LSHL, 16).reinterpretAsFloats();
-    }
-    return widenF16(v);
-  }
-
-  /**
-   * binary16 in the low halves of ints. Adding 112 to the exponent is right for normal numbers;
-   * subnormals get an implicit one and lose it again in an exact subtraction, which never touches a
-   * subnormal float (those are slow); infinities and NaN get the exponent pushed to the end.
-   */
-  private static FloatVector widenF16(IntVector v) {
-    IntVector a = v.and(0x7fff).lanewise(VectorOperators.LSHL, 13);
-    IntVector sign = v.and(0x8000).lanewise(VectorOperators.LSHL, 16);
-    VectorMask<Integer> small = a.compare(VectorOperators.LT, 1 << 23);
-    VectorMask<Integer> special = a.compare(VectorOperators.GE, 31 << 23);
-    IntVector normal = a.add(112 << 23);
-    IntVector subnormal = a.add(113 << 23).reinterpretAsFloats().sub(0x1p-14f).reinterpretAsInts();
-    IntVector bits = normal.blend(subnormal, small).blend(a.add(224 << 23), special);
-    return bits.or(sign).reinterpretAsFloats();
+    return VectorLoads.load(TYPE, s, offset);
   }
 
   private static float readOne(MemorySegment s, long offset, long i) {
     return ScalarKernels.read(TYPE, s, offset, i);
+  }
+
+  @Override
+  public void expand(
+      MemorySegment b,
+      long bOffset,
+      long bStride,
+      int rows,
+      int rank,
+      MemorySegment s,
+      long sOffset,
+      MemorySegment dst,
+      long dstOffset,
+      boolean add) {
+    EXPAND.expand(b, bOffset, bStride, rows, rank, s, sOffset, dst, dstOffset, add);
+  }
+
+  @Override
+  public void expandColumns(
+      MemorySegment b,
+      long bOffset,
+      long bStride,
+      int n,
+      int rank,
+      MemorySegment s,
+      long sOffset,
+      long sStride,
+      MemorySegment dst,
+      long[] at,
+      int tokens,
+      long dstOffset,
+      boolean add) {
+    EXPAND.expandColumns(
+        b, bOffset, bStride, n, rank, s, sOffset, sStride, dst, at, tokens, dstOffset, add);
   }
 
   @Override

@@ -41,7 +41,15 @@ class KernelCompilationTest {
     assertThat(kernels).noneMatch(l -> l.contains("COMPILE SKIPPED"));
     int most = KernelSelection.kernels().panelVectors();
     for (String name :
-        List.of("::dot4x1 ", "::dot4x6 ", "::rows6x" + most + " ", "::rows12x1 ", "::siluMul ")) {
+        List.of(
+            "::dot4x1 ",
+            "::dot4x6 ",
+            "::four1 ",
+            "::four2 ",
+            "::oneVector ",
+            "::rows6x" + most + " ",
+            "::rows12x1 ",
+            "::siluMul ")) {
       assertThat(kernels).as("compilations of " + name).anyMatch(l -> l.contains(name));
     }
   }
@@ -66,15 +74,17 @@ class KernelCompilationTest {
           }
           typed.widen(memory, 0, w, 0, k);
           typed.axpy(1f, memory, 0, out, 0, k);
+          for (int rank : new int[] {lanes, 2 * lanes, 5}) {
+            typed.expand(memory, 0, 4L * rank, 64, rank, memory, 0, out, 0, false);
+            typed.expandColumns(memory, 0, 4L * k, k, rank, memory, 0, 64, out, at, 3, 0, true);
+          }
         }
         for (int v = 1; v <= kernels.panelVectors(); v *= 2) {
           kernels.panel(w, 0, memory, 0, v, k, c, 0);
         }
         kernels.rows(w, 0, 4, scratch, 4, k, out, 0, 64, false);
-        kernels.expand(w, 0, 64, memory, 0, 4L * lanes, 16, c, 0, 6 * lanes, lanes, 1, lanes);
-        kernels.expandRow(w, 64, memory, 0, 16, out, 0, 64);
         kernels.transpose(w, 0, 64, out, 0, 4L * lanes, lanes, lanes);
-        kernels.transpose(w, 0, 64, c, 0, lanes);
+        kernels.transposeAdd(memory, 0, 256, lanes, scratch, c, 0, lanes, 0, 6, 6);
         for (Activation.Kind kind : Activation.Kind.values()) {
           kernels.activate(Activation.plain(kind), memory, 0, memory, 0, out, 0, k);
         }

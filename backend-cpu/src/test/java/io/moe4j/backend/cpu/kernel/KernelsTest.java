@@ -173,26 +173,88 @@ class KernelsTest {
     }
   }
 
-  @ParameterizedTest(name = "{0}")
-  @MethodSource("both")
-  void expandTouchesOnlyItsLanes(Kernels kernels) {
-    int lanes = kernels.lanes();
-    int rank = 5;
-    float[] b = numbers(rank * 20 + 3);
-    MemorySegment s = floats(rank * lanes);
-    for (int from = 0; from < lanes; from++) {
-      for (int to = from; to <= lanes; to++) {
-        float[] before = numbers(14 * lanes);
-        float[] c = before.clone();
-        kernels.expand(b, 3, 20, s, 0, 4L * lanes, rank, c, 0, 7 * lanes, lanes, from, to);
-        for (int r = 0; r < 14; r++) {
-          for (int t = 0; t < lanes; t++) {
-            int row = r < 6 ? r : r - 1;
-            double sum = before[r * lanes + t];
-            for (int i = 0; i < rank && r != 6 && r != 13 && t >= from && t < to; i++) {
-              sum += (double) b[3 + i * 20 + row] * at(s, (long) i * lanes + t);
+  static Stream<Arguments> expands() {
+    return both()
+        .flatMap(k ->
+            Stream.of(DType.F32, DType.BF16, DType.F16)
+                .flatMap(
+                    d -> Stream.of(1, 3, 4, 8, 16, 17, 40, 64).map(r -> Arguments.of(k, d, r))));
+  }
+
+  /** Rows of B, one short and one infinite neighbour behind each that must not be seen. */
+  @ParameterizedTest(name = "{0} {1} rank={2}")
+  @MethodSource("expands")
+  void expandMultipliesShortRows(Kernels kernels, DType dtype, int rank) {
+    for (int rows : new int[] {1, 5, 36}) {
+      for (int gap : new int[] {0, 2}) {
+        MemorySegment memory = arena.allocate(dtype.byteSize((long) rows * (rank + gap)), 64);
+        Tensor b = Tensor.of(dtype, memory, rows, rank + gap);
+        for (int i = 0; i < rows; i++) {
+          for (int r = 0; r < rank + gap; r++) {
+            b.set(r < rank ? random.nextDouble(-1, 1) : Double.POSITIVE_INFINITY, i, r);
+          }
+        }
+        MemorySegment s = floats(rank + 64);
+        s.set(F32, 4L * rank, Float.NaN);
+        MemorySegment dst = floats(rows + 2);
+        MemorySegment before = arena.allocate(dst.byteSize()).copyFrom(dst);
+        for (boolean add : new boolean[] {true, false}) {
+          TypedKernels typed = kernels.forType(dtype);
+          long stride = dtype.byteSize(rank + (long) gap);
+          dst.copyFrom(before);
+          typed.expand(b.segment(), 0, stride, rows, rank, s, 0, dst, 4, add);
+          for (int i = 0; i < rows; i++) {
+            double sum = add ? at(before, i + 1L) : 0;
+            for (int r = 0; r < rank; r++) {
+              sum += b.get(i, r) * at(s, r);
             }
-            assertThat((double) c[r * lanes + t]).isCloseTo(sum, within(1e-6));
+            assertThat(at(dst, i + 1L)).isCloseTo(sum, within(1e-5));
+          }
+          assertThat(at(dst, 0)).isEqualTo(at(before, 0));
+          assertThat(at(dst, rows + 1L)).isEqualTo(at(before, rows + 1L));
+        }
+      }
+    }
+  }
+
+  @ParameterizedTest(name = "{0} {1} rank={2}")
+  @MethodSource("expands")
+  void expandColumnsMultipliesSomeTokens(Kernels kernels, DType dtype, int rank) {
+    for (int n : new int[] {1, 16, 35}) {
+      MemorySegment memory = arena.allocate(dtype.byteSize((long) rank * (n + 1)), 64);
+      Tensor b = Tensor.of(dtype, memory, rank, n + 1);
+      for (int r = 0; r < rank; r++) {
+        for (int i = 0; i <= n; i++) {
+          b.set(random.nextDouble(-1, 1), r, i);
+        }
+      }
+      for (int tokens = 1; tokens <= 5; tokens++) {
+        MemorySegment s = floats(tokens * (rank + 2));
+        MemorySegment dst = floats(tokens * (n + 3) + 1);
+        MemorySegment before = arena.allocate(dst.byteSize()).copyFrom(dst);
+        long[] at = new long[tokens];
+        for (int j = 0; j < tokens; j++) {
+          // The last token first: results go where the caller says.
+          at[j] = 4L * (tokens - 1 - j) * (n + 3);
+        }
+        for (boolean add : new boolean[] {true, false}) {
+          long stride = dtype.byteSize(n + 1L);
+          dst.copyFrom(before);
+          kernels
+              .forType(dtype)
+              .expandColumns(
+                  b.segment(), 0, stride, n, rank, s, 0, 4L * (rank + 2), dst, at, tokens, 4, add);
+          for (int j = 0; j < tokens; j++) {
+            long first = at[j] / 4 + 1;
+            for (int i = 0; i < n; i++) {
+              double sum = add ? at(before, first + i) : 0;
+              for (int r = 0; r < rank; r++) {
+                sum += b.get(r, i) * at(s, j * (rank + 2L) + r);
+              }
+              assertThat(at(dst, first + i)).isCloseTo(sum, within(1e-5));
+            }
+            assertThat(at(dst, first - 1)).isEqualTo(at(before, first - 1));
+            assertThat(at(dst, first + n)).isEqualTo(at(before, first + n));
           }
         }
       }
@@ -201,19 +263,31 @@ class KernelsTest {
 
   @ParameterizedTest(name = "{0}")
   @MethodSource("both")
-  void expandRowAddsOneToken(Kernels kernels) {
-    for (int n : new int[] {1, 16, 63, 64, 65}) {
-      float[] b = numbers(6 * 70);
-      MemorySegment s = floats(6);
-      MemorySegment dst = floats(n + 2);
-      MemorySegment before = arena.allocate(dst.byteSize()).copyFrom(dst);
-      kernels.expandRow(b, 70, s, 0, 6, dst, 4, n);
-      for (int i = 0; i < n + 2; i++) {
-        double sum = at(before, i);
-        for (int r = 0; r < 6 && i > 0 && i <= n; r++) {
-          sum += at(s, r) * b[r * 70 + i - 1];
+  void transposeAddFindsTheRowsOfATile(Kernels kernels) {
+    int lanes = kernels.lanes();
+    int jump = 12;
+    for (int tokens : new int[] {1, lanes}) {
+      for (int rows : new int[] {1, Math.max(1, lanes - 3), lanes}) {
+        MemorySegment src = floats(lanes * (lanes + 2));
+        float[] before = numbers(8 * jump * lanes);
+        float[] c = before.clone();
+        float[] turned = new float[lanes * lanes];
+        int first = lanes;
+        kernels.transposeAdd(
+            src, 0, 4L * (lanes + 2), tokens, turned, c, 0, lanes, first, jump, rows);
+        double[] expected = new double[c.length];
+        for (int i = 0; i < c.length; i++) {
+          expected[i] = before[i];
         }
-        assertThat(at(dst, i)).isCloseTo(sum, within(1e-6));
+        for (int j = 0; j < rows; j++) {
+          int row = (first + j) / 6 * jump + (first + j) % 6;
+          for (int t = 0; t < tokens; t++) {
+            expected[row * lanes + t] += at(src, (long) t * (lanes + 2) + j);
+          }
+        }
+        for (int i = 0; i < c.length; i++) {
+          assertThat((double) c[i]).isCloseTo(expected[i], within(1e-6));
+        }
       }
     }
   }
@@ -236,13 +310,6 @@ class KernelsTest {
           }
         }
       }
-    }
-    float[] src = numbers(lanes * lanes);
-    float[] original = src.clone();
-    float[] dst = new float[lanes * lanes + 1];
-    kernels.transpose(src, 0, lanes, dst, 1, lanes);
-    for (int i = 0; i < lanes * lanes; i++) {
-      assertThat(dst[1 + i]).isEqualTo(original[i % lanes * lanes + i / lanes]);
     }
   }
 }
