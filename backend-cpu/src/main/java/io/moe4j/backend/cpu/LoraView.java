@@ -20,7 +20,7 @@ final class LoraView {
   private static final int PIECE_ROWS = 128;
 
   /** Columns, where B lies the other way. */
-  private static final int PIECE_COLUMNS = 512;
+  private static final int PIECE_COLUMNS = 1024;
 
   private static final MemorySegment NONE = MemorySegment.ofArray(new byte[0]);
   private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
