@@ -95,9 +95,9 @@ final class BenchCommand implements Callable<Integer> {
       names = "--rest",
       paramLabel = "MS",
       description =
-          "On a GPU: let the card rest this long before each case, at most 10000. Default: 0, it"
-              + " stays at full load.",
-      defaultValue = "0")
+          "On a GPU: let the card rest this long before each case, at most 10000; 0 keeps it at"
+              + " full load, where its power limit slows large forwards. Default: ${DEFAULT-VALUE}.",
+      defaultValue = "300")
   private int rest;
 
   @Option(names = "--quick", description = "Fewer cases and shorter: about half a minute.")

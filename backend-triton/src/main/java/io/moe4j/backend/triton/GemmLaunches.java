@@ -300,8 +300,8 @@ final class GemmLaunches {
   }
 
   /**
-   * w2 of one token and the weighted sum. The w13 and the shrink before it let it start early: until
-   * it waits it reads weights, ids and factors, which are older than both.
+   * w2 of one token and the weighted sum. The w13 and the shrink before it let it start early:
+   * until it waits it reads weights, ids and factors, which are older than both.
    */
   private void down(Forward f, int columns, int contraction) {
     ForwardLayout at = f.at();

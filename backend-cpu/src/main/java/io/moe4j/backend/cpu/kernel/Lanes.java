@@ -21,12 +21,12 @@ final class Lanes {
   private static final VectorShuffle<Float> BY_2 = rotation(2);
   private static final VectorShuffle<Float> BY_1 = rotation(1);
 
-  private Lanes() {}
-
   private static final VectorShuffle<Float> BACK_2 = rotation(W - 2);
   private static final VectorShuffle<Float> BACK_1 = rotation(W - 1);
   private static final VectorMask<Float> UPPER_2 = upper(2);
   private static final VectorMask<Float> UPPER_1 = upper(1);
+
+  private Lanes() {}
 
   private static VectorShuffle<Float> rotation(int lanes) {
     return VectorShuffle.fromOp(S, i -> Math.floorMod(i + lanes, W));
@@ -41,8 +41,9 @@ final class Lanes {
   }
 
   /**
-   * The sums of four vectors, in lanes 0 to 3. Each step adds neighbours (then pairs of lanes) and
-   * brings the results of two vectors together, as if the four were turned over and added up.
+   * The sums of four vectors of at most sixteen lanes, in lanes 0 to 3. Each step adds neighbours
+   * (then pairs of lanes) and brings the results of two vectors together, as if the four were
+   * turned over and added up.
    */
   static FloatVector fold4(FloatVector a, FloatVector b, FloatVector c, FloatVector d) {
     FloatVector ab = a.blend(b.rearrange(BACK_1), UPPER_1).add(a.rearrange(BY_1).blend(b, UPPER_1));

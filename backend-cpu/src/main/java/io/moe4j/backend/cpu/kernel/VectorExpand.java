@@ -40,7 +40,7 @@ final class VectorExpand implements ExpandKernel {
       MemorySegment dst,
       long dstOffset,
       boolean add) {
-    int whole = rows / 4 * 4;
+    int whole = VL <= 16 ? rows / 4 * 4 : 0;
     if (rank % VL != 0) {
       whole = Math.min(whole, within(b, bOffset, bStride, rank) / 4 * 4);
       whole = sOffset + 4L * rank + 4L * VL <= s.byteSize() ? whole : 0;

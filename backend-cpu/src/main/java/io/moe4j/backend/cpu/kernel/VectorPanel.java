@@ -23,7 +23,6 @@ final class VectorPanel {
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;
   private static final int WS = Kernels.PANEL_STRIDE;
 
-
   private VectorPanel() {}
 
   static void multiply(
