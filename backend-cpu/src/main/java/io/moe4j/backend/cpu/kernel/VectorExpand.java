@@ -108,7 +108,10 @@ final class VectorExpand implements ExpandKernel {
   }
 
   private static FloatVector load(MemorySegment s, long offset) {
-    return VectorLoads.load(TYPE, s, offset);
+    if (TYPE == DType.F32) {
+      return VectorLoads.f32(s, offset);
+    }
+    return TYPE == DType.BF16 ? VectorLoads.bf16(s, offset) : VectorLoads.f16(s, offset);
   }
 
   private static void store(FloatVector sums, MemorySegment dst, long d, boolean add) {

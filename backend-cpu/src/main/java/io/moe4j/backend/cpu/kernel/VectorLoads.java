@@ -1,6 +1,5 @@
 package io.moe4j.backend.cpu.kernel;
 
-import io.moe4j.api.tensor.DType;
 import java.lang.foreign.MemorySegment;
 import java.nio.ByteOrder;
 import jdk.incubator.vector.FloatVector;
@@ -11,7 +10,10 @@ import jdk.incubator.vector.VectorOperators;
 import jdk.incubator.vector.VectorShape;
 import jdk.incubator.vector.VectorSpecies;
 
-/** Vectors of consecutive elements of a dtype, widened exactly. */
+/**
+ * Vectors of consecutive elements of a dtype, widened exactly. A method for each: the compiler does
+ * not inline one that it has compiled to much code on its own, as one for all dtypes is.
+ */
 final class VectorLoads {
   private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
   private static final VectorSpecies<Integer> I = IntVector.SPECIES_PREFERRED;
@@ -21,23 +23,21 @@ final class VectorLoads {
 
   private VectorLoads() {}
 
-  /**
-   * {@return as many elements as fill a vector}
-   *
-   * @param type a constant where this is inlined, or each load branches
-   * @param s holds them
-   * @param offset where they begin, bytes
-   */
-  static FloatVector load(DType type, MemorySegment s, long offset) {
-    if (type == DType.F32) {
-      return FloatVector.fromMemorySegment(F, s, offset, LE);
-    }
+  static FloatVector f32(MemorySegment s, long offset) {
+    return FloatVector.fromMemorySegment(F, s, offset, LE);
+  }
+
+  static FloatVector bf16(MemorySegment s, long offset) {
+    return raw(s, offset).lanewise(VectorOperators.LSHL, 16).reinterpretAsFloats();
+  }
+
+  static FloatVector f16(MemorySegment s, long offset) {
+    return widenF16(raw(s, offset));
+  }
+
+  private static IntVector raw(MemorySegment s, long offset) {
     ShortVector raw = ShortVector.fromMemorySegment(S, s, offset, LE);
-    IntVector v = (IntVector) raw.convertShape(VectorOperators.ZERO_EXTEND_S2I, I, 0);
-    if (type == DType.BF16) {
-      return v.lanewise(VectorOperators.LSHL, 16).reinterpretAsFloats();
-    }
-    return widenF16(v);
+    return (IntVector) raw.convertShape(VectorOperators.ZERO_EXTEND_S2I, I, 0);
   }
 
   /**

@@ -40,7 +40,10 @@ final class VectorTyped implements TypedKernels {
 
   /** A vector of consecutive elements, widened exactly. */
   private static FloatVector load(MemorySegment s, long offset) {
-    return VectorLoads.load(TYPE, s, offset);
+    if (TYPE == DType.F32) {
+      return VectorLoads.f32(s, offset);
+    }
+    return TYPE == DType.BF16 ? VectorLoads.bf16(s, offset) : VectorLoads.f16(s, offset);
   }
 
   private static float readOne(MemorySegment s, long offset, long i) {
