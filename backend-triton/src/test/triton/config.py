@@ -51,7 +51,7 @@ def first_tile(E, H, T, naive, rows, heavy):
         if long256:
             return "16x32x256-ptr-w4-s3" if rows <= 2 else "16x32x128-ptr-w4-s4"
         return "16x64x128-tma-w4-s3" if rows <= 2 or H % 256 else "16x32x256-ptr-w4-s3"
-    if rows < 24 or heavy and rows < 48:
+    if rows < 24:
         return "32x64x128-tma-w4-s3" if wide and not heavy else "32x64x64-tma-w4-s4"
     if rows < 48 or heavy:
         return "64x128x64-tma-w4-s4" if rows >= 256 else "64x64x64-tma-w4-s4"

@@ -238,7 +238,7 @@ final class TileTable {
       }
       return rows <= 2 || p.hidden() % 256 != 0 ? "16x64x128-tma-w4-s3" : "16x32x256-ptr-w4-s3";
     }
-    if (rows < 24 || (heavy && rows < 48)) {
+    if (rows < 24) {
       return wide && !heavy ? "32x64x128-tma-w4-s3" : "32x64x64-tma-w4-s4";
     }
     if (rows < 48 || heavy) {

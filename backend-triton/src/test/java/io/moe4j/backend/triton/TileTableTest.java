@@ -67,6 +67,8 @@ class TileTableTest {
     "0, 8192, 64, 32, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, false",
     "1, 256, 0, 0, 16x32x64-tma-w4-s6, 16x32x64-ptr-w4-s8, false",
     "1, 1024, 16, 1, 64x64x64-tma-w4-s4, 64x128x64-tma-w4-s4, false",
+    "1, 1024, 16, 32, 64x64x64-tma-w4-s4, 64x128x64-tma-w4-s4, false",
+    "1, 1024, 64, 32, 64x64x64-tma-w4-s4, 64x128x64-tma-w4-s4, false",
     "1, 8192, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
     "2, 4, 0, 0, 16x32x256-ptr-w4-s3, 16x32x256-ptr-w4-s4, false",
     "2, 64, 0, 0, 32x64x128-tma-w4-s3, 32x128x128-tma-w4-s3, false",
