@@ -28,7 +28,7 @@ ELEMENTS = ("origin", "x", "w", "y", "s", "xs")
 FLOATS = ("bias", "tw", "part")
 WORDS = ("table", "pga", "pgb", "pgm", "pg13a", "pg13b", "pg13m", "pg2a", "pg2m")
 SCALARS = {"alpha": "fp32", "beta": "fp32", "limit": "fp32"}
-INTS = ("has_map", "has_bias", "on_input", "keep", "act", "ROWS", "COLUMNS", "TO_ROWS", "TO_COLUMNS", "P", "TOPK", "N", "H", "KD", "EG", "E", "NS", "NA", "BM", "BS", "RS", "SU", "NC",
+INTS = ("has_map", "has_bias", "has_slots", "on_input", "keep", "act", "ROWS", "COLUMNS", "TO_ROWS", "TO_COLUMNS", "P", "TOPK", "N", "H", "KD", "EG", "E", "NS", "NA", "BM", "BS", "RS", "SU", "NC",
         "SPLIT", "GM", "early")
 LONGS = ("s0", "s1", "s2")
 CALLERS = ("ids", "expert_map", "mapping", "tw", "counts")  # tensors of the caller: nothing is known of their alignment

@@ -20,7 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from activation import activate_gated, activate_single
 from mxfp4 import one_row_mxfp4, rows_mxfp4
-from table import B_ADDR, B_EXPERT, B_ROW, PAGE, RANK, SHARED_A, SLOT_WIDTH, local_expert, pair_of, together
+from table import B_ADDR, B_EXPERT, B_ROW, PAGE, RANK, SHARED_A, SLOT_WIDTH, TILE_WORDS, local_expert, pair_of, together
 
 
 @triton.jit
@@ -36,20 +36,14 @@ def page_columns(pga, pgb, pgm, q, end, kp, PAIR: tl.constexpr):
 
 
 @triton.jit
-def expand_sorted(acc, acc2, origin, s, pga, pgb, pgm, seg_pg, seg_of, rows, rm, nc, r0, row1, RS, SU, PAIR: tl.constexpr, G: tl.constexpr,
+def expand_sorted(acc, acc2, origin, s, pga, pgb, pgm, rs, a, b, w, begin, end, rows, nc, RS, SU, PAIR: tl.constexpr, G: tl.constexpr,
                   XS: tl.constexpr):
-    has = r0 < row1
-    j0 = tl.load(seg_of + r0, mask=has, other=0)
-    j1 = tl.load(seg_of + row1 - 1, mask=has, other=-1)
-    begin = tl.load(seg_pg + j0, mask=has, other=0)
-    end = tl.load(seg_pg + j1 + 1, mask=has, other=0)
-    rs = tl.load(seg_of + rows, mask=rm & (rows >= r0), other=-1)
+    """rs: segments of the rows, or -1; begin..end: the tile's pages; a, b, w: the first step of the page list."""
     kr = tl.arange(0, G * PAGE)
     kp = kr // PAGE
     kc = kr % PAGE
     half = kr // 8 % 2
     sp = s + rows.to(tl.int64)[:, None] * RS + kc[None, :]
-    a, b, w = page_columns(pga, pgb, pgm, begin, end, kp, PAIR)
     for q in tl.range(begin, end, G, num_stages=XS):
         an, bn, wn = page_columns(pga, pgb, pgm, q + G, end, kp, PAIR)
         mine = rs[:, None] == (w & 0xFFFFFFFF).to(tl.int32)[None, :]
@@ -133,8 +127,8 @@ def finish_one(acc, acc2, bias, tw, y, pair, e, rn, nc, has_bias, on_input, act,
 
 
 @triton.jit
-def gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
-              row1, r0, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST: tl.constexpr, GATED: tl.constexpr,
+def gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0, row1, r0,
+              begin, end, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST: tl.constexpr, GATED: tl.constexpr,
               ACT: tl.constexpr, GATHER: tl.constexpr, LORA: tl.constexpr, NAIVE: tl.constexpr, G: tl.constexpr, BM: tl.constexpr,
               BN: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr, TMA: tl.constexpr, MX: tl.constexpr, XS: tl.constexpr,
               PDL: tl.constexpr):
@@ -160,6 +154,11 @@ def gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_p
     acc2 = acc
     if PAIR:
         acc2 = tl.zeros((BM, BN), tl.float32)
+    # The lists of the expand are old. Where it costs few registers they are asked for here, and have come when it begins.
+    EARLY: tl.constexpr = LORA and not NAIVE and BM <= 32
+    if EARLY:
+        rs = tl.load(seg_of + rows, mask=rm & (rows >= r0), other=-1)
+        pa, pb, pw = page_columns(pga, pgb, pgm, begin, end, tl.arange(0, G * PAGE) // PAGE, PAIR)
     if LORA and NAIVE:
         OF: tl.constexpr = 0 if FIRST else 2
         rank1, b1, d1 = factor_row(table, slot, e, OF)
@@ -233,7 +232,10 @@ def gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_p
             if PAIR:
                 acc2 = tl.sum(acc2, 0)
         else:
-            acc, acc2 = expand_sorted(acc, acc2, origin, s, pga, pgb, pgm, seg_pg, seg_of, rows, rm, nc, r0, row1, RS, SU, PAIR, G, XS)
+            if not EARLY:
+                rs = tl.load(seg_of + rows, mask=rm & (rows >= r0), other=-1)
+                pa, pb, pw = page_columns(pga, pgb, pgm, begin, end, tl.arange(0, G * PAGE) // PAGE, PAIR)
+            acc, acc2 = expand_sorted(acc, acc2, origin, s, pga, pgb, pgm, rs, pa, pb, pw, begin, end, rows, nc, RS, SU, PAIR, G, XS)
     if LORA and NAIVE:
         finish_one(acc, acc2, bias, tw, y, mt, e, rn, nc, has_bias, on_input, act, alpha, beta, limit, N, NW, FIRST, PAIR, ACT)
     else:
@@ -259,8 +261,8 @@ def gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_p
 
 
 @triton.jit
-def gemm_kernel(origin, x, xd, xh, w, ws, wd, bias, tw, y, table, ids, expert_map, mapping, pairs, gtile, nums, seg_of, seg_pg, pga, pgb,
-                pgm, s, part, has_map, has_bias, on_input, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM, early,
+def gemm_kernel(origin, x, xd, xh, w, ws, wd, bias, tw, y, table, ids, expert_map, mapping, pairs, gtile, nums, seg_of, pga, pgb, pgm,
+                s, part, has_map, has_bias, on_input, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM, early,
                 FIRST: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr, GATHER: tl.constexpr, LORA: tl.constexpr,
                 NAIVE: tl.constexpr, G: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN_K: tl.constexpr,
                 TMA: tl.constexpr, TAIL: tl.constexpr, MX: tl.constexpr, XS: tl.constexpr, PDL: tl.constexpr):
@@ -290,6 +292,8 @@ def gemm_kernel(origin, x, xd, xh, w, ws, wd, bias, tw, y, table, ids, expert_ma
             n0 = pid % (GM * nn) // gm * BN
         slot = mt * 0 - 1
         kend = KD
+        begin = mt * 0
+        end = begin
         if NAIVE:
             # No branch and nothing that depends on a load of a load before the first copies are on their way.
             if LORA:
@@ -297,28 +301,33 @@ def gemm_kernel(origin, x, xd, xh, w, ws, wd, bias, tw, y, table, ids, expert_ma
             else:
                 e, go = local_expert(ids, expert_map, has_map, mt, True, EG, E)
             kend = tl.where(go, KD, 0)
+            slot = tl.where(go, slot, -1)
             row0 = mt
             row1 = mt + 1
             r0 = mt
         else:
-            e = tl.load(gtile + mt * 4, cache_modifier=".cg")
-            row0 = tl.load(gtile + mt * 4 + 1, cache_modifier=".cg")
-            row1 = tl.load(gtile + mt * 4 + 2, cache_modifier=".cg")
+            about = gtile + mt * TILE_WORDS
+            e = tl.load(about, cache_modifier=".cg")
+            row0 = tl.load(about + 1, cache_modifier=".cg")
+            row1 = tl.load(about + 2, cache_modifier=".cg")
             r0 = row1
             if LORA:
-                r0 = tl.load(gtile + mt * 4 + 3, cache_modifier=".cg")
+                PAGES: tl.constexpr = 4 if FIRST else 6
+                r0 = tl.load(about + 3, cache_modifier=".cg")
+                begin = tl.load(about + PAGES, cache_modifier=".cg")
+                end = tl.load(about + PAGES + 1, cache_modifier=".cg")
         if TAIL:
             if row1 - row0 <= BM // 2:
-                gemm_tile(origin, x, xh, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
-                          row1, r0, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT,
+                gemm_tile(origin, x, xh, w, ws, wd, bias, tw, y, table, pairs, seg_of, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
+                          row1, r0, begin, end, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT,
                           GATHER, LORA, NAIVE, G, BM // 2, BN, BK, EVEN_K, TMA, MX, XS, PDL)
             else:
-                gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
-                          row1, r0, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT,
+                gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0,
+                          row1, r0, begin, end, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT,
                           GATHER, LORA, NAIVE, G, BM, BN, BK, EVEN_K, TMA, MX, XS, PDL)
         else:
-            gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, seg_pg, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0, row1,
-                      r0, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT, GATHER,
+            gemm_tile(origin, x, xd, w, ws, wd, bias, tw, y, table, pairs, seg_of, pga, pgb, pgm, s, part, slot, kend, mt, e, n0, row0, row1,
+                      r0, begin, end, has_bias, on_input, act, alpha, beta, limit, TOPK, N, KD, RS, SU, SPLIT, FIRST, GATED, ACT, GATHER,
                       LORA, NAIVE, G, BM, BN, BK, EVEN_K, TMA, MX, XS, PDL)
 
 

@@ -20,6 +20,7 @@ B_EXPERT = tl.constexpr(13)  # +0..2: the same for B
 B_ROW = tl.constexpr(16)  # +0..2: from one row of B to the next, a multiple of 8, below 2048
 RANK = tl.constexpr(19)  # +0..2: rank, padded to a multiple of 8
 PAGE = tl.constexpr(16)  # ranks a page
+TILE_WORDS = tl.constexpr(8)  # int32 words of gtile, see sort.py
 
 
 @triton.jit

@@ -96,13 +96,13 @@ class Layer:
         self.key_of, self.rank_of, self.pairs, self.pos_of, self.seg_of = i32(P), i32(P), i32(P), i32(P), i32(P)
         self.off, self.gt_off, self.seg_id, self.st_off, self.nums = i32(NK + 1), i32(self.E), i32(NK), i32(NK), i32(4)
         self.nseg = nseg = min(P, self.E * self.n)
-        self.seg_pg13, self.seg_pg2 = i32(nseg + 1), i32(nseg + 1)
+        self.seg_pg13, self.seg_pg2 = i32(max(nseg, 1)), i32(max(nseg, 1))
         pages = nseg * (self.R // 16)
         self.pg13a, self.pg13b, self.pg13m, self.pg2a, self.pg2m = (i64(max(pages, 1)) for _ in range(5))
         BM = cfg["w13"].BM
         self.max_gt = P if self.naive else min(P, P // BM + min(self.E, P))
         self.max_st = P if self.naive else min(P, P // cfg["BS"] + nseg) if slots else 0
-        self.gtile, self.stile = i32(self.max_gt, 4), i32(max(self.max_st, 1), 4)
+        self.gtile, self.stile = i32(self.max_gt, 8), i32(max(self.max_st, 1), 4)
         self.perm = bool(cfg.get("PERM")) and not self.naive
         self.xs = torch.empty(P, self.H, dtype=self.dt, device=dev) if self.perm else None
         self.mid = torch.empty(P, self.I, dtype=self.dt, device=dev)
@@ -164,8 +164,8 @@ class Layer:
                     self.pos_of, self.gtile, self.stile, self.seg_of, P, self.E, NA, BM, BS, LORA=lora, SCATTER=one, E2=E2, BA=BA,
                     BP=256 if P <= 256 or not one else 1024, **self.meta(8))
         if not one:
-            self.launch(sort.scatter_kernel, (cdiv(P, 256),), self.cnt, self.key_of, self.rank_of, self.off, self.gt_off, self.seg_id,
-                        self.st_off, self.pairs, self.pos_of, self.gtile, self.stile, self.seg_of, P, NA, BM, BS, LORA=lora, BP=256,
+            self.launch(sort.scatter_kernel, (cdiv(P, 256),), table, self.cnt, self.key_of, self.rank_of, self.off, self.gt_off, self.seg_id,
+                        self.st_off, self.seg_pg13, self.seg_pg2, self.pairs, self.pos_of, self.gtile, self.stile, self.seg_of, P, NA, BM, BS, LORA=lora, BP=256,
                         **self.meta(4))
 
     def permute(self, x):
@@ -205,7 +205,7 @@ class Layer:
         act = -1 if self.act != 0 or limit != float("inf") else 0
         self.launch(gemm.gemm_kernel, (self.max_gt * cdiv(N, c.BN),), self.origin, x, xd, xh, w, ws, wd, b if b is not None else tw, tw, y,
                     self.slots.table if lora else dummy, ids, mp, mapping, self.pairs, self.gtile, self.nums, self.seg_of,
-                    self.seg_pg13 if first else self.seg_pg2, *pg, s, self.part, self.has_map(), int(b is not None), self.on_input,
+                    *pg, s, self.part, self.has_map(), int(b is not None), self.on_input,
                     self.act, float(alpha), float(beta), float(limit), self.P, self.K, N, KD, self.EG, self.E, self.n,
                     self.RS if first else self.R, self.R, self.c["sh13" if first else "sh2"]["SPLIT"] if lora else 1, self.c.get("GM", 8), 0,
                     FIRST=first, GATED=self.gated and first, ACT=act if first else 0, GATHER=gather, LORA=lora, NAIVE=self.naive, G=c.G, BM=c.BM,

@@ -16,11 +16,15 @@ final class ForwardLayout {
   private static final int PAGE = 16;
   private static final int STATS = 4;
 
+  /** Of a GEMM tile, as in {@code table.py}. */
+  static final int TILE_WORDS = 8;
+
   private long end;
 
   final long hidden;
   final long output;
   final long ids;
+  final long slotOf;
   final long sorted;
   final long middle;
   final long y;
@@ -63,7 +67,7 @@ final class ForwardLayout {
    * @param copyHidden whether the hidden states need room in the weights' dtype
    * @param outputBytes bytes an element of the output takes where it needs room here; 0 = it does
    *     not
-   * @param batched whether ids are made here
+   * @param batched whether ids, and with LoRA slots, are made here
    */
   ForwardLayout(
       int tokens,
@@ -84,6 +88,7 @@ final class ForwardLayout {
     hidden = take(copyHidden ? ELEMENT * (long) tokens * hiddenSize : 0);
     output = take((long) outputBytes * tokens * hiddenSize);
     ids = take(batched ? INT * p : 0);
+    slotOf = take(batched && slots > 0 ? INT * p : 0);
     sorted = take(ELEMENT * p * hiddenSize);
     middle = take(ELEMENT * p * intermediate);
     y = take(ELEMENT * p * hiddenSize);
@@ -95,12 +100,12 @@ final class ForwardLayout {
     off = take(INT * (keys + 1));
     tileOff = take(INT * (long) experts);
     nums = take(INT * 4);
-    tiles = take(INT * 4 * p);
+    tiles = take(INT * TILE_WORDS * p);
     shrinkTiles = take(slots > 0 ? INT * 4 * p : 0);
     segId = take(slots > 0 ? INT * keys : 0);
     shrinkOff = take(slots > 0 ? INT * keys : 0);
-    segPages13 = take(slots > 0 ? INT * (segments + 1) : 0);
-    segPages2 = take(slots > 0 ? INT * (segments + 1) : 0);
+    segPages13 = take(slots > 0 ? INT * segments : 0);
+    segPages2 = take(slots > 0 ? INT * segments : 0);
     pages13a = take(LONG * pages);
     pages13b = take(LONG * pages);
     pages13m = take(LONG * pages);

@@ -206,7 +206,6 @@ final class GemmLaunches {
         .pointer(f.address(at.tiles))
         .pointer(f.address(at.nums))
         .pointer(f.address(at.segOf))
-        .pointer(f.address(first ? at.segPages13 : at.segPages2))
         .pointer(f.address(first ? at.pages13a : at.pages2a))
         .pointer(f.address(first ? at.pages13b : at.pages2a))
         .pointer(f.address(first ? at.pages13m : at.pages2m))

@@ -23,13 +23,21 @@ final class SortLaunches {
     this.experts = experts;
   }
 
-  /** Ids of a BATCHED call: row r of expert e is a pair of e, or none past the count. */
-  void batchedIds(Forward f, @Nullable Tensor counts, int rows) {
+  /**
+   * Ids of a BATCHED call: row r of expert e is a pair of e, or none past the count. With LoRA the
+   * slots of the rows as well, -1 past the count.
+   *
+   * @param mapping the caller's slots, undefined past the count; 0 without LoRA
+   */
+  void batchedIds(Forward f, @Nullable Tensor counts, long mapping, int rows) {
     kernels
         .get("batched_ids")
         .begin()
         .pointer(counts)
+        .pointer(mapping)
         .pointer(f.ids())
+        .pointer(f.mapping())
+        .i32(mapping == 0 ? 0 : 1)
         .i32(f.pairs())
         .i32(rows)
         .launch(f.stream(), Math.ceilDiv(f.pairs(), PAIR_BLOCK));
@@ -80,6 +88,7 @@ final class SortLaunches {
       kernels
           .get("scatter", "lora", lora)
           .begin()
+          .pointer(f.table())
           .pointer(f.address(at.zero))
           .pointer(f.address(at.keyOf))
           .pointer(f.address(at.rankOf))
@@ -87,6 +96,8 @@ final class SortLaunches {
           .pointer(f.address(at.tileOff))
           .pointer(f.address(at.segId))
           .pointer(f.address(at.shrinkOff))
+          .pointer(f.address(at.segPages13))
+          .pointer(f.address(at.segPages2))
           .pointer(f.address(at.pairs))
           .pointer(f.address(at.posOf))
           .pointer(f.address(at.tiles))

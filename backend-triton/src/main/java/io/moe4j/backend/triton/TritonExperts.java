@@ -170,6 +170,8 @@ final class TritonExperts implements LoraExperts {
     ExpertRouting routing = inputs.routing();
     long map = routing == null ? 0 : Forward.orNull(routing.expertMap());
     Tensor globals = routing == null ? null : routing.expertMap();
+    long mapping =
+        slotCount == 0 || context == null ? 0 : context.tokenLoraMapping().deviceAddress();
     Forward f =
         new Forward(
             plan,
@@ -180,7 +182,7 @@ final class TritonExperts implements LoraExperts {
             routing == null ? base + at.ids : routing.topkIds().deviceAddress(),
             routing == null ? 0 : routing.topkWeights().deviceAddress(),
             map,
-            slotCount == 0 || context == null ? 0 : context.tokenLoraMapping().deviceAddress(),
+            mapping != 0 && batched() ? base + at.slotOf : mapping,
             target,
             batched(),
             tokens,
@@ -190,7 +192,7 @@ final class TritonExperts implements LoraExperts {
             slotCount,
             rank);
     if (batched()) {
-      sort.batchedIds(f, inputs.expertNumTokens(), Math.toIntExact(hidden.size(1)));
+      sort.batchedIds(f, inputs.expertNumTokens(), mapping, Math.toIntExact(hidden.size(1)));
     }
     sort.run(f);
     gemm.run(f);

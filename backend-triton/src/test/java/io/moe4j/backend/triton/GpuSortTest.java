@@ -30,7 +30,7 @@ import org.junit.jupiter.params.provider.MethodSource;
 class GpuSortTest {
   private static final int HIDDEN = 1024;
   private static final int INTERMEDIATE = 512;
-  private static final int RANK = 16;
+  private static final int RANK = 48;
 
   private CudaDevice device;
   private TritonKernels kernels;
@@ -143,12 +143,22 @@ class GpuSortTest {
     Arrays.setAll(counts, e -> halfEmpty && e % 2 == 0 ? 0 : random.nextInt(rows + 1));
     int[] ids = new int[experts * rows];
     Arrays.setAll(ids, p -> p % rows < counts[p / rows] ? p / rows : -1);
+    int[] slots = new int[ids.length];
+    Arrays.setAll(slots, p -> random.nextInt(4) - 1);
+    int[] known = new int[ids.length];
+    Arrays.setAll(known, p -> ids[p] < 0 ? -1 : slots[p]);
     try (Room room = new Room()) {
       Tensor there = room.ints(new int[ids.length]);
-      Forward f = forward(room, experts * rows, 1, there, null, null, experts, experts, 0, true);
-      new SortLaunches(kernels, new Widths(HIDDEN, INTERMEDIATE), experts)
-          .batchedIds(f, room.ints(counts), rows);
+      Tensor slotsThere = room.ints(new int[ids.length]);
+      Forward f =
+          forward(room, experts * rows, 1, there, null, slotsThere, experts, experts, 3, true);
+      SortLaunches sort = new SortLaunches(kernels, new Widths(HIDDEN, INTERMEDIATE), experts);
+      Tensor countsThere = room.ints(counts);
+      sort.batchedIds(f, countsThere, room.ints(slots).deviceAddress(), rows);
       assertThat(room.read(there)).isEqualTo(ids);
+      assertThat(room.read(slotsThere)).isEqualTo(known);
+      sort.batchedIds(f, countsThere, 0, rows);
+      assertThat(room.read(slotsThere)).as("untouched without adapters").isEqualTo(known);
     }
     int[] nobody = new int[ids.length];
     Arrays.fill(nobody, -1);
@@ -189,7 +199,7 @@ class GpuSortTest {
           room.read(f.address(f.at().pairs), ids.length),
           room.read(f.address(f.at().posOf), ids.length),
           slots == 0 ? new int[0] : room.read(f.address(f.at().segOf), ids.length),
-          room.read(f.address(f.at().tiles), 4 * nums[0]),
+          room.read(f.address(f.at().tiles), ForwardLayout.TILE_WORDS * nums[0]),
           slots == 0 ? new int[0] : room.read(f.address(f.at().shrinkTiles), 4 * nums[1]),
           slots);
     }
@@ -243,7 +253,9 @@ class GpuSortTest {
             tokens, topK, experts, HIDDEN, INTERMEDIATE, true, slots, rank, false, 0, batched);
     long[] table = new long[Math.max(1, slots) * SlotTable.WIDTH];
     for (int s = 0; s < slots; s++) {
-      Arrays.fill(table, s * SlotTable.WIDTH, s * SlotTable.WIDTH + 3, 1); // live, a page each
+      table[s * SlotTable.WIDTH] = 1; // live
+      table[s * SlotTable.WIDTH + 1] = pages13(s);
+      table[s * SlotTable.WIDTH + 2] = pages2(s);
     }
     return new Forward(
         unpermuted,
@@ -263,6 +275,14 @@ class GpuSortTest {
         room.longs(table),
         slots,
         rank);
+  }
+
+  private static int pages13(int slot) {
+    return 1 + slot % 3;
+  }
+
+  private static int pages2(int slot) {
+    return slot % 2;
   }
 
   /** What the kernels left, on the host. */
@@ -297,7 +317,8 @@ class GpuSortTest {
       for (int e = 0; e < experts; e++) {
         for (int done = 0; done < counts[e]; tile++) {
           int take = Math.min(tileRows, counts[e] - done);
-          assertThat(Arrays.copyOfRange(tiles, 4 * tile, 4 * tile + 3))
+          int at = ForwardLayout.TILE_WORDS * tile;
+          assertThat(Arrays.copyOfRange(tiles, at, at + 3))
               .as("expert, first and end row of tile %d", tile)
               .containsExactly(e, row, row + take);
           for (int r = row; r < row + take; r++) {
@@ -310,7 +331,7 @@ class GpuSortTest {
         }
       }
       assertThat(row).isEqualTo(rows);
-      assertThat(tiles).hasSize(4 * tile);
+      assertThat(tiles).hasSize(ForwardLayout.TILE_WORDS * tile);
       if (slots > 0) {
         checkAdapters(expertOf, mapping, rows);
       }
@@ -328,6 +349,10 @@ class GpuSortTest {
         }
       }
       int last = -1;
+      int[][] pages13 = new int[rows][];
+      int[][] pages2 = new int[rows][];
+      int end13 = 0;
+      int end2 = 0;
       for (int r = 0; r < rows; r++) {
         int slot = mapping[pairs[r] / topK];
         assertThat(covered[r]).as("row %d is in a shrink tile", r).isEqualTo(slot >= 0);
@@ -341,6 +366,29 @@ class GpuSortTest {
                 && mapping[pairs[r - 1] / topK] == slot;
         last = same ? last : last + 1;
         assertThat(segOf[r]).as("segment of row %d", r).isEqualTo(last);
+        pages13[r] = same ? pages13[r - 1] : new int[] {end13, end13 + pages13(slot)};
+        pages2[r] = same ? pages2[r - 1] : new int[] {end2, end2 + pages2(slot)};
+        end13 = pages13[r][1];
+        end2 = pages2[r][1];
+      }
+      for (int t = 0; t < tiles.length; t += ForwardLayout.TILE_WORDS) {
+        int first = tiles[t + 1];
+        int end = tiles[t + 2];
+        while (first < end && pages13[first] == null) {
+          first++;
+        }
+        String tile = "row with an adapter and pages of the tile at row " + tiles[t + 1];
+        int[] about = Arrays.copyOfRange(tiles, t + 4, t + ForwardLayout.TILE_WORDS);
+        if (first == end) {
+          assertThat(tiles[t + 3]).as(tile).isGreaterThanOrEqualTo(end);
+          assertThat(about).as(tile).containsExactly(0, 0, 0, 0);
+        } else {
+          assertThat(tiles[t + 3]).as(tile).isEqualTo(first);
+          assertThat(about)
+              .as(tile)
+              .containsExactly(
+                  pages13[first][0], pages13[end - 1][1], pages2[first][0], pages2[end - 1][1]);
+        }
       }
     }
   }
