@@ -38,14 +38,14 @@ final class KnownLayouts {
         gated("qwen2_moe", "layers.{L}.mlp")
             .sharedExpert("shared_expert", "shared_experts")
             .sharedExpertGate("shared_expert_gate")
-            .rules(new QwenRules())
+            .rules(new QwenRules(false))
             .build();
     for (CheckpointLayout layout :
         List.of(
-            gated("qwen3_moe", "layers.{L}.mlp").rules(new QwenRules()).build(),
+            gated("qwen3_moe", "layers.{L}.mlp").rules(new QwenRules(false)).build(),
             qwen2,
-            // The same block and rules under another attention.
-            qwen2.toBuilder("qwen3_next").build(),
+            // The same block under another attention; weights are renormalised where no key says.
+            qwen2.toBuilder("qwen3_next").rules(new QwenRules(true)).build(),
             gated("olmoe", "layers.{L}.mlp").rules(new OlmoeRules()).build(),
             deepseekV3,
             // DeepSeek-V3's architecture under another name.
@@ -177,14 +177,15 @@ final class KnownLayouts {
         config.requireInt("num_experts_per_tok"));
   }
 
-  /** qwen2_moe, qwen3_moe, qwen3_next. */
-  private static final class QwenRules implements Rules {
+  /** qwen2_moe, qwen3_moe, qwen3_next, with what an absent norm_topk_prob means. */
+  private record QwenRules(boolean renormalize) implements Rules {
     @Override
     public MoeConfig.Builder block(ModelConfig config, int layer) {
       return sizes(config, "moe_intermediate_size")
           .activation(ActivationNames.gated(config, "hidden_act"))
           .routing(
-              RoutingConfig.of(Scoring.SOFTMAX, config.optionalBoolean("norm_topk_prob", false)));
+              RoutingConfig.of(
+                  Scoring.SOFTMAX, config.optionalBoolean("norm_topk_prob", renormalize)));
     }
 
     @Override

@@ -5,6 +5,7 @@ import com.fasterxml.jackson.core.JsonParser;
 import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.core.StreamReadConstraints;
 import com.fasterxml.jackson.core.StreamReadFeature;
+import com.fasterxml.jackson.core.json.JsonReadFeature;
 import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.json.JsonMapper;
@@ -40,9 +41,12 @@ final class StrictJson {
   private static final long MAX_CONFIG_TOKENS = 2_000_000;
 
   private static final JsonFactory HEADER_FACTORY = factory(Long.MAX_VALUE);
+
+  /** Python writes infinities and NaN as bare words; where a key is read, they are refused. */
   private static final JsonMapper MAPPER =
       JsonMapper.builder(factory(MAX_CONFIG_TOKENS))
           .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
+          .enable(JsonReadFeature.ALLOW_NON_NUMERIC_NUMBERS)
           .build();
 
   private StrictJson() {}

@@ -74,6 +74,35 @@ class CheckpointLayoutsTest {
     }
   }
 
+  @ParameterizedTest
+  @CsvSource({"qwen3_moe, false", "qwen2_moe, false", "qwen3_next, true"})
+  void anAbsentKeyMeansWhatItsFamilySays(String type, boolean renormalize) {
+    TinyCheckpoint t = TinyCheckpoint.qwen3().with("model_type", type).without("norm_topk_prob");
+    try (MoeCheckpoint c = MoeCheckpoint.open(t.writeModel(dir))) {
+      assertThat(c.config(1).routing().renormalize()).isEqualTo(renormalize);
+    }
+  }
+
+  @Test
+  void configsOfPythonMayHoldInfinity() throws Exception {
+    // nemotron_h's time_step_limit, as transformers 4 wrote it; routed_scaling_factor is read.
+    TinyCheckpoint t = TinyCheckpoint.qwen3().with("time_step_limit", List.of(0, "INFINITY"));
+    Path model = t.writeModel(dir);
+    Path config = model.resolve("config.json");
+    Files.writeString(config, Files.readString(config).replace("\"INFINITY\"", "Infinity"));
+    try (MoeCheckpoint c = MoeCheckpoint.open(model)) {
+      assertThat(c.layers()).containsExactly(1, 2);
+    }
+    for (String word : List.of("NaN", "Infinity", "-Infinity")) {
+      Files.writeString(
+          config,
+          Files.readString(config).replaceAll("\"hidden_size\":[^,]+", "\"hidden_size\":" + word));
+      assertThatThrownBy(() -> MoeCheckpoint.open(model))
+          .isInstanceOf(CheckpointException.class)
+          .hasMessageContaining("'hidden_size' is " + word);
+    }
+  }
+
   @Test
   void routingInWordsSaysEverything() {
     try (MoeCheckpoint c = MoeCheckpoint.open(Fixtures.model("deepseek_v3"))) {
