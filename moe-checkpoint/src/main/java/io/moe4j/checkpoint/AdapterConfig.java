@@ -62,7 +62,7 @@ public record AdapterConfig(
 
   /** Initialisations that leave the base weights alone, so that the factors mean what they say. */
   private static final Set<String> PLAIN_INITS =
-      Set.of("gaussian", "eva", "orthogonal", "mica", "lora_ga", "true", "false");
+      Set.of("gaussian", "eva", "orthogonal", "mica", "true", "false");
 
   /** Copies the collections. */
   public AdapterConfig {

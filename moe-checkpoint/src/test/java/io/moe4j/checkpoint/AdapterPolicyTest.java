@@ -15,6 +15,8 @@ import java.util.Map;
 import java.util.stream.Collectors;
 import org.jspecify.annotations.NullUnmarked;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** What is refused, skipped or bounded, and what the report says of it. */
 @NullUnmarked // a missing value fails the test where it is used
@@ -53,6 +55,34 @@ class AdapterPolicyTest extends AdapterTestBase {
       assertThat(none.adapter().layers()).isEmpty();
       assertThat(none.report().notes()).anyMatch(n -> n.contains("nothing"));
     });
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "pissa, false",
+    "pissa_niter_16, false",
+    "olora, false",
+    "corda, false",
+    "loftq, false",
+    // Its trainer subtracts the first product from the base weights, as PiSSA's does.
+    "lora_ga, false",
+    "gaussian, true",
+    "eva, true",
+    "orthogonal, true",
+    "mica, true"
+  })
+  void initialisationsThatChangeTheBaseWeights(String init, boolean plain) {
+    TinyCheckpoint t =
+        adapter(2, 2)
+            .with("init_lora_weights", init)
+            .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    if (plain) {
+      assertThat(load(t, qwen3()).layer(1).factors()).containsOnlyKeys(LoraTarget.UP);
+    } else {
+      assertThatThrownBy(() -> load(t, qwen3()))
+          .isInstanceOf(AdapterRefusedException.class)
+          .hasMessageContaining(init);
+    }
   }
 
   @Test
