@@ -10,6 +10,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.EnumMap;
 import java.util.IdentityHashMap;
 import java.util.List;
@@ -183,13 +184,34 @@ final class AdapterAssembler {
         break;
       }
     }
-    Tensor a = FactorPacker.allocate(arena, aDtype, numExperts, rank, first.a().size(2));
-    Tensor b = FactorPacker.allocateB(arena, bDtype, numExperts, first.b().size(1), rank);
+    // One factor that all experts borrow stays one; experts without the other still get no delta.
+    boolean oneA = isOne(list, Contribution::a);
+    boolean oneB =
+        !oneA
+            && isOne(list, Contribution::b)
+            && list.stream().allMatch(c -> c.scale() == first.scale());
+    Tensor a = FactorPacker.allocate(arena, aDtype, oneA ? 1 : numExperts, rank, first.a().size(2));
+    Tensor b =
+        FactorPacker.allocateB(arena, bDtype, oneB ? 1 : numExperts, first.b().size(1), rank);
     for (Contribution c : list) {
-      requireFinite(FactorPacker.copy(c.a(), a.narrow(0, c.expert(), 1), 1), c);
-      requireFinite(FactorPacker.copy(c.b(), b.narrow(0, c.expert(), 1), c.scale()), c);
+      Tensor toA = a.narrow(0, oneA ? 0 : c.expert(), 1);
+      Tensor toB = b.narrow(0, oneB ? 0 : c.expert(), 1);
+      requireFinite(FactorPacker.copy(c.a(), toA, 1), c);
+      requireFinite(FactorPacker.copy(c.b(), toB, c.scale()), c);
     }
     return new LoraFactors(a, b);
+  }
+
+  /** Whether all experts have the same stretch of the file for a factor. */
+  private static boolean isOne(List<Contribution> list, Function<Contribution, Tensor> of) {
+    Tensor first = of.apply(list.getFirst());
+    return list.size() > 1
+        && list.stream()
+            .map(of)
+            .allMatch(t ->
+                t.memory().equals(first.memory())
+                    && t.byteOffset() == first.byteOffset()
+                    && Arrays.equals(t.shape(), first.shape()));
   }
 
   private static DType common(List<Contribution> list, Function<Contribution, DType> of) {

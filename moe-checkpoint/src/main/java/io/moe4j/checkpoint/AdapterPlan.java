@@ -8,6 +8,7 @@ import io.moe4j.checkpoint.AdapterAssembler.Contribution;
 import io.moe4j.checkpoint.AdapterPolicy.Action;
 import io.moe4j.checkpoint.AdapterReport.Disposition;
 import io.moe4j.checkpoint.AdapterReport.TensorEntry;
+import io.moe4j.checkpoint.CheckpointLayout.FusedParameter.Kind;
 import java.util.ArrayList;
 import java.util.EnumSet;
 import java.util.HashMap;
@@ -16,8 +17,10 @@ import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Optional;
 import java.util.Set;
+import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -57,6 +60,12 @@ final class AdapterPlan {
     @Nullable Tensor a;
     @Nullable Tensor b;
 
+    /** Whose one factor stands in for the one that is missing here. */
+    @Nullable Pair lender;
+
+    /** Pairs that its one factor stands in for. */
+    final List<Pair> borrowers = new ArrayList<>();
+
     Pair(String module, ModulePlace place) {
       this.module = module;
       this.place = place;
@@ -67,17 +76,26 @@ final class AdapterPlan {
     }
 
     Tensor a() throws Problem {
-      if (a == null) {
+      Tensor factor = a != null || lender == null ? a : lender.a;
+      if (factor == null) {
         throw Problem.damage("lora_B without its lora_A");
       }
-      return a;
+      return factor;
     }
 
     Tensor b() throws Problem {
-      if (b == null) {
+      Tensor factor = b != null || lender == null ? b : lender.b;
+      if (factor == null) {
         throw Problem.damage("lora_A without its lora_B");
       }
-      return b;
+      return factor;
+    }
+
+    /** {@code [0]}: nothing but a mark that the module has no such projection. */
+    boolean isPlaceholder() {
+      return Stream.of(Optional.ofNullable(a), Optional.ofNullable(b))
+          .flatMap(Optional::stream)
+          .allMatch(t -> t.dims() == 1 && t.size(0) == 0);
     }
   }
 
@@ -131,9 +149,12 @@ final class AdapterPlan {
 
   void run() {
     collect();
+    SharedFactors.lend(pairs.values());
     WrapperResolver wrappers = new WrapperResolver(config, model, policy, scales, notes);
     for (Pair pair : pairs.values()) {
-      if (pair.place instanceof ModulePlace.Wrapper wrapper) {
+      if (pair.isPlaceholder()) {
+        record(pair, Action.SKIP, "an empty placeholder");
+      } else if (pair.place instanceof ModulePlace.Wrapper wrapper) {
         attempt(
             pair,
             () -> {
@@ -144,10 +165,37 @@ final class AdapterPlan {
     }
     wrappers.settle();
     for (Pair pair : pairs.values()) {
-      if (!entries.containsKey(nameOf(pair))) {
+      if (!entries.containsKey(nameOf(pair)) && pair.borrowers.isEmpty()) {
         attempt(pair, () -> resolve(pair, wrappers));
       }
     }
+    for (Pair pair : pairs.values()) {
+      if (!pair.borrowers.isEmpty()) {
+        recordLent(pair);
+      }
+    }
+  }
+
+  /** A factor that was lent fares as the pairs it completes. */
+  private void recordLent(Pair lender) {
+    List<TensorEntry> fates = lender.borrowers.stream().map(p -> entry(nameOf(p))).toList();
+    TensorEntry fate =
+        fates.stream()
+            .filter(e -> e.disposition() == Disposition.APPLIED)
+            .findFirst()
+            .orElse(fates.getFirst());
+    Set<LoraTarget> targets = EnumSet.noneOf(LoraTarget.class);
+    fates.forEach(e -> targets.addAll(e.targets()));
+    String name = nameOf(lender);
+    entries.put(
+        name,
+        new TensorEntry(
+            name,
+            String.valueOf(tensors.get(name)),
+            fate.disposition(),
+            fate.layer(),
+            targets,
+            fate.reason() + ", shared by " + fates.size() + " modules"));
   }
 
   private static String nameOf(Pair pair) {
@@ -246,6 +294,9 @@ final class AdapterPlan {
           "the adapter uses " + String.join(", ", config.variants()) + ", not plain LoRA");
     }
     String reason = spoiled.get(pair.module);
+    if (reason == null && pair.lender != null) {
+      reason = spoiled.get(pair.lender.module);
+    }
     if (reason != null) {
       throw Problem.unappliable("its module has " + reason);
     }
@@ -256,6 +307,7 @@ final class AdapterPlan {
     List<Contribution> found =
         switch (pair.place) {
           case ModulePlace.Expert e -> single(pair, e.layer(), e.target(), e.expert());
+          case ModulePlace.ExpertGateUp e -> gateUp(pair, e);
           case ModulePlace.Dense d -> single(pair, d.layer(), d.target(), AdapterAssembler.ALL);
           case ModulePlace.Wrapper w -> wrappers.resolve(pair);
           case ModulePlace.Named n ->
@@ -276,7 +328,7 @@ final class AdapterPlan {
     Set<LoraTarget> targets = EnumSet.noneOf(LoraTarget.class);
     found.forEach(c -> targets.add(c.target()));
     Contribution first = found.getFirst();
-    for (String name : List.of(String.valueOf(pair.aName), String.valueOf(pair.bName))) {
+    for (String name : Stream.of(pair.aName, pair.bName).filter(Objects::nonNull).toList()) {
       entries.put(
           name,
           new TensorEntry(
@@ -319,28 +371,28 @@ final class AdapterPlan {
     MoeConfig layerConfig = layerConfig(model, layer);
     long in = TargetSizes.in(target, layerConfig);
     long out = TargetSizes.out(target, layerConfig);
-    Tensor a = pair.a();
-    Tensor b = pair.b();
-    if (a.dims() != 2
-        || b.dims() != 2
-        || a.size(0) != b.size(1)
-        || a.size(0) < 1
-        || a.size(1) != in
-        || b.size(0) != out) {
-      throw Problem.damage(
-          "lora_A is %s and lora_B %s; %s of layer %d takes [r, %d] and [%d, r]"
-              .formatted(a, b, target, layer, in, out));
-    }
-    int rank = Math.toIntExact(a.size(0));
-    return List.of(
-        new Contribution(
-            layer,
-            target,
-            expert,
-            a.expand(1),
-            b.expand(1),
-            scales.scale(pair.module, rank),
-            pair.source()));
+    SharedFactors.One one = SharedFactors.ofOne(pair, in, out, target + " of layer " + layer);
+    double scale = scales.scale(pair.module, one.rank());
+    return List.of(new Contribution(layer, target, expert, one.a(), one.b(), scale, pair.source()));
+  }
+
+  private List<Contribution> gateUp(Pair pair, ModulePlace.ExpertGateUp place) throws Problem {
+    MoeConfig layerConfig = layerConfig(model, place.layer());
+    SharedFactors.One one =
+        SharedFactors.ofOne(
+            pair,
+            layerConfig.expertHiddenSize(),
+            2L * layerConfig.intermediateSize(),
+            "gate and up of an expert of layer " + place.layer());
+    return WrapperResolver.contributions(
+        place.layer(),
+        Kind.GATE_UP,
+        place.expert(),
+        one.a(),
+        one.b(),
+        model.gateUp(),
+        scales.scale(pair.module, one.rank()),
+        pair.source());
   }
 
   static MoeConfig layerConfig(AdapterTargetModel model, int layer) {

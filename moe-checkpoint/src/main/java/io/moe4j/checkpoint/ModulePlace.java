@@ -13,6 +13,9 @@ sealed interface ModulePlace {
   /** One projection of one routed expert. */
   record Expert(int layer, int expert, LoraTarget target) implements ModulePlace {}
 
+  /** Gate and up of one routed expert as one linear map. */
+  record ExpertGateUp(int layer, int expert) implements ModulePlace {}
+
   /**
    * The wrappers around all experts of a layer, as PEFT nests them.
    *

@@ -10,10 +10,12 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import org.jspecify.annotations.Nullable;
 
 /** Finds the place of a module in a model. Names of files and of modelling code both count. */
 final class ModulePlaces {
   private static final String BASE_LAYER = ".base_layer";
+  private static final String GATE_UP = "gate_up_proj";
 
   /** Roots of towers whose layers are none of the language model's. */
   private static final Set<String> OTHER_TOWERS =
@@ -150,35 +152,68 @@ final class ModulePlaces {
             : new ModulePlace.Named(layer, parameter, false);
       }
     }
-    LoraTarget stacked = projections.get(name);
+    LoraTarget stacked = projection(name, config);
     if (stacked != null) {
       return appliable(new ModulePlace.Stacked(layer, stacked), stacked, layer, config);
     }
     int dot = name.indexOf('.');
-    LoraTarget target = dot < 0 ? null : projections.get(name.substring(dot + 1));
+    if (dot < 0) {
+      return unknown("experts." + name, layer);
+    }
+    String first = name.substring(0, dot);
+    String second = name.substring(dot + 1);
+    boolean listed = first.endsWith("s") && !second.isEmpty() && isDigits(second);
+    // One list a projection (gate_up_projs.3, as 4-bit gpt_oss keeps its experts), or one module an
+    // expert (3.up_proj).
+    String index = listed ? second : first;
+    String module = listed ? first.substring(0, first.length() - 1) : second;
+    if (module.equals(GATE_UP) && config.activation().isGated()) {
+      return isExpert(index, config)
+          ? new ModulePlace.ExpertGateUp(layer, Integer.parseInt(index))
+          : noExpert(index, layer, config);
+    }
+    LoraTarget target = projection(module, config);
     return target == null
         ? unknown("experts." + name, layer)
-        : oneExpert(name.substring(0, dot), target, layer, config);
+        : oneExpert(index, target, layer, config);
+  }
+
+  /** Where experts have no gate, w1 is what w3 is elsewhere. */
+  private @Nullable LoraTarget projection(String name, MoeConfig config) {
+    LoraTarget target = projections.get(name);
+    return target == LoraTarget.GATE && name.equals("w1") && !config.activation().isGated()
+        ? LoraTarget.UP
+        : target;
+  }
+
+  private static boolean isDigits(String text) {
+    return text.chars().allMatch(c -> c >= '0' && c <= '9');
   }
 
   private static ModulePlace oneExpert(
       String index, LoraTarget target, int layer, MoeConfig config) {
-    boolean canonical =
-        !index.isEmpty()
-            && index.length() <= 6
-            && index.chars().allMatch(c -> c >= '0' && c <= '9')
-            && (index.length() == 1 || index.charAt(0) != '0');
-    if (!canonical || Integer.parseInt(index) >= config.numExperts()) {
-      return new ModulePlace.Unappliable(
-          "expert "
-              + StrictJson.shorten(index)
-              + " of layer "
-              + layer
-              + ", which has "
-              + config.numExperts());
-    }
-    return appliable(
-        new ModulePlace.Expert(layer, Integer.parseInt(index), target), target, layer, config);
+    return isExpert(index, config)
+        ? appliable(
+            new ModulePlace.Expert(layer, Integer.parseInt(index), target), target, layer, config)
+        : noExpert(index, layer, config);
+  }
+
+  private static boolean isExpert(String index, MoeConfig config) {
+    return !index.isEmpty()
+        && index.length() <= 6
+        && isDigits(index)
+        && (index.length() == 1 || index.charAt(0) != '0')
+        && Integer.parseInt(index) < config.numExperts();
+  }
+
+  private static ModulePlace noExpert(String index, int layer, MoeConfig config) {
+    return new ModulePlace.Unappliable(
+        "expert "
+            + StrictJson.shorten(index)
+            + " of layer "
+            + layer
+            + ", which has "
+            + config.numExperts());
   }
 
   /** An expert's projection under the names of the layout's own files. */

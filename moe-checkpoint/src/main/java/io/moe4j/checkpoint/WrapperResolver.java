@@ -94,29 +94,49 @@ final class WrapperResolver {
       throw Problem.unappliable("the experts' bias " + parameter.name());
     }
     MoeConfig layerConfig = AdapterPlan.layerConfig(model, layer);
+    if (isStacked(pair)) {
+      return StackedFactors.wrapped(pair, layer, parameter.kind(), name, model, scales);
+    }
     FusedPair fused = fused(pair, layer, parameter, name);
     FusedSide side = side(fused, parameter, layerConfig, layer);
     FusedPair.Views views = fused.views(parameter, side, layerConfig.numExperts());
-    double scale = scales.scale(name, fused.rank());
     return contributions(
-        layer, parameter.kind(), views.a(), views.b(), model.gateUp(), scale, pair.source());
+        layer,
+        parameter.kind(),
+        AdapterAssembler.ALL,
+        views.a(),
+        views.b(),
+        model.gateUp(),
+        scales.scale(name, fused.rank()),
+        pair.source());
+  }
+
+  /** PEFT folds experts into two dimensions; other writers keep three under its names. */
+  private static boolean isStacked(Pair pair) throws Problem {
+    return pair.a().dims() == 3 || pair.b().dims() == 3;
   }
 
   /** Splits a fused pair into the maps it changes; gate and up share A. */
   static List<Contribution> contributions(
-      int layer, Kind kind, Tensor a, Tensor b, GateUpLayout layout, double scale, String source) {
-    int all = AdapterAssembler.ALL;
+      int layer,
+      Kind kind,
+      int expert,
+      Tensor a,
+      Tensor b,
+      GateUpLayout layout,
+      double scale,
+      String source) {
     if (kind != Kind.GATE_UP) {
       LoraTarget target = kind == Kind.UP ? LoraTarget.UP : LoraTarget.DOWN;
-      return List.of(new Contribution(layer, target, all, a, b, scale, source));
+      return List.of(new Contribution(layer, target, expert, a, b, scale, source));
     }
     long i = b.size(1) / 2;
     boolean halves = layout == GateUpLayout.HALVES;
     Tensor gate = halves ? b.narrow(1, 0, i) : b.sliced(1, 0, i, 2);
     Tensor up = halves ? b.narrow(1, i, i) : b.sliced(1, 1, i, 2);
     return List.of(
-        new Contribution(layer, LoraTarget.GATE, all, a, gate, scale, source),
-        new Contribution(layer, LoraTarget.UP, all, a, up, scale, source));
+        new Contribution(layer, LoraTarget.GATE, expert, a, gate, scale, source),
+        new Contribution(layer, LoraTarget.UP, expert, a, up, scale, source));
   }
 
   private FusedParameter parameter(ModulePlace.Wrapper w, Pair pair) throws Problem {
@@ -158,8 +178,14 @@ final class WrapperResolver {
     }
     List<FusedParameter> fitting = new ArrayList<>();
     for (FusedParameter p : weights) {
-      FusedPair fused = fused(pair, w.layer(), p, w.experts() + "." + p.name());
-      if (!fused.sides(p, AdapterPlan.layerConfig(model, w.layer())).isEmpty()) {
+      MoeConfig layerConfig = AdapterPlan.layerConfig(model, w.layer());
+      boolean fits =
+          isStacked(pair)
+              ? StackedFactors.fits(pair, p.kind(), layerConfig)
+              : !fused(pair, w.layer(), p, w.experts() + "." + p.name())
+                  .sides(p, layerConfig)
+                  .isEmpty();
+      if (fits) {
         fitting.add(p);
       }
     }

@@ -254,6 +254,27 @@ final class HostileAdapters {
         "stacked under a wrong expert count",
         t ->
             t.pair(experts + ".w1", DType.F32, new long[] {E + 1, 2, H}, new long[] {E + 1, I, 2}));
+    String projs = experts + ".gate_up_projs.";
+    for (String index : List.of("4", "-1", "01", "", "1.x", "99999999999999999999")) {
+      adapterTensor(
+          "gate and up of expert '" + index + "'",
+          t -> t.pair(projs + index, DType.F32, up, new long[] {2 * I, 2}));
+    }
+    adapterTensor(
+        "gate and up, ranks differ",
+        t -> t.pair(projs + "1", DType.F32, up, new long[] {2 * I, 3}));
+    for (long[] shape : new long[][] {{1, 2, H}, {0, 2, H}, {2, 2, H}, {2, H}, {0}}) {
+      adapterTensor(
+          "shared A " + java.util.Arrays.toString(shape) + " without partners",
+          t ->
+              t.put("base_model.model." + experts + ".w1.lora_A.weight", DType.F32, shape)
+                  .put("base_model.model." + experts + ".w2.lora_A.weight", DType.F32, 2, I));
+    }
+    adapterTensor(
+        "three dimensions under a wrapper, both orders fit",
+        t ->
+            t.with("target_parameters", List.of("down_proj"))
+                .pair(experts, DType.F32, new long[] {1, 1, I}, new long[] {1, 1, 1}));
     adapterTensor(
         "magnitude vector",
         t -> t.put("base_model.model." + UP + ".lora_magnitude_vector.weight", DType.F32, I));
