@@ -69,6 +69,12 @@ final class LayerParts {
     } catch (LinkageError e) {
       throw new MoeException(
           "backend " + backend.name() + " from " + backend.origin() + " is incomplete: " + e, e);
+    } catch (MoeException | IllegalArgumentException e) {
+      throw e; // speaks for itself
+    } catch (RuntimeException e) {
+      throw new MoeException(
+          "backend " + backend.name() + " from " + backend.origin() + " failed to prepare: " + e,
+          e);
     }
     if (experts == null) { // strangers are not null-checked
       throw broken(backend, "prepare returned null");

@@ -311,6 +311,21 @@ class MoeLayerLifeTest {
   }
 
   @Test
+  void aBackendThatFailsToPrepareIsNamed() {
+    FakeBackend fails =
+        new FakeBackend("fails", DeviceType.CPU)
+            .prepares((cfg, w, d) -> {
+              throw new UnsupportedOperationException("no such kernel");
+            });
+    assertThatThrownBy(() -> layer(device, fails, config().build()))
+        .isInstanceOf(MoeException.class)
+        .hasMessageContaining("backend fails from")
+        .hasMessageContaining("no such kernel")
+        .hasCauseInstanceOf(UnsupportedOperationException.class);
+    assertThat(device.live).hasValue(0);
+  }
+
+  @Test
   void weightsThatDoNotFitAreRefusedBeforeAnythingIsOpened() {
     MoeConfig c = config().build();
     MoeConfig other = config().expertMap(ExpertMap.of(0, -1, -1, -1)).build();
