@@ -23,6 +23,11 @@ import java.util.stream.Stream;
  * PEFT version, factors shared across experts, shared experts and latent projections. Scales are
  * folded into B. Factors are copied, so the files may change or vanish afterwards.
  *
+ * <p>What other trainers write under PEFT's file names is read as well: all experts in three
+ * dimensions ({@code experts.w1}, {@code experts.gate_up_proj}, or the names of PEFT's wrappers),
+ * factors that all experts share apart from their partners ({@code experts.gate_proj.lora_A} beside
+ * {@code experts.3.gate_proj.lora_B}), lists of modules ({@code experts.gate_up_projs.3}).
+ *
  * <p>Every tensor of the file is applied, skipped or refused, and {@link #report()} says which.
  *
  * @param adapter what it does to each layer; experts are global, see {@link #localExperts}

@@ -175,6 +175,15 @@ class ArchitectureTest {
     }
   }
 
+  /** What users may depend on has its version there; benchmarks are not published. */
+  @ParameterizedTest
+  @MethodSource("modules")
+  void moduleIsInTheBom(String module) throws IOException {
+    assumeTrue(!module.equals("benchmarks"), "not published");
+    assertThat(Files.readString(PROJECT.resolve("moe-bom").resolve("pom.xml")))
+        .contains("<artifactId>" + module + "</artifactId>");
+  }
+
   @Test
   void moduleWithoutARoomIsAnError() {
     assertThatThrownBy(() -> Rooms.rulesOf("moe-new"))
