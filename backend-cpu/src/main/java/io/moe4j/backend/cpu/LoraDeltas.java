@@ -6,6 +6,7 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
 import org.jspecify.annotations.Nullable;
 
@@ -19,6 +20,8 @@ import org.jspecify.annotations.Nullable;
  * own.
  */
 final class LoraDeltas {
+  private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
+
   private final MlpForward f;
   private final MlpWeights w;
   private final GroupedMlp mlp;
@@ -121,10 +124,7 @@ final class LoraDeltas {
     return slot >= 0 && down[slot].rank() > 0;
   }
 
-  /**
-   * Deltas of gate and up for the tokens of a segment. Panels add whole vectors of tokens: rows
-   * without a delta are zero there.
-   */
+  /** Deltas of gate and up for the tokens of a segment. */
   void tile13(int segment, int member) {
     int from = plan.segmentStart[segment];
     int to = plan.segmentEnd[segment];
@@ -134,7 +134,7 @@ final class LoraDeltas {
       shrink(g, segment, true, member);
       expand(g, segment, true, member);
     } else {
-      clearRows(from, to, true);
+      clearRows(from, to, true, member);
     }
     if (u.rank() > 0) {
       if (!u.sharesA(g)) {
@@ -142,22 +142,32 @@ final class LoraDeltas {
       }
       expand(u, segment, false, member);
     } else {
-      clearRows(from, to, false);
+      clearRows(from, to, false, member);
     }
     int e = plan.segmentExpert[segment];
     if (segment == 0 || plan.segmentExpert[segment - 1] != e) {
       // Tokens without adapter stand before the expert's others.
-      clearRows(plan.expertStart[e], from, true);
-      clearRows(plan.expertStart[e], from, false);
+      clearRows(plan.expertStart[e], from, true, member);
+      clearRows(plan.expertStart[e], from, false, member);
     }
   }
 
-  private void clearRows(int from, int to, boolean gates) {
+  /** Panels add whole vectors of tokens, so in a panel a row without a delta is zero. */
+  private void clearRows(int from, int to, boolean gates, int member) {
     if (gates && !w.activation.isGated()) {
       return;
     }
+    float[] zeros = f.scratch(member).turned;
+    Arrays.fill(zeros, 0f);
     for (int p = from; p < to; p++) {
-      f.workspace().asSlice(gates ? gateRow(p) : deltaRow(p), 4L * w.intermediate).fill((byte) 0);
+      if (!f.inPanel(p)) {
+        continue;
+      }
+      long row = gates ? gateRow(p) : deltaRow(p);
+      for (int i = 0; i < w.intermediate; i += zeros.length) {
+        int n = Math.min(zeros.length, w.intermediate - i);
+        MemorySegment.copy(zeros, 0, f.workspace(), F32, row + 4L * i, n);
+      }
     }
   }
 

@@ -3,6 +3,7 @@ package io.moe4j.backend.cpu;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.backend.cpu.kernel.ExpandKernel;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.MemorySegment;
@@ -16,12 +17,6 @@ import org.jspecify.annotations.Nullable;
  * times as long, other strides longer.
  */
 final class LoraView {
-  /** Rows of B that meet all tokens before the next come: they fit a first-level cache. */
-  private static final int PIECE_ROWS = 128;
-
-  /** Columns, where B lies the other way. */
-  private static final int PIECE_COLUMNS = 1024;
-
   private static final MemorySegment NONE = MemorySegment.ofArray(new byte[0]);
   private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
 
@@ -41,13 +36,12 @@ final class LoraView {
   private long bExpert;
   private long bRow;
   private long bCol;
-  private DType bType = DType.F32;
-  private TypedKernels bKernels;
+  private ExpandKernel bKernel;
 
   LoraView(Kernels kernels) {
     this.kernels = kernels;
     aKernels = kernels.forType(DType.F32);
-    bKernels = aKernels;
+    bKernel = kernels.expandOf(DType.F32);
   }
 
   /** Looks at other factors; null for none. */
@@ -64,11 +58,11 @@ final class LoraView {
     Tensor ta = f.a();
     Tensor tb = f.b();
     aType = Rows.requireFloat("LoRA A", ta);
-    bType = Rows.requireFloat("LoRA B", tb);
+    DType bType = Rows.requireFloat("LoRA B", tb);
     a = Rows.segment(ta);
     b = Rows.segment(tb);
     aKernels = kernels.forType(aType);
-    bKernels = kernels.forType(bType);
+    bKernel = kernels.expandOf(bType);
     long sa = aType.bits() / 8;
     long sb = bType.bits() / 8;
     aOffset = ta.byteOffset();
@@ -131,8 +125,7 @@ final class LoraView {
   }
 
   /**
-   * {@code dst[j] (+)= B[expert] . s[j]} for some tokens {@code j}: B passes once, a piece of rows
-   * at a time.
+   * {@code dst[j] (+)= B[expert] . s[j]} for some tokens {@code j}.
    *
    * @param s shrunk tokens, F32; a vector behind the last may be read
    * @param sStride bytes from one to the next
@@ -148,60 +141,11 @@ final class LoraView {
       MemorySegment dst,
       long[] at,
       boolean add) {
-    int size = bType.bits() / 8;
-    if (bRow == size && rank > 1) {
-      expandColumns(expert, s, sOffset, sStride, tokens, dst, at, add);
-      return;
-    }
-    boolean dense = bCol == size || rank == 1;
-    for (int row0 = 0; row0 < out; row0 += PIECE_ROWS) {
-      int n = Math.min(PIECE_ROWS, out - row0);
-      long base = bOffset + expert * bExpert + row0 * bRow;
-      for (int j = 0; j < tokens; j++) {
-        long from = sOffset + j * sStride;
-        long to = at[j] + 4L * row0;
-        if (dense) {
-          bKernels.expand(b, base, bRow, n, rank, s, from, dst, to, add);
-        } else {
-          expandOneByOne(base, n, s, from, dst, to, add);
-        }
-      }
-    }
+    long base = bOffset + expert * bExpert;
+    bKernel.expand(b, base, bRow, bCol, out, rank, s, sOffset, sStride, dst, at, tokens, add);
   }
 
-  /** Where B lies as {@code [r, out]}. */
-  private void expandColumns(
-      int expert,
-      MemorySegment s,
-      long sOffset,
-      long sStride,
-      int tokens,
-      MemorySegment dst,
-      long[] at,
-      boolean add) {
-    int piece = tokens <= 2 ? out : PIECE_COLUMNS;
-    for (int i = 0; i < out; i += piece) {
-      int n = Math.min(piece, out - i);
-      long base = bOffset + expert * bExpert + i * bRow;
-      bKernels.expandColumns(
-          b, base, bCol, n, rank, s, sOffset, sStride, dst, at, tokens, 4L * i, add);
-    }
-  }
-
-  /** Where neither the ranks of a row nor the rows lie side by side. */
-  private void expandOneByOne(
-      long base, int n, MemorySegment s, long from, MemorySegment dst, long to, boolean add) {
-    for (int i = 0; i < n; i++) {
-      float sum = add ? dst.get(F32, to + 4L * i) : 0f;
-      for (int r = 0; r < rank; r++) {
-        float v = read(bType, b, base + i * bRow + r * bCol);
-        sum = Math.fma(v, s.get(F32, from + 4L * r), sum);
-      }
-      dst.set(F32, to + 4L * i, sum);
-    }
-  }
-
-  static float read(DType type, MemorySegment s, long at) {
+  private static float read(DType type, MemorySegment s, long at) {
     return switch (type) {
       case F32 -> s.get(F32, at);
       case BF16 -> Float.intBitsToFloat(s.get(ValueLayout.JAVA_SHORT_UNALIGNED, at) << 16);

@@ -139,6 +139,11 @@ final class MlpForward {
     return ws;
   }
 
+  /** {@return whether a sorted position stands in a panel} */
+  boolean inPanel(int position) {
+    return panels.plan.panelOf[position] >= 0;
+  }
+
   /** {@return where things stand in it} */
   GroupedMlp.Layout where() {
     return java.util.Objects.requireNonNull(layout);

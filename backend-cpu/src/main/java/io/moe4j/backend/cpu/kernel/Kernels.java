@@ -29,6 +29,13 @@ public interface Kernels {
   TypedKernels forType(DType dtype);
 
   /**
+   * {@return the kernel for LoRA factors B of a dtype}
+   *
+   * @param dtype F32, BF16 or F16
+   */
+  ExpandKernel expandOf(DType dtype);
+
+  /**
    * Twelve rows times a panel of {@code vectors * lanes()} tokens, added to {@code c}: {@code
    * c[r][t] += sum_i w[r][i] * x[i][t]}.
    *

@@ -45,12 +45,13 @@ final class ScalarKernels implements Kernels {
     };
   }
 
-  /** Rows {@code from..to-1} of {@link TypedKernels#expand}. */
-  static void expandRows(
+  /** Rows {@code from..to-1} of {@link ExpandKernel#expand}, of one token. */
+  static void expand(
       DType dtype,
       MemorySegment b,
       long bOffset,
-      long bStride,
+      long rowStep,
+      long rankStep,
       int from,
       int to,
       int rank,
@@ -62,35 +63,17 @@ final class ScalarKernels implements Kernels {
     for (int i = from; i < to; i++) {
       float sum = 0;
       for (int r = 0; r < rank; r++) {
-        sum = Math.fma(read(dtype, b, bOffset + i * bStride, r), s.get(F32, sOffset + 4L * r), sum);
+        float v = read(dtype, b, bOffset + i * rowStep + r * rankStep, 0);
+        sum = Math.fma(v, s.get(F32, sOffset + 4L * r), sum);
       }
       long at = dstOffset + 4L * i;
       dst.set(F32, at, add ? dst.get(F32, at) + sum : sum);
     }
   }
 
-  /** Columns {@code from..to-1} of one vector of {@link ExpandKernel#expandColumns}. */
-  static void expandColumns(
-      DType dtype,
-      MemorySegment b,
-      long bOffset,
-      long bStride,
-      int from,
-      int to,
-      int rank,
-      MemorySegment s,
-      long sOffset,
-      MemorySegment dst,
-      long dstOffset,
-      boolean add) {
-    for (int i = from; i < to; i++) {
-      float sum = 0;
-      for (int r = 0; r < rank; r++) {
-        sum = Math.fma(read(dtype, b, bOffset + r * bStride, i), s.get(F32, sOffset + 4L * r), sum);
-      }
-      long at = dstOffset + 4L * i;
-      dst.set(F32, at, add ? dst.get(F32, at) + sum : sum);
-    }
+  @Override
+  public ExpandKernel expandOf(DType dtype) {
+    return new Expand(requireFloat(dtype));
   }
 
   @Override
@@ -183,6 +166,30 @@ final class ScalarKernels implements Kernels {
     }
   }
 
+  private record Expand(DType dtype) implements ExpandKernel {
+    @Override
+    public void expand(
+        MemorySegment b,
+        long bOffset,
+        long rowStep,
+        long rankStep,
+        int rows,
+        int rank,
+        MemorySegment s,
+        long sOffset,
+        long sStep,
+        MemorySegment dst,
+        long[] at,
+        int tokens,
+        boolean add) {
+      for (int j = 0; j < tokens; j++) {
+        long q = sOffset + j * sStep;
+        ScalarKernels.expand(
+            dtype, b, bOffset, rowStep, rankStep, 0, rows, rank, s, q, dst, at[j], add);
+      }
+    }
+  }
+
   private record Typed(DType dtype) implements TypedKernels {
     @Override
     public void dot(
@@ -205,43 +212,6 @@ final class ScalarKernels implements Kernels {
               outOffset + j * outStride + 4L * r,
               dotRow(dtype, w, wOffset + r * wStride, x, at[j], k));
         }
-      }
-    }
-
-    @Override
-    public void expand(
-        MemorySegment b,
-        long bOffset,
-        long bStride,
-        int rows,
-        int rank,
-        MemorySegment s,
-        long sOffset,
-        MemorySegment dst,
-        long dstOffset,
-        boolean add) {
-      expandRows(dtype, b, bOffset, bStride, 0, rows, rank, s, sOffset, dst, dstOffset, add);
-    }
-
-    @Override
-    public void expandColumns(
-        MemorySegment b,
-        long bOffset,
-        long bStride,
-        int n,
-        int rank,
-        MemorySegment s,
-        long sOffset,
-        long sStride,
-        MemorySegment dst,
-        long[] at,
-        int tokens,
-        long dstOffset,
-        boolean add) {
-      for (int j = 0; j < tokens; j++) {
-        long q = sOffset + j * sStride;
-        long d = at[j] + dstOffset;
-        ScalarKernels.expandColumns(dtype, b, bOffset, bStride, 0, n, rank, s, q, dst, d, add);
       }
     }
 

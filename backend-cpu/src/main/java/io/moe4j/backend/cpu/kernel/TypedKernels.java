@@ -6,7 +6,7 @@ import java.lang.foreign.MemorySegment;
  * Kernels over a matrix of one dtype (F32, BF16 or F16). Offsets and distances are in bytes, counts
  * in elements; nothing needs to be aligned. Activations and results are F32. Thread-safe.
  */
-public interface TypedKernels extends ExpandKernel {
+public interface TypedKernels {
   /** Tokens that one call of {@link #dot} takes at most; {@link Kernels#dotTokens} are best. */
   int MAX_TOKENS = 6;
 

@@ -10,9 +10,10 @@ import jdk.incubator.vector.VectorOperators;
 import jdk.incubator.vector.VectorSpecies;
 
 /**
- * LoRA's B times one shrunk token, for B of one dtype, a {@link VectorTemplate}. Rows are as short
- * as the rank, one or a few vectors: four rows are multiplied, then folded pairwise to four
- * results, without ever leaving the registers.
+ * LoRA's B times shrunk tokens, for B of one dtype, a {@link VectorTemplate}. Where rows lie side
+ * by side, four of the rank pass at a time over one or two tokens. Where ranks do, a row is one or
+ * a few vectors: four rows are multiplied, then folded pairwise to four results, without leaving
+ * the registers.
  */
 final class VectorExpand implements ExpandKernel {
   private static final DType TYPE = VectorTemplate.dtype(MethodHandles.lookup());
@@ -26,44 +27,84 @@ final class VectorExpand implements ExpandKernel {
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;
   private static final int BYTES = TYPE.bits() / 8;
 
+  /** Rows that meet all tokens before the next come: they fit a first-level cache. */
+  private static final int PIECE_ROWS = 128;
+
+  /** Likewise, where rows lie side by side. */
+  private static final int PIECE_COLUMNS = 1024;
+
   private VectorExpand() {}
 
   @Override
   public void expand(
       MemorySegment b,
       long bOffset,
-      long bStride,
+      long rowStep,
+      long rankStep,
       int rows,
       int rank,
       MemorySegment s,
       long sOffset,
+      long sStep,
       MemorySegment dst,
-      long dstOffset,
+      long[] at,
+      int tokens,
+      boolean add) {
+    boolean columns = rowStep == BYTES;
+    boolean dense = columns || rankStep == BYTES;
+    // A piece of B meets all tokens before the next comes.
+    int most = columns ? (tokens <= 2 ? rows : PIECE_COLUMNS) : PIECE_ROWS;
+    for (int i = 0; i < rows; i += most) {
+      int n = Math.min(most, rows - i);
+      long b0 = bOffset + i * rowStep;
+      if (columns) {
+        byColumns(b, b0, rankStep, n, rank, s, sOffset, sStep, dst, at, tokens, 4L * i, add);
+        continue;
+      }
+      for (int j = 0; j < tokens; j++) {
+        long q = sOffset + j * sStep;
+        long d = at[j] + 4L * i;
+        int done = dense ? byRows(b, b0, rowStep, n, rank, s, q, dst, d, add) : 0;
+        ScalarKernels.expand(TYPE, b, b0, rowStep, rankStep, done, n, rank, s, q, dst, d, add);
+      }
+    }
+  }
+
+  /** Ranks side by side: as many rows as go by whole vectors, which it returns. */
+  private static int byRows(
+      MemorySegment b,
+      long b0,
+      long rowStep,
+      int rows,
+      int rank,
+      MemorySegment s,
+      long s0,
+      MemorySegment dst,
+      long d0,
       boolean add) {
     int whole = VL <= 16 ? rows / 4 * 4 : 0;
     if (rank % VL != 0) {
-      whole = Math.min(whole, within(b, bOffset, bStride, rank) / 4 * 4);
-      whole = sOffset + 4L * rank + 4L * VL <= s.byteSize() ? whole : 0;
+      whole = Math.min(whole, within(b, b0, rowStep, rank) / 4 * 4);
+      whole = s0 + 4L * rank + 4L * VL <= s.byteSize() ? whole : 0;
     }
     if (rank == VL) {
-      oneVector(b, bOffset, bStride, whole, s, sOffset, dst, dstOffset, add);
+      oneVector(b, b0, rowStep, whole, s, s0, dst, d0, add);
     } else {
-      someVectors(b, bOffset, bStride, whole, rank, s, sOffset, dst, dstOffset, add);
+      someVectors(b, b0, rowStep, whole, rank, s, s0, dst, d0, add);
     }
-    ScalarKernels.expandRows(
-        TYPE, b, bOffset, bStride, whole, rows, rank, s, sOffset, dst, dstOffset, add);
+    return whole;
   }
 
-  @Override
-  public void expandColumns(
+  /** Rows side by side: nothing is summed across a vector. */
+  private static void byColumns(
       MemorySegment b,
-      long bOffset,
-      long bStride,
+      long b0,
+      long rankStep,
       int n,
       int rank,
       MemorySegment s,
       long sOffset,
-      long sStride,
+      long sStep,
       MemorySegment dst,
       long[] at,
       int tokens,
@@ -72,28 +113,28 @@ final class VectorExpand implements ExpandKernel {
     int bound = F.loopBound(n);
     int whole = rank / 4 * 4;
     for (int r = 0; r < whole; r += 4) {
-      long row = bOffset + r * bStride;
+      long row = b0 + r * rankStep;
       long q = sOffset + 4L * r;
       boolean sum = add || r > 0;
       for (int j = 0; j < tokens; j += 2) {
-        long qj = q + j * sStride;
+        long qj = q + j * sStep;
         long d0 = at[j] + dstOffset;
         if (j + 1 < tokens) {
           long d1 = at[j + 1] + dstOffset;
-          four2(b, row, bStride, bound, s, qj, sStride, dst, d0, d1, sum);
+          four2(b, row, rankStep, bound, s, qj, sStep, dst, d0, d1, sum);
         } else {
-          four1(b, row, bStride, bound, s, qj, dst, d0, sum);
+          four1(b, row, rankStep, bound, s, qj, dst, d0, sum);
         }
       }
     }
     for (int j = 0; j < tokens; j++) {
-      long q = sOffset + j * sStride;
+      long q = sOffset + j * sStep;
       long d = at[j] + dstOffset;
       for (int r = whole; r < rank; r++) {
         float f = s.get(ScalarKernels.F32, q + 4L * r);
-        one(b, bOffset + r * bStride, bound, f, dst, d, add || r > 0);
+        one(b, b0 + r * rankStep, bound, f, dst, d, add || r > 0);
       }
-      ScalarKernels.expandColumns(TYPE, b, bOffset, bStride, bound, n, rank, s, q, dst, d, add);
+      ScalarKernels.expand(TYPE, b, b0, BYTES, rankStep, bound, n, rank, s, q, dst, d, add);
     }
   }
 

@@ -22,6 +22,14 @@ final class VectorKernels implements Kernels {
   private final TypedKernels f16 =
       VectorTemplate.of(VectorTyped.class, TypedKernels.class, DType.F16);
 
+  private final ExpandKernel expandF32 = expand(DType.F32);
+  private final ExpandKernel expandBf16 = expand(DType.BF16);
+  private final ExpandKernel expandF16 = expand(DType.F16);
+
+  private static ExpandKernel expand(DType dtype) {
+    return VectorTemplate.of(VectorExpand.class, ExpandKernel.class, dtype);
+  }
+
   @Override
   public String description() {
     return "Vector API, " + F.vectorBitSize() + " bits";
@@ -38,6 +46,15 @@ final class VectorKernels implements Kernels {
       case BF16 -> bf16;
       case F16 -> f16;
       default -> f32;
+    };
+  }
+
+  @Override
+  public ExpandKernel expandOf(DType dtype) {
+    return switch (ScalarKernels.requireFloat(dtype)) {
+      case BF16 -> expandBf16;
+      case F16 -> expandF16;
+      default -> expandF32;
     };
   }
 

@@ -20,8 +20,6 @@ import jdk.incubator.vector.VectorSpecies;
  */
 final class VectorTyped implements TypedKernels {
   private static final DType TYPE = VectorTemplate.dtype(MethodHandles.lookup());
-  private static final ExpandKernel EXPAND =
-      VectorTemplate.of(VectorExpand.class, ExpandKernel.class, TYPE);
 
   private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
   private static final int VL = F.length();
@@ -48,40 +46,6 @@ final class VectorTyped implements TypedKernels {
 
   private static float readOne(MemorySegment s, long offset, long i) {
     return ScalarKernels.read(TYPE, s, offset, i);
-  }
-
-  @Override
-  public void expand(
-      MemorySegment b,
-      long bOffset,
-      long bStride,
-      int rows,
-      int rank,
-      MemorySegment s,
-      long sOffset,
-      MemorySegment dst,
-      long dstOffset,
-      boolean add) {
-    EXPAND.expand(b, bOffset, bStride, rows, rank, s, sOffset, dst, dstOffset, add);
-  }
-
-  @Override
-  public void expandColumns(
-      MemorySegment b,
-      long bOffset,
-      long bStride,
-      int n,
-      int rank,
-      MemorySegment s,
-      long sOffset,
-      long sStride,
-      MemorySegment dst,
-      long[] at,
-      int tokens,
-      long dstOffset,
-      boolean add) {
-    EXPAND.expandColumns(
-        b, bOffset, bStride, n, rank, s, sOffset, sStride, dst, at, tokens, dstOffset, add);
   }
 
   @Override

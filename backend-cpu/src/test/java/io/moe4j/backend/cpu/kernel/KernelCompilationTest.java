@@ -69,14 +69,16 @@ class KernelCompilationTest {
       for (int call = 0; call < CALLS; call++) {
         for (DType dtype : List.of(DType.F32, DType.BF16, DType.F16)) {
           TypedKernels typed = kernels.forType(dtype);
+          int e = dtype.bits() / 8;
           for (int t = 1; t <= TypedKernels.MAX_TOKENS; t++) {
             typed.dot(memory, 0, 4L * k, 5, memory, at, t, k, out, 0, 64, scratch);
           }
           typed.widen(memory, 0, w, 0, k);
           typed.axpy(1f, memory, 0, out, 0, k);
+          ExpandKernel expand = kernels.expandOf(dtype);
           for (int rank : new int[] {lanes, 2 * lanes, 5}) {
-            typed.expand(memory, 0, 4L * rank, 64, rank, memory, 0, out, 0, false);
-            typed.expandColumns(memory, 0, 4L * k, k, rank, memory, 0, 64, out, at, 3, 0, true);
+            expand.expand(memory, 0, 4L * rank, e, 64, rank, memory, 0, 64, out, at, 1, false);
+            expand.expand(memory, 0, e, 4L * k, k, rank, memory, 0, 64, out, at, 3, true);
           }
         }
         for (int v = 1; v <= kernels.panelVectors(); v *= 2) {

@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
 
 import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -181,82 +182,71 @@ class KernelsTest {
                     d -> Stream.of(1, 3, 4, 8, 16, 17, 40, 64).map(r -> Arguments.of(k, d, r))));
   }
 
-  /** Rows of B, one short and one infinite neighbour behind each that must not be seen. */
+  /**
+   * B with ranks side by side, with rows side by side, and with gaps; every neighbour that must not
+   * be seen is infinite.
+   */
   @ParameterizedTest(name = "{0} {1} rank={2}")
   @MethodSource("expands")
-  void expandMultipliesShortRows(Kernels kernels, DType dtype, int rank) {
-    for (int rows : new int[] {1, 5, 36}) {
+  void expandMultipliesShrunkTokens(Kernels kernels, DType dtype, int rank) {
+    long element = dtype.byteSize(1);
+    for (int rows : new int[] {1, 5, 36, 200}) {
       for (int gap : new int[] {0, 2}) {
-        MemorySegment memory = arena.allocate(dtype.byteSize((long) rows * (rank + gap)), 64);
-        Tensor b = Tensor.of(dtype, memory, rows, rank + gap);
-        for (int i = 0; i < rows; i++) {
-          for (int r = 0; r < rank + gap; r++) {
-            b.set(r < rank ? random.nextDouble(-1, 1) : Double.POSITIVE_INFINITY, i, r);
+        long[][] steps = {
+          {rank + gap, 1}, {1, rows + gap}, {(rank + gap) * 2L, 2},
+        };
+        for (long[] step : steps) {
+          long room = rows * step[0] + rank * step[1];
+          MemorySegment memory = arena.allocate(dtype.byteSize(room), 64);
+          Tensor all = Tensor.of(dtype, memory, room);
+          for (long i = 0; i < room; i++) {
+            all.set(Double.POSITIVE_INFINITY, i);
           }
-        }
-        MemorySegment s = floats(rank + 64);
-        s.set(F32, 4L * rank, Float.NaN);
-        MemorySegment dst = floats(rows + 2);
-        MemorySegment before = arena.allocate(dst.byteSize()).copyFrom(dst);
-        for (boolean add : new boolean[] {true, false}) {
-          TypedKernels typed = kernels.forType(dtype);
-          long stride = dtype.byteSize(rank + (long) gap);
-          dst.copyFrom(before);
-          typed.expand(b.segment(), 0, stride, rows, rank, s, 0, dst, 4, add);
+          Tensor b = Tensor.strided(dtype, all.memory(), 0, new long[] {rows, rank}, step);
           for (int i = 0; i < rows; i++) {
-            double sum = add ? at(before, i + 1L) : 0;
             for (int r = 0; r < rank; r++) {
-              sum += b.get(i, r) * at(s, r);
+              b.set(random.nextDouble(-1, 1), i, r);
             }
-            assertThat(at(dst, i + 1L)).isCloseTo(sum, within(1e-5));
           }
-          assertThat(at(dst, 0)).isEqualTo(at(before, 0));
-          assertThat(at(dst, rows + 1L)).isEqualTo(at(before, rows + 1L));
+          for (int tokens = 1; tokens <= 5; tokens += 2) {
+            checkExpand(kernels.expandOf(dtype), b, element, tokens);
+          }
         }
       }
     }
   }
 
-  @ParameterizedTest(name = "{0} {1} rank={2}")
-  @MethodSource("expands")
-  void expandColumnsMultipliesSomeTokens(Kernels kernels, DType dtype, int rank) {
-    for (int n : new int[] {1, 16, 35}) {
-      MemorySegment memory = arena.allocate(dtype.byteSize((long) rank * (n + 1)), 64);
-      Tensor b = Tensor.of(dtype, memory, rank, n + 1);
-      for (int r = 0; r < rank; r++) {
-        for (int i = 0; i <= n; i++) {
-          b.set(random.nextDouble(-1, 1), r, i);
-        }
-      }
-      for (int tokens = 1; tokens <= 5; tokens++) {
-        MemorySegment s = floats(tokens * (rank + 2));
-        MemorySegment dst = floats(tokens * (n + 3) + 1);
-        MemorySegment before = arena.allocate(dst.byteSize()).copyFrom(dst);
-        long[] at = new long[tokens];
-        for (int j = 0; j < tokens; j++) {
-          // The last token first: results go where the caller says.
-          at[j] = 4L * (tokens - 1 - j) * (n + 3);
-        }
-        for (boolean add : new boolean[] {true, false}) {
-          long stride = dtype.byteSize(n + 1L);
-          dst.copyFrom(before);
-          kernels
-              .forType(dtype)
-              .expandColumns(
-                  b.segment(), 0, stride, n, rank, s, 0, 4L * (rank + 2), dst, at, tokens, 4, add);
-          for (int j = 0; j < tokens; j++) {
-            long first = at[j] / 4 + 1;
-            for (int i = 0; i < n; i++) {
-              double sum = add ? at(before, first + i) : 0;
-              for (int r = 0; r < rank; r++) {
-                sum += b.get(r, i) * at(s, j * (rank + 2L) + r);
-              }
-              assertThat(at(dst, first + i)).isCloseTo(sum, within(1e-5));
-            }
-            assertThat(at(dst, first - 1)).isEqualTo(at(before, first - 1));
-            assertThat(at(dst, first + n)).isEqualTo(at(before, first + n));
+  private void checkExpand(ExpandKernel kernel, Tensor b, long element, int tokens) {
+    int rows = (int) b.size(0);
+    int rank = (int) b.size(1);
+    MemorySegment s = floats(tokens * (rank + 2) + 64);
+    for (int j = 0; j < tokens; j++) {
+      s.set(F32, 4L * (j * (rank + 2) + rank), Float.NaN);
+    }
+    MemorySegment before = floats(tokens * (rows + 3) + 1);
+    long[] at = new long[tokens];
+    for (int j = 0; j < tokens; j++) {
+      // The last token first: results go where the caller says.
+      at[j] = 4L * (tokens - 1 - j) * (rows + 3) + 4;
+    }
+    for (boolean add : new boolean[] {true, false}) {
+      MemorySegment dst = arena.allocate(before.byteSize()).copyFrom(before);
+      long rowStep = b.stride(0) * element;
+      long rankStep = b.stride(1) * element;
+      MemorySegment memory = ((HostMemory) b.memory()).segment();
+      kernel.expand(
+          memory, 0, rowStep, rankStep, rows, rank, s, 0, 4L * (rank + 2), dst, at, tokens, add);
+      for (int j = 0; j < tokens; j++) {
+        long first = at[j] / 4;
+        for (int i = 0; i < rows; i++) {
+          double sum = add ? at(before, first + i) : 0;
+          for (int r = 0; r < rank; r++) {
+            sum += b.get(i, r) * at(s, j * (rank + 2L) + r);
           }
+          assertThat(at(dst, first + i)).isCloseTo(sum, within(1e-5));
         }
+        assertThat(at(dst, first - 1)).isEqualTo(at(before, first - 1));
+        assertThat(at(dst, first + rows)).isEqualTo(at(before, first + rows));
       }
     }
   }
