@@ -284,10 +284,10 @@ final class CpuBlockOps implements BlockOps {
     int k = Math.toIntExact(routing.topkIds().size(1));
     long capacity = batched.size(1);
     int width = Math.toIntExact(routed.size(1));
-    TypedKernels typed = kernels.forType(Rows.requireFloat("batched", batched));
+    MemorySegment from = batched.segment();
+    TypedKernels typed = kernels.forType(Rows.requireFloat("batched", batched), from);
     long rowBytes = batched.dtype().byteSize(width);
     int[] rows = new int[config.numLocalExperts()];
-    MemorySegment from = batched.segment();
     MemorySegment to = routed.segment();
     to.fill((byte) 0);
     long pairs = routed.size(0) * k;

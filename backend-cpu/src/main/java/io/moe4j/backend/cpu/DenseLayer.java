@@ -45,8 +45,8 @@ final class DenseLayer {
       int maxRank) {
     this.kernels = kernels;
     this.team = team;
-    typed = kernels.forType(Rows.requireFloat("weight", weight));
     rows = Rows.of(weight, arena);
+    typed = kernels.forType(Rows.requireFloat("weight", weight), rows.segment());
     this.bias = bias == null ? null : Rows.vector(bias, arena);
     this.target = target;
     this.maxLoras = target == null ? 0 : maxLoras;
@@ -183,7 +183,7 @@ final class DenseLayer {
       int end = Math.min(tokens, (index + 1) * TOKENS_PER_TILE);
       long rowBytes = (long) in() * (type.bits() / 8);
       for (int t = index * TOKENS_PER_TILE; t < end; t++) {
-        kernels.forType(type).widen(x, t * rowBytes, ws, xRow(t), in(), 1f);
+        kernels.forType(type, x).widen(x, t * rowBytes, ws, xRow(t), in(), 1f);
       }
     }
 

@@ -8,6 +8,7 @@ import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
+import java.util.concurrent.atomic.AtomicIntegerArray;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -34,6 +35,9 @@ final class LoraDeltas {
   /** By slot: whether it has factors for any of the three. */
   final boolean[] live;
 
+  /** By expert: segments whose gate and up deltas are not there yet. */
+  private final AtomicIntegerArray missing;
+
   private boolean any;
 
   LoraDeltas(MlpForward f, GroupedMlp mlp, TokenPlan plan) {
@@ -43,6 +47,7 @@ final class LoraDeltas {
     w = mlp.weights;
     f32 = mlp.kernels.forType(DType.F32);
     live = new boolean[mlp.maxLoras];
+    missing = new AtomicIntegerArray(w.count());
     gate = views(mlp);
     up = views(mlp);
     down = views(mlp);
@@ -124,6 +129,13 @@ final class LoraDeltas {
     return slot >= 0 && down[slot].rank() > 0;
   }
 
+  /** Before the first {@link #tile13} of a plan. */
+  void begin13() {
+    for (int e = 0; e < w.count(); e++) {
+      missing.set(e, plan.expertSegments[e + 1] - plan.expertSegments[e]);
+    }
+  }
+
   /** Deltas of gate and up for the tokens of a segment. */
   void tile13(int segment, int member) {
     int from = plan.segmentStart[segment];
@@ -150,6 +162,7 @@ final class LoraDeltas {
       clearRows(plan.expertStart[e], from, true, member);
       clearRows(plan.expertStart[e], from, false, member);
     }
+    missing.decrementAndGet(e);
   }
 
   /** Panels add whole vectors of tokens, so in a panel a row without a delta is zero. */
@@ -216,16 +229,18 @@ final class LoraDeltas {
   }
 
   /**
-   * Adds gate and up deltas to products of some sorted positions of one expert.
+   * Adds gate and up deltas to products of some sorted positions of one expert, once they are
+   * there.
    *
    * @param g gate products of {@code from}, of which row {@code row0} comes first
    * @param u likewise up
    * @param stride bytes from one position's products to the next's
    */
-  void add13(int from, int to, int row0, int n, long g, long u, long stride) {
+  void add13(int e, int from, int to, int row0, int n, long g, long u, long stride) {
     if (!any) {
       return;
     }
+    mlp.team.awaitZero(missing, e);
     MemorySegment ws = f.workspace();
     for (int s = segmentAt(from); s < plan.segments && plan.segmentStart[s] < to; s++) {
       boolean hasGate = gate[plan.segmentSlot[s]].rank() > 0;
@@ -244,15 +259,18 @@ final class LoraDeltas {
   }
 
   /**
-   * Adds gate and up deltas to a panel's sums, in which six gate rows and six up rows take turns.
+   * Adds gate and up deltas to a panel's sums, in which six gate rows and six up rows take turns,
+   * once they are there.
    *
+   * @param e the panel's expert
    * @param start sorted position of the panel's first token
    * @param width lanes of the panel
    * @param row0 first output of the tile
    * @param c index of the panel's sums
    */
-  void addPanel13(int start, int tokens, int width, int row0, int n, int c, int member) {
+  void addPanel13(int e, int start, int tokens, int width, int row0, int n, int c, int member) {
     GroupedMlp.Layout l = f.where();
+    mlp.team.awaitZero(missing, e);
     boolean gated = w.activation.isGated();
     int jump = gated ? 12 : 6;
     if (gated) {

@@ -41,7 +41,7 @@ final class LoraView {
   LoraView(Kernels kernels) {
     this.kernels = kernels;
     aKernels = kernels.forType(DType.F32);
-    bKernel = kernels.expandOf(DType.F32);
+    bKernel = kernels.expandOf(DType.F32, MemorySegment.NULL);
   }
 
   /** Looks at other factors; null for none. */
@@ -61,8 +61,8 @@ final class LoraView {
     DType bType = Rows.requireFloat("LoRA B", tb);
     a = Rows.segment(ta);
     b = Rows.segment(tb);
-    aKernels = kernels.forType(aType);
-    bKernel = kernels.expandOf(bType);
+    aKernels = kernels.forType(aType, a);
+    bKernel = kernels.expandOf(bType, b);
     long sa = aType.bits() / 8;
     long sb = bType.bits() / 8;
     aOffset = ta.byteOffset();

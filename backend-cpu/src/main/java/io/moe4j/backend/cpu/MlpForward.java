@@ -24,22 +24,21 @@ final class MlpForward {
 
   private final GroupedMlp mlp;
   private final MlpWeights w;
-  private final TypedKernels upKernels;
-  private final TypedKernels downKernels;
   private final TypedKernels f32;
   private final TokenPlan plan;
   final LoraDeltas lora;
   private final PanelTiles panels;
+  private final TileOrder order = new TileOrder();
 
   /** Tokens that share one pass over weights: more where there are registers for their sums. */
   private final int groupLimit;
 
   private final ThreadTeam.Region prepare = this::prepareTile;
   private final ThreadTeam.Region pack;
-  private final ThreadTeam.Region delta13;
   private final ThreadTeam.Region product13 = this::product13Tile;
-  private final ThreadTeam.Region delta2;
   private final ThreadTeam.Region product2 = this::product2Tile;
+  private final ThreadTeam.Region adapted13 = this::adapted13Tile;
+  private final ThreadTeam.Region adapted2 = this::adapted2Tile;
   private final ThreadTeam.Region combine = this::combineTile;
 
   /** Stretches of at most {@link GroupedMlp#TOKEN_TILE} positions of one expert. */
@@ -64,16 +63,12 @@ final class MlpForward {
   MlpForward(GroupedMlp mlp) {
     this.mlp = mlp;
     w = mlp.weights;
-    upKernels = mlp.kernels.forType(w.upType);
-    downKernels = mlp.kernels.forType(w.downType);
     f32 = mlp.kernels.forType(DType.F32);
     plan = new TokenPlan(w.count(), mlp.maxLoras);
     lora = new LoraDeltas(this, mlp, plan);
     panels = new PanelTiles(this, mlp);
     groupLimit = mlp.kernels.dotTokens();
     pack = panels::pack;
-    delta13 = lora::tile13;
-    delta2 = lora::tile2;
   }
 
   void run(GroupedMlp.Call call, GroupedMlp.Layout where, MemorySegment workspace) {
@@ -102,15 +97,18 @@ final class MlpForward {
       if (plan.size > 0) {
         int rows = mlp.weightOnInput ? chunkTokens * topK : chunkTokens;
         team.run(prepare, Math.ceilDiv(rows, TOKENS_PER_TILE));
-        if (plan.segments > 0) {
-          team.run(delta13, plan.segments);
-        }
         team.run(pack, panels.plan.panels);
-        team.run(product13, panels.tiles13() + blocks * Math.ceilDiv(w.intermediate, ROW_TILE));
-        if (plan.segments > 0) {
-          team.run(delta2, plan.segments);
+        int tiles13 = panels.tiles13() + blocks * Math.ceilDiv(w.intermediate, ROW_TILE);
+        int tiles2 = panels.tiles2() + blocks * Math.ceilDiv(w.hidden, ROW_TILE);
+        if (plan.segments == 0) {
+          team.run(product13, tiles13);
+          team.run(product2, tiles2);
+        } else {
+          order13(tiles13);
+          team.run(adapted13, order.count);
+          order2(tiles2);
+          team.run(adapted2, order.count);
         }
-        team.run(product2, panels.tiles2() + blocks * Math.ceilDiv(w.hidden, ROW_TILE));
       }
       team.run(combine, Math.ceilDiv(chunkTokens, TOKENS_PER_TILE));
     }
@@ -177,7 +175,7 @@ final class MlpForward {
   /** Hidden states to F32, one row a token, or a weighted one a pair. */
   private void prepareTile(int index, int member) {
     GroupedMlp.Layout l = where();
-    TypedKernels k = mlp.kernels.forType(hiddenType);
+    TypedKernels k = mlp.kernels.forType(hiddenType, hidden);
     int rows = mlp.weightOnInput ? chunkTokens * topK : chunkTokens;
     int end = Math.min(rows, (index + 1) * TOKENS_PER_TILE);
     long rowBytes = (long) w.hidden * (hiddenType.bits() / 8);
@@ -199,6 +197,52 @@ final class MlpForward {
     GroupedMlp.Layout l = where();
     int pair = plan.pair[position];
     return l.x() + (mlp.weightOnInput ? pair : pair / topK) * l.xStride();
+  }
+
+  /** Deltas come before the tiles that add them, spread over the tiles of the group before. */
+  private void order13(int tiles) {
+    lora.begin13();
+    order.clear();
+    int[] ends = plan.expertSegments;
+    int groups = panels.plan.groups;
+    int each = groups == 0 ? 0 : panels.tiles13() / groups;
+    for (int g = 0; g < groups; g++) {
+      int e = panels.plan.groupExpert[g];
+      int now = ends[e + 1];
+      int then = g + 1 < groups ? ends[panels.plan.groupExpert[g + 1] + 1] : now;
+      for (int i = 0; i < each; i++) {
+        order.add(g * each + i, now + (then - now) * (i + 1) / each);
+      }
+    }
+    for (int t = panels.tiles13(); t < tiles; t++) {
+      order.add(t, ends[blockExpert[(t - panels.tiles13()) % blocks] + 1]);
+    }
+  }
+
+  /** Nothing of w2's product waits for deltas: they are spread over all of it. */
+  private void order2(int tiles) {
+    order.clear();
+    for (int t = 0; t < tiles; t++) {
+      order.add(t, (int) ((t + 1L) * plan.segments / tiles));
+    }
+  }
+
+  private void adapted13Tile(int index, int member) {
+    int tile = order.get(index);
+    if (tile < 0) {
+      lora.tile13(~tile, member);
+    } else {
+      product13Tile(tile, member);
+    }
+  }
+
+  private void adapted2Tile(int index, int member) {
+    int tile = order.get(index);
+    if (tile < 0) {
+      lora.tile2(~tile, member);
+    } else {
+      product2Tile(tile, member);
+    }
   }
 
   private void product13Tile(int tile, int member) {
@@ -239,9 +283,9 @@ final class MlpForward {
       }
       long o = (p - from) * stride;
       if (gated) {
-        multiply(upKernels, w.gate[e], row0, n, m, w.hidden, g + o, stride, member);
+        multiply(w.upType, w.gate[e], row0, n, m, w.hidden, g + o, stride, member);
       }
-      multiply(upKernels, w.up[e], row0, n, m, w.hidden, u + o, stride, member);
+      multiply(w.upType, w.up[e], row0, n, m, w.hidden, u + o, stride, member);
     }
   }
 
@@ -252,7 +296,7 @@ final class MlpForward {
       addBias(w.gateBias[e], row0, g + (p - from) * stride, n);
       addBias(w.upBias[e], row0, u + (p - from) * stride, n);
     }
-    lora.add13(from, to, row0, n, g, u, stride);
+    lora.add13(e, from, to, row0, n, g, u, stride);
     for (int p = from; p < to; p++) {
       long o = (p - from) * stride;
       mlp.kernels.activate(
@@ -262,7 +306,7 @@ final class MlpForward {
 
   /** Some rows of a matrix times the vectors at the member's {@code at}, to the workspace. */
   private void multiply(
-      TypedKernels k,
+      DType type,
       Rows m,
       int row,
       int rows,
@@ -272,6 +316,7 @@ final class MlpForward {
       long stride,
       int member) {
     MemberScratch s = scratch[member];
+    TypedKernels k = mlp.kernels.forType(type, m.segment());
     long first = m.offset() + row * m.stride();
     k.dot(m.segment(), first, m.stride(), rows, ws, s.at, tokens, width, ws, out, stride, s.dots);
   }
@@ -313,7 +358,7 @@ final class MlpForward {
         at[j] = l.act() + (p + j) * l.actStride();
       }
       long y = l.y() + p * l.yStride() + 4L * row0;
-      multiply(downKernels, w.down[e], row0, n, m, w.intermediate, y, l.yStride(), member);
+      multiply(w.downType, w.down[e], row0, n, m, w.intermediate, y, l.yStride(), member);
     }
   }
 

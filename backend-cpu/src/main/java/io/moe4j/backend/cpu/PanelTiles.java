@@ -1,5 +1,6 @@
 package io.moe4j.backend.cpu;
 
+import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.MemorySegment;
@@ -127,7 +128,8 @@ final class PanelTiles {
 
   /** Widens rows {@code k0..k0+k-1} into the member's scratch, from its row {@code to} on. */
   private void widen(
-      TypedKernels typed, Rows rows, int row0, int count, int k0, int k, int to, int member) {
+      DType type, Rows rows, int row0, int count, int k0, int k, int to, int member) {
+    TypedKernels typed = kernels.forType(type, rows.segment());
     for (int r = 0; r < count; r++) {
       typed.widen(
           rows.segment(),
@@ -145,7 +147,6 @@ final class PanelTiles {
     int perBlock = gated ? ROWS / 2 : ROWS;
     int outputs = Math.min(outputs13(), w.intermediate - row0);
     int blocks = Math.ceilDiv(outputs, perBlock);
-    TypedKernels typed = kernels.forType(w.upType);
     Rows up = w.up[e];
     Rows gate = gated ? w.gate[e] : up;
     for (int k0 = 0; k0 < w.hidden; k0 += Kernels.PANEL_K) {
@@ -154,9 +155,9 @@ final class PanelTiles {
         int r0 = row0 + b * perBlock;
         int count = Math.min(perBlock, w.intermediate - r0);
         if (gated) {
-          widen(typed, gate, r0, count, k0, k, b * ROWS, member);
+          widen(w.upType, gate, r0, count, k0, k, b * ROWS, member);
         }
-        widen(typed, up, r0, count, k0, k, b * ROWS + (gated ? perBlock : 0), member);
+        widen(w.upType, up, r0, count, k0, k, b * ROWS + (gated ? perBlock : 0), member);
       }
       multiply(group, blocks, k0, k, member, true);
       multiplyTail(group, blocks, k0, k, member, true);
@@ -230,7 +231,7 @@ final class PanelTiles {
       int tokens = plan.panelTokens[panel];
       boolean adapted = f.lora.touches(start, start + tokens);
       if (adapted) {
-        f.lora.addPanel13(start, tokens, width, row0, outputs, i * SUMS, member);
+        f.lora.addPanel13(e, start, tokens, width, row0, outputs, i * SUMS, member);
       }
       MemorySegment.copy(sums, i * SUMS, ws, F32, c, blocks * ROWS * width);
       for (int b = 0; b < blocks; b++) {
@@ -315,11 +316,10 @@ final class PanelTiles {
     int e = plan.groupExpert[group];
     int outputs = Math.min(TILE_ROWS, w.hidden - row0);
     int blocks = Math.ceilDiv(outputs, ROWS);
-    TypedKernels typed = kernels.forType(w.downType);
     Rows d = w.down[e];
     for (int k0 = 0; k0 < w.intermediate; k0 += Kernels.PANEL_K) {
       int k = Math.min(Kernels.PANEL_K, w.intermediate - k0);
-      widen(typed, d, row0, outputs, k0, k, 0, member);
+      widen(w.downType, d, row0, outputs, k0, k, 0, member);
       multiply(group, blocks, k0, k, member, false);
       multiplyTail(group, blocks, k0, k, member, false);
     }

@@ -1,6 +1,7 @@
 package io.moe4j.backend.cpu;
 
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicIntegerArray;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.locks.LockSupport;
 import java.util.concurrent.locks.ReentrantLock;
@@ -119,6 +120,24 @@ final class ThreadTeam {
       rethrow(failure);
     } finally {
       owner.unlock();
+    }
+  }
+
+  /**
+   * Waits, inside a tile, for tiles of the same region with smaller indexes: somebody has them, and
+   * they wait for nobody. Returns early when one of the region's tiles has thrown; {@link #run}
+   * will throw then, whatever the waiting tile does.
+   *
+   * @param left counts what is still to be done
+   * @param i which counter
+   */
+  void awaitZero(AtomicIntegerArray left, int i) {
+    for (int spins = 0; left.get(i) > 0 && failure == null; ) {
+      if (++spins < YIELD_AFTER) {
+        Thread.onSpinWait();
+      } else {
+        LockSupport.parkNanos(PAUSE_NANOS);
+      }
     }
   }
 

@@ -31,6 +31,9 @@ final class TokenPlan {
   /** Stretches of one expert and one slot that has an adapter, none too long for one thread. */
   int segments;
 
+  /** By expert: where its segments begin; one entry more than experts. */
+  final int[] expertSegments;
+
   int[] segmentStart = new int[0];
   int[] segmentEnd = new int[0];
   int[] segmentExpert = new int[0];
@@ -45,6 +48,7 @@ final class TokenPlan {
     this.experts = experts;
     this.slots = slots;
     expertStart = new int[experts + 1];
+    expertSegments = new int[experts + 1];
     cursor = new int[experts * (slots + 1) + 1];
   }
 
@@ -118,6 +122,7 @@ final class TokenPlan {
     segments = 0;
     for (int e = 0; e < experts; e++) {
       expertStart[e] = cursor[e * width];
+      expertSegments[e] = segments;
       for (int s = 1; s < width; s++) {
         int from = cursor[e * width + s];
         int to = cursor[e * width + s + 1];
@@ -127,6 +132,7 @@ final class TokenPlan {
       }
     }
     expertStart[experts] = size;
+    expertSegments[experts] = segments;
   }
 
   private void addSegment(int expert, int slot, int from, int to) {

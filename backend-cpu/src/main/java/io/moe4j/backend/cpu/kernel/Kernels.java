@@ -22,18 +22,30 @@ public interface Kernels {
   int lanes();
 
   /**
-   * {@return the kernels for matrices of a dtype}
+   * {@return the kernels for matrices of a dtype in memory of one kind: right for all memory, fast
+   * where matrices are of that kind and everything else was allocated}
    *
    * @param dtype F32, BF16 or F16
+   * @param kind a segment of that kind: allocated, mapped from a file, an array
    */
-  TypedKernels forType(DType dtype);
+  TypedKernels forType(DType dtype, MemorySegment kind);
 
   /**
-   * {@return the kernel for LoRA factors B of a dtype}
+   * {@return the kernels for matrices of a dtype in allocated memory}
    *
    * @param dtype F32, BF16 or F16
    */
-  ExpandKernel expandOf(DType dtype);
+  default TypedKernels forType(DType dtype) {
+    return forType(dtype, MemorySegment.NULL);
+  }
+
+  /**
+   * {@return the kernel for LoRA factors B of a dtype in memory of one kind}
+   *
+   * @param dtype F32, BF16 or F16
+   * @param kind as {@link #forType} takes
+   */
+  ExpandKernel expandOf(DType dtype, MemorySegment kind);
 
   /**
    * Twelve rows times a panel of {@code vectors * lanes()} tokens, added to {@code c}: {@code

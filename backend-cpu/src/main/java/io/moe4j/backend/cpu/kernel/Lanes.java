@@ -107,10 +107,8 @@ final class Lanes {
       long outOffset,
       long outStride,
       boolean add) {
-    if (rows == 4 && W <= 16) {
-      for (int j = 0; j < tokens; j++) {
-        fold4(from, at + 4 * j * W, out, outOffset + j * outStride, add);
-      }
+    if (rows == 4 && W <= 16 && out.getClass() == SegmentClass.NATIVE) {
+      fold4(from, at, tokens, out, outOffset, outStride, add);
       return;
     }
     for (int j = 0; j < tokens; j++) {
@@ -122,17 +120,29 @@ final class Lanes {
     }
   }
 
-  private static void fold4(float[] from, int at, MemorySegment out, long o, boolean add) {
-    FloatVector sums =
-        fold4(
-            FloatVector.fromArray(S, from, at),
-            FloatVector.fromArray(S, from, at + W),
-            FloatVector.fromArray(S, from, at + 2 * W),
-            FloatVector.fromArray(S, from, at + 3 * W));
-    FloatVector v = (FloatVector) sums.reinterpretShape(FOUR, 0);
-    if (add) {
-      v = v.add(FloatVector.fromMemorySegment(FOUR, out, o, ByteOrder.LITTLE_ENDIAN));
+  private static void fold4(
+      float[] from,
+      int at,
+      int tokens,
+      MemorySegment out,
+      long outOffset,
+      long outStride,
+      boolean add) {
+    out = SegmentClass.known(out, SegmentClass.NATIVE);
+    for (int j = 0; j < tokens; j++) {
+      int i = at + 4 * j * W;
+      long o = outOffset + j * outStride;
+      FloatVector sums =
+          fold4(
+              FloatVector.fromArray(S, from, i),
+              FloatVector.fromArray(S, from, i + W),
+              FloatVector.fromArray(S, from, i + 2 * W),
+              FloatVector.fromArray(S, from, i + 3 * W));
+      FloatVector v = (FloatVector) sums.reinterpretShape(FOUR, 0);
+      if (add) {
+        v = v.add(FloatVector.fromMemorySegment(FOUR, out, o, ByteOrder.LITTLE_ENDIAN));
+      }
+      v.intoMemorySegment(out, o, ByteOrder.LITTLE_ENDIAN);
     }
-    v.intoMemorySegment(out, o, ByteOrder.LITTLE_ENDIAN);
   }
 }

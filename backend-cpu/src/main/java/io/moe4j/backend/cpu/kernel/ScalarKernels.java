@@ -24,7 +24,7 @@ final class ScalarKernels implements Kernels {
   }
 
   @Override
-  public TypedKernels forType(DType dtype) {
+  public TypedKernels forType(DType dtype, MemorySegment kind) {
     return new Typed(requireFloat(dtype));
   }
 
@@ -72,7 +72,7 @@ final class ScalarKernels implements Kernels {
   }
 
   @Override
-  public ExpandKernel expandOf(DType dtype) {
+  public ExpandKernel expandOf(DType dtype, MemorySegment kind) {
     return new Expand(requireFloat(dtype));
   }
 

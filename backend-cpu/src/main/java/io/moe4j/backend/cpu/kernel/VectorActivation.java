@@ -43,6 +43,10 @@ final class VectorActivation {
     }
   }
 
+  private static MemorySegment known(MemorySegment s) {
+    return SegmentClass.known(s, SegmentClass.NATIVE);
+  }
+
   private static FloatVector load(MemorySegment s, long at, int i) {
     return FloatVector.fromMemorySegment(F, s, at + 4L * i, LE);
   }
@@ -56,6 +60,9 @@ final class VectorActivation {
       long d0,
       int n,
       float limit) {
+    gate = known(gate);
+    up = known(up);
+    dst = known(dst);
     for (int i = 0; i < n; i += VL) {
       FloatVector g = load(gate, g0, i);
       FloatVector u = load(up, u0, i);
@@ -65,6 +72,9 @@ final class VectorActivation {
 
   private static void geluMul(
       MemorySegment gate, long g0, MemorySegment up, long u0, MemorySegment dst, long d0, int n) {
+    gate = known(gate);
+    up = known(up);
+    dst = known(dst);
     for (int i = 0; i < n; i += VL) {
       FloatVector g = load(gate, g0, i);
       FloatVector u = load(up, u0, i);
@@ -74,6 +84,9 @@ final class VectorActivation {
 
   private static void geluTanhMul(
       MemorySegment gate, long g0, MemorySegment up, long u0, MemorySegment dst, long d0, int n) {
+    gate = known(gate);
+    up = known(up);
+    dst = known(dst);
     for (int i = 0; i < n; i += VL) {
       FloatVector g = load(gate, g0, i);
       FloatVector u = load(up, u0, i);
@@ -92,6 +105,9 @@ final class VectorActivation {
       float limit,
       float alpha,
       float beta) {
+    gate = known(gate);
+    up = known(up);
+    dst = known(dst);
     for (int i = 0; i < n; i += VL) {
       FloatVector g = load(gate, g0, i).min(limit);
       FloatVector u = clip(load(up, u0, i), limit).add(beta);
@@ -108,6 +124,9 @@ final class VectorActivation {
       long d0,
       int n,
       float limit) {
+    gate = known(gate);
+    up = known(up);
+    dst = known(dst);
     for (int i = 0; i < n; i += VL) {
       FloatVector g = load(gate, g0, i);
       FloatVector u = load(up, u0, i);
@@ -116,6 +135,8 @@ final class VectorActivation {
   }
 
   private static void silu(MemorySegment up, long u0, MemorySegment dst, long d0, int n) {
+    up = known(up);
+    dst = known(dst);
     for (int i = 0; i < n; i += VL) {
       FloatVector u = load(up, u0, i);
       silu(u).intoMemorySegment(dst, d0 + 4L * i, LE);
@@ -123,6 +144,8 @@ final class VectorActivation {
   }
 
   private static void gelu(MemorySegment up, long u0, MemorySegment dst, long d0, int n) {
+    up = known(up);
+    dst = known(dst);
     for (int i = 0; i < n; i += VL) {
       FloatVector u = load(up, u0, i);
       gelu(u).intoMemorySegment(dst, d0 + 4L * i, LE);
@@ -130,6 +153,8 @@ final class VectorActivation {
   }
 
   private static void geluTanh(MemorySegment up, long u0, MemorySegment dst, long d0, int n) {
+    up = known(up);
+    dst = known(dst);
     for (int i = 0; i < n; i += VL) {
       FloatVector u = load(up, u0, i);
       geluTanh(u).intoMemorySegment(dst, d0 + 4L * i, LE);
@@ -137,6 +162,8 @@ final class VectorActivation {
   }
 
   private static void relu2(MemorySegment up, long u0, MemorySegment dst, long d0, int n) {
+    up = known(up);
+    dst = known(dst);
     for (int i = 0; i < n; i += VL) {
       FloatVector r = load(up, u0, i).max(0f);
       r.mul(r).intoMemorySegment(dst, d0 + 4L * i, LE);

@@ -16,7 +16,12 @@ import jdk.incubator.vector.VectorSpecies;
  * the registers.
  */
 final class VectorExpand implements ExpandKernel {
-  private static final DType TYPE = VectorTemplate.dtype(MethodHandles.lookup());
+  private static final VectorTemplate DATA = VectorTemplate.data(MethodHandles.lookup());
+  private static final DType TYPE = DATA.dtype();
+
+  /** Of B. */
+  private static final Class<?> MEMORY = DATA.memory();
+
   private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
   private static final int VL = F.length();
   private static final VectorSpecies<Float> FOUR = FloatVector.SPECIES_128;
@@ -50,8 +55,12 @@ final class VectorExpand implements ExpandKernel {
       long[] at,
       int tokens,
       boolean add) {
-    boolean columns = rowStep == BYTES;
-    boolean dense = columns || rankStep == BYTES;
+    boolean known =
+        b.getClass() == MEMORY
+            && s.getClass() == SegmentClass.NATIVE
+            && dst.getClass() == SegmentClass.NATIVE;
+    boolean columns = known && rowStep == BYTES;
+    boolean dense = known && rankStep == BYTES;
     // A piece of B meets all tokens before the next comes.
     int most = columns ? (tokens <= 2 ? rows : PIECE_COLUMNS) : PIECE_ROWS;
     for (int i = 0; i < rows; i += most) {
@@ -174,6 +183,9 @@ final class VectorExpand implements ExpandKernel {
       MemorySegment dst,
       long d0,
       boolean add) {
+    b = SegmentClass.known(b, MEMORY);
+    s = SegmentClass.known(s, SegmentClass.NATIVE);
+    dst = SegmentClass.known(dst, SegmentClass.NATIVE);
     FloatVector v = FloatVector.fromMemorySegment(F, s, s0, LE);
     for (int i = 0; i < rows; i += 4) {
       long at = b0 + i * stride;
@@ -196,6 +208,9 @@ final class VectorExpand implements ExpandKernel {
       MemorySegment dst,
       long d0,
       boolean add) {
+    b = SegmentClass.known(b, MEMORY);
+    s = SegmentClass.known(s, SegmentClass.NATIVE);
+    dst = SegmentClass.known(dst, SegmentClass.NATIVE);
     for (int i = 0; i < rows; i += 4) {
       long at = b0 + i * stride;
       FloatVector a0 = FloatVector.zero(F);
@@ -236,6 +251,9 @@ final class VectorExpand implements ExpandKernel {
       MemorySegment dst,
       long d0,
       boolean add) {
+    b = SegmentClass.known(b, MEMORY);
+    s = SegmentClass.known(s, SegmentClass.NATIVE);
+    dst = SegmentClass.known(dst, SegmentClass.NATIVE);
     FloatVector f0 = factor(s, s0);
     FloatVector f1 = factor(s, s0 + 4);
     FloatVector f2 = factor(s, s0 + 8);
@@ -263,6 +281,9 @@ final class VectorExpand implements ExpandKernel {
       long d0,
       long d1,
       boolean add) {
+    b = SegmentClass.known(b, MEMORY);
+    s = SegmentClass.known(s, SegmentClass.NATIVE);
+    dst = SegmentClass.known(dst, SegmentClass.NATIVE);
     FloatVector f0 = factor(s, s0);
     FloatVector f1 = factor(s, s0 + 4);
     FloatVector f2 = factor(s, s0 + 8);
@@ -289,6 +310,8 @@ final class VectorExpand implements ExpandKernel {
   /** One of the rank, one token. */
   private static void one(
       MemorySegment b, long b0, int n, float s, MemorySegment dst, long d0, boolean add) {
+    b = SegmentClass.known(b, MEMORY);
+    dst = SegmentClass.known(dst, SegmentClass.NATIVE);
     FloatVector f = FloatVector.broadcast(F, s);
     for (int i = 0; i < n; i += VL) {
       long d = d0 + 4L * i;

@@ -1,8 +1,13 @@
 package io.moe4j.backend.cpu.kernel;
 
+import static java.util.Objects.requireNonNull;
+
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.tensor.DType;
 import java.lang.foreign.MemorySegment;
+import java.util.EnumMap;
+import java.util.List;
+import java.util.Map;
 import jdk.incubator.vector.FloatVector;
 import jdk.incubator.vector.VectorSpecies;
 
@@ -15,19 +20,42 @@ final class VectorKernels implements Kernels {
   private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
   private static final int VL = F.length();
 
-  private final TypedKernels f32 =
-      VectorTemplate.of(VectorTyped.class, TypedKernels.class, DType.F32);
-  private final TypedKernels bf16 =
-      VectorTemplate.of(VectorTyped.class, TypedKernels.class, DType.BF16);
-  private final TypedKernels f16 =
-      VectorTemplate.of(VectorTyped.class, TypedKernels.class, DType.F16);
+  private final Kernels scalar = KernelSelection.scalar();
+  private final Map<DType, BySegmentClass<TypedKernels>> typed =
+      byType(VectorTyped.class, TypedKernels.class);
+  private final Map<DType, BySegmentClass<ExpandKernel>> expands =
+      byType(VectorExpand.class, ExpandKernel.class);
 
-  private final ExpandKernel expandF32 = expand(DType.F32);
-  private final ExpandKernel expandBf16 = expand(DType.BF16);
-  private final ExpandKernel expandF16 = expand(DType.F16);
+  /** A template's objects for one dtype, made when a class of segments is first seen. */
+  private static final class BySegmentClass<T> extends ClassValue<T> {
+    private final Class<? extends T> template;
+    private final Class<T> type;
+    private final DType dtype;
 
-  private static ExpandKernel expand(DType dtype) {
-    return VectorTemplate.of(VectorExpand.class, ExpandKernel.class, dtype);
+    BySegmentClass(Class<? extends T> template, Class<T> type, DType dtype) {
+      this.template = template;
+      this.type = type;
+      this.dtype = dtype;
+    }
+
+    @Override
+    protected T computeValue(Class<?> memory) {
+      return new VectorTemplate(dtype, memory).define(template, type);
+    }
+  }
+
+  private static <T> Map<DType, BySegmentClass<T>> byType(
+      Class<? extends T> template, Class<T> type) {
+    Map<DType, BySegmentClass<T>> all = new EnumMap<>(DType.class);
+    for (DType dtype : List.of(DType.F32, DType.BF16, DType.F16)) {
+      all.put(dtype, new BySegmentClass<>(template, type, dtype));
+    }
+    return all;
+  }
+
+  private static <T> T get(Map<DType, BySegmentClass<T>> all, DType dtype, MemorySegment kind) {
+    BySegmentClass<T> of = all.get(ScalarKernels.requireFloat(dtype));
+    return requireNonNull(of).get(kind.getClass());
   }
 
   @Override
@@ -41,27 +69,23 @@ final class VectorKernels implements Kernels {
   }
 
   @Override
-  public TypedKernels forType(DType dtype) {
-    return switch (ScalarKernels.requireFloat(dtype)) {
-      case BF16 -> bf16;
-      case F16 -> f16;
-      default -> f32;
-    };
+  public TypedKernels forType(DType dtype, MemorySegment kind) {
+    return get(typed, dtype, kind);
   }
 
   @Override
-  public ExpandKernel expandOf(DType dtype) {
-    return switch (ScalarKernels.requireFloat(dtype)) {
-      case BF16 -> expandBf16;
-      case F16 -> expandF16;
-      default -> expandF32;
-    };
+  public ExpandKernel expandOf(DType dtype, MemorySegment kind) {
+    return get(expands, dtype, kind);
   }
 
   @Override
   public void panel(
       float[] w, int w0, MemorySegment x, long xOffset, int vectors, int k, float[] c, int c0) {
-    VectorPanel.multiply(w, w0, x, xOffset, vectors, k, c, c0);
+    if (x.getClass() == SegmentClass.NATIVE) {
+      VectorPanel.multiply(w, w0, x, xOffset, vectors, k, c, c0);
+    } else {
+      scalar.panel(w, w0, x, xOffset, vectors * VL, k, c, c0);
+    }
   }
 
   @Override
@@ -120,8 +144,13 @@ final class VectorKernels implements Kernels {
       long dstOffset,
       int n) {
     boolean gated = activation.isGated();
-    int bound = F.loopBound(n);
-    VectorActivation.apply(activation, gate, gateOffset, up, upOffset, dst, dstOffset, bound);
+    int bound = 0;
+    if (up.getClass() == SegmentClass.NATIVE
+        && dst.getClass() == SegmentClass.NATIVE
+        && (!gated || gate.getClass() == SegmentClass.NATIVE)) {
+      bound = F.loopBound(n);
+      VectorActivation.apply(activation, gate, gateOffset, up, upOffset, dst, dstOffset, bound);
+    }
     for (int i = bound; i < n; i++) {
       float g = gated ? gate.get(ScalarKernels.F32, gateOffset + 4L * i) : 0f;
       float u = up.get(ScalarKernels.F32, upOffset + 4L * i);

@@ -42,6 +42,7 @@ final class VectorPanel {
 
   private static void rows12x1(
       float[] w, int w0, MemorySegment x, long x0, int k, float[] c, int c0) {
+    x = SegmentClass.known(x, SegmentClass.NATIVE);
     FloatVector s0v0 = FloatVector.fromArray(F, c, c0);
     FloatVector s1v0 = FloatVector.fromArray(F, c, c0 + VL);
     FloatVector s2v0 = FloatVector.fromArray(F, c, c0 + 2 * VL);
@@ -98,6 +99,7 @@ final class VectorPanel {
 
   private static void rows6x2(
       float[] w, int w0, MemorySegment x, long x0, int k, float[] c, int c0) {
+    x = SegmentClass.known(x, SegmentClass.NATIVE);
     FloatVector s0v0 = FloatVector.fromArray(F, c, c0);
     FloatVector s0v1 = FloatVector.fromArray(F, c, c0 + VL);
     FloatVector s1v0 = FloatVector.fromArray(F, c, c0 + 2 * VL);
@@ -149,6 +151,7 @@ final class VectorPanel {
 
   private static void rows6x4(
       float[] w, int w0, MemorySegment x, long x0, int k, float[] c, int c0) {
+    x = SegmentClass.known(x, SegmentClass.NATIVE);
     FloatVector s0v0 = FloatVector.fromArray(F, c, c0);
     FloatVector s0v1 = FloatVector.fromArray(F, c, c0 + VL);
     FloatVector s0v2 = FloatVector.fromArray(F, c, c0 + 2 * VL);

@@ -8,43 +8,43 @@ import java.lang.invoke.MethodHandles;
 import java.lang.invoke.MethodType;
 
 /**
- * Defines a class once per dtype, as a hidden class whose class data is the dtype: the dtype is a
- * constant to the compiler, the loops of one dtype hold no trace of the others, and their profiles
- * do not mix.
+ * Defines a class once per dtype and {@linkplain SegmentClass class of segments}, as a hidden class
+ * whose class data they are: both are constants to the compiler, the loops of one dtype hold no
+ * trace of the others, and their profiles do not mix.
+ *
+ * @param dtype what its matrices hold
+ * @param memory the class of their segments
  */
-final class VectorTemplate {
-  private VectorTemplate() {}
+record VectorTemplate(DType dtype, Class<?> memory) {
 
   /**
-   * {@return the dtype of a hidden class; F32 for the template itself, which does no work}
+   * {@return what a hidden class is for; F32 for the template itself, which does no work}
    *
    * @param lookup the class's own
    */
-  static DType dtype(MethodHandles.Lookup lookup) {
+  static VectorTemplate data(MethodHandles.Lookup lookup) {
     try {
-      DType type = MethodHandles.classData(lookup, "_", DType.class);
-      return type == null ? DType.F32 : type;
+      VectorTemplate data = MethodHandles.classData(lookup, "_", VectorTemplate.class);
+      return data == null ? new VectorTemplate(DType.F32, SegmentClass.NATIVE) : data;
     } catch (IllegalAccessException e) {
       throw new IllegalStateException(e);
     }
   }
 
   /**
-   * {@return an object of the template's class for one dtype}
+   * {@return an object of the template's class for this dtype and memory}
    *
    * @param template of this package, with a constructor without arguments
    * @param type what it implements
-   * @param dtype F32, BF16 or F16
    */
-  static <T> T of(Class<? extends T> template, Class<T> type, DType dtype) {
-    ScalarKernels.requireFloat(dtype);
+  <T> T define(Class<? extends T> template, Class<T> type) {
     String file = template.getSimpleName() + ".class";
     try (InputStream in = VectorTemplate.class.getResourceAsStream(file)) {
       if (in == null) {
         throw new IllegalStateException("the class file of " + template + " is not at hand");
       }
       MethodHandles.Lookup lookup =
-          MethodHandles.lookup().defineHiddenClassWithClassData(in.readAllBytes(), dtype, true);
+          MethodHandles.lookup().defineHiddenClassWithClassData(in.readAllBytes(), this, true);
       return type.cast(
           lookup.findConstructor(lookup.lookupClass(), MethodType.methodType(void.class)).invoke());
     } catch (IOException e) {

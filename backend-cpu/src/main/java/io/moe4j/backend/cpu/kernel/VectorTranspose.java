@@ -55,7 +55,7 @@ final class VectorTranspose {
       int rows,
       int columns) {
     turn(src, at, stride);
-    if (columns >= VL) {
+    if (columns >= VL && dst.getClass() == SegmentClass.NATIVE) {
       for (int j = 0; j < rows; j++) {
         FloatVector.fromArray(F, src, at + j * stride)
             .intoMemorySegment(dst, to + j * dstStride, LE);
@@ -82,9 +82,15 @@ final class VectorTranspose {
       int first,
       int jump,
       int rows) {
-    for (int i = 0; i < tokens; i++) {
-      FloatVector.fromMemorySegment(F, src, srcOffset + i * srcStride, LE)
-          .intoArray(turned, i * VL);
+    if (src.getClass() == SegmentClass.NATIVE) {
+      for (int i = 0; i < tokens; i++) {
+        FloatVector.fromMemorySegment(F, src, srcOffset + i * srcStride, LE)
+            .intoArray(turned, i * VL);
+      }
+    } else {
+      for (int i = 0; i < tokens; i++) {
+        MemorySegment.copy(src, ScalarKernels.F32, srcOffset + i * srcStride, turned, i * VL, VL);
+      }
     }
     for (int i = tokens; i < VL; i++) {
       FloatVector.zero(F).intoArray(turned, i * VL);

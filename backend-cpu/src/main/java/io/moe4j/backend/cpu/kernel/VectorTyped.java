@@ -19,7 +19,14 @@ import jdk.incubator.vector.VectorSpecies;
  * fill a vector are added one by one.
  */
 final class VectorTyped implements TypedKernels {
-  private static final DType TYPE = VectorTemplate.dtype(MethodHandles.lookup());
+  private static final VectorTemplate DATA = VectorTemplate.data(MethodHandles.lookup());
+  private static final DType TYPE = DATA.dtype();
+
+  /** Of weights. */
+  private static final Class<?> MEMORY = DATA.memory();
+
+  /** For other memory. */
+  private static final TypedKernels SCALAR = KernelSelection.scalar().forType(TYPE);
 
   private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
   private static final int VL = F.length();
@@ -62,6 +69,10 @@ final class VectorTyped implements TypedKernels {
       long outOffset,
       long outStride,
       float[] scratch) {
+    if (w.getClass() != MEMORY) {
+      SCALAR.dot(w, wOffset, wStride, rows, x, at, tokens, k, out, outOffset, outStride, scratch);
+      return;
+    }
     for (int k0 = 0; k0 == 0 || k0 < k; k0 += STRETCH) {
       int n = Math.min(STRETCH, k - k0);
       for (int j = 0; j < tokens; j++) {
@@ -121,6 +132,7 @@ final class VectorTyped implements TypedKernels {
   }
 
   private static void dot4x1(MemorySegment w, long w0, long wStride, float[] x, int bound) {
+    w = SegmentClass.known(w, MEMORY);
     long w1 = w0 + wStride;
     long w2 = w1 + wStride;
     long w3 = w2 + wStride;
@@ -146,6 +158,7 @@ final class VectorTyped implements TypedKernels {
   }
 
   private static void dot4x2(MemorySegment w, long w0, long wStride, float[] x, int bound) {
+    w = SegmentClass.known(w, MEMORY);
     long w1 = w0 + wStride;
     long w2 = w1 + wStride;
     long w3 = w2 + wStride;
@@ -184,6 +197,7 @@ final class VectorTyped implements TypedKernels {
   }
 
   private static void dot4x3(MemorySegment w, long w0, long wStride, float[] x, int bound) {
+    w = SegmentClass.known(w, MEMORY);
     long w1 = w0 + wStride;
     long w2 = w1 + wStride;
     long w3 = w2 + wStride;
@@ -235,6 +249,7 @@ final class VectorTyped implements TypedKernels {
   }
 
   private static void dot4x4(MemorySegment w, long w0, long wStride, float[] x, int bound) {
+    w = SegmentClass.known(w, MEMORY);
     long w1 = w0 + wStride;
     long w2 = w1 + wStride;
     long w3 = w2 + wStride;
@@ -299,6 +314,7 @@ final class VectorTyped implements TypedKernels {
   }
 
   private static void dot4x5(MemorySegment w, long w0, long wStride, float[] x, int bound) {
+    w = SegmentClass.known(w, MEMORY);
     long w1 = w0 + wStride;
     long w2 = w1 + wStride;
     long w3 = w2 + wStride;
@@ -376,6 +392,7 @@ final class VectorTyped implements TypedKernels {
   }
 
   private static void dot4x6(MemorySegment w, long w0, long wStride, float[] x, int bound) {
+    w = SegmentClass.known(w, MEMORY);
     long w1 = w0 + wStride;
     long w2 = w1 + wStride;
     long w3 = w2 + wStride;
@@ -466,6 +483,7 @@ final class VectorTyped implements TypedKernels {
   }
 
   private static void dot1x1(MemorySegment w, long w0, float[] x, int x0, int bound) {
+    w = SegmentClass.known(w, MEMORY);
     FloatVector s = FloatVector.zero(F);
     for (int k = 0; k < bound; k += VL) {
       s = load(w, w0 + (long) BYTES * k).fma(FloatVector.fromArray(F, x, x0 + k), s);
@@ -476,6 +494,10 @@ final class VectorTyped implements TypedKernels {
   @Override
   public void widen(
       MemorySegment src, long srcOffset, MemorySegment dst, long dstOffset, int n, float scale) {
+    if (src.getClass() != MEMORY || dst.getClass() != SegmentClass.NATIVE) {
+      SCALAR.widen(src, srcOffset, dst, dstOffset, n, scale);
+      return;
+    }
     int bound = F.loopBound(n);
     for (int i = 0; i < bound; i += VL) {
       load(src, srcOffset + (long) BYTES * i)
@@ -489,6 +511,10 @@ final class VectorTyped implements TypedKernels {
 
   @Override
   public void widen(MemorySegment src, long srcOffset, float[] dst, int at, int n) {
+    if (src.getClass() != MEMORY) {
+      SCALAR.widen(src, srcOffset, dst, at, n);
+      return;
+    }
     int bound = F.loopBound(n);
     for (int i = 0; i < bound; i += VL) {
       load(src, srcOffset + (long) BYTES * i).intoArray(dst, at + i);
@@ -501,6 +527,10 @@ final class VectorTyped implements TypedKernels {
   @Override
   public void axpy(
       float factor, MemorySegment src, long srcOffset, MemorySegment dst, long dstOffset, int n) {
+    if (src.getClass() != MEMORY || dst.getClass() != SegmentClass.NATIVE) {
+      SCALAR.axpy(factor, src, srcOffset, dst, dstOffset, n);
+      return;
+    }
     int bound = F.loopBound(n);
     FloatVector f = FloatVector.broadcast(F, factor);
     for (int i = 0; i < bound; i += VL) {

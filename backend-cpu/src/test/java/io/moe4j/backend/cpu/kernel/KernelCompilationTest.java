@@ -75,7 +75,7 @@ class KernelCompilationTest {
           }
           typed.widen(memory, 0, w, 0, k);
           typed.axpy(1f, memory, 0, out, 0, k);
-          ExpandKernel expand = kernels.expandOf(dtype);
+          ExpandKernel expand = kernels.expandOf(dtype, memory);
           for (int rank : new int[] {lanes, 2 * lanes, 5}) {
             expand.expand(memory, 0, 4L * rank, e, 64, rank, memory, 0, 64, out, at, 1, false);
             expand.expand(memory, 0, e, 4L * k, k, rank, memory, 0, 64, out, at, 3, true);

@@ -209,7 +209,7 @@ class KernelsTest {
             }
           }
           for (int tokens = 1; tokens <= 5; tokens += 2) {
-            checkExpand(kernels.expandOf(dtype), b, element, tokens);
+            checkExpand(kernels.expandOf(dtype, memory), b, element, tokens);
           }
         }
       }
