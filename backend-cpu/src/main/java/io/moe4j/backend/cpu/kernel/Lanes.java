@@ -13,7 +13,7 @@ import jdk.incubator.vector.VectorSpecies;
  * life of one process.
  */
 final class Lanes {
-  private static final VectorSpecies<Float> S = FloatVector.SPECIES_PREFERRED;
+  private static final VectorSpecies<Float> S = VectorWidth.F;
   private static final VectorSpecies<Float> FOUR = FloatVector.SPECIES_128;
   private static final int W = S.length();
   private static final VectorShuffle<Float> BY_8 = rotation(8);
@@ -41,9 +41,8 @@ final class Lanes {
   }
 
   /**
-   * The sums of four vectors of at most sixteen lanes, in lanes 0 to 3. Each step adds neighbours
-   * (then pairs of lanes) and brings the results of two vectors together, as if the four were
-   * turned over and added up.
+   * The sums of four vectors, in lanes 0 to 3. Each step adds neighbours (then pairs of lanes) and
+   * brings the results of two vectors together, as if the four were turned over and added up.
    */
   static FloatVector fold4(FloatVector a, FloatVector b, FloatVector c, FloatVector d) {
     FloatVector ab = a.blend(b.rearrange(BACK_1), UPPER_1).add(a.rearrange(BY_1).blend(b, UPPER_1));
@@ -61,9 +60,6 @@ final class Lanes {
 
   /** Folds halves onto each other. */
   static float sum(FloatVector v) {
-    if (W > 16) {
-      return ordered(v);
-    }
     FloatVector s = v;
     if (W > 8) {
       s = s.add(s.rearrange(BY_8));
@@ -71,19 +67,8 @@ final class Lanes {
     if (W > 4) {
       s = s.add(s.rearrange(BY_4));
     }
-    if (W > 2) {
-      s = s.add(s.rearrange(BY_2));
-    }
+    s = s.add(s.rearrange(BY_2));
     return s.add(s.rearrange(BY_1)).lane(0);
-  }
-
-  /** For vectors wider than 512 bits, of which there may be some one day. */
-  private static float ordered(FloatVector v) {
-    float sum = 0;
-    for (int i = 0; i < W; i++) {
-      sum += v.lane(i);
-    }
-    return sum;
   }
 
   /**
@@ -107,7 +92,7 @@ final class Lanes {
       long outOffset,
       long outStride,
       boolean add) {
-    if (rows == 4 && W <= 16 && out.getClass() == SegmentClass.NATIVE) {
+    if (rows == 4 && out.getClass() == SegmentClass.NATIVE) {
       fold4(from, at, tokens, out, outOffset, outStride, add);
       return;
     }

@@ -13,7 +13,7 @@ import jdk.incubator.vector.VectorSpecies;
  * too large to be inlined as a whole, and then every vector in it is an object.
  */
 final class VectorActivation {
-  private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
+  private static final VectorSpecies<Float> F = VectorWidth.F;
   private static final int VL = F.length();
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;
 

@@ -22,7 +22,7 @@ final class VectorExpand implements ExpandKernel {
   /** Of B. */
   private static final Class<?> MEMORY = DATA.memory();
 
-  private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
+  private static final VectorSpecies<Float> F = VectorWidth.F;
   private static final int VL = F.length();
   private static final VectorSpecies<Float> FOUR = FloatVector.SPECIES_128;
 
@@ -91,7 +91,7 @@ final class VectorExpand implements ExpandKernel {
       MemorySegment dst,
       long d0,
       boolean add) {
-    int whole = VL <= 16 ? rows / 4 * 4 : 0;
+    int whole = rows / 4 * 4;
     if (rank % VL != 0) {
       whole = Math.min(whole, within(b, b0, rowStep, rank) / 4 * 4);
       whole = s0 + 4L * rank + 4L * VL <= s.byteSize() ? whole : 0;

@@ -8,7 +8,6 @@ import java.lang.foreign.MemorySegment;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
-import jdk.incubator.vector.FloatVector;
 import jdk.incubator.vector.VectorSpecies;
 
 /**
@@ -17,7 +16,7 @@ import jdk.incubator.vector.VectorSpecies;
  * them only where that module is there.
  */
 final class VectorKernels implements Kernels {
-  private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
+  private static final VectorSpecies<Float> F = VectorWidth.F;
   private static final int VL = F.length();
 
   private final Kernels scalar = KernelSelection.scalar();

@@ -9,7 +9,7 @@ import jdk.incubator.vector.VectorSpecies;
 
 /** With the Vector API: four loads, or twelve chains of multiply-adds, in flight. */
 final class VectorLimits implements Limits {
-  private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
+  private static final VectorSpecies<Float> F = VectorWidth.F;
   private static final VectorSpecies<Long> L = LongVector.SPECIES_PREFERRED;
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;
   private static final int CHAINS = 12;

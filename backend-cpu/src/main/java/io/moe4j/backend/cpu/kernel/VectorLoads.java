@@ -15,8 +15,8 @@ import jdk.incubator.vector.VectorSpecies;
  * not inline one that it has compiled to much code on its own, as one for all dtypes is.
  */
 final class VectorLoads {
-  private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
-  private static final VectorSpecies<Integer> I = IntVector.SPECIES_PREFERRED;
+  private static final VectorSpecies<Float> F = VectorWidth.F;
+  private static final VectorSpecies<Integer> I = VectorWidth.I;
   private static final VectorSpecies<Short> S =
       VectorSpecies.of(short.class, VectorShape.forBitSize(F.vectorBitSize() / 2));
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;

@@ -17,7 +17,7 @@ import jdk.incubator.vector.VectorSpecies;
  * virtual registers"), and then it is interpreted, a thousand times slower, for seconds.
  */
 final class VectorPanel {
-  private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
+  private static final VectorSpecies<Float> F = VectorWidth.F;
   private static final int VL = F.length();
   private static final long VB = 4L * VL;
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;

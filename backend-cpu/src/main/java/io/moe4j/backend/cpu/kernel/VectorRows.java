@@ -9,7 +9,7 @@ import jdk.incubator.vector.VectorSpecies;
  * vectors along the columns.
  */
 final class VectorRows {
-  private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
+  private static final VectorSpecies<Float> F = VectorWidth.F;
   private static final int VL = F.length();
   private static final int WS = Kernels.PANEL_STRIDE;
   private static final int SUMS = Kernels.ROW_TOKENS * WS;

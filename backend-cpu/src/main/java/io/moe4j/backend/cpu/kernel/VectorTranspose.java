@@ -8,12 +8,12 @@ import jdk.incubator.vector.VectorShuffle;
 import jdk.incubator.vector.VectorSpecies;
 
 /**
- * Square blocks turned over, as many rows and columns as a vector has lanes. In log2(lanes) steps:
- * a step of distance {@code d} takes rows {@code i} and {@code i + d} and swaps the upper lanes of
- * each 2d in the one with the lower lanes in the other (Eklundh 1972).
+ * Square blocks turned over, as many rows and columns as a vector has lanes. In log2(lanes) steps,
+ * two of them at a time: a step of distance {@code d} takes rows {@code i} and {@code i + d} and
+ * swaps the upper lanes of each 2d in the one with the lower lanes in the other (Eklundh 1972).
  */
 final class VectorTranspose {
-  private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
+  private static final VectorSpecies<Float> F = VectorWidth.F;
   private static final int VL = F.length();
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;
 
@@ -106,67 +106,67 @@ final class VectorTranspose {
   }
 
   private static void turn(float[] m, int at, int stride) {
-    step1(m, at, stride);
-    if (VL > 2) {
-      step2(m, at, stride);
-    }
-    if (VL > 4) {
+    steps1(m, at, stride);
+    if (VL == 8) {
       step4(m, at, stride);
-    }
-    if (VL > 8) {
-      step8(m, at, stride);
-    }
-  }
-
-  private static void step1(float[] m, int at, int stride) {
-    for (int i = 0; i < VL; i++) {
-      if ((i & 1) == 0) {
-        int a = at + i * stride;
-        int b = a + 1 * stride;
-        FloatVector upper = FloatVector.fromArray(F, m, a);
-        FloatVector lower = FloatVector.fromArray(F, m, b);
-        upper.blend(lower.rearrange(UP_1), HIGH_1).intoArray(m, a);
-        upper.rearrange(DOWN_1).blend(lower, HIGH_1).intoArray(m, b);
-      }
+    } else if (VL == 16) {
+      steps4(m, at, stride);
     }
   }
 
-  private static void step2(float[] m, int at, int stride) {
-    for (int i = 0; i < VL; i++) {
-      if ((i & 2) == 0) {
-        int a = at + i * stride;
-        int b = a + 2 * stride;
-        FloatVector upper = FloatVector.fromArray(F, m, a);
-        FloatVector lower = FloatVector.fromArray(F, m, b);
-        upper.blend(lower.rearrange(UP_2), HIGH_2).intoArray(m, a);
-        upper.rearrange(DOWN_2).blend(lower, HIGH_2).intoArray(m, b);
-      }
+  /** Distances 1 and 2: four rows in registers, read and written once for both. */
+  private static void steps1(float[] m, int at, int stride) {
+    for (int n = 0; n < VL / 4; n++) {
+      int i = at + 4 * n * stride;
+      int j = i + stride;
+      int k = j + stride;
+      int l = k + stride;
+      FloatVector a = FloatVector.fromArray(F, m, i);
+      FloatVector b = FloatVector.fromArray(F, m, j);
+      FloatVector c = FloatVector.fromArray(F, m, k);
+      FloatVector d = FloatVector.fromArray(F, m, l);
+      FloatVector p = a.blend(b.rearrange(UP_1), HIGH_1);
+      FloatVector q = a.rearrange(DOWN_1).blend(b, HIGH_1);
+      FloatVector r = c.blend(d.rearrange(UP_1), HIGH_1);
+      FloatVector s = c.rearrange(DOWN_1).blend(d, HIGH_1);
+      p.blend(r.rearrange(UP_2), HIGH_2).intoArray(m, i);
+      q.blend(s.rearrange(UP_2), HIGH_2).intoArray(m, j);
+      p.rearrange(DOWN_2).blend(r, HIGH_2).intoArray(m, k);
+      q.rearrange(DOWN_2).blend(s, HIGH_2).intoArray(m, l);
     }
   }
 
+  /** Distances 4 and 8. */
+  private static void steps4(float[] m, int at, int stride) {
+    for (int n = 0; n < 4; n++) {
+      int i = at + n * stride;
+      int j = i + 4 * stride;
+      int k = j + 4 * stride;
+      int l = k + 4 * stride;
+      FloatVector a = FloatVector.fromArray(F, m, i);
+      FloatVector b = FloatVector.fromArray(F, m, j);
+      FloatVector c = FloatVector.fromArray(F, m, k);
+      FloatVector d = FloatVector.fromArray(F, m, l);
+      FloatVector p = a.blend(b.rearrange(UP_4), HIGH_4);
+      FloatVector q = a.rearrange(DOWN_4).blend(b, HIGH_4);
+      FloatVector r = c.blend(d.rearrange(UP_4), HIGH_4);
+      FloatVector s = c.rearrange(DOWN_4).blend(d, HIGH_4);
+      p.blend(r.rearrange(UP_8), HIGH_8).intoArray(m, i);
+      q.blend(s.rearrange(UP_8), HIGH_8).intoArray(m, j);
+      p.rearrange(DOWN_8).blend(r, HIGH_8).intoArray(m, k);
+      q.rearrange(DOWN_8).blend(s, HIGH_8).intoArray(m, l);
+    }
+  }
+
+  /** Distance 4, where it is the last. */
   private static void step4(float[] m, int at, int stride) {
-    for (int i = 0; i < VL; i++) {
-      if ((i & 4) == 0) {
-        int a = at + i * stride;
-        int b = a + 4 * stride;
-        FloatVector upper = FloatVector.fromArray(F, m, a);
-        FloatVector lower = FloatVector.fromArray(F, m, b);
-        upper.blend(lower.rearrange(UP_4), HIGH_4).intoArray(m, a);
-        upper.rearrange(DOWN_4).blend(lower, HIGH_4).intoArray(m, b);
-      }
-    }
-  }
-
-  private static void step8(float[] m, int at, int stride) {
-    for (int i = 0; i < VL; i++) {
-      if ((i & 8) == 0) {
-        int a = at + i * stride;
-        int b = a + 8 * stride;
-        FloatVector upper = FloatVector.fromArray(F, m, a);
-        FloatVector lower = FloatVector.fromArray(F, m, b);
-        upper.blend(lower.rearrange(UP_8), HIGH_8).intoArray(m, a);
-        upper.rearrange(DOWN_8).blend(lower, HIGH_8).intoArray(m, b);
-      }
+    for (int n = 0; n < 4; n++) {
+      int i = at + n * stride;
+      int j = i + 4 * stride;
+      FloatVector a = FloatVector.fromArray(F, m, i);
+      FloatVector b = FloatVector.fromArray(F, m, j);
+      a.blend(b.rearrange(UP_4), HIGH_4).intoArray(m, i);
+      a.rearrange(DOWN_4).blend(b, HIGH_4).intoArray(m, j);
     }
   }
 }

@@ -28,7 +28,7 @@ final class VectorTyped implements TypedKernels {
   /** For other memory. */
   private static final TypedKernels SCALAR = KernelSelection.scalar().forType(TYPE);
 
-  private static final VectorSpecies<Float> F = FloatVector.SPECIES_PREFERRED;
+  private static final VectorSpecies<Float> F = VectorWidth.F;
   private static final int VL = F.length();
   private static final ByteOrder LE = ByteOrder.LITTLE_ENDIAN;
   private static final int BYTES = TYPE.bits() / 8;
