@@ -12,17 +12,18 @@ import java.util.Set;
 import org.jspecify.annotations.Nullable;
 
 /** Finds who makes punica wrappers for a device that is not the host. */
-final class PunicaProviders {
+public final class PunicaProviders {
   private PunicaProviders() {}
 
   /**
    * Asks the providers beside the device's classes, then those beside this library, then those of
    * the thread.
    *
+   * @param device not the host; open as long as the wrapper is
    * @return a wrapper, owned by the caller
    * @throws IllegalArgumentException if there is no provider for the type, naming what was found
    */
-  static PunicaWrapper open(Device device) {
+  public static PunicaWrapper open(Device device) {
     Set<@Nullable ClassLoader> loaders = new LinkedHashSet<>();
     loaders.add(device.getClass().getClassLoader());
     loaders.add(PunicaProviders.class.getClassLoader());

@@ -12,6 +12,7 @@ import io.moe4j.cuda.ffi.CudaDriver;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
 import java.util.Optional;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicBoolean;
 import jcuda.driver.CUDA_MEMCPY2D;
 import jcuda.driver.CUdeviceptr;
@@ -27,6 +28,7 @@ public final class CudaDevice implements Device {
   private final CudaContext context;
   private final CudaStream stream;
   private final HostStaging staging;
+  private final ConcurrentHashMap<Long, CudaStream> beside = new ConcurrentHashMap<>();
   private final AtomicBoolean closed = new AtomicBoolean();
 
   private CudaDevice(CudaContext context, CudaStream stream) {
@@ -140,6 +142,18 @@ public final class CudaDevice implements Device {
   @Override
   public CudaStream newStream() {
     return CudaStream.create(context);
+  }
+
+  /**
+   * A stream for work beside that of another: one for each handle, made when first asked for. Who
+   * uses it makes it wait for the other, and the other for it, by events; so in a capture of the
+   * other it is captured along.
+   *
+   * @param stream of this device
+   * @return a stream of its own, the device's until it closes
+   */
+  public CudaStream beside(DeviceStream stream) {
+    return beside.computeIfAbsent(stream.handle(), h -> newStream());
   }
 
   /**
@@ -318,6 +332,7 @@ public final class CudaDevice implements Device {
   public void close() {
     if (closed.compareAndSet(false, true)) {
       staging.close();
+      beside.values().forEach(CudaStream::close);
       stream.close();
       context.release();
     }

@@ -64,8 +64,12 @@ public final class CudaEvent implements AutoCloseable {
     return ms[0] * 1e3;
   }
 
-  /** Makes a stream's later work wait for what it marks. */
-  void holdBack(DeviceStream stream) {
+  /**
+   * Makes a stream's later work wait for what it marks.
+   *
+   * @param stream of the event's device
+   */
+  public void holdBack(DeviceStream stream) {
     context.makeCurrent();
     Cu.check(
         CudaDriver.cuStreamWaitEvent(CudaStream.segment(stream), segment(), 0),

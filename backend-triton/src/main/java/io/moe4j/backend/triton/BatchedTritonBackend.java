@@ -11,11 +11,27 @@ import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.cuda.CudaDevice;
+import org.jspecify.annotations.Nullable;
 
 /** {@code batched-triton}: experts on NVIDIA GPUs in the batched format, LoRA fused. */
 public final class BatchedTritonBackend implements ExpertsBackend {
+  private final @Nullable LoraMode mode;
+
   /** For {@link java.util.ServiceLoader}; does nothing. */
-  public BatchedTritonBackend() {}
+  public BatchedTritonBackend() {
+    this(null);
+  }
+
+  /**
+   * @param mode null = what the property says
+   */
+  BatchedTritonBackend(@Nullable LoraMode mode) {
+    this.mode = mode;
+  }
+
+  private LoraMode mode() {
+    return mode == null ? LoraMode.ofProperty() : mode;
+  }
 
   @Override
   public String name() {
@@ -49,11 +65,12 @@ public final class BatchedTritonBackend implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return TritonSupport.check(config, platform);
+    return TritonSupport.check(config, platform, mode());
   }
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new TritonExperts(config, weights, CudaDevice.of(device), TileTable::choose);
+    return new TritonExperts(
+        config, weights, CudaDevice.of(device), mode(), TileTable::choose);
   }
 }

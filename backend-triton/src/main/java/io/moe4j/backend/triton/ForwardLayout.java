@@ -54,6 +54,11 @@ final class ForwardLayout {
   final long arrived;
   final int zeroInts;
   final long partial;
+  final long wide;
+  final long delta;
+  final long rowExperts;
+  final long rowSlots;
+  final long rowWeights;
 
   /**
    * @param tokens {@code T} (BATCHED: all rows)
@@ -68,6 +73,7 @@ final class ForwardLayout {
    * @param outputBytes bytes an element of the output takes where it needs room here; 0 = it does
    *     not
    * @param batched whether ids, and with LoRA slots, are made here
+   * @param composed whether deltas are added between the products; 2: on a second stream
    */
   ForwardLayout(
       int tokens,
@@ -80,7 +86,8 @@ final class ForwardLayout {
       int rank,
       boolean copyHidden,
       int outputBytes,
-      boolean batched) {
+      boolean batched,
+      int composed) {
     long p = (long) tokens * topK;
     long keys = (long) experts * (slots + 1);
     long segments = Math.min(p, (long) experts * slots);
@@ -121,6 +128,12 @@ final class ForwardLayout {
     zeroInts = Math.toIntExact((arrived - zero) / INT);
     take(arrived - zero + INT * counters);
     partial = take(slots > 0 ? PARTIAL_BYTES : 0);
+    long width = gated ? 2L * intermediate : intermediate;
+    wide = take(composed > 0 ? ELEMENT * p * width : 0);
+    delta = take(composed > 1 ? ELEMENT * p * Math.max(width, hiddenSize) : 0);
+    rowExperts = take(composed > 0 ? INT * p : 0);
+    rowSlots = take(composed > 0 ? INT * p : 0);
+    rowWeights = take(composed > 0 ? INT * p : 0);
   }
 
   private long take(long bytes) {

@@ -65,8 +65,30 @@ final class GemmLaunches {
       down(f, hidden, inter);
     } else {
       gemm(f, false, f.address(at.middle), f.address(at.y), hidden, inter);
-      combine(f, hidden);
+      combine(f);
     }
+  }
+
+  /**
+   * A product as it is, without LoRA or activation, in the order of the sort.
+   *
+   * @param f of {@link TileTable#composed}
+   * @param first w13 or w2
+   * @param x {@code [P, contraction]}
+   * @param y {@code [P, columns]}, overwritten
+   */
+  void product(Forward f, boolean first, Tensor x, Tensor y) {
+    TilePlan plan = f.plan();
+    gemm(
+        f,
+        first,
+        "w2",
+        first ? plan.w13() : plan.w2(),
+        first ? plan.tileColumns13() : plan.tileColumns2(),
+        x.deviceAddress(),
+        y.deviceAddress(),
+        Math.toIntExact(y.size(1)),
+        Math.toIntExact(x.size(1)));
   }
 
   private boolean gated() {
@@ -160,10 +182,38 @@ final class GemmLaunches {
 
   private void gemm(Forward f, boolean first, long x, long y, int columns, int contraction) {
     TilePlan plan = f.plan();
+    gemm(
+        f,
+        first,
+        !first ? "w2" : gated() ? "w13" : "w1",
+        first ? plan.w13() : plan.w2(),
+        first ? plan.tileColumns13() : plan.tileColumns2(),
+        x,
+        y,
+        columns,
+        contraction);
+  }
+
+  /**
+   * @param first whose weights
+   * @param stage what the kernel does with the product: that of w2 leaves it as it is
+   */
+  private void gemm(
+      Forward f,
+      boolean first,
+      String stage,
+      String tile,
+      int tileColumns,
+      long x,
+      long y,
+      int columns,
+      int contraction) {
+    TilePlan plan = f.plan();
     ForwardLayout at = f.at();
     Activation a = config.activation();
     boolean plain = a.kind() == Activation.Kind.SILU && a.limit() == Float.POSITIVE_INFINITY;
-    boolean gather = first && !plan.permute();
+    boolean raw = stage.equals("w2");
+    boolean gather = !raw && !plan.permute();
     Tensor w = first ? matrices.w13() : matrices.w2();
     Tensor scales = first ? matrices.scales13() : matrices.scales2();
     Tensor bias = first ? matrices.bias13() : matrices.bias2();
@@ -173,11 +223,11 @@ final class GemmLaunches {
             "type",
             scales == null ? type : "mxfp4",
             "stage",
-            !first ? "w2" : gated() ? "w13" : "w1",
+            stage,
             "tile",
-            first ? plan.w13() : plan.w2(),
+            tile,
             "act",
-            !first ? "none" : gated() && plain && plan.tuned() && scales == null ? "silu" : "any",
+            raw ? "none" : gated() && plain && plan.tuned() && scales == null ? "silu" : "any",
             "lora",
             f.lora() ? "1" : "0",
             "naive",
@@ -230,8 +280,7 @@ final class GemmLaunches {
         .i32(f.lora() ? splits(f, s, width, first) : 1)
         .i32(plan.groupTiles())
         .i32(plan.sums() ? 1 : 0);
-    int tile = first ? plan.tileColumns13() : plan.tileColumns2();
-    int programs = Math.multiplyExact(f.tiles(experts), Math.ceilDiv(columns, tile));
+    int programs = Math.multiplyExact(f.tiles(experts), Math.ceilDiv(columns, tileColumns));
     if (kernels.spreads(kernel.spec())) {
       l.sharedBytes(
           EvenSpread.sharedBytes(programs, kernels.multiprocessors(), kernel.spec().sharedBytes()));
@@ -335,7 +384,9 @@ final class GemmLaunches {
         .launch(f.stream(), columns / DOWN_ROWS);
   }
 
-  private void combine(Forward f, int hidden) {
+  /** The weighted sum over k. */
+  void combine(Forward f) {
+    int hidden = widths.hidden();
     boolean naive = f.plan().naive();
     boolean wide = !naive && f.tokens() >= WIDE_COMBINE_TOKENS;
     int block = wide ? WIDE_COMBINE : NARROW_COMBINE;

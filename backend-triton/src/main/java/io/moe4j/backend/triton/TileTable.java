@@ -118,10 +118,10 @@ final class TileTable {
       w2 = w13;
     } else if (!p.gated()) {
       w13 = single(p, naive);
-      w2 = second(p, naive, TilePlan.rows(w13));
+      w2 = second(p, p.intermediate(), naive, TilePlan.rows(w13));
     } else {
       w13 = first(p, naive);
-      w2 = second(p, naive, TilePlan.rows(w13));
+      w2 = second(p, p.intermediate(), naive, TilePlan.rows(w13));
     }
     boolean permute =
         p.tuned()
@@ -183,6 +183,37 @@ final class TileTable {
         && p.topK() <= DOWN_WARPS
         && p.intermediate() % HALF_WIDE == 0
         && p.topK() * p.intermediate() <= 2 * DOWN_WARPS * DOWN_STEPS * HALF_WIDE;
+  }
+
+  /**
+   * For products that are written as they are: both run on tiles of the second GEMM.
+   *
+   * @param p without LoRA
+   * @param base chosen for it
+   */
+  static TilePlan composed(Problem p, TilePlan base) {
+    String w13 =
+        p.tuned() && !p.mxfp4() && whole(p)
+            ? second(p, p.hidden(), base.naive(), base.tileRows())
+            : base.w2();
+    if (!TilePlan.any(w13) && p.hidden() % TilePlan.step(w13) != 0) {
+      // A tuned tile of w2 whose steps are not those of the other contraction.
+      return composed(p, choose(p));
+    }
+    return new TilePlan(
+        base.tuned(),
+        base.naive(),
+        w13,
+        base.w2(),
+        base.tileRows(),
+        TilePlan.columns(w13),
+        base.tileColumns2(),
+        false,
+        false,
+        base.groupTiles(),
+        base.shrinkRows(),
+        Shrink.NONE,
+        Shrink.NONE);
   }
 
   /** Few tiles, for all cards; what won a sweep over one shape (128 experts of 2880 x 2880). */
@@ -247,10 +278,10 @@ final class TileTable {
     return "128x128x64-tma-w8-s4-tail";
   }
 
-  private static String second(Problem p, boolean naive, int height) {
+  private static String second(Problem p, int contraction, boolean naive, int height) {
     double rows = p.rowsPerExpert();
-    boolean wide = p.intermediate() % WIDE == 0;
-    boolean long256 = p.intermediate() % 256 == 0 && p.intermediate() >= 8192;
+    boolean wide = contraction % WIDE == 0;
+    boolean long256 = contraction % 256 == 0 && contraction >= 8192;
     return switch (height) {
       case 16 -> {
         if (naive) {
@@ -274,7 +305,7 @@ final class TileTable {
               : "32x64x64-tma-w4-s5";
       case 64 -> "64x128x64-tma-w4-s4";
       default ->
-          !p.lora() && (rows <= 64 || (p.intermediate() < 1024 && rows <= 256))
+          !p.lora() && (rows <= 64 || (contraction < 1024 && rows <= 256))
               ? "128x128x64-tma-w4-s3-tail"
               : "128x256x64-tma-w8-s4-tail";
     };

@@ -20,8 +20,23 @@ import org.jspecify.annotations.Nullable;
 
 /** {@code triton}: experts on NVIDIA GPUs in the standard format, LoRA fused. */
 public final class TritonBackend implements TunableBackend {
+  private final @Nullable LoraMode mode;
+
   /** For {@link java.util.ServiceLoader}; does nothing. */
-  public TritonBackend() {}
+  public TritonBackend() {
+    this(null);
+  }
+
+  /**
+   * @param mode null = what the property says
+   */
+  TritonBackend(@Nullable LoraMode mode) {
+    this.mode = mode;
+  }
+
+  private LoraMode mode() {
+    return mode == null ? LoraMode.ofProperty() : mode;
+  }
 
   @Override
   public String name() {
@@ -55,7 +70,7 @@ public final class TritonBackend implements TunableBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return TritonSupport.check(config, platform);
+    return TritonSupport.check(config, platform, mode());
   }
 
   @Override
@@ -64,6 +79,7 @@ public final class TritonBackend implements TunableBackend {
         config,
         weights,
         CudaDevice.of(device),
+        mode(),
         TuningCache.forLayer(config, device.info(), weights.numExperts()));
   }
 

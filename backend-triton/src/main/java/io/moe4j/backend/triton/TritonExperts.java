@@ -10,6 +10,7 @@ import io.moe4j.api.spi.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -29,9 +30,10 @@ import org.jspecify.annotations.Nullable;
  * </pre>
  *
  * With few pairs each pair is a tile and nothing is sorted. A BATCHED call is the same with the
- * rows of each expert as its pairs. Results do not vary from run to run: every sum has a fixed
- * order. Nothing is allocated on the device, read by the host or waited for, so a forward can be
- * captured once its kernels are loaded (run it once before).
+ * rows of each expert as its pairs. A layer may also leave deltas to its contexts' punica wrappers
+ * ({@link LoraMode}, {@link ComposedLora}). Results do not vary from run to run: every sum has a
+ * fixed order. Nothing is allocated on the device, read by the host or waited for, so a forward can
+ * be captured once its kernels are loaded (run it once before).
  */
 final class TritonExperts implements LoraExperts {
   private static final int PAGE = 16;
@@ -46,10 +48,16 @@ final class TritonExperts implements LoraExperts {
   private final SortLaunches sort;
   private final GemmLaunches gemm;
   private final int experts;
+  private final @Nullable ComposedLora composed;
   private final TileChoice tiles;
   private volatile boolean closed;
 
-  TritonExperts(MoeConfig config, ExpertWeights weights, CudaDevice device, TileChoice tiles) {
+  TritonExperts(
+      MoeConfig config,
+      ExpertWeights weights,
+      CudaDevice device,
+      LoraMode mode,
+      TileChoice tiles) {
     this.tiles = tiles;
     this.config = config;
     this.device = device;
@@ -58,10 +66,26 @@ final class TritonExperts implements LoraExperts {
     this.widths = Widths.of(config);
     this.borders = new Borders(device, kernels, config, batched());
     this.matrices = new ExpertMatrices(device, config, weights);
+    boolean fused = mode == LoraMode.FUSED;
     this.slots =
-        config.lora().map(l -> new SlotTables(device, kernels, config, l.maxLoras())).orElse(null);
+        config
+            .lora()
+            .filter(l -> fused)
+            .map(l -> new SlotTables(device, kernels, config, l.maxLoras()))
+            .orElse(null);
     this.sort = new SortLaunches(kernels, widths, experts);
     this.gemm = new GemmLaunches(kernels, config, widths, experts, matrices);
+    this.composed =
+        fused || config.lora().isEmpty()
+            ? null
+            : new ComposedLora(
+                device,
+                config,
+                widths,
+                experts,
+                gemm,
+                this,
+                mode == LoraMode.COMPOSABLE_TWO_STREAMS);
   }
 
   private boolean batched() {
@@ -69,7 +93,12 @@ final class TritonExperts implements LoraExperts {
   }
 
   private ForwardLayout layout(
-      int tokens, int topK, int slotCount, int rank, boolean copy, int outputBytes) {
+      int tokens,
+      int topK,
+      int slotCount,
+      int rank,
+      boolean copy,
+      int outputBytes) {
     return new ForwardLayout(
         tokens,
         topK,
@@ -81,7 +110,8 @@ final class TritonExperts implements LoraExperts {
         rank,
         copy,
         outputBytes,
-        batched());
+        batched(),
+        composed == null ? 0 : composed.twoStreams() ? 2 : 1);
   }
 
   @Override
@@ -89,8 +119,9 @@ final class TritonExperts implements LoraExperts {
     int tokens = batched() ? Math.multiplyExact(experts, maxTokens) : maxTokens;
     int topK = batched() ? 1 : config.topK();
     LoraConfig lora = config.lora().orElse(null);
-    int slotCount = lora == null ? 0 : lora.maxLoras();
-    return layout(tokens, topK, slotCount, largestRank(), true, Float.BYTES).byteSize();
+    int slotCount = lora == null || composed != null ? 0 : lora.maxLoras();
+    int rank = slotCount == 0 ? 0 : largestRank();
+    return layout(tokens, topK, slotCount, rank, true, Float.BYTES).byteSize();
   }
 
   /** The configured one, padded to a page; 0 without LoRA. */
@@ -102,6 +133,8 @@ final class TritonExperts implements LoraExperts {
   public void refresh(MoeLoraContext context, DeviceStream stream) {
     if (slots != null) {
       slots.of(context, stream);
+    } else if (composed != null) {
+      context.punicaWrapper().prepare(context, stream);
     }
   }
 
@@ -124,7 +157,7 @@ final class TritonExperts implements LoraExperts {
     int slotCount = 0;
     int rank = 0;
     int used = 0;
-    if (context != null) {
+    if (context != null && composed == null) {
       if (slots == null) {
         throw new IllegalArgumentException(
             "a forward with adapters, but the layer was prepared with LoRA off");
@@ -139,7 +172,13 @@ final class TritonExperts implements LoraExperts {
     int topK = batched() ? 1 : Math.toIntExact(inputs.requireRouting().topkIds().size(1));
     Tensor output = inputs.output();
     ForwardLayout at =
-        layout(tokens, topK, slotCount, rank, borders.movesIn(hidden), borders.bytesOut(output));
+        layout(
+            tokens,
+            topK,
+            slotCount,
+            rank,
+            borders.movesIn(hidden),
+            borders.bytesOut(output));
     if (workspace.memory().byteSize() < at.byteSize()) {
       throw new IllegalArgumentException(
           "the workspace has "
@@ -152,21 +191,24 @@ final class TritonExperts implements LoraExperts {
     long base = ((DeviceMemory) workspace.memory()).address();
     long x = borders.in(hidden, tokens, at.hidden, workspace, stream);
     Tensor target = borders.target(output, tokens, at.output, at.y, workspace, stream);
-    TilePlan plan =
-        tiles.choose(
-            new TileTable.Problem(
-                TritonKernels.tuned(device.info(), config.weightDtype()),
-                TritonKernels.portableStages(device.info()),
-                config.activation().isGated(),
-                tokens,
-                topK,
-                experts,
-                widths.hidden(),
-                widths.intermediate(),
-                slotCount == 0 ? 0 : Math.max(1, used),
-                rank,
-                batched(),
-                config.quantScheme().equals(QuantScheme.MXFP4)));
+    TileTable.Problem problem =
+        new TileTable.Problem(
+            TritonKernels.tuned(device.info(), config.weightDtype()),
+            TritonKernels.portableStages(device.info()),
+            config.activation().isGated(),
+            tokens,
+            topK,
+            experts,
+            widths.hidden(),
+            widths.intermediate(),
+            slotCount == 0 ? 0 : Math.max(1, used),
+            rank,
+            batched(),
+            config.quantScheme().equals(QuantScheme.MXFP4));
+    TilePlan plan = tiles.choose(problem);
+    if (composed != null) {
+      plan = TileTable.composed(problem, plan);
+    }
     ExpertRouting routing = inputs.routing();
     long map = routing == null ? 0 : Forward.orNull(routing.expertMap());
     Tensor globals = routing == null ? null : routing.expertMap();
@@ -195,8 +237,20 @@ final class TritonExperts implements LoraExperts {
       sort.batchedIds(f, inputs.expertNumTokens(), mapping, Math.toIntExact(hidden.size(1)));
     }
     sort.run(f);
-    gemm.run(f);
+    if (composed != null) {
+      composed.run(f, routing == null ? batchedRouting(f, workspace) : routing, context, workspace);
+    } else {
+      gemm.run(f);
+    }
     borders.out(target, output, tokens, at.y, workspace, stream);
+  }
+
+  /** The rows of a BATCHED call as tokens with one expert each, -1 past an expert's count. */
+  private static ExpertRouting batchedRouting(Forward f, Workspace workspace) {
+    return new ExpertRouting(
+        workspace.tensor(f.at().ids, DType.I32, f.tokens(), 1),
+        workspace.tensor(f.at().rowWeights, DType.F32, f.tokens(), 1),
+        null);
   }
 
   @Override
@@ -205,6 +259,9 @@ final class TritonExperts implements LoraExperts {
       closed = true;
       if (slots != null) {
         slots.close();
+      }
+      if (composed != null) {
+        composed.close();
       }
       matrices.close();
     }

@@ -14,7 +14,7 @@ import java.util.Optional;
 final class TritonSupport {
   private TritonSupport() {}
 
-  static Support check(MoeConfig c, Platform platform) {
+  static Support check(MoeConfig c, Platform platform, LoraMode mode) {
     Support.Checks checks = Support.checks();
     Optional<DeviceInfo> device = platform.device(DeviceType.CUDA);
     checks.require(device.isPresent(), Code.DEVICE, () -> platform.whyAbsent(DeviceType.CUDA));
@@ -63,9 +63,23 @@ final class TritonSupport {
     c.lora()
         .ifPresent(l ->
             checks.require(
-                l.maxRank() <= SlotTable.MAX_RANK,
+                mode != LoraMode.FUSED || l.maxRank() <= SlotTable.MAX_RANK,
                 Code.LORA,
                 () -> "LoRA rank " + l.maxRank() + " > " + SlotTable.MAX_RANK));
+    boolean padded = !Widths.of(c).equals(new Widths(c.expertHiddenSize(), c.intermediateSize()));
+    checks.require(
+        mode == LoraMode.FUSED || c.lora().isEmpty() || !padded,
+        Code.LORA,
+        () ->
+            LoraMode.PROPERTY
+                + " is "
+                + mode.text()
+                + ", which takes widths that are multiples of "
+                + Widths.VECTOR
+                + ", not "
+                + c.expertHiddenSize()
+                + " and "
+                + c.intermediateSize());
     return checks.result();
   }
 }

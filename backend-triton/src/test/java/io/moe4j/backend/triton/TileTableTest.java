@@ -201,6 +201,15 @@ class TileTableTest {
           }
         }
         for (boolean gated : new boolean[] {true, false}) {
+          Problem plain = problem(tuned, gated, stages, shape, tokens, 0, 0);
+          TilePlan composed = TileTable.composed(plain);
+          assertThat(composed.tileRows()).isEqualTo(TileTable.choose(plain).tileRows());
+          for (String tile : List.of(composed.w13(), composed.w2())) {
+            assertThat(there)
+                .as("%s on %s: %s", plain, card, composed)
+                .contains(type + "w2" + tile + "none0" + (composed.naive() ? "1" : "0") + "0");
+            assertThat(tile).startsWith(composed.tileRows() + "x");
+          }
           for (int slots : new int[] {0, 1, 2, 8, 32, 100}) {
             for (int rank : slots == 0 ? new int[] {0} : new int[] {16, 32, 64, 128, 512}) {
               Problem p = problem(tuned, gated, stages, shape, tokens, slots, rank);
@@ -247,13 +256,13 @@ class TileTableTest {
   /** A workspace for the most tokens, slots and ranks serves every smaller call. */
   @Test
   void layoutGrowsWithEverything() {
-    long most = new ForwardLayout(512, 4, 16, 96, 40, true, 8, 64, true, 4, false).byteSize();
+    long most = new ForwardLayout(512, 4, 16, 96, 40, true, 8, 64, true, 4, false, 0).byteSize();
     IntStream.rangeClosed(1, 512)
         .forEach(t -> {
           for (int slots : new int[] {0, 1, 8}) {
             for (int rank = slots == 0 ? 0 : 16; rank <= (slots == 0 ? 0 : 64); rank += 16) {
               assertThat(
-                      new ForwardLayout(t, 4, 16, 96, 40, true, slots, rank, true, 2, false)
+                      new ForwardLayout(t, 4, 16, 96, 40, true, slots, rank, true, 2, false, 0)
                           .byteSize())
                   .isLessThanOrEqualTo(most);
             }

@@ -1,6 +1,7 @@
 package io.moe4j.backend.triton;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
@@ -89,6 +90,43 @@ class TritonSupportTest {
         .allMatch(m -> m.startsWith("mxfp4 "));
     assertThat(why(gptOss.toBuilder().quantScheme(new QuantScheme("gptq", 4, 128)).build(), H200))
         .containsExactly("quantisation gptq(4 bits, group 128) is none of: none, mxfp4");
+  }
+
+  /** Deltas of a wrapper take any rank, and rows that need no padding. */
+  @Test
+  void theComposableModeHasReasonsOfItsOwn() {
+    MoeConfig high = config().lora(new LoraConfig(2, 2000)).build();
+    MoeConfig odd = MoeConfig.builder(33, 12, 8, 1).inputDtype(DType.BF16).build();
+    for (LoraMode mode : List.of(LoraMode.COMPOSABLE, LoraMode.COMPOSABLE_TWO_STREAMS)) {
+      assertThat(TritonSupport.check(high, H200, mode).reasons()).isEmpty();
+      assertThat(
+              TritonSupport.check(
+                      odd.toBuilder().weightDtype(DType.BF16).lora(new LoraConfig(2, 8)).build(),
+                      H200,
+                      mode)
+                  .reasons())
+          .extracting(Support.Reason::message)
+          .containsExactly(
+              "moe4j.triton.lora is "
+                  + mode.text()
+                  + ", which takes widths that are multiples of 8, not 33 and 12");
+    }
+    assertThat(TritonSupport.check(high, H200, LoraMode.FUSED).reasons()).hasSize(1);
+  }
+
+  @Test
+  void aModeThatIsNoneIsAnError() {
+    System.setProperty(LoraMode.PROPERTY, "both");
+    try {
+      assertThatIllegalArgumentException()
+          .isThrownBy(LoraMode::ofProperty)
+          .withMessage(
+              "moe4j.triton.lora is \"both\", must be one of"
+                  + " [fused, composable, composable-two-streams]");
+    } finally {
+      System.clearProperty(LoraMode.PROPERTY);
+    }
+    assertThat(LoraMode.ofProperty()).isEqualTo(LoraMode.FUSED);
   }
 
   @Test

@@ -5,6 +5,7 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.tensor.Tensor;
 import java.util.List;
+import java.util.function.Supplier;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -12,8 +13,11 @@ import org.jspecify.annotations.Nullable;
  *
  * @param slots one a slot
  * @param tokenLoraMapping slot of each token
+ * @param punica asked only by backends that do not fuse LoRA
  */
-record DeviceAdapters(List<LoraLayer> slots, Tensor tokenLoraMapping) implements MoeLoraContext {
+record DeviceAdapters(
+    List<LoraLayer> slots, Tensor tokenLoraMapping, Supplier<PunicaWrapper> punica)
+    implements MoeLoraContext {
   @Override
   public int maxLoras() {
     return slots.size();
@@ -36,12 +40,11 @@ record DeviceAdapters(List<LoraLayer> slots, Tensor tokenLoraMapping) implements
 
   @Override
   public PunicaWrapper punicaWrapper() {
-    throw new IllegalStateException(
-        "moe bench --device and moe tune measure backends that fuse LoRA");
+    return punica.get();
   }
 
   @Override
   public MoeLoraContext withTokenLoraMapping(Tensor mapping) {
-    return new DeviceAdapters(slots, mapping);
+    return new DeviceAdapters(slots, mapping, punica);
   }
 }

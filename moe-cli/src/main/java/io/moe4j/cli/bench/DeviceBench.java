@@ -4,6 +4,7 @@ import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
@@ -12,6 +13,7 @@ import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.lora.PunicaProviders;
 import io.moe4j.oracle.FoundBackend;
 import io.moe4j.oracle.MoeForward;
 import io.moe4j.oracle.MoeLayer;
@@ -65,6 +67,7 @@ public final class DeviceBench implements AutoCloseable {
 
   private final MoeOracle oracle;
   private final @Nullable String backend;
+  private @Nullable PunicaWrapper punica;
   private final List<Integer> tokens;
   private final List<Lora> grid;
   private final int restMillis;
@@ -120,6 +123,16 @@ public final class DeviceBench implements AutoCloseable {
     DeviceInfo info = platform.device(chosen.deviceType()).orElseThrow();
     return new DeviceBench(
         oracle, backend, tokens, grid, restMillis, oracle.catalog().openDevice(chosen, info.id()));
+  }
+
+  /** For backends that leave LoRA to a wrapper; made when one asks. */
+  private PunicaWrapper punica() {
+    PunicaWrapper wrapper = punica;
+    if (wrapper == null) {
+      wrapper = PunicaProviders.open(device);
+      punica = wrapper;
+    }
+    return wrapper;
   }
 
   private static MoeConfig config(BenchShape shape, int maxTokens, Lora lora) {
@@ -195,7 +208,7 @@ public final class DeviceBench implements AutoCloseable {
       if (!slots.isEmpty()) {
         for (int i = 0; i < all.length; i++) {
           Tensor mapping = memory.put(batches[i].mapping(tokens, slots.size()));
-          all[i] = all[i].withLora(new DeviceAdapters(slots, mapping));
+          all[i] = all[i].withLora(new DeviceAdapters(slots, mapping, DeviceBench.this::punica));
         }
       }
       double micros;
@@ -274,6 +287,9 @@ public final class DeviceBench implements AutoCloseable {
 
   @Override
   public void close() {
+    if (punica != null) {
+      punica.close();
+    }
     device.close();
   }
 }

@@ -196,7 +196,13 @@ public final class DeviceTuning {
               slots.isEmpty()
                   ? Optional.empty()
                   : Optional.of(
-                      new DeviceAdapters(slots, memory.put(batch.mapping(tokens, slots.size()))))));
+                      new DeviceAdapters(
+                          slots,
+                          memory.put(batch.mapping(tokens, slots.size())),
+                          () -> {
+                            throw new IllegalStateException(
+                                "moe tune measures backends that fuse LoRA");
+                          }))));
     }
     return pass;
   }
