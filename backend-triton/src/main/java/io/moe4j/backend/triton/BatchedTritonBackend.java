@@ -70,7 +70,6 @@ public final class BatchedTritonBackend implements ExpertsBackend {
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new TritonExperts(
-        config, weights, CudaDevice.of(device), mode(), TileTable::choose);
+    return new TritonExperts(config, weights, CudaDevice.of(device), mode(), TileTable::choose);
   }
 }

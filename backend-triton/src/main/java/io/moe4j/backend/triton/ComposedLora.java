@@ -32,11 +32,12 @@ import org.jspecify.annotations.Nullable;
  * weights, which the combine multiplies both by in f32. With router weights on the input the rows
  * carry them, so the w13 delta does too.
  *
- * <p>With a second stream the wrapper writes a delta of its own into zeros while the product runs;
- * four events order the two streams, two a product. It is rounded once, then added in f32.
+ * <p>On a second stream ({@link LoraMode}) the wrapper writes a delta of its own into zeros while
+ * the product runs; four events order the two streams, two a product. It is rounded once, then
+ * added in f32.
  *
- * <p>Forwards without adapters go the same way without the wrapper: a row without an adapter has the
- * same bits whatever the rows around it have.
+ * <p>Forwards without adapters go the same way without the wrapper: a row without an adapter has
+ * the same bits whatever the rows around it have.
  */
 final class ComposedLora implements AutoCloseable {
   private final CudaDevice device;
@@ -46,11 +47,12 @@ final class ComposedLora implements AutoCloseable {
   private final RowKernels rows;
   private final LoraExperts owner;
   private final int experts;
-  private final CudaEvent[] events;
+  private final LoraMode mode;
+  private final CudaEvent[] events = new CudaEvent[4];
 
   /**
    * @param owner whose LoRA methods are called
-   * @param twoStreams whether deltas are computed beside the products
+   * @param mode a composable one
    */
   ComposedLora(
       CudaDevice device,
@@ -59,7 +61,7 @@ final class ComposedLora implements AutoCloseable {
       int experts,
       GemmLaunches gemm,
       LoraExperts owner,
-      boolean twoStreams) {
+      LoraMode mode) {
     this.device = device;
     this.config = config;
     this.widths = widths;
@@ -67,14 +69,15 @@ final class ComposedLora implements AutoCloseable {
     this.gemm = gemm;
     this.owner = owner;
     this.rows = new RowKernels(device, config.weightDtype());
-    this.events = new CudaEvent[twoStreams ? 4 : 0];
+    this.mode = mode;
     for (int i = 0; i < events.length; i++) {
       events[i] = device.newEvent(false);
     }
   }
 
-  boolean twoStreams() {
-    return events.length > 0;
+  /** Rows of deltas of their own that a forward of up to that many pairs needs room for. */
+  int deltaRows(int pairs) {
+    return mode.mostBeside(pairs);
   }
 
   /**
@@ -123,7 +126,8 @@ final class ComposedLora implements AutoCloseable {
     ExpertRouting byRow =
         new ExpertRouting(expertOfRow, workspace.tensor(at.rowWeights, DType.F32, pairs, 1), null);
     MoeLoraContext rowContext = context == null ? null : context.withTokenLoraMapping(slotOfRow);
-    CudaStream second = rowContext == null || !twoStreams() ? null : device.beside(stream);
+    boolean two = rowContext != null && mode.beside(pairs);
+    CudaStream second = two ? device.beside(stream) : null;
 
     Tensor delta13 = null;
     if (rowContext != null && second != null) {

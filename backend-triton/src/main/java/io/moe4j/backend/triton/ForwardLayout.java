@@ -73,7 +73,8 @@ final class ForwardLayout {
    * @param outputBytes bytes an element of the output takes where it needs room here; 0 = it does
    *     not
    * @param batched whether ids, and with LoRA slots, are made here
-   * @param composed whether deltas are added between the products; 2: on a second stream
+   * @param deltaRows rows of deltas that are computed beside the products; 0 = they are added to
+   *     them; -1 = the products have them
    */
   ForwardLayout(
       int tokens,
@@ -87,7 +88,7 @@ final class ForwardLayout {
       boolean copyHidden,
       int outputBytes,
       boolean batched,
-      int composed) {
+      int deltaRows) {
     long p = (long) tokens * topK;
     long keys = (long) experts * (slots + 1);
     long segments = Math.min(p, (long) experts * slots);
@@ -129,11 +130,12 @@ final class ForwardLayout {
     take(arrived - zero + INT * counters);
     partial = take(slots > 0 ? PARTIAL_BYTES : 0);
     long width = gated ? 2L * intermediate : intermediate;
-    wide = take(composed > 0 ? ELEMENT * p * width : 0);
-    delta = take(composed > 1 ? ELEMENT * p * Math.max(width, hiddenSize) : 0);
-    rowExperts = take(composed > 0 ? INT * p : 0);
-    rowSlots = take(composed > 0 ? INT * p : 0);
-    rowWeights = take(composed > 0 ? INT * p : 0);
+    boolean composed = deltaRows >= 0;
+    wide = take(composed ? ELEMENT * p * width : 0);
+    delta = take(composed ? ELEMENT * deltaRows * Math.max(width, hiddenSize) : 0);
+    rowExperts = take(composed ? INT * p : 0);
+    rowSlots = take(composed ? INT * p : 0);
+    rowWeights = take(composed ? INT * p : 0);
   }
 
   private long take(long bytes) {

@@ -53,11 +53,7 @@ final class TritonExperts implements LoraExperts {
   private volatile boolean closed;
 
   TritonExperts(
-      MoeConfig config,
-      ExpertWeights weights,
-      CudaDevice device,
-      LoraMode mode,
-      TileChoice tiles) {
+      MoeConfig config, ExpertWeights weights, CudaDevice device, LoraMode mode, TileChoice tiles) {
     this.tiles = tiles;
     this.config = config;
     this.device = device;
@@ -78,14 +74,7 @@ final class TritonExperts implements LoraExperts {
     this.composed =
         fused || config.lora().isEmpty()
             ? null
-            : new ComposedLora(
-                device,
-                config,
-                widths,
-                experts,
-                gemm,
-                this,
-                mode == LoraMode.COMPOSABLE_TWO_STREAMS);
+            : new ComposedLora(device, config, widths, experts, gemm, this, mode);
   }
 
   private boolean batched() {
@@ -93,12 +82,7 @@ final class TritonExperts implements LoraExperts {
   }
 
   private ForwardLayout layout(
-      int tokens,
-      int topK,
-      int slotCount,
-      int rank,
-      boolean copy,
-      int outputBytes) {
+      int tokens, int topK, int slotCount, int rank, boolean copy, int outputBytes) {
     return new ForwardLayout(
         tokens,
         topK,
@@ -111,7 +95,7 @@ final class TritonExperts implements LoraExperts {
         copy,
         outputBytes,
         batched(),
-        composed == null ? 0 : composed.twoStreams() ? 2 : 1);
+        composed == null ? -1 : composed.deltaRows(Math.multiplyExact(tokens, topK)));
   }
 
   @Override
@@ -172,13 +156,7 @@ final class TritonExperts implements LoraExperts {
     int topK = batched() ? 1 : Math.toIntExact(inputs.requireRouting().topkIds().size(1));
     Tensor output = inputs.output();
     ForwardLayout at =
-        layout(
-            tokens,
-            topK,
-            slotCount,
-            rank,
-            borders.movesIn(hidden),
-            borders.bytesOut(output));
+        layout(tokens, topK, slotCount, rank, borders.movesIn(hidden), borders.bytesOut(output));
     if (workspace.memory().byteSize() < at.byteSize()) {
       throw new IllegalArgumentException(
           "the workspace has "

@@ -52,7 +52,7 @@ final class TritonTuner implements Tuner {
     this.file = file;
     this.set = TuningCache.set(config, device.info());
     this.key = TuningCache.key(config, device.info(), weights.numExperts());
-    this.experts = new TritonExperts(config, weights, device, this::choose);
+    this.experts = new TritonExperts(config, weights, device, LoraMode.FUSED, this::choose);
   }
 
   private TilePlan choose(Problem p) {

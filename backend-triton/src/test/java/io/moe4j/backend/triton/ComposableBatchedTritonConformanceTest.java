@@ -26,6 +26,6 @@ public final class ComposableBatchedTritonConformanceTest extends ExpertsConform
 
   @Override
   protected ExpertsBackend backend() {
-    return new BatchedTritonBackend(LoraMode.COMPOSABLE);
+    return new BatchedTritonBackend(LoraMode.COMPOSABLE_ONE_STREAM);
   }
 }

@@ -26,6 +26,6 @@ public final class ComposableTritonConformanceTest extends ExpertsConformanceTes
 
   @Override
   protected ExpertsBackend backend() {
-    return new TritonBackend(LoraMode.COMPOSABLE);
+    return new TritonBackend(LoraMode.COMPOSABLE_ONE_STREAM);
   }
 }

@@ -250,7 +250,7 @@ class GpuSortTest {
             plan.shrink2());
     ForwardLayout at =
         new ForwardLayout(
-            tokens, topK, experts, HIDDEN, INTERMEDIATE, true, slots, rank, false, 0, batched, 0);
+            tokens, topK, experts, HIDDEN, INTERMEDIATE, true, slots, rank, false, 0, batched, -1);
     long[] table = new long[Math.max(1, slots) * SlotTable.WIDTH];
     for (int s = 0; s < slots; s++) {
       table[s * SlotTable.WIDTH] = 1; // live

@@ -202,7 +202,7 @@ class TileTableTest {
         }
         for (boolean gated : new boolean[] {true, false}) {
           Problem plain = problem(tuned, gated, stages, shape, tokens, 0, 0);
-          TilePlan composed = TileTable.composed(plain);
+          TilePlan composed = TileTable.composed(plain, TileTable.choose(plain));
           assertThat(composed.tileRows()).isEqualTo(TileTable.choose(plain).tileRows());
           for (String tile : List.of(composed.w13(), composed.w2())) {
             assertThat(there)
@@ -210,6 +210,9 @@ class TileTableTest {
                 .contains(type + "w2" + tile + "none0" + (composed.naive() ? "1" : "0") + "0");
             assertThat(tile).startsWith(composed.tileRows() + "x");
           }
+          assertThat(TilePlan.any(composed.w13()) || shape[2] % TilePlan.step(composed.w13()) == 0)
+              .as("%s: %s", plain, composed)
+              .isTrue();
           for (int slots : new int[] {0, 1, 2, 8, 32, 100}) {
             for (int rank : slots == 0 ? new int[] {0} : new int[] {16, 32, 64, 128, 512}) {
               Problem p = problem(tuned, gated, stages, shape, tokens, slots, rank);
@@ -253,20 +256,46 @@ class TileTableTest {
         + naive;
   }
 
+  /** The first product runs on tiles of the second, whose steps divide another contraction. */
+  @Test
+  void aTunedTileServesBothProductsOnlyIfItsStepsDivideBoth() {
+    Problem p = problem(true, true, 4, new int[] {8, 2, 200, 768}, 64, 0, 0);
+    TilePlan tuned =
+        TileTable.plan(p, "16x32x64-ptr-w4-s4-any", "16x64x128-tma-w4-s4", false, 8, 16);
+    TilePlan composed = TileTable.composed(p, tuned);
+    assertThat(TilePlan.any(composed.w13())).isTrue();
+    assertThat(composed.w2()).isEqualTo(TileTable.choose(p).w2());
+    Problem q = problem(true, true, 4, new int[] {8, 2, 256, 768}, 4, 0, 0);
+    assertThat(TileTable.composed(q, TileTable.choose(q)).w2()).isEqualTo(TileTable.choose(q).w2());
+  }
+
   /** A workspace for the most tokens, slots and ranks serves every smaller call. */
   @Test
   void layoutGrowsWithEverything() {
-    long most = new ForwardLayout(512, 4, 16, 96, 40, true, 8, 64, true, 4, false, 0).byteSize();
+    long most = new ForwardLayout(512, 4, 16, 96, 40, true, 8, 64, true, 4, false, -1).byteSize();
     IntStream.rangeClosed(1, 512)
         .forEach(t -> {
           for (int slots : new int[] {0, 1, 8}) {
             for (int rank = slots == 0 ? 0 : 16; rank <= (slots == 0 ? 0 : 64); rank += 16) {
               assertThat(
-                      new ForwardLayout(t, 4, 16, 96, 40, true, slots, rank, true, 2, false, 0)
+                      new ForwardLayout(t, 4, 16, 96, 40, true, slots, rank, true, 2, false, -1)
                           .byteSize())
                   .isLessThanOrEqualTo(most);
             }
           }
         });
+    for (LoraMode mode : LoraMode.values()) {
+      long largest = composed(mode, 512);
+      assertThat(largest > composed(LoraMode.COMPOSABLE_ONE_STREAM, 512))
+          .as("%s has room for deltas", mode)
+          .isEqualTo(mode == LoraMode.COMPOSABLE || mode == LoraMode.COMPOSABLE_TWO_STREAMS);
+      IntStream.rangeClosed(1, 512)
+          .forEach(t -> assertThat(composed(mode, t)).isLessThanOrEqualTo(largest));
+    }
+  }
+
+  private static long composed(LoraMode mode, int tokens) {
+    int rows = mode.mostBeside(tokens * 4);
+    return new ForwardLayout(tokens, 4, 16, 96, 40, true, 0, 0, true, 4, false, rows).byteSize();
   }
 }

@@ -97,7 +97,7 @@ class TritonSupportTest {
   void theComposableModeHasReasonsOfItsOwn() {
     MoeConfig high = config().lora(new LoraConfig(2, 2000)).build();
     MoeConfig odd = MoeConfig.builder(33, 12, 8, 1).inputDtype(DType.BF16).build();
-    for (LoraMode mode : List.of(LoraMode.COMPOSABLE, LoraMode.COMPOSABLE_TWO_STREAMS)) {
+    for (LoraMode mode : List.of(LoraMode.COMPOSABLE, LoraMode.COMPOSABLE_ONE_STREAM)) {
       assertThat(TritonSupport.check(high, H200, mode).reasons()).isEmpty();
       assertThat(
               TritonSupport.check(
@@ -122,7 +122,7 @@ class TritonSupportTest {
           .isThrownBy(LoraMode::ofProperty)
           .withMessage(
               "moe4j.triton.lora is \"both\", must be one of"
-                  + " [fused, composable, composable-two-streams]");
+                  + " [fused, composable, composable-one-stream, composable-two-streams]");
     } finally {
       System.clearProperty(LoraMode.PROPERTY);
     }
