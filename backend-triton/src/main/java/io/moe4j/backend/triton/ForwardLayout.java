@@ -132,7 +132,7 @@ final class ForwardLayout {
     long width = gated ? 2L * intermediate : intermediate;
     boolean composed = deltaRows >= 0;
     wide = take(composed ? ELEMENT * p * width : 0);
-    delta = take(composed ? ELEMENT * deltaRows * Math.max(width, hiddenSize) : 0);
+    delta = take(composed ? (long) ELEMENT * deltaRows * Math.max(width, hiddenSize) : 0);
     rowExperts = take(composed ? INT * p : 0);
     rowSlots = take(composed ? INT * p : 0);
     rowWeights = take(composed ? INT * p : 0);
