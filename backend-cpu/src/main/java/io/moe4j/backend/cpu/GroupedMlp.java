@@ -96,22 +96,13 @@ final class GroupedMlp {
     return Math.max(1, CHUNK_PAIRS / topK);
   }
 
-  /**
-   * Bytes from one row to the next: an odd number of cache lines. Blocks are turned over between
-   * sixteen rows and a panel; a power of two apart, their lines would all fall into one set of the
-   * first-level cache, which has fewer ways.
-   */
-  private static long rowStride(int floats) {
-    long line = Workspace.ALIGNMENT;
-    return (Workspace.align(4L * floats) / line | 1) * line;
-  }
-
   Layout layout(int maxTokens) {
     int tokens = Math.min(Math.max(1, maxTokens), chunk());
     long pairs = (long) tokens * topK;
-    long xStride = rowStride(weights.hidden);
-    long actStride = rowStride(weights.intermediate);
-    long deltaStride = maxLoras > 0 ? rowStride(Math.max(weights.hidden, weights.intermediate)) : 0;
+    long xStride = Workspace.align(4L * weights.hidden);
+    long actStride = Workspace.align(4L * weights.intermediate);
+    long deltaStride =
+        maxLoras > 0 ? Workspace.align(4L * Math.max(weights.hidden, weights.intermediate)) : 0;
     long scratchStride =
         Workspace.align(
             Math.max(

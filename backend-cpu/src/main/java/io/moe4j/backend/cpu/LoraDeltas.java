@@ -129,10 +129,13 @@ final class LoraDeltas {
     return slot >= 0 && down[slot].rank() > 0;
   }
 
-  /** Before the first {@link #tile13} of a plan. */
-  void begin13() {
-    for (int e = 0; e < w.count(); e++) {
-      missing.set(e, plan.expertSegments[e + 1] - plan.expertSegments[e]);
+  /**
+   * Counts what a new plan waits for. For every plan, also one without segments: a call that threw
+   * may have left counts behind.
+   */
+  void begin() {
+    for (int e = 0; any && e < w.count(); e++) {
+      missing.setPlain(e, plan.expertSegments[e + 1] - plan.expertSegments[e]);
     }
   }
 

@@ -93,6 +93,7 @@ final class MlpForward {
       chunkStart = t0;
       chunkTokens = Math.min(where.tokens(), call.tokens() - t0);
       plan.build(call.ids(), map, mapSize, mapping, lora.live, t0, chunkTokens, topK);
+      lora.begin();
       findBlocks();
       if (plan.size > 0) {
         int rows = mlp.weightOnInput ? chunkTokens * topK : chunkTokens;
@@ -201,7 +202,6 @@ final class MlpForward {
 
   /** Deltas come before the tiles that add them, spread over the tiles of the group before. */
   private void order13(int tiles) {
-    lora.begin13();
     order.clear();
     int[] ends = plan.expertSegments;
     int groups = panels.plan.groups;

@@ -1,6 +1,9 @@
 package io.moe4j.backend.cpu;
 
+import static java.util.Objects.requireNonNull;
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.junit.jupiter.api.Assertions.assertTimeoutPreemptively;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
@@ -21,7 +24,9 @@ import io.moe4j.backend.cpu.kernel.KernelSelection;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.time.Duration;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
@@ -188,6 +193,35 @@ class CpuExpertsTest {
     }
   }
 
+  /** What a forward that threw half-way has left behind must not hold up the next one. */
+  @Test
+  void aForwardAfterOneThatFailed() {
+    try (Arena arena = Arena.ofShared()) {
+      MoeConfig config =
+          MoeConfig.builder(64, 96, 4, 2)
+              .weightDtype(DType.BF16)
+              .lora(new LoraConfig(4, 20))
+              .build();
+      Setup s = new Setup(config, 33, Lora.FILE, Routes.RANDOM, new Random(7), arena, DType.F32);
+      MoeLoraContext used = requireNonNull(s.context);
+      MoeLoraContext lost;
+      try (Arena gone = Arena.ofShared()) {
+        Setup other =
+            new Setup(config, 33, Lora.FILE, Routes.RANDOM, new Random(7), gone, DType.F32);
+        lost = requireNonNull(other.context).withTokenLoraMapping(used.tokenLoraMapping());
+      }
+      int[] none = new int[s.tokens];
+      Arrays.fill(none, -1);
+      s.context = used.withTokenLoraMapping(Samples.ints(arena, none, s.tokens));
+      CpuExperts experts =
+          new CpuExperts(config, s.weights, KernelSelection.kernels(), new ThreadTeam(2));
+      assertThatThrownBy(() -> s.apply(experts, lost)).isInstanceOf(IllegalStateException.class);
+      assertTimeoutPreemptively(Duration.ofSeconds(30), () -> s.apply(experts, s.context));
+      assertThat(Samples.relativeL2(s.expected(), s.output.toDoubles())).isLessThan(TOLERANCE);
+      experts.close();
+    }
+  }
+
   private static void check(Case c) {
     try (Arena arena = Arena.ofShared()) {
       Random rnd = new Random(c.name.hashCode());
@@ -207,7 +241,7 @@ class CpuExpertsTest {
     final Tensor hidden;
     final Tensor output;
     final ExpertRouting routing;
-    final @Nullable MoeLoraContext context;
+    @Nullable MoeLoraContext context;
     ExpertWeights weights;
 
     Setup(
@@ -291,17 +325,21 @@ class CpuExpertsTest {
 
     double[] run(Kernels kernels, ThreadTeam team) {
       CpuExperts experts = new CpuExperts(config, weights, kernels, team);
+      apply(experts, context);
+      experts.close();
+      experts.close();
+      return output.toDoubles();
+    }
+
+    void apply(CpuExperts experts, @Nullable MoeLoraContext adapters) {
       long bytes = experts.workspaceBytes(Math.max(1, tokens));
       MemorySegment ws = arena.allocate(bytes + 64, 64);
       ws.fill((byte) 0x7f);
       experts.apply(
           ExpertsInputs.standard(hidden, routing, output),
-          Optional.ofNullable(context),
+          Optional.ofNullable(adapters),
           new Workspace(new HostMemory(ws.asSlice(0, bytes))),
           DeviceStream.HOST);
-      experts.close();
-      experts.close();
-      return output.toDoubles();
     }
 
     double[] expected() {
