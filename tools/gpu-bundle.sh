@@ -83,7 +83,7 @@ cat > "$out/java" << 'END_JAVA'
 here=$(cd "$(dirname "$0")" && pwd)
 cp=$(find "$here/lib" -name '*.jar' | sort | tr '\n' ':')$(find "$here/tests" -mindepth 1 -maxdepth 1 -type d | sort | tr '\n' ':')
 # shellcheck disable=SC2086 # a list of words
-exec "$here/jre/bin/java" --add-modules=jdk.incubator.vector --enable-native-access=ALL-UNNAMED ${JAVA_OPTIONS:-} -cp "$cp" "$@"
+exec "$here/jre/bin/java" --add-modules=jdk.incubator.vector --enable-native-access=ALL-UNNAMED ${MOE_JAVA_OPTS:-} -cp "$cp" "$@"
 END_JAVA
 cat > "$out/test" << 'END_TEST'
 #!/bin/sh

@@ -13,6 +13,11 @@ final class SortLaunches {
   private static final int FEW_EXPERTS = 128;
   static final int MAX_EXPERTS = 512;
 
+  /** Of {@code sort.cu}: pairs, and shared memory that every card of 8.0 and later has. */
+  private static final int ONE_BLOCK_PAIRS = 4096;
+
+  static final int ONE_BLOCK_BYTES = 96 << 10;
+
   private final TritonKernels kernels;
   private final Widths widths;
   private final int experts;
@@ -48,15 +53,79 @@ final class SortLaunches {
     if (f.plan().naive()) {
       return;
     }
-    ForwardLayout at = f.at();
-    String lora = f.lora() ? "1" : "0";
-    int keys = f.slots() + 1;
     TilePlan plan = f.plan();
     int counters = 0;
     if (plan.shrink13().splits() > 1 || plan.shrink2().splits() > 1) {
       counters =
           f.shrinkTiles(experts) * Math.max(plan.shrink13().chunks(), plan.shrink2().chunks());
     }
+    long shared = sharedBytes(f.pairs(), experts, f.slots());
+    if (f.pairs() <= ONE_BLOCK_PAIRS && shared <= ONE_BLOCK_BYTES) {
+      inOneBlock(f, counters, (int) shared);
+    } else {
+      inSteps(f, counters);
+    }
+    if (plan.permute()) {
+      permute(f);
+    }
+  }
+
+  /**
+   * {@return dynamic shared memory of {@code sort.cu}, in bytes}
+   *
+   * @param pairs of the forward
+   * @param experts local
+   * @param slots 0 without LoRA
+   */
+  static long sharedBytes(int pairs, int experts, int slots) {
+    long keys = (long) experts * (slots + 1);
+    long segments = Math.min(pairs, (long) experts * slots);
+    long ints = keys + 2L * experts + 1 + pairs;
+    if (slots > 0) {
+      ints += keys + pairs + 3 * segments + 2;
+    }
+    return Long.BYTES * (long) slots * SlotTable.WIDTH + Integer.BYTES * ints;
+  }
+
+  private void inOneBlock(Forward f, int counters, int shared) {
+    ForwardLayout at = f.at();
+    kernels
+        .get("sort", "lora", f.lora() ? "1" : "0")
+        .begin()
+        .sharedBytes(shared)
+        .pointer(f.ids())
+        .pointer(f.expertMap())
+        .pointer(f.mapping())
+        .pointer(f.table())
+        .pointer(f.address(at.pairs))
+        .pointer(f.address(at.posOf))
+        .pointer(f.address(at.segOf))
+        .pointer(f.address(at.tiles))
+        .pointer(f.address(at.shrinkTiles))
+        .pointer(f.address(at.nums))
+        .pointer(f.address(at.off) + (long) Integer.BYTES * experts * (f.slots() + 1))
+        .pointer(f.address(at.pages13a))
+        .pointer(f.address(at.pages13b))
+        .pointer(f.address(at.pages13m))
+        .pointer(f.address(at.pages2a))
+        .pointer(f.address(at.pages2m))
+        .pointer(f.address(at.arrived))
+        .i32(f.pairs())
+        .i32(f.topK())
+        .i32(f.globalExperts())
+        .i32(experts)
+        .i32(f.slots() + 1)
+        .i32(f.plan().tileRows())
+        .i32(f.plan().shrinkRows())
+        .i32(counters)
+        .launch(f.stream(), 1);
+  }
+
+  private void inSteps(Forward f, int counters) {
+    ForwardLayout at = f.at();
+    String lora = f.lora() ? "1" : "0";
+    int keys = f.slots() + 1;
+    TilePlan plan = f.plan();
     int zero = at.zeroInts + counters;
     kernels
         .get("clear")
@@ -109,23 +178,24 @@ final class SortLaunches {
           .i32(plan.shrinkRows())
           .launch(f.stream(), Math.ceilDiv(f.pairs(), PAIR_BLOCK));
     }
-    if (plan.permute()) {
-      int hidden = widths.hidden();
-      kernels
-          .get(
-              "permute",
-              "type",
-              TritonKernels.type(DType.BF16),
-              "width",
-              hidden <= CLEAR_BLOCK ? "1024" : "4096")
-          .begin()
-          .pointer(f.hidden())
-          .pointer(f.address(at.posOf))
-          .pointer(f.address(at.sorted))
-          .i32(hidden)
-          .i32(f.topK())
-          .launch(f.stream(), f.tokens());
-    }
+  }
+
+  private void permute(Forward f) {
+    int hidden = widths.hidden();
+    kernels
+        .get(
+            "permute",
+            "type",
+            TritonKernels.type(DType.BF16),
+            "width",
+            hidden <= CLEAR_BLOCK ? "1024" : "4096")
+        .begin()
+        .pointer(f.hidden())
+        .pointer(f.address(f.at().posOf))
+        .pointer(f.address(f.at().sorted))
+        .i32(hidden)
+        .i32(f.topK())
+        .launch(f.stream(), f.tokens());
   }
 
   private void place(Forward f, String lora, int keys) {

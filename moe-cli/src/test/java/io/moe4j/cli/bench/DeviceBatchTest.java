@@ -1,0 +1,47 @@
+package io.moe4j.cli.bench;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.within;
+
+import io.moe4j.api.tensor.Tensor;
+import java.util.Arrays;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+final class DeviceBatchTest {
+  @ParameterizedTest
+  @ValueSource(ints = {1, 4, 16, 64, 256, 1024})
+  void batchesTouchAsManyExpertsAsRoutingsDoOnAverage(int tokens) {
+    for (BenchShape shape : BenchShape.DEVICE) {
+      DeviceBatch[] batches = DeviceBatch.rotating(shape, tokens);
+      double expected = 0; // one expert at a time: it is left out by none of T independent tokens
+      for (int e = 0; e < shape.numExperts(); e++) {
+        double untouched = 1;
+        for (int t = 0; t < tokens; t++) {
+          untouched *= (double) (shape.numExperts() - shape.topK()) / shape.numExperts();
+        }
+        expected += 1 - untouched;
+      }
+      double touched = 0;
+      for (DeviceBatch batch : batches) {
+        int[] ids = ints(batch.ids(tokens));
+        touched += (double) Arrays.stream(ids).distinct().count() / batches.length;
+        for (int t = 0; t < tokens; t++) {
+          int[] of = Arrays.copyOfRange(ids, t * shape.topK(), (t + 1) * shape.topK());
+          assertThat(of).doesNotHaveDuplicates();
+          assertThat(Arrays.stream(of)).allMatch(e -> e >= 0 && e < shape.numExperts());
+        }
+      }
+      assertThat(touched)
+          .as("%s, %s batches", shape.name(), batches.length)
+          .isCloseTo(expected, within(0.51 / batches.length));
+    }
+  }
+
+  private static int[] ints(Tensor ids) {
+    int[] all = new int[Math.toIntExact(ids.elementCount())];
+    int columns = Math.toIntExact(ids.size(1));
+    Arrays.setAll(all, i -> (int) ids.get(i / columns, i % columns));
+    return all;
+  }
+}
