@@ -13,10 +13,16 @@ final class SortLaunches {
   private static final int FEW_EXPERTS = 128;
   static final int MAX_EXPERTS = 512;
 
-  /** Of {@code sort.cu}: pairs, and shared memory that every card of 8.0 and later has. */
-  private static final int ONE_BLOCK_PAIRS = 4096;
+  /** Of {@code sort.cu}: the most pairs of a block, and how many it gets while blocks are left. */
+  private static final int BLOCK_PAIRS = 8192;
 
-  static final int ONE_BLOCK_BYTES = 96 << 10;
+  private static final int FEW_BLOCK_PAIRS = 2048;
+  private static final int MOST_BLOCKS = 8;
+
+  /** Shared memory that every card of 8.0 and later has, and what is asked for at most on 9.0. */
+  static final int SHARED_BYTES = 96 << 10;
+
+  static final int HOPPER_SHARED_BYTES = 200 << 10;
 
   private final TritonKernels kernels;
   private final Widths widths;
@@ -59,9 +65,11 @@ final class SortLaunches {
       counters =
           f.shrinkTiles(experts) * Math.max(plan.shrink13().chunks(), plan.shrink2().chunks());
     }
-    long shared = sharedBytes(f.pairs(), experts, f.slots());
-    if (f.pairs() <= ONE_BLOCK_PAIRS && shared <= ONE_BLOCK_BYTES) {
-      inOneBlock(f, counters, (int) shared);
+    int blocks = blocks(f.pairs(), kernels.hopper());
+    long shared = sharedBytes(Math.ceilDiv(f.pairs(), blocks), experts, f.slots());
+    if (f.pairs() <= blocks * BLOCK_PAIRS
+        && shared <= (kernels.hopper() ? HOPPER_SHARED_BYTES : SHARED_BYTES)) {
+      inOneLaunch(f, counters, blocks, (int) shared);
     } else {
       inSteps(f, counters);
     }
@@ -71,27 +79,39 @@ final class SortLaunches {
   }
 
   /**
-   * {@return dynamic shared memory of {@code sort.cu}, in bytes}
+   * {@return blocks that share the pairs in {@code sort.cu}}
    *
    * @param pairs of the forward
+   * @param clusters whether the card has clusters; without there is one block
+   */
+  static int blocks(int pairs, boolean clusters) {
+    int blocks = 1;
+    while (clusters && blocks < MOST_BLOCKS && pairs > blocks * FEW_BLOCK_PAIRS) {
+      blocks *= 2;
+    }
+    return blocks;
+  }
+
+  /**
+   * {@return dynamic shared memory of a block of {@code sort.cu}, in bytes}
+   *
+   * @param pairs of the block
    * @param experts local
    * @param slots 0 without LoRA
    */
   static long sharedBytes(int pairs, int experts, int slots) {
     long keys = (long) experts * (slots + 1);
-    long segments = Math.min(pairs, (long) experts * slots);
-    long ints = keys + 2L * experts + 1 + pairs;
-    if (slots > 0) {
-      ints += keys + pairs + 3 * segments + 2;
-    }
-    return Long.BYTES * (long) slots * SlotTable.WIDTH + Integer.BYTES * ints;
+    long perKey = slots > 0 ? 6 : 3;
+    return Long.BYTES * (long) slots * SlotTable.WIDTH
+        + Integer.BYTES * (perKey * keys + 1 + experts + pairs);
   }
 
-  private void inOneBlock(Forward f, int counters, int shared) {
+  private void inOneLaunch(Forward f, int counters, int blocks, int shared) {
     ForwardLayout at = f.at();
     kernels
         .get("sort", "lora", f.lora() ? "1" : "0")
         .begin()
+        .cluster(blocks)
         .sharedBytes(shared)
         .pointer(f.ids())
         .pointer(f.expertMap())
@@ -118,7 +138,7 @@ final class SortLaunches {
         .i32(f.plan().tileRows())
         .i32(f.plan().shrinkRows())
         .i32(counters)
-        .launch(f.stream(), 1);
+        .launch(f.stream(), blocks);
   }
 
   private void inSteps(Forward f, int counters) {

@@ -118,6 +118,9 @@ final class TritonKernels {
     if (spreads(found.spec())) {
       kernel.allowSharedBytes(EvenSpread.MOST);
     }
+    if (hopper() && found.spec().name().equals("sort")) {
+      kernel.allowSharedBytes(SortLaunches.HOPPER_SHARED_BYTES);
+    }
     loaded.put(request, kernel);
     return kernel;
   }
@@ -145,7 +148,8 @@ final class TritonKernels {
     return hopper() && UNROLLED.contains(topK);
   }
 
-  private boolean hopper() {
+  /** {@return whether the card's compute capability is 9.0} */
+  boolean hopper() {
     return capability.major() == 9 && capability.minor() == 0;
   }
 

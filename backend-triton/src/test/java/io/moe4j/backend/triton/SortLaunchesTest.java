@@ -10,30 +10,41 @@ final class SortLaunchesTest {
   /** Counted by hand from the arrays of {@code sort.cu}, four bytes an entry. */
   @ParameterizedTest
   @CsvSource({
-    // pairs, experts, slots: counts, rows and tiles of experts, pairs
-    "128, 128, 0, 2052",
-    "4096, 512, 0, 22532",
-    // and marks, segments of rows, of 128 segments key and pages, a table row of 192 bytes
-    "128, 128, 1, 5836",
-    "1, 8, 2, 672",
+    // pairs, experts, slots: three entries a key and one more, tiles of experts, pairs
+    "128, 128, 0, 2564",
+    "4096, 512, 0, 24580",
+    // six entries a key, a table row of 192 bytes a slot
+    "128, 128, 1, 7364",
+    "1, 8, 2, 1000",
   })
   void sharedMemoryHoldsEveryArray(int pairs, int experts, int slots, long bytes) {
     assertThat(SortLaunches.sharedBytes(pairs, experts, slots)).isEqualTo(bytes);
   }
 
   @Test
-  void kernelIsCompiledForTheMostThatIsAskedOfIt() {
+  void kernelIsCompiledForWhatEveryCardHas() {
     assertThat(TritonKernels.cudaLibrary().kernels())
         .filteredOn(k -> k.name().equals("sort"))
         .hasSize(4)
-        .allMatch(k -> k.sharedBytes() == SortLaunches.ONE_BLOCK_BYTES);
+        .allMatch(k -> k.sharedBytes() == SortLaunches.SHARED_BYTES);
   }
 
-  /** What the sizes of real batches need: a decode batch of 128 tokens with 32 adapters. */
   @Test
-  void aDecodeBatchWithManyAdaptersFits() {
-    assertThat(SortLaunches.sharedBytes(1024, 128, 32))
-        .isLessThanOrEqualTo(SortLaunches.ONE_BLOCK_BYTES);
-    assertThat(SortLaunches.sharedBytes(4096, 512, 64)).isGreaterThan(SortLaunches.ONE_BLOCK_BYTES);
+  void blocksAreAddedWithThePairsUpToEight() {
+    assertThat(SortLaunches.blocks(1, true)).isEqualTo(1);
+    assertThat(SortLaunches.blocks(2048, true)).isEqualTo(1);
+    assertThat(SortLaunches.blocks(2049, true)).isEqualTo(2);
+    assertThat(SortLaunches.blocks(65536, true)).isEqualTo(8);
+    assertThat(SortLaunches.blocks(1 << 20, true)).isEqualTo(8);
+    assertThat(SortLaunches.blocks(65536, false)).isEqualTo(1);
+  }
+
+  /** 8192 tokens with top 8 and 32 adapters on a card with clusters, 128 tokens on any. */
+  @Test
+  void manyAdaptersFit() {
+    assertThat(SortLaunches.sharedBytes(8192, 128, 32))
+        .isLessThanOrEqualTo(SortLaunches.HOPPER_SHARED_BYTES);
+    assertThat(SortLaunches.sharedBytes(1024, 128, 16))
+        .isLessThanOrEqualTo(SortLaunches.SHARED_BYTES);
   }
 }
