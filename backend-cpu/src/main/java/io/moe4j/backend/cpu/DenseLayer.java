@@ -239,7 +239,7 @@ final class DenseLayer {
       for (int j = 0; j < n; j++) {
         scratch.at[j] = y0 + 4L * plan.pair[from + j] * out();
       }
-      v.expand(0, ws, s, shrunkStride(), n, y, scratch.at, true);
+      v.expand(0, 0, v.outputs(), ws, s, shrunkStride(), n, y, scratch.at, true);
     }
   }
 }

@@ -33,7 +33,7 @@ final class GroupedMlp {
       long y,
       long yStride,
       long delta,
-      long deltaStride,
+      long deltaLane,
       long xPanels,
       long actPanels,
       long scratch,
@@ -101,12 +101,11 @@ final class GroupedMlp {
     long pairs = (long) tokens * topK;
     long xStride = Workspace.align(4L * weights.hidden);
     long actStride = Workspace.align(4L * weights.intermediate);
-    long deltaStride =
-        maxLoras > 0 ? Workspace.align(4L * Math.max(weights.hidden, weights.intermediate)) : 0;
+    long deltaLane = maxLoras > 0 ? PanelDeltas.laneBytes(weights) : 0;
     long scratchStride =
         Workspace.align(
             Math.max(
-                4L * ((long) maxRank * TokenPlan.SEGMENT_TOKENS + 64),
+                maxLoras > 0 ? LoraDeltas.scratchBytes(weights, maxRank, usesPanels()) : 0,
                 Math.max(
                     4L * (2L * TOKEN_TILE + 4) * ROW_TILE,
                     usesPanels() ? PanelTiles.scratchBytes() : 0)));
@@ -115,7 +114,7 @@ final class GroupedMlp {
     long act = x + xStride * (weightOnInput ? pairs : tokens);
     long y = act + actStride * pairs;
     long delta = y + xStride * pairs;
-    long xPanels = delta + deltaStride * pairs;
+    long xPanels = delta + Workspace.align(deltaLane * (usesPanels() ? lanes : pairs));
     long actPanels = xPanels + Workspace.align(4L * lanes * weights.hidden);
     long scratch = actPanels + Workspace.align(4L * lanes * weights.intermediate);
     long total = scratch + scratchStride * team.size();
@@ -128,7 +127,7 @@ final class GroupedMlp {
         y,
         xStride,
         delta,
-        deltaStride,
+        deltaLane,
         xPanels,
         actPanels,
         scratch,

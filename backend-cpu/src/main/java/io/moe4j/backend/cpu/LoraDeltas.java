@@ -3,40 +3,46 @@ package io.moe4j.backend.cpu;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.MemorySegment;
-import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
 import java.util.concurrent.atomic.AtomicIntegerArray;
 import org.jspecify.annotations.Nullable;
 
 /**
  * What adapters add to the products of one call of {@link GroupedMlp}. The tokens of one expert and
- * one adapter read A and B once, from front to back, and leave rows of deltas that the tiles of the
- * base product add to their own: where an expert meets many adapters with few tokens each, a tile
- * that fetched its piece of every B would wait for memory each time.
+ * one adapter read A and B once, from front to back, and leave deltas that the tiles of the base
+ * product add to their own: where an expert meets many adapters with few tokens each, a tile that
+ * fetched its piece of every B would wait for memory each time.
  *
- * <p>The deltas of gate stand where the activations will, those of up and down in rows of their
- * own.
+ * <p>For tokens in panels that is a tile for each panel, see {@link PanelDeltas}. The others have a
+ * tile for each segment, or belong to the tile of the panel before them, and their deltas stand in
+ * rows: those of gate where the activations will, those of up and down in rows of their own.
  */
 final class LoraDeltas {
-  private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
-
   private final MlpForward f;
   private final MlpWeights w;
   private final GroupedMlp mlp;
   private final TokenPlan plan;
   private final TypedKernels f32;
-  private final LoraView[] gate;
-  private final LoraView[] up;
-  private final LoraView[] down;
+  private final PanelDeltas panels;
+  final LoraView[] gate;
+  final LoraView[] up;
+  final LoraView[] down;
 
   /** By slot: whether it has factors for any of the three. */
   final boolean[] live;
 
-  /** By expert: segments whose gate and up deltas are not there yet. */
+  /** By expert: tiles whose deltas are not there yet. */
   private final AtomicIntegerArray missing;
+
+  /** By expert: where its tiles begin; one entry more than experts. */
+  final int[] expertTiles;
+
+  /** A segment, or {@code ~panel}. */
+  private int[] tiles = new int[0];
 
   private boolean any;
 
@@ -48,6 +54,8 @@ final class LoraDeltas {
     f32 = mlp.kernels.forType(DType.F32);
     live = new boolean[mlp.maxLoras];
     missing = new AtomicIntegerArray(w.count());
+    expertTiles = new int[w.count() + 1];
+    panels = new PanelDeltas(f, mlp, plan, this);
     gate = views(mlp);
     up = views(mlp);
     down = views(mlp);
@@ -93,8 +101,15 @@ final class LoraDeltas {
     }
   }
 
-  /** The first segment that ends after a position. */
-  private int segmentAt(int position) {
+  /** {@return what one member needs of the workspace for LoRA} */
+  static long scratchBytes(MlpWeights w, int maxRank, boolean panels) {
+    int tokens = Math.max(TokenPlan.SEGMENT_TOKENS, PanelTiles.MAX_WIDTH);
+    long shrunk = Workspace.align(4L * ((long) maxRank * tokens + 64));
+    return shrunk + (panels ? PanelDeltas.rowStride(w) * PanelTiles.MAX_WIDTH : 0);
+  }
+
+  /** {@return the first segment that ends after a position} */
+  int segmentAt(int position) {
     int lo = 0;
     int hi = plan.segments;
     while (lo < hi) {
@@ -119,98 +134,139 @@ final class LoraDeltas {
     return l.act() + position * l.actStride();
   }
 
-  private long deltaRow(int position) {
+  /** {@return where a position that stands in no panel has its deltas of up, or down} */
+  long deltaRow(int position) {
     GroupedMlp.Layout l = f.where();
-    return l.delta() + position * l.deltaStride();
+    return l.delta() + ~f.panelPlan().panelOf[position] * l.deltaLane();
   }
 
-  /** {@return whether a slot adds to what down gives} */
-  boolean changesDown(int slot) {
-    return slot >= 0 && down[slot].rank() > 0;
+  /** {@return whether a position's deltas of down stand in a row} */
+  boolean changesDown(int position, int slot) {
+    return slot >= 0 && down[slot].rank() > 0 && f.panelPlan().panelOf[position] < 0;
+  }
+
+  /** Finds the tiles of a new plan: in the order of experts. */
+  void plan() {
+    PanelPlan p = f.panelPlan();
+    int panel = 0;
+    int count = 0;
+    for (int e = 0; e < w.count(); e++) {
+      expertTiles[e] = count;
+      int from = plan.expertSegments[e];
+      int to = plan.expertSegments[e + 1];
+      boolean inPanels = panel < p.panels && p.panelExpert[panel] == e;
+      if (count + to - from + p.panels > tiles.length) {
+        tiles = Arrays.copyOf(tiles, 2 * (count + to - from + p.panels));
+      }
+      for (; panel < p.panels && p.panelExpert[panel] == e; panel++) {
+        if (touches(p.panelStart[panel], endOf(panel))) {
+          tiles[count++] = ~panel;
+        }
+      }
+      for (int s = from; s < to && !inPanels; s++) {
+        tiles[count++] = s;
+      }
+    }
+    expertTiles[w.count()] = count;
+  }
+
+  /** Where the positions end that a panel's tile is for: the last one's takes the tail, too. */
+  private int endOf(int panel) {
+    PanelPlan p = f.panelPlan();
+    int e = p.panelExpert[panel];
+    boolean last = panel + 1 == p.panels || p.panelExpert[panel + 1] != e;
+    return last ? plan.expertStart[e + 1] : p.panelStart[panel + 1];
+  }
+
+  /** Counts what a region waits for; each one anew, since one that threw leaves counts behind. */
+  void begin() {
+    for (int e = 0; e < w.count(); e++) {
+      missing.setPlain(e, expertTiles[e + 1] - expertTiles[e]);
+    }
+  }
+
+  /** Deltas of gate and up, for the tokens of a segment or a panel. */
+  void tile13(int tile, int member) {
+    int t = tiles[tile];
+    int from = t >= 0 ? plan.segmentStart[t] : panels.end(~t);
+    int to = t >= 0 ? plan.segmentEnd[t] : endOf(~t);
+    if (t < 0) {
+      panels.tile13(~t, member);
+    }
+    for (int s = segmentAt(from); s < plan.segments && plan.segmentStart[s] < to; s++) {
+      LoraView g = gate[plan.segmentSlot[s]];
+      LoraView u = up[plan.segmentSlot[s]];
+      int a = Math.max(from, plan.segmentStart[s]);
+      int b = Math.min(to, plan.segmentEnd[s]);
+      if (g.rank() > 0) {
+        shrink(g, s, a, b, true, member);
+        expand(g, s, a, b, true, member);
+      }
+      if (u.rank() > 0) {
+        if (!u.sharesA(g)) {
+          shrink(u, s, a, b, true, member);
+        }
+        expand(u, s, a, b, false, member);
+      }
+    }
+    missing.decrementAndGet(expertOf(t));
+  }
+
+  /** Deltas of down, likewise. */
+  void tile2(int tile, int member) {
+    int t = tiles[tile];
+    int from = t >= 0 ? plan.segmentStart[t] : panels.end(~t);
+    int to = t >= 0 ? plan.segmentEnd[t] : endOf(~t);
+    if (t < 0) {
+      panels.tile2(~t, member);
+    }
+    for (int s = segmentAt(from); s < plan.segments && plan.segmentStart[s] < to; s++) {
+      LoraView d = down[plan.segmentSlot[s]];
+      if (d.rank() > 0) {
+        int a = Math.max(from, plan.segmentStart[s]);
+        int b = Math.min(to, plan.segmentEnd[s]);
+        shrink(d, s, a, b, false, member);
+        expand(d, s, a, b, false, member);
+      }
+    }
+    missing.decrementAndGet(expertOf(t));
+  }
+
+  private int expertOf(int t) {
+    return t >= 0 ? plan.segmentExpert[t] : f.panelPlan().panelExpert[~t];
   }
 
   /**
-   * Counts what a new plan waits for. For every plan, also one without segments: a call that threw
-   * may have left counts behind.
+   * What a tile's sums begin with: deltas, once they are there, or zeros.
+   *
+   * @param panel whose sums
+   * @param row0 first row of the tile, counted as sums are
+   * @param c index of the panel's sums
+   * @param n how many
    */
-  void begin() {
-    for (int e = 0; any && e < w.count(); e++) {
-      missing.setPlain(e, plan.expertSegments[e + 1] - plan.expertSegments[e]);
-    }
-  }
-
-  /** Deltas of gate and up for the tokens of a segment. */
-  void tile13(int segment, int member) {
-    int from = plan.segmentStart[segment];
-    int to = plan.segmentEnd[segment];
-    LoraView g = gate[plan.segmentSlot[segment]];
-    LoraView u = up[plan.segmentSlot[segment]];
-    if (g.rank() > 0) {
-      shrink(g, segment, true, member);
-      expand(g, segment, true, member);
-    } else {
-      clearRows(from, to, true, member);
-    }
-    if (u.rank() > 0) {
-      if (!u.sharesA(g)) {
-        shrink(u, segment, true, member);
-      }
-      expand(u, segment, false, member);
-    } else {
-      clearRows(from, to, false, member);
-    }
-    int e = plan.segmentExpert[segment];
-    if (segment == 0 || plan.segmentExpert[segment - 1] != e) {
-      // Tokens without adapter stand before the expert's others.
-      clearRows(plan.expertStart[e], from, true, member);
-      clearRows(plan.expertStart[e], from, false, member);
-    }
-    missing.decrementAndGet(e);
-  }
-
-  /** Panels add whole vectors of tokens, so in a panel a row without a delta is zero. */
-  private void clearRows(int from, int to, boolean gates, int member) {
-    if (gates && !w.activation.isGated()) {
+  void start(int panel, int row0, float[] sums, int c, int n) {
+    PanelPlan p = f.panelPlan();
+    if (!touches(p.panelStart[panel], panels.end(panel))) {
+      Arrays.fill(sums, c, c + n, 0f);
       return;
     }
-    float[] zeros = f.scratch(member).turned;
-    Arrays.fill(zeros, 0f);
-    for (int p = from; p < to; p++) {
-      if (!f.inPanel(p)) {
-        continue;
-      }
-      long row = gates ? gateRow(p) : deltaRow(p);
-      for (int i = 0; i < w.intermediate; i += zeros.length) {
-        int n = Math.min(zeros.length, w.intermediate - i);
-        MemorySegment.copy(zeros, 0, f.workspace(), F32, row + 4L * i, n);
-      }
-    }
+    mlp.team.awaitZero(missing, p.panelExpert[panel]);
+    panels.copy(panel, row0, sums, c, n);
   }
 
-  /** Deltas of down for the tokens of a segment. */
-  void tile2(int segment, int member) {
-    LoraView d = down[plan.segmentSlot[segment]];
-    if (d.rank() > 0) {
-      shrink(d, segment, false, member);
-      expand(d, segment, false, member);
-    }
-  }
-
-  /** Where a member keeps what it shrunk. */
-  private long shrunk(int member) {
+  /** {@return where a member keeps what it shrunk} */
+  long shrunk(int member) {
     GroupedMlp.Layout l = f.where();
     return l.scratch() + member * l.scratchStride();
   }
 
-  private void shrink(LoraView view, int segment, boolean first, int member) {
+  private void shrink(LoraView view, int segment, int from, int to, boolean first, int member) {
     MemorySegment ws = f.workspace();
     GroupedMlp.Layout l = f.where();
     MemberScratch own = f.scratch(member);
-    int from = plan.segmentStart[segment];
-    int end = plan.segmentEnd[segment];
     long stride = 4L * mlp.maxRank;
-    for (int p = from, m; p < end; p += m) {
-      m = f.groupOf(end - p);
+    for (int p = from, m; p < to; p += m) {
+      m = f.groupOf(to - p);
       for (int j = 0; j < m; j++) {
         own.at[j] = first ? f.xRow(p + j) : l.act() + (p + j) * l.actStride();
       }
@@ -219,16 +275,15 @@ final class LoraDeltas {
     }
   }
 
-  private void expand(LoraView view, int segment, boolean gates, int member) {
+  private void expand(LoraView view, int segment, int from, int to, boolean gates, int member) {
     MemorySegment ws = f.workspace();
     MemberScratch own = f.scratch(member);
-    int from = plan.segmentStart[segment];
-    int tokens = plan.segmentEnd[segment] - from;
-    for (int j = 0; j < tokens; j++) {
+    for (int j = 0; j < to - from; j++) {
       own.at[j] = gates ? gateRow(from + j) : deltaRow(from + j);
     }
     int e = plan.segmentExpert[segment];
-    view.expand(e, ws, shrunk(member), 4L * mlp.maxRank, tokens, ws, own.at, false);
+    long s = shrunk(member);
+    view.expand(e, 0, view.outputs(), ws, s, 4L * mlp.maxRank, to - from, ws, own.at, false);
   }
 
   /**
@@ -240,7 +295,7 @@ final class LoraDeltas {
    * @param stride bytes from one position's products to the next's
    */
   void add13(int e, int from, int to, int row0, int n, long g, long u, long stride) {
-    if (!any) {
+    if (!touches(from, to)) {
       return;
     }
     mlp.team.awaitZero(missing, e);
@@ -257,62 +312,6 @@ final class LoraDeltas {
         if (hasUp) {
           f32.axpy(1f, ws, deltaRow(p) + 4L * row0, ws, u + o, n);
         }
-      }
-    }
-  }
-
-  /**
-   * Adds gate and up deltas to a panel's sums, in which six gate rows and six up rows take turns,
-   * once they are there.
-   *
-   * @param e the panel's expert
-   * @param start sorted position of the panel's first token
-   * @param width lanes of the panel
-   * @param row0 first output of the tile
-   * @param c index of the panel's sums
-   */
-  void addPanel13(int e, int start, int tokens, int width, int row0, int n, int c, int member) {
-    GroupedMlp.Layout l = f.where();
-    mlp.team.awaitZero(missing, e);
-    boolean gated = w.activation.isGated();
-    int jump = gated ? 12 : 6;
-    if (gated) {
-      addPanel(start, tokens, width, l.act(), l.actStride(), row0, n, c, jump, member);
-      c += 6 * width;
-    }
-    addPanel(start, tokens, width, l.delta(), l.deltaStride(), row0, n, c, jump, member);
-  }
-
-  private void addPanel(
-      int start,
-      int tokens,
-      int width,
-      long rows,
-      long stride,
-      int row0,
-      int n,
-      int c,
-      int jump,
-      int member) {
-    MemorySegment ws = f.workspace();
-    MemberScratch own = f.scratch(member);
-    int lanes = mlp.kernels.lanes();
-    for (int t = 0; t < tokens; t += lanes) {
-      int here = Math.min(lanes, tokens - t);
-      long row = rows + (start + t) * stride + 4L * row0;
-      for (int r = 0; r < n; r += lanes) {
-        mlp.kernels.transposeAdd(
-            ws,
-            row + 4L * r,
-            stride,
-            here,
-            own.turned,
-            own.sums,
-            c + t,
-            width,
-            r,
-            jump,
-            Math.min(lanes, n - r));
       }
     }
   }

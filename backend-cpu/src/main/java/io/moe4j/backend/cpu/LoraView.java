@@ -80,6 +80,11 @@ final class LoraView {
     return rank;
   }
 
+  /** {@return outputs of B} */
+  int outputs() {
+    return out;
+  }
+
   /** {@return whether both read the same A, so that one shrink serves both} */
   boolean sharesA(LoraView other) {
     return rank == other.rank
@@ -125,8 +130,10 @@ final class LoraView {
   }
 
   /**
-   * {@code dst[j] (+)= B[expert] . s[j]} for some tokens {@code j}.
+   * {@code dst[j] (+)= B[expert][row0..row0+rows) . s[j]} for some tokens {@code j}.
    *
+   * @param row0 first output
+   * @param rows how many
    * @param s shrunk tokens, F32; a vector behind the last may be read
    * @param sStride bytes from one to the next
    * @param at where each result begins
@@ -134,6 +141,8 @@ final class LoraView {
    */
   void expand(
       int expert,
+      int row0,
+      int rows,
       MemorySegment s,
       long sOffset,
       long sStride,
@@ -141,8 +150,8 @@ final class LoraView {
       MemorySegment dst,
       long[] at,
       boolean add) {
-    long base = bOffset + expert * bExpert;
-    bKernel.expand(b, base, bRow, bCol, out, rank, s, sOffset, sStride, dst, at, tokens, add);
+    long base = bOffset + expert * bExpert + row0 * bRow;
+    bKernel.expand(b, base, bRow, bCol, rows, rank, s, sOffset, sStride, dst, at, tokens, add);
   }
 
   private static float read(DType type, MemorySegment s, long at) {

@@ -93,8 +93,8 @@ final class MlpForward {
       chunkStart = t0;
       chunkTokens = Math.min(where.tokens(), call.tokens() - t0);
       plan.build(call.ids(), map, mapSize, mapping, lora.live, t0, chunkTokens, topK);
-      lora.begin();
       findBlocks();
+      lora.plan();
       if (plan.size > 0) {
         int rows = mlp.weightOnInput ? chunkTokens * topK : chunkTokens;
         team.run(prepare, Math.ceilDiv(rows, TOKENS_PER_TILE));
@@ -105,9 +105,11 @@ final class MlpForward {
           team.run(product13, tiles13);
           team.run(product2, tiles2);
         } else {
-          order13(tiles13);
+          lora.begin();
+          order(panels.tiles13(), tiles13, true);
           team.run(adapted13, order.count);
-          order2(tiles2);
+          lora.begin();
+          order(panels.tiles2(), tiles2, false);
           team.run(adapted2, order.count);
         }
       }
@@ -138,9 +140,14 @@ final class MlpForward {
     return ws;
   }
 
-  /** {@return whether a sorted position stands in a panel} */
-  boolean inPanel(int position) {
-    return panels.plan.panelOf[position] >= 0;
+  /** {@return where a panel's activations begin, {@code [intermediate, width]}} */
+  long actPanel(int panel) {
+    return panels.actPanel(panel);
+  }
+
+  /** {@return which sorted positions stand in panels} */
+  PanelPlan panelPlan() {
+    return panels.plan;
   }
 
   /** {@return where things stand in it} */
@@ -159,6 +166,7 @@ final class MlpForward {
         panels.plan.add(e, from, to - from, w.hidden);
         continue;
       }
+      panels.plan.addRows(from, to - from);
       for (int s = from; s < to; s += TOKEN_TILE) {
         if (blocks == blockExpert.length) {
           int n = Math.max(64, 2 * blocks);
@@ -200,30 +208,35 @@ final class MlpForward {
     return l.x() + (mlp.weightOnInput ? pair : pair / topK) * l.xStride();
   }
 
-  /** Deltas come before the tiles that add them, spread over the tiles of the group before. */
-  private void order13(int tiles) {
+  /**
+   * Deltas come before the tiles that begin with them, spread over the tiles of a group before: as
+   * many groups ahead as there are threads, which would wait for the first ones otherwise.
+   *
+   * @param panelTiles tiles of panels, which come first
+   * @param tiles all of the base product
+   * @param rowsWait whether the others add deltas too; if not, those are spread over all of them
+   */
+  private void order(int panelTiles, int tiles, boolean rowsWait) {
     order.clear();
-    int[] ends = plan.expertSegments;
+    int[] ends = lora.expertTiles;
     int groups = panels.plan.groups;
-    int each = groups == 0 ? 0 : panels.tiles13() / groups;
+    int each = groups == 0 ? 0 : panelTiles / groups;
+    int ahead = mlp.team.size() - 1;
     for (int g = 0; g < groups; g++) {
-      int e = panels.plan.groupExpert[g];
-      int now = ends[e + 1];
-      int then = g + 1 < groups ? ends[panels.plan.groupExpert[g + 1] + 1] : now;
+      int now = ends[panels.plan.groupExpert[Math.min(g + ahead, groups - 1)] + 1];
+      int then = ends[panels.plan.groupExpert[Math.min(g + ahead + 1, groups - 1)] + 1];
       for (int i = 0; i < each; i++) {
         order.add(g * each + i, now + (then - now) * (i + 1) / each);
       }
     }
-    for (int t = panels.tiles13(); t < tiles; t++) {
-      order.add(t, ends[blockExpert[(t - panels.tiles13()) % blocks] + 1]);
-    }
-  }
-
-  /** Nothing of w2's product waits for deltas: they are spread over all of it. */
-  private void order2(int tiles) {
-    order.clear();
-    for (int t = 0; t < tiles; t++) {
-      order.add(t, (int) ((t + 1L) * plan.segments / tiles));
+    int there = groups == 0 ? 0 : ends[panels.plan.groupExpert[groups - 1] + 1];
+    int more = ends[w.count()] - there;
+    for (int t = panelTiles; t < tiles; t++) {
+      order.add(
+          t,
+          rowsWait
+              ? ends[blockExpert[(t - panelTiles) % blocks] + 1]
+              : there + (int) ((t + 1L - panelTiles) * more / (tiles - panelTiles)));
     }
   }
 
@@ -392,8 +405,8 @@ final class MlpForward {
           } else {
             f32.widen(ws, y, ws, sum, w.hidden, factor);
           }
-          if (lora.changesDown(plan.slot(pair))) {
-            f32.axpy(factor, ws, l.delta() + p * l.deltaStride(), ws, sum, w.hidden);
+          if (lora.changesDown(p, plan.slot(pair))) {
+            f32.axpy(factor, ws, lora.deltaRow(p), ws, sum, w.hidden);
           }
           any = true;
         }

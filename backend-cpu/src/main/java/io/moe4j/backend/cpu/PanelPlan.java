@@ -22,6 +22,9 @@ final class PanelPlan {
   int panels;
   int totalLanes;
 
+  /** Its expert. */
+  int[] panelExpert = new int[0];
+
   /** Where a panel's lanes begin among all lanes. */
   int[] panelLane = new int[0];
 
@@ -34,7 +37,7 @@ final class PanelPlan {
   /** Tokens in it. */
   int[] panelTokens = new int[0];
 
-  /** By sorted position: its panel, -1 if it is in none. */
+  /** By sorted position: its panel, or {@code ~lane} of its own if it is in none. */
   int[] panelOf = new int[0];
 
   int groups;
@@ -58,7 +61,7 @@ final class PanelPlan {
     this.alone = alone;
   }
 
-  /** {@return the most lanes that panels over some pairs can have} */
+  /** {@return the most lanes that some pairs can have, in panels or not} */
   static long maxLanes(long pairs, int experts, int lanes) {
     return Math.min(2 * pairs, pairs + (long) experts * (lanes - 1)) + 4L * lanes;
   }
@@ -67,7 +70,6 @@ final class PanelPlan {
     if (panelOf.length < positions) {
       panelOf = new int[positions];
     }
-    Arrays.fill(panelOf, 0, positions, -1);
     panels = 0;
     groups = 0;
     totalLanes = 0;
@@ -82,6 +84,13 @@ final class PanelPlan {
     return tokens > alone;
   }
 
+  /** Gives some tokens that stand in no panel a lane each. */
+  void addRows(int start, int tokens) {
+    for (int i = 0; i < tokens; i++) {
+      panelOf[start + i] = ~totalLanes++;
+    }
+  }
+
   /** Plans one expert's tokens. */
   void add(int expert, int start, int tokens, int width) {
     int first = panels;
@@ -90,13 +99,14 @@ final class PanelPlan {
     int few = lanes / 4;
     while (left > lanes + few) {
       int vectors = most == 4 && left > 3 * lanes + few ? 4 : 2;
-      at = addPanel(vectors, at, Math.min(left, vectors * lanes));
+      at = addPanel(expert, vectors, at, Math.min(left, vectors * lanes));
       left = start + tokens - at;
     }
     if (left > few) {
-      at = addPanel(1, at, Math.min(left, lanes));
+      at = addPanel(expert, 1, at, Math.min(left, lanes));
       left = start + tokens - at;
     }
+    addRows(at, left);
     int count = panels - first;
     int fit = (int) Math.max(1, GROUP_BYTES / (4L * most * lanes * width));
     int groupsHere = Math.ceilDiv(count, Math.min(fit, MAX_GROUP));
@@ -107,14 +117,16 @@ final class PanelPlan {
     }
   }
 
-  private int addPanel(int vectors, int start, int tokens) {
+  private int addPanel(int expert, int vectors, int start, int tokens) {
     if (panels == panelLane.length) {
       int n = Math.max(64, 2 * panels);
+      panelExpert = Arrays.copyOf(panelExpert, n);
       panelLane = Arrays.copyOf(panelLane, n);
       panelVectors = Arrays.copyOf(panelVectors, n);
       panelStart = Arrays.copyOf(panelStart, n);
       panelTokens = Arrays.copyOf(panelTokens, n);
     }
+    panelExpert[panels] = expert;
     panelLane[panels] = totalLanes;
     panelVectors[panels] = vectors;
     panelStart[panels] = start;

@@ -22,7 +22,7 @@ final class PanelTiles {
   static final int TILE_ROWS = 4 * ROWS;
 
   /** Tokens of a panel at most. */
-  private static final int MAX_WIDTH = 64;
+  static final int MAX_WIDTH = 64;
 
   /** Sums of a tile for one panel at most. */
   static final int SUMS = TILE_ROWS * MAX_WIDTH;
@@ -87,7 +87,8 @@ final class PanelTiles {
     return f.where().xPanels() + 4L * plan.panelLane[panel] * w.hidden;
   }
 
-  private long actPanel(int panel) {
+  /** {@return where a panel's activations begin, {@code [intermediate, width]}} */
+  long actPanel(int panel) {
     return f.where().actPanels() + 4L * plan.panelLane[panel] * w.intermediate;
   }
 
@@ -159,7 +160,7 @@ final class PanelTiles {
         }
         widen(w.upType, up, r0, count, k0, k, b * ROWS + (gated ? perBlock : 0), member);
       }
-      multiply(group, blocks, k0, k, member, true);
+      multiply(group, row0 / perBlock * ROWS, blocks, k0, k, member, true);
       multiplyTail(group, blocks, k0, k, member, true);
     }
     finish13(group, row0, outputs, blocks, member);
@@ -169,8 +170,10 @@ final class PanelTiles {
    * The widened rows with every panel of the group, columns {@code k0..k0+k-1}. A piece of a panel
    * meets all rows before the next piece comes: it stays in the first-level cache, and only the
    * rows come from the second: twelve floats for each column, where a panel has up to 64.
+   *
+   * @param row0 first row of the tile, counted as sums are
    */
-  private void multiply(int group, int blocks, int k0, int k, int member, boolean first) {
+  private void multiply(int group, int row0, int blocks, int k0, int k, int member, boolean first) {
     MemorySegment ws = f.workspace();
     float[] weights = f.scratch(member).weights;
     float[] sums = f.scratch(member).sums;
@@ -182,7 +185,7 @@ final class PanelTiles {
       int c = i * SUMS;
       int block = ROWS * vectors * lanes;
       if (k0 == 0) {
-        Arrays.fill(sums, c, c + blocks * block, 0f);
+        f.lora.start(panel, row0, sums, c, blocks * block);
       }
       for (int at = 0; at < k; at += PIECE) {
         int n = Math.min(PIECE, k - at);
@@ -216,10 +219,9 @@ final class PanelTiles {
     kernels.rows(s.weights, 0, blocks * ROWS, s.dots, tokens, k, ws, to, stride, k0 > 0);
   }
 
-  /** LoRA, bias, activation; then the tail. */
+  /** Bias, activation; then the tail, with LoRA. */
   private void finish13(int group, int row0, int outputs, int blocks, int member) {
     MemorySegment ws = f.workspace();
-    GroupedMlp.Layout l = f.where();
     float[] sums = f.scratch(member).sums;
     int e = plan.groupExpert[group];
     int perBlock = gated ? ROWS / 2 : ROWS;
@@ -227,12 +229,6 @@ final class PanelTiles {
     for (int i = 0; i < plan.groupPanels[group]; i++) {
       int panel = plan.groupPanel[group] + i;
       int width = plan.panelVectors[panel] * lanes;
-      int start = plan.panelStart[panel];
-      int tokens = plan.panelTokens[panel];
-      boolean adapted = f.lora.touches(start, start + tokens);
-      if (adapted) {
-        f.lora.addPanel13(e, start, tokens, width, row0, outputs, i * SUMS, member);
-      }
       MemorySegment.copy(sums, i * SUMS, ws, F32, c, blocks * ROWS * width);
       for (int b = 0; b < blocks; b++) {
         int r0 = row0 + b * perBlock;
@@ -245,12 +241,6 @@ final class PanelTiles {
         addBias(w.upBias[e], r0, count, u, width);
         long act = actPanel(panel) + 4L * r0 * width;
         kernels.activate(w.activation, ws, g, ws, u, ws, act, count * width);
-      }
-      if (adapted) {
-        // The down shrink reads rows.
-        MemorySegment.copy(
-            ws, F32, actPanel(panel) + 4L * row0 * width, sums, i * SUMS, outputs * width);
-        unpack(sums, i * SUMS, outputs, panel, l.act() + 4L * row0, l.actStride());
       }
     }
     int from = plan.tailStart[group];
@@ -320,7 +310,7 @@ final class PanelTiles {
     for (int k0 = 0; k0 < w.intermediate; k0 += Kernels.PANEL_K) {
       int k = Math.min(Kernels.PANEL_K, w.intermediate - k0);
       widen(w.downType, d, row0, outputs, k0, k, 0, member);
-      multiply(group, blocks, k0, k, member, false);
+      multiply(group, row0, blocks, k0, k, member, false);
       multiplyTail(group, blocks, k0, k, member, false);
     }
     GroupedMlp.Layout l = f.where();

@@ -140,6 +140,27 @@ class CpuExpertsTest {
     check(new Case("weight on input", config, 21, false, Lora.FILE, Routes.RANDOM, 2));
   }
 
+  /** More outputs than are expanded at a time, panels of all widths, tails, several groups. */
+  @ParameterizedTest
+  @EnumSource(Lora.class)
+  void adaptersInPanels(Lora lora) {
+    for (Activation.Kind kind : List.of(Activation.Kind.SILU, Activation.Kind.RELU2_NO_MUL)) {
+      for (int tokens : new int[] {21, 52, 67, 150}) {
+        for (int[] s : new int[][] {{1100, 40}, {40, 1100}}) {
+          MoeConfig config =
+              MoeConfig.builder(s[0], s[1], 2, 1)
+                  .weightDtype(DType.BF16)
+                  .activation(Activation.plain(kind))
+                  .lora(new LoraConfig(4, 20))
+                  .build();
+          String name = kind + " " + lora + " " + tokens + " " + s[0];
+          check(new Case(name, config, tokens, false, lora, Routes.ONE_EXPERT, 2));
+          check(new Case(name, config, 2 * tokens, false, lora, Routes.SOME_MISSING, 3));
+        }
+      }
+    }
+  }
+
   @Test
   void moreTokensThanOneChunk() {
     MoeConfig config = MoeConfig.builder(8, 4, 3, 3).weightDtype(DType.F32).maxTokens(4000).build();

@@ -130,31 +130,29 @@ public interface Kernels {
       int columns);
 
   /**
-   * A block of up to {@link #lanes} rows and columns turned over and added to a panel's sums:
-   * {@code dst[row(first + j)][i] += src[i][j]}, where the rows of {@code dst} come by six: {@code
-   * row(r) = r / 6 * jump + r % 6}.
+   * A block of up to {@link #lanes} rows and columns turned over, from memory to memory, zeros
+   * where there are no rows: {@code dst[row(first + j)][i] = src[i][j]}, where the rows of {@code
+   * dst} come by six: {@code row(r) = r / 6 * jump + r % 6}.
    *
-   * @param src F32; whole vectors of its rows are read
+   * @param src F32
    * @param srcOffset bytes
    * @param srcStride bytes from one row to the next
-   * @param tokens rows of the block
    * @param turned room for a square block
-   * @param dst sums
-   * @param to index of row 0's first element
-   * @param dstStride elements from one row to the next
+   * @param dst F32; whole vectors are written
+   * @param dstOffset bytes, of row 0
+   * @param dstStride bytes from one row to the next
    * @param first which row of dst the block's first column goes to
-   * @param jump rows from one six to the next
-   * @param rows of dst that are added to
+   * @param jump rows from one six to the next; 6 if they lie densely
+   * @param rows of dst that are written
    */
-  void transposeAdd(
+  void transpose(
       MemorySegment src,
       long srcOffset,
       long srcStride,
-      int tokens,
       float[] turned,
-      float[] dst,
-      int to,
-      int dstStride,
+      MemorySegment dst,
+      long dstOffset,
+      long dstStride,
       int first,
       int jump,
       int rows);

@@ -131,20 +131,20 @@ final class ScalarKernels implements Kernels {
   }
 
   @Override
-  public void transposeAdd(
+  public void transpose(
       MemorySegment src,
       long srcOffset,
       long srcStride,
-      int tokens,
       float[] turned,
-      float[] dst,
-      int to,
-      int dstStride,
+      MemorySegment dst,
+      long dstOffset,
+      long dstStride,
       int first,
       int jump,
       int rows) {
-    if (rows > 0 && tokens > 0) {
-      dst[to + (first / 6 * jump + first % 6) * dstStride] += src.get(F32, srcOffset);
+    if (rows > 0) {
+      long o = dstOffset + (first / 6 * jump + first % 6) * dstStride;
+      dst.set(F32, o, src.get(F32, srcOffset));
     }
   }
 

@@ -116,20 +116,19 @@ final class VectorKernels implements Kernels {
   }
 
   @Override
-  public void transposeAdd(
+  public void transpose(
       MemorySegment src,
       long srcOffset,
       long srcStride,
-      int tokens,
       float[] turned,
-      float[] dst,
-      int to,
-      int dstStride,
+      MemorySegment dst,
+      long dstOffset,
+      long dstStride,
       int first,
       int jump,
       int rows) {
-    VectorTranspose.blockAdd(
-        src, srcOffset, srcStride, tokens, turned, dst, to, dstStride, first, jump, rows);
+    VectorTranspose.block(
+        src, srcOffset, srcStride, turned, dst, dstOffset, dstStride, first, jump, rows);
   }
 
   @Override

@@ -54,6 +54,11 @@ final class VectorTranspose {
       long dstStride,
       int rows,
       int columns) {
+    if (VL == 16 && rows == VL && columns >= VL && dst.getClass() == SegmentClass.NATIVE) {
+      steps1(src, at, stride);
+      steps4(src, at, stride, dst, to, dstStride, 0, 6);
+      return;
+    }
     turn(src, at, stride);
     if (columns >= VL && dst.getClass() == SegmentClass.NATIVE) {
       for (int j = 0; j < rows; j++) {
@@ -69,40 +74,48 @@ final class VectorTranspose {
     }
   }
 
-  /** {@code dst[row(first + j)][i] += src[i][j]}. */
-  static void blockAdd(
+  /** {@code dst[row(first + j)][i] = src[i][j]}. */
+  static void block(
       MemorySegment src,
       long srcOffset,
       long srcStride,
-      int tokens,
       float[] turned,
-      float[] dst,
-      int to,
-      int dstStride,
+      MemorySegment dst,
+      long to,
+      long dstStride,
       int first,
       int jump,
       int rows) {
-    if (src.getClass() == SegmentClass.NATIVE) {
-      for (int i = 0; i < tokens; i++) {
-        FloatVector.fromMemorySegment(F, src, srcOffset + i * srcStride, LE)
-            .intoArray(turned, i * VL);
-      }
-    } else {
-      for (int i = 0; i < tokens; i++) {
+    if (VL < 4 || src.getClass() != SegmentClass.NATIVE || dst.getClass() != SegmentClass.NATIVE) {
+      for (int i = 0; i < VL; i++) {
         MemorySegment.copy(src, ScalarKernels.F32, srcOffset + i * srcStride, turned, i * VL, VL);
       }
+      turn(turned, 0, VL);
+      for (int j = 0; j < rows; j++) {
+        long o = to + row(first + j, jump) * dstStride;
+        MemorySegment.copy(turned, j * VL, dst, ScalarKernels.F32, o, VL);
+      }
+      return;
     }
-    for (int i = tokens; i < VL; i++) {
-      FloatVector.zero(F).intoArray(turned, i * VL);
+    steps1(src, srcOffset, srcStride, turned);
+    if (VL == 16 && rows == VL) {
+      steps4(turned, 0, VL, dst, to, dstStride, first, jump);
+      return;
     }
-    turn(turned, 0, VL);
+    if (VL == 8) {
+      step4(turned, 0, VL);
+    } else if (VL == 16) {
+      steps4(turned, 0, VL);
+    }
     for (int j = 0; j < rows; j++) {
-      int r = first + j;
-      int o = to + (r / 6 * jump + r % 6) * dstStride;
       FloatVector.fromArray(F, turned, j * VL)
-          .add(FloatVector.fromArray(F, dst, o))
-          .intoArray(dst, o);
+          .intoMemorySegment(dst, to + row(first + j, jump) * dstStride, LE);
     }
+  }
+
+  /** Where a row stands among rows that come by six. */
+  private static long row(int r, int jump) {
+    return r / 6 * (long) jump + r % 6;
   }
 
   private static void turn(float[] m, int at, int stride) {
@@ -133,6 +146,61 @@ final class VectorTranspose {
       q.blend(s.rearrange(UP_2), HIGH_2).intoArray(m, j);
       p.rearrange(DOWN_2).blend(r, HIGH_2).intoArray(m, k);
       q.rearrange(DOWN_2).blend(s, HIGH_2).intoArray(m, l);
+    }
+  }
+
+  /** Distances 1 and 2, out of memory. */
+  private static void steps1(MemorySegment src, long at, long stride, float[] m) {
+    src = SegmentClass.known(src, SegmentClass.NATIVE);
+    for (int n = 0; n < VL / 4; n++) {
+      long i = at + 4L * n * stride;
+      FloatVector a = FloatVector.fromMemorySegment(F, src, i, LE);
+      FloatVector b = FloatVector.fromMemorySegment(F, src, i + stride, LE);
+      FloatVector c = FloatVector.fromMemorySegment(F, src, i + 2 * stride, LE);
+      FloatVector d = FloatVector.fromMemorySegment(F, src, i + 3 * stride, LE);
+      FloatVector p = a.blend(b.rearrange(UP_1), HIGH_1);
+      FloatVector q = a.rearrange(DOWN_1).blend(b, HIGH_1);
+      FloatVector r = c.blend(d.rearrange(UP_1), HIGH_1);
+      FloatVector s = c.rearrange(DOWN_1).blend(d, HIGH_1);
+      int to = 4 * n * VL;
+      p.blend(r.rearrange(UP_2), HIGH_2).intoArray(m, to);
+      q.blend(s.rearrange(UP_2), HIGH_2).intoArray(m, to + VL);
+      p.rearrange(DOWN_2).blend(r, HIGH_2).intoArray(m, to + 2 * VL);
+      q.rearrange(DOWN_2).blend(s, HIGH_2).intoArray(m, to + 3 * VL);
+    }
+  }
+
+  /** Distances 4 and 8, into memory. */
+  private static void steps4(
+      float[] m,
+      int at,
+      int stride,
+      MemorySegment dst,
+      long to,
+      long dstStride,
+      int first,
+      int jump) {
+    dst = SegmentClass.known(dst, SegmentClass.NATIVE);
+    for (int n = 0; n < 4; n++) {
+      int i = at + n * stride;
+      FloatVector a = FloatVector.fromArray(F, m, i);
+      FloatVector b = FloatVector.fromArray(F, m, i + 4 * stride);
+      FloatVector c = FloatVector.fromArray(F, m, i + 8 * stride);
+      FloatVector d = FloatVector.fromArray(F, m, i + 12 * stride);
+      FloatVector p = a.blend(b.rearrange(UP_4), HIGH_4);
+      FloatVector q = a.rearrange(DOWN_4).blend(b, HIGH_4);
+      FloatVector r = c.blend(d.rearrange(UP_4), HIGH_4);
+      FloatVector s = c.rearrange(DOWN_4).blend(d, HIGH_4);
+      int j = first + n;
+      p.blend(r.rearrange(UP_8), HIGH_8).intoMemorySegment(dst, to + row(j, jump) * dstStride, LE);
+      q.blend(s.rearrange(UP_8), HIGH_8)
+          .intoMemorySegment(dst, to + row(j + 4, jump) * dstStride, LE);
+      p.rearrange(DOWN_8)
+          .blend(r, HIGH_8)
+          .intoMemorySegment(dst, to + row(j + 8, jump) * dstStride, LE);
+      q.rearrange(DOWN_8)
+          .blend(s, HIGH_8)
+          .intoMemorySegment(dst, to + row(j + 12, jump) * dstStride, LE);
     }
   }
 

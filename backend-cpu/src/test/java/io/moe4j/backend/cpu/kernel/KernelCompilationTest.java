@@ -86,7 +86,8 @@ class KernelCompilationTest {
         }
         kernels.rows(w, 0, 4, scratch, 4, k, out, 0, 64, false);
         kernels.transpose(w, 0, 64, out, 0, 4L * lanes, lanes, lanes);
-        kernels.transposeAdd(memory, 0, 256, lanes, scratch, c, 0, lanes, 0, 6, 6);
+        kernels.transpose(memory, 0, 256, scratch, out, 0, 4L * lanes, 0, 6, lanes);
+        kernels.transpose(memory, 0, 256, scratch, out, 0, 4L * lanes, 6, 12, 1);
         for (Activation.Kind kind : Activation.Kind.values()) {
           kernels.activate(Activation.plain(kind), memory, 0, memory, 0, out, 0, k);
         }
