@@ -13,6 +13,7 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.TreeMap;
 import java.util.concurrent.ConcurrentHashMap;
 
@@ -68,6 +69,18 @@ final class TritonKernels {
   /** {@return the kernels of {@code src/main/cuda}} */
   static KernelLibrary cudaLibrary() {
     return Holder.CUDA;
+  }
+
+  /**
+   * Why a card or its driver cannot run a layer, if it cannot. The kernels of CUDA C++ need the
+   * newer driver, so they are asked first: what they answer is enough for the others as well.
+   *
+   * @param device a CUDA device
+   * @return one clause for the oracle's table
+   */
+  static Optional<String> whyUnsupported(DeviceInfo device) {
+    return CudaDeviceProvider.whyUnsupported(device)
+        .or(() -> Holder.LIBRARY.whyUnsupported(device));
   }
 
   /** Whether the tiles tuned for Hopper are there for a type. */

@@ -19,7 +19,7 @@ final class TritonSupport {
     Optional<DeviceInfo> device = platform.device(DeviceType.CUDA);
     checks.require(device.isPresent(), Code.DEVICE, () -> platform.whyAbsent(DeviceType.CUDA));
     device
-        .flatMap(d -> TritonKernels.library().whyUnsupported(d))
+        .flatMap(TritonKernels::whyUnsupported)
         .ifPresent(why -> checks.require(false, Code.CAPABILITY, () -> why));
     DType w = c.weightDtype();
     checks.require(

@@ -7,14 +7,18 @@ import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.platform.ComputeCapability;
+import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.cuda.PtxVersion;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.ServiceLoader;
 import org.junit.jupiter.api.Test;
 
@@ -46,6 +50,34 @@ class TritonSupportTest {
             Platform.cpuOnly().devices(), Map.of(DeviceType.CUDA, "libcuda.so.1 was not found"));
     assertThat(why(config().build(), none))
         .containsExactly("no cuda device (libcuda.so.1 was not found); this machine has cpu:0");
+  }
+
+  /** With any driver that a refusal names, everything a forward may launch is there. */
+  @Test
+  void aDriverThatIsTooOldIsAReason() {
+    for (String isa : List.of("8.5", "8.7", "8.8")) {
+      for (int[] card : new int[][] {{8, 0}, {9, 0}, {10, 0}, {12, 0}}) {
+        assertThat(why(config().build(), card(card[0], card[1], isa)))
+            .singleElement()
+            .asString()
+            .contains("PTX " + isa, "needs PTX 9.0: driver 580 (CUDA 13.0) or later");
+      }
+    }
+    PtxVersion named = new PtxVersion(9, 0);
+    assertThat(why(config().build(), card(9, 0, named.toString()))).isEmpty();
+    assertThat(TritonKernels.library().kernels()).allMatch(k -> k.ptxIsa().compareTo(named) <= 0);
+    assertThat(TritonKernels.cudaLibrary().kernels())
+        .allMatch(k -> k.ptxIsa().compareTo(named) <= 0);
+  }
+
+  private static Platform card(int major, int minor, String isa) {
+    return Platform.of(
+        new DeviceInfo(
+            new DeviceId(DeviceType.CUDA, 0),
+            "card",
+            Optional.of(new ComputeCapability(major, minor)),
+            0,
+            Map.of("ptx-isa", isa)));
   }
 
   @Test
