@@ -55,6 +55,9 @@ final class CudaDriverProbe {
     try {
       return oneAtATime();
     } catch (LinkageError e) {
+      if (e instanceof NoClassDefFoundError && firstLine(e).startsWith("jcuda/")) {
+        return absent("JCuda (org.jcuda:jcuda) is not on the class path: no " + firstLine(e));
+      }
       return absent(
           "JCuda's native library for "
               + System.getProperty("os.arch")

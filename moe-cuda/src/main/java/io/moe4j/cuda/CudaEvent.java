@@ -9,7 +9,10 @@ import jcuda.driver.CUevent_flags;
 import jcuda.driver.CUresult;
 import jcuda.driver.JCudaDriver;
 
-/** A point in a stream's work, to wait for or to measure from. */
+/**
+ * A point in a stream's work, to wait for or to measure from. Any thread may use it; nobody after
+ * close.
+ */
 public final class CudaEvent implements AutoCloseable {
   private final CudaContext context;
   private final CUevent handle = new CUevent();
@@ -38,7 +41,7 @@ public final class CudaEvent implements AutoCloseable {
   /** {@return whether what it marks has finished; true if it was never recorded} */
   public boolean isDone() {
     context.makeCurrent();
-    int r = JCudaDriver.cuEventQuery(handle);
+    int r = JCudaDriver.cuEventQuery(open());
     if (r == CUresult.CUDA_ERROR_NOT_READY) {
       return false;
     }
@@ -49,7 +52,7 @@ public final class CudaEvent implements AutoCloseable {
   /** Waits until what it marks has finished. */
   public void synchronize() {
     context.makeCurrent();
-    Cu.check(JCudaDriver.cuEventSynchronize(handle), "cuEventSynchronize");
+    Cu.check(JCudaDriver.cuEventSynchronize(open()), "cuEventSynchronize");
   }
 
   /**
@@ -60,7 +63,7 @@ public final class CudaEvent implements AutoCloseable {
   public double microsSince(CudaEvent start) {
     context.makeCurrent();
     float[] ms = new float[1];
-    Cu.check(JCudaDriver.cuEventElapsedTime(ms, start.handle, handle), "cuEventElapsedTime");
+    Cu.check(JCudaDriver.cuEventElapsedTime(ms, start.open(), open()), "cuEventElapsedTime");
     return ms[0] * 1e3;
   }
 
@@ -77,7 +80,15 @@ public final class CudaEvent implements AutoCloseable {
   }
 
   MemorySegment segment() {
-    return Handles.segment(handle);
+    return Handles.segment(open());
+  }
+
+  /** The driver does not check handles: it reads where a destroyed one pointed to. */
+  private CUevent open() {
+    if (closed.get()) {
+      throw new IllegalStateException("the event of " + context.info().id() + " is closed");
+    }
+    return handle;
   }
 
   @Override

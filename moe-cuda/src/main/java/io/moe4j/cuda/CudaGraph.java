@@ -68,6 +68,10 @@ public final class CudaGraph implements Device.Graph {
 
   @Override
   public void launch(DeviceStream stream) {
+    // The driver does not check handles: it reads where a destroyed one pointed to.
+    if (closed.get()) {
+      throw new IllegalStateException("the graph of " + context.info().id() + " is closed");
+    }
     context.makeCurrent();
     Cu.check(
         CudaDriver.cuGraphLaunch(Handles.segment(exec), CudaStream.segment(stream)),

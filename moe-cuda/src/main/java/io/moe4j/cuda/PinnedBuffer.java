@@ -23,6 +23,9 @@ public final class PinnedBuffer implements Device.Buffer {
 
   @SuppressWarnings("restricted") // the driver's memory, with the length we asked for
   PinnedBuffer(CudaContext context, long byteSize) {
+    if (byteSize < 0) {
+      throw new IllegalArgumentException("byteSize is " + byteSize + ", must not be negative");
+    }
     this.context = context;
     context.makeCurrent();
     Cu.check(

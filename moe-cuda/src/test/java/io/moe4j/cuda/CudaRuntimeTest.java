@@ -44,6 +44,25 @@ class CudaRuntimeTest {
   }
 
   @Test
+  void closedEventsAndGraphsAreRefusedBeforeTheDriverSeesThem() {
+    try (CudaDevice device = new CudaDeviceProvider().open(0)) {
+      CudaStream stream = device.defaultStream();
+      CudaEvent event = device.newEvent(false);
+      event.close();
+      assertThatIllegalStateException()
+          .isThrownBy(() -> event.record(stream))
+          .withMessageContaining("closed");
+      assertThatIllegalStateException().isThrownBy(event::isDone);
+      assertThatIllegalStateException().isThrownBy(event::synchronize);
+      CudaGraph graph = CudaGraph.capture(device, stream, () -> {});
+      graph.close();
+      assertThatIllegalStateException()
+          .isThrownBy(() -> graph.launch(stream))
+          .withMessageContaining("closed");
+    }
+  }
+
+  @Test
   void copiesBetweenHeapNativePinnedAndDevice() {
     int n = 5_000_001; // more than both halves of the staging memory
     float[] values = Gpu.random(new Random(1), n, 1f);
