@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes a folder that runs the gpu tests and the moe command on a host that has nothing but an NVIDIA driver (Linux, x86-64):
+# Makes a folder that runs the gpu tests and the moe command on a host that has nothing but an NVIDIA driver (580 or later; Linux, x86-64):
 #
 #   tools/gpu-bundle.sh [-o DIR] [-t] [MODULE...]
 #

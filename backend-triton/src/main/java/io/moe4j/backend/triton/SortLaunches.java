@@ -4,7 +4,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import org.jspecify.annotations.Nullable;
 
-/** Launches the kernels of {@code sort.py}. */
+/** Launches the sort: {@code sort.cu} where it can serve a call, else {@code sort.py} in steps. */
 final class SortLaunches {
   private static final int CLEAR_BLOCK = 1024;
   private static final int PAIR_BLOCK = 256;

@@ -23,7 +23,7 @@ import org.jspecify.annotations.Nullable;
  * Prepared experts, STANDARD or BATCHED. The way of a token (boxes are launches, all asynchronous):
  *
  * <pre>
- *   ids, slots -> [clear, count, place (, scatter)]     pairs by (expert, slot), tiles, rank pages
+ *   ids, slots -> [sort]                                pairs by (expert, slot), tiles, rank pages
  *   hidden     -> [shrink]      s = x . A^T             rows with an adapter only
  *              -> [gemm w13]    f(x . w13^T + s . B^T)  the expand rides in the accumulator
  *              -> [shrink] -> [gemm w2] -> [combine]    weighted sum over k in f32

@@ -10,7 +10,9 @@ import java.util.SplittableRandom;
  * One of the batches that rotate: who goes where, on the host, for the routing and for the floor.
  */
 final class DeviceBatch {
+  /** More than adapters that are accepted: expert * KEYS + adapter is unique. */
   private static final long KEYS = 4096;
+
   private static final int DRAWS = 64;
 
   /** Distinct experts of each token, {@code T * K}. */
@@ -54,6 +56,7 @@ final class DeviceBatch {
     double expected = expectedExperts(shape, tokens);
     DeviceBatch[] best = draw(shape, tokens, count, new SplittableRandom(1234L + tokens));
     double distance = Math.abs(meanExperts(best) - expected);
+    // The batches' sum is a whole number: none comes closer for certain than half an expert.
     for (int i = 1; i < DRAWS && distance * count > 0.5; i++) {
       SplittableRandom random = new SplittableRandom(1234L + tokens + ((long) i << 32));
       DeviceBatch[] drawn = draw(shape, tokens, count, random);

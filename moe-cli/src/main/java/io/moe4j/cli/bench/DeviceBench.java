@@ -32,8 +32,8 @@ import org.jspecify.annotations.Nullable;
  * so with routing and sorting, without the router's own product. A recorded pass over several
  * batches (other tokens, routings and assignments each) is replayed; the time of a forward is the
  * median replay over their number. Large forwards draw more power than a card may for long, and its
- * clock drops within some tenths of a second: by default it comes from the case before and stays at
- * full load, on request it rests before each case. Not thread-safe.
+ * clock drops within some tenths of a second: with a rest of 0 it comes from the case before and
+ * stays at full load, otherwise it rests so long before each case. Not thread-safe.
  */
 public final class DeviceBench implements AutoCloseable {
   private static final int SAMPLES = 21;
