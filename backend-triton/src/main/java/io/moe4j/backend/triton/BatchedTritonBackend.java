@@ -65,7 +65,7 @@ public final class BatchedTritonBackend implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return TritonSupport.check(config, platform, mode());
+    return TritonSupport.check(config, platform, mode);
   }
 
   @Override

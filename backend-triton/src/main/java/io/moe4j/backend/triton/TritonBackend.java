@@ -70,7 +70,7 @@ public final class TritonBackend implements TunableBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return TritonSupport.check(config, platform, mode());
+    return TritonSupport.check(config, platform, mode);
   }
 
   @Override

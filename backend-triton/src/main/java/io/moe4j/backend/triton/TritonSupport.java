@@ -9,13 +9,18 @@ import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.DType;
 import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /** What the kernels can do, as a pure function. */
 final class TritonSupport {
   private TritonSupport() {}
 
-  static Support check(MoeConfig c, Platform platform, LoraMode mode) {
+  /**
+   * @param given null = what the property says; where that is no mode, it is a reason
+   */
+  static Support check(MoeConfig c, Platform platform, @Nullable LoraMode given) {
     Support.Checks checks = Support.checks();
+    LoraMode mode = given == null ? ofProperty(checks) : given;
     Optional<DeviceInfo> device = platform.device(DeviceType.CUDA);
     checks.require(device.isPresent(), Code.DEVICE, () -> platform.whyAbsent(DeviceType.CUDA));
     device
@@ -81,5 +86,14 @@ final class TritonSupport {
                 + " and "
                 + c.intermediateSize());
     return checks.result();
+  }
+
+  private static LoraMode ofProperty(Support.Checks checks) {
+    try {
+      return LoraMode.ofProperty();
+    } catch (IllegalArgumentException e) {
+      checks.require(false, Code.LORA, () -> String.valueOf(e.getMessage()));
+      return LoraMode.FUSED;
+    }
   }
 }

@@ -147,9 +147,13 @@ class TritonSupportTest {
   }
 
   @Test
-  void aModeThatIsNoneIsAnError() {
+  void aModeThatIsNoneIsAnErrorAndAReason() {
     System.setProperty(LoraMode.PROPERTY, "both");
     try {
+      assertThat(why(config().build(), H200))
+          .singleElement()
+          .asString()
+          .startsWith("moe4j.triton.lora is \"both\", must be one of [fused, ");
       assertThatIllegalArgumentException()
           .isThrownBy(LoraMode::ofProperty)
           .withMessage(
