@@ -54,6 +54,9 @@ final class TuningCache {
   /** The content last read: a memory of the file, not a setting. */
   private static volatile Content last = NOTHING;
 
+  /** A file that was asked for and not there: one warning is enough. */
+  private static volatile @Nullable Path missing;
+
   private TuningCache() {}
 
   /**
@@ -162,6 +165,13 @@ final class TuningCache {
   /** The file's content, with a log line if it is new and of no use here. */
   private static Content read(Path file, TunedTable.Key key) {
     Stamp stamp = stamp(file);
+    if (stamp == null && TuningPlace.isNamed() && !file.equals(missing)) {
+      missing = file;
+      LOG.warn(
+          "{} names {}, which is not there or cannot be read: the built-in table of tiles serves",
+          TuningPlace.PROPERTY,
+          file);
+    }
     Content known = last;
     if (stamp != null && stamp.equals(known.stamp())) {
       return known;

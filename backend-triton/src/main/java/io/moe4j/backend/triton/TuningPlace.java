@@ -34,6 +34,11 @@ final class TuningPlace {
         System::getenv);
   }
 
+  /** {@return whether the user named a file} */
+  static boolean isNamed() {
+    return !System.getProperty(PROPERTY, "").isBlank() && !isOff();
+  }
+
   /** {@return whether the user turned it off} */
   static boolean isOff() {
     return OFF.equalsIgnoreCase(System.getProperty(PROPERTY));

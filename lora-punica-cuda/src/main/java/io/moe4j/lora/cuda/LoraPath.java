@@ -1,5 +1,6 @@
 package io.moe4j.lora.cuda;
 
+import io.moe4j.api.MoeException;
 import java.util.Arrays;
 import java.util.Locale;
 
@@ -29,7 +30,7 @@ public enum LoraPath {
         return p;
       }
     }
-    throw new IllegalArgumentException(
+    throw new MoeException(
         PROPERTY
             + " is \""
             + value

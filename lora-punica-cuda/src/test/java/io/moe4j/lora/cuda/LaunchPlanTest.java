@@ -1,7 +1,9 @@
 package io.moe4j.lora.cuda;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatExceptionOfType;
 
+import io.moe4j.api.MoeException;
 import io.moe4j.lora.cuda.LaunchPlan.Card;
 import io.moe4j.lora.cuda.LaunchPlan.Problem;
 import org.junit.jupiter.api.Test;
@@ -121,7 +123,7 @@ class LaunchPlanTest {
         assertThat(LoraPath.ofProperty()).isEqualTo(p);
       }
       System.setProperty(LoraPath.PROPERTY, "fastest");
-      org.assertj.core.api.Assertions.assertThatIllegalArgumentException()
+      assertThatExceptionOfType(MoeException.class)
           .isThrownBy(LoraPath::ofProperty)
           .withMessageContaining("\"fastest\"")
           .withMessageContaining("two-kernels");
