@@ -49,16 +49,17 @@ public final class LayerBench implements AutoCloseable {
       int threads,
       @Nullable String backend,
       boolean quick) {
+    /** Long enough for the compiler to come to what a case runs: seconds, with both cores busy. */
     double warmSeconds() {
-      return quick ? 0.4 : 1.0;
+      return quick ? 0.4 : 4.0;
     }
 
     double measureSeconds() {
-      return quick ? 0.6 : 2.0;
+      return quick ? 0.6 : 6.0;
     }
 
     int minRepetitions() {
-      return quick ? 5 : 7;
+      return quick ? 5 : 15;
     }
   }
 
