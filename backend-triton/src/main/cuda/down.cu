@@ -9,7 +9,8 @@
 // Tensor cores: a lane's 16 bytes are eight neighbours of one row, and any order of the contraction will do as long as x has the same. The
 // upper eight rows of a 16 x 16 operand are the lower eight, 32 elements further on; x has those elements in its odd columns.
 #include <cuda_bf16.h>
-#include <stdint.h>
+
+#include "table.cuh"
 
 namespace {
 
@@ -22,26 +23,6 @@ constexpr int STEP = 64;   // elements of the contraction: one 128-byte line of 
 constexpr int VECTOR = 8;  // elements in 16 bytes
 constexpr int VECTORS = STEP / VECTOR;
 constexpr int RANKS = 64;  // of the expand at a time
-constexpr unsigned FULL = 0xffffffffu;
-
-// Columns of the slot table, see table.py; those of the down projection.
-constexpr int SLOT_WIDTH = 24;
-constexpr int B_ADDR = 7 + 2;
-constexpr int B_EXPERT = 13 + 2;
-constexpr int B_ROW = 16 + 2;
-constexpr int RANK = 19 + 2;
-
-__device__ __forceinline__ void launch_dependents() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-
-__device__ __forceinline__ void wait_for_predecessor() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 // Sixteen bytes into shared memory, in the background: read once, so past the first cache.
 __device__ __forceinline__ void copy(uint4* to, const void* from) {
@@ -144,10 +125,10 @@ __device__ __forceinline__ void down(const bf16* x, const bf16* w, const float* 
   const bool live = e >= 0;
   const bool adapted = LORA && live && (unsigned)slot < (unsigned)slots;
   const int64_t* about = table + (size_t)max(slot, 0) * SLOT_WIDTH;
-  const int64_t rank64 = adapted ? about[RANK] : 0;
-  const int64_t address = adapted ? about[B_ADDR] : 0;
-  const int64_t expert_stride = adapted ? about[B_EXPERT] : 0;
-  const int64_t row_stride = adapted ? about[B_ROW] : 0;
+  const int64_t rank64 = adapted ? about[RANK + DOWN] : 0;
+  const int64_t address = adapted ? about[B_ADDR + DOWN] : 0;
+  const int64_t expert_stride = adapted ? about[B_EXPERT + DOWN] : 0;
+  const int64_t row_stride = adapted ? about[B_ROW + DOWN] : 0;
   const float weight = live && !on_input ? weights[k] : 1.0f;
   const float constant = live && share == 0 && bias != nullptr ? bias[(size_t)e * columns + n] : 0.0f;
   const int all = depth / STEP;
@@ -270,7 +251,7 @@ __device__ __forceinline__ void down(const bf16* x, const bf16* w, const float* 
 // x [K, depth], w [E, columns, depth], bias [E, columns] or null, weights [K], out [columns], ids [K], map [global experts] or null, mapping [1],
 // part [K, splits, part_row] of shrink.py. K at most WARPS, columns a multiple of ROWS, depth of STEP. The kernel before this one wrote x or
 // part, and the one before that x; everything else must be there when this one starts. Grid: columns / ROWS.
-#define DOWN(TO, OUT, LORA)                                                                                                                \
+#define KERNEL(TO, OUT, LORA)                                                                                                              \
   extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) moe_down_##TO##_##LORA(                                                      \
       const bf16* x, const bf16* w, const float* bias, const float* weights, OUT* out, const int64_t* table, const int* ids,               \
       const int* map, const int* mapping, const float* part, int on_input, int topk, int columns, int depth, int num_global,               \
@@ -278,7 +259,7 @@ __device__ __forceinline__ void down(const bf16* x, const bf16* w, const float* 
     down<OUT, LORA>(x, w, bias, weights, out, table, ids, map, mapping, part, on_input, topk, columns, depth, num_global, num_local,       \
                     slots, part_row, splits);                                                                                              \
   }
-DOWN(same, bf16, 0)
-DOWN(same, bf16, 1)
-DOWN(f32, float, 0)
-DOWN(f32, float, 1)
+KERNEL(same, bf16, 0)
+KERNEL(same, bf16, 1)
+KERNEL(f32, float, 0)
+KERNEL(f32, float, 1)

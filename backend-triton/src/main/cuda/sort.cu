@@ -7,7 +7,7 @@
 //
 // Key of a pair: expert * NA + slot + 1, or + 0 without adapter; NA = slots + 1, or 1 without LoRA. Counters are integers in shared
 // memory, so which of a segment's pairs comes first is free, as it is there; no row's arithmetic depends on it.
-#include <stdint.h>
+#include "table.cuh"
 
 namespace {
 
@@ -16,28 +16,11 @@ constexpr int WARPS = THREADS / 32;
 constexpr int EACH = 8;  // pairs a thread
 constexpr int PAIR_BITS = 13;  // of a pair's place in its block's part
 static_assert(THREADS * EACH <= 1 << PAIR_BITS, "");
-constexpr unsigned FULL = 0xffffffffu;
 
-// As in table.py.
-constexpr int SLOT_WIDTH = 24;
-constexpr int LIVE = 0;
-constexpr int PAGES13 = 1;
-constexpr int PAGES2 = 2;
-constexpr int SHARED_A = 3;
-constexpr int B_ADDR = 7;
-constexpr int B_EXPERT = 13;
-constexpr int B_ROW = 16;
-constexpr int RANK = 19;
+// As in table.py and sort.py.
 constexpr int PAGE = 16;
 constexpr int TILE_WORDS = 8;
 constexpr int SHRINK_WORDS = 4;
-
-__device__ __forceinline__ void wait_for_predecessor() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
 
 __device__ __forceinline__ int block_of_cluster() {
 #if __CUDA_ARCH__ >= 900
@@ -165,6 +148,7 @@ __device__ __forceinline__ void sort(const int* ids, const int* map, const int* 
     count[i] = 0;
   }
   wait_for_predecessor();
+  launch_dependents();
   int id[EACH];
   int slot[EACH];
 #pragma unroll

@@ -1,5 +1,6 @@
 package io.moe4j.backend.triton;
 
+import io.moe4j.api.MoeException;
 import java.util.Arrays;
 import java.util.Locale;
 
@@ -35,7 +36,7 @@ enum LoraMode {
         return m;
       }
     }
-    throw new IllegalArgumentException(
+    throw new MoeException(
         PROPERTY
             + " is \""
             + value

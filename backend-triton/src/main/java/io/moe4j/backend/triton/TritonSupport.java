@@ -1,5 +1,6 @@
 package io.moe4j.backend.triton;
 
+import io.moe4j.api.MoeException;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.DeviceInfo;
@@ -91,7 +92,7 @@ final class TritonSupport {
   private static LoraMode ofProperty(Support.Checks checks) {
     try {
       return LoraMode.ofProperty();
-    } catch (IllegalArgumentException e) {
+    } catch (MoeException e) {
       checks.require(false, Code.LORA, () -> String.valueOf(e.getMessage()));
       return LoraMode.FUSED;
     }

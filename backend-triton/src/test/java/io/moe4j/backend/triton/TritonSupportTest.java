@@ -1,8 +1,9 @@
 package io.moe4j.backend.triton;
 
 import static org.assertj.core.api.Assertions.assertThat;
-import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
+import static org.assertj.core.api.Assertions.assertThatExceptionOfType;
 
+import io.moe4j.api.MoeException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
@@ -154,7 +155,7 @@ class TritonSupportTest {
           .singleElement()
           .asString()
           .startsWith("moe4j.triton.lora is \"both\", must be one of [fused, ");
-      assertThatIllegalArgumentException()
+      assertThatExceptionOfType(MoeException.class)
           .isThrownBy(LoraMode::ofProperty)
           .withMessage(
               "moe4j.triton.lora is \"both\", must be one of"

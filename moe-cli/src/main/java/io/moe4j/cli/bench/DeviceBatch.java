@@ -75,7 +75,7 @@ final class DeviceBatch {
     return shape.numExperts() * (1 - Math.pow(left, tokens));
   }
 
-  /** {@return distinct experts of a batch} */
+  /** {@return distinct experts of a batch, the mean over some} */
   static double meanExperts(DeviceBatch[] batches) {
     return Arrays.stream(batches)
         .mapToLong(b -> Arrays.stream(b.ids).distinct().count())
