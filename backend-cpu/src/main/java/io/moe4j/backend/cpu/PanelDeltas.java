@@ -17,6 +17,9 @@ final class PanelDeltas {
   private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
   private static final int ROWS = Kernels.PANEL_ROWS;
 
+  /** Rows of gate, then as many of up: how the sums of w13 take turns. */
+  private static final int TURN = ROWS / 2;
+
   /** Outputs of B at a time. */
   private static final int PIECE = 1024;
 
@@ -87,17 +90,17 @@ final class PanelDeltas {
     boolean gated = w.activation.isGated();
     if (gated) {
       shrink(lora.gate, null, panel, true, member);
-      expand(lora.gate, panel, w.intermediate, 0, 2 * 6, member);
+      expand(lora.gate, panel, w.intermediate, 0, ROWS, member);
     }
     shrink(lora.up, gated ? lora.gate : null, panel, true, member);
-    expand(lora.up, panel, w.intermediate, gated ? 6 : 0, gated ? 2 * 6 : 6, member);
+    expand(lora.up, panel, w.intermediate, gated ? TURN : 0, gated ? ROWS : TURN, member);
   }
 
   /** Deltas of down for a panel's tokens. */
   void tile2(int panel, int member) {
     activations(panel, member);
     shrink(lora.down, null, panel, false, member);
-    expand(lora.down, panel, w.hidden, 0, 6, member);
+    expand(lora.down, panel, w.hidden, 0, TURN, member);
   }
 
   /** Activations into the member's rows. */
@@ -113,7 +116,7 @@ final class PanelDeltas {
         long at = from + 4L * (k * width + t);
         long to = rows(member) + t * stride + 4L * k;
         int m = Math.min(lanes, tokens - t);
-        kernels.transpose(ws, at, 4L * width, turned, ws, to, stride, 0, 6, m);
+        kernels.transpose(ws, at, 4L * width, turned, ws, to, stride, 0, TURN, m);
       }
     }
   }
