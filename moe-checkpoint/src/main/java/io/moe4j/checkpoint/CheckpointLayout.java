@@ -1,5 +1,6 @@
 package io.moe4j.checkpoint;
 
+import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.checkpoint.ExpertForm.Orientation;
@@ -47,6 +48,18 @@ public final class CheckpointLayout {
     MoeConfig.Builder block(ModelConfig config, int layer);
 
     /**
+     * The shared expert's activation.
+     *
+     * @param config the language model's part of config.json
+     * @param layer layer index
+     * @param experts the routed experts' activation
+     * @return that of the routed experts unless the config says otherwise
+     */
+    default Activation sharedActivation(ModelConfig config, int layer, Activation experts) {
+      return experts;
+    }
+
+    /**
      * Whether the config says that a layer has routed experts; a layer that should and has none in
      * the files is an error.
      *
@@ -76,8 +89,13 @@ public final class CheckpointLayout {
   private final List<String> routerWeights;
   private final List<String> routerBiases;
   private final List<String> correctionBiases;
-  private final List<String> sharedExperts;
+  private final List<SharedForm> sharedExperts;
   private final Optional<String> sharedExpertGate;
+  private final List<String> configAt;
+  private final List<String> ignored;
+  private final Orientation routerStored;
+  private final int correctionBiasRow;
+  private final boolean moreExpertsIgnored;
   private final Optional<String> latentIn;
   private final Optional<String> latentOut;
   private final List<FusedParameter> fusedParameters;
@@ -117,6 +135,11 @@ public final class CheckpointLayout {
     this.correctionBiases = List.copyOf(b.correctionBiases);
     this.sharedExperts = List.copyOf(b.sharedExperts);
     this.sharedExpertGate = Optional.ofNullable(b.sharedExpertGate);
+    this.configAt = List.copyOf(b.configAt);
+    this.ignored = List.copyOf(b.ignored);
+    this.routerStored = b.routerStored;
+    this.correctionBiasRow = b.correctionBiasRow;
+    this.moreExpertsIgnored = b.moreExpertsIgnored;
     this.latentIn = Optional.ofNullable(b.latentIn);
     this.latentOut = Optional.ofNullable(b.latentOut);
     this.fusedParameters = List.copyOf(b.fusedParameters);
@@ -154,9 +177,34 @@ public final class CheckpointLayout {
     return correctionBiases;
   }
 
-  /** {@return names of the shared expert's module} */
-  public List<String> sharedExperts() {
+  /** {@return how the router's weight is stored: {@code [E, H]} or {@code [H, E]}} */
+  public Orientation routerStored() {
+    return routerStored;
+  }
+
+  /** {@return which row of a correction bias {@code [N, E]} is the language model's} */
+  public int correctionBiasRow() {
+    return correctionBiasRow;
+  }
+
+  /** {@return how the shared expert may be stored} */
+  public List<SharedForm> sharedExperts() {
     return sharedExperts;
+  }
+
+  /**
+   * {@return where in config.json the language model's part is, of a wrapper whose own type this is}
+   */
+  public List<String> configAt() {
+    return configAt;
+  }
+
+  /**
+   * {@return what tensors of a block begin with that is none of the language model's, like {@code
+   * vision_moe.}}
+   */
+  public List<String> ignored() {
+    return ignored;
   }
 
   /** {@return the name of the gate on the shared expert's output} */
@@ -192,6 +240,11 @@ public final class CheckpointLayout {
     return rules;
   }
 
+  /** {@return whether experts beyond the config's number are left out instead of refused} */
+  public boolean moreExpertsIgnored() {
+    return moreExpertsIgnored;
+  }
+
   @Override
   public String toString() {
     return "CheckpointLayout[" + modelType + ", " + blocks + "]";
@@ -217,6 +270,11 @@ public final class CheckpointLayout {
     b.correctionBiases.addAll(correctionBiases);
     b.sharedExperts.addAll(sharedExperts);
     b.sharedExpertGate = sharedExpertGate.orElse(null);
+    b.configAt.addAll(configAt);
+    b.ignored.addAll(ignored);
+    b.routerStored = routerStored;
+    b.correctionBiasRow = correctionBiasRow;
+    b.moreExpertsIgnored = moreExpertsIgnored;
     b.latentIn = latentIn.orElse(null);
     b.latentOut = latentOut.orElse(null);
     b.fusedParameters.addAll(fusedParameters);
@@ -233,9 +291,14 @@ public final class CheckpointLayout {
     private final List<String> routerWeights = new ArrayList<>();
     private final List<String> routerBiases = new ArrayList<>();
     private final List<String> correctionBiases = new ArrayList<>();
-    private final List<String> sharedExperts = new ArrayList<>();
+    private final List<SharedForm> sharedExperts = new ArrayList<>();
+    private final List<String> configAt = new ArrayList<>();
+    private final List<String> ignored = new ArrayList<>();
     private final List<FusedParameter> fusedParameters = new ArrayList<>();
     private final Map<String, String> projectionNames = new LinkedHashMap<>();
+    private Orientation routerStored = Orientation.OUT_IN;
+    private int correctionBiasRow;
+    private boolean moreExpertsIgnored;
     private @Nullable String sharedExpertGate;
     private @Nullable String latentIn;
     private @Nullable String latentOut;
@@ -256,6 +319,58 @@ public final class CheckpointLayout {
         blocks.add(new BlockPath(template));
       }
       return this;
+    }
+
+    /**
+     * Adds modules that belong to the block but stand beside it: the last part of the name counts
+     * as the module's name in the block.
+     *
+     * @param templates like {@code layers.{L}.shared_mlp}
+     * @return this
+     */
+    public Builder beside(String... templates) {
+      for (String template : templates) {
+        blocks.add(BlockPath.beside(template));
+      }
+      return this;
+    }
+
+    /**
+     * Says where in config.json the language model's part is, if the type is a wrapper's.
+     *
+     * @param keys like {@code language_config}; the first that is there counts, none = the whole
+     * @return this
+     */
+    public Builder configAt(String... keys) {
+      configAt.addAll(List.of(keys));
+      return this;
+    }
+
+    /**
+     * Names tensors in a block that are none of the language model's.
+     *
+     * @param prefixes like {@code vision_moe.}
+     * @return this
+     */
+    public Builder ignored(String... prefixes) {
+      ignored.addAll(List.of(prefixes));
+      return this;
+    }
+
+    /**
+     * Says that experts with an index beyond the config's number are none of the language model's
+     * (ernie4_5_vl_moe keeps its vision experts there).
+     *
+     * @param ignored whether such tensors are left out instead of refused
+     * @return this
+     */
+    public Builder moreExpertsIgnored(boolean ignored) {
+      this.moreExpertsIgnored = ignored;
+      return this;
+    }
+
+    List<ExpertForm> forms() {
+      return forms;
     }
 
     /**
@@ -333,6 +448,29 @@ public final class CheckpointLayout {
     }
 
     /**
+     * Says how the router's weight is stored.
+     *
+     * @param stored {@link Orientation#OUT_IN}, the default, for {@code [E, H]}; {@link
+     *     Orientation#IN_OUT} for {@code [H, E]}; {@link Orientation#BY_SHAPE} for either
+     * @return this
+     */
+    public Builder routerStored(Orientation stored) {
+      this.routerStored = Objects.requireNonNull(stored, "stored");
+      return this;
+    }
+
+    /**
+     * Says which row counts where the correction bias has several, {@code [N, E]}.
+     *
+     * @param row from 0
+     * @return this
+     */
+    public Builder correctionBiasRow(int row) {
+      this.correctionBiasRow = row;
+      return this;
+    }
+
+    /**
      * Names the router's bias.
      *
      * @param bias tensor name {@code [E]}
@@ -346,7 +484,7 @@ public final class CheckpointLayout {
     /**
      * Names the bias that counts for the choice only.
      *
-     * @param bias tensor name {@code [E]}
+     * @param bias tensor name {@code [E]} or {@code [N, E]}
      * @return this
      */
     public Builder correctionBias(String bias) {
@@ -361,7 +499,20 @@ public final class CheckpointLayout {
      * @return this
      */
     public Builder sharedExpert(String... modules) {
-      sharedExperts.addAll(List.of(modules));
+      for (String module : modules) {
+        sharedExperts.add(SharedForm.ofModule(module));
+      }
+      return this;
+    }
+
+    /**
+     * Adds any form of the shared expert.
+     *
+     * @param form its names
+     * @return this
+     */
+    public Builder sharedExpert(SharedForm form) {
+      sharedExperts.add(form);
       return this;
     }
 

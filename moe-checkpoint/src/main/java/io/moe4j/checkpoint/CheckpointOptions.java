@@ -46,7 +46,7 @@ public record CheckpointOptions(Map<String, CheckpointLayout> layouts, LoadProgr
   }
 
   Map<String, CheckpointLayout> allLayouts() {
-    Map<String, CheckpointLayout> all = KnownLayouts.all();
+    Map<String, CheckpointLayout> all = new LinkedHashMap<>(KnownLayouts.all());
     all.putAll(layouts);
     return all;
   }

@@ -10,7 +10,9 @@ public sealed interface ExpertForm {
     /** {@code [E, out, in]}: rows are outputs. */
     OUT_IN,
     /** {@code [E, in, out]}: columns are outputs. */
-    IN_OUT
+    IN_OUT,
+    /** One of the two, as the tensors' shapes say (qwen3_vl_moe has been saved both ways). */
+    BY_SHAPE
   }
 
   /**
@@ -80,6 +82,15 @@ public sealed interface ExpertForm {
       Orientation orientation,
       GateUpLayout gateUp)
       implements ExpertForm {}
+
+  /**
+   * All experts in one tensor a projection, gate and up apart.
+   *
+   * @param gate like {@code gate_proj.weight}, {@code [E, I, H]}
+   * @param up like {@code up_proj.weight}, {@code [E, I, H]}
+   * @param down like {@code down_proj.weight}, {@code [E, H, I]}
+   */
+  record StackedApart(String gate, String up, String down) implements ExpertForm {}
 
   /**
    * All experts in one tensor a projection, in MXFP4 as gpt-oss is published: {@code NAME_blocks}

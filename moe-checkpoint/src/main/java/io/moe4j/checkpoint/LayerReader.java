@@ -1,6 +1,7 @@
 package io.moe4j.checkpoint;
 
 import io.moe4j.api.CheckpointException;
+import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.SharedExpertConfig;
@@ -15,6 +16,7 @@ import io.moe4j.checkpoint.ExpertForm.Mxfp4Stacked;
 import io.moe4j.checkpoint.ExpertForm.Orientation;
 import io.moe4j.checkpoint.ExpertForm.PerExpert;
 import io.moe4j.checkpoint.ExpertForm.Stacked;
+import io.moe4j.checkpoint.ExpertForm.StackedApart;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashSet;
@@ -22,6 +24,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -35,7 +38,7 @@ final class LayerReader {
   private final Set<String> used = new HashSet<>();
 
   /** A finished block. */
-  record Block(MoeConfig config, MoeLayerWeights weights, long bytes) {}
+  record Block(MoeConfig config, MoeLayerWeights weights, long bytes, List<String> leftOut) {}
 
   private LayerReader(String where, CheckpointLayout layout, Map<String, Tensor> tensors) {
     this.where = where;
@@ -60,7 +63,9 @@ final class LayerReader {
       Map<String, Tensor> tensors) {
     LayerReader reader = new LayerReader(where, layout, tensors);
     try {
-      return reader.read(layout.rules().block(config, layer));
+      MoeConfig.Builder builder = layout.rules().block(config, layer);
+      Activation experts = builder.build().activation();
+      return reader.read(builder, layout.rules().sharedActivation(config, layer, experts));
     } catch (IllegalArgumentException e) {
       throw new CheckpointException(
           where + " does not fit " + config.source() + ": " + e.getMessage(), e);
@@ -77,7 +82,7 @@ final class LayerReader {
     return false;
   }
 
-  private Block read(MoeConfig.Builder builder) {
+  private Block read(MoeConfig.Builder builder, Activation sharedActivation) {
     MoeConfig sizes = builder.build();
     ExpertWeights experts = readExperts(sizes);
     if (experts.expert(0).scales() == null) {
@@ -87,22 +92,26 @@ final class LayerReader {
     }
     builder.expertBias(experts.expert(0).upBias() != null);
     RouterWeights router = readRouter(sizes);
-    Optional<SharedExpertWeights> shared = readShared(sizes);
+    Optional<SharedExpertWeights> shared = readShared(sizes, sharedActivation.isGated());
     shared.ifPresent(s ->
         builder.sharedExpert(
             new SharedExpertConfig(
                 Math.toIntExact(s.mlp().up().size(0)),
-                sizes.activation(),
+                sharedActivation,
                 s.sigmoidGate() != null)));
     Optional<LatentWeights> latent = readLatent(sizes);
-    requireAllUsed();
+    List<String> leftOut =
+        tensors.keySet().stream()
+            .filter(n -> !used.contains(n) && isIgnored(n, sizes.numExperts()))
+            .toList();
+    requireAllUsed(leftOut);
     MoeConfig config = builder.build();
     MoeLayerWeights weights =
         new MoeLayerWeights(experts, router, shared.orElse(null), latent.orElse(null));
     weights.requireFits(config);
     long bytes =
         tensors.values().stream().mapToLong(t -> t.dtype().byteSize(t.elementCount())).sum();
-    return new Block(config, weights, bytes);
+    return new Block(config, weights, bytes, leftOut);
   }
 
   private ExpertWeights readExperts(MoeConfig sizes) {
@@ -120,6 +129,7 @@ final class LayerReader {
     return switch (present.getFirst()) {
       case PerExpert p -> readPerExpert(p, sizes);
       case Stacked s -> readStacked(s, sizes);
+      case StackedApart a -> readStackedApart(a, sizes);
       case Mxfp4Stacked m -> readMxfp4(m, sizes);
     };
   }
@@ -131,6 +141,8 @@ final class LayerReader {
               || PerExpert.index(p.up(), name).isPresent()
               || PerExpert.index(p.down(), name).isPresent();
       case Stacked s -> name.equals(s.w13()) || name.equals(s.w2());
+      case StackedApart a ->
+          name.equals(a.gate()) || name.equals(a.up()) || name.equals(a.down());
       case Mxfp4Stacked m -> m.names(name);
     };
   }
@@ -194,7 +206,11 @@ final class LayerReader {
     long i = sizes.intermediateSize();
     boolean gated = sizes.activation().isGated();
     long wide = gated ? 2 * i : i;
-    boolean inOut = form.orientation() == Orientation.IN_OUT;
+    boolean inOut =
+        form.orientation() == Orientation.IN_OUT
+            || (form.orientation() == Orientation.BY_SHAPE
+                && hasShape(form.w13(), e, h, wide)
+                && hasShape(form.w2(), e, i, h));
     Tensor w13 = inOut ? take(form.w13(), e, h, wide) : take(form.w13(), e, wide, h);
     Tensor w2 = inOut ? take(form.w2(), e, i, h) : take(form.w2(), e, h, i);
     return ExpertWeights.ofStacked(
@@ -204,6 +220,27 @@ final class LayerReader {
         form.b2().map(b -> take(b, e, h)).orElse(null),
         gated,
         form.gateUp());
+  }
+
+  private ExpertWeights readStackedApart(StackedApart form, MoeConfig sizes) {
+    long e = sizes.numExperts();
+    long h = sizes.expertHiddenSize();
+    long i = sizes.intermediateSize();
+    Tensor gate = take(form.gate(), e, i, h);
+    Tensor up = take(form.up(), e, i, h);
+    Tensor down = take(form.down(), e, h, i);
+    List<ExpertWeights.Expert> experts = new ArrayList<>();
+    for (int x = 0; x < sizes.numExperts(); x++) {
+      experts.add(
+          new ExpertWeights.Expert(
+              gate.select(0, x), up.select(0, x), down.select(0, x), null, null, null));
+    }
+    return new ExpertWeights(experts);
+  }
+
+  private boolean hasShape(String name, long... shape) {
+    Tensor t = tensors.get(name);
+    return t != null && Arrays.equals(t.shape(), shape);
   }
 
   private ExpertWeights readMxfp4(Mxfp4Stacked form, MoeConfig sizes) {
@@ -316,45 +353,94 @@ final class LayerReader {
                         + " lacks the router's weight; looked for "
                         + String.join(", ", layout.routerWeights())));
     Tensor correction =
-        takeFirst(sizes.routing().correctionBias() ? layout.correctionBiases() : List.of(), e);
+        sizes.routing().correctionBias() ? readCorrectionBias(e) : null;
     if (sizes.routing().correctionBias() && correction == null) {
       throw new CheckpointException(
           where + " lacks " + String.join(" or ", layout.correctionBiases()));
     }
+    boolean inOut =
+        layout.routerStored() == Orientation.IN_OUT
+            || (layout.routerStored() == Orientation.BY_SHAPE
+                && !hasShape(weight, e, sizes.hiddenSize()));
+    Tensor matrix =
+        inOut
+            ? take(weight, sizes.hiddenSize(), e).transpose(0, 1)
+            : take(weight, e, sizes.hiddenSize());
     return new RouterWeights(
-        floating(weight, take(weight, e, sizes.hiddenSize())),
-        takeFirst(layout.routerBiases(), e),
-        correction);
+        floating(weight, matrix), takeFirst(layout.routerBiases(), e), correction);
   }
 
-  private Optional<SharedExpertWeights> readShared(MoeConfig sizes) {
-    Optional<String> module =
+  /** {@code [E]}, or a row of {@code [N, E]}. */
+  private @Nullable Tensor readCorrectionBias(long e) {
+    Optional<String> found =
+        layout.correctionBiases().stream().filter(tensors::containsKey).findFirst();
+    if (found.isEmpty()) {
+      return null;
+    }
+    Tensor t = tensors.get(found.get());
+    int row = layout.correctionBiasRow();
+    if (t == null || t.dims() != 2) {
+      return takeFloating(found.get(), e);
+    }
+    if (t.size(0) <= row) {
+      throw new CheckpointException(
+          where + ": '" + found.get() + "' is " + t + ", must have more than " + row + " rows");
+    }
+    return takeFloating(found.get(), t.size(0), e).select(0, row);
+  }
+
+  private Optional<SharedExpertWeights> readShared(MoeConfig sizes, boolean gated) {
+    List<SharedForm> present =
         layout.sharedExperts().stream()
-            .filter(m -> tensors.containsKey(m + ".up_proj.weight"))
-            .findFirst();
-    if (module.isEmpty()) {
+            .filter(f -> tensors.containsKey(f.up() + ".weight"))
+            .toList();
+    if (present.isEmpty()) {
       return Optional.empty();
     }
-    String name = module.get();
+    SharedForm form = present.getFirst();
     long h = sizes.hiddenSize();
-    Tensor any = tensors.get(name + ".up_proj.weight");
-    if (any == null || any.dims() != 2 || any.size(0) < 1) {
+    String upName = form.up() + ".weight";
+    Tensor any = tensors.get(upName);
+    if (any == null || any.dims() != 2 || any.size(0) < (form.fused() ? 2 : 1)) {
       throw new CheckpointException(
-          where + ": " + name + ".up_proj.weight is " + any + ", must be [I, H]");
+          where + ": " + upName + " is " + any + (form.fused() ? ", must be [2I, H]" : ", must be [I, H]"));
     }
-    long i = any.size(0);
-    boolean gated = sizes.activation().isGated();
+    long i = form.fused() ? any.size(0) / 2 : any.size(0);
+    String gateName = form.gate().orElse("");
+    if (gated && !form.fused() && gateName.isEmpty()) {
+      throw new CheckpointException(
+          where + ": the shared expert's activation has a gate, '" + upName + "' has none beside it");
+    }
+    Tensor gate = null;
+    Tensor gateBias = null;
+    Tensor up;
+    Tensor upBias;
+    if (form.fused()) {
+      Tensor both = takeFloating(upName, 2 * i, h);
+      Tensor bias = takeFirst(List.of(form.up() + ".bias"), 2 * i);
+      gate = both.narrow(0, 0, i);
+      up = both.narrow(0, i, i);
+      gateBias = bias == null ? null : bias.narrow(0, 0, i);
+      upBias = bias == null ? null : bias.narrow(0, i, i);
+    } else {
+      up = takeFloating(upName, i, h);
+      upBias = takeFirst(List.of(form.up() + ".bias"), i);
+      if (gated) {
+        gate = takeFloating(gateName + ".weight", i, h);
+        gateBias = takeFirst(List.of(gateName + ".bias"), i);
+      }
+    }
     ExpertWeights.Expert mlp =
         new ExpertWeights.Expert(
-            gated ? takeFloating(name + ".gate_proj.weight", i, h) : null,
-            takeFloating(name + ".up_proj.weight", i, h),
-            takeFloating(name + ".down_proj.weight", h, i),
-            gated ? takeFirst(List.of(name + ".gate_proj.bias"), i) : null,
-            takeFirst(List.of(name + ".up_proj.bias"), i),
-            takeFirst(List.of(name + ".down_proj.bias"), h));
-    Tensor gate =
+            gate,
+            up,
+            takeFloating(form.down() + ".weight", h, i),
+            gateBias,
+            upBias,
+            takeFirst(List.of(form.down() + ".bias"), h));
+    Tensor outputGate =
         layout.sharedExpertGate().map(g -> takeFloating(g + ".weight", 1, h)).orElse(null);
-    return Optional.of(new SharedExpertWeights(mlp, gate));
+    return Optional.of(new SharedExpertWeights(mlp, outputGate));
   }
 
   private Optional<LatentWeights> readLatent(MoeConfig sizes) {
@@ -409,8 +495,25 @@ final class LayerReader {
     return t;
   }
 
-  private void requireAllUsed() {
-    List<String> unknown = tensors.keySet().stream().filter(n -> !used.contains(n)).toList();
+  private boolean isIgnored(String name, int numExperts) {
+    return layout.ignored().stream().anyMatch(name::startsWith)
+        || (layout.moreExpertsIgnored()
+            && layout.forms().stream()
+                .anyMatch(f -> f instanceof PerExpert p && isBeyond(p, name, numExperts)));
+  }
+
+  private static boolean isBeyond(PerExpert form, String name, int numExperts) {
+    return Stream.concat(
+            form.gate().stream(), Stream.of(form.up(), form.down()))
+        .flatMap(template -> PerExpert.index(template, name).stream())
+        .anyMatch(index -> index.length() <= 6 && Integer.parseInt(index) >= numExperts);
+  }
+
+  private void requireAllUsed(List<String> leftOut) {
+    List<String> unknown =
+        tensors.keySet().stream()
+            .filter(n -> !used.contains(n) && !leftOut.contains(n))
+            .toList();
     if (!unknown.isEmpty()) {
       throw new CheckpointException(
           where

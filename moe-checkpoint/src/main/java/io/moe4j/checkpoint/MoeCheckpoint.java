@@ -36,7 +36,7 @@ public final class MoeCheckpoint implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(MoeCheckpoint.class);
   private static final int MAX_LAYERS = 10_000;
   private static final List<String> NESTED_CONFIGS =
-      List.of("text_config", "llm_config", "language_config");
+      List.of("text_config", "llm_config", "language_config", "thinker_config");
 
   private final Path directory;
   private final Arena arena;
@@ -90,34 +90,45 @@ public final class MoeCheckpoint implements AutoCloseable {
     ObjectNode json = StrictJson.readObject(configFile, StrictJson.MAX_CONFIG_BYTES);
     Map<String, CheckpointLayout> layouts = options.allLayouts();
     ModelConfig top = new ModelConfig(configFile.toString(), json);
-    ModelConfig config = languageModel(top, layouts);
-    CheckpointLayout layout = layouts.get(config.optionalString("model_type").orElse(""));
-    if (layout == null) {
-      throw unknownType(top, layouts.keySet());
-    }
+    LanguageModel model =
+        languageModel(top, layouts, 2).orElseThrow(() -> unknownType(top, layouts.keySet()));
     Arena arena = Arena.ofShared();
     try {
       ShardedTensors tensors = ShardedTensors.open(directory, arena, options.progress());
-      return new Scan(directory, config, layout, tensors).finish(arena);
+      return new Scan(directory, model.config(), model.layout(), tensors).finish(arena);
     } catch (RuntimeException | Error e) {
       arena.close();
       throw e;
     }
   }
 
-  /** A wrapped model (vision and language) keeps the language model's config one level down. */
-  private static ModelConfig languageModel(ModelConfig top, Map<String, CheckpointLayout> layouts) {
-    if (top.optionalString("model_type").map(layouts::containsKey).orElse(false)) {
-      return top;
+  /** A language model's part of config.json, and the layout it names. */
+  private record LanguageModel(ModelConfig config, CheckpointLayout layout) {}
+
+  /**
+   * A wrapped model (vision, sound and language) keeps the language model's config one or two
+   * levels down.
+   */
+  private static Optional<LanguageModel> languageModel(
+      ModelConfig top, Map<String, CheckpointLayout> layouts, int depth) {
+    CheckpointLayout layout = layouts.get(top.optionalString("model_type").orElse(""));
+    if (layout != null) {
+      for (String key : layout.configAt()) {
+        Optional<ModelConfig> part = top.optionalObject(key);
+        if (part.isPresent()) {
+          return Optional.of(new LanguageModel(part.get(), layout));
+        }
+      }
+      return Optional.of(new LanguageModel(top, layout));
     }
-    for (String key : NESTED_CONFIGS) {
-      Optional<ModelConfig> nested = top.optionalObject(key);
-      if (nested.isPresent()
-          && nested.get().optionalString("model_type").map(layouts::containsKey).orElse(false)) {
-        return nested.get();
+    for (String key : depth > 0 ? NESTED_CONFIGS : List.<String>of()) {
+      Optional<LanguageModel> nested =
+          top.optionalObject(key).flatMap(part -> languageModel(part, layouts, depth - 1));
+      if (nested.isPresent()) {
+        return nested;
       }
     }
-    return top;
+    return Optional.empty();
   }
 
   private static CheckpointException unknownType(ModelConfig config, Set<String> known) {
@@ -184,6 +195,14 @@ public final class MoeCheckpoint implements AutoCloseable {
           blocks.put(layer, LayerReader.read(where, layout, config, layer, e.getValue()));
         }
       }
+      blocks.values().stream()
+          .flatMap(b -> b.leftOut().stream())
+          .findFirst()
+          .ifPresent(name ->
+              notes.add(
+                  "tensors of the MoE blocks like '"
+                      + name
+                      + "' are left out: they are none of the language model's"));
       crossCheck(numLayers, blocks.keySet());
       return new MoeCheckpoint(directory, arena, tensors, config, layout, root, blocks, notes);
     }
@@ -223,9 +242,18 @@ public final class MoeCheckpoint implements AutoCloseable {
                 .anyMatch(names ->
                     names.keySet().stream().anyMatch(n -> LayerReader.isExpertTensor(layout, n))
                         || QuantisedNames.recognise(names.keySet()).isPresent());
-        boolean mtp = ("." + root).contains(".mtp.");
-        if (experts && mtp) {
-          notes.add("tensors under '" + root + "' are left out: multi-token prediction");
+        Optional<String> tower =
+            ModulePlaces.OTHER_TOWERS.stream()
+                .filter(t -> ("." + root).contains("." + t + "."))
+                .findFirst();
+        if (experts && tower.isPresent()) {
+          notes.add(
+              "tensors under '"
+                  + root
+                  + "' are left out: "
+                  + (tower.get().equals("mtp")
+                      ? "multi-token prediction"
+                      : "not the language model"));
         } else if (experts) {
           withExperts.add(root);
         }
@@ -289,7 +317,7 @@ public final class MoeCheckpoint implements AutoCloseable {
         int l = layer;
         boolean expected =
             types
-                .map(t -> l < t.size() && t.get(l).equals("sparse"))
+                .map(t -> l < t.size() && !t.get(l).equals("dense"))
                 .orElseGet(() -> layout.rules().isMoeLayer(config, l));
         if (expected && !found.contains(layer)) {
           missing.add(layer);

@@ -105,13 +105,7 @@ final class StrictJson {
       }
       try (InputStream in = Files.newInputStream(file)) {
         // The size was of a moment ago; the limit holds for what is read.
-        byte[] bytes = in.readNBytes(Math.toIntExact(maxBytes));
-        JsonNode node = MAPPER.readTree(strictReader(new ByteArrayInputStream(bytes)));
-        if (node instanceof ObjectNode object) {
-          return object;
-        }
-        throw new CheckpointException(
-            file + " holds a JSON " + node.getNodeType() + ", must hold an object");
+        return readObject(file.toString(), in.readNBytes(Math.toIntExact(maxBytes)));
       }
     } catch (JsonProcessingException e) {
       throw new CheckpointException(file + " is not acceptable JSON: " + brief(e), e);
@@ -122,6 +116,21 @@ final class StrictJson {
     } catch (IOException e) {
       throw new CheckpointException(file + " cannot be read: " + e, e);
     }
+  }
+
+  /** Reads bytes that must hold one JSON object. */
+  static ObjectNode readObject(String source, byte[] utf8) throws IOException {
+    JsonNode node = MAPPER.readTree(strictReader(new ByteArrayInputStream(utf8)));
+    if (node instanceof ObjectNode object) {
+      return object;
+    }
+    throw new CheckpointException(
+        source + " holds a JSON " + node.getNodeType() + ", must hold an object");
+  }
+
+  /** {@return an object without keys} */
+  static ObjectNode emptyObject() {
+    return MAPPER.createObjectNode();
   }
 
   /** Jackson's message on one line, with the place but without a copy of the source. */
