@@ -408,8 +408,8 @@ final class AdapterPlan {
     double scale = scales.scale(pair.module, one.rank());
     int layer = place.layer();
     int all = AdapterAssembler.ALL;
-    Tensor gate = one.b().narrow(0, 0, half);
-    Tensor up = one.b().narrow(0, half, half);
+    Tensor gate = one.b().narrow(1, 0, half);
+    Tensor up = one.b().narrow(1, half, half);
     String source = pair.source();
     return List.of(
         new Contribution(layer, LoraTarget.SHARED_GATE, all, one.a(), gate, scale, source),

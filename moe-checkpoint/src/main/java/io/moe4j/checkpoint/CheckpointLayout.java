@@ -1,9 +1,11 @@
 package io.moe4j.checkpoint;
 
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.checkpoint.ExpertForm.Orientation;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -32,6 +34,9 @@ import org.jspecify.annotations.Nullable;
  *         .build();
  * MoeCheckpoint.open(dir, CheckpointOptions.DEFAULT.withLayout(layout));
  * }</pre>
+ *
+ * <p>The same can be written as JSON, see {@link #load(Path)}; a file of the name {@value
+ * MoeCheckpoint#LAYOUT_FILE} beside config.json is read by itself.
  */
 public final class CheckpointLayout {
   /** Reads a family's {@code config.json}. */
@@ -248,6 +253,21 @@ public final class CheckpointLayout {
   @Override
   public String toString() {
     return "CheckpointLayout[" + modelType + ", " + blocks + "]";
+  }
+
+  /**
+   * Reads a description from a JSON file: one layout, or several under {@code layouts}. README
+   * ("Describe a family") lists the keys; the known families are written in the same form.
+   *
+   * @param file the file
+   * @return the layouts
+   * @throws io.moe4j.api.CheckpointException if the file cannot be read, or a key is missing,
+   *     unknown or has a value that makes no sense; the message says where
+   * @since 0.2.0
+   */
+  public static List<CheckpointLayout> load(Path file) {
+    ObjectNode json = StrictJson.readObject(file, StrictJson.MAX_CONFIG_BYTES);
+    return List.copyOf(LayoutJson.read(file.toString(), json, KnownLayouts.json()).values());
   }
 
   /**

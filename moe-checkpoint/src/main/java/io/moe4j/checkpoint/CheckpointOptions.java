@@ -7,8 +7,8 @@ import java.util.Objects;
 /**
  * How a checkpoint is opened. Immutable.
  *
- * @param layouts families by {@code model_type}, besides those known by name; the same type here
- *     comes first
+ * @param layouts families by {@code model_type}, besides those known by name and those in the
+ *     checkpoint's own {@value MoeCheckpoint#LAYOUT_FILE}; the same type here comes first
  * @param progress told about each file
  */
 public record CheckpointOptions(Map<String, CheckpointLayout> layouts, LoadProgress progress) {
@@ -43,11 +43,5 @@ public record CheckpointOptions(Map<String, CheckpointLayout> layouts, LoadProgr
    */
   public CheckpointOptions withProgress(LoadProgress progress) {
     return new CheckpointOptions(layouts, progress);
-  }
-
-  Map<String, CheckpointLayout> allLayouts() {
-    Map<String, CheckpointLayout> all = new LinkedHashMap<>(KnownLayouts.all());
-    all.putAll(layouts);
-    return all;
   }
 }

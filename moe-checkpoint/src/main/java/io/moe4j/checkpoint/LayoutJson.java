@@ -352,4 +352,33 @@ final class LayoutJson {
     }
     return List.of();
   }
+
+  /**
+   * A layout to fill in.
+   *
+   * @param modelType what config.json says, or empty
+   * @return JSON on several lines
+   */
+  static String template(String modelType) {
+    return """
+        {
+          "model_type": "%s",
+          "extends": "qwen3_moe",
+          "blocks": ["layers.{L}.mlp"],
+          "experts": [
+            {"gate": "experts.{E}.gate_proj", "up": "experts.{E}.up_proj", "down": "experts.{E}.down_proj"}
+          ],
+          "router": {"weight": "gate.weight"},
+          "config": {
+            "intermediate_size": {"key": "moe_intermediate_size"},
+            "num_experts": {"key": "num_experts"},
+            "top_k": {"key": "num_experts_per_tok"},
+            "scoring": "softmax",
+            "renormalize": {"key": "norm_topk_prob", "default": true},
+            "moe_layers": {"first": 0}
+          }
+        }"""
+        .formatted(modelType.isEmpty() ? "as in config.json" : modelType.replace("\"", "'").replace("\\", "/"))
+        .strip();
+  }
 }

@@ -8,9 +8,11 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import java.lang.foreign.Arena;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -34,6 +36,13 @@ import org.slf4j.LoggerFactory;
  */
 public final class MoeCheckpoint implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(MoeCheckpoint.class);
+  /**
+   * The name under which a layout is found beside config.json.
+   *
+   * @since 0.2.0
+   */
+  public static final String LAYOUT_FILE = "moe4j-layout.json";
+
   private static final int MAX_LAYERS = 10_000;
   private static final List<String> NESTED_CONFIGS =
       List.of("text_config", "llm_config", "language_config", "thinker_config");
@@ -67,7 +76,8 @@ public final class MoeCheckpoint implements AutoCloseable {
   }
 
   /**
-   * Opens a checkpoint of a known family.
+   * Opens a checkpoint of a known family, or with a layout in a file {@value #LAYOUT_FILE} beside
+   * config.json.
    *
    * @param directory holds {@code config.json} and the safetensors files
    * @return the checkpoint, to be closed by the caller
@@ -88,7 +98,12 @@ public final class MoeCheckpoint implements AutoCloseable {
   public static MoeCheckpoint open(Path directory, CheckpointOptions options) {
     Path configFile = directory.resolve("config.json");
     ObjectNode json = StrictJson.readObject(configFile, StrictJson.MAX_CONFIG_BYTES);
-    Map<String, CheckpointLayout> layouts = options.allLayouts();
+    Map<String, CheckpointLayout> layouts = new LinkedHashMap<>(KnownLayouts.all());
+    Path own = directory.resolve(LAYOUT_FILE);
+    if (Files.exists(own)) {
+      CheckpointLayout.load(own).forEach(l -> layouts.put(l.modelType(), l));
+    }
+    layouts.putAll(options.layouts());
     ModelConfig top = new ModelConfig(configFile.toString(), json);
     LanguageModel model =
         languageModel(top, layouts, 2).orElseThrow(() -> unknownType(top, layouts.keySet()));
@@ -132,17 +147,19 @@ public final class MoeCheckpoint implements AutoCloseable {
   }
 
   private static CheckpointException unknownType(ModelConfig config, Set<String> known) {
+    String type = config.optionalString("model_type").map(StrictJson::shorten).orElse("");
     return new CheckpointException(
         config.source()
             + ": model_type is "
-            + config
-                .optionalString("model_type")
-                .map(t -> "'" + StrictJson.shorten(t) + "'")
-                .orElse("missing")
+            + (type.isEmpty() ? "missing" : "'" + type + "'")
             + "; known are "
             + String.join(", ", new TreeSet<>(known))
-            + ". Another model is described with CheckpointLayout.builder(modelType) and opened with"
-            + " MoeCheckpoint.open(directory, CheckpointOptions.DEFAULT.withLayout(layout))");
+            + ". Another model is described in a file "
+            + LAYOUT_FILE
+            + " beside config.json, in moe's --layout FILE, or with CheckpointLayout.builder and"
+            + " CheckpointOptions.withLayout. A file to fill in, for a model like qwen3_moe with other"
+            + " names (README, \"Describe a family\"):\n"
+            + LayoutJson.template(type));
   }
 
   /** Finds the blocks among all tensors. */

@@ -125,14 +125,19 @@ final class BlockEvaluator {
 
   private static double activate(Activation a, double g, double u) {
     return switch (a.kind()) {
-      case SILU -> g * sigmoid(g) * u;
+      case SILU -> {
+        double gc = Math.min(g, a.limit());
+        yield gc * sigmoid(gc) * Math.clamp(u, -(double) a.limit(), a.limit());
+      }
+      case SWIGLU_STEP ->
+          Math.min(g * sigmoid(g), a.limit()) * Math.clamp(u, -(double) a.limit(), a.limit());
       case GELU_TANH ->
           0.5 * g * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (g + 0.044715 * g * g * g))) * u;
       case RELU2_NO_MUL -> Math.max(u, 0) * Math.max(u, 0);
       case SWIGLUOAI -> {
         double gc = Math.min(g, a.limit());
         double uc = Math.clamp(u, -a.limit(), a.limit());
-        yield (uc + 1) * gc * sigmoid(1.702 * gc);
+        yield (uc + 1) * gc * sigmoid(a.alpha() * gc);
       }
       default -> throw new IllegalArgumentException("not evaluated here: " + a);
     };
@@ -201,6 +206,7 @@ final class BlockEvaluator {
           case SOFTMAX -> softmax(z);
           case SIGMOID -> Arrays.stream(z).map(BlockEvaluator::sigmoid).toArray();
           case SOFTMAX_TOPK -> z;
+          case SQRT_SOFTPLUS -> Arrays.stream(z).map(v -> Math.sqrt(Math.log1p(Math.exp(v)))).toArray();
           default -> throw new IllegalArgumentException("not evaluated here: " + r);
         };
     double[] choice = scores.clone();

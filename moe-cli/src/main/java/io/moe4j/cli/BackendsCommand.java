@@ -37,6 +37,8 @@ final class BackendsCommand implements Callable<Integer> {
           "Choose for this checkpoint. Default: for a layer like Qwen3-30B-A3B's, in BF16.")
   private @Nullable Path model;
 
+  @Mixin private LayoutOption layout = new LayoutOption();
+
   @Option(names = "--layer", paramLabel = "N", description = "Which MoE layer. Default: the first.")
   private @Nullable Integer layer;
 
@@ -122,7 +124,7 @@ final class BackendsCommand implements Callable<Integer> {
           .build();
     }
     RunInput.requireDirectory("--model", model);
-    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(model)) {
+    try (MoeCheckpoint checkpoint = layout.open(model)) {
       int wanted = layer == null ? checkpoint.layers().getFirst() : layer;
       if (!checkpoint.layers().contains(wanted)) {
         throw CliException.usage(

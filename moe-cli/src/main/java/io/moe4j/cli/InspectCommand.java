@@ -23,6 +23,7 @@ import java.util.TreeMap;
 import java.util.concurrent.Callable;
 import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Parameters;
 import picocli.CommandLine.ParentCommand;
@@ -49,6 +50,8 @@ final class InspectCommand implements Callable<Integer> {
       paramLabel = "DIR",
       description = "The checkpoint that an adapter is for.")
   private @Nullable Path model;
+
+  @Mixin private LayoutOption layout = new LayoutOption();
 
   @Option(
       names = "--policy",
@@ -84,7 +87,7 @@ final class InspectCommand implements Callable<Integer> {
   }
 
   private int checkpoint() {
-    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(path)) {
+    try (MoeCheckpoint checkpoint = layout.open(path)) {
       CheckpointDescription d = checkpoint.describe();
       if (json) {
         moe.terminal().out().println(Json.text(json(d)));
@@ -200,7 +203,7 @@ final class InspectCommand implements Callable<Integer> {
 
   private int adapter(Path modelDir) {
     RunInput.requireDirectory("--model", modelDir);
-    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(modelDir)) {
+    try (MoeCheckpoint checkpoint = layout.open(modelDir)) {
       AdapterReport r = PeftAdapter.inspect(path, checkpoint.adapterTarget(), policy.policy());
       if (json) {
         moe.terminal().out().println(Json.text(AdapterText.json(r)));

@@ -8,7 +8,6 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterReport;
-import io.moe4j.checkpoint.CheckpointOptions;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.SafetensorsFile;
 import io.moe4j.checkpoint.SafetensorsWriter;
@@ -48,6 +47,8 @@ final class RunCommand implements Callable<Integer> {
       paramLabel = "DIR",
       description = "Hugging Face checkpoint: config.json and safetensors files.")
   private @Nullable Path model;
+
+  @Mixin private LayoutOption layout = new LayoutOption();
 
   @Option(
       names = "--layer",
@@ -167,8 +168,7 @@ final class RunCommand implements Callable<Integer> {
     try (Progress progress = Progress.start(moe, "Opening " + directory.getFileName(), -1)) {
       return MoeCheckpoint.open(
           directory,
-          CheckpointOptions.DEFAULT.withProgress(
-              (what, at, total) -> progress.at(what, at, total)));
+          layout.options().withProgress((what, at, total) -> progress.at(what, at, total)));
     }
   }
 

@@ -68,6 +68,8 @@ final class TuneCommand implements Callable<Integer> {
       description = "Tune for a layer of this checkpoint, with its weights.")
   private @Nullable Path model;
 
+  @Mixin private LayoutOption layout = new LayoutOption();
+
   @Option(names = "--layer", paramLabel = "N", description = "Which MoE layer. Default: the first.")
   private @Nullable Integer layer;
 
@@ -149,7 +151,7 @@ final class TuneCommand implements Callable<Integer> {
         return tune(oracle, randomLayers());
       }
       RunInput.requireDirectory("--model", model);
-      try (MoeCheckpoint checkpoint = MoeCheckpoint.open(model)) {
+      try (MoeCheckpoint checkpoint = layout.open(model)) {
         return tune(oracle, List.of(layerOf(checkpoint)));
       }
     } finally {

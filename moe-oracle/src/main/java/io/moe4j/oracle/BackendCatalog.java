@@ -12,6 +12,9 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.api.spi.Support.Code;
+import io.moe4j.api.spi.Support.Reason;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.MoeLayerWeights;
 import java.io.IOException;
 import java.nio.file.Path;
@@ -280,9 +283,7 @@ public final class BackendCatalog implements AutoCloseable {
    */
   BlockOps prepareBlock(
       FoundBackend backend, MoeConfig config, MoeLayerWeights weights, Device device) {
-    return blockOps.stream()
-        .filter(p -> p.type().equals(backend.deviceType()))
-        .min(Comparator.comparingInt(p -> distance(p.origin(), backend.origin())))
+    return blockOpsFor(backend)
         .orElseThrow(() ->
             new DeviceException(
                 "backend "
@@ -294,6 +295,31 @@ public final class BackendCatalog implements AutoCloseable {
                     + jarFor(backend.deviceType(), "BlockOpsProvider")))
         .provider()
         .prepare(config, weights, device);
+  }
+
+  private Optional<FoundBlockOps> blockOpsFor(FoundBackend backend) {
+    return blockOps.stream()
+        .filter(p -> p.type().equals(backend.deviceType()))
+        .min(Comparator.comparingInt(p -> distance(p.origin(), backend.origin())));
+  }
+
+  /** Why the parts around a backend's experts could not be computed; empty if they could. */
+  List<Reason> blockReasons(FoundBackend backend, MoeConfig config) {
+    Optional<FoundBlockOps> found = blockOpsFor(backend);
+    if (found.isEmpty()) {
+      return List.of(); // preparing says so
+    }
+    try {
+      Support support =
+          PluginFault.guard(() -> found.get().provider().isSupportedConfig(config));
+      return support == null // strangers are not null-checked
+          ? List.of(new Reason(Code.LOAD_FAILURE, "BlockOpsProvider's isSupportedConfig returned null"))
+          : support.reasons();
+    } catch (PluginFault e) {
+      return List.of(
+          new Reason(
+              Code.LOAD_FAILURE, "BlockOpsProvider's isSupportedConfig failed: " + e.getMessage()));
+    }
   }
 
   private static String noProvider(DeviceType type) {

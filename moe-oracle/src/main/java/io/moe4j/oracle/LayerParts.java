@@ -3,6 +3,7 @@ package io.moe4j.oracle;
 import io.moe4j.api.MoeException;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
@@ -92,6 +93,18 @@ final class LayerParts {
               + ", which "
               + (experts instanceof LoraExperts ? "is" : "is not")
               + " LoraExperts");
+    }
+    RoutingConfig r = config.routing();
+    if (experts instanceof MonolithicExperts
+        && (r.byTokenId() || r.expertScale() || r.sumFloor() > 0 || config.zeroExperts() > 0)) {
+      throw new IllegalArgumentException(
+          "backend "
+              + backend.name()
+              + " routes by itself and knows nothing of "
+              + r
+              + " with "
+              + config.zeroExperts()
+              + " zero experts; choose a modular backend");
     }
     Tensor map = null;
     if (config.expertMap().isPresent()) {
@@ -188,17 +201,31 @@ final class LayerParts {
     Tensor in = f.hidden();
     if (v.latent() != null) {
       in = v.latent();
-      block.latentIn(f.hidden(), lora, in, workspace, stream);
+      if (config.latentSize() > 0) {
+        block.latentIn(f.hidden(), lora, in, workspace, stream);
+      } else {
+        block.inputNorm(f.hidden(), in, workspace, stream);
+      }
     }
     Tensor output = f.output();
     Tensor sum = sumTarget(output, v);
     switch (experts) {
       case ModularExperts modular -> {
-        ExpertRouting routing = route(f, logits, v, stream);
+        ExpertRouting chosen = route(f, logits, v, stream);
+        ExpertRouting routing = chosen;
+        if (config.zeroExperts() > 0) {
+          routing = new ExpertRouting(v.expertIds(), chosen.topkWeights(), expertMap);
+          block.splitZeroExperts(
+              chosen.topkIds(), chosen.topkWeights(), v.expertIds(), v.zeroWeights(), stream);
+        }
         if (v.batch() != null) {
           runBatched(modular, in, routing, lora, sum, v, stream);
         } else {
           modular.apply(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
+        }
+        // Of several ranks the first adds what a token keeps of itself.
+        if (config.zeroExperts() > 0 && config.parallel().epRank() == 0) {
+          block.addZeroExperts(f.hidden(), v.zeroWeights(), sum, stream);
         }
       }
       case MonolithicExperts monolithic -> {
@@ -217,7 +244,8 @@ final class LayerParts {
   /** The output itself wherever what comes after the experts allows it. */
   private Tensor sumTarget(Tensor output, ScratchLayout.Views v) {
     boolean sameWidth = config.latentSize() == 0;
-    boolean mustBeF32 = v.batch() != null || ScratchLayout.needsFinish(config);
+    boolean mustBeF32 =
+        v.batch() != null || ScratchLayout.needsFinish(config) || config.zeroExperts() > 0;
     if (sameWidth && (!mustBeF32 || output.dtype() == DType.F32)) {
       return output;
     }
@@ -231,7 +259,13 @@ final class LayerParts {
     }
     Tensor ids = f.topkIdsOut() != null ? f.topkIdsOut() : v.topkIds();
     Tensor weights = f.topkWeightsOut() != null ? f.topkWeightsOut() : v.topkWeights();
-    block.route(Objects.requireNonNull(logits), ids, weights, v.workspace(), stream);
+    Tensor z = Objects.requireNonNull(logits);
+    if (config.routing().byTokenId()) {
+      Tensor tokens = Objects.requireNonNull(f.tokenIds());
+      block.routeByTokenId(z, tokens, ids, weights, v.workspace(), stream);
+    } else {
+      block.route(z, ids, weights, v.workspace(), stream);
+    }
     return new ExpertRouting(ids, weights, expertMap);
   }
 

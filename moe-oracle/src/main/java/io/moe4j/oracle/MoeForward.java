@@ -21,6 +21,8 @@ import org.jspecify.annotations.Nullable;
  * @param topkIdsOut int32 {@code [T, K]} that receives the layer's choice, or null
  * @param topkWeightsOut F32 {@code [T, K]}, together with {@code topkIdsOut}
  * @param logitsOut F32 {@code [T, E]} that receives the layer's router logits, or null
+ * @param tokenIds int32 {@code [T]}, the tokens' ids in the vocabulary, for a layer that routes by
+ *     them and gets no {@code topkIds}; null elsewhere
  */
 public record MoeForward(
     Tensor hidden,
@@ -31,7 +33,8 @@ public record MoeForward(
     @Nullable Tensor topkWeights,
     @Nullable Tensor topkIdsOut,
     @Nullable Tensor topkWeightsOut,
-    @Nullable Tensor logitsOut) {
+    @Nullable Tensor logitsOut,
+    @Nullable Tensor tokenIds) {
 
   /** Checks what goes together; shapes are checked by the layer. */
   public MoeForward {
@@ -65,7 +68,7 @@ public record MoeForward(
    * @return the request
    */
   public static MoeForward of(Tensor hidden, Tensor output) {
-    return new MoeForward(hidden, output, null, null, null, null, null, null, null);
+    return new MoeForward(hidden, output, null, null, null, null, null, null, null, null);
   }
 
   /**
@@ -84,7 +87,8 @@ public record MoeForward(
         topkWeights,
         topkIdsOut,
         topkWeightsOut,
-        logitsOut);
+        logitsOut,
+        tokenIds);
   }
 
   /**
@@ -95,7 +99,7 @@ public record MoeForward(
    */
   public MoeForward withRouterLogits(Tensor logits) {
     return new MoeForward(
-        hidden, output, lora, logits, topkIds, topkWeights, topkIdsOut, topkWeightsOut, logitsOut);
+        hidden, output, lora, logits, topkIds, topkWeights, topkIdsOut, topkWeightsOut, logitsOut, tokenIds);
   }
 
   /**
@@ -107,7 +111,7 @@ public record MoeForward(
    */
   public MoeForward withTopk(Tensor ids, Tensor weights) {
     return new MoeForward(
-        hidden, output, lora, routerLogits, ids, weights, topkIdsOut, topkWeightsOut, logitsOut);
+        hidden, output, lora, routerLogits, ids, weights, topkIdsOut, topkWeightsOut, logitsOut, tokenIds);
   }
 
   /**
@@ -119,7 +123,7 @@ public record MoeForward(
    */
   public MoeForward topkInto(Tensor ids, Tensor weights) {
     return new MoeForward(
-        hidden, output, lora, routerLogits, topkIds, topkWeights, ids, weights, logitsOut);
+        hidden, output, lora, routerLogits, topkIds, topkWeights, ids, weights, logitsOut, tokenIds);
   }
 
   /**
@@ -138,7 +142,28 @@ public record MoeForward(
         topkWeights,
         topkIdsOut,
         topkWeightsOut,
-        logits);
+        logits,
+        tokenIds);
+  }
+
+  /**
+   * With the tokens' ids, which a layer that routes by them needs.
+   *
+   * @param ids int32 {@code [T]}
+   * @return a new request
+   */
+  public MoeForward withTokenIds(Tensor ids) {
+    return new MoeForward(
+        hidden,
+        output,
+        lora,
+        routerLogits,
+        topkIds,
+        topkWeights,
+        topkIdsOut,
+        topkWeightsOut,
+        logitsOut,
+        ids);
   }
 
   /** The same for some of the tokens. */
@@ -154,7 +179,8 @@ public record MoeForward(
         part(topkWeights, start, count),
         part(topkIdsOut, start, count),
         part(topkWeightsOut, start, count),
-        part(logitsOut, start, count));
+        part(logitsOut, start, count),
+        part(tokenIds, start, count));
   }
 
   private static @Nullable Tensor part(@Nullable Tensor t, long start, long count) {

@@ -9,6 +9,7 @@ import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.RouterWeights;
 import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -57,7 +58,11 @@ public final class MoeLayer implements AutoCloseable {
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
   private MoeLayer(
-      Selection selection, Device device, LayerParts parts, boolean hasRouter, ScratchPool pool) {
+      Selection selection,
+      Device device,
+      LayerParts parts,
+      @Nullable RouterWeights router,
+      ScratchPool pool) {
     this.config = selection.config();
     this.selection = selection;
     this.device = device;
@@ -68,7 +73,7 @@ public final class MoeLayer implements AutoCloseable {
         new ForwardChecks(
             config,
             device.info().id(),
-            hasRouter,
+            router,
             parts.isMonolithic() ? selection.chosenBackend().name() : "");
   }
 
@@ -333,7 +338,7 @@ public final class MoeLayer implements AutoCloseable {
                 + where.info().id());
       }
       LayerParts parts = LayerParts.prepare(config, weights, who.catalog(), chosen, where, owned);
-      return new MoeLayer(selection, where, parts, weights.router() != null, scratch);
+      return new MoeLayer(selection, where, parts, weights.router(), scratch);
     }
 
     /** A given device is the only one that may be chosen for. */

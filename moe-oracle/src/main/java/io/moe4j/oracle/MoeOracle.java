@@ -158,7 +158,7 @@ public final class MoeOracle implements AutoCloseable {
     return new Selection(config, platform, requested, chosen, candidates, catalog.failures());
   }
 
-  private static Candidate ask(FoundBackend b, MoeConfig config, Platform platform) {
+  private Candidate ask(FoundBackend b, MoeConfig config, Platform platform) {
     List<Reason> reasons = new ArrayList<>();
     if (platform.device(b.deviceType()).isEmpty()) {
       reasons.add(new Reason(Code.DEVICE, platform.whyAbsent(b.deviceType())));
@@ -184,6 +184,7 @@ public final class MoeOracle implements AutoCloseable {
                         + " slots, rank up to "
                         + lora.maxRank()
                         + ")")));
+    reasons.addAll(catalog.blockReasons(b, config));
     reasons.addAll(ownReasons(b, config, platform));
     OptionalInt priority = OptionalInt.empty();
     try {

@@ -30,6 +30,8 @@ final class ScratchLayout {
   private final long batchOutAt;
   private final long countsAt;
   private final long mappingAt;
+  private final long expertIdsAt;
+  private final long zeroWeightsAt;
   private final long bytes;
 
   ScratchLayout(MoeConfig config, BlockOps block, Experts experts, int capacity) {
@@ -41,13 +43,13 @@ final class ScratchLayout {
     long rows = batched() ? Math.multiplyExact((long) config.numLocalExperts(), capacity) : 0;
     long at = workspaceBytes;
     logitsAt = at;
-    at = after(at, DType.F32, (long) capacity * config.numExperts());
+    at = after(at, DType.F32, (long) capacity * config.numChoices());
     idsAt = at;
     at = after(at, DType.I32, (long) capacity * config.topK());
     weightsAt = at;
     at = after(at, DType.F32, (long) capacity * config.topK());
     latentAt = at;
-    at = after(at, DType.F32, config.latentSize() > 0 ? capacity * width : 0);
+    at = after(at, DType.F32, hasOwnInput() ? capacity * width : 0);
     routedAt = at;
     at = after(at, DType.F32, needsRouted() ? capacity * width : 0);
     batchInAt = at;
@@ -58,6 +60,10 @@ final class ScratchLayout {
     at = after(at, DType.I32, batched() ? config.numLocalExperts() : 0);
     mappingAt = at;
     at = after(at, DType.I32, config.lora().isPresent() ? rows : 0);
+    expertIdsAt = at;
+    at = after(at, DType.I32, config.zeroExperts() > 0 ? (long) capacity * config.topK() : 0);
+    zeroWeightsAt = at;
+    at = after(at, DType.F32, config.zeroExperts() > 0 ? capacity : 0);
     bytes = at;
   }
 
@@ -70,16 +76,21 @@ final class ScratchLayout {
   }
 
   private boolean needsRouted() {
-    return batched() || needsFinish(config);
+    return batched() || needsFinish(config) || config.zeroExperts() > 0;
   }
 
   /** Whether something is to be done to the sum of the experts before it is the block's output. */
   static boolean needsFinish(MoeConfig config) {
-    return config.sharedExpert().isPresent() || config.latentSize() > 0;
+    return config.sharedExpert().isPresent() || config.latentSize() > 0 || config.outputBias();
+  }
+
+  /** Whether the experts read something else than the block's input: F32 in scratch. */
+  private boolean hasOwnInput() {
+    return config.latentSize() > 0 || config.inputNorm().isPresent();
   }
 
   private DType batchDtype() {
-    return config.latentSize() > 0 ? DType.F32 : config.inputDtype();
+    return hasOwnInput() ? DType.F32 : config.inputDtype();
   }
 
   /** {@return the largest T} */
@@ -99,7 +110,11 @@ final class ScratchLayout {
    * @param logits F32 {@code [T, E]}
    * @param topkIds int32 {@code [T, K]}
    * @param topkWeights F32 {@code [T, K]}
-   * @param latent F32 {@code [T, D]} or null
+   * @param expertIds int32 {@code [T, K]}, the same ids without zero experts; unused where the layer
+   *     has none
+   * @param zeroWeights F32 {@code [T]}, likewise
+   * @param latent F32 {@code [T, H or D]}, what the experts read instead of the block's input, or
+   *     null
    * @param routed F32 {@code [T, H or D]} or null
    * @param batch for BATCHED experts, else null
    */
@@ -108,6 +123,8 @@ final class ScratchLayout {
       Tensor logits,
       Tensor topkIds,
       Tensor topkWeights,
+      Tensor expertIds,
+      Tensor zeroWeights,
       @Nullable Tensor latent,
       @Nullable Tensor routed,
       @Nullable Batch batch) {}
@@ -135,12 +152,16 @@ final class ScratchLayout {
               all.tensor(countsAt, DType.I32, local),
               config.lora().isPresent() ? all.tensor(mappingAt, DType.I32, local, tokens) : null);
     }
+    boolean zeros = config.zeroExperts() > 0;
+    Tensor ids = all.tensor(idsAt, DType.I32, tokens, config.topK());
     return new Views(
         new Workspace(head(memory, workspaceBytes)),
-        all.tensor(logitsAt, DType.F32, tokens, config.numExperts()),
-        all.tensor(idsAt, DType.I32, tokens, config.topK()),
+        all.tensor(logitsAt, DType.F32, tokens, config.numChoices()),
+        ids,
         all.tensor(weightsAt, DType.F32, tokens, config.topK()),
-        config.latentSize() > 0 ? all.tensor(latentAt, DType.F32, tokens, width) : null,
+        zeros ? all.tensor(expertIdsAt, DType.I32, tokens, config.topK()) : ids,
+        zeros ? all.tensor(zeroWeightsAt, DType.F32, tokens) : ids,
+        hasOwnInput() ? all.tensor(latentAt, DType.F32, tokens, width) : null,
         needsRouted() ? all.tensor(routedAt, DType.F32, tokens, width) : null,
         batch);
   }

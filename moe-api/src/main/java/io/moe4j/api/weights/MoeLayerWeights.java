@@ -15,18 +15,41 @@ import org.jspecify.annotations.Nullable;
  * @param router the router; null if the caller always brings logits or topk ids
  * @param shared the shared expert, or null
  * @param latent the latent projections, or null
+ * @param inputNorm {@code [H]}, what the experts' normalised input is multiplied by, or null where
+ *     they read their input as it is
+ * @param outputBias {@code [H]}, added to the block's output, or null
  */
 public record MoeLayerWeights(
     ExpertWeights experts,
     @Nullable RouterWeights router,
     @Nullable SharedExpertWeights shared,
-    @Nullable LatentWeights latent) {
+    @Nullable LatentWeights latent,
+    @Nullable Tensor inputNorm,
+    @Nullable Tensor outputBias) {
+
+  /**
+   * A block without input norm and output bias.
+   *
+   * @param experts the routed experts
+   * @param router the router or null
+   * @param shared the shared expert or null
+   * @param latent the latent projections or null
+   */
+  public MoeLayerWeights(
+      ExpertWeights experts,
+      @Nullable RouterWeights router,
+      @Nullable SharedExpertWeights shared,
+      @Nullable LatentWeights latent) {
+    this(experts, router, shared, latent, null, null);
+  }
 
   /**
    * @param experts the routed experts
    * @param router the router or null
    * @param shared the shared expert or null
    * @param latent the latent projections or null
+   * @param inputNorm {@code [H]} or null
+   * @param outputBias {@code [H]} or null
    */
   public MoeLayerWeights {
     Objects.requireNonNull(experts, "experts");
@@ -67,7 +90,17 @@ public record MoeLayerWeights(
       }
     }
     if (router != null) {
-      requireShape("router weight", router.weight(), config.numExperts(), config.hiddenSize());
+      requireShape("router weight", router.weight(), config.numChoices(), config.hiddenSize());
+      requirePresent(
+          "router norm", router.norm(), config.routing().inputNorm().isPresent(), "inputNorm");
+      requirePresent(
+          "router expertScale", router.expertScale(), config.routing().expertScale(), "expertScale");
+      requirePresent(
+          "router tokenExperts", router.tokenExperts(), config.routing().byTokenId(), "byTokenId");
+      if (router.tokenExperts() != null && router.tokenExperts().size(1) != config.topK()) {
+        throw new IllegalArgumentException(
+            "router tokenExperts is " + router.tokenExperts() + ", must be [V, " + config.topK() + "]");
+      }
       if (config.routing().correctionBias() != (router.correctionBias() != null)) {
         throw new IllegalArgumentException(
             "router correctionBias is "
@@ -99,6 +132,14 @@ public record MoeLayerWeights(
                 + sharedConfig.sigmoidGate());
       }
     }
+    requirePresent("inputNorm", inputNorm, config.inputNorm().isPresent(), "inputNorm");
+    if (inputNorm != null) {
+      requireShape("inputNorm", inputNorm, config.hiddenSize());
+    }
+    requirePresent("outputBias", outputBias, config.outputBias(), "outputBias");
+    if (outputBias != null) {
+      requireShape("outputBias", outputBias, config.hiddenSize());
+    }
     if ((config.latentSize() > 0) != (latent != null)) {
       throw new IllegalArgumentException(
           "latentSize is "
@@ -109,6 +150,14 @@ public record MoeLayerWeights(
     }
     if (latent != null) {
       requireShape("latent in", latent.in(), config.latentSize(), config.hiddenSize());
+    }
+  }
+
+  private static void requirePresent(
+      String name, @Nullable Tensor t, boolean expected, String field) {
+    if (expected != (t != null)) {
+      throw new IllegalArgumentException(
+          name + " is " + t + ", but the config's " + field + " is " + (expected ? "set" : "not set"));
     }
   }
 
