@@ -4,6 +4,7 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.SharedExpertConfig.Combine;
 import io.moe4j.checkpoint.ExpertForm.Orientation;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -65,6 +66,17 @@ public final class CheckpointLayout {
     }
 
     /**
+     * How the shared expert's output joins the routed experts'.
+     *
+     * @param config the language model's part of config.json
+     * @param layer layer index
+     * @return {@link Combine#ADD} unless the config says otherwise
+     */
+    default Combine sharedCombine(ModelConfig config, int layer) {
+      return Combine.ADD;
+    }
+
+    /**
      * Whether the config says that a layer has routed experts; a layer that should and has none in
      * the files is an error.
      *
@@ -101,6 +113,12 @@ public final class CheckpointLayout {
   private final Orientation routerStored;
   private final int correctionBiasRow;
   private final boolean moreExpertsIgnored;
+  private final List<String> tokenExperts;
+  private final Optional<String> routerNorm;
+  private final boolean routerNormOverRoot;
+  private final Optional<String> expertScale;
+  private final Optional<String> inputNorm;
+  private final Optional<String> outputBias;
   private final Optional<String> latentIn;
   private final Optional<String> latentOut;
   private final List<FusedParameter> fusedParameters;
@@ -145,6 +163,12 @@ public final class CheckpointLayout {
     this.routerStored = b.routerStored;
     this.correctionBiasRow = b.correctionBiasRow;
     this.moreExpertsIgnored = b.moreExpertsIgnored;
+    this.tokenExperts = List.copyOf(b.tokenExperts);
+    this.routerNorm = Optional.ofNullable(b.routerNorm);
+    this.routerNormOverRoot = b.routerNormOverRoot;
+    this.expertScale = Optional.ofNullable(b.expertScale);
+    this.inputNorm = Optional.ofNullable(b.inputNorm);
+    this.outputBias = Optional.ofNullable(b.outputBias);
     this.latentIn = Optional.ofNullable(b.latentIn);
     this.latentOut = Optional.ofNullable(b.latentOut);
     this.fusedParameters = List.copyOf(b.fusedParameters);
@@ -245,6 +269,36 @@ public final class CheckpointLayout {
     return rules;
   }
 
+  /** {@return names of the table {@code [V, K]} that chooses experts by token id} */
+  public List<String> tokenExperts() {
+    return tokenExperts;
+  }
+
+  /** {@return the name of the norm {@code [H]} on the router's input} */
+  public Optional<String> routerNorm() {
+    return routerNorm;
+  }
+
+  /** {@return whether the router's norm is divided by the square root of {@code H}} */
+  public boolean routerNormOverRoot() {
+    return routerNormOverRoot;
+  }
+
+  /** {@return the name of the factors {@code [E]} on the experts' weights} */
+  public Optional<String> expertScale() {
+    return expertScale;
+  }
+
+  /** {@return the name of the norm {@code [H]} on the experts' input} */
+  public Optional<String> inputNorm() {
+    return inputNorm;
+  }
+
+  /** {@return the name of the bias {@code [H]} on the block's output} */
+  public Optional<String> outputBias() {
+    return outputBias;
+  }
+
   /** {@return whether experts beyond the config's number are left out instead of refused} */
   public boolean moreExpertsIgnored() {
     return moreExpertsIgnored;
@@ -280,29 +334,6 @@ public final class CheckpointLayout {
     return new Builder(modelType);
   }
 
-  /** {@return a builder that starts from this layout, under another {@code model_type}} */
-  Builder toBuilder(String otherModelType) {
-    Builder b = new Builder(otherModelType);
-    b.blocks.addAll(blocks);
-    b.forms.addAll(forms);
-    b.routerWeights.addAll(routerWeights);
-    b.routerBiases.addAll(routerBiases);
-    b.correctionBiases.addAll(correctionBiases);
-    b.sharedExperts.addAll(sharedExperts);
-    b.sharedExpertGate = sharedExpertGate.orElse(null);
-    b.configAt.addAll(configAt);
-    b.ignored.addAll(ignored);
-    b.routerStored = routerStored;
-    b.correctionBiasRow = correctionBiasRow;
-    b.moreExpertsIgnored = moreExpertsIgnored;
-    b.latentIn = latentIn.orElse(null);
-    b.latentOut = latentOut.orElse(null);
-    b.fusedParameters.addAll(fusedParameters);
-    b.projectionNames.putAll(projectionNames);
-    b.rules = rules;
-    return b;
-  }
-
   /** Collects a layout; not thread-safe. */
   public static final class Builder {
     private final String modelType;
@@ -319,6 +350,12 @@ public final class CheckpointLayout {
     private Orientation routerStored = Orientation.OUT_IN;
     private int correctionBiasRow;
     private boolean moreExpertsIgnored;
+    private final List<String> tokenExperts = new ArrayList<>();
+    private @Nullable String routerNorm;
+    private boolean routerNormOverRoot;
+    private @Nullable String expertScale;
+    private @Nullable String inputNorm;
+    private @Nullable String outputBias;
     private @Nullable String sharedExpertGate;
     private @Nullable String latentIn;
     private @Nullable String latentOut;
@@ -387,6 +424,75 @@ public final class CheckpointLayout {
     public Builder moreExpertsIgnored(boolean ignored) {
       this.moreExpertsIgnored = ignored;
       return this;
+    }
+
+    /**
+     * Names the table that chooses experts by token id; a layer whose files have it routes by it.
+     *
+     * @param tables tensor names, integers {@code [V, K]}, any of which may occur
+     * @return this
+     */
+    public Builder tokenExperts(String... tables) {
+      tokenExperts.addAll(List.of(tables));
+      return this;
+    }
+
+    /**
+     * Names the norm on the router's input; the rules give the routing an {@code inputNorm}.
+     *
+     * @param norm tensor name {@code [H]}
+     * @param overRoot whether it is divided by the square root of {@code H}
+     * @return this
+     */
+    public Builder routerNorm(String norm, boolean overRoot) {
+      routerNorm = norm;
+      routerNormOverRoot = overRoot;
+      return this;
+    }
+
+    /**
+     * Names the factors on the experts' weights; the rules give the routing {@code expertScale}.
+     *
+     * @param scale tensor name {@code [E]}
+     * @return this
+     */
+    public Builder expertScale(String scale) {
+      expertScale = scale;
+      return this;
+    }
+
+    /**
+     * Names the norm on the experts' input; the rules give the block an {@code inputNorm}.
+     *
+     * @param norm tensor name {@code [H]}
+     * @return this
+     */
+    public Builder inputNorm(String norm) {
+      inputNorm = norm;
+      return this;
+    }
+
+    /**
+     * Names the bias on the block's output; it is added where the files have it.
+     *
+     * @param bias tensor name {@code [H]}
+     * @return this
+     */
+    public Builder outputBias(String bias) {
+      outputBias = bias;
+      return this;
+    }
+
+    boolean hasRouterNorm() {
+      return routerNorm != null;
+    }
+
+    boolean hasExpertScale() {
+      return expertScale != null;
+    }
+
+    boolean hasInputNorm() {
+      return inputNorm != null;
     }
 
     List<ExpertForm> forms() {

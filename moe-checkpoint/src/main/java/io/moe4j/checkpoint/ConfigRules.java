@@ -4,9 +4,11 @@ import com.fasterxml.jackson.databind.JsonNode;
 import io.moe4j.api.CheckpointException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.RmsNorm;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.RoutingConfig.GroupScore;
 import io.moe4j.api.config.RoutingConfig.Scoring;
+import io.moe4j.api.config.SharedExpertConfig.Combine;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -44,19 +46,30 @@ final class ConfigRules implements CheckpointLayout.Rules {
     VALUES.put("jitter", Optional.of(ConfigValue.of(0f)));
     VALUES.put("router_weight_on_input", Optional.of(ConfigValue.of(false)));
     VALUES.put("latent_size", Optional.of(ConfigValue.of(0)));
+    VALUES.put("sum_floor", Optional.of(ConfigValue.of(0f)));
+    VALUES.put("zero_experts", Optional.of(ConfigValue.of(0)));
+    VALUES.put("norm_epsilon", key(ConfigValue.of(1e-6f), "rms_norm_eps"));
+    VALUES.put("shared_combine", Optional.of(ConfigValue.of("add")));
   }
 
   private final boolean gated;
+  private final boolean hasRouterNorm;
+  private final boolean hasExpertScale;
+  private final boolean hasInputNorm;
   private final Map<String, ConfigValue> values;
   private final MoeLayers moeLayers;
   private final Map<String, List<String>> accepted;
 
   private ConfigRules(
       boolean gated,
+      CheckpointLayout.Builder names,
       Map<String, ConfigValue> values,
       MoeLayers moeLayers,
       Map<String, List<String>> accepted) {
     this.gated = gated;
+    this.hasRouterNorm = names.hasRouterNorm();
+    this.hasExpertScale = names.hasExpertScale();
+    this.hasInputNorm = names.hasInputNorm();
     this.values = values;
     this.moeLayers = moeLayers;
     this.accepted = accepted;
@@ -75,8 +88,9 @@ final class ConfigRules implements CheckpointLayout.Rules {
    *
    * @param json the {@code config} object
    * @param gated whether the experts have a gate
+   * @param names the layout's other parts: tensors that it names are there
    */
-  static ConfigRules parse(LayoutJson.Part json, boolean gated) {
+  static ConfigRules parse(LayoutJson.Part json, boolean gated, CheckpointLayout.Builder names) {
     Map<String, ConfigValue> values = new LinkedHashMap<>();
     VALUES.forEach((name, otherwise) ->
         json.optional(name)
@@ -92,6 +106,7 @@ final class ConfigRules implements CheckpointLayout.Rules {
         .ifPresent(a -> a.forEach((key, texts) -> accepted.put(key, texts.texts())));
     return new ConfigRules(
         gated,
+        names,
         values,
         json.optional("moe_layers").map(MoeLayers::parse).orElse(MoeLayers.ALL),
         accepted);
@@ -117,16 +132,22 @@ final class ConfigRules implements CheckpointLayout.Rules {
     return builder
         .activation(activation(read, "activation_limit"))
         .routing(
-            new RoutingConfig(
-                read.oneOf("scoring", Scoring.values()),
-                read.get("renormalize", ConfigValue.Found::booleanValue),
-                read.get("epsilon", ConfigValue.Found::floatValue),
-                read.get("scaling_factor", ConfigValue.Found::floatValue),
-                groups,
-                groups == 1 ? 1 : read.intValue("topk_groups", 1),
-                read.oneOf("group_score", GroupScore.values()),
-                read.get("correction_bias", ConfigValue.Found::booleanValue),
-                read.get("jitter", ConfigValue.Found::floatValue)))
+            RoutingConfig.builder(read.oneOf("scoring", Scoring.values()))
+                .renormalize(read.get("renormalize", ConfigValue.Found::booleanValue))
+                .epsilon(read.get("epsilon", ConfigValue.Found::floatValue))
+                .sumFloor(read.get("sum_floor", ConfigValue.Found::floatValue))
+                .scalingFactor(read.get("scaling_factor", ConfigValue.Found::floatValue))
+                .groups(
+                    groups,
+                    groups == 1 ? 1 : read.intValue("topk_groups", 1),
+                    read.oneOf("group_score", GroupScore.values()))
+                .correctionBias(read.get("correction_bias", ConfigValue.Found::booleanValue))
+                .jitter(read.get("jitter", ConfigValue.Found::floatValue))
+                .expertScale(hasExpertScale)
+                .inputNorm(read.norm(hasRouterNorm))
+                .build())
+        .zeroExperts(read.intValue("zero_experts", 0))
+        .inputNorm(read.norm(hasInputNorm))
         .routerWeightOnInput(read.get("router_weight_on_input", ConfigValue.Found::booleanValue))
         .latentSize(read.intValue("latent_size", 0));
   }
@@ -136,6 +157,11 @@ final class ConfigRules implements CheckpointLayout.Rules {
     return values.containsKey("shared_activation_limit")
         ? activation(new Reader(config, layer), "shared_activation_limit")
         : experts;
+  }
+
+  @Override
+  public Combine sharedCombine(ModelConfig config, int layer) {
+    return new Reader(config, layer).oneOf("shared_combine", Combine.values());
   }
 
   private Activation activation(Reader read, String limitName) {
@@ -212,6 +238,12 @@ final class ConfigRules implements CheckpointLayout.Rules {
 
     <T> T get(String name, Function<ConfigValue.Found, T> type) {
       return type.apply(found(name));
+    }
+
+    Optional<RmsNorm> norm(boolean present) {
+      return present
+          ? Optional.of(new RmsNorm(get("norm_epsilon", ConfigValue.Found::floatValue)))
+          : Optional.empty();
     }
 
     int intValue(String name, int smallest) {

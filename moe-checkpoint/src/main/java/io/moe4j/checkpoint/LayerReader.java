@@ -4,7 +4,9 @@ import io.moe4j.api.CheckpointException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.SharedExpertConfig;
+import io.moe4j.api.config.SharedExpertConfig.Combine;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -66,7 +68,10 @@ final class LayerReader {
     try {
       MoeConfig.Builder builder = layout.rules().block(config, layer);
       Activation experts = builder.build().activation();
-      return reader.read(builder, layout.rules().sharedActivation(config, layer, experts));
+      return reader.read(
+          builder,
+          layout.rules().sharedActivation(config, layer, experts),
+          layout.rules().sharedCombine(config, layer));
     } catch (IllegalArgumentException e) {
       throw new CheckpointException(
           where + " does not fit " + config.source() + ": " + e.getMessage(), e);
@@ -83,7 +88,14 @@ final class LayerReader {
     return false;
   }
 
-  private Block read(MoeConfig.Builder builder, Activation sharedActivation) {
+  private Block read(
+      MoeConfig.Builder builder, Activation sharedActivation, Combine sharedCombine) {
+    MoeConfig said = builder.build();
+    if (layout.tokenExperts().stream().anyMatch(tensors::containsKey)) {
+      // The files decide: a layer with a table has no bias that could change the choice.
+      builder.routing(
+          said.routing().toBuilder().byTokenId(true).correctionBias(false).build());
+    }
     MoeConfig sizes = builder.build();
     ExpertWeights experts = readExperts(sizes);
     if (experts.expert(0).up().isPlain()) {
@@ -99,7 +111,13 @@ final class LayerReader {
             new SharedExpertConfig(
                 Math.toIntExact(s.mlp().up().out()),
                 sharedActivation,
-                s.sigmoidGate() != null)));
+                s.sigmoidGate() != null,
+                sharedCombine)));
+    long h = sizes.hiddenSize();
+    Tensor inputNorm =
+        sizes.inputNorm().isEmpty() ? null : takeFloating(layout.inputNorm().orElse(""), h);
+    Tensor outputBias = takeFirst(layout.outputBias().stream().toList(), h);
+    builder.outputBias(outputBias != null);
     Optional<LatentWeights> latent = readLatent(sizes);
     List<String> leftOut =
         tensors.keySet().stream()
@@ -108,7 +126,8 @@ final class LayerReader {
     requireAllUsed(leftOut);
     MoeConfig config = builder.build();
     MoeLayerWeights weights =
-        new MoeLayerWeights(experts, router, shared.orElse(null), latent.orElse(null));
+        new MoeLayerWeights(
+            experts, router, shared.orElse(null), latent.orElse(null), inputNorm, outputBias);
     weights.requireFits(config);
     long bytes =
         tensors.values().stream().mapToLong(t -> t.dtype().byteSize(t.elementCount())).sum();
@@ -347,7 +366,7 @@ final class LayerReader {
   }
 
   private RouterWeights readRouter(MoeConfig sizes) {
-    long e = sizes.numExperts();
+    long e = sizes.numChoices();
     String weight =
         layout.routerWeights().stream()
             .filter(tensors::containsKey)
@@ -371,8 +390,54 @@ final class LayerReader {
         inOut
             ? take(weight, sizes.hiddenSize(), e).transpose(0, 1)
             : take(weight, e, sizes.hiddenSize());
+    RoutingConfig routing = sizes.routing();
     return new RouterWeights(
-        floating(weight, matrix), takeFirst(layout.routerBiases(), e), correction);
+        floating(weight, matrix),
+        takeFirst(layout.routerBiases(), e),
+        correction,
+        routing.inputNorm().isPresent() ? readRouterNorm(sizes.hiddenSize()) : null,
+        routing.expertScale() ? takeFloating(layout.expertScale().orElse(""), e) : null,
+        routing.byTokenId() ? readTokenExperts(sizes) : null);
+  }
+
+  /** A copy, because a factor that is no tensor's belongs to it. */
+  private Tensor readRouterNorm(long h) {
+    float[] norm = takeFloating(layout.routerNorm().orElse(""), h).toFloats();
+    for (int i = 0; i < norm.length && layout.routerNormOverRoot(); i++) {
+      norm[i] = (float) (norm[i] / Math.sqrt(h));
+    }
+    return Tensor.ofFloats(norm, h);
+  }
+
+  /** {@code [V, K]} of any integers, checked, as I32. */
+  private Tensor readTokenExperts(MoeConfig sizes) {
+    String name =
+        layout.tokenExperts().stream().filter(tensors::containsKey).findFirst().orElse("");
+    Tensor found = tensors.get(name);
+    long rows = found == null || found.dims() != 2 ? 1 : found.size(0);
+    Tensor table = take(name, rows, sizes.topK());
+    if (table.dtype() != DType.I32 && table.dtype() != DType.I64) {
+      throw new CheckpointException(
+          where + ": '" + name + "' is " + table + ", accepted are I32 and I64");
+    }
+    int[] ids = new int[Math.toIntExact(table.elementCount())];
+    for (int i = 0; i < ids.length; i++) {
+      double id = table.get(i / sizes.topK(), i % sizes.topK());
+      if (id < 0 || id >= sizes.numExperts()) {
+        throw new CheckpointException(
+            where
+                + ": '"
+                + name
+                + "' sends token "
+                + i / sizes.topK()
+                + " to expert "
+                + (long) id
+                + ", must be 0.."
+                + (sizes.numExperts() - 1));
+      }
+      ids[i] = (int) id;
+    }
+    return Tensor.ofInts(ids, rows, sizes.topK());
   }
 
   /** {@code [E]}, or a row of {@code [N, E]}. */

@@ -204,6 +204,8 @@ final class LayoutJson {
         "shared_expert",
         "shared_expert_gate",
         "latent",
+        "input_norm",
+        "output_bias",
         "ignored",
         "more_experts_ignored",
         "adapter_parameters",
@@ -225,6 +227,8 @@ final class LayoutJson {
           l.requireKeys("in", "out");
           b.latent(l.required("in").text(), l.required("out").text());
         });
+    json.optional("input_norm").ifPresent(n -> b.inputNorm(n.text()));
+    json.optional("output_bias").ifPresent(n -> b.outputBias(n.text()));
     json.texts("ignored").forEach(b::ignored);
     b.moreExpertsIgnored(json.flag("more_experts_ignored"));
     json.optional("adapter_parameters")
@@ -232,7 +236,7 @@ final class LayoutJson {
         .map(list -> list.stream().map(LayoutJson::parameter).toList())
         .orElseGet(() -> parameters(b.forms(), gated))
         .forEach(b::fusedParameter);
-    b.rules(ConfigRules.parse(new Part(json.where() + ".config", config(json)), gated));
+    b.rules(ConfigRules.parse(new Part(json.where() + ".config", config(json)), gated, b));
     return checked(json, x -> b.build());
   }
 
@@ -297,7 +301,19 @@ final class LayoutJson {
   }
 
   private static void router(Part json, CheckpointLayout.Builder b) {
-    json.requireKeys("weight", "bias", "correction_bias", "stored", "correction_bias_row");
+    json.requireKeys(
+        "weight",
+        "bias",
+        "correction_bias",
+        "stored",
+        "correction_bias_row",
+        "norm",
+        "norm_over_root",
+        "expert_scale",
+        "token_experts");
+    json.optional("norm").ifPresent(n -> b.routerNorm(n.text(), json.flag("norm_over_root")));
+    json.optional("expert_scale").ifPresent(s -> b.expertScale(s.text()));
+    b.tokenExperts(json.texts("token_experts").toArray(String[]::new));
     b.router(json.texts("weight").toArray(String[]::new));
     json.texts("bias").forEach(b::routerBias);
     json.texts("correction_bias").forEach(b::correctionBias);

@@ -101,7 +101,7 @@ class LayoutFilesTest {
           .isEqualTo(t.tensors.get(block + "moe.router.weight").get(7, 3));
       assertThat(c.weights(2).router().correctionBias().get(3))
           .isEqualTo(t.tensors.get(block + "moe.shift").get(1, 3));
-      assertThat(c.weights(2).shared().mlp().up().get(4, 1))
+      assertThat(c.weights(2).shared().mlp().up().plain().get(4, 1))
           .isEqualTo(t.tensors.get(block + "common.in.weight").get(9, 1));
     }
   }
@@ -141,6 +141,7 @@ class LayoutFilesTest {
   @ParameterizedTest
   @CsvSource(
       delimiter = '|',
+      quoteCharacter = '`',
       value = {
         "\"blocks\": [\"stack.{L}.moe\"] | \"block\": [\"stack.{L}.moe\"] | unknown keys [block]",
         "\"stack.{L}.moe\" | \"stack.moe\" | layers.{L}.mlp",
@@ -165,6 +166,7 @@ class LayoutFilesTest {
   @ParameterizedTest
   @CsvSource(
       delimiter = '|',
+      quoteCharacter = '`',
       value = {
         "picks | none | lacks 'picks'",
         "picks | \"two\" | 'picks' is two, must be an integer",
