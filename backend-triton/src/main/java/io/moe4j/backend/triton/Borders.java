@@ -6,7 +6,7 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
-import io.moe4j.cuda.ElementwiseKernels;
+import io.moe4j.cuda.ops.ElementwiseKernels;
 
 /**
  * Between a caller's tensors and what the kernels read and write: rows of whole vectors, 16-byte

@@ -14,7 +14,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaEvent;
 import io.moe4j.cuda.CudaStream;
-import io.moe4j.cuda.RowKernels;
+import io.moe4j.cuda.ops.RowKernels;
 import org.jspecify.annotations.Nullable;
 
 /**

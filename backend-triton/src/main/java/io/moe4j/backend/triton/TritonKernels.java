@@ -9,6 +9,7 @@ import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.cuda.Kernel;
 import io.moe4j.cuda.KernelLibrary;
 import io.moe4j.cuda.KernelSpec;
+import io.moe4j.cuda.ops.SharedKernels;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
@@ -79,8 +80,7 @@ final class TritonKernels {
    * @return one clause for the oracle's table
    */
   static Optional<String> whyUnsupported(DeviceInfo device) {
-    return CudaDeviceProvider.whyUnsupported(device)
-        .or(() -> Holder.LIBRARY.whyUnsupported(device));
+    return SharedKernels.whyUnsupported(device).or(() -> Holder.LIBRARY.whyUnsupported(device));
   }
 
   /** Whether the tiles tuned for Hopper are there for a type. */

@@ -1,4 +1,4 @@
-package io.moe4j.cuda;
+package io.moe4j.cuda.ops;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
@@ -15,6 +15,8 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.DeviceWeights;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 

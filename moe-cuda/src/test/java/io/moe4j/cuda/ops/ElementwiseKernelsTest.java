@@ -1,4 +1,4 @@
-package io.moe4j.cuda;
+package io.moe4j.cuda.ops;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
@@ -7,6 +7,8 @@ import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.Gpu;
+import io.moe4j.cuda.GpuTest;
 import io.moe4j.reference.ReferenceMath;
 import java.util.List;
 import java.util.Random;

@@ -1,4 +1,4 @@
-package io.moe4j.cuda;
+package io.moe4j.cuda.ops;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
@@ -18,6 +18,8 @@ import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.cuda.Gpu;
+import io.moe4j.cuda.GpuTest;
 import io.moe4j.reference.ReferenceBlockOps;
 import java.lang.foreign.MemorySegment;
 import java.util.Collections;

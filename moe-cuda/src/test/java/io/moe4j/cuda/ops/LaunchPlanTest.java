@@ -1,4 +1,4 @@
-package io.moe4j.cuda;
+package io.moe4j.cuda.ops;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;

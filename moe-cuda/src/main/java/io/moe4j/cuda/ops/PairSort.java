@@ -1,4 +1,4 @@
-package io.moe4j.cuda;
+package io.moe4j.cuda.ops;
 
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.device.DeviceStream;
@@ -6,6 +6,9 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.Kernel;
+import io.moe4j.cuda.KernelLaunch;
 import org.jspecify.annotations.Nullable;
 
 /**

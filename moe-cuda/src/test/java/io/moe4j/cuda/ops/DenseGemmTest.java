@@ -1,7 +1,9 @@
-package io.moe4j.cuda;
+package io.moe4j.cuda.ops;
 
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.Gpu;
+import io.moe4j.cuda.GpuTest;
 import java.util.List;
 import java.util.Random;
 import org.junit.jupiter.api.Test;

@@ -1,17 +1,33 @@
-package io.moe4j.cuda;
+package io.moe4j.cuda.ops;
 
+import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.Kernel;
+import io.moe4j.cuda.KernelLibrary;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 
-/** This module's own kernels, by the float types they read and write. */
-final class SharedKernels {
+/** This package's kernels, by the float types they read and write. */
+public final class SharedKernels {
   static final KernelLibrary LIBRARY = KernelLibrary.of(SharedKernels.class, "moe-cuda");
 
   private static final List<DType> TYPES = List.of(DType.F32, DType.BF16, DType.F16);
   private static final List<String> NAMES = List.of("f32", "bf16", "f16");
 
   private SharedKernels() {}
+
+  /**
+   * Why a device cannot run these kernels (routing, dense products, combine), if it cannot: without
+   * them there is no layer on it, whatever a backend brings along.
+   *
+   * @param device its description
+   * @return one clause with the offending version and the needed one, for a backend's refusal
+   */
+  public static Optional<String> whyUnsupported(DeviceInfo device) {
+    return LIBRARY.whyUnsupported(device);
+  }
 
   static Kernel load(CudaDevice device, String name) {
     return load(device, name, Map.of());

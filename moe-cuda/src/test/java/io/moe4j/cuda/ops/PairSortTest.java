@@ -1,10 +1,12 @@
-package io.moe4j.cuda;
+package io.moe4j.cuda.ops;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.Gpu;
+import io.moe4j.cuda.GpuTest;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;

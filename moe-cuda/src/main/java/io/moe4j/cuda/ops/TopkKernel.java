@@ -1,9 +1,12 @@
-package io.moe4j.cuda;
+package io.moe4j.cuda.ops;
 
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.Kernel;
+import io.moe4j.cuda.KernelLaunch;
 import java.util.Map;
 import org.jspecify.annotations.Nullable;
 

@@ -1,4 +1,4 @@
-package io.moe4j.cuda;
+package io.moe4j.cuda.ops;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
@@ -6,6 +6,7 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.cuda.CudaDevice;
 
 /** The parts of a block around the experts, on NVIDIA GPUs. */
 public final class CudaBlockOpsProvider implements BlockOpsProvider {
