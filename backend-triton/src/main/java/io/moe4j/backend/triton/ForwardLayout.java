@@ -1,6 +1,6 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.api.device.Workspace;
+import io.moe4j.api.device.WorkspaceLayout;
 
 /**
  * Where the parts of one forward's scratch lie, as byte offsets. All sizes grow with tokens, slots
@@ -19,7 +19,7 @@ final class ForwardLayout {
   /** Of a GEMM tile, as in {@code table.py}. */
   static final int TILE_WORDS = 8;
 
-  private long end;
+  private final long byteSize;
 
   final long hidden;
   final long output;
@@ -93,59 +93,55 @@ final class ForwardLayout {
     long keys = (long) experts * (slots + 1);
     long segments = Math.min(p, (long) experts * slots);
     long pages = segments * (rank / PAGE);
-    hidden = take(copyHidden ? ELEMENT * (long) tokens * hiddenSize : 0);
-    output = take((long) outputBytes * tokens * hiddenSize);
-    ids = take(batched ? INT * p : 0);
-    slotOf = take(batched && slots > 0 ? INT * p : 0);
-    sorted = take(ELEMENT * p * hiddenSize);
-    middle = take(ELEMENT * p * intermediate);
-    y = take(ELEMENT * p * hiddenSize);
-    keyOf = take(INT * p);
-    rankOf = take(INT * p);
-    pairs = take(INT * p);
-    posOf = take(INT * p);
-    segOf = take(INT * p);
-    off = take(INT * (keys + 1));
-    tileOff = take(INT * (long) experts);
-    nums = take(INT * 4);
-    tiles = take(INT * TILE_WORDS * p);
-    shrinkTiles = take(slots > 0 ? INT * 4 * p : 0);
-    segId = take(slots > 0 ? INT * keys : 0);
-    shrinkOff = take(slots > 0 ? INT * keys : 0);
-    segPages13 = take(slots > 0 ? INT * segments : 0);
-    segPages2 = take(slots > 0 ? INT * segments : 0);
-    pages13a = take(LONG * pages);
-    pages13b = take(LONG * pages);
-    pages13m = take(LONG * pages);
-    pages2a = take(LONG * pages);
-    pages2m = take(LONG * pages);
-    s1 = take(ELEMENT * p * rank * (gated ? 2 : 1));
-    s2 = take(ELEMENT * p * rank);
+    WorkspaceLayout layout = new WorkspaceLayout();
+    hidden = layout.reserve(copyHidden ? ELEMENT * (long) tokens * hiddenSize : 0);
+    output = layout.reserve((long) outputBytes * tokens * hiddenSize);
+    ids = layout.reserve(batched ? INT * p : 0);
+    slotOf = layout.reserve(batched && slots > 0 ? INT * p : 0);
+    sorted = layout.reserve(ELEMENT * p * hiddenSize);
+    middle = layout.reserve(ELEMENT * p * intermediate);
+    y = layout.reserve(ELEMENT * p * hiddenSize);
+    keyOf = layout.reserve(INT * p);
+    rankOf = layout.reserve(INT * p);
+    pairs = layout.reserve(INT * p);
+    posOf = layout.reserve(INT * p);
+    segOf = layout.reserve(INT * p);
+    off = layout.reserve(INT * (keys + 1));
+    tileOff = layout.reserve(INT * (long) experts);
+    nums = layout.reserve(INT * 4);
+    tiles = layout.reserve(INT * TILE_WORDS * p);
+    shrinkTiles = layout.reserve(slots > 0 ? INT * 4 * p : 0);
+    segId = layout.reserve(slots > 0 ? INT * keys : 0);
+    shrinkOff = layout.reserve(slots > 0 ? INT * keys : 0);
+    segPages13 = layout.reserve(slots > 0 ? INT * segments : 0);
+    segPages2 = layout.reserve(slots > 0 ? INT * segments : 0);
+    pages13a = layout.reserve(LONG * pages);
+    pages13b = layout.reserve(LONG * pages);
+    pages13m = layout.reserve(LONG * pages);
+    pages2a = layout.reserve(LONG * pages);
+    pages2m = layout.reserve(LONG * pages);
+    s1 = layout.reserve(ELEMENT * p * rank * (gated ? 2 : 1));
+    s2 = layout.reserve(ELEMENT * p * rank);
     // One range, cleared at once: counts, statistics, arrival counters of the split shrinks.
-    zero = end;
-    stats = zero + INT * keys;
-    arrived = stats + (slots > 0 ? INT * (long) STATS * experts : 0);
     long counters = slots > 0 ? p * Math.max(1, rank / PAGE) : 0;
-    zeroInts = Math.toIntExact((arrived - zero) / INT);
-    take(arrived - zero + INT * counters);
-    partial = take(slots > 0 ? PARTIAL_BYTES : 0);
+    int statsInts = slots > 0 ? STATS * experts : 0;
+    zeroInts = Math.toIntExact(keys + statsInts);
+    zero = layout.reserve(INT * (zeroInts + counters));
+    stats = zero + INT * keys;
+    arrived = stats + INT * (long) statsInts;
+    partial = layout.reserve(slots > 0 ? PARTIAL_BYTES : 0);
     long width = gated ? 2L * intermediate : intermediate;
     boolean composed = deltaRows >= 0;
-    wide = take(composed ? ELEMENT * p * width : 0);
-    delta = take(composed ? (long) ELEMENT * deltaRows * Math.max(width, hiddenSize) : 0);
-    rowExperts = take(composed ? INT * p : 0);
-    rowSlots = take(composed ? INT * p : 0);
-    rowWeights = take(composed ? INT * p : 0);
-  }
-
-  private long take(long bytes) {
-    long at = end;
-    end += Workspace.align(bytes);
-    return at;
+    wide = layout.reserve(composed ? ELEMENT * p * width : 0);
+    delta = layout.reserve(composed ? (long) ELEMENT * deltaRows * Math.max(width, hiddenSize) : 0);
+    rowExperts = layout.reserve(composed ? INT * p : 0);
+    rowSlots = layout.reserve(composed ? INT * p : 0);
+    rowWeights = layout.reserve(composed ? INT * p : 0);
+    byteSize = layout.byteSize();
   }
 
   /** {@return bytes of the whole} */
   long byteSize() {
-    return end;
+    return byteSize;
   }
 }

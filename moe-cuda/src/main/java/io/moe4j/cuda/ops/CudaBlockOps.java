@@ -5,6 +5,8 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.SharedExpertConfig;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
+import io.moe4j.api.device.WorkspaceLayout;
+import io.moe4j.api.device.WorkspaceLayout.Part;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
@@ -99,46 +101,30 @@ final class CudaBlockOps implements BlockOps {
 
   // ---------------------------------------------------------------------------------- scratch
 
-  /** Hands out parts of the workspace one after the other; without memory it only measures. */
-  private static final class Parts {
-    private final @Nullable Workspace workspace;
-    private long end;
-
-    Parts(@Nullable Workspace workspace) {
-      this.workspace = workspace;
-    }
-
-    @Nullable Tensor next(DType dtype, long rows, long columns) {
-      long at = end;
-      end += Workspace.align(dtype.byteSize(rows * columns));
-      return workspace == null ? null : workspace.tensor(at, dtype, rows, columns);
-    }
-  }
-
   /** What {@link #finish} keeps between its products; null where the block has no such part. */
   private record FinishParts(
-      @Nullable Tensor narrowed,
-      @Nullable Tensor routed,
-      @Nullable Tensor gate,
-      @Nullable Tensor up,
-      @Nullable Tensor activated,
-      @Nullable Tensor shared,
-      @Nullable Tensor sigmoid) {}
+      @Nullable Part narrowed,
+      @Nullable Part routed,
+      @Nullable Part gate,
+      @Nullable Part up,
+      @Nullable Part activated,
+      @Nullable Part shared,
+      @Nullable Part sigmoid) {}
 
-  private FinishParts finishParts(Parts parts, long tokens, DType hidden) {
+  private FinishParts finishParts(WorkspaceLayout layout, long tokens, DType hidden) {
     int h = config.hiddenSize();
     int d = config.latentSize();
     int i = config.sharedExpert().map(SharedExpertConfig::intermediateSize).orElse(0);
     boolean latent = latentOut != null;
     boolean hasShared = sharedUp != null;
     return new FinishParts(
-        latent ? parts.next(between(latentOut, hidden), tokens, d) : null,
-        latent ? parts.next(DType.F32, tokens, h) : null,
-        hasShared && sharedGate != null ? parts.next(DType.F32, tokens, i) : null,
-        hasShared ? parts.next(DType.F32, tokens, i) : null,
-        hasShared ? parts.next(between(sharedDown, hidden), tokens, i) : null,
-        hasShared ? parts.next(DType.F32, tokens, h) : null,
-        hasShared && sharedSigmoid != null ? parts.next(DType.F32, tokens, 1) : null);
+        latent ? layout.reserve(between(latentOut, hidden), tokens, d) : null,
+        latent ? layout.reserve(DType.F32, tokens, h) : null,
+        hasShared && sharedGate != null ? layout.reserve(DType.F32, tokens, i) : null,
+        hasShared ? layout.reserve(DType.F32, tokens, i) : null,
+        hasShared ? layout.reserve(between(sharedDown, hidden), tokens, i) : null,
+        hasShared ? layout.reserve(DType.F32, tokens, h) : null,
+        hasShared && sharedSigmoid != null ? layout.reserve(DType.F32, tokens, 1) : null);
   }
 
   /** The type of what a product with {@code weight} reads in the middle of the block. */
@@ -148,10 +134,10 @@ final class CudaBlockOps implements BlockOps {
 
   @Override
   public long workspaceBytes(int maxTokens) {
-    Parts parts = new Parts(null);
+    WorkspaceLayout layout = new WorkspaceLayout();
     // F32 is the widest that anything in between can be.
-    finishParts(parts, maxTokens, DType.F32);
-    return Math.max(parts.end, sortLayout((long) maxTokens * config.topK()).byteSize());
+    finishParts(layout, maxTokens, DType.F32);
+    return Math.max(layout.byteSize(), sortLayout((long) maxTokens * config.topK()).byteSize());
   }
 
   private PairSort.Layout sortLayout(long pairs) {
@@ -227,50 +213,43 @@ final class CudaBlockOps implements BlockOps {
     if (hidden.size(0) == 0) {
       return;
     }
-    FinishParts parts = finishParts(new Parts(workspace), hidden.size(0), hidden.dtype());
+    FinishParts parts = finishParts(new WorkspaceLayout(), hidden.size(0), hidden.dtype());
     Tensor sum = routed;
-    Tensor out = latentOut;
-    if (out != null && parts.narrowed != null && parts.routed != null) {
-      Tensor x = routed;
-      if (parts.narrowed.dtype() != routed.dtype()) {
-        elementwise.cast(routed, parts.narrowed, stream);
-        x = parts.narrowed;
+    if (latentOut != null && parts.narrowed != null && parts.routed != null) {
+      Tensor x = parts.narrowed.in(workspace);
+      if (x.dtype() == routed.dtype()) {
+        x = routed;
+      } else {
+        elementwise.cast(routed, x, stream);
       }
-      linear(x, out, null, LoraTarget.LATENT_OUT, lora, parts.routed, stream);
-      sum = parts.routed;
+      sum = parts.routed.in(workspace);
+      linear(x, latentOut, null, LoraTarget.LATENT_OUT, lora, sum, stream);
     }
+    Tensor shared = null;
+    Tensor sigmoid = null;
     if (sharedUp != null
         && sharedDown != null
         && parts.up != null
         && parts.activated != null
         && parts.shared != null) {
       Activation activation = config.sharedExpert().orElseThrow().activation();
+      Tensor gate = null;
       if (sharedGate != null && parts.gate != null) {
-        linear(
-            hidden, sharedGate, sharedGateBias, LoraTarget.SHARED_GATE, lora, parts.gate, stream);
+        gate = parts.gate.in(workspace);
+        linear(hidden, sharedGate, sharedGateBias, LoraTarget.SHARED_GATE, lora, gate, stream);
       }
-      linear(hidden, sharedUp, sharedUpBias, LoraTarget.SHARED_UP, lora, parts.up, stream);
-      elementwise.activation(activation, parts.gate, parts.up, parts.activated, stream);
-      linear(
-          parts.activated,
-          sharedDown,
-          sharedDownBias,
-          LoraTarget.SHARED_DOWN,
-          lora,
-          parts.shared,
-          stream);
+      Tensor up = parts.up.in(workspace);
+      linear(hidden, sharedUp, sharedUpBias, LoraTarget.SHARED_UP, lora, up, stream);
+      Tensor activated = parts.activated.in(workspace);
+      elementwise.activation(activation, gate, up, activated, stream);
+      shared = parts.shared.in(workspace);
+      linear(activated, sharedDown, sharedDownBias, LoraTarget.SHARED_DOWN, lora, shared, stream);
       if (sharedSigmoid != null && parts.sigmoid != null) {
-        linear(
-            hidden,
-            sharedSigmoid,
-            null,
-            LoraTarget.SHARED_EXPERT_GATE,
-            lora,
-            parts.sigmoid,
-            stream);
+        sigmoid = parts.sigmoid.in(workspace);
+        linear(hidden, sharedSigmoid, null, LoraTarget.SHARED_EXPERT_GATE, lora, sigmoid, stream);
       }
     }
-    elementwise.finish(sum, parts.shared, parts.sigmoid, output, stream);
+    elementwise.finish(sum, shared, sigmoid, output, stream);
   }
 
   @Override

@@ -2,7 +2,7 @@ package io.moe4j.cuda.ops;
 
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.device.DeviceStream;
-import io.moe4j.api.device.Workspace;
+import io.moe4j.api.device.WorkspaceLayout;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -147,23 +147,7 @@ public final class PairSort {
       int maxTiles = Math.min(pairs, pairs / tileRows + Math.min(experts, pairs));
       int maxSegments = (int) Math.min(pairs, (long) experts * slots);
       int maxShrinkTiles = Math.min(pairs, pairs / shrinkRows + maxSegments);
-      long[] at = new long[12];
-      long[] words = {
-        keys + 1L,
-        pairs,
-        pairs,
-        4L * maxTiles,
-        4L * maxShrinkTiles,
-        maxSegments,
-        pairs,
-        4,
-        keys,
-        4L * experts,
-        pairs
-      };
-      for (int i = 0; i < words.length; i++) {
-        at[i + 1] = at[i] + Workspace.align(4 * words[i]);
-      }
+      WorkspaceLayout layout = new WorkspaceLayout();
       return new Layout(
           pairs,
           experts,
@@ -173,18 +157,22 @@ public final class PairSort {
           maxTiles,
           maxShrinkTiles,
           maxSegments,
-          at[0],
-          at[1],
-          at[2],
-          at[3],
-          at[4],
-          at[5],
-          at[6],
-          at[7],
-          at[8],
-          at[9],
-          at[10],
-          at[11]);
+          ints(layout, keys + 1L),
+          ints(layout, pairs),
+          ints(layout, pairs),
+          ints(layout, 4L * maxTiles),
+          ints(layout, 4L * maxShrinkTiles),
+          ints(layout, maxSegments),
+          ints(layout, pairs),
+          ints(layout, 4),
+          ints(layout, keys),
+          ints(layout, 4L * experts),
+          ints(layout, pairs),
+          layout.byteSize());
+    }
+
+    private static long ints(WorkspaceLayout layout, long count) {
+      return layout.reserve(Integer.BYTES * count);
     }
   }
 
