@@ -1,23 +1,16 @@
 package io.moe4j.backend.triton;
 
 import io.moe4j.api.device.WorkspaceLayout;
+import io.moe4j.cuda.ops.ShrinkScratch;
+import io.moe4j.cuda.ops.TileLists;
 
 /**
  * Where the parts of one forward's scratch lie, as byte offsets. All sizes grow with tokens, slots
  * and rank, so the layout of the largest forward bounds every other.
  */
 final class ForwardLayout {
-  /** What split shrinks may leave in memory; fewer splits are made rather than more than this. */
-  static final long PARTIAL_BYTES = 8L << 20;
-
   private static final int INT = 4;
-  private static final int LONG = 8;
   private static final int ELEMENT = 2;
-  private static final int PAGE = 16;
-  private static final int STATS = 4;
-
-  /** Of a GEMM tile, as in {@code table.py}. */
-  static final int TILE_WORDS = 8;
 
   private final long byteSize;
 
@@ -28,32 +21,8 @@ final class ForwardLayout {
   final long sorted;
   final long middle;
   final long y;
-  final long keyOf;
-  final long rankOf;
-  final long pairs;
-  final long posOf;
-  final long segOf;
-  final long off;
-  final long tileOff;
-  final long nums;
-  final long tiles;
-  final long shrinkTiles;
-  final long segId;
-  final long shrinkOff;
-  final long segPages13;
-  final long segPages2;
-  final long pages13a;
-  final long pages13b;
-  final long pages13m;
-  final long pages2a;
-  final long pages2m;
-  final long s1;
-  final long s2;
-  final long zero;
-  final long stats;
-  final long arrived;
-  final int zeroInts;
-  final long partial;
+  final TileLists lists;
+  final ShrinkScratch shrinks;
   final long wide;
   final long delta;
   final long rowExperts;
@@ -90,9 +59,6 @@ final class ForwardLayout {
       boolean batched,
       int deltaRows) {
     long p = (long) tokens * topK;
-    long keys = (long) experts * (slots + 1);
-    long segments = Math.min(p, (long) experts * slots);
-    long pages = segments * (rank / PAGE);
     WorkspaceLayout layout = new WorkspaceLayout();
     hidden = layout.reserve(copyHidden ? ELEMENT * (long) tokens * hiddenSize : 0);
     output = layout.reserve((long) outputBytes * tokens * hiddenSize);
@@ -101,35 +67,8 @@ final class ForwardLayout {
     sorted = layout.reserve(ELEMENT * p * hiddenSize);
     middle = layout.reserve(ELEMENT * p * intermediate);
     y = layout.reserve(ELEMENT * p * hiddenSize);
-    keyOf = layout.reserve(INT * p);
-    rankOf = layout.reserve(INT * p);
-    pairs = layout.reserve(INT * p);
-    posOf = layout.reserve(INT * p);
-    segOf = layout.reserve(INT * p);
-    off = layout.reserve(INT * (keys + 1));
-    tileOff = layout.reserve(INT * (long) experts);
-    nums = layout.reserve(INT * 4);
-    tiles = layout.reserve(INT * TILE_WORDS * p);
-    shrinkTiles = layout.reserve(slots > 0 ? INT * 4 * p : 0);
-    segId = layout.reserve(slots > 0 ? INT * keys : 0);
-    shrinkOff = layout.reserve(slots > 0 ? INT * keys : 0);
-    segPages13 = layout.reserve(slots > 0 ? INT * segments : 0);
-    segPages2 = layout.reserve(slots > 0 ? INT * segments : 0);
-    pages13a = layout.reserve(LONG * pages);
-    pages13b = layout.reserve(LONG * pages);
-    pages13m = layout.reserve(LONG * pages);
-    pages2a = layout.reserve(LONG * pages);
-    pages2m = layout.reserve(LONG * pages);
-    s1 = layout.reserve(ELEMENT * p * rank * (gated ? 2 : 1));
-    s2 = layout.reserve(ELEMENT * p * rank);
-    // One range, cleared at once: counts, statistics, arrival counters of the split shrinks.
-    long counters = slots > 0 ? p * Math.max(1, rank / PAGE) : 0;
-    int statsInts = slots > 0 ? STATS * experts : 0;
-    zeroInts = Math.toIntExact(keys + statsInts);
-    zero = layout.reserve(INT * (zeroInts + counters));
-    stats = zero + INT * keys;
-    arrived = stats + INT * (long) statsInts;
-    partial = layout.reserve(slots > 0 ? PARTIAL_BYTES : 0);
+    lists = new TileLists(layout, p, experts, slots, rank);
+    shrinks = ShrinkScratch.reserve(layout, p, gated, slots, rank);
     long width = gated ? 2L * intermediate : intermediate;
     boolean composed = deltaRows >= 0;
     wide = layout.reserve(composed ? ELEMENT * p * width : 0);

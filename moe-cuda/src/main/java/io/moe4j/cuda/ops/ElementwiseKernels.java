@@ -44,8 +44,12 @@ public final class ElementwiseKernels {
         SharedKernels.index("output", out.dtype())];
   }
 
-  /** The kernel's number for a function; the order is that of {@code elementwise.cu}. */
-  static int code(Activation.Kind kind) {
+  /**
+   * {@return the kernels' number of a function, as in {@code activation.cuh}}
+   *
+   * @param kind the function
+   */
+  public static int code(Activation.Kind kind) {
     return switch (kind) {
       case SILU -> 0;
       case GELU -> 1;

@@ -1,4 +1,4 @@
-package io.moe4j.backend.triton;
+package io.moe4j.cuda.ops;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.DeviceStream;
@@ -16,22 +16,32 @@ import org.jspecify.annotations.Nullable;
  * slot while both are in use, so each set of adapters gets a table of its own.
  *
  * <p>Writing happens on a stream of its own, whose rows a call's stream waits for, and cannot
- * happen inside a capture.
+ * happen inside a capture. Safe for several threads.
+ *
+ * @since 0.2.0
  */
-final class SlotTables implements AutoCloseable {
+public final class SlotTables implements AutoCloseable {
   private static final int KEPT = 8;
 
   private record Entry(@Nullable Object key, SlotTable table) {}
 
   private final CudaDevice device;
-  private final TritonKernels kernels;
+  private final ExpertKernels kernels;
   private final MoeConfig config;
   private final int slots;
   private final List<Entry> entries = new ArrayList<>();
   private volatile @Nullable Entry latest;
   private @Nullable CudaStream side;
 
-  SlotTables(CudaDevice device, TritonKernels kernels, MoeConfig config, int slots) {
+  /**
+   * Makes no table yet.
+   *
+   * @param device where to run
+   * @param kernels where they are
+   * @param config of the layer
+   * @param slots rows of each table, {@code LoraConfig.maxLoras}
+   */
+  public SlotTables(CudaDevice device, ExpertKernels kernels, MoeConfig config, int slots) {
     this.device = device;
     this.kernels = kernels;
     this.config = config;
@@ -46,7 +56,7 @@ final class SlotTables implements AutoCloseable {
    * @return valid while fewer than {@value #KEPT} other keys come
    * @throws IllegalStateException if a row would have to be written and the stream captures
    */
-  SlotTable of(MoeLoraContext context, DeviceStream stream) {
+  public SlotTable of(MoeLoraContext context, DeviceStream stream) {
     Entry last = latest;
     SlotTable table = last != null && fits(last, context) ? last.table() : find(context, stream);
     table.await(context, stream);

@@ -1,4 +1,4 @@
-package io.moe4j.backend.triton;
+package io.moe4j.cuda.ops;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
@@ -28,12 +28,18 @@ import org.jspecify.annotations.Nullable;
  * of their own. So a slot takes the memory of its adapter's own ranks. Filled under the lock of
  * {@link SlotTables}, on a side stream, behind the arrival of the factors and whatever read the
  * slot before; forwards wait for a row on the device, the host never.
+ *
+ * @since 0.2.0
  */
-final class SlotTable implements AutoCloseable {
-  static final int WIDTH = 24;
+public final class SlotTable implements AutoCloseable {
+  /** int64 words of a row. */
+  public static final int WIDTH = 24;
+
+  /** Ranks of a page, the unit in which the kernels go through a factor. */
+  public static final int PAGE = 16;
 
   /** Ranks the kernels can count: a row stride of B is kept in 8 bits, over 8. */
-  static final int MAX_RANK = 1016;
+  public static final int MAX_RANK = 1016;
 
   private static final int LIVE = 0;
   private static final int PAGES13 = 1;
@@ -47,18 +53,16 @@ final class SlotTable implements AutoCloseable {
   private static final int RANK = 19;
   private static final int VECTOR = 8;
   private static final int ALIGNMENT = 16;
-  private static final int PAGE = 16;
   private static final int MAX_ROW = 2040;
-  private static final int PACK_BLOCK = 1024;
 
   /** A factor as the kernels read it. */
   private record Placed(long address, long expertStride, long rowStride) {}
 
   private final CudaDevice device;
-  private final TritonKernels kernels;
+  private final PackKernel pack;
   private final DType type;
   private final boolean gated;
-  private final Widths widths;
+  private final PaddedSizes sizes;
   private final DeviceBuffer table;
   private final Tensor tableTensor;
   private final @Nullable LoraLayer[] layers;
@@ -72,14 +76,14 @@ final class SlotTable implements AutoCloseable {
    * @param side writes the rows; stays open longer
    */
   SlotTable(
-      CudaDevice device, TritonKernels kernels, MoeConfig config, int slots, CudaStream side) {
+      CudaDevice device, ExpertKernels kernels, MoeConfig config, int slots, CudaStream side) {
     this.device = device;
     this.side = side;
     this.pending = new AtomicReferenceArray<>(slots);
-    this.kernels = kernels;
     this.type = config.weightDtype();
+    this.pack = new PackKernel(kernels, type);
     this.gated = config.activation().isGated();
-    this.widths = Widths.of(config);
+    this.sizes = PaddedSizes.of(config);
     this.table = device.allocate(Math.multiplyExact((long) slots * WIDTH, Long.BYTES));
     this.tableTensor = table.tensor(DType.I64, slots, WIDTH);
     this.layers = new LoraLayer[slots];
@@ -92,11 +96,12 @@ final class SlotTable implements AutoCloseable {
   }
 
   /** {@return the table's device address} */
-  long address() {
+  public long address() {
     return table.memory().address();
   }
 
-  int slots() {
+  /** {@return its rows} */
+  public int slots() {
     return layers.length;
   }
 
@@ -105,11 +110,16 @@ final class SlotTable implements AutoCloseable {
    *
    * @param rank the largest, padded to a page; 0 = nothing to add anywhere
    * @param used slots with factors for this layer
+   * @since 0.2.0
    */
-  record Extent(int rank, int used) {}
+  public record Extent(int rank, int used) {}
 
-  /** Of the slots that a context uses; their rows are up to date. */
-  Extent extent(MoeLoraContext context) {
+  /**
+   * {@return what the slots that a context uses need at most; their rows are up to date}
+   *
+   * @param context the call's
+   */
+  public Extent extent(MoeLoraContext context) {
     int rank = 0;
     int used = 0;
     for (int s = 0; s < layers.length; s++) {
@@ -229,8 +239,8 @@ final class SlotTable implements AutoCloseable {
       gated ? layer.get(LoraTarget.UP) : null,
       layer.get(LoraTarget.DOWN)
     };
-    int hidden = widths.hidden();
-    int inter = widths.intermediate();
+    int hidden = sizes.hidden();
+    int inter = sizes.intermediate();
     IdentityHashMap<Tensor, Placed> known = new IdentityHashMap<>();
     Placed[] a = new Placed[targets.length];
     for (int i = 0; i < targets.length; i++) {
@@ -301,21 +311,7 @@ final class SlotTable implements AutoCloseable {
       long kept = one ? 1 : experts;
       DeviceBuffer buffer = device.allocate(kept * rows * columns * 2, side);
       own.add(buffer);
-      long n = kept * rows * columns;
-      kernels
-          .get("pack", "in", TritonKernels.type(t.dtype()), "type", TritonKernels.type(type))
-          .begin()
-          .pointer(t.deviceAddress())
-          .pointer(buffer.memory().address())
-          .i64(n)
-          .i32((int) t.size(1))
-          .i32((int) t.size(2))
-          .i32((int) rows)
-          .i32((int) columns)
-          .i64(t.stride(0))
-          .i64(t.stride(1))
-          .i64(t.stride(2))
-          .launch(side, Math.toIntExact(Math.ceilDiv(n, PACK_BLOCK)));
+      pack.run(t, kept, buffer.memory().address(), rows, columns, side);
       placed = new Placed(buffer.memory().address(), one ? 0 : rows * columns, columns);
     }
     known.put(t, placed);

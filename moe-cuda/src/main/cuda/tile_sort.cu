@@ -316,7 +316,7 @@ __device__ __forceinline__ void sort(const int* ids, const int* map, const int* 
 
 // ids [P] global experts, map [num_global] or null, mapping [P / topk] slots, table [NA - 1, SLOT_WIDTH]; total: all rows; arrived
 // [counters] is cleared. E at most THREADS; grid: one cluster of 1 to 8 blocks with at most THREADS * EACH pairs each. Dynamic shared
-// memory: SortLaunches.sharedBytes.
+// memory: TileSort.sharedBytes.
 #define SORT(LORA)                                                                                                                       \
   extern "C" __global__ void __launch_bounds__(THREADS) moe_sort_##LORA(                                                                 \
       const int* ids, const int* map, const int* mapping, const int64_t* table, int* pairs, int* pos_of, int* seg_of, int* tiles,        \

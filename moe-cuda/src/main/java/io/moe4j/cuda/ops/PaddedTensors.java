@@ -1,4 +1,4 @@
-package io.moe4j.backend.triton;
+package io.moe4j.cuda.ops;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.DeviceStream;
@@ -6,42 +6,57 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
-import io.moe4j.cuda.ops.ElementwiseKernels;
 
 /**
  * Between a caller's tensors and what the kernels read and write: rows of whole vectors, 16-byte
  * aligned, in the weights' dtype (F32 as well on the way out). Where the caller's are like that
- * they are used as they lie.
+ * they are used as they lie. Safe for several threads.
+ *
+ * @since 0.2.0
  */
-final class Borders {
+public final class PaddedTensors {
   private static final int ALIGNMENT = 16;
-  private static final int PACK_BLOCK = 1024;
 
   private final CudaDevice device;
-  private final TritonKernels kernels;
+  private final PackKernel pack;
   private final ElementwiseKernels casts;
   private final DType type;
   private final int width;
   private final int padded;
   private final boolean batched;
 
-  Borders(CudaDevice device, TritonKernels kernels, MoeConfig config, boolean batched) {
+  /**
+   * @param device where to run
+   * @param kernels where they are
+   * @param config of the layer, with weights of BF16 or F16
+   * @param batched whether rows of an output past an expert's count must come back as they were
+   */
+  public PaddedTensors(
+      CudaDevice device, ExpertKernels kernels, MoeConfig config, boolean batched) {
     this.device = device;
-    this.kernels = kernels;
+    this.pack = new PackKernel(kernels, config.weightDtype());
     this.casts = new ElementwiseKernels(device);
     this.type = config.weightDtype();
     this.width = config.expertHiddenSize();
-    this.padded = Widths.of(config).hidden();
+    this.padded = PaddedSizes.of(config).hidden();
     this.batched = batched;
   }
 
-  /** Whether hidden states need room of their own. */
-  boolean movesIn(Tensor hidden) {
+  /**
+   * {@return whether hidden states need room of their own}
+   *
+   * @param hidden the caller's
+   */
+  public boolean movesIn(Tensor hidden) {
     return hidden.dtype() != type || !direct(hidden);
   }
 
-  /** Bytes an element of the output takes in room of its own; 0 where it needs none. */
-  int bytesOut(Tensor output) {
+  /**
+   * {@return bytes that an element of the output takes in room of its own; 0 where it needs none}
+   *
+   * @param output the caller's
+   */
+  public int bytesOut(Tensor output) {
     return kernelType(output) == output.dtype() && direct(output)
         ? 0
         : Math.toIntExact(kernelType(output).byteSize(1));
@@ -65,9 +80,13 @@ final class Borders {
   /**
    * {@return the address that the kernels read hidden states from}
    *
+   * @param hidden the caller's
+   * @param rows of it
    * @param room offset in the workspace, for {@code rows} rows, where {@link #movesIn}
+   * @param workspace of the call
+   * @param stream where to run
    */
-  long in(Tensor hidden, long rows, long room, Workspace workspace, DeviceStream stream) {
+  public long in(Tensor hidden, long rows, long room, Workspace workspace, DeviceStream stream) {
     if (!movesIn(hidden)) {
       return hidden.deviceAddress();
     }
@@ -75,21 +94,7 @@ final class Borders {
     if (width == padded) {
       casts.cast(hidden.reshape(rows, width), to, stream);
     } else {
-      long n = rows * padded;
-      kernels
-          .get("pack", "in", TritonKernels.type(hidden.dtype()), "type", TritonKernels.type(type))
-          .begin()
-          .pointer(hidden.deviceAddress())
-          .pointer(to.deviceAddress())
-          .i64(n)
-          .i32(Math.toIntExact(rows))
-          .i32(width)
-          .i32(Math.toIntExact(rows))
-          .i32(padded)
-          .i64(0)
-          .i64(width)
-          .i64(1)
-          .launch(stream, Math.toIntExact(Math.ceilDiv(n, PACK_BLOCK)));
+      pack.run(hidden.reshape(1, rows, width), 1, to.deviceAddress(), rows, padded, stream);
     }
     return to.deviceAddress();
   }
@@ -97,10 +102,14 @@ final class Borders {
   /**
    * {@return where the kernels write}
    *
+   * @param output the caller's
+   * @param rows of it
    * @param room offset in the workspace, where {@link #bytesOut} is not 0
    * @param spare offset of room for {@code rows} padded rows of 16 bits
+   * @param workspace of the call
+   * @param stream where to run
    */
-  Tensor target(
+  public Tensor target(
       Tensor output, long rows, long room, long spare, Workspace workspace, DeviceStream stream) {
     if (bytesOut(output) == 0) {
       return output;
@@ -121,9 +130,14 @@ final class Borders {
   /**
    * Brings a result to its place.
    *
+   * @param target what {@link #target} gave
+   * @param output the caller's
+   * @param rows of it
    * @param spare as for {@link #target}
+   * @param workspace of the call
+   * @param stream where to run
    */
-  void out(
+  public void out(
       Tensor target,
       Tensor output,
       long rows,

@@ -1,4 +1,4 @@
-// What down.cu and sort.cu share: the columns of the slot table (table.py explains them) and the order between dependent launches.
+// What kernels with LoRA in them share: the columns of the slot table (table.py explains them) and the order between dependent launches.
 #pragma once
 #include <stdint.h>
 

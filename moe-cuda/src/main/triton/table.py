@@ -1,6 +1,6 @@
 """The device-side slot table and what every kernel needs to know about a pair, as Triton helpers.
 
-One row of SLOT_WIDTH int64 a LoRA slot; io.moe4j.backend.triton.SlotTable writes it. "First" is the gate projection, or the only
+One row of SLOT_WIDTH int64 a LoRA slot; io.moe4j.cuda.ops.SlotTable writes it. "First" is the gate projection, or the only
 one of an activation without gate; "second" is up; "down" is down. Addresses and strides count elements of two bytes from address 0
 (kernels get a null pointer "origin" to add them to: a pointer made from an integer has no known alignment, and unaligned loads are not
 pipelined). Ranks are padded to multiples of 8 (padding factors are zero), a missing projection has rank 0.

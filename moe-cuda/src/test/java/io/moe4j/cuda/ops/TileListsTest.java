@@ -1,13 +1,14 @@
-package io.moe4j.backend.triton;
+package io.moe4j.cuda.ops;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.moe4j.api.device.WorkspaceLayout;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.cuda.DeviceBuffer;
-import io.moe4j.tck.GpuTest;
+import io.moe4j.cuda.GpuTest;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -27,18 +28,19 @@ import org.junit.jupiter.params.provider.MethodSource;
  */
 @GpuTest
 @TestInstance(TestInstance.Lifecycle.PER_CLASS)
-class GpuSortTest {
-  private static final int HIDDEN = 1024;
-  private static final int INTERMEDIATE = 512;
-  private static final int RANK = 48;
+class TileListsTest {
+  private static final int PAGE = SlotTable.PAGE;
+  private static final int RANK = 3 * PAGE;
+  private static final ShrinkPlan NO_SHRINKS =
+      new ShrinkPlan(false, true, false, 16, Shrink.NONE, Shrink.NONE);
 
   private CudaDevice device;
-  private TritonKernels kernels;
+  private TileSort sort;
 
   @BeforeAll
   void open() {
     device = new CudaDeviceProvider().open(0);
-    kernels = new TritonKernels(device);
+    sort = new TileSort(new ExpertKernels(device));
   }
 
   @AfterAll
@@ -150,14 +152,13 @@ class GpuSortTest {
     try (Room room = new Room()) {
       Tensor there = room.ints(new int[ids.length]);
       Tensor slotsThere = room.ints(new int[ids.length]);
-      Forward f =
-          forward(room, experts * rows, 1, there, null, slotsThere, experts, experts, 3, true);
-      SortLaunches sort = new SortLaunches(kernels, new Widths(HIDDEN, INTERMEDIATE), experts);
+      PairBatch batch =
+          batch(room, experts * rows, 1, there, null, slotsThere, experts, experts, 3);
       Tensor countsThere = room.ints(counts);
-      sort.batchedIds(f, countsThere, room.ints(slots).deviceAddress(), rows);
+      sort.batchedIds(batch, countsThere, room.ints(slots).deviceAddress(), rows);
       assertThat(room.read(there)).isEqualTo(ids);
       assertThat(room.read(slotsThere)).isEqualTo(known);
-      sort.batchedIds(f, countsThere, 0, rows);
+      sort.batchedIds(batch, countsThere, 0, rows);
       assertThat(room.read(slotsThere)).as("untouched without adapters").isEqualTo(known);
     }
     int[] nobody = new int[ids.length];
@@ -177,8 +178,8 @@ class GpuSortTest {
     try (Room room = new Room()) {
       Tensor there = room.ints(ids);
       Tensor mapThere = map == null ? null : room.ints(map);
-      Forward f =
-          forward(
+      PairBatch batch =
+          batch(
               room,
               tokens,
               topK,
@@ -187,25 +188,37 @@ class GpuSortTest {
               slots == 0 ? null : room.ints(mapping),
               globalExperts,
               experts,
-              slots,
-              false);
-      new SortLaunches(kernels, new Widths(HIDDEN, INTERMEDIATE), experts).run(f);
-      int[] nums = room.read(f.address(f.at().nums), 2);
+              slots);
+      // As high as a backend would make them, and sometimes with split shrinks.
+      int rows = Math.max(1, ids.length / experts);
+      int tileRows = rows < 24 ? 16 : rows < 48 ? 32 : rows < 256 ? 64 : 128;
+      int shrinkRows = slots == 0 || rows / slots < 32 ? 16 : 64;
+      Shrink shrink = new Shrink(32, 64, false, RANK / PAGE, tokens % 2 == 0 ? 2 : 1);
+      ShrinkPlan shrinks = new ShrinkPlan(false, true, false, shrinkRows, shrink, shrink);
+      WorkspaceLayout layout = new WorkspaceLayout();
+      TileLists at = new TileLists(layout, ids.length, experts, slots, batch.rank());
+      long base = room.room(layout.byteSize());
+      sort.run(batch, at, base, tileRows, slots == 0 ? NO_SHRINKS : shrinks);
+      int[] nums = room.read(base + at.nums(), 2);
+      if (slots > 0) {
+        int[] arrived = room.read(base + at.arrived(), shrinks.counters(batch));
+        assertThat(arrived).doesNotContain(0xa5a5a5a5);
+      }
       return new Lists(
           topK,
           experts,
-          f.plan().tileRows(),
-          f.plan().shrinkRows(),
-          room.read(f.address(f.at().pairs), ids.length),
-          room.read(f.address(f.at().posOf), ids.length),
-          slots == 0 ? new int[0] : room.read(f.address(f.at().segOf), ids.length),
-          room.read(f.address(f.at().tiles), ForwardLayout.TILE_WORDS * nums[0]),
-          slots == 0 ? new int[0] : room.read(f.address(f.at().shrinkTiles), 4 * nums[1]),
+          tileRows,
+          shrinkRows,
+          room.read(base + at.pairs(), ids.length),
+          room.read(base + at.posOf(), ids.length),
+          slots == 0 ? new int[0] : room.read(base + at.segOf(), ids.length),
+          room.read(base + at.tiles(), TileLists.TILE_WORDS * nums[0]),
+          slots == 0 ? new int[0] : room.read(base + at.shrinkTiles(), 4 * nums[1]),
           slots);
     }
   }
 
-  private Forward forward(
+  private PairBatch batch(
       Room room,
       int tokens,
       int topK,
@@ -214,67 +227,26 @@ class GpuSortTest {
       @Nullable Tensor mapping,
       int globalExperts,
       int experts,
-      int slots,
-      boolean batched) {
-    int rank = slots == 0 ? 0 : RANK;
-    TilePlan plan =
-        TileTable.choose(
-            new TileTable.Problem(
-                TritonKernels.tuned(device.info(), DType.BF16),
-                TritonKernels.portableStages(device.info()),
-                true,
-                tokens,
-                topK,
-                experts,
-                HIDDEN,
-                INTERMEDIATE,
-                slots,
-                rank,
-                true,
-                false));
-    // The copy for the first GEMM is not looked at here, and takes most of the room.
-    TilePlan unpermuted =
-        new TilePlan(
-            plan.tuned(),
-            plan.naive(),
-            plan.w13(),
-            plan.w2(),
-            plan.tileRows(),
-            plan.tileColumns13(),
-            plan.tileColumns2(),
-            plan.sums(),
-            false,
-            plan.groupTiles(),
-            plan.shrinkRows(),
-            plan.shrink13(),
-            plan.shrink2());
-    ForwardLayout at =
-        new ForwardLayout(
-            tokens, topK, experts, HIDDEN, INTERMEDIATE, true, slots, rank, false, 0, batched, -1);
+      int slots) {
     long[] table = new long[Math.max(1, slots) * SlotTable.WIDTH];
     for (int s = 0; s < slots; s++) {
       table[s * SlotTable.WIDTH] = 1; // live
       table[s * SlotTable.WIDTH + 1] = pages13(s);
       table[s * SlotTable.WIDTH + 2] = pages2(s);
     }
-    return new Forward(
-        unpermuted,
-        at,
-        room.room(at.byteSize()),
+    return new PairBatch(
         device.defaultStream(),
-        0,
         ids.deviceAddress(),
         0,
         map == null ? 0 : map.deviceAddress(),
         mapping == null ? 0 : mapping.deviceAddress(),
-        ids,
-        batched,
+        room.longs(table),
         tokens,
         topK,
         globalExperts,
-        room.longs(table),
+        experts,
         slots,
-        rank);
+        slots == 0 ? 0 : RANK);
   }
 
   private static int pages13(int slot) {
@@ -317,7 +289,7 @@ class GpuSortTest {
       for (int e = 0; e < experts; e++) {
         for (int done = 0; done < counts[e]; tile++) {
           int take = Math.min(tileRows, counts[e] - done);
-          int at = ForwardLayout.TILE_WORDS * tile;
+          int at = TileLists.TILE_WORDS * tile;
           assertThat(Arrays.copyOfRange(tiles, at, at + 3))
               .as("expert, first and end row of tile %d", tile)
               .containsExactly(e, row, row + take);
@@ -331,7 +303,7 @@ class GpuSortTest {
         }
       }
       assertThat(row).isEqualTo(rows);
-      assertThat(tiles).hasSize(ForwardLayout.TILE_WORDS * tile);
+      assertThat(tiles).hasSize(TileLists.TILE_WORDS * tile);
       if (slots > 0) {
         checkAdapters(expertOf, mapping, rows);
       }
@@ -371,14 +343,14 @@ class GpuSortTest {
         end13 = pages13[r][1];
         end2 = pages2[r][1];
       }
-      for (int t = 0; t < tiles.length; t += ForwardLayout.TILE_WORDS) {
+      for (int t = 0; t < tiles.length; t += TileLists.TILE_WORDS) {
         int first = tiles[t + 1];
         int end = tiles[t + 2];
         while (first < end && pages13[first] == null) {
           first++;
         }
         String tile = "row with an adapter and pages of the tile at row " + tiles[t + 1];
-        int[] about = Arrays.copyOfRange(tiles, t + 4, t + ForwardLayout.TILE_WORDS);
+        int[] about = Arrays.copyOfRange(tiles, t + 4, t + TileLists.TILE_WORDS);
         if (first == end) {
           assertThat(tiles[t + 3]).as(tile).isGreaterThanOrEqualTo(end);
           assertThat(about).as(tile).containsExactly(0, 0, 0, 0);
