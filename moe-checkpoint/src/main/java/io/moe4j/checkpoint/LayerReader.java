@@ -126,8 +126,9 @@ final class LayerReader {
     requireAllUsed(leftOut);
     MoeConfig config = builder.build();
     MoeLayerWeights weights =
-        new MoeLayerWeights(
-            experts, router, shared.orElse(null), latent.orElse(null), inputNorm, outputBias);
+        new MoeLayerWeights(experts, router, shared.orElse(null), latent.orElse(null));
+    weights = inputNorm == null ? weights : weights.withInputNorm(inputNorm);
+    weights = outputBias == null ? weights : weights.withOutputBias(outputBias);
     weights.requireFits(config);
     long bytes =
         tensors.values().stream().mapToLong(t -> t.dtype().byteSize(t.elementCount())).sum();

@@ -428,7 +428,7 @@ public final class MoeCheckpoint implements AutoCloseable {
    * @return views, valid until this is closed
    */
   public MoeLayerWeights weights(int layer) {
-    return block(layer).weights();
+    return block(layer).weights().withLayerIndex(layer);
   }
 
   /**
@@ -455,8 +455,7 @@ public final class MoeCheckpoint implements AutoCloseable {
         local.put(expertMap.local(e), all.experts().expert(e));
       }
     }
-    return new MoeLayerWeights(
-        new ExpertWeights(List.copyOf(local.values())), all.router(), all.shared(), all.latent());
+    return all.withExperts(new ExpertWeights(List.copyOf(local.values())));
   }
 
   /** {@return what an adapter needs to know of this model} */

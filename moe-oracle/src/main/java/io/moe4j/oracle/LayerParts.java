@@ -15,6 +15,7 @@ import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
+import io.moe4j.api.spi.MonolithicInputs;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
@@ -213,10 +214,11 @@ final class LayerParts {
       case ModularExperts modular -> {
         ExpertRouting chosen = route(f, logits, v, stream);
         ExpertRouting routing = chosen;
-        if (config.zeroExperts() > 0) {
+        Tensor zeroWeights = v.zeroWeights();
+        if (v.expertIds() != null && zeroWeights != null) {
           routing = new ExpertRouting(v.expertIds(), chosen.topkWeights(), expertMap);
           block.splitZeroExperts(
-              chosen.topkIds(), chosen.topkWeights(), v.expertIds(), v.zeroWeights(), stream);
+              chosen.topkIds(), chosen.topkWeights(), v.expertIds(), zeroWeights, stream);
         }
         if (v.batch() != null) {
           runBatched(modular, in, routing, lora, sum, v, stream);
@@ -224,8 +226,8 @@ final class LayerParts {
           modular.apply(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
         }
         // Of several ranks the first adds what a token keeps of itself.
-        if (config.zeroExperts() > 0 && config.parallel().epRank() == 0) {
-          block.addZeroExperts(f.hidden(), v.zeroWeights(), sum, stream);
+        if (zeroWeights != null && config.parallel().epRank() == 0) {
+          block.addZeroExperts(f.hidden(), zeroWeights, sum, stream);
         }
       }
       case MonolithicExperts monolithic -> {
@@ -233,7 +235,10 @@ final class LayerParts {
           route(f, logits, v, stream); // only because the caller wants to see it
         }
         monolithic.apply(
-            in, Objects.requireNonNull(logits), correctionBias, sum, workspace, stream);
+            new MonolithicInputs(in, Objects.requireNonNull(logits), correctionBias, sum),
+            lora,
+            workspace,
+            stream);
       }
     }
     if (!Objects.equals(sum, output) || ScratchLayout.needsFinish(config)) {

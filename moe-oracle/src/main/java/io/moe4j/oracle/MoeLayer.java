@@ -9,7 +9,6 @@ import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
-import io.moe4j.api.weights.RouterWeights;
 import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -58,11 +57,7 @@ public final class MoeLayer implements AutoCloseable {
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
   private MoeLayer(
-      Selection selection,
-      Device device,
-      LayerParts parts,
-      @Nullable RouterWeights router,
-      ScratchPool pool) {
+      Selection selection, Device device, LayerParts parts, MoeLayerWeights weights, ScratchPool pool) {
     this.config = selection.config();
     this.selection = selection;
     this.device = device;
@@ -73,7 +68,8 @@ public final class MoeLayer implements AutoCloseable {
         new ForwardChecks(
             config,
             device.info().id(),
-            router,
+            weights.router(),
+            weights.layerIndex(),
             parts.isMonolithic() ? selection.chosenBackend().name() : "");
   }
 
@@ -338,7 +334,7 @@ public final class MoeLayer implements AutoCloseable {
                 + where.info().id());
       }
       LayerParts parts = LayerParts.prepare(config, weights, who.catalog(), chosen, where, owned);
-      return new MoeLayer(selection, where, parts, weights.router(), scratch);
+      return new MoeLayer(selection, where, parts, weights, scratch);
     }
 
     /** A given device is the only one that may be chosen for. */

@@ -3,6 +3,8 @@ package io.moe4j.oracle;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Workspace;
+import io.moe4j.api.device.WorkspaceLayout;
+import io.moe4j.api.device.WorkspaceLayout.Part;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.tensor.DType;
@@ -21,17 +23,17 @@ final class ScratchLayout {
   private final MoeConfig config;
   private final int capacity;
   private final long workspaceBytes;
-  private final long logitsAt;
-  private final long idsAt;
-  private final long weightsAt;
-  private final long latentAt;
-  private final long routedAt;
-  private final long batchInAt;
-  private final long batchOutAt;
-  private final long countsAt;
-  private final long mappingAt;
-  private final long expertIdsAt;
-  private final long zeroWeightsAt;
+  private final Part logits;
+  private final Part ids;
+  private final Part weights;
+  private final Part latent;
+  private final Part routed;
+  private final Part batchIn;
+  private final Part batchOut;
+  private final Part counts;
+  private final Part mapping;
+  private final Part expertIds;
+  private final Part zeroWeights;
   private final long bytes;
 
   ScratchLayout(MoeConfig config, BlockOps block, Experts experts, int capacity) {
@@ -41,34 +43,21 @@ final class ScratchLayout {
         Workspace.align(Math.max(block.workspaceBytes(capacity), experts.workspaceBytes(capacity)));
     long width = config.expertHiddenSize();
     long rows = batched() ? Math.multiplyExact((long) config.numLocalExperts(), capacity) : 0;
-    long at = workspaceBytes;
-    logitsAt = at;
-    at = after(at, DType.F32, (long) capacity * config.numChoices());
-    idsAt = at;
-    at = after(at, DType.I32, (long) capacity * config.topK());
-    weightsAt = at;
-    at = after(at, DType.F32, (long) capacity * config.topK());
-    latentAt = at;
-    at = after(at, DType.F32, hasOwnInput() ? capacity * width : 0);
-    routedAt = at;
-    at = after(at, DType.F32, needsRouted() ? capacity * width : 0);
-    batchInAt = at;
-    at = after(at, batchDtype(), Math.multiplyExact(rows, width));
-    batchOutAt = at;
-    at = after(at, DType.F32, Math.multiplyExact(rows, width));
-    countsAt = at;
-    at = after(at, DType.I32, batched() ? config.numLocalExperts() : 0);
-    mappingAt = at;
-    at = after(at, DType.I32, config.lora().isPresent() ? rows : 0);
-    expertIdsAt = at;
-    at = after(at, DType.I32, config.zeroExperts() > 0 ? (long) capacity * config.topK() : 0);
-    zeroWeightsAt = at;
-    at = after(at, DType.F32, config.zeroExperts() > 0 ? capacity : 0);
-    bytes = at;
-  }
-
-  private static long after(long at, DType dtype, long count) {
-    return Workspace.align(Math.addExact(at, dtype.byteSize(count)));
+    WorkspaceLayout layout = new WorkspaceLayout();
+    layout.reserve(workspaceBytes);
+    logits = layout.reserve(DType.F32, capacity, config.numChoices());
+    ids = layout.reserve(DType.I32, capacity, config.topK());
+    weights = layout.reserve(DType.F32, capacity, config.topK());
+    latent = layout.reserve(DType.F32, hasOwnInput() ? capacity : 0, width);
+    routed = layout.reserve(DType.F32, needsRouted() ? capacity : 0, width);
+    batchIn = layout.reserve(batchDtype(), rows, width);
+    batchOut = layout.reserve(DType.F32, rows, width);
+    counts = layout.reserve(DType.I32, batched() ? config.numLocalExperts() : 0);
+    mapping = layout.reserve(DType.I32, config.lora().isPresent() ? rows : 0);
+    int zeros = config.zeroExperts() > 0 ? capacity : 0;
+    expertIds = layout.reserve(DType.I32, zeros, config.topK());
+    zeroWeights = layout.reserve(DType.F32, zeros);
+    bytes = layout.byteSize();
   }
 
   private boolean batched() {
@@ -110,7 +99,7 @@ final class ScratchLayout {
    * @param logits F32 {@code [T, E]}
    * @param topkIds int32 {@code [T, K]}
    * @param topkWeights F32 {@code [T, K]}
-   * @param expertIds int32 {@code [T, K]}, the same ids without zero experts; unused where the layer
+   * @param expertIds int32 {@code [T, K]}, the same ids without zero experts; null where the layer
    *     has none
    * @param zeroWeights F32 {@code [T]}, likewise
    * @param latent F32 {@code [T, H or D]}, what the experts read instead of the block's input, or
@@ -123,8 +112,8 @@ final class ScratchLayout {
       Tensor logits,
       Tensor topkIds,
       Tensor topkWeights,
-      Tensor expertIds,
-      Tensor zeroWeights,
+      @Nullable Tensor expertIds,
+      @Nullable Tensor zeroWeights,
       @Nullable Tensor latent,
       @Nullable Tensor routed,
       @Nullable Batch batch) {}
@@ -147,22 +136,20 @@ final class ScratchLayout {
       long local = config.numLocalExperts();
       batch =
           new Batch(
-              all.tensor(batchInAt, batchDtype(), local, tokens, width),
-              all.tensor(batchOutAt, DType.F32, local, tokens, width),
-              all.tensor(countsAt, DType.I32, local),
-              config.lora().isPresent() ? all.tensor(mappingAt, DType.I32, local, tokens) : null);
+              batchIn.in(all, local, tokens, width),
+              batchOut.in(all, local, tokens, width),
+              counts.in(all),
+              config.lora().isPresent() ? mapping.in(all, local, tokens) : null);
     }
-    boolean zeros = config.zeroExperts() > 0;
-    Tensor ids = all.tensor(idsAt, DType.I32, tokens, config.topK());
     return new Views(
         new Workspace(head(memory, workspaceBytes)),
-        all.tensor(logitsAt, DType.F32, tokens, config.numChoices()),
-        ids,
-        all.tensor(weightsAt, DType.F32, tokens, config.topK()),
-        zeros ? all.tensor(expertIdsAt, DType.I32, tokens, config.topK()) : ids,
-        zeros ? all.tensor(zeroWeightsAt, DType.F32, tokens) : ids,
-        hasOwnInput() ? all.tensor(latentAt, DType.F32, tokens, width) : null,
-        needsRouted() ? all.tensor(routedAt, DType.F32, tokens, width) : null,
+        logits.in(all, tokens, config.numChoices()),
+        ids.in(all, tokens, config.topK()),
+        weights.in(all, tokens, config.topK()),
+        config.zeroExperts() > 0 ? expertIds.in(all, tokens, config.topK()) : null,
+        config.zeroExperts() > 0 ? zeroWeights.in(all, tokens) : null,
+        hasOwnInput() ? latent.in(all, tokens, width) : null,
+        needsRouted() ? routed.in(all, tokens, width) : null,
         batch);
   }
 

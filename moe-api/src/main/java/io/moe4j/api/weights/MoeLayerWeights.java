@@ -4,53 +4,146 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Arrays;
 import java.util.Objects;
+import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
 
 /**
- * All weights of one MoE block. Views only; see the package.
+ * All weights of one MoE block. Views only; see the package. Immutable.
  *
- * @param experts the routed experts on this rank
- * @param router the router; null if the caller always brings logits or topk ids
- * @param shared the shared expert, or null
- * @param latent the latent projections, or null
- * @param inputNorm {@code [H]}, what the experts' normalised input is multiplied by, or null where
- *     they read their input as it is
- * @param outputBias {@code [H]}, added to the block's output, or null
+ * @since 0.1.0
  */
-public record MoeLayerWeights(
-    ExpertWeights experts,
-    @Nullable RouterWeights router,
-    @Nullable SharedExpertWeights shared,
-    @Nullable LatentWeights latent,
-    @Nullable Tensor inputNorm,
-    @Nullable Tensor outputBias) {
+public final class MoeLayerWeights {
+  private final ExpertWeights experts;
+  private final @Nullable RouterWeights router;
+  private final @Nullable SharedExpertWeights shared;
+  private final @Nullable LatentWeights latent;
+  private final @Nullable Tensor inputNorm;
+  private final @Nullable Tensor outputBias;
+  private final OptionalInt layerIndex;
 
   /**
-   * A block without input norm and output bias.
+   * Weights of a layer of no known index.
    *
-   * @param experts the routed experts
-   * @param router the router or null
-   * @param shared the shared expert or null
-   * @param latent the latent projections or null
+   * @param experts the routed experts on this rank
+   * @param router the router; null if the caller always brings logits or topk ids
+   * @param shared the shared expert, or null
+   * @param latent the latent projections, or null
    */
   public MoeLayerWeights(
       ExpertWeights experts,
       @Nullable RouterWeights router,
       @Nullable SharedExpertWeights shared,
       @Nullable LatentWeights latent) {
-    this(experts, router, shared, latent, null, null);
+    this(experts, router, shared, latent, null, null, OptionalInt.empty());
+  }
+
+  private MoeLayerWeights(
+      ExpertWeights experts,
+      @Nullable RouterWeights router,
+      @Nullable SharedExpertWeights shared,
+      @Nullable LatentWeights latent,
+      @Nullable Tensor inputNorm,
+      @Nullable Tensor outputBias,
+      OptionalInt layerIndex) {
+    this.experts = Objects.requireNonNull(experts, "experts");
+    this.router = router;
+    this.shared = shared;
+    this.latent = latent;
+    this.inputNorm = inputNorm;
+    this.outputBias = outputBias;
+    this.layerIndex = layerIndex;
   }
 
   /**
-   * @param experts the routed experts
-   * @param router the router or null
-   * @param shared the shared expert or null
-   * @param latent the latent projections or null
-   * @param inputNorm {@code [H]} or null
-   * @param outputBias {@code [H]} or null
+   * The same weights as those of one layer of a model: a layer built from them refuses adapters of
+   * another one.
+   *
+   * @param index of the layer in its model, not negative
+   * @return new weights over the same memory
    */
-  public MoeLayerWeights {
-    Objects.requireNonNull(experts, "experts");
+  public MoeLayerWeights withLayerIndex(int index) {
+    if (index < 0) {
+      throw new IllegalArgumentException("layer index is " + index + ", must not be negative");
+    }
+    return new MoeLayerWeights(
+        experts, router, shared, latent, inputNorm, outputBias, OptionalInt.of(index));
+  }
+
+  /**
+   * The same weights with a norm on the experts' input ({@link MoeConfig#inputNorm()}).
+   *
+   * @param norm {@code [H]}, what the normalised input is multiplied by
+   * @return new weights over the same memory
+   * @since 0.2.0
+   */
+  public MoeLayerWeights withInputNorm(Tensor norm) {
+    return new MoeLayerWeights(experts, router, shared, latent, norm, outputBias, layerIndex);
+  }
+
+  /**
+   * The same weights with a bias on the block's output ({@link MoeConfig#outputBias()}).
+   *
+   * @param bias {@code [H]}
+   * @return new weights over the same memory
+   * @since 0.2.0
+   */
+  public MoeLayerWeights withOutputBias(Tensor bias) {
+    return new MoeLayerWeights(experts, router, shared, latent, inputNorm, bias, layerIndex);
+  }
+
+  /**
+   * The same weights with other experts, such as those of one rank.
+   *
+   * @param others the routed experts
+   * @return new weights over the same memory
+   * @since 0.2.0
+   */
+  public MoeLayerWeights withExperts(ExpertWeights others) {
+    return new MoeLayerWeights(others, router, shared, latent, inputNorm, outputBias, layerIndex);
+  }
+
+  /** {@return the routed experts on this rank} */
+  public ExpertWeights experts() {
+    return experts;
+  }
+
+  /** {@return the router; null if the caller always brings logits or topk ids} */
+  public @Nullable RouterWeights router() {
+    return router;
+  }
+
+  /** {@return the shared expert, or null} */
+  public @Nullable SharedExpertWeights shared() {
+    return shared;
+  }
+
+  /** {@return the latent projections, or null} */
+  public @Nullable LatentWeights latent() {
+    return latent;
+  }
+
+  /**
+   * {@return {@code [H]}, what the experts' normalised input is multiplied by, or null where they
+   * read their input as it is}
+   *
+   * @since 0.2.0
+   */
+  public @Nullable Tensor inputNorm() {
+    return inputNorm;
+  }
+
+  /**
+   * {@return {@code [H]}, added to the block's output, or null}
+   *
+   * @since 0.2.0
+   */
+  public @Nullable Tensor outputBias() {
+    return outputBias;
+  }
+
+  /** {@return the index of the layer in its model, where it is known} */
+  public OptionalInt layerIndex() {
+    return layerIndex;
   }
 
   /**
@@ -151,14 +244,6 @@ public record MoeLayerWeights(
     }
   }
 
-  private static void requirePresent(
-      String name, @Nullable Tensor t, boolean expected, String field) {
-    if (expected != (t != null)) {
-      throw new IllegalArgumentException(
-          name + " is " + t + ", but the config's " + field + " is " + (expected ? "set" : "not set"));
-    }
-  }
-
   private static void requireMlp(
       String who, ExpertWeights.Expert x, boolean gated, long i, long h) {
     if (x.up().out() != i || x.up().in() != h) {
@@ -189,6 +274,14 @@ public record MoeLayerWeights(
               + w.plain()
               + ", the config says weightDtype "
               + config.weightDtype());
+    }
+  }
+
+  private static void requirePresent(
+      String name, @Nullable Tensor t, boolean expected, String field) {
+    if (expected != (t != null)) {
+      throw new IllegalArgumentException(
+          name + " is " + t + ", but the config's " + field + " is " + (expected ? "set" : "not set"));
     }
   }
 
