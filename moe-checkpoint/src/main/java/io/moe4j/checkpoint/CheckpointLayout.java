@@ -310,7 +310,7 @@ public final class CheckpointLayout {
   }
 
   /**
-   * Reads a description from a JSON file: one layout, or several under {@code layouts}. README
+   * Reads a description from a JSON file: one layout, or several under {@code layouts}. FAMILIES.md
    * ("Describe a family") lists the keys; the known families are written in the same form.
    *
    * @param file the file

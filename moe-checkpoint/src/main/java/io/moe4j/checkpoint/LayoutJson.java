@@ -21,7 +21,7 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * A {@link CheckpointLayout} as JSON. The known families are written in this form
- * (layouts.json beside this class), and so are users' own; README describes the keys. Every key is
+ * (layouts.json beside this class), and so are users' own; FAMILIES.md describes the keys. Every key is
  * checked: one that is not known is an error.
  */
 final class LayoutJson {

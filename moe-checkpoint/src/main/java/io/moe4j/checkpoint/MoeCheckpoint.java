@@ -158,7 +158,7 @@ public final class MoeCheckpoint implements AutoCloseable {
             + LAYOUT_FILE
             + " beside config.json, in moe's --layout FILE, or with CheckpointLayout.builder and"
             + " CheckpointOptions.withLayout. A file to fill in, for a model like qwen3_moe with other"
-            + " names (README, \"Describe a family\"):\n"
+            + " names (FAMILIES.md, \"Describe a family\"):\n"
             + LayoutJson.template(type));
   }
 

@@ -5,6 +5,7 @@ import static java.util.Locale.ROOT;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.SharedExpertConfig.Combine;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterConfig;
 import io.moe4j.checkpoint.AdapterReport;
@@ -130,7 +131,11 @@ final class InspectCommand implements Callable<Integer> {
             .map(s ->
                 "shared expert: I="
                     + s.intermediateSize()
-                    + (s.sigmoidGate() ? ", sigmoid gate" : ""))
+                    + (s.sigmoidGate() ? ", sigmoid gate" : "")
+                    + (s.combine() == Combine.AVERAGE ? ", averaged with the routed experts" : "")
+                    + (s.activation().equals(c.activation())
+                        ? ""
+                        : ", " + CheckpointDescription.activationInWords(s.activation())))
             .orElse("no shared expert");
     return String.format(
         ROOT,
@@ -142,7 +147,10 @@ final class InspectCommand implements Callable<Integer> {
         c.intermediateSize(),
         c.latentSize() > 0 ? " latent D=" + c.latentSize() : "",
         c.weightDtype(),
-        c.expertBias() ? ", with bias" : "",
+        (c.expertBias() ? ", with bias" : "")
+            + (c.zeroExperts() > 0 ? ", " + c.zeroExperts() + " zero experts" : "")
+            + (c.inputNorm().isPresent() ? ", input normalised" : "")
+            + (c.outputBias() ? ", output bias" : ""),
         l.routing(),
         l.activation(),
         shared);
@@ -187,13 +195,17 @@ final class InspectCommand implements Callable<Integer> {
       n.put("latent_size", c.latentSize());
       n.put("dtype", c.weightDtype().name());
       n.put("expert_bias", c.expertBias());
+      n.put("zero_experts", c.zeroExperts());
+      n.put("input_norm", c.inputNorm().isPresent());
+      n.put("output_bias", c.outputBias());
       n.put("routing", l.routing());
       n.put("activation", l.activation());
       c.sharedExpert()
           .ifPresent(s ->
               n.putObject("shared_expert")
                   .put("intermediate_size", s.intermediateSize())
-                  .put("sigmoid_gate", s.sigmoidGate()));
+                  .put("sigmoid_gate", s.sigmoidGate())
+                  .put("combine", s.combine().name().toLowerCase(ROOT)));
       n.put("bytes", l.bytes());
     }
     ArrayNode notes = root.putArray("notes");

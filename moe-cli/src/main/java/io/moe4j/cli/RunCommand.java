@@ -80,6 +80,14 @@ final class RunCommand implements Callable<Integer> {
   private @Nullable String input;
 
   @Option(
+      names = "--token-ids",
+      paramLabel = "FILE:TENSOR",
+      description =
+          "The tokens' ids in the vocabulary, integers [T]: for models whose layers choose experts by"
+              + " them (deepseek_v4).")
+  private @Nullable String tokenIds;
+
+  @Option(
       names = "--assign",
       paramLabel = "FILE:TENSOR|NAMES",
       description =
@@ -108,10 +116,11 @@ final class RunCommand implements Callable<Integer> {
       if (layer != null
           || !adapters.isEmpty()
           || input != null
+          || tokenIds != null
           || assign != null
           || output != null) {
         throw CliException.usage(
-            "--layer, --adapter, --input, --assign and --output go with --model DIR; without --model"
+            "--layer, --adapter, --input, --token-ids, --assign and --output go with --model DIR; without --model"
                 + " the bundled sample is run.");
       }
       return new SampleRun(moe, oracleOptions, json).run();
@@ -154,7 +163,8 @@ final class RunCommand implements Callable<Integer> {
         if (runner.inputDtype() != hidden.dtype()) {
           moe.note(runner.rounding(hidden.dtype()));
         }
-        List<Done> done = runLayers(runner, checkpoint, layers, hidden, assignment, target);
+        List<Done> done =
+            runLayers(runner, checkpoint, layers, hidden, ids(tokens), assignment, target);
         report(checkpoint, source, files, assignment, done, target);
         return ExitCode.OK;
       }
@@ -169,6 +179,17 @@ final class RunCommand implements Callable<Integer> {
       return MoeCheckpoint.open(
           directory,
           layout.options().withProgress((what, at, total) -> progress.at(what, at, total)));
+    }
+  }
+
+  private @Nullable Tensor ids(int tokens) {
+    if (tokenIds == null) {
+      return null;
+    }
+    RunInput.Source source = RunInput.Source.parse("--token-ids", tokenIds);
+    RunInput.requireFile(source.file());
+    try (SafetensorsFile file = SafetensorsFile.open(source.file())) {
+      return RunInput.tokenIds(file, source, tokens);
     }
   }
 
@@ -197,6 +218,7 @@ final class RunCommand implements Callable<Integer> {
       MoeCheckpoint checkpoint,
       List<Integer> layers,
       Tensor hidden,
+      @Nullable Tensor ids,
       int[] assignment,
       Path target) {
     Map<String, SafetensorsWriter.Spec> specs = new LinkedHashMap<>();
@@ -213,7 +235,7 @@ final class RunCommand implements Callable<Integer> {
       for (int n : layers) {
         progress.doing("layer " + n);
         try (Arena arena = Arena.ofShared()) {
-          LayerRun.Result r = runner.run(n, hidden, assignment, arena, 0);
+          LayerRun.Result r = runner.run(n, hidden, ids, assignment, arena, 0);
           out.put(name(n, "output"), r.output());
           out.put(name(n, "topk_ids"), r.topkIds());
           out.put(name(n, "topk_weights"), r.topkWeights());

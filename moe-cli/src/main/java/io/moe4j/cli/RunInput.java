@@ -82,6 +82,32 @@ final class RunInput {
     return t;
   }
 
+  /** The tokens' ids, a copy as I32 {@code [T]}. */
+  static Tensor tokenIds(SafetensorsFile file, Source source, int tokens) {
+    Tensor t = tensor(file, source);
+    boolean integers = t.dtype() == DType.I32 || t.dtype() == DType.I64;
+    if (!integers || t.dims() != 1 || t.size(0) != tokens) {
+      throw CliException.badInput(
+          "--token-ids "
+              + source
+              + " is "
+              + t
+              + "; must be I32 or I64 ["
+              + tokens
+              + "], one id for each token of --input.");
+    }
+    int[] ids = new int[tokens];
+    for (int i = 0; i < tokens; i++) {
+      double id = t.get(i);
+      if (id < 0 || id > Integer.MAX_VALUE) {
+        throw CliException.badInput(
+            "--token-ids " + source + "[" + i + "] is " + (long) id + ", must not be negative.");
+      }
+      ids[i] = (int) id;
+    }
+    return Tensor.ofInts(ids, tokens);
+  }
+
   private static String some(List<String> names) {
     int shown = Math.min(names.size(), 12);
     return String.join(", ", names.subList(0, shown))

@@ -137,9 +137,9 @@ final class SampleRun {
         }
         try (Arena arena = Arena.ofShared()) {
           if (m.equals(Sample.MODELS.getFirst()) && checks.isEmpty()) {
-            runner.run(layer, hidden, assignment, arena, WARM_UP_SECONDS);
+            runner.run(layer, hidden, null, assignment, arena, WARM_UP_SECONDS);
           }
-          LayerRun.Result r = runner.run(layer, hidden, assignment, arena, WARM_SECONDS);
+          LayerRun.Result r = runner.run(layer, hidden, null, assignment, arena, WARM_SECONDS);
           checks.add(
               new Check(
                   layer,

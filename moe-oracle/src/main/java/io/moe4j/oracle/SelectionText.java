@@ -139,6 +139,7 @@ final class SelectionText {
         + " I="
         + c.intermediateSize()
         + (c.latentSize() > 0 ? " D=" + c.latentSize() : "")
+        + (c.zeroExperts() > 0 ? " zero=" + c.zeroExperts() : "")
         + ", "
         + c.quantSchemes().stream()
             .map(q -> q.isNone() ? c.weightDtype().toString() : q.toString())
