@@ -58,6 +58,7 @@ final class ConfigRules implements CheckpointLayout.Rules {
   private final boolean hasInputNorm;
   private final Map<String, ConfigValue> values;
   private final MoeLayers moeLayers;
+  private final List<String> layerLists;
   private final Map<String, List<String>> accepted;
 
   private ConfigRules(
@@ -65,6 +66,7 @@ final class ConfigRules implements CheckpointLayout.Rules {
       CheckpointLayout.Builder names,
       Map<String, ConfigValue> values,
       MoeLayers moeLayers,
+      List<String> layerLists,
       Map<String, List<String>> accepted) {
     this.gated = gated;
     this.hasRouterNorm = names.hasRouterNorm();
@@ -72,6 +74,7 @@ final class ConfigRules implements CheckpointLayout.Rules {
     this.hasInputNorm = names.hasInputNorm();
     this.values = values;
     this.moeLayers = moeLayers;
+    this.layerLists = layerLists;
     this.accepted = accepted;
   }
 
@@ -99,7 +102,7 @@ final class ConfigRules implements CheckpointLayout.Rules {
             .ifPresent(v -> values.put(name, v)));
     json.requireKeys(
         java.util.stream.Stream.concat(
-                VALUES.keySet().stream(), java.util.stream.Stream.of("moe_layers", "accepts"))
+                VALUES.keySet().stream(), java.util.stream.Stream.of("moe_layers", "layer_lists", "accepts"))
             .toArray(String[]::new));
     Map<String, List<String>> accepted = new LinkedHashMap<>();
     json.optional("accepts")
@@ -109,6 +112,7 @@ final class ConfigRules implements CheckpointLayout.Rules {
         names,
         values,
         json.optional("moe_layers").map(MoeLayers::parse).orElse(MoeLayers.ALL),
+        json.texts("layer_lists"),
         accepted);
   }
 
@@ -203,13 +207,14 @@ final class ConfigRules implements CheckpointLayout.Rules {
     if (value == null) {
       throw new IllegalStateException("num_layers has a default");
     }
-    // A list or a pattern with an entry a layer says how many there are.
-    Optional<Map.Entry<String, JsonNode>> list = config.first(value.keys());
-    if (list.isPresent() && list.get().getValue().isArray()) {
-      return list.get().getValue().size();
-    }
-    if (list.isPresent() && list.get().getValue().isTextual()) {
-      return list.get().getValue().textValue().length();
+    Optional<Map.Entry<String, JsonNode>> list = config.first(layerLists);
+    if (list.isPresent()) {
+      JsonNode entries = list.get().getValue();
+      int layers = entries.isTextual() ? entries.textValue().length() : entries.size();
+      if (layers < 1 || !(entries.isTextual() || entries.isArray())) {
+        throw config.bad(list.get().getKey(), entries, "a list or text with an entry a layer");
+      }
+      return layers;
     }
     return value.get("num_layers", config, 0).intValue(1);
   }
