@@ -175,6 +175,47 @@ class ArchitectureTest {
     }
   }
 
+  @Test
+  void cycleOfPackagesIsCaught() throws IOException {
+    JavaClasses classes =
+        compileAll(
+            "io.moe4j.one.First",
+            "public class First { io.moe4j.two.Second field; }",
+            "io.moe4j.two.Second",
+            "public class Second { io.moe4j.three.sub.Third field; }",
+            "io.moe4j.three.sub.Third",
+            "public class Third { io.moe4j.one.First field; }");
+    assertThatThrownBy(() -> Cycles.packages().check(classes))
+        .isInstanceOf(AssertionError.class)
+        .hasMessageContaining("one")
+        .hasMessageContaining("two")
+        .hasMessageContaining("three.sub");
+  }
+
+  @Test
+  void cycleOfClassesIsCaught() throws IOException {
+    JavaClasses classes =
+        compileAll(
+            "io.moe4j.one.First",
+            "public class First { static class Inner { Second field; } }",
+            "io.moe4j.one.Second",
+            "public class Second { First field; }");
+    assertThatThrownBy(() -> Cycles.classesOf("io.moe4j.one").check(classes))
+        .isInstanceOf(AssertionError.class)
+        .hasMessageContaining("io.moe4j.one.First$Inner")
+        .hasMessageContaining("io.moe4j.one.Second");
+  }
+
+  @Test
+  void frozenCyclesAreStillThere() throws IOException {
+    JavaClasses all = everything();
+    for (Cycles.Frozen f : Cycles.FROZEN) {
+      assertThat(all)
+          .as("%s no longer depends on %s: remove it from Cycles.FROZEN", f.from(), f.to())
+          .anyMatch(Cycles.dependsOn(f)::test);
+    }
+  }
+
   /** What users may depend on has its version there; benchmarks are not published. */
   @ParameterizedTest
   @MethodSource("modules")
@@ -200,6 +241,17 @@ class ArchitectureTest {
 
   /** Compiles pairs of class name and body; gives the first. */
   private JavaClasses compile(String... namesAndBodies) throws IOException {
+    return new ClassFileImporter()
+        .importPath(
+            compiled(namesAndBodies).resolve(namesAndBodies[0].replace('.', '/') + ".class"));
+  }
+
+  /** Compiles pairs of class name and body; gives all of them. */
+  private JavaClasses compileAll(String... namesAndBodies) throws IOException {
+    return new ClassFileImporter().importPath(compiled(namesAndBodies));
+  }
+
+  private Path compiled(String... namesAndBodies) throws IOException {
     Path sources = Files.createTempDirectory(temp, "src");
     Path classes = Files.createTempDirectory(temp, "classes");
     List<Path> files = new ArrayList<>();
@@ -227,7 +279,6 @@ class ArchitectureTest {
               .call();
       assertThat(ok).as("%s", messages).isTrue();
     }
-    return new ClassFileImporter()
-        .importPath(classes.resolve(namesAndBodies[0].replace('.', '/') + ".class"));
+    return classes;
   }
 }
