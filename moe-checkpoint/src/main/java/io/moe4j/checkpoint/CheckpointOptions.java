@@ -17,6 +17,8 @@ public record CheckpointOptions(Map<String, CheckpointLayout> layouts, LoadProgr
       new CheckpointOptions(Map.of(), LoadProgress.NONE);
 
   /**
+   * Checks and copies the components.
+   *
    * @param layouts copied
    * @param progress told about each file
    */

@@ -25,6 +25,8 @@ public record PluginOrigin(String location, Optional<String> version, Optional<S
   public static final String MODULE_PATH = "module path";
 
   /**
+   * Checks the components.
+   *
    * @param location path or {@value #CLASS_PATH}
    * @param version from manifest or module
    * @param plugin entry of the plugins directory

@@ -28,6 +28,8 @@ public record Selection(
     List<PluginFailure> failures) {
 
   /**
+   * Checks and copies the components.
+   *
    * @param config the layer
    * @param platform the machine
    * @param requested asked for by name

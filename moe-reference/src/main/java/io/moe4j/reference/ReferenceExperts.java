@@ -17,6 +17,8 @@ public final class ReferenceExperts implements LoraExperts {
   private final ExpertWeights weights;
 
   /**
+   * The reference experts of one layer.
+   *
    * @param config the layer
    * @param weights fits {@code config}, in host memory; stays valid until closed
    */

@@ -94,7 +94,11 @@ public abstract class BlockOpsConformanceTest {
 
   // ---- 6.1: routing
 
-  /** Scores, renormalisation, bias, scaling, groups. Ids exact and in order. */
+  /**
+   * Scores, renormalisation, bias, scaling, groups. Ids exact and in order.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#routes")
   public final void required_MOE_6_1_routing(Object c) {
@@ -206,7 +210,11 @@ public abstract class BlockOpsConformanceTest {
 
   // ---- 6.2: router, latent projections, shared expert
 
-  /** Logits in f32 from hidden states and weights of any dtype, with and without bias. */
+  /**
+   * Logits in f32 from hidden states and weights of any dtype, with and without bias.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
   public final void required_MOE_6_2_routerLogits(Object c) {
@@ -257,7 +265,11 @@ public abstract class BlockOpsConformanceTest {
     }
   }
 
-  /** Shared expert, gate, latent output, LoRA on all of them, each output dtype. */
+  /**
+   * Shared expert, gate, latent output, LoRA on all of them, each output dtype.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
   public final void required_MOE_6_2_finish(Object c) {
@@ -301,7 +313,11 @@ public abstract class BlockOpsConformanceTest {
     }
   }
 
-  /** The experts' sum and the block's output in one place. */
+  /**
+   * The experts' sum and the block's output in one place.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
   public final void required_MOE_6_2_outputMayBeRouted(Object c) {
@@ -335,7 +351,11 @@ public abstract class BlockOpsConformanceTest {
     }
   }
 
-  /** What latent experts read. */
+  /**
+   * What latent experts read.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
   public final void required_MOE_6_2_latentIn(Object c) {
@@ -449,7 +469,11 @@ public abstract class BlockOpsConformanceTest {
 
   // ---- 6.3: dispatch and combine
 
-  /** Rows, counts and adapters of dispatched tokens; their weighted sum. */
+  /**
+   * Rows, counts and adapters of dispatched tokens; their weighted sum.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_6_3_dispatchAndCombine(Object dtypes) {

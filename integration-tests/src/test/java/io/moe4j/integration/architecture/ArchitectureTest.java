@@ -207,13 +207,28 @@ class ArchitectureTest {
   }
 
   @Test
-  void frozenCyclesAreStillThere() throws IOException {
-    JavaClasses all = everything();
-    for (Cycles.Frozen f : Cycles.FROZEN) {
-      assertThat(all)
-          .as("%s no longer depends on %s: remove it from Cycles.FROZEN", f.from(), f.to())
-          .anyMatch(Cycles.dependsOn(f)::test);
+  void publicTypesOfTheApiSaySinceWhen() throws IOException {
+    try (Stream<Path> files = Files.walk(PROJECT.resolve("moe-api/src/main/java"))) {
+      List<Path> sources = files.filter(f -> f.toString().endsWith(".java")).toList();
+      assertThat(sources).hasSizeGreaterThan(40);
+      assertThat(Since.missing(sources)).isEmpty();
     }
+  }
+
+  @Test
+  void typeWithoutSinceIsFound() throws IOException {
+    Path with = temp.resolve("With.java");
+    Path without = temp.resolve("Without.java");
+    Path soon = temp.resolve("Soon.java");
+    Path hidden = temp.resolve("Hidden.java");
+    Files.writeString(with, "package p; /** A. @since x\n * @since 0.2.0 */ public class With {}");
+    Files.writeString(without, "package p; /** A. */ public record Without() {}");
+    Files.writeString(soon, "package p; /** A.\n * @since soon */ public interface Soon {}");
+    Files.writeString(hidden, "package p; class Hidden { public static class Nested {} }");
+    assertThat(Since.missing(List.of(with, without, soon, hidden)))
+        .satisfiesExactly(
+            m -> assertThat(m).startsWith("p.Without has no @since"),
+            m -> assertThat(m).startsWith("p.Soon has no @since"));
   }
 
   /** What users may depend on has its version there; benchmarks are not published. */

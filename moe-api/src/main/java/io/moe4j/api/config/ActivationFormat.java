@@ -1,6 +1,10 @@
 package io.moe4j.api.config;
 
-/** How tokens reach the experts. */
+/**
+ * How tokens reach the experts.
+ *
+ * @since 0.1.0
+ */
 public enum ActivationFormat {
   /** {@code [T, H]} with topk ids and weights {@code [T, K]}; the experts weight and sum. */
   STANDARD,

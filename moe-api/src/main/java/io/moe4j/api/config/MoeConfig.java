@@ -31,6 +31,7 @@ import java.util.Optional;
  * @param maxTokens the largest {@code T} of one forward: sizes workspaces
  * @param batchInvariant whether a token's result must not depend on the other tokens of its batch,
  *     bit for bit
+ * @since 0.1.0
  */
 public record MoeConfig(
     int hiddenSize,

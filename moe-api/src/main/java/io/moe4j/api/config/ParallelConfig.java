@@ -8,12 +8,15 @@ package io.moe4j.api.config;
  * @param epSize expert-parallel ranks that split {@code E}
  * @param epRank this one
  * @param dpSize data-parallel ranks
+ * @since 0.1.0
  */
 public record ParallelConfig(int tpSize, int tpRank, int epSize, int epRank, int dpSize) {
   /** One process. */
   public static final ParallelConfig SINGLE = new ParallelConfig(1, 0, 1, 0, 1);
 
   /**
+   * Checks the components.
+   *
    * @param tpSize at least 1
    * @param tpRank {@code 0..tpSize-1}
    * @param epSize at least 1

@@ -8,6 +8,7 @@ import java.util.Objects;
  * @param name lower-case id, {@code none} for plain floats
  * @param bits bits per weight, the dtype's own for {@code none}: 0
  * @param groupSize weights along the input dimension that share a scale; 0 = none, -1 = a whole row
+ * @since 0.1.0
  */
 public record QuantScheme(String name, int bits, int groupSize) {
   /** Plain floating-point weights. */
@@ -20,6 +21,8 @@ public record QuantScheme(String name, int bits, int groupSize) {
   public static final QuantScheme MXFP4 = new QuantScheme("mxfp4", 4, 32);
 
   /**
+   * Checks the components.
+   *
    * @param name lower-case id
    * @param bits not negative
    * @param groupSize at least -1

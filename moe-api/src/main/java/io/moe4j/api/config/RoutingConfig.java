@@ -31,6 +31,7 @@ import java.util.Objects;
  * @param groupScore how a group is scored
  * @param correctionBias whether a selection bias {@code [E]} comes with the router's weights
  * @param jitter SPARSE_MIXER's threshold; 0 elsewhere
+ * @since 0.1.0
  */
 public record RoutingConfig(
     Scoring scoring,
@@ -78,6 +79,8 @@ public record RoutingConfig(
   }
 
   /**
+   * Checks the components.
+   *
    * @param scoring the score function
    * @param renormalize divide chosen weights by their sum
    * @param epsilon not negative

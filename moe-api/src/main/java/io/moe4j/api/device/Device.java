@@ -12,6 +12,8 @@ import java.util.concurrent.atomic.AtomicBoolean;
 /**
  * An open device: memory and streams. Safe for several threads; close it after everything made from
  * it.
+ *
+ * @since 0.1.0
  */
 public interface Device extends AutoCloseable {
   /** Memory taken from a device; closing gives it back. */

@@ -10,12 +10,15 @@ import java.util.Objects;
  * Contents are undefined at entry.
  *
  * @param memory on the call's device, aligned to 64 bytes or more
+ * @since 0.1.0
  */
 public record Workspace(Memory memory) {
   /** Every part handed out by {@link #tensor} should begin at a multiple of this many bytes. */
   public static final int ALIGNMENT = 64;
 
   /**
+   * Checks the components.
+   *
    * @param memory on the call's device
    */
   public Workspace {

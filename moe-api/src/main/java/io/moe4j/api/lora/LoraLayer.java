@@ -11,12 +11,15 @@ import org.jspecify.annotations.Nullable;
  * of its own. Immutable; the memory belongs to whoever loaded the adapter.
  *
  * @param factors by target; a missing target has no delta
+ * @since 0.1.0
  */
 public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
   /** An adapter that leaves the layer alone. */
   public static final LoraLayer NONE = new LoraLayer(Map.of());
 
   /**
+   * Copies the components.
+   *
    * @param factors copied
    */
   public LoraLayer {

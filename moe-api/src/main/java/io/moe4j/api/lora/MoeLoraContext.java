@@ -9,6 +9,8 @@ import org.jspecify.annotations.Nullable;
  * explicitly: no hidden state, no patched methods. Valid until whoever made it releases it (for a
  * registry: until the batch is closed); slots do not change meanwhile. May be read by several
  * threads.
+ *
+ * @since 0.1.0
  */
 public interface MoeLoraContext {
   /** {@return the number of slots; slots are {@code 0..maxLoras-1}} */

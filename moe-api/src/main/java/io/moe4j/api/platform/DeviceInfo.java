@@ -15,6 +15,7 @@ import java.util.TreeMap;
  * @param properties anything else a backend may ask for ({@code cores}, {@code vector-bits}, {@code
  *     driver}, {@code arch}); keys are stable, values are for people unless a provider documents
  *     otherwise
+ * @since 0.1.0
  */
 public record DeviceInfo(
     DeviceId id,
@@ -24,6 +25,8 @@ public record DeviceInfo(
     Map<String, String> properties) {
 
   /**
+   * Checks and copies the components.
+   *
    * @param id which one
    * @param name the vendor's name
    * @param capability for CUDA

@@ -13,9 +13,12 @@ import org.jspecify.annotations.Nullable;
  * @param topkWeights F32 {@code [T, K]}
  * @param expertMap int32 {@code [E]} global to local, -1 = not on this rank; null = ids are local
  *     already
+ * @since 0.1.0
  */
 public record ExpertRouting(Tensor topkIds, Tensor topkWeights, @Nullable Tensor expertMap) {
   /**
+   * Checks the components.
+   *
    * @param topkIds int32 {@code [T, K]}
    * @param topkWeights F32 {@code [T, K]}
    * @param expertMap int32 {@code [E]} or null

@@ -13,6 +13,8 @@ import io.moe4j.api.weights.ExpertWeights;
  * {@link java.util.ServiceLoader}; the implementation has a public no-argument constructor that
  * does nothing costly and never fails for a missing device or driver. The rules are in the package
  * documentation.
+ *
+ * @since 0.1.0
  */
 public interface ExpertsBackend {
   /**

@@ -14,6 +14,8 @@ import org.jspecify.annotations.Nullable;
  * #prepare} reads by itself; the backend owns the file's format. A file that is missing, damaged,
  * or was made on another card or with other kernels never fails anything: the built-in table
  * serves, and one log line says why.
+ *
+ * @since 0.1.0
  */
 public interface TunableBackend extends ExpertsBackend {
   /**

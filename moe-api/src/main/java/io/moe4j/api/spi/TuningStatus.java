@@ -11,6 +11,7 @@ import java.util.Optional;
  * @param entries choices in it
  * @param applying those of them that were measured on this card with these kernels
  * @param explanation one clause for people, never empty
+ * @since 0.1.0
  */
 public record TuningStatus(
     Optional<Path> file, boolean usable, int entries, int applying, String explanation) {}

@@ -13,6 +13,8 @@ import java.util.Objects;
  *
  * <p>Every factory checks that all elements lie inside the memory, so that a kernel that trusts
  * shape and strides cannot read out of bounds.
+ *
+ * @since 0.1.0
  */
 public final class Tensor {
   private final DType dtype;

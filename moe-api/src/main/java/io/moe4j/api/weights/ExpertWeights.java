@@ -14,6 +14,7 @@ import org.jspecify.annotations.Nullable;
  * are closed.
  *
  * @param experts local expert {@code 0..E_local-1}
+ * @since 0.1.0
  */
 public record ExpertWeights(List<Expert> experts) {
 
@@ -123,6 +124,8 @@ public record ExpertWeights(List<Expert> experts) {
   public record Scales(@Nullable Tensor gate, Tensor up, Tensor down) {}
 
   /**
+   * Checks the components.
+   *
    * @param experts not empty, all of one shape
    */
   public ExpertWeights {

@@ -15,6 +15,7 @@ import org.jspecify.annotations.Nullable;
  * @param router the router; null if the caller always brings logits or topk ids
  * @param shared the shared expert, or null
  * @param latent the latent projections, or null
+ * @since 0.1.0
  */
 public record MoeLayerWeights(
     ExpertWeights experts,
@@ -23,6 +24,8 @@ public record MoeLayerWeights(
     @Nullable LatentWeights latent) {
 
   /**
+   * Checks the components.
+   *
    * @param experts the routed experts
    * @param router the router or null
    * @param shared the shared expert or null
