@@ -13,7 +13,7 @@
 #   ./test      runs the gpu tests: a JVM for each module, side by side, then what needs the card alone; its last line is
 #               "N passed, N failed, N skipped", logs are in test-logs/. Arguments go to JUnit's console instead, in one JVM
 #   ./moe       the command line, like ./moe bench --device cuda
-#   ./java      java with the right flags and class path
+#   ./java      java with the right flags and class path, as for ./java io.moe4j.benchmarks.cuda.HostCosts, LaunchCosts, LoraBenchmark
 #
 # MAVEN_ARGS: flags for Maven, -q if unset (with -o, the JUnit console must have been downloaded before).
 set -euo pipefail
@@ -45,7 +45,7 @@ done
 rm -rf "$out" "$out.tar.xz"
 mkdir -p "$out/lib" "$out/tests"
 out=$(cd "$out" && pwd)
-list=$(IFS=,; echo "${modules[*]}"),moe-cli
+list=$(IFS=,; echo "${modules[*]}"),moe-cli,benchmarks
 # shellcheck disable=SC2086 # a list of words
 JAVA_HOME=$jdk mvn ${MAVEN_ARGS:--q} -pl "$list" -am -DskipTests package dependency:copy-dependencies -DincludeScope=test \
   -DoutputDirectory="$out/lib"
@@ -55,7 +55,7 @@ JAVA_HOME=$jdk mvn ${MAVEN_ARGS:--q} -N dependency:copy -DoutputDirectory="$out/
   -Dartifact="org.junit.platform:junit-platform-console-standalone:$version"
 # The console brings the whole of JUnit; nothing here mocks.
 find "$out/lib" -name 'junit-*' ! -name 'junit-platform-console-standalone-*' -delete
-rm -f "$out"/lib/{apiguardian-api,opentest4j,mockito-core,objenesis,byte-buddy,byte-buddy-agent}-*.jar
+rm -f "$out"/lib/{jmh-core,jopt-simple,commons-math3,apiguardian-api,opentest4j,mockito-core,objenesis,byte-buddy,byte-buddy-agent}-*.jar
 for m in $(sed -n 's|.*<module>\(.*\)</module>.*|\1|p' pom.xml); do
   find "$m/target" -maxdepth 1 -name "$m-*.jar" ! -name '*-sources.jar' ! -name '*-javadoc.jar' ! -name '*-tests.jar' \
     -exec cp {} "$out/lib/" \; 2> /dev/null || true
