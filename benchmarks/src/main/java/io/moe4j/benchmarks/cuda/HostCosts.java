@@ -21,6 +21,7 @@ import io.moe4j.lora.AdapterRegistry;
 import io.moe4j.oracle.MoeForward;
 import io.moe4j.oracle.MoeLayer;
 import io.moe4j.oracle.MoeSession;
+import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -98,13 +99,8 @@ public final class HostCosts {
     List<ExpertWeights.Expert> experts = new ArrayList<>();
     for (int e = 0; e < EXPERTS; e++) {
       experts.add(
-          new ExpertWeights.Expert(
-              bf16(INTERMEDIATE, HIDDEN),
-              bf16(INTERMEDIATE, HIDDEN),
-              bf16(HIDDEN, INTERMEDIATE),
-              null,
-              null,
-              null));
+          ExpertWeights.Expert.plain(
+              bf16(INTERMEDIATE, HIDDEN), bf16(INTERMEDIATE, HIDDEN), bf16(HIDDEN, INTERMEDIATE)));
     }
     RouterWeights router = new RouterWeights(bf16(EXPERTS, HIDDEN), null, null);
     return new MoeLayerWeights(new ExpertWeights(experts), router, null, null);
@@ -132,6 +128,6 @@ public final class HostCosts {
     for (int i = 0; i < values.length; i++) {
       values[i] = Tensor.toBFloat16(RANDOM.nextFloat() * 0.04f - 0.02f);
     }
-    return Tensor.of(DType.BF16, java.lang.foreign.MemorySegment.ofArray(values), shape);
+    return Tensor.of(DType.BF16, MemorySegment.ofArray(values), shape);
   }
 }

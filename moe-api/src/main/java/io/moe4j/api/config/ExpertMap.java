@@ -19,6 +19,8 @@ public final class ExpertMap {
    */
   public record Rank(int epSize, int epRank) {
     /**
+     * Checks the components.
+     *
      * @param epSize at least 1
      * @param epRank {@code 0..epSize-1}
      */
