@@ -1,5 +1,6 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.spi.ModularExperts;
 import static io.moe4j.oracle.LayerFixture.H;
 import static io.moe4j.oracle.LayerFixture.expected;
 import static io.moe4j.oracle.LayerFixture.hidden;
@@ -272,7 +273,7 @@ class WeaknessesTest {
   }
 
   /** Experts behind somebody's wrapper, which also notes what is in slot 0. */
-  private record Wrapper(LoraExperts inner, List<LoraLayer> firstSlots) implements LoraExperts {
+  private record Wrapper(ModularExperts inner, List<LoraLayer> firstSlots) implements ModularExperts, LoraExperts {
     @Override
     public long workspaceBytes(int maxTokens) {
       return inner.workspaceBytes(maxTokens);
@@ -297,7 +298,7 @@ class WeaknessesTest {
   @Test
   @DisplayName("12: what experts can do is their type, also behind a wrapper")
   void row12() {
-    LoraExperts inner = (LoraExperts) FakeExperts.lora(device);
+    ModularExperts inner = (ModularExperts) FakeExperts.lora(device);
     FakeBackend wrapping =
         new FakeBackend("wrapping", DeviceType.CPU)
             .withLora()
