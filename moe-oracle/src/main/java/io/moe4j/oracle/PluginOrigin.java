@@ -10,7 +10,7 @@ import java.util.Objects;
 import java.util.Optional;
 
 /**
- * Where a provider came from, for people.
+ * Where a provider came from, as messages name it.
  *
  * @param location path of the jar or of the directory of classes; {@value #CLASS_PATH} where
  *     nothing more is known

@@ -89,7 +89,7 @@ public record Selection(
     return SelectionText.explain(this);
   }
 
-  /** {@return one sentence: who, out of whom, and who was refused why} */
+  /** {@return one sentence: the choice, the candidates, and why others were refused} */
   public String summary() {
     return SelectionText.summary(this);
   }

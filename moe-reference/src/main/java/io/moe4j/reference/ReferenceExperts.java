@@ -57,7 +57,7 @@ public final class ReferenceExperts implements ModularExperts, LoraExperts {
   }
 
   /**
-   * TensorRows come weighted where the weight belongs on the input; whoever dispatched sums them.
+   * Rows come weighted where the weight belongs on the input; the dispatcher sums them.
    */
   private void batched(ExpertsInputs inputs, Tensor counts, Optional<MoeLoraContext> lora) {
     for (int e = 0; e < weights.numExperts(); e++) {

@@ -4,7 +4,7 @@ import java.time.Duration;
 import java.util.Objects;
 
 /**
- * Which group to join, and as whom.
+ * The group to join, and this process's rank in it.
  *
  * @param group what all ranks of the group have in common, handed out by rank 0: NCCL's 128 bytes in
  *     hexadecimal, a host and port, or any name within one JVM

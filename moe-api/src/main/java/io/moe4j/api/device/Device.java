@@ -73,10 +73,10 @@ public interface Device extends AutoCloseable {
     /**
      * Makes a stream's later work wait until the work in front of the fence has finished. The host
      * does not wait. Does nothing to a stream whose work is being recorded: a recording cannot
-     * depend on what was enqueued outside, so whoever replays it waits before.
+     * depend on what was enqueued outside, so the caller waits before a replay.
      *
      * @param stream of the fence's device
-     * @return false if the work had finished, so that nobody need ask again
+     * @return false if the work had finished, so that there is no need to ask again
      */
     boolean holdBack(DeviceStream stream);
 

@@ -17,7 +17,7 @@ public interface DeviceProvider {
    * What was found.
    *
    * @param devices the preferred one first
-   * @param absent why there is none, for people; empty if there is one
+   * @param absent why there is none, a readable clause; empty if there is one
    */
   record Probe(List<DeviceInfo> devices, String absent) {
     /**

@@ -13,7 +13,7 @@ import java.util.TreeMap;
  * @param capability compute capability of a CUDA device, empty elsewhere
  * @param memoryBytes its memory, 0 when unknown
  * @param properties anything else a backend may ask for ({@code cores}, {@code vector-bits}, {@code
- *     driver}, {@code arch}); keys are stable, values are for people unless a provider documents
+ *     driver}, {@code arch}); keys are stable, values are free text unless a provider documents
  *     otherwise
  * @since 0.1.0
  */

@@ -7,7 +7,7 @@ import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Who goes where.
+ * Which expert each token goes to, and with what weight.
  *
  * @param topkIds int32 {@code [T, K]}, global expert ids, -1 = this pair does not exist
  * @param topkWeights F32 {@code [T, K]}

@@ -44,7 +44,7 @@ public sealed interface Support {
    * One reason.
    *
    * @param code what kind, stable, for programs
-   * @param message one clause with the offending value and the accepted ones, for people: "compute
+   * @param message a readable clause with the offending value and the accepted ones: "compute
    *     capability 7.5 is below 8.0"
    */
   record Reason(Code code, String message) {}

@@ -28,7 +28,7 @@ public interface TunableBackend extends ExpertsBackend {
    * What {@link #tuningFile} holds. Never throws: what is wrong with the file is in the answer.
    *
    * @param device the card to look for; null = there is none
-   * @return for people and for {@code moe doctor}
+   * @return the status, as {@code moe doctor} prints it
    */
   TuningStatus tuningStatus(@Nullable DeviceInfo device);
 

@@ -6,8 +6,8 @@ import java.util.Arrays;
 import java.util.Objects;
 
 /**
- * A typed, strided view of {@link Memory}. Immutable description, no ownership: closing or freeing
- * the memory is the business of whoever allocated it. Strides are in elements and not negative; 0
+ * A typed, strided view of {@link Memory}. Immutable description, no ownership: the allocator of the
+ * memory closes or frees it. Strides are in elements and not negative; 0
  * repeats one element along a dimension (factors shared across experts). Safe to share between
  * threads; the contents follow the memory's own rules.
  *

@@ -25,7 +25,7 @@ public record BenchReport(
    * Something about the machine.
    *
    * @param key for programs
-   * @param label for people
+   * @param label as tables show it
    * @param value for both
    */
   public record Fact(String key, String label, String value) {}
