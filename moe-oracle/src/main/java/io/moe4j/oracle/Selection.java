@@ -31,6 +31,8 @@ public record Selection(
     String exchange) {
 
   /**
+   * Checks and copies the components.
+   *
    * @param config the layer
    * @param platform the machine
    * @param requested asked for by name
@@ -97,7 +99,7 @@ public record Selection(
     return SelectionText.explain(this);
   }
 
-  /** {@return one sentence: who, out of whom, and who was refused why} */
+  /** {@return one sentence: the choice, the candidates, and why others were refused} */
   public String summary() {
     return SelectionText.summary(this);
   }
