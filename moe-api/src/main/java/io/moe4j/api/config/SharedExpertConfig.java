@@ -10,6 +10,7 @@ import java.util.Objects;
  * @param activation its activation
  * @param sigmoidGate whether its output is multiplied by {@code sigmoid(x . gate^T)} (qwen2_moe)
  * @param combine how its output {@code s} and the routed experts' sum {@code r} become one
+ * @since 0.1.0
  */
 public record SharedExpertConfig(
     int intermediateSize, Activation activation, boolean sigmoidGate, Combine combine) {

@@ -18,6 +18,7 @@ import org.jspecify.annotations.Nullable;
  * @param expertScale {@code [N]}, factor on the weight of a chosen expert, or null
  * @param tokenExperts I32 {@code [V, K]}: the experts of each token id, or null where the scores
  *     choose
+ * @since 0.1.0
  */
 public record RouterWeights(
     Tensor weight,
