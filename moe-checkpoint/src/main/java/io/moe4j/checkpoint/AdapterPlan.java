@@ -397,8 +397,7 @@ final class AdapterPlan {
   }
 
   /** Gate rows come first, whatever the order in the routed experts is. */
-  private List<Contribution> sharedGateUp(Pair pair, ModulePlace.DenseGateUp place)
-      throws Problem {
+  private List<Contribution> sharedGateUp(Pair pair, ModulePlace.DenseGateUp place) throws Problem {
     MoeConfig layerConfig = layerConfig(model, place.layer());
     long in = TargetSizes.in(LoraTarget.SHARED_UP, layerConfig);
     long half = TargetSizes.out(LoraTarget.SHARED_UP, layerConfig);

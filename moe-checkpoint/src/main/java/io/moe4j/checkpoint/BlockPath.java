@@ -37,8 +37,8 @@ public record BlockPath(String template, String part) {
   /**
    * A part that stands beside its block.
    *
-   * @param template like {@code layers.{L}.shared_mlp}; tensors below it count as the block's, under
-   *     {@code shared_mlp.}
+   * @param template like {@code layers.{L}.shared_mlp}; tensors below it count as the block's,
+   *     under {@code shared_mlp.}
    * @return the path
    */
   public static BlockPath beside(String template) {
@@ -46,6 +46,8 @@ public record BlockPath(String template, String part) {
   }
 
   /**
+   * Checks the components.
+   *
    * @param template must contain {@code {L}} once, between dots
    * @param part empty or the template's last name
    */

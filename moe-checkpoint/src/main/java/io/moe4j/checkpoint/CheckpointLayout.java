@@ -222,7 +222,8 @@ public final class CheckpointLayout {
   }
 
   /**
-   * {@return where in config.json the language model's part is, of a wrapper whose own type this is}
+   * {@return where in config.json the language model's part is, of a wrapper whose own type this
+   * is}
    */
   public List<String> configAt() {
     return configAt;

@@ -102,7 +102,8 @@ final class ConfigRules implements CheckpointLayout.Rules {
             .ifPresent(v -> values.put(name, v)));
     json.requireKeys(
         java.util.stream.Stream.concat(
-                VALUES.keySet().stream(), java.util.stream.Stream.of("moe_layers", "layer_lists", "accepts"))
+                VALUES.keySet().stream(),
+                java.util.stream.Stream.of("moe_layers", "layer_lists", "accepts"))
             .toArray(String[]::new));
     Map<String, List<String>> accepted = new LinkedHashMap<>();
     json.optional("accepts")
@@ -179,13 +180,10 @@ final class ConfigRules implements CheckpointLayout.Rules {
         Activation plain = Activation.SWIGLUOAI;
         float alpha =
             read.find("activation_alpha").map(ConfigValue.Found::floatValue).orElse(plain.alpha());
-        yield new Activation(
-            plain.kind(), alpha, plain.beta(), limit == 0 ? plain.limit() : limit);
+        yield new Activation(plain.kind(), alpha, plain.beta(), limit == 0 ? plain.limit() : limit);
       }
       case "swiglu_step" ->
-          limit == 0
-              ? Activation.SILU
-              : new Activation(Activation.Kind.SWIGLU_STEP, 1f, 0f, limit);
+          limit == 0 ? Activation.SILU : new Activation(Activation.Kind.SWIGLU_STEP, 1f, 0f, limit);
       default -> {
         Activation plain =
             ActivationNames.named(name.text(), gated)

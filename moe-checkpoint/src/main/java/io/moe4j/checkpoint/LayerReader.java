@@ -93,8 +93,7 @@ final class LayerReader {
     MoeConfig said = builder.build();
     if (layout.tokenExperts().stream().anyMatch(tensors::containsKey)) {
       // The files decide: a layer with a table has no bias that could change the choice.
-      builder.routing(
-          said.routing().toBuilder().byTokenId(true).correctionBias(false).build());
+      builder.routing(said.routing().toBuilder().byTokenId(true).correctionBias(false).build());
     }
     MoeConfig sizes = builder.build();
     ExpertWeights experts = readExperts(sizes);
@@ -162,8 +161,7 @@ final class LayerReader {
               || PerExpert.index(p.up(), name).isPresent()
               || PerExpert.index(p.down(), name).isPresent();
       case Stacked s -> name.equals(s.w13()) || name.equals(s.w2());
-      case StackedApart a ->
-          name.equals(a.gate()) || name.equals(a.up()) || name.equals(a.down());
+      case StackedApart a -> name.equals(a.gate()) || name.equals(a.up()) || name.equals(a.down());
       case Mxfp4Stacked m -> m.names(name);
     };
   }
@@ -377,8 +375,7 @@ final class LayerReader {
                     where
                         + " lacks the router's weight; looked for "
                         + String.join(", ", layout.routerWeights())));
-    Tensor correction =
-        sizes.routing().correctionBias() ? readCorrectionBias(e) : null;
+    Tensor correction = sizes.routing().correctionBias() ? readCorrectionBias(e) : null;
     if (sizes.routing().correctionBias() && correction == null) {
       throw new CheckpointException(
           where + " lacks " + String.join(" or ", layout.correctionBiases()));
@@ -405,7 +402,7 @@ final class LayerReader {
   private Tensor readRouterNorm(long h) {
     float[] norm = takeFloating(layout.routerNorm().orElse(""), h).toFloats();
     for (int i = 0; i < norm.length && layout.routerNormOverRoot(); i++) {
-      norm[i] = (float) (norm[i] / Math.sqrt(h));
+      norm[i] = (float) (norm[i] / Math.sqrt((double) h));
     }
     return Tensor.ofFloats(norm, h);
   }
@@ -474,13 +471,21 @@ final class LayerReader {
     Tensor any = tensors.get(upName);
     if (any == null || any.dims() != 2 || any.size(0) < (form.fused() ? 2 : 1)) {
       throw new CheckpointException(
-          where + ": " + upName + " is " + any + (form.fused() ? ", must be [2I, H]" : ", must be [I, H]"));
+          where
+              + ": "
+              + upName
+              + " is "
+              + any
+              + (form.fused() ? ", must be [2I, H]" : ", must be [I, H]"));
     }
     long i = form.fused() ? any.size(0) / 2 : any.size(0);
     String gateName = form.gate().orElse("");
     if (gated && !form.fused() && gateName.isEmpty()) {
       throw new CheckpointException(
-          where + ": the shared expert's activation has a gate, '" + upName + "' has none beside it");
+          where
+              + ": the shared expert's activation has a gate, '"
+              + upName
+              + "' has none beside it");
     }
     Tensor gate = null;
     Tensor gateBias = null;
@@ -569,17 +574,14 @@ final class LayerReader {
   }
 
   private static boolean isBeyond(PerExpert form, String name, int numExperts) {
-    return Stream.concat(
-            form.gate().stream(), Stream.of(form.up(), form.down()))
+    return Stream.concat(form.gate().stream(), Stream.of(form.up(), form.down()))
         .flatMap(template -> PerExpert.index(template, name).stream())
         .anyMatch(index -> index.length() <= 6 && Integer.parseInt(index) >= numExperts);
   }
 
   private void requireAllUsed(List<String> leftOut) {
     List<String> unknown =
-        tensors.keySet().stream()
-            .filter(n -> !used.contains(n) && !leftOut.contains(n))
-            .toList();
+        tensors.keySet().stream().filter(n -> !used.contains(n) && !leftOut.contains(n)).toList();
     if (!unknown.isEmpty()) {
       throw new CheckpointException(
           where

@@ -20,9 +20,9 @@ import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
 
 /**
- * A {@link CheckpointLayout} as JSON. The known families are written in this form
- * (layouts.json beside this class), and so are users' own; FAMILIES.md describes the keys. Every key is
- * checked: one that is not known is an error.
+ * A {@link CheckpointLayout} as JSON. The known families are written in this form (layouts.json
+ * beside this class), and so are users' own; FAMILIES.md describes the keys. Every key is checked:
+ * one that is not known is an error.
  */
 final class LayoutJson {
   private LayoutJson() {}
@@ -60,7 +60,8 @@ final class LayoutJson {
     }
 
     Part required(String key) {
-      return optional(key).orElseThrow(() -> new CheckpointException(where + " lacks '" + key + "'"));
+      return optional(key)
+          .orElseThrow(() -> new CheckpointException(where + " lacks '" + key + "'"));
     }
 
     String text() {
@@ -110,8 +111,7 @@ final class LayoutJson {
           .filter(e -> e.name().toLowerCase(Locale.ROOT).equals(text))
           .findFirst()
           .orElseThrow(() ->
-              required(key)
-                  .bad("one of " + Arrays.toString(constants).toLowerCase(Locale.ROOT)));
+              required(key).bad("one of " + Arrays.toString(constants).toLowerCase(Locale.ROOT)));
     }
 
     List<Part> elements() {
@@ -130,7 +130,8 @@ final class LayoutJson {
         throw bad("a JSON object");
       }
       node.properties()
-          .forEach(e -> consumer.accept(e.getKey(), new Part(where + "." + e.getKey(), e.getValue())));
+          .forEach(
+              e -> consumer.accept(e.getKey(), new Part(where + "." + e.getKey(), e.getValue())));
     }
   }
 
@@ -173,7 +174,8 @@ final class LayoutJson {
     }
     ObjectNode found = known.get(base.get().text());
     if (found == null) {
-      throw base.get().bad("a known model_type: " + String.join(", ", new TreeSet<>(known.keySet())));
+      throw base.get()
+          .bad("a known model_type: " + String.join(", ", new TreeSet<>(known.keySet())));
     }
     ObjectNode whole = found.deepCopy();
     merge(whole, own);
@@ -182,15 +184,16 @@ final class LayoutJson {
 
   /** A value's object stands for itself; the parts router and config are put together by key. */
   private static void merge(ObjectNode whole, ObjectNode own) {
-    own.properties().forEach(e -> {
-      if (List.of("router", "config").contains(e.getKey())
-          && whole.get(e.getKey()) instanceof ObjectNode there
-          && e.getValue() instanceof ObjectNode here) {
-        there.setAll(here);
-      } else {
-        whole.set(e.getKey(), e.getValue());
-      }
-    });
+    own.properties()
+        .forEach(e -> {
+          if (List.of("router", "config").contains(e.getKey())
+              && whole.get(e.getKey()) instanceof ObjectNode there
+              && e.getValue() instanceof ObjectNode here) {
+            there.setAll(here);
+          } else {
+            whole.set(e.getKey(), e.getValue());
+          }
+        });
   }
 
   private static CheckpointLayout layout(Part json) {
@@ -214,7 +217,8 @@ final class LayoutJson {
     templates(json, "blocks", t -> b.block(t));
     templates(json, "beside", t -> b.beside(t));
     json.texts("config_at").forEach(b::configAt);
-    List<Boolean> gates = json.required("experts").elements().stream().map(f -> form(f, b)).toList();
+    List<Boolean> gates =
+        json.required("experts").elements().stream().map(f -> form(f, b)).toList();
     boolean gated = gates.contains(true);
     if (gates.contains(!gated)) {
       throw json.required("experts").bad("forms that all have a gate, or that all have none");
@@ -281,8 +285,7 @@ final class LayoutJson {
             return gate.isPresent() ? b.perExpert(gate.get(), up, down) : b.perExpert(up, down);
           }
           if (gate.isPresent()) {
-            return b.form(
-                new ExpertForm.StackedApart(gate.get(), f.required("up").text(), down));
+            return b.form(new ExpertForm.StackedApart(gate.get(), f.required("up").text(), down));
           }
           String w13 = gateUp.orElseGet(() -> f.required("up").text());
           Optional<String> b13 = f.optional("gate_up_bias").map(Part::text);
@@ -358,8 +361,7 @@ final class LayoutJson {
       if (form instanceof ExpertForm.Stacked s && s.w13().startsWith("experts.")) {
         Orientation stored =
             s.orientation() == Orientation.BY_SHAPE ? Orientation.OUT_IN : s.orientation();
-        FusedParameter.Kind kind =
-            gated ? FusedParameter.Kind.GATE_UP : FusedParameter.Kind.UP;
+        FusedParameter.Kind kind = gated ? FusedParameter.Kind.GATE_UP : FusedParameter.Kind.UP;
         return List.of(
             new FusedParameter(s.w13().substring("experts.".length()), kind, stored, false),
             new FusedParameter(
@@ -377,24 +379,28 @@ final class LayoutJson {
    */
   static String template(String modelType) {
     return """
-        {
-          "model_type": "%s",
-          "extends": "qwen3_moe",
-          "blocks": ["layers.{L}.mlp"],
-          "experts": [
-            {"gate": "experts.{E}.gate_proj", "up": "experts.{E}.up_proj", "down": "experts.{E}.down_proj"}
-          ],
-          "router": {"weight": "gate.weight"},
-          "config": {
-            "intermediate_size": {"key": "moe_intermediate_size"},
-            "num_experts": {"key": "num_experts"},
-            "top_k": {"key": "num_experts_per_tok"},
-            "scoring": "softmax",
-            "renormalize": {"key": "norm_topk_prob", "default": true},
-            "moe_layers": {"first": 0}
-          }
-        }"""
-        .formatted(modelType.isEmpty() ? "as in config.json" : modelType.replace("\"", "'").replace("\\", "/"))
+    {
+      "model_type": "%s",
+      "extends": "qwen3_moe",
+      "blocks": ["layers.{L}.mlp"],
+      "experts": [
+        {"gate": "experts.{E}.gate_proj", "up": "experts.{E}.up_proj", "down": "experts.{E}.down_proj"}
+      ],
+      "router": {"weight": "gate.weight"},
+      "config": {
+        "intermediate_size": {"key": "moe_intermediate_size"},
+        "num_experts": {"key": "num_experts"},
+        "top_k": {"key": "num_experts_per_tok"},
+        "scoring": "softmax",
+        "renormalize": {"key": "norm_topk_prob", "default": true},
+        "moe_layers": {"first": 0}
+      }
+    }\
+    """
+        .formatted(
+            modelType.isEmpty()
+                ? "as in config.json"
+                : modelType.replace("\"", "'").replace("\\", "/"))
         .strip();
   }
 }

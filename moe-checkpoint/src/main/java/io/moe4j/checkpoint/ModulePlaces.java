@@ -276,8 +276,7 @@ final class ModulePlaces {
       return Optional.empty();
     }
     if (config.sharedExpert().isEmpty()) {
-      return Optional.of(
-          new ModulePlace.Unappliable("layer " + layer + " has no shared expert"));
+      return Optional.of(new ModulePlace.Unappliable("layer " + layer + " has no shared expert"));
     }
     if (target == LoraTarget.SHARED_GATE && !config.sharedExpert().get().activation().isGated()) {
       return Optional.of(

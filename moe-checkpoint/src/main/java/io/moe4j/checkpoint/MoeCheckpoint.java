@@ -36,6 +36,7 @@ import org.slf4j.LoggerFactory;
  */
 public final class MoeCheckpoint implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(MoeCheckpoint.class);
+
   /**
    * The name under which a layout is found beside config.json.
    *

@@ -80,10 +80,7 @@ record MoeLayers(
       return numbers(config, listed.get()).contains(layer);
     }
     int lastLayer = value(last, "last", config, -1);
-    return !config
-            .first(denseKeys)
-            .map(e -> numbers(config, e).contains(layer))
-            .orElse(false)
+    return !config.first(denseKeys).map(e -> numbers(config, e).contains(layer)).orElse(false)
         && layer >= value(first, "first", config, 0)
         && (lastLayer < 0 || layer <= lastLayer)
         && (layer + offset) % Math.max(1, value(every, "every", config, 1)) == 0;
@@ -97,7 +94,9 @@ record MoeLayers(
   private static List<String> names(ModelConfig config, Map.Entry<String, JsonNode> e) {
     if (e.getValue().isTextual()) {
       String pattern = e.getValue().textValue();
-      return IntStream.range(0, pattern.length()).mapToObj(i -> pattern.substring(i, i + 1)).toList();
+      return IntStream.range(0, pattern.length())
+          .mapToObj(i -> pattern.substring(i, i + 1))
+          .toList();
     }
     return config.optionalStrings(e.getKey()).orElseThrow();
   }

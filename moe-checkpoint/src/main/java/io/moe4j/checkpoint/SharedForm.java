@@ -10,8 +10,8 @@ import java.util.Optional;
  *
  * @param gate like {@code shared_experts.gate_proj}; empty where there is no gate or where it is
  *     fused with up
- * @param up like {@code shared_experts.up_proj}, or gate and up together ({@code [2I, H]}, gate rows
- *     first)
+ * @param up like {@code shared_experts.up_proj}, or gate and up together ({@code [2I, H]}, gate
+ *     rows first)
  * @param down like {@code shared_experts.down_proj}
  * @param fused whether {@code up} holds gate and up together
  */

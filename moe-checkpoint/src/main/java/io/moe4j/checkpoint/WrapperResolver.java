@@ -223,8 +223,7 @@ final class WrapperResolver {
    * How many experts a parameter's factors count. Modelling code may keep rows for zero experts
    * (longcat_flash does for gate and up, not for down); what is trained there is never used.
    */
-  private static int counted(
-      MoeConfig layer, FusedParameter parameter, Tensor a, int configRank) {
+  private static int counted(MoeConfig layer, FusedParameter parameter, Tensor a, int configRank) {
     boolean zeros =
         layer.zeroExperts() > 0
             && parameter.kind() == Kind.GATE_UP

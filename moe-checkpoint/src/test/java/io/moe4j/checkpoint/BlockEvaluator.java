@@ -231,7 +231,8 @@ final class BlockEvaluator {
           case SOFTMAX -> softmax(z);
           case SIGMOID -> Arrays.stream(z).map(BlockEvaluator::sigmoid).toArray();
           case SOFTMAX_TOPK -> z;
-          case SQRT_SOFTPLUS -> Arrays.stream(z).map(v -> Math.sqrt(Math.log1p(Math.exp(v)))).toArray();
+          case SQRT_SOFTPLUS ->
+              Arrays.stream(z).map(v -> Math.sqrt(Math.log1p(Math.exp(v)))).toArray();
           default -> throw new IllegalArgumentException("not evaluated here: " + r);
         };
     double[] choice = scores.clone();
@@ -256,8 +257,7 @@ final class BlockEvaluator {
     if (r.scoring() == RoutingConfig.Scoring.SOFTMAX_TOPK) {
       System.arraycopy(softmax(w), 0, w, 0, w.length);
     }
-    double sum =
-        r.renormalize() ? Math.max(Arrays.stream(w).sum() + r.epsilon(), r.sumFloor()) : 1;
+    double sum = r.renormalize() ? Math.max(Arrays.stream(w).sum() + r.epsilon(), r.sumFloor()) : 1;
     Tensor scale = weights.router().expertScale();
     for (int k = 0; k < w.length; k++) {
       w[k] = w[k] / sum * r.scalingFactor() * (scale == null ? 1 : scale.get(ids[k]));

@@ -83,7 +83,8 @@ class GoldenTest {
       double[][] rows = new double[tokens][];
       double[][] routed = new double[tokens][];
       for (int t = 0; t < tokens; t++) {
-        BlockEvaluator.Result r = block.forward(input.select(0, t).toDoubles(), tokenId(io, layer, t), lora);
+        BlockEvaluator.Result r =
+            block.forward(input.select(0, t).toDoubles(), tokenId(io, layer, t), lora);
         rows[t] = r.output();
         routed[t] = r.routed();
         // llama4's modelling code hands no ids to its experts.

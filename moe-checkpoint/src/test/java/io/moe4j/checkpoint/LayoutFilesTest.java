@@ -133,7 +133,8 @@ class LayoutFilesTest {
     Files.writeString(
         model.resolve(MoeCheckpoint.LAYOUT_FILE), message.substring(message.indexOf("{\n")));
     try (MoeCheckpoint c =
-        MoeCheckpoint.open(t.with("mlp_layer_types", List.of("dense", "sparse", "sparse")).writeModel(model))) {
+        MoeCheckpoint.open(
+            t.with("mlp_layer_types", List.of("dense", "sparse", "sparse")).writeModel(model))) {
       assertThat(c.layers()).containsExactly(1, 2);
     }
   }

@@ -13,9 +13,9 @@ import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.spi.Support.Reason;
-import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.MoeLayerWeights;
 import java.io.IOException;
 import java.nio.file.Path;
@@ -318,10 +318,10 @@ public final class BackendCatalog implements AutoCloseable {
       return List.of(); // preparing says so
     }
     try {
-      Support support =
-          PluginFault.guard(() -> found.get().provider().isSupportedConfig(config));
+      Support support = PluginFault.guard(() -> found.get().provider().isSupportedConfig(config));
       return support == null // strangers are not null-checked
-          ? List.of(new Reason(Code.LOAD_FAILURE, "BlockOpsProvider's isSupportedConfig returned null"))
+          ? List.of(
+              new Reason(Code.LOAD_FAILURE, "BlockOpsProvider's isSupportedConfig returned null"))
           : support.reasons();
     } catch (PluginFault e) {
       return List.of(

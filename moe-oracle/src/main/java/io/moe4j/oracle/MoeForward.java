@@ -166,7 +166,16 @@ public final class MoeForward {
    */
   public MoeForward withRouterLogits(Tensor logits) {
     return new MoeForward(
-        hidden, output, lora, logits, topkIds, topkWeights, topkIdsOut, topkWeightsOut, logitsOut, tokenIds);
+        hidden,
+        output,
+        lora,
+        logits,
+        topkIds,
+        topkWeights,
+        topkIdsOut,
+        topkWeightsOut,
+        logitsOut,
+        tokenIds);
   }
 
   /**
@@ -178,7 +187,16 @@ public final class MoeForward {
    */
   public MoeForward withTopk(Tensor ids, Tensor weights) {
     return new MoeForward(
-        hidden, output, lora, routerLogits, ids, weights, topkIdsOut, topkWeightsOut, logitsOut, tokenIds);
+        hidden,
+        output,
+        lora,
+        routerLogits,
+        ids,
+        weights,
+        topkIdsOut,
+        topkWeightsOut,
+        logitsOut,
+        tokenIds);
   }
 
   /**
@@ -190,7 +208,16 @@ public final class MoeForward {
    */
   public MoeForward topkInto(Tensor ids, Tensor weights) {
     return new MoeForward(
-        hidden, output, lora, routerLogits, topkIds, topkWeights, ids, weights, logitsOut, tokenIds);
+        hidden,
+        output,
+        lora,
+        routerLogits,
+        topkIds,
+        topkWeights,
+        ids,
+        weights,
+        logitsOut,
+        tokenIds);
   }
 
   /**

@@ -49,7 +49,10 @@ public final class ReferenceBlockOps implements BlockOps {
           "the layer's weights hold no router; bring logits or topk ids");
     }
     for (int t = 0; t < hidden.size(0); t++) {
-      TensorRows.write(ReferenceMoe.routerLogits(config.routing(), router, TensorRows.read(hidden, t)), logits, t);
+      TensorRows.write(
+          ReferenceMoe.routerLogits(config.routing(), router, TensorRows.read(hidden, t)),
+          logits,
+          t);
     }
   }
 
@@ -70,8 +73,7 @@ public final class ReferenceBlockOps implements BlockOps {
     route(logits, tokenIds, topkIds, topkWeights);
   }
 
-  private void route(
-      Tensor logits, @Nullable Tensor tokenIds, Tensor topkIds, Tensor topkWeights) {
+  private void route(Tensor logits, @Nullable Tensor tokenIds, Tensor topkIds, Tensor topkWeights) {
     double[] bias = correctionBias();
     RouterWeights router = weights.router();
     Tensor scale = router == null ? null : router.expertScale();
@@ -113,8 +115,7 @@ public final class ReferenceBlockOps implements BlockOps {
     RmsNorm norm = config.inputNorm().orElseThrow();
     Tensor factors = Objects.requireNonNull(weights.inputNorm(), "inputNorm");
     for (int t = 0; t < hidden.size(0); t++) {
-      TensorRows.write(
-          ReferenceMoe.normed(norm, factors, TensorRows.read(hidden, t)), normed, t);
+      TensorRows.write(ReferenceMoe.normed(norm, factors, TensorRows.read(hidden, t)), normed, t);
     }
   }
 

@@ -39,7 +39,8 @@ public final class ReferenceRouting {
    * @param logits {@code [E]}
    * @param correctionBias {@code [E]}, or null where the config has none
    * @param expertScale {@code [E]}, or null where the config has none
-   * @param chosen {@code [K]}, the experts of the token's id where the config routes by it, else null
+   * @param chosen {@code [K]}, the experts of the token's id where the config routes by it, else
+   *     null
    * @param ids {@code [K]}, overwritten with the experts in the order chosen
    * @param weights {@code [K]}, overwritten
    */

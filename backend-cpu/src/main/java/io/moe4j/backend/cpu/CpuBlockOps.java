@@ -161,15 +161,7 @@ final class CpuBlockOps implements BlockOps {
       type = DType.F32;
       routerNorm.run(kernels, hidden, x);
     }
-    router.run(
-        x,
-        type,
-        tokens,
-        null,
-        logits.segment(),
-        0,
-        ws,
-        scratchOffset(tokens));
+    router.run(x, type, tokens, null, logits.segment(), 0, ws, scratchOffset(tokens));
   }
 
   @Override

@@ -66,11 +66,7 @@ final class Router {
    * @param weightsOut F32 {@code [T, K]}
    */
   void route(
-      MemorySegment from,
-      long token,
-      int tokenId,
-      MemorySegment idsOut,
-      MemorySegment weightsOut) {
+      MemorySegment from, long token, int tokenId, MemorySegment idsOut, MemorySegment weightsOut) {
     for (int e = 0; e < experts; e++) {
       logits[e] = from.getAtIndex(F32, token * experts + e);
     }

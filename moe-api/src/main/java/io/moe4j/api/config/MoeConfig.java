@@ -312,8 +312,8 @@ public final class MoeConfig {
   }
 
   /**
-   * {@return how the hidden state that the experts read is normalised; router and shared expert read
-   * it as it is (gemma4). Empty = not at all}
+   * {@return how the hidden state that the experts read is normalised; router and shared expert
+   * read it as it is (gemma4). Empty = not at all}
    *
    * @since 0.2.0
    */

@@ -9,6 +9,8 @@ package io.moe4j.api.config;
  */
 public record RmsNorm(float epsilon) {
   /**
+   * Checks the component.
+   *
    * @param epsilon positive
    */
   public RmsNorm {

@@ -34,6 +34,8 @@ public record SharedExpertConfig(
   }
 
   /**
+   * Checks the components.
+   *
    * @param intermediateSize at least 1
    * @param activation its activation
    * @param sigmoidGate gated output

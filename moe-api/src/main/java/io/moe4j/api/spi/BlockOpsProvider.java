@@ -12,8 +12,8 @@ import io.moe4j.api.weights.MoeLayerWeights;
  * Prepares the parts of a MoE block around the routed experts on one type of device: router, topk,
  * latent projections, shared expert, local dispatch and combine. Found by {@link
  * java.util.ServiceLoader}; a {@link io.moe4j.api.device.DeviceProvider} for a new type of device
- * needs one of these beside it. Constructing it and asking its type must not throw and
- * must not touch a device. Safe for several threads.
+ * needs one of these beside it. Constructing it and asking its type must not throw and must not
+ * touch a device. Safe for several threads.
  *
  * @since 0.2.0
  */
@@ -27,10 +27,10 @@ public interface BlockOpsProvider {
    * themselves.
    *
    * @param config the layer
-   * @return yes, or every reason; by default a refusal of what not every provider can be expected to
-   *     know: a router that normalises its input, scales its experts, floors the sum of the weights
-   *     or chooses by token id; zero experts; an input norm, an output bias, an average with the
-   *     shared expert
+   * @return yes, or every reason; by default a refusal of what not every provider can be expected
+   *     to know: a router that normalises its input, scales its experts, floors the sum of the
+   *     weights or chooses by token id; zero experts; an input norm, an output bias, an average
+   *     with the shared expert
    */
   default Support isSupportedConfig(MoeConfig config) {
     Support.Checks checks = Support.checks();

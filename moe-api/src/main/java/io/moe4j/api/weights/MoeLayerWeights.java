@@ -185,12 +185,19 @@ public final class MoeLayerWeights {
       requirePresent(
           "router norm", router.norm(), config.routing().inputNorm().isPresent(), "inputNorm");
       requirePresent(
-          "router expertScale", router.expertScale(), config.routing().expertScale(), "expertScale");
+          "router expertScale",
+          router.expertScale(),
+          config.routing().expertScale(),
+          "expertScale");
       requirePresent(
           "router tokenExperts", router.tokenExperts(), config.routing().byTokenId(), "byTokenId");
       if (router.tokenExperts() != null && router.tokenExperts().size(1) != config.topK()) {
         throw new IllegalArgumentException(
-            "router tokenExperts is " + router.tokenExperts() + ", must be [V, " + config.topK() + "]");
+            "router tokenExperts is "
+                + router.tokenExperts()
+                + ", must be [V, "
+                + config.topK()
+                + "]");
       }
       if (config.routing().correctionBias() != (router.correctionBias() != null)) {
         throw new IllegalArgumentException(
@@ -281,7 +288,13 @@ public final class MoeLayerWeights {
       String name, @Nullable Tensor t, boolean expected, String field) {
     if (expected != (t != null)) {
       throw new IllegalArgumentException(
-          name + " is " + t + ", but the config's " + field + " is " + (expected ? "set" : "not set"));
+          name
+              + " is "
+              + t
+              + ", but the config's "
+              + field
+              + " is "
+              + (expected ? "set" : "not set"));
     }
   }
 
