@@ -40,7 +40,7 @@ class GoldenTest {
                 tests.add(DynamicTest.dynamicTest(m.getFileName().toString(), () -> check(m))));
       }
     }
-    assertThat(tests).hasSizeGreaterThanOrEqualTo(26);
+    assertThat(tests).hasSizeGreaterThanOrEqualTo(71);
     return tests.stream();
   }
 

@@ -8,6 +8,7 @@ import io.moe4j.api.CheckpointException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -117,6 +118,33 @@ class LayoutFilesTest {
         CheckpointOptions.DEFAULT.withLayout(CheckpointLayout.load(other).getFirst());
     try (MoeCheckpoint c = MoeCheckpoint.open(model, options)) {
       assertThat(c.config(0).routing().epsilon()).isEqualTo(0.5f);
+    }
+  }
+
+  @Test
+  void aTableThatSendsTokensNowhereIsRefused() throws IOException {
+    for (long wrong : new long[] {-1, 4, Long.MAX_VALUE}) {
+      TinyCheckpoint t = house();
+      for (int layer : List.of(0, 2)) {
+        String name = "model.stack." + layer + ".moe.table";
+        t.tensors.remove("model.stack." + layer + ".moe.shift");
+        t.put(name, DType.I64, 3, 2);
+        Tensor table = t.tensors.get(name);
+        for (int i = 0; i < 6; i++) {
+          table.set(i % 4, i / 2, i % 2);
+        }
+        table.set(layer == 2 ? wrong : 3, 1, 1);
+      }
+      Path model = t.writeModel(dir.resolve("model" + wrong));
+      Files.writeString(
+          model.resolve(MoeCheckpoint.LAYOUT_FILE),
+          HOUSE.replace(
+              "\"correction_bias\": \"shift\", \"correction_bias_row\": 1",
+              "\"token_experts\": \"table\", \"correction_bias\": \"shift\""));
+      assertThatThrownBy(() -> MoeCheckpoint.open(model))
+          .isInstanceOf(CheckpointException.class)
+          .hasMessageContaining("layer 2")
+          .hasMessageContaining("sends token 1 to expert");
     }
   }
 

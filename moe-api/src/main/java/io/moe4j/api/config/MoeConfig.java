@@ -123,7 +123,7 @@ public final class MoeConfig {
               + numExperts / routing.numGroups()
               + " expert have no two best scores to sum");
     }
-    if ((long) routing.topkGroups() * (numExperts / routing.numGroups()) < topK) {
+    if ((long) routing.topkGroups() * (numChoices() / routing.numGroups()) < topK) {
       throw new IllegalArgumentException(
           "topK "
               + topK
