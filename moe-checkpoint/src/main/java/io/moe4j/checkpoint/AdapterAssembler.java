@@ -20,6 +20,9 @@ import java.util.function.Function;
 
 /** Packs contributions from a file into the factors of a {@link LoraAdapter}. */
 final class AdapterAssembler {
+  /** Adapters that take no more may have grown as they like. */
+  private static final double UNQUESTIONED_BYTES = 1L << 30;
+
   /** All experts at once. */
   static final int ALL = -1;
 
@@ -70,12 +73,9 @@ final class AdapterAssembler {
    *
    * @param configs the model's layers
    * @param arena gets the memory
-   * @param maxBytes refuse to allocate more
    * @param progress told about each layer
    */
-  LoraAdapter assemble(
-      Map<Integer, MoeConfig> configs, Arena arena, long maxBytes, LoadProgress progress) {
-    requireBytes(configs, maxBytes);
+  LoraAdapter assemble(Map<Integer, MoeConfig> configs, Arena arena, LoadProgress progress) {
     Map<Integer, LoraLayer> layers = new TreeMap<>();
     for (Map.Entry<Integer, Map<LoraTarget, List<Contribution>>> e : byPlace.entrySet()) {
       MoeConfig config = configs.get(e.getKey());
@@ -86,10 +86,10 @@ final class AdapterAssembler {
       Map<LoraTarget, LoraFactors> factors = new EnumMap<>(LoraTarget.class);
       e.getValue()
           .forEach((target, list) -> {
-            long before = packedA.size();
+            boolean sharedA =
+                list.getFirst().expert() == ALL && packedA.containsKey(list.getFirst().a());
             LoraFactors packed = pack(target, list, config.numExperts(), packedA, arena);
             factors.put(target, packed);
-            boolean sharedA = list.size() == 1 && packedA.size() == before;
             targets.add(entry(list, packed, sharedA));
           });
       layers.put(e.getKey(), new LoraLayer(factors));
@@ -98,7 +98,15 @@ final class AdapterAssembler {
     return new LoraAdapter(name, layers);
   }
 
-  private void requireBytes(Map<Integer, MoeConfig> configs, long maxBytes) {
+  /**
+   * Checks what the factors will take, before anything is read or taken.
+   *
+   * @param configs the model's layers
+   * @param policy the limits
+   * @param fileBytes what the adapter takes as a file
+   */
+  void requireBytes(Map<Integer, MoeConfig> configs, AdapterPolicy policy, long fileBytes) {
+    long maxBytes = policy.maxBytes();
     double bytes = 0;
     for (Map.Entry<Integer, Map<LoraTarget, List<Contribution>>> e : byPlace.entrySet()) {
       MoeConfig config = configs.get(e.getKey());
@@ -113,6 +121,14 @@ final class AdapterAssembler {
       throw new AdapterException(
           "adapter '%s' would take up to %.0f bytes in memory; the policy's maxBytes is %d"
               .formatted(name, bytes, maxBytes));
+    }
+    double growth = bytes / Math.max(1, fileBytes);
+    if (bytes > UNQUESTIONED_BYTES && growth > policy.maxGrowth()) {
+      throw new AdapterException(
+          ("adapter '%s' has %d bytes and would take up to %.0f in memory, %.0f times as much (it has"
+                  + " factors for few of the experts, and memory is taken for all); the policy's"
+                  + " maxGrowth is %d")
+              .formatted(name, fileBytes, bytes, growth, policy.maxGrowth()));
     }
   }
 

@@ -2,6 +2,7 @@ package io.moe4j.checkpoint;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.junit.jupiter.api.Assertions.assertTimeoutPreemptively;
 
 import io.moe4j.api.AdapterException;
 import io.moe4j.api.CheckpointException;
@@ -10,6 +11,7 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.checkpoint.AdapterReport.Disposition;
 import java.nio.file.Files;
+import java.time.Duration;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.Collectors;
@@ -17,6 +19,7 @@ import org.jspecify.annotations.NullUnmarked;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** What is refused, skipped or bounded, and what the report says of it. */
 @NullUnmarked // a missing value fails the test where it is used
@@ -135,16 +138,49 @@ class AdapterPolicyTest extends AdapterTestBase {
         .hasMessageContaining("6 of its 8");
   }
 
-  @Test
-  void patternsThatNeverEndAreStopped() {
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "(([a-z0-9_.]+)+)+!",
+        "(.*.*.*.*.*.*.*.*.*)[!]",
+        "(([a-z]|[a-z0-9_.])+)+[!]",
+        "(?:a?){50}a{50}",
+        "((?:|)*)*x",
+        "(?:^*)*$x"
+      })
+  void patternsThatBacktrackElsewhereEnd(String pattern) {
     TinyCheckpoint t =
         adapter(2, 2)
-            .with("rank_pattern", Map.of("(([a-z0-9_.]+)+)+!", 4))
+            .with("alpha_pattern", Map.of(pattern, 4))
             .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
-    assertThatThrownBy(() -> load(t, qwen3()))
-        .isInstanceOf(AdapterException.class)
-        .hasMessageContaining("rank_pattern")
-        .hasMessageContaining("too long");
+    Duration seconds = Duration.ofSeconds(20);
+    LoraAdapter loaded = assertTimeoutPreemptively(seconds, () -> load(t, qwen3()));
+    // It matches nothing: lora_alpha counts.
+    assertThat(loaded.layer(1).get(LoraTarget.UP).b().get(0, 7, 1))
+        .isEqualTo(b(t, EXPERTS + ".0.up_proj").get(7, 1));
+  }
+
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "(?:(?:){100000}){100000}",
+        "(?:){2147483647}",
+        "((((a{30}){30}){30}){30}){30}",
+        "(?:|){1000}(?:|){1000}(?:|){1000}(?!)",
+        "(?:|){30}(?!)",
+        "(?=(a+)+b)c"
+      })
+  void patternsThatCouldNotEndAreRefused(String pattern) {
+    TinyCheckpoint t =
+        adapter(2, 2)
+            .with("rank_pattern", Map.of(pattern, 4))
+            .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    assertTimeoutPreemptively(
+        Duration.ofSeconds(20),
+        () ->
+            assertThatThrownBy(() -> load(t, qwen3()))
+                .isInstanceOf(AdapterException.class)
+                .hasMessageContaining("rank_pattern"));
   }
 
   @Test

@@ -128,8 +128,8 @@ final class HostileCases {
         8);
     for (String dtype :
         List.of(
-            "\"F31\"",
             "\"f32\"",
+            "\"F 32\"",
             "\"\"",
             "1",
             "null",

@@ -86,7 +86,7 @@ public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
     return switch (target) {
       case GATE, UP -> c.expertHiddenSize();
       case DOWN -> c.intermediateSize();
-      case SHARED_GATE, SHARED_UP, SHARED_EXPERT_GATE, LATENT_IN -> c.hiddenSize();
+      case SHARED_GATE, SHARED_UP, SHARED_EXPERT_GATE, LATENT_IN, ROUTER -> c.hiddenSize();
       case SHARED_DOWN -> sharedIntermediate(target, c);
       case LATENT_OUT -> c.latentSize();
     };
@@ -107,6 +107,7 @@ public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
       case SHARED_DOWN, LATENT_OUT -> c.hiddenSize();
       case SHARED_EXPERT_GATE -> 1;
       case LATENT_IN -> c.latentSize();
+      case ROUTER -> c.numExperts();
     };
   }
 
