@@ -2,9 +2,9 @@ package io.moe4j.cli.bench;
 
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraLayer;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.TunableBackend;
 import io.moe4j.api.spi.Tuner;
