@@ -7,6 +7,7 @@ import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Objects;
+import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
 
 /** A batch as one layer sees it. Shows only the slots that the batch leases. */
@@ -19,6 +20,11 @@ final class BatchContext implements MoeLoraContext {
     this.batch = batch;
     this.ordinal = ordinal;
     this.otherMapping = otherMapping;
+  }
+
+  @Override
+  public OptionalInt layerIndex() {
+    return OptionalInt.of(batch.layerIndex(ordinal));
   }
 
   @Override

@@ -9,6 +9,7 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.Arena;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.EnumMap;
@@ -46,12 +47,19 @@ final class AdapterAssembler {
   }
 
   private final String name;
+  private final String who;
   private final Map<Integer, Map<LoraTarget, List<Contribution>>> byPlace = new TreeMap<>();
   private final List<String> notes = new ArrayList<>();
   private final List<AdapterReport.TargetEntry> targets = new ArrayList<>();
 
-  AdapterAssembler(String name, List<Contribution> contributions) {
+  /**
+   * @param name the caller's name for the adapter
+   * @param directory where it is, for messages
+   * @param contributions what it holds
+   */
+  AdapterAssembler(String name, Path directory, List<Contribution> contributions) {
     this.name = name;
+    this.who = "adapter '" + name + "' (" + directory + ")";
     for (Contribution c : contributions) {
       byPlace
           .computeIfAbsent(c.layer(), l -> new EnumMap<>(LoraTarget.class))
@@ -119,16 +127,16 @@ final class AdapterAssembler {
     }
     if (bytes > maxBytes) {
       throw new AdapterException(
-          "adapter '%s' would take up to %.0f bytes in memory; the policy's maxBytes is %d"
-              .formatted(name, bytes, maxBytes));
+          "%s would take up to %.0f bytes in memory; the policy's maxBytes is %d"
+              .formatted(who, bytes, maxBytes));
     }
     double growth = bytes / Math.max(1, fileBytes);
     if (bytes > UNQUESTIONED_BYTES && growth > policy.maxGrowth()) {
       throw new AdapterException(
-          ("adapter '%s' has %d bytes and would take up to %.0f in memory, %.0f times as much (it has"
+          ("%s has %d bytes and would take up to %.0f in memory, %.0f times as much (it has"
                   + " factors for few of the experts, and memory is taken for all); the policy's"
                   + " maxGrowth is %d")
-              .formatted(name, fileBytes, bytes, growth, policy.maxGrowth()));
+              .formatted(who, fileBytes, bytes, growth, policy.maxGrowth()));
     }
   }
 
@@ -238,9 +246,8 @@ final class AdapterAssembler {
   private void requireFinite(boolean finite, Contribution c) {
     if (!finite) {
       throw new AdapterException(
-          "adapter '"
-              + name
-              + "': "
+          who
+              + ": "
               + c.source()
               + " holds NaN or infinite values, or becomes infinite with its scale "
               + c.scale());

@@ -387,8 +387,8 @@ final class AdapterPlan {
     }
     if (pair.place instanceof ModulePlace.Router && !policy.applyRouter()) {
       throw Problem.unappliable(
-          "the router; changing it changes who computes a token, which AdapterPolicy.withRouter(true)"
-              + " (--router-lora) allows");
+          "the router; changing it changes who computes a token, which"
+              + " AdapterPolicy.withRouter(true) allows");
     }
     Tensor a = pair.a();
     Tensor b = pair.b();

@@ -23,7 +23,7 @@ final class CheckpointScan {
   private static final int MAX_LAYERS = 10_000;
 
   /** Of all layers together: each takes some hundred bytes of heap. */
-  private static final int MAX_EXPERTS = 1 << 18;
+  private static final int MAX_EXPERTS = 1 << 17;
 
   /** Router tensors that are looked through on opening; those beyond are when they are asked for. */
   private static final long EAGER_ROUTER_BYTES = 256L << 20;
@@ -209,7 +209,7 @@ final class CheckpointScan {
           directory
               + " holds routed experts under several roots: "
               + quoted(models)
-              + "; CheckpointOptions.withRoot (--root) says which model is meant");
+              + "; CheckpointOptions.withRoot says which model is meant");
     }
     return models.getFirst();
   }
@@ -229,8 +229,8 @@ final class CheckpointScan {
               + "), and its experts are in no form that is read here"
               + LayerReader.ACCEPTED);
     }
-    SortedMap<Integer, String> any = new TreeMap<>();
-    damaged.values().forEach(any::putAll);
+    Optional<String> any =
+        damaged.values().stream().flatMap(layers -> layers.values().stream()).findFirst();
     return new CheckpointException(
         directory
             + " holds no routed experts of model_type "
@@ -241,7 +241,7 @@ final class CheckpointScan {
             + layout.blocks().getFirst()
             + "."
             + String.join(" or ", layout.forms().stream().map(ExpertForm::example).toList())
-            + (any.isEmpty() ? "" : "; " + any.get(any.firstKey())));
+            + any.map(problem -> "; " + problem).orElse(""));
   }
 
   private void requireUndamaged(String where, String root, int layer) {

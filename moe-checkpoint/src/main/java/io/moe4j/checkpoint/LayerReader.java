@@ -36,7 +36,7 @@ final class LayerReader {
           + " dequantised to bf16 works";
 
   /** Each takes some hundred bytes of heap. */
-  private static final int MAX_EXPERTS = 1 << 16;
+  private static final int MAX_EXPERTS = 1 << 14;
 
   /** Keys of configs that count shared experts or give their width. */
   private static final List<String> SHARED_EXPERT_KEYS =
@@ -133,7 +133,8 @@ final class LayerReader {
     requireAllUsed();
     MoeConfig config = builder.build();
     MoeLayerWeights weights =
-        new MoeLayerWeights(experts, router, shared.orElse(null), latent.orElse(null));
+        new MoeLayerWeights(
+            experts, router, shared.orElse(null), latent.orElse(null), OptionalInt.of(layer));
     weights.requireFits(config);
     long bytes =
         tensors.values().stream().mapToLong(t -> t.dtype().byteSize(t.elementCount())).sum();

@@ -210,7 +210,11 @@ public final class MoeCheckpoint implements AutoCloseable {
       }
     }
     return new MoeLayerWeights(
-        new ExpertWeights(List.copyOf(local.values())), all.router(), all.shared(), all.latent());
+        new ExpertWeights(List.copyOf(local.values())),
+        all.router(),
+        all.shared(),
+        all.latent(),
+        all.layerIndex());
   }
 
   /** {@return what an adapter needs to know of this model} */

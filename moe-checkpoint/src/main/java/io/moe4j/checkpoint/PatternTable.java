@@ -23,8 +23,8 @@ final class PatternTable {
   private static final int MAX_PATTERN_CHARS = 1000;
   private static final int MAX_ENTRIES = 100_000;
 
-  /** A pattern's characters times its counted repetitions: what it may be compiled to. */
-  private static final long MAX_SIZE = 20_000;
+  /** Of a pattern with its counted repetitions written out: what it is compiled to. */
+  private static final double MAX_SIZE = 20_000;
 
   private static final long MAX_NANOS = TimeUnit.SECONDS.toNanos(3);
 
@@ -100,14 +100,15 @@ final class PatternTable {
               + "' names a wrapper of PyTorch's in a way that is not understood; names are matched"
               + " without such segments");
     }
-    if (size(key) > MAX_SIZE) {
+    if (PatternSize.of(key) > MAX_SIZE) {
       throw new AdapterException(
           where
               + ": '"
               + StrictJson.shorten(key)
-              + "' repeats so much that it takes too long to match; its length times its counted"
-              + " repetitions may be at most "
-              + MAX_SIZE);
+              + "' repeats so much that it takes too long to match; with its counted repetitions"
+              + " written out it may have at most "
+              + (long) MAX_SIZE
+              + " parts");
     }
     try {
       return Pattern.compile("(?:.*\\.)?(?:" + key + ")");
@@ -124,22 +125,6 @@ final class PatternTable {
       throw new AdapterException(
           where + ": '" + StrictJson.shorten(key) + "' nests too deep for a pattern", e);
     }
-  }
-
-  /** An upper bound of what a pattern is compiled to: repetitions multiply where they nest. */
-  private static double size(String key) {
-    double size = key.length();
-    for (int open = key.indexOf('{'); open >= 0; open = key.indexOf('{', open + 1)) {
-      double most = 1;
-      double number = 0;
-      for (int i = open + 1; i < key.length() && key.charAt(i) != '}'; i++) {
-        char c = key.charAt(i);
-        number = c >= '0' && c <= '9' ? number * 10 + (c - '0') : 0;
-        most = Math.max(most, number);
-      }
-      size *= most;
-    }
-    return size;
   }
 
   /**

@@ -136,14 +136,14 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
       if (refuse) {
         account.requireAccepted(plan);
       }
-      new AdapterAssembler(name, plan.contributions())
+      new AdapterAssembler(name, directory, plan.contributions())
           .requireBytes(model.layers(), policy, file.bytes());
       plan.requireFinite();
       if (refuse) {
         account.requireAccepted(plan);
       }
       List<TensorEntry> entries = plan.entries();
-      AdapterAssembler assembler = new AdapterAssembler(name, plan.contributions());
+      AdapterAssembler assembler = new AdapterAssembler(name, directory, plan.contributions());
       LoraAdapter adapter = assembler.assemble(model.layers(), arena, progress);
       Set<String> notes = new LinkedHashSet<>(plan.notes());
       notes.addAll(file.notes());

@@ -214,4 +214,88 @@ class AdapterPolicyTest extends AdapterTestBase {
     assertThat(loaded.layer(1).get(LoraTarget.UP).a().get(0, 1, 3))
         .isEqualTo(a(t, EXPERTS + ".0.up_proj").get(1, 3));
   }
+
+  /** Elements are read once it is known that there are not too many of them. */
+  @Test
+  void shapesAndLimitsComeBeforeValues() {
+    TinyCheckpoint t = adapter(2, 2).pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H + 1), d(I, 2));
+    a(t, EXPERTS + ".0.up_proj").set(Double.NaN, 0, 0);
+    assertThatThrownBy(() -> load(t, qwen3()))
+        .isInstanceOf(AdapterRefusedException.class)
+        .hasMessageContaining("takes [r, 16]");
+    TinyCheckpoint fits =
+        adapter(2, 2).pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    a(fits, EXPERTS + ".0.up_proj").set(Double.NaN, 0, 0);
+    assertThatThrownBy(() -> load(fits, qwen3(), AdapterPolicy.DEFAULT.withMaxBytes(100)))
+        .hasMessageContaining("maxBytes");
+    assertThatThrownBy(() -> load(fits, qwen3(), AdapterPolicy.LENIENT))
+        .isInstanceOf(AdapterRefusedException.class)
+        .hasMessageContaining("2 of its 2")
+        .hasMessageContaining("NaN");
+  }
+
+  @Test
+  void reportsSayWhatIsTaken() {
+    TinyCheckpoint one = adapter(2, 2).pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    PeftAdapter loaded = load(one, qwen3(), AdapterPolicy.DEFAULT);
+    // Memory is taken for all experts.
+    assertThat(loaded.report().bytes()).isEqualTo(4L * E * 2 * (H + I));
+    TinyCheckpoint shared =
+        fused(2, 2)
+            .pair(EXPERTS + ".base_layer", DType.F32, d(2 * E, H), d(2 * I, 2 * E))
+            .pair(EXPERTS, DType.F32, d(2 * E, I), d(H, 2 * E));
+    // Gate and up have one A.
+    assertThat(load(shared, qwen3(), AdapterPolicy.DEFAULT).report().bytes())
+        .isEqualTo(4L * E * 2 * (H + 2 * I + I + H));
+  }
+
+  @Test
+  void refusalsRecommendThePolicyThatHelps() {
+    TinyCheckpoint attention =
+        adapter(2, 2).pair("model.layers.1.self_attn.q_proj", DType.F32, d(2, H), d(H, 2));
+    assertThatThrownBy(() -> load(attention, qwen3(), AdapterPolicy.STRICT))
+        .hasMessageContaining("AdapterPolicy.DEFAULT")
+        .hasMessageNotContaining("LENIENT");
+    TinyCheckpoint router =
+        adapter(2, 2).pair(BLOCK + "gate", DType.F32, d(2, H), d(E, 2));
+    assertThatThrownBy(() -> load(router, qwen3(), AdapterPolicy.DEFAULT))
+        .hasMessageContaining("AdapterPolicy.LENIENT");
+    TinyCheckpoint damaged =
+        adapter(2, 2).pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H + 1), d(I, 2));
+    for (AdapterPolicy policy :
+        List.of(AdapterPolicy.DEFAULT, AdapterPolicy.STRICT, AdapterPolicy.LENIENT)) {
+      assertThatThrownBy(() -> load(damaged, qwen3(), policy))
+          .hasMessageContaining("no policy")
+          .hasMessageNotContaining("AdapterPolicy.");
+    }
+  }
+
+  @Test
+  void factorsOfTheRouter() {
+    TinyCheckpoint t = adapter(2, 6).pair(BLOCK + "gate", DType.F32, d(2, H), d(E, 2));
+    PeftAdapter loaded =
+        PeftAdapter.load(
+            t.writeAdapter(dir), "x", qwen3(), AdapterPolicy.STRICT.withRouter(true));
+    assertDelta(
+        loaded.adapter().layer(1).get(LoraTarget.ROUTER),
+        1,
+        E,
+        H,
+        2,
+        3,
+        (e, j, i) -> a(t, BLOCK + "gate").get(j, i),
+        (e, o, j) -> b(t, BLOCK + "gate").get(o, j));
+    for (long[][] wrong : new long[][][] {{{2, E}, {H, 2}}, {{2, H}, {E + 1, 2}}, {{2, H}, {E, 3}}}) {
+      TinyCheckpoint bent = adapter(2, 6).pair(BLOCK + "gate", DType.F32, wrong[0], wrong[1]);
+      assertThatThrownBy(() ->
+              load(bent, qwen3(), AdapterPolicy.LENIENT.withRouter(true)))
+          .isInstanceOf(AdapterRefusedException.class)
+          .hasMessageContaining("ROUTER of layer 1");
+    }
+    TinyCheckpoint whole =
+        adapter(2, 6).put("base_model.model." + BLOCK + "gate.weight", DType.F32, E, H);
+    assertThatThrownBy(() -> load(whole, qwen3(), AdapterPolicy.DEFAULT.withRouter(true)))
+        .isInstanceOf(AdapterRefusedException.class)
+        .hasMessageContaining("modules_to_save");
+  }
 }

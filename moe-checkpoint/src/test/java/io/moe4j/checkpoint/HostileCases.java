@@ -40,6 +40,7 @@ final class HostileCases {
     all.files();
     new HostileModels(all).add();
     new HostileAdapters(all).add();
+    new HostileClaims(all).add();
     return all.cases;
   }
 

@@ -71,7 +71,12 @@ class HostileFilesTest {
               }
               return fail("accepted");
             });
-    assertThat(e.getMessage()).isNotBlank().doesNotContain("\u0000").hasSizeLessThan(4000);
+    assertThat(e.getMessage())
+        .isNotBlank()
+        .doesNotContain("\u0000")
+        .hasSizeLessThan(4000)
+        .as("names the file or folder")
+        .contains(at.toString());
     try (Stream<Path> left = Files.walk(at)) {
       for (Path p : left.sorted(java.util.Comparator.reverseOrder()).toList()) {
         Files.delete(p);

@@ -14,6 +14,7 @@ import java.lang.foreign.ValueLayout;
 import java.nio.ByteOrder;
 import java.util.Arrays;
 import java.util.List;
+import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
 
 /** The door of a layer: after it, shapes, dtypes, memory, ids and slots are what they should be. */
@@ -30,16 +31,24 @@ final class ForwardChecks {
   private final DeviceId device;
   private final boolean onHost;
   private final boolean hasRouter;
+  private final OptionalInt layerIndex;
   private final String routesByItself;
 
   /** What fitted last time, by slot. Immutable values, so a race costs a second check, no more. */
   private final @Nullable LoraLayer[] fitting;
 
   /**
+   * @param layerIndex which layer of its model it is, or empty
    * @param routesByItself name of the backend if its experts are monolithic, else empty
    */
-  ForwardChecks(MoeConfig config, DeviceId device, boolean hasRouter, String routesByItself) {
+  ForwardChecks(
+      MoeConfig config,
+      DeviceId device,
+      boolean hasRouter,
+      OptionalInt layerIndex,
+      String routesByItself) {
     this.config = config;
+    this.layerIndex = layerIndex;
     this.device = device;
     this.onHost = device.type().equals(DeviceType.CPU);
     this.hasRouter = hasRouter;
@@ -94,7 +103,21 @@ final class ForwardChecks {
     }
   }
 
+  /** A context of another layer has factors of the same shapes, and would give another model. */
+  void requireLayer(MoeLoraContext context) {
+    OptionalInt theirs = context.layerIndex();
+    if (layerIndex.isPresent() && theirs.isPresent() && !layerIndex.equals(theirs)) {
+      throw new IllegalArgumentException(
+          "lora is the context of layer "
+              + theirs.getAsInt()
+              + ", this is layer "
+              + layerIndex.getAsInt()
+              + "; take the batch's context of this layer");
+    }
+  }
+
   private void requireLora(MoeLoraContext context, long t) {
+    requireLayer(context);
     int slots =
         config
             .lora()

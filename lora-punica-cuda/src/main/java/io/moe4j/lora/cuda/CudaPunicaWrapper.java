@@ -119,6 +119,12 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
     run(w2(context, y, x, routing, mulRoutedWeight, addInputs, stream));
   }
 
+  /** The kernels' table of factors has no column for the router. */
+  @Override
+  public boolean supports(LoraTarget target) {
+    return FactorTable.COLUMNS.contains(target);
+  }
+
   @Override
   public void addLoraLinear(
       MoeLoraContext context,
@@ -130,6 +136,10 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
     if (target.isRouted()) {
       throw new IllegalArgumentException(
           "target is " + target + ", a map of the routed experts; use addLoraW13 or addLoraW2");
+    }
+    if (!supports(target)) {
+      throw new IllegalArgumentException(
+          "target is " + target + ", accepted are " + FactorTable.COLUMNS);
     }
     if (y.dims() != 2) {
       throw new IllegalArgumentException("y is " + y + ", must be [T, out]");

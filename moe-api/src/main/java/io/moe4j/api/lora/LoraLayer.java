@@ -1,5 +1,6 @@
 package io.moe4j.api.lora;
 
+import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import java.util.Collections;
 import java.util.EnumMap;
@@ -50,11 +51,16 @@ public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
     if (factors.isEmpty()) {
       return;
     }
-    int maxRank =
+    LoraConfig lora =
         config
             .lora()
-            .orElseThrow(() -> new IllegalArgumentException("the layer's config has LoRA off"))
-            .maxRank();
+            .orElseThrow(() -> new IllegalArgumentException("the layer's config has LoRA off"));
+    int maxRank = lora.maxRank();
+    if (factors.containsKey(LoraTarget.ROUTER) && !lora.router()) {
+      throw new IllegalArgumentException(
+          "ROUTER factors change who computes a token, which the layer's config does not allow;"
+              + " LoraConfig.withRouter() does");
+    }
     factors.forEach((target, f) -> {
       int in = inFeatures(target, config);
       int out = outFeatures(target, config);

@@ -2,6 +2,7 @@ package io.moe4j.api.lora;
 
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
+import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -11,6 +12,14 @@ import org.jspecify.annotations.Nullable;
  * threads.
  */
 public interface MoeLoraContext {
+  /**
+   * {@return which of a model's layers these factors are for; empty where that is not known. A
+   * layer that knows its own index refuses those of another}
+   */
+  default OptionalInt layerIndex() {
+    return OptionalInt.empty();
+  }
+
   /** {@return the number of slots; slots are {@code 0..maxLoras-1}} */
   int maxLoras();
 

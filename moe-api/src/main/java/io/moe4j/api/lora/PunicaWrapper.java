@@ -66,7 +66,18 @@ public interface PunicaWrapper extends AutoCloseable {
       DeviceStream stream);
 
   /**
-   * The delta of a dense map of the block: shared expert, its gate, latent projections.
+   * Whether factors of a target can be applied. An adapter with others is refused when it is
+   * loaded.
+   *
+   * @param target any
+   * @return true by default
+   */
+  default boolean supports(LoraTarget target) {
+    return true;
+  }
+
+  /**
+   * The delta of a dense map of the block: shared expert, its gate, latent projections, router.
    *
    * @param context slots and mapping
    * @param target not a routed one

@@ -6,6 +6,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Arrays;
 import java.util.Objects;
+import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -15,21 +16,54 @@ import org.jspecify.annotations.Nullable;
  * @param router the router; null if the caller always brings logits or topk ids
  * @param shared the shared expert, or null
  * @param latent the latent projections, or null
+ * @param layerIndex which of a model's layers they are of, so that another layer's adapters are
+ *     refused; empty where that is not known
  */
 public record MoeLayerWeights(
     ExpertWeights experts,
     @Nullable RouterWeights router,
     @Nullable SharedExpertWeights shared,
-    @Nullable LatentWeights latent) {
+    @Nullable LatentWeights latent,
+    OptionalInt layerIndex) {
 
   /**
    * @param experts the routed experts
    * @param router the router or null
    * @param shared the shared expert or null
    * @param latent the latent projections or null
+   * @param layerIndex the layer or empty
    */
   public MoeLayerWeights {
     Objects.requireNonNull(experts, "experts");
+    Objects.requireNonNull(layerIndex, "layerIndex");
+  }
+
+  /**
+   * Weights of a layer whose index is not known.
+   *
+   * @param experts the routed experts
+   * @param router the router or null
+   * @param shared the shared expert or null
+   * @param latent the latent projections or null
+   */
+  public MoeLayerWeights(
+      ExpertWeights experts,
+      @Nullable RouterWeights router,
+      @Nullable SharedExpertWeights shared,
+      @Nullable LatentWeights latent) {
+    this(experts, router, shared, latent, OptionalInt.empty());
+  }
+
+  /**
+   * {@return the same weights as those of a layer of a model}
+   *
+   * @param index at least 0
+   */
+  public MoeLayerWeights withLayerIndex(int index) {
+    if (index < 0) {
+      throw new IllegalArgumentException("index is " + index + ", must not be negative");
+    }
+    return new MoeLayerWeights(experts, router, shared, latent, OptionalInt.of(index));
   }
 
   /**
