@@ -11,6 +11,7 @@ import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.api.weights.Weight;
 import io.moe4j.checkpoint.ExpertForm.Mxfp4Stacked;
 import io.moe4j.checkpoint.ExpertForm.Orientation;
 import io.moe4j.checkpoint.ExpertForm.PerExpert;
@@ -115,7 +116,7 @@ final class LayerReader {
               + MAX_EXPERTS);
     }
     ExpertWeights experts = readExperts(sizes);
-    if (experts.expert(0).scales() == null) {
+    if (experts.expert(0).up().isPlain()) {
       builder.weightDtype(dtype(experts));
     } else {
       builder.quantScheme(QuantScheme.MXFP4).weightDtype(DType.BF16);
@@ -126,9 +127,7 @@ final class LayerReader {
     shared.ifPresent(s ->
         builder.sharedExpert(
             new SharedExpertConfig(
-                Math.toIntExact(s.mlp().up().size(0)),
-                sizes.activation(),
-                s.sigmoidGate() != null)));
+                Math.toIntExact(s.mlp().up().out()), sizes.activation(), s.sigmoidGate() != null)));
     Optional<LatentWeights> latent = readLatent(sizes);
     requireAllUsed();
     MoeConfig config = builder.build();
@@ -191,13 +190,10 @@ final class LayerReader {
     for (int e = 0; e < sizes.numExperts(); e++) {
       int expert = e;
       experts.add(
-          new ExpertWeights.Expert(
-              form.gate().map(g -> take(PerExpert.name(g, expert), i, h)).orElse(null),
-              take(PerExpert.name(form.up(), e), i, h),
-              take(PerExpert.name(form.down(), e), h, i),
-              null,
-              null,
-              null));
+          ExpertWeights.Expert.of(
+              form.gate().map(g -> weight(PerExpert.name(g, expert), i, h)).orElse(null),
+              weight(PerExpert.name(form.up(), e), i, h),
+              weight(PerExpert.name(form.down(), e), h, i)));
     }
     return new ExpertWeights(experts);
   }
@@ -231,8 +227,8 @@ final class LayerReader {
     boolean gated = sizes.activation().isGated();
     long wide = gated ? 2 * i : i;
     boolean inOut = form.orientation() == Orientation.IN_OUT;
-    Tensor w13 = inOut ? take(form.w13(), e, h, wide) : take(form.w13(), e, wide, h);
-    Tensor w2 = inOut ? take(form.w2(), e, i, h) : take(form.w2(), e, h, i);
+    Tensor w13 = floats(inOut ? take(form.w13(), e, h, wide) : take(form.w13(), e, wide, h));
+    Tensor w2 = floats(inOut ? take(form.w2(), e, i, h) : take(form.w2(), e, h, i));
     return ExpertWeights.ofStacked(
         inOut ? w13.transpose(1, 2) : w13,
         inOut ? w2.transpose(1, 2) : w2,
@@ -248,15 +244,15 @@ final class LayerReader {
     long i = sizes.intermediateSize();
     boolean gated = sizes.activation().isGated();
     long wide = gated ? 2 * i : i;
-    return ExpertWeights.ofStacked(
-            blocks(form.w13(), e, wide, h),
-            blocks(form.w2(), e, h, i),
-            form.b13().map(b -> takeFloating(b, e, wide)).orElse(null),
-            form.b2().map(b -> takeFloating(b, e, h)).orElse(null),
-            gated,
-            form.gateUp())
-        .withStackedScales(
-            scales(form.w13(), e, wide, h), scales(form.w2(), e, h, i), form.gateUp());
+    return ExpertWeights.ofStackedMxfp4(
+        blocks(form.w13(), e, wide, h),
+        scales(form.w13(), e, wide, h),
+        blocks(form.w2(), e, h, i),
+        scales(form.w2(), e, h, i),
+        form.b13().map(b -> takeFloating(b, e, wide)).orElse(null),
+        form.b2().map(b -> takeFloating(b, e, h)).orElse(null),
+        gated,
+        form.gateUp());
   }
 
   /** {@code U8 [E, out, in / 32, 16]} seen as {@code F4 [E, out, in]}. */
@@ -268,7 +264,7 @@ final class LayerReader {
             experts,
             out,
             groups,
-            QuantScheme.MXFP4.groupSize() * DType.F4.bits() / 8);
+            QuantScheme.MXFP4.scaleColumns() * DType.F4.bits() / 8);
     requireBytes(name + Mxfp4Stacked.BLOCKS, t);
     return Tensor.strided(
         DType.F4,
@@ -291,7 +287,7 @@ final class LayerReader {
   }
 
   private long groups(String name, long in) {
-    int group = QuantScheme.MXFP4.groupSize();
+    int group = QuantScheme.MXFP4.scaleColumns();
     if (in % group != 0) {
       throw new CheckpointException(
           where
@@ -312,23 +308,31 @@ final class LayerReader {
   }
 
   private DType dtype(ExpertWeights experts) {
-    DType dtype = experts.expert(0).up().dtype();
+    DType dtype = experts.expert(0).up().plain().dtype();
     for (int e = 0; e < experts.numExperts(); e++) {
-      ExpertWeights.Expert x = experts.expert(e);
-      for (@Nullable Tensor t : Arrays.asList(x.gate(), x.up(), x.down())) {
-        if (t != null && t.dtype() != dtype) {
+      for (Weight w : experts.expert(e).projections()) {
+        if (w.plain().dtype() != dtype) {
           throw new CheckpointException(
               where
                   + ": expert "
                   + e
                   + " holds "
-                  + t
+                  + w.plain()
                   + " beside "
                   + dtype
                   + "; all experts of a layer must have one dtype");
         }
       }
     }
+    return dtype;
+  }
+
+  private Weight weight(String name, long out, long in) {
+    return Weight.plain(name, floats(take(name, out, in)));
+  }
+
+  private Tensor floats(Tensor t) {
+    DType dtype = t.dtype();
     if (dtype != DType.F32 && dtype != DType.BF16 && dtype != DType.F16) {
       throw new CheckpointException(
           where
@@ -337,7 +341,7 @@ final class LayerReader {
               + quantised.map(q -> ", by the config " + q).orElse("")
               + ACCEPTED);
     }
-    return dtype;
+    return t;
   }
 
   private RouterWeights readRouter(MoeConfig sizes) {
@@ -422,9 +426,7 @@ final class LayerReader {
               + " promises "
               + (promised.getAsInt() == 0 ? "none" : "the width " + promised.getAsInt()));
     }
-    SharedExpertWeights shared = takeShared(name, i, sizes);
-    // A shared expert of width 0 adds nothing; transformers saves one where there are none.
-    return i == 0 ? Optional.empty() : Optional.of(shared);
+    return takeShared(name, i, sizes);
   }
 
   /** What the usual keys say, of families whose rules say nothing. */
@@ -433,41 +435,44 @@ final class LayerReader {
         && SHARED_EXPERT_KEYS.stream().anyMatch(modelConfig::isPositive);
   }
 
-  private SharedExpertWeights takeShared(String name, int i, MoeConfig sizes) {
+  /** A shared expert of width 0 adds nothing; transformers saves one where there are none. */
+  private Optional<SharedExpertWeights> takeShared(String name, int i, MoeConfig sizes) {
     long h = sizes.hiddenSize();
     boolean gated = sizes.activation().isGated();
-    ExpertWeights.Expert mlp =
-        new ExpertWeights.Expert(
-            gated ? takeFloating(name + ".gate_proj.weight", i, h) : null,
-            takeFloating(name + ".up_proj.weight", i, h),
-            takeFloating(name + ".down_proj.weight", h, i),
-            gated ? takeFirst(List.of(name + ".gate_proj.bias"), i) : null,
-            takeFirst(List.of(name + ".up_proj.bias"), i),
-            takeFirst(List.of(name + ".down_proj.bias"), h));
-    requireOneDtype(name, mlp);
-    if (layout.rules().hasSharedExpertBias(modelConfig, layer)
-        && (mlp.upBias() == null || mlp.downBias() == null || gated != (mlp.gateBias() != null))) {
+    Tensor gate = gated ? takeFloating(name + ".gate_proj.weight", i, h) : null;
+    Tensor up = takeFloating(name + ".up_proj.weight", i, h);
+    Tensor down = takeFloating(name + ".down_proj.weight", h, i);
+    requireOneDtype(name, up, gate);
+    requireOneDtype(name, up, down);
+    Tensor gateBias = gated ? takeFirst(List.of(name + ".gate_proj.bias"), i) : null;
+    Tensor upBias = takeFirst(List.of(name + ".up_proj.bias"), i);
+    Tensor downBias = takeFirst(List.of(name + ".down_proj.bias"), h);
+    boolean biased = upBias != null && downBias != null && gated == (gateBias != null);
+    if (!biased && layout.rules().hasSharedExpertBias(modelConfig, layer)) {
       throw lacks(
           "a bias of the shared expert", List.of(name + ".up_proj.bias", name + ".down_proj.bias"));
     }
-    Tensor gate =
+    Tensor sigmoidGate =
         layout.sharedExpertGate().map(g -> takeFloating(g + ".weight", 1, h)).orElse(null);
-    return new SharedExpertWeights(mlp, gate);
+    return i == 0
+        ? Optional.empty()
+        : Optional.of(
+            new SharedExpertWeights(
+                ExpertWeights.Expert.plain(gate, up, down).withBias(gateBias, upBias, downBias),
+                sigmoidGate));
   }
 
-  private void requireOneDtype(String name, ExpertWeights.Expert mlp) {
-    for (@Nullable Tensor t : Arrays.asList(mlp.gate(), mlp.down())) {
-      if (t != null && t.dtype() != mlp.up().dtype()) {
-        throw new CheckpointException(
-            where
-                + ": "
-                + name
-                + " holds "
-                + t
-                + " beside "
-                + mlp.up()
-                + "; a shared expert must have one dtype");
-      }
+  private void requireOneDtype(String name, Tensor up, @Nullable Tensor other) {
+    if (other != null && other.dtype() != up.dtype()) {
+      throw new CheckpointException(
+          where
+              + ": "
+              + name
+              + " holds "
+              + other
+              + " beside "
+              + up
+              + "; a shared expert must have one dtype");
     }
   }
 
