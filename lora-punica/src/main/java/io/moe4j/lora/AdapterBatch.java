@@ -130,11 +130,6 @@ public final class AdapterBatch implements AutoCloseable {
     return context;
   }
 
-  /** The layer of a context. */
-  int layerIndex(int ordinal) {
-    return layerIndices[ordinal];
-  }
-
   /** {@return the number of tokens} */
   public int numTokens() {
     requireLeased();

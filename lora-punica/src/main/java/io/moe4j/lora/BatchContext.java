@@ -4,6 +4,7 @@ import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.lora.SlotsKey;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Objects;
@@ -24,7 +25,7 @@ final class BatchContext implements MoeLoraContext {
 
   @Override
   public OptionalInt layerIndex() {
-    return OptionalInt.of(batch.layerIndex(ordinal));
+    return OptionalInt.of(batch.registry().layerIndex(ordinal));
   }
 
   @Override
@@ -54,7 +55,7 @@ final class BatchContext implements MoeLoraContext {
   }
 
   @Override
-  public Object slotsKey() {
+  public SlotsKey slotsKey() {
     return batch.registry().slotsKey(ordinal);
   }
 

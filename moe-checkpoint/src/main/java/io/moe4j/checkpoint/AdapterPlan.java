@@ -8,6 +8,7 @@ import io.moe4j.checkpoint.AdapterAssembler.Contribution;
 import io.moe4j.checkpoint.AdapterPolicy.Action;
 import io.moe4j.checkpoint.AdapterReport.Disposition;
 import io.moe4j.checkpoint.AdapterReport.TensorEntry;
+import io.moe4j.checkpoint.CheckpointLayout.FusedParameter;
 import io.moe4j.checkpoint.CheckpointLayout.FusedParameter.Kind;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -22,6 +23,7 @@ import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
 import java.util.Set;
+import java.util.TreeMap;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
@@ -132,7 +134,9 @@ final class AdapterPlan {
   private final Map<String, String> spoiled = new HashMap<>();
   private final Map<String, TensorEntry> entries = new LinkedHashMap<>();
   private final Map<Pair, List<Contribution>> contributions = new LinkedHashMap<>();
-  private final Set<String> notes = new LinkedHashSet<>();
+  private final LinkedHashSet<String> notes = new LinkedHashSet<>();
+  private Optional<String> promise = Optional.empty();
+  private boolean leftOutOfBlocks;
   private final Set<Fate> refusals = EnumSet.noneOf(Fate.class);
   private final Map<String, Pair> owners = new HashMap<>();
 
@@ -216,6 +220,49 @@ final class AdapterPlan {
         recordLent(pair);
       }
     }
+    requirePromised(wrappers);
+  }
+
+  /**
+   * Where a layer has factors for one of the experts' parameters that the config targets, it has
+   * them for all; an adapter that has none at all was saved without them. What is in a block and
+   * left out for other reasons may be what is missing, so nothing is said then.
+   */
+  private void requirePromised(WrapperResolver wrappers) {
+    if (!refusals.isEmpty() || leftOutOfBlocks) {
+      return;
+    }
+    Map<Integer, Set<LoraTarget>> byLayer = new TreeMap<>();
+    contributions().stream()
+        .filter(c -> c.target().isRouted())
+        .forEach(c ->
+            byLayer
+                .computeIfAbsent(c.layer(), l -> EnumSet.noneOf(LoraTarget.class))
+                .add(c.target()));
+    Set<String> missing = new LinkedHashSet<>();
+    for (int layer : byLayer.isEmpty() ? model.layers().keySet() : byLayer.keySet()) {
+      Set<LoraTarget> there = byLayer.getOrDefault(layer, Set.of());
+      for (FusedParameter p : wrappers.targeted(layer)) {
+        boolean down = p.kind() == Kind.DOWN;
+        if (there.stream().noneMatch(t -> (t == LoraTarget.DOWN) == down)) {
+          missing.add(p.name() + " of layer " + layer);
+        }
+      }
+    }
+    if (!missing.isEmpty()) {
+      notes.add(
+          "target_parameters name parameters of the experts that the file holds no factors for: "
+              + StrictJson.shorten(String.join(", ", missing)));
+      if (policy.inBlock() == Action.REFUSE) {
+        refusals.add(Fate.IN_BLOCK);
+        promise = Optional.of(notes.getLast());
+      }
+    }
+  }
+
+  /** What the config promises and the file lacks, if that refuses the adapter. */
+  Optional<String> brokenPromise() {
+    return promise;
   }
 
   /** Nothing for a module that the model lacks is harmless; nothing for one it has is damage. */
@@ -238,6 +285,12 @@ final class AdapterPlan {
    * and what they will take have been checked.
    */
   void requireFinite() {
+    if (!contributions.isEmpty()
+        && contributions().stream().map(Contribution::b).allMatch(FactorPacker::isZero)) {
+      notes.add(
+          "every lora_B is zero, so this adapter changes nothing: it was not trained, or was saved"
+              + " before it was");
+    }
     IdentityHashMap<Tensor, Boolean> finite = new IdentityHashMap<>();
     for (Pair pair : List.copyOf(contributions.keySet())) {
       try {
@@ -365,6 +418,7 @@ final class AdapterPlan {
     if (refused) {
       refusals.add(fate);
     }
+    leftOutOfBlocks |= fate == Fate.IN_BLOCK;
     entries.put(
         tensor,
         new TensorEntry(

@@ -107,7 +107,7 @@ public record AdapterReport(
 
   /** {@return whether nothing keeps the adapter from loading} */
   public boolean accepted() {
-    return tensors.stream().noneMatch(t -> t.disposition() == Disposition.REFUSED);
+    return advice.isEmpty();
   }
 
   /** {@return memory that the loaded factors take, in bytes} */

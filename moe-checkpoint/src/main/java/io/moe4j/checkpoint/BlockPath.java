@@ -86,6 +86,11 @@ public record BlockPath(String template) {
     return Optional.empty();
   }
 
+  /** The path in one layer. */
+  String of(int layer) {
+    return template.replace(LAYER, Integer.toString(layer));
+  }
+
   @Override
   public String toString() {
     return template;

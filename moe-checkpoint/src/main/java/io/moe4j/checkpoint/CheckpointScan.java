@@ -83,7 +83,9 @@ final class CheckpointScan {
     Set<String> roots = rootsWithExperts();
     String root = chooseRoot(roots, wantedRoot);
     SortedMap<Integer, LayerReader.Block> blocks = new TreeMap<>();
-    int predictionLayers = config.optionalInt(0, "num_nextn_predict_layers");
+    int predictionLayers =
+        config.optionalInt(
+            0, "num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers");
     long experts = 0;
     long routerBytes = 0;
     for (Map.Entry<Integer, Map<String, Tensor>> e :

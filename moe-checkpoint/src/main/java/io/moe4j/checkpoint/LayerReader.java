@@ -132,8 +132,7 @@ final class LayerReader {
     requireAllUsed();
     MoeConfig config = builder.build();
     MoeLayerWeights weights =
-        new MoeLayerWeights(
-            experts, router, shared.orElse(null), latent.orElse(null), OptionalInt.of(layer));
+        new MoeLayerWeights(experts, router, shared.orElse(null), latent.orElse(null));
     weights.requireFits(config);
     long bytes =
         tensors.values().stream().mapToLong(t -> t.dtype().byteSize(t.elementCount())).sum();

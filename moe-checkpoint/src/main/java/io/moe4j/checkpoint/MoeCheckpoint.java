@@ -180,7 +180,7 @@ public final class MoeCheckpoint implements AutoCloseable {
     LayerReader.Block block = block(layer);
     requireOpen();
     block.router().requireFinite();
-    return block.weights();
+    return block.weights().withLayerIndex(layer);
   }
 
   /**
@@ -210,11 +210,11 @@ public final class MoeCheckpoint implements AutoCloseable {
       }
     }
     return new MoeLayerWeights(
-        new ExpertWeights(List.copyOf(local.values())),
-        all.router(),
-        all.shared(),
-        all.latent(),
-        all.layerIndex());
+            new ExpertWeights(List.copyOf(local.values())),
+            all.router(),
+            all.shared(),
+            all.latent())
+        .withLayerIndex(layer);
   }
 
   /** {@return what an adapter needs to know of this model} */

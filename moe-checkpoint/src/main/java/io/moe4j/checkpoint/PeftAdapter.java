@@ -198,7 +198,7 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
   private record Account(Path directory, String name, AdapterConfig config) {
     void requireAccepted(AdapterPlan plan) {
       List<TensorEntry> entries = plan.entries();
-      if (entries.stream().anyMatch(e -> e.disposition() == Disposition.REFUSED)) {
+      if (!plan.advice().isEmpty()) {
         AdapterReport report =
             new AdapterReport(
                 name,
@@ -208,7 +208,13 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
                 List.of(),
                 List.copyOf(plan.notes()),
                 plan.advice());
-        throw new AdapterRefusedException(refusal(report), report);
+        throw new AdapterRefusedException(
+            plan.brokenPromise()
+                .map(p ->
+                    "adapter '%s' (%s) is refused: %s; %s"
+                        .formatted(name, directory, p, report.advice()))
+                .orElseGet(() -> refusal(report)),
+            report);
       }
     }
   }

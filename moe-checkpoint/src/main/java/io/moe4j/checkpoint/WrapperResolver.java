@@ -15,6 +15,7 @@ import java.util.ArrayList;
 import java.util.EnumSet;
 import java.util.HashMap;
 import java.util.HashSet;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -187,6 +188,22 @@ final class WrapperResolver {
       return targeted.get(index);
     }
     return byShape(w, pair);
+  }
+
+  /** The weights of a layer's experts that target_parameters name, with the model's own names. */
+  Set<FusedParameter> targeted(int layer) {
+    Set<FusedParameter> found = new LinkedHashSet<>();
+    for (FusedParameter p : model.layout().fusedParameters()) {
+      for (BlockPath block : model.layout().blocks()) {
+        String name = block.of(layer) + ".experts." + p.name();
+        boolean named =
+            isTargeted(name) || targets.stream().anyMatch(t -> t.endsWith("." + name));
+        if (named && p.kind() != Kind.BIAS) {
+          found.add(p);
+        }
+      }
+    }
+    return found;
   }
 
   /** Whether target_parameters name it, or the end of its name. */

@@ -9,6 +9,7 @@ import io.moe4j.api.CheckpointException;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterReport.Disposition;
 import java.nio.file.Files;
 import java.time.Duration;
@@ -297,5 +298,56 @@ class AdapterPolicyTest extends AdapterTestBase {
     assertThatThrownBy(() -> load(whole, qwen3(), AdapterPolicy.DEFAULT.withRouter(true)))
         .isInstanceOf(AdapterRefusedException.class)
         .hasMessageContaining("modules_to_save");
+  }
+
+  /** Experts' factors that the config targets and the file lacks were lost on the way. */
+  @Test
+  void targetedParametersMustBeThere() {
+    String attention = "model.layers.1.self_attn.q_proj";
+    TinyCheckpoint none = fused(2, 2).pair(attention, DType.F32, d(2, H), d(H, 2));
+    TinyCheckpoint half =
+        fused(2, 2)
+            .pair(EXPERTS, DType.F32, d(2 * E, I), d(H, 2 * E))
+            .pair(attention, DType.F32, d(2, H), d(H, 2));
+    TinyCheckpoint oneLayer =
+        fused(2, 2)
+            .pair(EXPERTS, DType.F32, d(2 * E, I), d(H, 2 * E))
+            .pair(EXPERTS + ".base_layer", DType.F32, d(2 * E, H), d(2 * I, 2 * E))
+            .pair("model.layers.2.mlp.experts", DType.F32, d(2 * E, I), d(H, 2 * E));
+    Map<TinyCheckpoint, String> missing =
+        Map.of(
+            none, "no factors for: gate_up_proj of layer 1, down_proj of layer 1, gate_up_proj of layer 2",
+            half, "no factors for: gate_up_proj of layer 1",
+            oneLayer, "no factors for: gate_up_proj of layer 2");
+    missing.forEach((t, words) -> {
+      assertThatThrownBy(() -> load(t, qwen3(), AdapterPolicy.DEFAULT))
+          .isInstanceOf(AdapterRefusedException.class)
+          .hasMessageContaining(words);
+      assertThat(PeftAdapter.inspect(dir, qwen3(), AdapterPolicy.DEFAULT).accepted()).isFalse();
+      assertThat(load(t, qwen3(), AdapterPolicy.LENIENT).report().notes())
+          .anyMatch(n -> n.contains(words));
+    });
+    // The same factors under the experts' own names, and parameters that this model does not have.
+    load(
+        fused(2, 2)
+            .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2))
+            .pair(EXPERTS + ".0.down_proj", DType.F32, d(2, I), d(H, 2)),
+        qwen3());
+    load(
+        adapter(2, 2)
+            .with("target_parameters", List.of("experts.other", "linear.down_proj"))
+            .pair(attention, DType.F32, d(2, H), d(H, 2)),
+        qwen3());
+  }
+
+  @Test
+  void adaptersThatChangeNothingSaySo() {
+    TinyCheckpoint t = adapter(2, 2).pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    assertThat(load(t, qwen3(), AdapterPolicy.DEFAULT).report().notes())
+        .noneMatch(n -> n.contains("zero"));
+    Tensor b = b(t, EXPERTS + ".0.up_proj");
+    b.segment().fill((byte) 0);
+    assertThat(load(t, qwen3(), AdapterPolicy.DEFAULT).report().notes())
+        .anyMatch(n -> n.contains("every lora_B is zero"));
   }
 }

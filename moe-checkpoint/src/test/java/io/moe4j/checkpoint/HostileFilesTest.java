@@ -92,7 +92,7 @@ class HostileFilesTest {
   void damageAtRandomPlacesNeverEndsOtherwise() throws IOException {
     byte[] adapter = HostileCases.validFile();
     byte[] config =
-        Files.readAllBytes(Fixtures.adapter("qwen3_moe", "e").resolve("adapter_config.json"));
+        Files.readAllBytes(Fixtures.adapter("qwen3_moe", "a_2d").resolve("adapter_config.json"));
     Files.write(dir.resolve("adapter_config.json"), config);
     Files.write(dir.resolve("adapter_model.safetensors"), adapter);
     assertThat(

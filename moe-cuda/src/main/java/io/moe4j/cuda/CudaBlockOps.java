@@ -1,5 +1,6 @@
 package io.moe4j.cuda;
 
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.SharedExpertConfig;
@@ -212,7 +213,7 @@ final class CudaBlockOps implements BlockOps {
       DeviceStream stream) {
     gemm.run(x, w, bias, y, stream);
     if (lora.isPresent() && lora.get().hasLora()) {
-      lora.get().punicaWrapper().addLoraLinear(lora.get(), target, y, x, true, stream);
+      lora.get().punicaWrapper().addLoraLinear(PunicaWrapper.Linear.of(lora.get(), target, y, x), stream);
     }
   }
 

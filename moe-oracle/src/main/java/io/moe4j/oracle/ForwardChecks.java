@@ -38,7 +38,7 @@ final class ForwardChecks {
   private final @Nullable LoraLayer[] fitting;
 
   /**
-   * @param layerIndex which layer of its model it is, or empty
+   * @param layerIndex of the layer in its model, where it is known
    * @param routesByItself name of the backend if its experts are monolithic, else empty
    */
   ForwardChecks(
@@ -48,10 +48,10 @@ final class ForwardChecks {
       OptionalInt layerIndex,
       String routesByItself) {
     this.config = config;
-    this.layerIndex = layerIndex;
     this.device = device;
     this.onHost = device.type().equals(DeviceType.CPU);
     this.hasRouter = hasRouter;
+    this.layerIndex = layerIndex;
     this.routesByItself = routesByItself;
     this.fitting = new LoraLayer[config.lora().map(l -> l.maxLoras()).orElse(0)];
   }
@@ -77,7 +77,7 @@ final class ForwardChecks {
           "output is " + f.output() + ", its dtype must be one of " + OUTPUT_DTYPES);
     }
     requireTensor("output", f.output(), f.output().dtype(), t, config.hiddenSize());
-    requireTensor("routerLogits", f.routerLogits(), DType.F32, t, config.numExperts());
+    requireTensor("routerLogits", f.routerLogits(), logitsDtype(f), t, config.numExperts());
     requireTensor("topkIds", f.topkIds(), DType.I32, t, config.topK());
     requireTensor("topkWeights", f.topkWeights(), DType.F32, t, config.topK());
     requireTensor("topkIdsOut", f.topkIdsOut(), DType.I32, t, config.topK());
@@ -103,6 +103,13 @@ final class ForwardChecks {
     }
   }
 
+  /** Experts that route by themselves may take logits as the router's product leaves them. */
+  private DType logitsDtype(MoeForward f) {
+    Tensor given = f.routerLogits();
+    boolean bf16 = given != null && given.dtype() == DType.BF16 && !routesByItself.isEmpty();
+    return bf16 ? DType.BF16 : DType.F32;
+  }
+
   /** A context of another layer has factors of the same shapes, and would give another model. */
   void requireLayer(MoeLoraContext context) {
     OptionalInt theirs = context.layerIndex();
@@ -112,7 +119,9 @@ final class ForwardChecks {
               + theirs.getAsInt()
               + ", this is layer "
               + layerIndex.getAsInt()
-              + "; take the batch's context of this layer");
+              + "; take batch.context("
+              + layerIndex.getAsInt()
+              + ")");
     }
   }
 

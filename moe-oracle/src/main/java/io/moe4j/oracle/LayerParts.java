@@ -9,6 +9,7 @@ import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.Experts;
@@ -16,6 +17,7 @@ import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
+import io.moe4j.api.spi.MonolithicInputs;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
@@ -190,7 +192,9 @@ final class LayerParts {
         if (lora.isPresent() && routerLora) {
           lora.get()
               .punicaWrapper()
-              .addLoraLinear(lora.get(), LoraTarget.ROUTER, logits, f.hidden(), true, stream);
+              .addLoraLinear(
+                  PunicaWrapper.Linear.of(lora.get(), LoraTarget.ROUTER, logits, f.hidden()),
+                  stream);
         }
       }
     }
@@ -215,7 +219,10 @@ final class LayerParts {
           route(f, logits, v, stream); // only because the caller wants to see it
         }
         monolithic.apply(
-            in, Objects.requireNonNull(logits), correctionBias, sum, workspace, stream);
+            new MonolithicInputs(in, Objects.requireNonNull(logits), correctionBias, sum),
+            lora,
+            workspace,
+            stream);
       }
     }
     if (!Objects.equals(sum, output) || ScratchLayout.needsFinish(config)) {

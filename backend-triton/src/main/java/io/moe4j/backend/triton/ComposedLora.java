@@ -1,5 +1,6 @@
 package io.moe4j.backend.triton;
 
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
@@ -160,19 +161,12 @@ final class ComposedLora implements AutoCloseable {
 
   private void w13(
       MoeLoraContext context, Tensor y, Tensor x, ExpertRouting byRow, DeviceStream stream) {
-    owner.applyW13Lora(
-        context,
-        y.reshape(y.size(0), 1, y.size(1)),
-        x,
-        byRow,
-        config.activation().isGated(),
-        GateUpLayout.HALVES,
-        stream);
+    owner.applyW13Lora(PunicaWrapper.W13.of(context, y.reshape(y.size(0), 1, y.size(1)), x, byRow, config.activation().isGated(), GateUpLayout.HALVES), stream);
   }
 
   private void w2(
       MoeLoraContext context, Tensor y, Tensor x, ExpertRouting byRow, DeviceStream stream) {
-    owner.applyW2Lora(context, y.reshape(y.size(0), 1, y.size(1)), x, byRow, false, stream);
+    owner.applyW2Lora(PunicaWrapper.W2.of(context, y.reshape(y.size(0), 1, y.size(1)), x, byRow), stream);
   }
 
   /** Rows to which nothing applies are not written, so what is there must be nothing. */

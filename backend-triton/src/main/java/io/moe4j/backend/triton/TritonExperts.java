@@ -1,5 +1,6 @@
 package io.moe4j.backend.triton;
 
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
@@ -34,7 +35,7 @@ import org.jspecify.annotations.Nullable;
  * fixed order. Nothing is allocated on the device, read by the host or waited for, so a forward can
  * be captured once its kernels are loaded (run it once before).
  */
-final class TritonExperts implements LoraExperts {
+final class TritonExperts implements ModularExperts, LoraExperts {
   private static final int PAGE = 16;
 
   private final MoeConfig config;

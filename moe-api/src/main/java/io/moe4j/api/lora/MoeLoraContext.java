@@ -13,8 +13,8 @@ import org.jspecify.annotations.Nullable;
  */
 public interface MoeLoraContext {
   /**
-   * {@return which of a model's layers these factors are for; empty where that is not known. A
-   * layer that knows its own index refuses those of another}
+   * {@return the index of the layer in its model that the factors belong to, where it is known; a
+   * layer that knows its own index refuses the context of another}
    */
   default OptionalInt layerIndex() {
     return OptionalInt.empty();
@@ -60,7 +60,7 @@ public interface MoeLoraContext {
    * {@linkplain #uses use} at one time, so a device-side copy of the slots can be kept for the key
    * and written in place: a slot changes hands only after the work that reads it has finished
    */
-  default @Nullable Object slotsKey() {
+  default @Nullable SlotsKey slotsKey() {
     return null;
   }
 
