@@ -6,6 +6,7 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.tensor.DType;
@@ -161,18 +162,20 @@ final class ComposedLora implements AutoCloseable {
   private void w13(
       MoeLoraContext context, Tensor y, Tensor x, ExpertRouting byRow, DeviceStream stream) {
     owner.applyW13Lora(
-        context,
-        y.reshape(y.size(0), 1, y.size(1)),
-        x,
-        byRow,
-        config.activation().isGated(),
-        GateUpLayout.HALVES,
+        PunicaWrapper.W13.of(
+            context,
+            y.reshape(y.size(0), 1, y.size(1)),
+            x,
+            byRow,
+            config.activation().isGated(),
+            GateUpLayout.HALVES),
         stream);
   }
 
   private void w2(
       MoeLoraContext context, Tensor y, Tensor x, ExpertRouting byRow, DeviceStream stream) {
-    owner.applyW2Lora(context, y.reshape(y.size(0), 1, y.size(1)), x, byRow, false, stream);
+    owner.applyW2Lora(
+        PunicaWrapper.W2.of(context, y.reshape(y.size(0), 1, y.size(1)), x, byRow), stream);
   }
 
   /** Rows to which nothing applies are not written, so what is there must be nothing. */
