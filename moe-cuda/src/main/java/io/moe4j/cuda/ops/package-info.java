@@ -27,8 +27,8 @@
  * inside a segment free, counts with atomics in shared memory, and also lists the rank pages. It is
  * on the critical path of each forward, so {@code tile_sort.cu} does all of it in one launch (one
  * block, on capability 9.0 a cluster of up to eight); counters that do not fit shared memory go
- * through the launches of {@code sort.py}, with the same lists word for word. A sort that did all
- * of this would be slower at each of them.
+ * through the launches of {@code sort.py}, with the same lists word for word. One sort for all
+ * would have to keep an order that fused kernels do not need, or list pages that nobody reads.
  */
 @NullMarked
 package io.moe4j.cuda.ops;
