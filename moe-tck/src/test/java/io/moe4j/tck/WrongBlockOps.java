@@ -123,14 +123,14 @@ class WrongBlockOps implements BlockOps {
   static BlockOps loraIgnored(MoeConfig c, MoeLayerWeights w) {
     return new WrongBlockOps(c, w) {
       @Override
-      public void finish(
+      public void output(
           Tensor hidden,
           Tensor routed,
           Optional<MoeLoraContext> lora,
           Tensor output,
           Workspace workspace,
           DeviceStream stream) {
-        super.finish(hidden, routed, Optional.empty(), output, workspace, stream);
+        super.output(hidden, routed, Optional.empty(), output, workspace, stream);
       }
 
       @Override
@@ -149,7 +149,7 @@ class WrongBlockOps implements BlockOps {
   static BlockOps outputCleared(MoeConfig c, MoeLayerWeights w) {
     return new WrongBlockOps(c, w) {
       @Override
-      public void finish(
+      public void output(
           Tensor hidden,
           Tensor routed,
           Optional<MoeLoraContext> lora,
@@ -161,7 +161,7 @@ class WrongBlockOps implements BlockOps {
             output.set(0, t, h);
           }
         }
-        super.finish(hidden, routed, lora, output, workspace, stream);
+        super.output(hidden, routed, lora, output, workspace, stream);
       }
     };
   }
@@ -259,14 +259,14 @@ class WrongBlockOps implements BlockOps {
   }
 
   @Override
-  public void finish(
+  public void output(
       Tensor hidden,
       Tensor routed,
       Optional<MoeLoraContext> lora,
       Tensor output,
       Workspace workspace,
       DeviceStream stream) {
-    right.finish(hidden, routed, lora, output, workspace, stream);
+    right.output(hidden, routed, lora, output, workspace, stream);
   }
 
   @Override
