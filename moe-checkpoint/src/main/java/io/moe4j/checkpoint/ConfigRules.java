@@ -15,6 +15,7 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
+import java.util.OptionalInt;
 import java.util.function.Function;
 import java.util.stream.Collectors;
 
@@ -50,6 +51,10 @@ final class ConfigRules implements CheckpointLayout.Rules {
     VALUES.put("zero_experts", Optional.of(ConfigValue.of(0)));
     VALUES.put("norm_epsilon", key(ConfigValue.of(1e-6f), "rms_norm_eps"));
     VALUES.put("shared_combine", Optional.of(ConfigValue.of("add")));
+    VALUES.put("shared_intermediate_size", Optional.empty());
+    VALUES.put("num_shared_experts", Optional.empty());
+    VALUES.put("shared_bias", Optional.of(ConfigValue.of(false)));
+    VALUES.put("router_bias", Optional.of(ConfigValue.of(true)));
   }
 
   private final boolean gated;
@@ -162,6 +167,33 @@ final class ConfigRules implements CheckpointLayout.Rules {
     return values.containsKey("shared_activation_limit")
         ? activation(new Reader(config, layer), "shared_activation_limit")
         : experts;
+  }
+
+  /** Several shared experts are one of so many times the width. */
+  @Override
+  public OptionalInt sharedExpertSize(ModelConfig config, int layer) {
+    Reader read = new Reader(config, layer);
+    Optional<ConfigValue.Found> count = read.find("num_shared_experts");
+    Optional<ConfigValue.Found> width = read.find("shared_intermediate_size");
+    if (count.isEmpty()) {
+      return width.isPresent() ? OptionalInt.of(width.get().intValue(0)) : OptionalInt.empty();
+    }
+    int n = count.get().intValue(0);
+    long size = n == 0 ? 0 : (long) n * width.orElseGet(() -> read.found("intermediate_size")).intValue(0);
+    if (size > Integer.MAX_VALUE) {
+      throw count.get().unusable("a number that leaves the width below 2^31");
+    }
+    return OptionalInt.of((int) size);
+  }
+
+  @Override
+  public boolean hasSharedExpertBias(ModelConfig config, int layer) {
+    return new Reader(config, layer).get("shared_bias", ConfigValue.Found::booleanValue);
+  }
+
+  @Override
+  public boolean hasRouterBias(ModelConfig config, int layer) {
+    return new Reader(config, layer).get("router_bias", ConfigValue.Found::booleanValue);
   }
 
   @Override

@@ -26,6 +26,7 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.OptionalInt;
 import java.util.Set;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
@@ -35,17 +36,46 @@ import org.jspecify.annotations.Nullable;
  * the block is refused: one that is not understood would change the result.
  */
 final class LayerReader {
+  /** The end of a message about experts that are quantised. */
+  static final String ACCEPTED =
+      ". Accepted are F32, BF16 and F16 experts, and MXFP4 of gpt_oss; a copy of the model that was"
+          + " dequantised to bf16 works";
+
+  /** Each takes some hundred bytes of heap. */
+  private static final int MAX_EXPERTS = 1 << 14;
+
+  /** Keys of configs that count shared experts or give their width. */
+  private static final List<String> SHARED_EXPERT_KEYS =
+      List.of("n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size");
+
   private final String where;
   private final CheckpointLayout layout;
+  private final ModelConfig modelConfig;
+  private final int layer;
+  private final Optional<String> quantised;
   private final Map<String, Tensor> tensors;
   private final Set<String> used = new HashSet<>();
 
   /** A finished block. */
-  record Block(MoeConfig config, MoeLayerWeights weights, long bytes, List<String> leftOut) {}
+  record Block(
+      MoeConfig config,
+      MoeLayerWeights weights,
+      RouterCheck router,
+      long bytes,
+      List<String> leftOut) {}
 
-  private LayerReader(String where, CheckpointLayout layout, Map<String, Tensor> tensors) {
+  private LayerReader(
+      String where,
+      CheckpointLayout layout,
+      ModelConfig modelConfig,
+      int layer,
+      Optional<String> quantised,
+      Map<String, Tensor> tensors) {
     this.where = where;
     this.layout = layout;
+    this.modelConfig = modelConfig;
+    this.layer = layer;
+    this.quantised = quantised;
     this.tensors = tensors;
   }
 
@@ -57,14 +87,16 @@ final class LayerReader {
    * @param config config.json
    * @param layer layer index
    * @param tensors the block's tensors by their name below the block
+   * @param quantised what the config says of quantisation, for messages
    */
   static Block read(
       String where,
       CheckpointLayout layout,
       ModelConfig config,
       int layer,
-      Map<String, Tensor> tensors) {
-    LayerReader reader = new LayerReader(where, layout, tensors);
+      Map<String, Tensor> tensors,
+      Optional<String> quantised) {
+    LayerReader reader = new LayerReader(where, layout, config, layer, quantised, tensors);
     try {
       MoeConfig.Builder builder = layout.rules().block(config, layer);
       Activation experts = builder.build().activation();
@@ -96,6 +128,14 @@ final class LayerReader {
       builder.routing(said.routing().toBuilder().byTokenId(true).correctionBias(false).build());
     }
     MoeConfig sizes = builder.build();
+    if (sizes.numExperts() > MAX_EXPERTS) {
+      throw new CheckpointException(
+          where
+              + ": the config says "
+              + sizes.numExperts()
+              + " experts; accepted are at most "
+              + MAX_EXPERTS);
+    }
     ExpertWeights experts = readExperts(sizes);
     if (experts.expert(0).up().isPlain()) {
       builder.weightDtype(dtype(experts));
@@ -131,7 +171,7 @@ final class LayerReader {
     weights.requireFits(config);
     long bytes =
         tensors.values().stream().mapToLong(t -> t.dtype().byteSize(t.elementCount())).sum();
-    return new Block(config, weights, bytes, leftOut);
+    return new Block(config, weights, new RouterCheck(where, router), bytes, leftOut);
   }
 
   private ExpertWeights readExperts(MoeConfig sizes) {
@@ -232,8 +272,8 @@ final class LayerReader {
     return ExpertWeights.ofStacked(
         inOut ? w13.transpose(1, 2) : w13,
         inOut ? w2.transpose(1, 2) : w2,
-        form.b13().map(b -> take(b, e, wide)).orElse(null),
-        form.b2().map(b -> take(b, e, h)).orElse(null),
+        form.b13().map(b -> takeFloating(b, e, wide)).orElse(null),
+        form.b2().map(b -> takeFloating(b, e, h)).orElse(null),
         gated,
         form.gateUp());
   }
@@ -269,8 +309,8 @@ final class LayerReader {
         scales(form.w13(), e, wide, h),
         blocks(form.w2(), e, h, i),
         scales(form.w2(), e, h, i),
-        form.b13().map(b -> take(b, e, wide)).orElse(null),
-        form.b2().map(b -> take(b, e, h)).orElse(null),
+        form.b13().map(b -> takeFloating(b, e, wide)).orElse(null),
+        form.b2().map(b -> takeFloating(b, e, h)).orElse(null),
         gated,
         form.gateUp());
   }
@@ -358,8 +398,8 @@ final class LayerReader {
           where
               + ": the experts are "
               + dtype
-              + "; accepted are F32, BF16 and F16. Quantised weights are not read here: use a"
-              + " checkpoint that was dequantised to bf16");
+              + quantised.map(q -> ", by the config " + q).orElse("")
+              + ACCEPTED);
     }
     return t;
   }
@@ -375,10 +415,16 @@ final class LayerReader {
                     where
                         + " lacks the router's weight; looked for "
                         + String.join(", ", layout.routerWeights())));
-    Tensor correction = sizes.routing().correctionBias() ? readCorrectionBias(e) : null;
-    if (sizes.routing().correctionBias() && correction == null) {
-      throw new CheckpointException(
-          where + " lacks " + String.join(" or ", layout.correctionBiases()));
+    boolean corrected = sizes.routing().correctionBias();
+    Tensor correction = corrected ? readCorrectionBias(e) : null;
+    if (corrected && correction == null) {
+      throw lacks("a correction bias", layout.correctionBiases());
+    }
+    Tensor bias = takeVector(layout.routerBiases(), e);
+    if (bias == null
+        && !layout.routerBiases().isEmpty()
+        && layout.rules().hasRouterBias(modelConfig, layer)) {
+      throw lacks("the router's bias", layout.routerBiases());
     }
     boolean inOut =
         layout.routerStored() == Orientation.IN_OUT
@@ -391,11 +437,33 @@ final class LayerReader {
     RoutingConfig routing = sizes.routing();
     return new RouterWeights(
         floating(weight, matrix),
-        takeFirst(layout.routerBiases(), e),
+        bias,
         correction,
         routing.inputNorm().isPresent() ? readRouterNorm(sizes.hiddenSize()) : null,
         routing.expertScale() ? takeFloating(layout.expertScale().orElse(""), e) : null,
         routing.byTokenId() ? readTokenExperts(sizes) : null);
+  }
+
+  private CheckpointException lacks(String what, List<String> names) {
+    return new CheckpointException(
+        where
+            + " lacks "
+            + what
+            + ", which "
+            + modelConfig.source()
+            + " or its model_type promises; looked for "
+            + String.join(", ", names));
+  }
+
+  /** {@code [E]}, which some files keep as {@code [1, E]}. */
+  private @Nullable Tensor takeVector(List<String> names, long size) {
+    for (String name : names) {
+      Tensor t = tensors.get(name);
+      if (t != null && t.dims() == 2 && t.size(0) == 1 && t.size(1) == size) {
+        return floating(name, take(name, 1, size)).select(0, 0);
+      }
+    }
+    return takeFirst(names, size);
   }
 
   /** A copy, because a factor that is no tensor's belongs to it. */
@@ -462,56 +530,102 @@ final class LayerReader {
         layout.sharedExperts().stream()
             .filter(f -> tensors.containsKey(f.up() + ".weight"))
             .toList();
+    OptionalInt promised =
+        layout.sharedExperts().isEmpty()
+            ? OptionalInt.empty()
+            : layout.rules().sharedExpertSize(modelConfig, layer);
     if (present.isEmpty()) {
+      if (promised.isPresent() ? promised.getAsInt() > 0 : countsSharedExperts()) {
+        throw lacks(
+            "the shared expert", layout.sharedExperts().stream().map(SharedForm::up).toList());
+      }
       return Optional.empty();
     }
     SharedForm form = present.getFirst();
-    long h = sizes.hiddenSize();
-    String upName = form.up() + ".weight";
-    Tensor any = tensors.get(upName);
-    if (any == null || any.dims() != 2 || any.size(0) < (form.fused() ? 2 : 1)) {
+    String name = form.up() + ".weight";
+    Tensor any = tensors.get(name);
+    int rows = form.fused() ? 2 : 1;
+    if (any == null
+        || any.dims() != 2
+        || any.size(0) % rows != 0
+        || any.size(0) / rows > Integer.MAX_VALUE) {
+      throw new CheckpointException(
+          where + ": " + name + " is " + any + ", must be " + (form.fused() ? "[2I, H]" : "[I, H]"));
+    }
+    int i = (int) (any.size(0) / rows);
+    if (promised.isPresent() && promised.getAsInt() != i) {
+      throw new CheckpointException(
+          where
+              + ": the shared expert "
+              + name
+              + " is "
+              + any
+              + ", "
+              + modelConfig.source()
+              + " promises "
+              + (promised.getAsInt() == 0 ? "none" : "the width " + promised.getAsInt()));
+    }
+    return takeShared(form, i, sizes.hiddenSize(), gated);
+  }
+
+  /** What the usual keys say, of families whose rules say nothing. */
+  private boolean countsSharedExperts() {
+    return !layout.sharedExperts().isEmpty()
+        && SHARED_EXPERT_KEYS.stream().anyMatch(modelConfig::isPositive);
+  }
+
+  /** A shared expert of width 0 adds nothing; transformers saves one where there are none. */
+  private Optional<SharedExpertWeights> takeShared(
+      SharedForm form, int i, long h, boolean gated) {
+    Tensor up = takeFloating(form.up() + ".weight", form.fused() ? 2L * i : i, h);
+    Tensor upBias = takeFirst(List.of(form.up() + ".bias"), form.fused() ? 2L * i : i);
+    Tensor gate = null;
+    Tensor gateBias = null;
+    if (form.fused()) {
+      gate = up.narrow(0, 0, i);
+      up = up.narrow(0, i, i);
+      gateBias = upBias == null ? null : upBias.narrow(0, 0, i);
+      upBias = upBias == null ? null : upBias.narrow(0, i, i);
+    } else if (gated) {
+      String name =
+          form.gate()
+              .orElseThrow(() ->
+                  new CheckpointException(
+                      where + ": the shared expert has a gate, but the layout names none"));
+      gate = takeFloating(name + ".weight", i, h);
+      gateBias = takeFirst(List.of(name + ".bias"), i);
+    }
+    Tensor down = takeFloating(form.down() + ".weight", h, i);
+    requireOneDtype(form.up(), up, gate);
+    requireOneDtype(form.up(), up, down);
+    Tensor downBias = takeFirst(List.of(form.down() + ".bias"), h);
+    boolean biased = upBias != null && downBias != null && gated == (gateBias != null);
+    if (!biased && layout.rules().hasSharedExpertBias(modelConfig, layer)) {
+      throw lacks(
+          "a bias of the shared expert", List.of(form.up() + ".bias", form.down() + ".bias"));
+    }
+    Tensor sigmoidGate =
+        layout.sharedExpertGate().map(g -> takeFloating(g + ".weight", 1, h)).orElse(null);
+    return i == 0
+        ? Optional.empty()
+        : Optional.of(
+            new SharedExpertWeights(
+                ExpertWeights.Expert.plain(gate, up, down).withBias(gateBias, upBias, downBias),
+                sigmoidGate));
+  }
+
+  private void requireOneDtype(String name, Tensor up, @Nullable Tensor other) {
+    if (other != null && other.dtype() != up.dtype()) {
       throw new CheckpointException(
           where
               + ": "
-              + upName
-              + " is "
-              + any
-              + (form.fused() ? ", must be [2I, H]" : ", must be [I, H]"));
+              + name
+              + " holds "
+              + other
+              + " beside "
+              + up
+              + "; a shared expert must have one dtype");
     }
-    long i = form.fused() ? any.size(0) / 2 : any.size(0);
-    String gateName = form.gate().orElse("");
-    if (gated && !form.fused() && gateName.isEmpty()) {
-      throw new CheckpointException(
-          where
-              + ": the shared expert's activation has a gate, '"
-              + upName
-              + "' has none beside it");
-    }
-    Tensor gate = null;
-    Tensor gateBias = null;
-    Tensor up;
-    Tensor upBias;
-    if (form.fused()) {
-      Tensor both = takeFloating(upName, 2 * i, h);
-      Tensor bias = takeFirst(List.of(form.up() + ".bias"), 2 * i);
-      gate = both.narrow(0, 0, i);
-      up = both.narrow(0, i, i);
-      gateBias = bias == null ? null : bias.narrow(0, 0, i);
-      upBias = bias == null ? null : bias.narrow(0, i, i);
-    } else {
-      up = takeFloating(upName, i, h);
-      upBias = takeFirst(List.of(form.up() + ".bias"), i);
-      if (gated) {
-        gate = takeFloating(gateName + ".weight", i, h);
-        gateBias = takeFirst(List.of(gateName + ".bias"), i);
-      }
-    }
-    ExpertWeights.Expert mlp =
-        ExpertWeights.Expert.plain(gate, up, takeFloating(form.down() + ".weight", h, i))
-            .withBias(gateBias, upBias, takeFirst(List.of(form.down() + ".bias"), h));
-    Tensor outputGate =
-        layout.sharedExpertGate().map(g -> takeFloating(g + ".weight", 1, h)).orElse(null);
-    return Optional.of(new SharedExpertWeights(mlp, outputGate));
   }
 
   private Optional<LatentWeights> readLatent(MoeConfig sizes) {
@@ -590,7 +704,8 @@ final class LayerReader {
               + " tensors that the layout '"
               + layout.modelType()
               + "' does not know, which would change the block's result: "
-              + StrictJson.shorten(String.join(", ", unknown)));
+              + StrictJson.shorten(String.join(", ", unknown))
+              + quantised.map(q -> "; the model is quantised: " + q).orElse(""));
     }
   }
 }

@@ -53,7 +53,13 @@ final class BlockEvaluator {
   Result forward(double[] x, int tokenId, LoraLayer lora) {
     Tensor norm = weights.router().norm();
     double[] read = norm == null ? x : normed(x, norm, config.routing().inputNorm().orElseThrow());
-    double[] logits = linear(weights.router().weight(), weights.router().bias(), read);
+    double[] logits =
+        mapped(
+            weights.router().weight(),
+            weights.router().bias(),
+            read,
+            lora.get(LoraTarget.ROUTER),
+            0);
     int[] ids = new int[config.topK()];
     double[] w = new double[config.topK()];
     route(logits, tokenId, ids, w);
