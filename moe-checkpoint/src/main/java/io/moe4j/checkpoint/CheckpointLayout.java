@@ -371,6 +371,41 @@ public final class CheckpointLayout {
     return new Builder(modelType);
   }
 
+  /**
+   * A builder that starts from this layout.
+   *
+   * @param otherModelType the {@code model_type} of the new one
+   * @return a new builder
+   * @since 0.2.0
+   */
+  public Builder toBuilder(String otherModelType) {
+    Builder b = new Builder(otherModelType);
+    b.blocks.addAll(blocks);
+    b.forms.addAll(forms);
+    b.routerWeights.addAll(routerWeights);
+    b.routerBiases.addAll(routerBiases);
+    b.correctionBiases.addAll(correctionBiases);
+    b.sharedExperts.addAll(sharedExperts);
+    b.sharedExpertGate = sharedExpertGate.orElse(null);
+    b.configAt.addAll(configAt);
+    b.ignored.addAll(ignored);
+    b.routerStored = routerStored;
+    b.correctionBiasRow = correctionBiasRow;
+    b.moreExpertsIgnored = moreExpertsIgnored;
+    b.tokenExperts.addAll(tokenExperts);
+    b.routerNorm = routerNorm.orElse(null);
+    b.routerNormOverRoot = routerNormOverRoot;
+    b.expertScale = expertScale.orElse(null);
+    b.inputNorm = inputNorm.orElse(null);
+    b.outputBias = outputBias.orElse(null);
+    b.latentIn = latentIn.orElse(null);
+    b.latentOut = latentOut.orElse(null);
+    b.fusedParameters.addAll(fusedParameters);
+    b.projectionNames.putAll(projectionNames);
+    b.rules = rules;
+    return b;
+  }
+
   /** Collects a layout; not thread-safe. */
   public static final class Builder {
     private final String modelType;

@@ -131,6 +131,8 @@ final class CheckpointScan {
     crossCheck(numLayers, root, blocks.keySet());
     Set<String> others = new TreeSet<>(roots);
     others.remove(root);
+    // Names tell such towers; an adapter for the language model need not say that it is not one.
+    others.removeIf(OutsideNames::isOtherTower);
     return new Result(root, others, blocks, predictionLayers, notes);
   }
 

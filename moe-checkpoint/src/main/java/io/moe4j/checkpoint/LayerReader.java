@@ -20,6 +20,7 @@ import io.moe4j.checkpoint.ExpertForm.Orientation;
 import io.moe4j.checkpoint.ExpertForm.PerExpert;
 import io.moe4j.checkpoint.ExpertForm.Stacked;
 import io.moe4j.checkpoint.ExpertForm.StackedApart;
+import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashSet;
@@ -432,7 +433,7 @@ final class LayerReader {
                 && !hasShape(weight, e, sizes.hiddenSize()));
     Tensor matrix =
         inOut
-            ? take(weight, sizes.hiddenSize(), e).transpose(0, 1)
+            ? transposed(floating(weight, take(weight, sizes.hiddenSize(), e)))
             : take(weight, e, sizes.hiddenSize());
     RoutingConfig routing = sizes.routing();
     return new RouterWeights(
@@ -442,6 +443,22 @@ final class LayerReader {
         routing.inputNorm().isPresent() ? readRouterNorm(sizes.hiddenSize()) : null,
         routing.expertScale() ? takeFloating(layout.expertScale().orElse(""), e) : null,
         routing.byTokenId() ? readTokenExperts(sizes) : null);
+  }
+
+  /** A copy: devices and checks want a router's rows one after the other. */
+  private static Tensor transposed(Tensor t) {
+    long rows = t.size(1);
+    long columns = t.size(0);
+    int size = t.dtype().bits() / Byte.SIZE;
+    MemorySegment from = t.segment();
+    MemorySegment to =
+        MemorySegment.ofArray(new byte[Math.toIntExact(t.dtype().byteSize(t.elementCount()))]);
+    for (long r = 0; r < rows; r++) {
+      for (long c = 0; c < columns; c++) {
+        MemorySegment.copy(from, (c * rows + r) * size, to, (r * columns + c) * size, size);
+      }
+    }
+    return Tensor.of(t.dtype(), to, rows, columns);
   }
 
   private CheckpointException lacks(String what, List<String> names) {

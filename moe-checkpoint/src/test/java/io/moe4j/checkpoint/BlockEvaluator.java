@@ -50,6 +50,10 @@ final class BlockEvaluator {
     this.weights = weights;
   }
 
+  Result forward(double[] x, LoraLayer lora) {
+    return forward(x, -1, lora);
+  }
+
   Result forward(double[] x, int tokenId, LoraLayer lora) {
     Tensor norm = weights.router().norm();
     double[] read = norm == null ? x : normed(x, norm, config.routing().inputNorm().orElseThrow());
