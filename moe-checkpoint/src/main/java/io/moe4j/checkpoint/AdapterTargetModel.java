@@ -33,6 +33,8 @@ public record AdapterTargetModel(
     Optional<String> root,
     Set<String> otherRoots) {
   /**
+   * Checks and copies the components.
+   *
    * @param layout how the family names its modules
    * @param layers copied
    * @param numLayers at least one more than the last MoE layer's index

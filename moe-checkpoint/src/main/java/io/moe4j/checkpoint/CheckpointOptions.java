@@ -17,11 +17,13 @@ import java.util.Optional;
  */
 public record CheckpointOptions(
     Map<String, CheckpointLayout> layouts, LoadProgress progress, Optional<String> root) {
-  /** The known families, nobody told. */
+  /** The known families, no progress reported. */
   public static final CheckpointOptions DEFAULT =
       new CheckpointOptions(Map.of(), LoadProgress.NONE, Optional.empty());
 
   /**
+   * Checks and copies the components.
+   *
    * @param layouts copied
    * @param progress told about each file
    * @param root a dot is added at the end where it lacks
@@ -44,7 +46,7 @@ public record CheckpointOptions(
   }
 
   /**
-   * {@return these options with somebody told}
+   * {@return these options with progress reported}
    *
    * @param progress told about each file
    */

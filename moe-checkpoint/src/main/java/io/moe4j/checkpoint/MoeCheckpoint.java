@@ -230,7 +230,7 @@ public final class MoeCheckpoint implements AutoCloseable {
         found.otherRoots());
   }
 
-  /** {@return what the checkpoint holds, for people} */
+  /** {@return a readable summary of the checkpoint} */
   public CheckpointDescription describe() {
     Function<Map.Entry<Integer, LayerReader.Block>, CheckpointDescription.Layer> layer =
         e ->

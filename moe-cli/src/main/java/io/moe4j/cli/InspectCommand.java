@@ -12,6 +12,7 @@ import io.moe4j.checkpoint.LoadProgress;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.PeftAdapter;
 import io.moe4j.checkpoint.SafetensorsFile;
+import io.moe4j.cli.json.Json;
 import java.io.IOException;
 import java.io.PrintWriter;
 import java.io.UncheckedIOException;

@@ -96,12 +96,29 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
 
   @Override
   public void addLoraW13(PunicaWrapper.W13 call, DeviceStream stream) {
-    run(w13(call.context(), call.y(), call.x(), call.routing(), call.gated(), call.layout(), call.addInputs(), stream));
+    run(
+        w13(
+            call.context(),
+            call.y(),
+            call.x(),
+            call.routing(),
+            call.gated(),
+            call.layout(),
+            call.addInputs(),
+            stream));
   }
 
   @Override
   public void addLoraW2(PunicaWrapper.W2 call, DeviceStream stream) {
-    run(w2(call.context(), call.y(), call.x(), call.routing(), call.mulRoutedWeight(), call.addInputs(), stream));
+    run(
+        w2(
+            call.context(),
+            call.y(),
+            call.x(),
+            call.routing(),
+            call.mulRoutedWeight(),
+            call.addInputs(),
+            stream));
   }
 
   /** The kernels' table of factors has no column for the router. */
@@ -114,7 +131,9 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
   public void addLoraLinear(PunicaWrapper.Linear call, DeviceStream stream) {
     if (call.target().isRouted()) {
       throw new IllegalArgumentException(
-          "target is " + call.target() + ", a map of the routed experts; use addLoraW13 or addLoraW2");
+          "target is "
+              + call.target()
+              + ", a map of the routed experts; use addLoraW13 or addLoraW2");
     }
     if (!supports(call.target())) {
       throw new IllegalArgumentException(

@@ -4,8 +4,8 @@ import io.moe4j.api.MoeException;
 import org.jspecify.annotations.Nullable;
 
 /**
- * A group of ranks has ended: a rank failed, or did not come in time. The message names the rank and
- * the cause.
+ * A group of ranks has ended: a rank failed, or did not come in time. The message names the rank
+ * and the cause.
  *
  * @since 0.2.0
  */
@@ -15,6 +15,8 @@ public class CommException extends MoeException {
   private final int rank;
 
   /**
+   * Creates an exception with a message and its cause.
+   *
    * @param rank which one failed or was missing
    * @param message what happened
    * @param cause of the failure, or null

@@ -10,9 +10,12 @@ package io.moe4j.api.config;
  *     layer computes, and with them may change who computes a token; logits or topk ids that the
  *     caller brings are taken as they are. If false, adapters with factors on the router are
  *     refused
+ * @since 0.1.0
  */
 public record LoraConfig(int maxLoras, int maxRank, boolean router) {
   /**
+   * Checks the components.
+   *
    * @param maxLoras at least 1
    * @param maxRank at least 1
    * @param router whether adapters may change the router
