@@ -271,15 +271,15 @@ final class LayerParts {
             stream);
       }
     }
-    if (!Objects.equals(sum, output) || ScratchLayout.needsFinish(config)) {
-      block.finish(f.hidden(), sum, lora, output, workspace, stream);
+    if (!Objects.equals(sum, output) || ScratchLayout.needsOutput(config)) {
+      block.output(f.hidden(), sum, lora, output, workspace, stream);
     }
   }
 
   /** The output itself wherever what comes after the experts allows it. */
   private Tensor sumTarget(Tensor output, ScratchLayout.Views v) {
     boolean sameWidth = config.latentSize() == 0;
-    boolean mustBeF32 = v.exchanged() != null || ScratchLayout.needsFinish(config);
+    boolean mustBeF32 = v.exchanged() != null || ScratchLayout.needsOutput(config);
     if (sameWidth && (!mustBeF32 || output.dtype() == DType.F32)) {
       return output;
     }
