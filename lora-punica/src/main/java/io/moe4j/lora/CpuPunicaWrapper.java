@@ -78,9 +78,17 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     int pairs = Math.multiplyExact(tokens, topK);
     requireFloat("y", call.y(), 3);
     requireFloat("x", call.x(), 2);
-    if (call.y().size(0) != tokens || call.y().size(1) != topK || (call.gated() && call.y().size(2) % 2 != 0)) {
+    if (call.y().size(0) != tokens
+        || call.y().size(1) != topK
+        || (call.gated() && call.y().size(2) % 2 != 0)) {
       throw new IllegalArgumentException(
-          "y is " + call.y() + ", must be [" + tokens + ", " + topK + (call.gated() ? ", 2I]" : ", I]"));
+          "y is "
+              + call.y()
+              + ", must be ["
+              + tokens
+              + ", "
+              + topK
+              + (call.gated() ? ", 2I]" : ", I]"));
     }
     if (call.x().size(0) != tokens && call.x().size(0) != pairs) {
       throw new IllegalArgumentException(
@@ -95,18 +103,22 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     if (pairs == 0 || !call.context().hasLora()) {
       return;
     }
-    Rows in = call.x().size(0) == tokens ? Rows.perToken(call.x(), topK) : Rows.flatPairs(call.x(), topK);
-    List<Rows> out;
+    PairRows in =
+        call.x().size(0) == tokens
+            ? PairRows.perToken(call.x(), topK)
+            : PairRows.flatPairs(call.x(), topK);
+    List<PairRows> out;
     if (call.gated()) {
       long width = call.y().size(2) / 2;
       boolean halves = call.layout() == GateUpLayout.HALVES;
       Tensor gate = halves ? call.y().narrow(2, 0, width) : call.y().sliced(2, 0, width, 2);
       Tensor up = halves ? call.y().narrow(2, width, width) : call.y().sliced(2, 1, width, 2);
-      out = List.of(Rows.perPair(gate), Rows.perPair(up));
+      out = List.of(PairRows.perPair(gate), PairRows.perPair(up));
     } else {
-      out = List.of(Rows.perPair(call.y()));
+      out = List.of(PairRows.perPair(call.y()));
     }
-    DeltaTile.Job job = new DeltaTile.Job(call.gated() ? GATE_UP : UP, out, in, null, call.addInputs());
+    DeltaTile.Job job =
+        new DeltaTile.Job(call.gated() ? GATE_UP : UP, out, in, null, call.addInputs());
     run(call.context(), job, pairs, call.routing());
   }
 
@@ -129,9 +141,11 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     if (pairs == 0 || !call.context().hasLora()) {
       return;
     }
-    Rows in = Rows.flatPairs(call.x(), topK);
-    Rows weights = call.mulRoutedWeight() ? Rows.scalars(call.routing().topkWeights()) : null;
-    DeltaTile.Job job = new DeltaTile.Job(DOWN, List.of(Rows.perPair(call.y())), in, weights, call.addInputs());
+    PairRows in = PairRows.flatPairs(call.x(), topK);
+    PairRows weights =
+        call.mulRoutedWeight() ? PairRows.scalars(call.routing().topkWeights()) : null;
+    DeltaTile.Job job =
+        new DeltaTile.Job(DOWN, List.of(PairRows.perPair(call.y())), in, weights, call.addInputs());
     run(call.context(), job, pairs, call.routing());
   }
 
@@ -140,12 +154,15 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     requireHost(stream);
     if (call.target().isRouted()) {
       throw new IllegalArgumentException(
-          "target is " + call.target() + ", a map of the routed experts; use addLoraW13 or addLoraW2");
+          "target is "
+              + call.target()
+              + ", a map of the routed experts; use addLoraW13 or addLoraW2");
     }
     requireFloat("y", call.y(), 2);
     requireFloat("x", call.x(), 2);
     if (call.x().size(0) != call.y().size(0)) {
-      throw new IllegalArgumentException("x is " + call.x() + " and y " + call.y() + ", must have equal rows");
+      throw new IllegalArgumentException(
+          "x is " + call.x() + " and y " + call.y() + ", must have equal rows");
     }
     int tokens = Math.toIntExact(call.y().size(0));
     if (tokens == 0 || !call.context().hasLora()) {
@@ -154,7 +171,11 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     run(
         call.context(),
         new DeltaTile.Job(
-            List.of(call.target()), List.of(Rows.perToken(call.y(), 1)), Rows.perToken(call.x(), 1), null, call.addInputs()),
+            List.of(call.target()),
+            List.of(PairRows.perToken(call.y(), 1)),
+            PairRows.perToken(call.x(), 1),
+            null,
+            call.addInputs()),
         tokens,
         null);
   }
@@ -181,10 +202,10 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
           context,
           job.targets(),
           pairs,
-          routing == null ? null : Rows.scalars(routing.topkIds()),
-          map == null ? null : Rows.scalars(map.expand(1).transpose(0, 1)),
+          routing == null ? null : PairRows.scalars(routing.topkIds()),
+          map == null ? null : PairRows.scalars(map.expand(1).transpose(0, 1)),
           map == null ? 0 : Math.toIntExact(map.size(0)),
-          Rows.perToken(column, topK));
+          PairRows.perToken(column, topK));
       if (plan.groupCount() > 0) {
         requireWidths(job, plan);
         runGroups(job, plan);

@@ -53,7 +53,7 @@ public final class MoeLayer implements AutoCloseable {
   private final ForwardChecks checks;
   private final ScratchPool pool;
   private final ScratchLayout layout;
-  private final Gate gate = new Gate("the layer");
+  private final InFlightCalls calls = new InFlightCalls("the layer");
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
   private MoeLayer(
@@ -125,7 +125,7 @@ public final class MoeLayer implements AutoCloseable {
    * @throws IllegalStateException if the layer is closed
    */
   public void forward(MoeForward request) {
-    gate.enter();
+    calls.enter();
     try {
       checks.require(request);
       if (request.hidden().size(0) == 0) {
@@ -138,30 +138,30 @@ public final class MoeLayer implements AutoCloseable {
         pool.giveBack(scratch);
       }
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
   /** A session's forward. */
   void run(MoeForward request, ScratchLayout layout, Scratch scratch, DeviceStream stream) {
-    gate.enter();
+    calls.enter();
     try {
       checks.require(request);
       if (request.hidden().size(0) > 0) {
         parts.forward(request, layout, scratch, stream);
       }
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
   /** A session's refresh. */
   void refresh(MoeLoraContext context, DeviceStream stream) {
-    gate.enter();
+    calls.enter();
     try {
       parts.refresh(context, stream);
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
@@ -177,7 +177,7 @@ public final class MoeLayer implements AutoCloseable {
       throw new IllegalArgumentException(
           "maxTokens is " + maxTokens + ", must be 1.." + config.maxTokens());
     }
-    gate.enter();
+    calls.enter();
     try {
       MoeSession session = new MoeSession(this, parts.layout(maxTokens), device.defaultStream());
       synchronized (sessions) {
@@ -185,7 +185,7 @@ public final class MoeLayer implements AutoCloseable {
       }
       return session;
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
@@ -197,7 +197,7 @@ public final class MoeLayer implements AutoCloseable {
 
   @Override
   public void close() {
-    if (!gate.close()) {
+    if (!calls.close()) {
       return;
     }
     List<MoeSession> open;
