@@ -19,6 +19,8 @@ import io.moe4j.api.tensor.Tensor;
  * #addLoraW2} that is given the same context and routing objects as the call of {@link #addLoraW13}
  * before it on that stream may rely on what that one found in them: their contents must not change
  * in between.
+ *
+ * @since 0.1.0
  */
 public interface PunicaWrapper extends AutoCloseable {
   /**
@@ -177,6 +179,18 @@ public interface PunicaWrapper extends AutoCloseable {
    * @param stream where to run
    */
   void addLoraW2(W2 call, DeviceStream stream);
+
+  /**
+   * Whether factors of a target can be applied. An adapter with others is refused when it is
+   * loaded.
+   *
+   * @param target any
+   * @return true by default
+   * @since 0.2.0
+   */
+  default boolean supports(LoraTarget target) {
+    return true;
+  }
 
   /**
    * Adds the delta of a dense map.
