@@ -15,8 +15,8 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * Tokens stay where they are. STANDARD experts read the layer's own tensors; for BATCHED ones the
- * device's {@link BlockOps#dispatch} and {@link BlockOps#combine} do the work: those are kernels of a
- * device, which exchanges between ranks use as well.
+ * device's {@link BlockOps#dispatch} and {@link BlockOps#combine} do the work: those are kernels of
+ * a device, which exchanges between ranks use as well.
  */
 final class LocalExchange implements ExpertExchange {
   private final MoeConfig config;
@@ -118,9 +118,7 @@ final class LocalExchange implements ExpertExchange {
 
   private Workspace scratch(Workspace workspace, Places at, long rows) {
     return new Workspace(
-        workspace
-            .tensor(at.scratch, DType.U8, Math.max(0, at.end - at.scratch))
-            .memory());
+        workspace.tensor(at.scratch, DType.U8, Math.max(0, at.end - at.scratch)).memory());
   }
 
   @Override

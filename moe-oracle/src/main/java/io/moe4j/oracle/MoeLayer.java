@@ -57,7 +57,11 @@ public final class MoeLayer implements AutoCloseable {
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
   private MoeLayer(
-      Selection selection, Device device, LayerParts parts, MoeLayerWeights weights, ScratchPool pool) {
+      Selection selection,
+      Device device,
+      LayerParts parts,
+      MoeLayerWeights weights,
+      ScratchPool pool) {
     this.config = selection.config();
     this.selection = selection;
     this.device = device;

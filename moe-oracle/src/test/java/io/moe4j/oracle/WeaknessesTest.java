@@ -1,6 +1,5 @@
 package io.moe4j.oracle;
 
-import io.moe4j.api.spi.ModularExperts;
 import static io.moe4j.oracle.LayerFixture.H;
 import static io.moe4j.oracle.LayerFixture.expected;
 import static io.moe4j.oracle.LayerFixture.hidden;
@@ -34,6 +33,7 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.Tensor;
@@ -273,7 +273,8 @@ class WeaknessesTest {
   }
 
   /** Experts behind somebody's wrapper, which also notes what is in slot 0. */
-  private record Wrapper(ModularExperts inner, List<LoraLayer> firstSlots) implements ModularExperts, LoraExperts {
+  private record Wrapper(ModularExperts inner, List<LoraLayer> firstSlots)
+      implements ModularExperts, LoraExperts {
     @Override
     public long workspaceBytes(int maxTokens) {
       return inner.workspaceBytes(maxTokens);

@@ -424,7 +424,8 @@ public final class LoraBenchmark {
     ExpertRouting routing = in.routings.get(i);
     var stream = device.defaultStream();
     if (two == null) {
-      wrapper.addLoraW13(PunicaWrapper.W13.of(context, in.y13, in.x, routing, true, GateUpLayout.HALVES), stream);
+      wrapper.addLoraW13(
+          PunicaWrapper.W13.of(context, in.y13, in.x, routing, true, GateUpLayout.HALVES), stream);
       wrapper.addLoraW2(PunicaWrapper.W2.of(context, in.y2, in.act, routing), stream);
     } else {
       Tensor d13 = part(in.delta, in.y13);

@@ -11,7 +11,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.DeviceBuffer;
 import io.moe4j.cuda.KernelLaunch;
-import io.moe4j.cuda.PairSort;
+import io.moe4j.cuda.ops.PairSort;
 import java.util.concurrent.ConcurrentHashMap;
 import org.jspecify.annotations.Nullable;
 
