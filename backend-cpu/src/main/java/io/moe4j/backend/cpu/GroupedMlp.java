@@ -1,22 +1,16 @@
 package io.moe4j.backend.cpu;
 
-import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.spi.Workspace;
-import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import java.lang.foreign.MemorySegment;
 import java.util.concurrent.ConcurrentLinkedQueue;
-import org.jspecify.annotations.Nullable;
 
 /**
  * The computation of some MLPs over the tokens routed to each: w13 product, LoRA, activation, w2
  * product, LoRA, weighted sum. Thread-safe: each call works on its own workspace and on a state
  * taken from a pool.
  */
-final class GroupedMlp {
-  /** Pairs handled at a time; bounds the workspace whatever {@code T}. */
-  static final int CHUNK_PAIRS = 8192;
-
+final class GroupedMlp implements Mlp {
   /** Rows of w13 or w2 that a tile computes. */
   static final int ROW_TILE = 64;
 
@@ -40,28 +34,6 @@ final class GroupedMlp {
       long scratchStride,
       long total) {}
 
-  /**
-   * What one call computes.
-   *
-   * @param hidden {@code [T, H]} of {@code hiddenType} from its start
-   * @param ids int32 {@code [T, K]}; null = every pair goes to MLP 0
-   * @param weights F32 {@code [T, K]}; null = 1
-   * @param map int32 global to local; null = ids are local
-   * @param lora adapters or null
-   * @param output {@code [T, H]} of {@code outputType}
-   */
-  record Call(
-      MemorySegment hidden,
-      DType hiddenType,
-      int tokens,
-      int topK,
-      @Nullable MemorySegment ids,
-      @Nullable MemorySegment weights,
-      @Nullable MemorySegment map,
-      @Nullable MoeLoraContext lora,
-      MemorySegment output,
-      DType outputType) {}
-
   final MlpWeights weights;
   final Kernels kernels;
   final ThreadTeam team;
@@ -76,19 +48,15 @@ final class GroupedMlp {
       MlpWeights weights,
       Kernels kernels,
       ThreadTeam team,
-      int topK,
-      boolean weightOnInput,
-      int maxLoras,
-      int maxRank,
-      boolean batchInvariant) {
+      Options options) {
     this.weights = weights;
     this.kernels = kernels;
     this.team = team;
-    this.topK = topK;
-    this.weightOnInput = weightOnInput;
-    this.maxLoras = maxLoras;
-    this.maxRank = maxRank;
-    this.batchInvariant = batchInvariant;
+    topK = options.topK();
+    weightOnInput = options.weightOnInput();
+    maxLoras = options.maxLoras();
+    maxRank = options.maxRank();
+    batchInvariant = options.batchInvariant();
   }
 
   /** {@return tokens handled at a time} */
@@ -143,11 +111,23 @@ final class GroupedMlp {
     return kernels.lanes() > 1 && !batchInvariant;
   }
 
-  long workspaceBytes(int maxTokens) {
+  @Override
+  public int hidden() {
+    return weights.hidden;
+  }
+
+  @Override
+  public String description() {
+    return kernels.description();
+  }
+
+  @Override
+  public long workspaceBytes(int maxTokens) {
     return layout(maxTokens).total();
   }
 
-  void run(Call call, MemorySegment workspace) {
+  @Override
+  public void run(Call call, MemorySegment workspace) {
     if (call.tokens() == 0) {
       return;
     }

@@ -71,7 +71,7 @@ final class MlpForward {
     pack = panels::pack;
   }
 
-  void run(GroupedMlp.Call call, GroupedMlp.Layout where, MemorySegment workspace) {
+  void run(Mlp.Call call, GroupedMlp.Layout where, MemorySegment workspace) {
     ws = workspace;
     layout = where;
     hidden = call.hidden();

@@ -1,0 +1,92 @@
+// AMX tiles, bf16: 16 rows of x by 32 values of k, times 32 values of k by 16 outputs. A packed block is a row of pairs of such tiles.
+#include <immintrin.h>
+#include "moe.h"
+
+struct config {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t bytes[16];
+  uint8_t rows[16];
+} __attribute__((aligned(64)));
+
+// Sums 0..3: [first or second 16 rows][first or second 16 outputs]; 4 and 5: rows of x; 6 and 7: weights.
+static void configure(int64_t first, int64_t second) {
+  struct config c = {.palette = 1};
+  for (int i = 0; i < 8; i++) {
+    c.bytes[i] = 64;
+    c.rows[i] = 16;
+  }
+  c.rows[0] = c.rows[1] = c.rows[4] = (uint8_t)first;
+  if (second) c.rows[2] = c.rows[3] = c.rows[5] = (uint8_t)second;
+  _tile_loadconfig(&c);
+}
+
+static void sixteen(const char *x, int64_t xs, const char *w, int64_t k, float *c, int64_t ahead) {
+  _tile_zero(0);
+  _tile_zero(1);
+  for (int64_t i = 0; i < k; i += 32, w += 2048) {
+    for (int q = 0; q < 2048; q += 64) _mm_prefetch(w + ahead + q, _MM_HINT_T0);
+    _tile_loadd(6, w, 64);
+    _tile_loadd(7, w + 1024, 64);
+    _tile_loadd(4, x + i * 2, xs);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+  }
+  _tile_stored(0, c, BLOCK * 4);
+  _tile_stored(1, c + 16, BLOCK * 4);
+}
+
+static void thirty_two(const char *x, int64_t xs, const char *w, int64_t k, float *c, int64_t ahead, int first) {
+  if (first) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  } else {
+    _tile_loadd(0, c, BLOCK * 4);
+    _tile_loadd(1, c + 16, BLOCK * 4);
+    _tile_loadd(2, c + 16 * BLOCK, BLOCK * 4);
+    _tile_loadd(3, c + 16 * BLOCK + 16, BLOCK * 4);
+  }
+  for (int64_t i = 0; i < k; i += 32, w += 2048) {
+    for (int q = 0; q < 2048; q += 64) _mm_prefetch(w + ahead + q, _MM_HINT_T0);
+    _tile_loadd(6, w, 64);
+    _tile_loadd(4, x + i * 2, xs);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, w + 1024, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, x + 16 * xs + i * 2, xs);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, BLOCK * 4);
+  _tile_stored(1, c + 16, BLOCK * 4);
+  _tile_stored(2, c + 16 * BLOCK, BLOCK * 4);
+  _tile_stored(3, c + 16 * BLOCK + 16, BLOCK * 4);
+}
+
+// Values of k that all rows pass before the next ones: 32 KB of weights, which stay in the first-level cache meanwhile.
+#ifndef STRETCH
+#define STRETCH 512
+#endif
+
+void product_bf16_amx(const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int64_t ahead) {
+  int64_t full = rows / 32 * 32;
+  if (full) {
+    configure(16, 16);
+    int64_t stretch = full > 32 ? STRETCH : k;
+    for (int64_t i = 0; i < k; i += stretch)
+      for (int64_t r = 0; r < full; r += 32)
+        thirty_two(x + r * xs + i * 2, xs, w + i * 64, i + stretch < k ? stretch : k - i, c + r * BLOCK, r ? 0 : ahead, i == 0);
+    ahead = 0;
+  }
+  int64_t left = rows - full;
+  if (left > 16) {
+    configure(16, left - 16);
+    thirty_two(x + full * xs, xs, w, k, c + full * BLOCK, ahead, 1);
+  } else if (left) {
+    configure(left, 0);
+    sixteen(x + full * xs, xs, w, k, c + full * BLOCK, ahead);
+  }
+}
+
+void done_amx(void) { _tile_release(); }
