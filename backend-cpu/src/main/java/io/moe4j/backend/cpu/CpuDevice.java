@@ -11,7 +11,6 @@ import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
-import io.moe4j.backend.cpu.kernel.KernelSelection;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
@@ -64,7 +63,7 @@ final class CpuDevice implements Device {
 
   @Override
   public BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights) {
-    return new CpuBlockOps(config, weights, KernelSelection.kernels(), ThreadTeam.shared());
+    return new CpuBlockOps(config, weights, Mlps.chosen());
   }
 
   @Override

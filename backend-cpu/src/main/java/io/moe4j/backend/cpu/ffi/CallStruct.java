@@ -1,5 +1,6 @@
 package io.moe4j.backend.cpu.ffi;
 
+import io.moe4j.api.config.Activation;
 import io.moe4j.api.tensor.DType;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -69,6 +70,21 @@ public final class CallStruct {
       case BF16 -> 1;
       case F16 -> 2;
       default -> throw new IllegalArgumentException("dtype is " + type + ", must be F32, BF16 or F16");
+    };
+  }
+
+  /** {@return an activation's number in moe.h} */
+  public static int code(Activation.Kind kind) {
+    return switch (kind) {
+      case SILU -> 0;
+      case GELU -> 1;
+      case GELU_TANH -> 2;
+      case SWIGLUOAI -> 3;
+      case SWIGLU_STEP -> 4;
+      case SILU_NO_MUL -> 5;
+      case GELU_NO_MUL -> 6;
+      case GELU_TANH_NO_MUL -> 7;
+      case RELU2_NO_MUL -> 8;
     };
   }
 

@@ -17,6 +17,7 @@ public final class HugeMemory {
    * @return exactly so much
    * @throws OutOfMemoryError if the system has none
    */
+  @SuppressWarnings("restricted")
   public static MemorySegment allocate(long bytes, Arena arena) {
     long size = Math.addExact(Math.max(1, bytes), 2 * HUGE_PAGE - 1) & -HUGE_PAGE;
     long base = LibC.map(size);

@@ -8,28 +8,30 @@ import java.util.stream.Collectors;
 /** Instruction sets that the C kernels are written for; each contains those before it. */
 public enum Isa {
   /** 256-bit vectors with FMA and F16C. */
-  AVX2("AVX2"),
+  AVX2(1, "AVX2"),
   /** 512-bit vectors (F, BW, DQ, VL). */
-  AVX512("AVX-512"),
+  AVX512(2, "AVX-512"),
   /** AVX-512 that multiplies pairs of bf16. */
-  AVX512BF16("AVX-512 BF16"),
+  AVX512BF16(3, "AVX-512 BF16"),
   /** Tiles of bf16 (Sapphire Rapids and later). */
-  AMX("AMX");
+  AMX(4, "AMX");
 
+  private final int code;
   private final String title;
 
-  Isa(String title) {
+  Isa(int code, String title) {
+    this.code = code;
     this.title = title;
   }
 
   /** {@return its number in moe.h} */
   int code() {
-    return ordinal() + 1;
+    return code;
   }
 
   /** {@return the set of a number of moe.h; empty for none} */
   static Optional<Isa> of(int code) {
-    return Arrays.stream(values()).filter(i -> i.code() == code).findFirst();
+    return Arrays.stream(values()).filter(i -> i.code == code).findFirst();
   }
 
   /** {@return the set that a property's value names} */

@@ -48,6 +48,7 @@ final class NativeCalls {
         LONG, INT, LONG, LONG, POINTER, LONG, LONG, POINTER, LONG, LONG);
   }
 
+  @SuppressWarnings("restricted")
   private static MethodHandle function(
       String name, FunctionDescriptor type, Linker.Option... options) {
     MemorySegment symbol =

@@ -50,8 +50,8 @@ public final class NativeKernels {
     private Loaded() {}
   }
 
-  private static final class Holder {
-    static final Choice CHOICE = choose(System.getProperty(PROPERTY, "auto"));
+  private static final class Best {
+    static final int CODE = best();
   }
 
   private final Isa isa;
@@ -60,9 +60,13 @@ public final class NativeKernels {
     this.isa = isa;
   }
 
-  /** {@return the kernels that this JVM uses, chosen once} */
+  /**
+   * {@return the kernels that this JVM uses}
+   *
+   * @throws IllegalArgumentException if {@link #PROPERTY} is none of what is accepted
+   */
   public static Choice choice() {
-    return Holder.CHOICE;
+    return choose(System.getProperty(PROPERTY, "auto"));
   }
 
   /** {@return the kernels of one instruction set, empty where the machine lacks it} */
@@ -90,7 +94,7 @@ public final class NativeKernels {
     if (Loaded.SYMBOLS == null) {
       return new Choice(null, Loaded.REASON);
     }
-    int best = best();
+    int best = Best.CODE;
     if (named.isPresent() && named.get().code() > best) {
       return new Choice(
           null, "-D" + PROPERTY + "=" + wanted + ", which this processor or system does not offer");

@@ -50,6 +50,7 @@ final class NativeLibrary {
    *
    * @throws UnavailableException if there is no library for this machine, or the system refuses it
    */
+  @SuppressWarnings("restricted")
   static SymbolLookup load() throws UnavailableException {
     String target = target();
     byte[] content = content(target);
@@ -84,6 +85,7 @@ final class NativeLibrary {
     }
   }
 
+  @SuppressWarnings("restricted")
   private static SymbolLookup fromFolder(byte[] content, String refusal)
       throws UnavailableException {
     Path folder = null;
