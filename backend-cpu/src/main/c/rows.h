@@ -193,7 +193,9 @@ INLINE void add_bias(const float *b, float *c, int64_t rows) {
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Memory is read this far ahead of a product.
-enum { AHEAD = 8192 };
+#ifndef AHEAD
+#define AHEAD 8192
+#endif
 
 static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
   float v[MAX_ROWS * BLOCK] __attribute__((aligned(64)));
