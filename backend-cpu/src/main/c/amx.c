@@ -20,11 +20,12 @@ static void configure(int64_t first, int64_t second) {
   _tile_loadconfig(&c);
 }
 
+// Up to 16 rows: one pass, at the speed of memory.
 static void sixteen(const char *x, int64_t xs, const char *w, int64_t k, float *c, int64_t ahead) {
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t i = 0; i < k; i += 32, w += 2048) {
-    for (int q = 0; q < 2048; q += 64) _mm_prefetch(w + ahead + q, _MM_HINT_T0);
+    for (int q = 0; ahead && q < 2048; q += 64) _mm_prefetch(w + ahead + q, _MM_HINT_T0);
     _tile_loadd(6, w, 64);
     _tile_loadd(7, w + 1024, 64);
     _tile_loadd(4, x + i * 2, xs);
@@ -35,7 +36,8 @@ static void sixteen(const char *x, int64_t xs, const char *w, int64_t k, float *
   _tile_stored(1, c + 16, BLOCK * 4);
 }
 
-static void thirty_two(const char *x, int64_t xs, const char *w, int64_t k, float *c, int64_t ahead, int first) {
+// Up to 32 rows and a stretch of k, added to c unless it is the first one; each step fetches some lines from `next` on.
+static void thirty_two(const char *x, int64_t xs, const char *w, int64_t k, float *c, const char *next, int64_t lines, int first) {
   if (first) {
     _tile_zero(0);
     _tile_zero(1);
@@ -48,7 +50,7 @@ static void thirty_two(const char *x, int64_t xs, const char *w, int64_t k, floa
     _tile_loadd(3, c + 16 * BLOCK + 16, BLOCK * 4);
   }
   for (int64_t i = 0; i < k; i += 32, w += 2048) {
-    for (int q = 0; q < 2048; q += 64) _mm_prefetch(w + ahead + q, _MM_HINT_T0);
+    for (int64_t q = 0; q < lines; q++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
     _tile_loadd(6, w, 64);
     _tile_loadd(4, x + i * 2, xs);
     _tile_dpbf16ps(0, 4, 6);
@@ -69,23 +71,28 @@ static void thirty_two(const char *x, int64_t xs, const char *w, int64_t k, floa
 #define STRETCH 512
 #endif
 
-void product_bf16_amx(const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int64_t ahead) {
-  int64_t full = rows / 32 * 32;
+void product_bf16_amx(const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
+  int64_t full = rows / 32, left = rows % 32;
   if (full) {
     configure(16, 16);
-    int64_t stretch = full > 32 ? STRETCH : k;
-    for (int64_t i = 0; i < k; i += stretch)
-      for (int64_t r = 0; r < full; r += 32)
-        thirty_two(x + r * xs + i * 2, xs, w + i * 64, i + stretch < k ? stretch : k - i, c + r * BLOCK, r ? 0 : ahead, i == 0);
-    ahead = 0;
+    int64_t stretch = full > 1 ? STRETCH : k;
+    // The block behind this one, spread over all passes, so that memory and tiles work at the same time.
+    const char *next = full == 1 ? w + 8192 : w + k * 64;
+    int64_t lines = first ? (32 + full - 1) / full : 0;
+    for (int64_t i = 0; i < k; i += stretch) {
+      int64_t n = i + stretch < k ? stretch : k - i;
+      for (int64_t r = 0; r < full; r++, next += n / 32 * lines * 64)
+        thirty_two(x + r * 32 * xs + i * 2, xs, w + i * 64, n, c + r * 32 * BLOCK, next, lines, i == 0);
+    }
+    x += full * 32 * xs;
+    c += full * 32 * BLOCK;
   }
-  int64_t left = rows - full;
   if (left > 16) {
     configure(16, left - 16);
-    thirty_two(x + full * xs, xs, w, k, c + full * BLOCK, ahead, 1);
+    thirty_two(x, xs, w, k, c, w + 8192, full ? 0 : 32, 1);
   } else if (left) {
     configure(left, 0);
-    sixteen(x + full * xs, xs, w, k, c + full * BLOCK, ahead);
+    sixteen(x, xs, w, k, c, full ? 0 : 8192);
   }
 }
 

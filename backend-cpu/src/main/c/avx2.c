@@ -2,13 +2,14 @@
 #include <immintrin.h>
 #define VL 8
 #define NAME(x) x##_avx2
+#include "passes.h"
 #include "rows.h"
 
 static vf widen_f16(vh h) { return (vf)_mm256_cvtph_ps((__m128i)h); }
 static vh to_f16(vf v) { return (vh)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 // Up to three rows of 32 outputs (n = 4 vectors), or up to six of 16, which then are half `h` of the block.
-INLINE void rows_f32(const int m, const int n, const int h, const char *x, int64_t xs, const char *w, int64_t k, float *c, int64_t ahead, const int type) {
+INLINE void rows_f32(const int m, const int n, const int h, const char *x, int64_t xs, const char *w, int64_t k, float *c, struct fetch f, const int type) {
   __m256 a[6][4];
   for (int r = 0; r < m; r++)
     for (int j = 0; j < n; j++) a[r][j] = _mm256_setzero_ps();
@@ -16,8 +17,7 @@ INLINE void rows_f32(const int m, const int n, const int h, const char *x, int64
     const __m256i high = _mm256_set1_epi32((int)0xffff0000);
     for (int64_t i = 0; i < k; i += 32, w += 2048)
       for (int q = 0; q < 16; q++) {
-        _mm_prefetch(w + ahead + q * 64, _MM_HINT_T0);
-        _mm_prefetch(w + ahead + 1024 + q * 64, _MM_HINT_T0);
+        fetch_next(&f);
         // Even values of k first, then odd ones: two vectors of weights at a time beside twelve sums and one of x.
         for (int odd = 0; odd < 2; odd++) {
           __m256 v[4];
@@ -34,8 +34,7 @@ INLINE void rows_f32(const int m, const int n, const int h, const char *x, int64
       }
   } else
     for (int64_t i = 0; i < k; i++) {
-      _mm_prefetch(w + ahead + i * (type == TYPE_F16 ? 64 : 128), _MM_HINT_T0);
-      if (type == TYPE_F32) _mm_prefetch(w + ahead + i * 128 + 64, _MM_HINT_T0);
+      if (type == TYPE_F32 || i % 2) fetch_next(&f);
       __m256 v[4];
       for (int j = 0; j < n; j++)
         v[j] = type == TYPE_F16 ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(w + i * 64 + h * 32 + j * 16)))
@@ -50,25 +49,26 @@ INLINE void rows_f32(const int m, const int n, const int h, const char *x, int64
     for (int j = 0; j < n; j++) _mm256_storeu_ps(c + r * BLOCK + h * 16 + j * 8, a[r][j]);
 }
 
-#define BOTH(m, type)                                      \
-  {                                                        \
-    rows_f32(m, 2, 0, x, xs, w, k, c, ahead, type);        \
-    rows_f32(m, 2, 1, x, xs, w, k, c, 0, type);            \
-  }
-#define PRODUCT(name, type)                                                                                         \
-  static void name(const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int64_t ahead) {  \
-    for (int64_t left = rows, m; left > 0; left -= m, x += m * xs, c += m * BLOCK, ahead = 0) {                    \
-      int64_t most = type == TYPE_BF16 ? 4 : 6, groups = (left + most - 1) / most;                                 \
-      m = (left + groups - 1) / groups;                                                                            \
-      switch (m) {                                                                                                 \
-        case 1: rows_f32(1, 4, 0, x, xs, w, k, c, ahead, type); break;                                             \
-        case 2: rows_f32(2, 4, 0, x, xs, w, k, c, ahead, type); break;                                             \
-        case 3: rows_f32(3, 4, 0, x, xs, w, k, c, ahead, type); break;                                             \
-        case 4: BOTH(4, type) break;                                                                               \
-        case 5: BOTH(5, type) break;                                                                               \
-        default: BOTH(6, type) break;                                                                              \
-      }                                                                                                            \
-    }                                                                                                              \
+#define WHOLE(m, type)                                  \
+  case m:                                               \
+    rows_f32(m, 4, 0, x, xs, w, k, c, f, type);         \
+    break;
+#define HALVES(m, type)                                 \
+  case m:                                               \
+    rows_f32(m, 2, 0, x, xs, w, k, c, f, type);         \
+    rows_f32(m, 2, 1, x, xs, w, k, c, none, type);      \
+    break;
+#define PRODUCT(name, type)                                                                                    \
+  static void name(const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {  \
+    const int64_t most = type == TYPE_BF16 ? 4 : 6, passes = (rows + most - 1) / most;                         \
+    const struct fetch none = {w, 0, 0};                                                                       \
+    for (int64_t pass = 0, m; pass < passes; pass++, rows -= m, x += m * xs, c += m * BLOCK) {                 \
+      struct fetch f = fetch_of(w, type == TYPE_F32 ? k : k / 2, pass, passes, first);                         \
+      m = (rows + passes - pass - 1) / (passes - pass);                                                        \
+      switch (m) {                                                                                             \
+        WHOLE(1, type) WHOLE(2, type) WHOLE(3, type) HALVES(4, type) HALVES(5, type) HALVES(6, type)           \
+      }                                                                                                        \
+    }                                                                                                          \
   }
 PRODUCT(product_f32, TYPE_F32)
 PRODUCT(product_bf16, TYPE_BF16)

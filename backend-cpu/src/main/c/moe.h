@@ -5,7 +5,10 @@
 #include <stdint.h>
 
 // Outputs of one block of packed weights, and the steps in which a row's length is padded.
-enum { BLOCK = 32, HALF = 16, PAD = 32, MAX_ROWS = 128 };
+enum { BLOCK = 32, HALF = 16 };
+
+// Positions of a task at most, and of one product: sums of those stand in the first-level cache.
+enum { MAX_ROWS = 256, PRODUCT_ROWS = 128 };
 
 // Dtypes, as Java numbers them.
 enum { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2, TYPES = 3 };
@@ -76,8 +79,9 @@ int64_t moe_abi(int32_t i);
 #define HIDDEN __attribute__((visibility("hidden")))
 #define PUBLIC __attribute__((visibility("default")))
 
-// c[row][32] = rows of x times one packed block; k is padded. Memory that is `ahead` bytes behind what is read is fetched, too.
-typedef void product_fn(const char *x, int64_t x_stride, int64_t rows, const char *w, int64_t k, float *c, int64_t ahead);
+// c[row][32] = rows of x times one packed block; k is padded. Where one pass over the block is enough, what comes 8 KB later is fetched
+// meanwhile; otherwise the block behind it, if `first`.
+typedef void product_fn(const char *x, int64_t x_stride, int64_t rows, const char *w, int64_t k, float *c, int first);
 
 struct kernels {
   product_fn *product[2][TYPES];  // [row_type][weight_type]

@@ -192,50 +192,57 @@ INLINE void add_bias(const float *b, float *c, int64_t rows) {
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Memory is read this far ahead of a product.
-#ifndef AHEAD
-#define AHEAD 8192
-#endif
+// The part of a task that one product takes.
+INLINE struct moe_task part_of(const struct moe_task *t, int64_t done) {
+  struct moe_task p = *t;
+  p.row += done;
+  p.rows = least(PRODUCT_ROWS, t->rows - done);
+  return p;
+}
 
 static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
-  float v[MAX_ROWS * BLOCK] __attribute__((aligned(64)));
+  float v[PRODUCT_ROWS * BLOCK] __attribute__((aligned(64)));
   const struct kernels *own = kernels_of(c->isa);
   product_fn *product = own->product[c->row_type][c->type13];
   int64_t width = is_gated(c->activation) ? HALF : BLOCK, size = size_of(c->row_type);
-  const char *x = c->x + t->row * c->x_stride;
   for (int64_t b = t->block; b < t->block + t->blocks; b++) {
     int64_t out = b * width, n = least(width, c->intermediate - out);
     if (width == HALF) fetch_rows(c, t, GATE, out, n);
     fetch_rows(c, t, UP, out, n);
-    product(x, c->x_stride, t->rows, c->w13 + t->expert * c->w13_expert + b * c->w13_block, c->hidden_padded, v, AHEAD);
-    if (c->b13) add_bias(c->b13 + (t->expert * (c->intermediate_padded / width) + b) * BLOCK, v, t->rows);
-    if (width == HALF) expand_rows(c, t, GATE, out, n, v);
-    expand_rows(c, t, UP, out, n, width == HALF ? v + HALF : v);
-    char *to = c->act + t->row * c->act_stride + out * size;
-    switch (c->activation) {
-#define CASE(k) case k: activate_rows(c, k, v, to, t->rows, n); break;
-      CASE(SILU) CASE(GELU) CASE(GELU_TANH) CASE(SWIGLUOAI) CASE(SWIGLU_STEP) CASE(SILU_NO_MUL) CASE(GELU_NO_MUL) CASE(GELU_TANH_NO_MUL)
-      CASE(RELU2_NO_MUL)
+    for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
+      struct moe_task p = part_of(t, done);
+      product(c->x + p.row * c->x_stride, c->x_stride, p.rows, c->w13 + t->expert * c->w13_expert + b * c->w13_block, c->hidden_padded, v, done == 0);
+      if (c->b13) add_bias(c->b13 + (t->expert * (c->intermediate_padded / width) + b) * BLOCK, v, p.rows);
+      if (width == HALF) expand_rows(c, &p, GATE, out, n, v);
+      expand_rows(c, &p, UP, out, n, width == HALF ? v + HALF : v);
+      char *to = c->act + p.row * c->act_stride + out * size;
+      switch (c->activation) {
+#define CASE(k) case k: activate_rows(c, k, v, to, p.rows, n); break;
+        CASE(SILU) CASE(GELU) CASE(GELU_TANH) CASE(SWIGLUOAI) CASE(SWIGLU_STEP) CASE(SILU_NO_MUL) CASE(GELU_NO_MUL) CASE(GELU_TANH_NO_MUL)
+        CASE(RELU2_NO_MUL)
 #undef CASE
+      }
     }
   }
   own->done();
 }
 
 static void NAME(w2)(const struct moe_call *c, const struct moe_task *t) {
-  float v[MAX_ROWS * BLOCK] __attribute__((aligned(64)));
+  float v[PRODUCT_ROWS * BLOCK] __attribute__((aligned(64)));
   const struct kernels *own = kernels_of(c->isa);
   product_fn *product = own->product[c->row_type][c->type2];
-  const char *x = c->act + t->row * c->act_stride;
   for (int64_t b = t->block; b < t->block + t->blocks; b++) {
     int64_t out = b * BLOCK, n = least(BLOCK, c->hidden - out);
     fetch_rows(c, t, DOWN, out, n);
-    product(x, c->act_stride, t->rows, c->w2 + t->expert * c->w2_expert + b * c->w2_block, c->intermediate_padded, v, AHEAD);
-    if (c->b2) add_bias(c->b2 + t->expert * c->hidden_padded + out, v, t->rows);
-    expand_rows(c, t, DOWN, out, n, v);
-    char *to = c->y + t->row * c->y_stride + out * 4;
-    for (int64_t r = 0; r < t->rows; r++, to += c->y_stride)
-      for (int64_t i = 0; i < BLOCK; i += VL) ((vf *)to)[i / VL] = *(vf *)(v + r * BLOCK + i);
+    for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
+      struct moe_task p = part_of(t, done);
+      product(c->act + p.row * c->act_stride, c->act_stride, p.rows, c->w2 + t->expert * c->w2_expert + b * c->w2_block, c->intermediate_padded, v, done == 0);
+      if (c->b2) add_bias(c->b2 + t->expert * c->hidden_padded + out, v, p.rows);
+      expand_rows(c, &p, DOWN, out, n, v);
+      char *to = c->y + p.row * c->y_stride + out * 4;
+      for (int64_t r = 0; r < p.rows; r++, to += c->y_stride)
+        for (int64_t i = 0; i < BLOCK; i += VL) ((vf *)to)[i / VL] = *(vf *)(v + r * BLOCK + i);
+    }
   }
   own->done();
 }

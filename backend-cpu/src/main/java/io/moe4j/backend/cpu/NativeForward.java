@@ -1,5 +1,6 @@
 package io.moe4j.backend.cpu;
 
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.ffi.CallStruct;
@@ -21,6 +22,9 @@ final class NativeForward {
   private static final ValueLayout.OfInt I32 = ValueLayout.JAVA_INT_UNALIGNED;
   private static final int POSITIONS_PER_TILE = 16;
   private static final int TOKENS_PER_TILE = 8;
+
+  /** Tokens of an expert from which on its tasks are longer. */
+  private static final int LONG_TASK_ROWS = 32;
 
   private final NativeMlp mlp;
   private final PackedWeights w;
@@ -60,16 +64,19 @@ final class NativeForward {
   private static final class Tasks {
     int count;
     int[] unit = new int[0];
-    int[] group = new int[0];
+    int[] block = new int[0];
+    int[] blocks = new int[0];
 
-    void add(int u, int g) {
+    void add(int u, int first, int n) {
       if (count == unit.length) {
-        int n = Math.max(256, 2 * count);
-        unit = Arrays.copyOf(unit, n);
-        group = Arrays.copyOf(group, n);
+        int size = Math.max(256, 2 * count);
+        unit = Arrays.copyOf(unit, size);
+        block = Arrays.copyOf(block, size);
+        blocks = Arrays.copyOf(blocks, size);
       }
       unit[count] = u;
-      group[count++] = g;
+      block[count] = first;
+      blocks[count++] = n;
     }
   }
 
@@ -152,6 +159,12 @@ final class NativeForward {
   private void describe(NativeMlp.Layout l, MemorySegment ws, int topK) {
     long base = ws.address();
     call = base + l.call();
+    DType rows = rowType();
+    long xStride = rows.byteSize(w.hiddenPadded) + Workspace.ALIGNMENT;
+    long actStride = rows.byteSize(w.intermediatePadded) + Workspace.ALIGNMENT;
+    if (xStride > l.xStride() || actStride > l.actStride()) {
+      throw new AssertionError("rows of " + rows + " do not fit");
+    }
     CallStruct s =
         new CallStruct(ws.asSlice(l.call(), CallStruct.CALL_BYTES))
             .put((long) w.hidden)
@@ -160,7 +173,7 @@ final class NativeForward {
             .put((long) w.intermediatePadded)
             .put((long) CallStruct.code(w.upType))
             .put((long) CallStruct.code(w.downType))
-            .put((long) CallStruct.code(rowType()))
+            .put((long) CallStruct.code(rows))
             .put((long) mlp.kernels.code())
             .put((long) CallStruct.code(w.activation.kind()))
             .put(w.activation.alpha())
@@ -176,9 +189,9 @@ final class NativeForward {
             .put(address(w.b13))
             .put(address(w.b2))
             .put(base + l.x())
-            .put(l.xStride())
+            .put(xStride)
             .put(base + l.act())
-            .put(l.actStride())
+            .put(actStride)
             .put(base + l.y())
             .put(l.yStride())
             .put(base + l.pair())
@@ -199,8 +212,6 @@ final class NativeForward {
     units = 0;
     tasks13.count = 0;
     tasks2.count = 0;
-    int groups13 = Math.ceilDiv(w.blocks13(), mlp.group13);
-    int groups2 = Math.ceilDiv(w.blocks2(), mlp.group2);
     for (int e = 0; e < w.count; e++) {
       int from = plan.expertStart[e];
       int n = plan.expertStart[e + 1] - from;
@@ -214,15 +225,17 @@ final class NativeForward {
         int each = Math.ceilDiv(Math.ceilDiv(n, parts), 32) * 32;
         addUnit(e, from + i * each, Math.min(each, n - i * each));
       }
-      addTasks(tasks13, first, groups13);
-      addTasks(tasks2, first, groups2);
+      // Where multiplying takes longer than reading, longer tasks: the next block is fetched meanwhile.
+      int longer = n > LONG_TASK_ROWS && plan.size >= w.count * LONG_TASK_ROWS ? 4 : 1;
+      addTasks(tasks13, first, w.blocks13(), mlp.group13 * longer);
+      addTasks(tasks2, first, w.blocks2(), mlp.group2 * longer);
     }
   }
 
-  private void addTasks(Tasks tasks, int first, int groups) {
-    for (int g = 0; g < groups; g++) {
+  private void addTasks(Tasks tasks, int first, int blocks, int group) {
+    for (int b = 0; b < blocks; b += group) {
       for (int u = first; u < units; u++) {
-        tasks.add(u, g);
+        tasks.add(u, b, Math.min(group, blocks - b));
       }
     }
   }
@@ -278,8 +291,8 @@ final class NativeForward {
 
   private void product13Tile(int index, int member) {
     int u = tasks13.unit[index];
-    int block = tasks13.group[index] * mlp.group13;
-    int blocks = Math.min(mlp.group13, w.blocks13() - block);
+    int block = tasks13.block[index];
+    int blocks = tasks13.blocks[index];
     check(u, block, blocks, w.blocks13());
     mlp.kernels.w13(
         call,
@@ -294,8 +307,8 @@ final class NativeForward {
 
   private void product2Tile(int index, int member) {
     int u = tasks2.unit[index];
-    int block = tasks2.group[index] * mlp.group2;
-    int blocks = Math.min(mlp.group2, w.blocks2() - block);
+    int block = tasks2.block[index];
+    int blocks = tasks2.blocks[index];
     check(u, block, blocks, w.blocks2());
     mlp.kernels.w2(
         call,

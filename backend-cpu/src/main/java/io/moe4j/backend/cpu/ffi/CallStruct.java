@@ -30,7 +30,7 @@ public final class CallStruct {
   public static final int HALF = 16;
 
   /** Positions of a task at most. */
-  public static final int MAX_ROWS = 128;
+  public static final int MAX_ROWS = 256;
 
   private final MemorySegment s;
   private long at;
