@@ -36,19 +36,12 @@ static void sixteen(const char *x, int64_t xs, const char *w, int64_t k, float *
   _tile_stored(1, c + 16, BLOCK * 4);
 }
 
-// Up to 32 rows and a stretch of k, added to c unless it is the first one; each step fetches some lines from `next` on.
-static void thirty_two(const char *x, int64_t xs, const char *w, int64_t k, float *c, const char *next, int64_t lines, int first) {
-  if (first) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  } else {
-    _tile_loadd(0, c, BLOCK * 4);
-    _tile_loadd(1, c + 16, BLOCK * 4);
-    _tile_loadd(2, c + 16 * BLOCK, BLOCK * 4);
-    _tile_loadd(3, c + 16 * BLOCK + 16, BLOCK * 4);
-  }
+// Up to 32 rows; each step fetches some lines from `next` on.
+static void thirty_two(const char *x, int64_t xs, const char *w, int64_t k, float *c, const char *next, int64_t lines) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
   for (int64_t i = 0; i < k; i += 32, w += 2048) {
     for (int64_t q = 0; q < lines; q++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
     _tile_loadd(6, w, 64);
@@ -66,30 +59,19 @@ static void thirty_two(const char *x, int64_t xs, const char *w, int64_t k, floa
   _tile_stored(3, c + 16 * BLOCK + 16, BLOCK * 4);
 }
 
-// Values of k that all rows pass before the next ones: 32 KB of weights, which stay in the first-level cache meanwhile.
-#ifndef STRETCH
-#define STRETCH 512
-#endif
-
+// Walking k in stretches whose weights stay in the first-level cache brought nothing: the sums went out and came back instead.
 void product_bf16_amx(const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
   int64_t full = rows / 32, left = rows % 32;
   if (full) {
     configure(16, 16);
-    int64_t stretch = full > 1 ? STRETCH : k;
     // The block behind this one, spread over all passes, so that memory and tiles work at the same time.
     const char *next = full == 1 ? w + 8192 : w + k * 64;
     int64_t lines = first ? (32 + full - 1) / full : 0;
-    for (int64_t i = 0; i < k; i += stretch) {
-      int64_t n = i + stretch < k ? stretch : k - i;
-      for (int64_t r = 0; r < full; r++, next += n / 32 * lines * 64)
-        thirty_two(x + r * 32 * xs + i * 2, xs, w + i * 64, n, c + r * 32 * BLOCK, next, lines, i == 0);
-    }
-    x += full * 32 * xs;
-    c += full * 32 * BLOCK;
+    for (int64_t r = 0; r < full; r++, next += k / 32 * lines * 64, x += 32 * xs, c += 32 * BLOCK) thirty_two(x, xs, w, k, c, next, lines);
   }
   if (left > 16) {
     configure(16, left - 16);
-    thirty_two(x, xs, w, k, c, w + 8192, full ? 0 : 32, 1);
+    thirty_two(x, xs, w, k, c, w + 8192, full ? 0 : 32);
   } else if (left) {
     configure(left, 0);
     sixteen(x, xs, w, k, c, full ? 0 : 8192);

@@ -44,11 +44,7 @@ final class GroupedMlp implements Mlp {
   private final int topK;
   private final ConcurrentLinkedQueue<MlpForward> pool = new ConcurrentLinkedQueue<>();
 
-  GroupedMlp(
-      MlpWeights weights,
-      Kernels kernels,
-      ThreadTeam team,
-      Options options) {
+  GroupedMlp(MlpWeights weights, Kernels kernels, ThreadTeam team, Options options) {
     this.weights = weights;
     this.kernels = kernels;
     this.team = team;

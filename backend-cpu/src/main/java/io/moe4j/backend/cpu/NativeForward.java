@@ -116,8 +116,7 @@ final class NativeForward {
       chunkStart = t0;
       chunkTokens = Math.min(l.tokens(), c.tokens() - t0);
       plan.build(c.ids(), map, mapSize, mapping, lora.live, t0, chunkTokens, topK);
-      MemorySegment.copy(
-          plan.position, 0, ws, I32, l.position(), chunkTokens * topK);
+      MemorySegment.copy(plan.position, 0, ws, I32, l.position(), chunkTokens * topK);
       if (plan.size > 0) {
         MemorySegment.copy(plan.pair, 0, ws, I32, l.pair(), plan.size);
         lora.write(plan, ws, l);
@@ -225,7 +224,8 @@ final class NativeForward {
         int each = Math.ceilDiv(Math.ceilDiv(n, parts), 32) * 32;
         addUnit(e, from + i * each, Math.min(each, n - i * each));
       }
-      // Where multiplying takes longer than reading, longer tasks: the next block is fetched meanwhile.
+      // Where multiplying takes longer than reading, longer tasks: the next block is fetched
+      // meanwhile.
       int longer = n > LONG_TASK_ROWS && plan.size >= w.count * LONG_TASK_ROWS ? 4 : 1;
       addTasks(tasks13, first, w.blocks13(), mlp.group13 * longer);
       addTasks(tasks2, first, w.blocks2(), mlp.group2 * longer);

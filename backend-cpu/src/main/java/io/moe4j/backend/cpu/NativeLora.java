@@ -106,9 +106,24 @@ final class NativeLora {
         || from.outFeatures() != out
         || (from.numExperts() != 1 && from.numExperts() < w.count)) {
       throw new IllegalArgumentException(
-          "slot " + slot + " has for " + target + " A " + a + " and B " + b + ", must have at most"
-              + " rank " + options.maxRank() + ", read " + in + ", write " + out + " and serve "
-              + w.count + " experts");
+          "slot "
+              + slot
+              + " has for "
+              + target
+              + " A "
+              + a
+              + " and B "
+              + b
+              + ", must have at most"
+              + " rank "
+              + options.maxRank()
+              + ", read "
+              + in
+              + ", write "
+              + out
+              + " and serve "
+              + w.count
+              + " experts");
     }
     long sa = f.aType.bits() / 8;
     long sb = f.bType.bits() / 8;

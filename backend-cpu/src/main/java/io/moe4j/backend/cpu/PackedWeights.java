@@ -120,7 +120,14 @@ final class PackedWeights {
   }
 
   private static void pack(
-      NativeKernels kernels, DType type, MemorySegment to, long at, Rows m0, int row0, Rows m1, int row1) {
+      NativeKernels kernels,
+      DType type,
+      MemorySegment to,
+      long at,
+      Rows m0,
+      int row0,
+      Rows m1,
+      int row1) {
     int k = m0.cols();
     long bytes = (long) BLOCK * padded(k) * m0.elementBytes();
     kernels.pack(
