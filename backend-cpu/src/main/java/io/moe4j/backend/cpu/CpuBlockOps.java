@@ -184,7 +184,7 @@ final class CpuBlockOps implements BlockOps {
     }
     if (shared != null) {
       shared.run(
-          new Mlp.Call(
+          new MlpCall(
               hidden.segment(),
               type,
               tokens,

@@ -9,6 +9,7 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -17,7 +18,7 @@ import java.lang.foreign.MemorySegment;
 import java.util.Optional;
 
 /** Prepared experts of one layer. LoRA is fused: the context's punica wrapper is not called. */
-final class CpuExperts implements LoraExperts {
+final class CpuExperts implements ModularExperts, LoraExperts {
   private final MoeConfig config;
   private final Arena arena = Arena.ofShared();
   private final Arena plainArena = Arena.ofShared();
@@ -89,7 +90,7 @@ final class CpuExperts implements LoraExperts {
           "tokenLoraMapping is " + context.tokenLoraMapping() + " for " + tokens + " tokens");
     }
     mlp.run(
-        new Mlp.Call(
+        new MlpCall(
             hidden.segment(),
             Rows.requireFloat("hidden", hidden),
             tokens,

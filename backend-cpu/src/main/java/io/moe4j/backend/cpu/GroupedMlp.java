@@ -1,7 +1,5 @@
 package io.moe4j.backend.cpu;
 
-import io.moe4j.api.device.Workspace;
-import io.moe4j.backend.cpu.kernel.Kernels;
 import java.lang.foreign.MemorySegment;
 import java.util.concurrent.ConcurrentLinkedQueue;
 
@@ -11,128 +9,39 @@ import java.util.concurrent.ConcurrentLinkedQueue;
  * taken from a pool.
  */
 final class GroupedMlp implements Mlp {
-  /** Rows of w13 or w2 that a tile computes. */
-  static final int ROW_TILE = 64;
-
-  /** Tokens that a tile computes. */
-  static final int TOKEN_TILE = 32;
-
-  /** Where things stand in the workspace, in bytes. */
-  record Layout(
-      int tokens,
-      long x,
-      long xStride,
-      long act,
-      long actStride,
-      long y,
-      long yStride,
-      long delta,
-      long deltaLane,
-      long xPanels,
-      long actPanels,
-      long scratch,
-      long scratchStride,
-      long total) {}
-
-  final MlpWeights weights;
-  final Kernels kernels;
-  final ThreadTeam team;
-  final boolean weightOnInput;
-  final int maxLoras;
-  final int maxRank;
-  final boolean batchInvariant;
-  private final int topK;
+  private final MlpSpec spec;
   private final ConcurrentLinkedQueue<MlpForward> pool = new ConcurrentLinkedQueue<>();
 
-  GroupedMlp(MlpWeights weights, Kernels kernels, ThreadTeam team, Options options) {
-    this.weights = weights;
-    this.kernels = kernels;
-    this.team = team;
-    topK = options.topK();
-    weightOnInput = options.weightOnInput();
-    maxLoras = options.maxLoras();
-    maxRank = options.maxRank();
-    batchInvariant = options.batchInvariant();
-  }
-
-  /** {@return tokens handled at a time} */
-  int chunk() {
-    return Math.max(1, CHUNK_PAIRS / topK);
-  }
-
-  Layout layout(int maxTokens) {
-    int tokens = Math.min(Math.max(1, maxTokens), chunk());
-    long pairs = (long) tokens * topK;
-    long xStride = Workspace.align(4L * weights.hidden);
-    long actStride = Workspace.align(4L * weights.intermediate);
-    long deltaLane = maxLoras > 0 ? PanelDeltas.laneBytes(weights) : 0;
-    long scratchStride =
-        Workspace.align(
-            Math.max(
-                maxLoras > 0 ? LoraDeltas.scratchBytes(weights, maxRank, usesPanels()) : 0,
-                Math.max(
-                    4L * (2L * TOKEN_TILE + 4) * ROW_TILE,
-                    usesPanels() ? PanelTiles.scratchBytes() : 0)));
-    long lanes = usesPanels() ? PanelPlan.maxLanes(pairs, weights.count(), kernels.lanes()) : 0;
-    long x = 0;
-    long act = x + xStride * (weightOnInput ? pairs : tokens);
-    long y = act + actStride * pairs;
-    long delta = y + xStride * pairs;
-    long xPanels = delta + Workspace.align(deltaLane * (usesPanels() ? lanes : pairs));
-    long actPanels = xPanels + Workspace.align(4L * lanes * weights.hidden);
-    long scratch = actPanels + Workspace.align(4L * lanes * weights.intermediate);
-    long total = scratch + scratchStride * team.size();
-    return new Layout(
-        tokens,
-        x,
-        xStride,
-        act,
-        actStride,
-        y,
-        xStride,
-        delta,
-        deltaLane,
-        xPanels,
-        actPanels,
-        scratch,
-        scratchStride,
-        total);
-  }
-
-  /**
-   * {@return whether experts with many tokens are computed by panels; their sums run in another
-   * order, so not where results may not depend on the batch}
-   */
-  boolean usesPanels() {
-    return kernels.lanes() > 1 && !batchInvariant;
+  GroupedMlp(MlpSpec spec) {
+    this.spec = spec;
   }
 
   @Override
   public int hidden() {
-    return weights.hidden;
+    return spec.weights().hidden;
   }
 
   @Override
   public String description() {
-    return kernels.description();
+    return spec.kernels().description();
   }
 
   @Override
   public long workspaceBytes(int maxTokens) {
-    return layout(maxTokens).total();
+    return MlpLayout.of(spec, maxTokens).total();
   }
 
   @Override
-  public void run(Call call, MemorySegment workspace) {
+  public void run(MlpCall call, MemorySegment workspace) {
     if (call.tokens() == 0) {
       return;
     }
     MlpForward f = pool.poll();
     if (f == null) {
-      f = new MlpForward(this);
+      f = new MlpForward(spec);
     }
     try {
-      f.run(call, layout(call.tokens()), workspace);
+      f.run(call, MlpLayout.of(spec, call.tokens()), workspace);
     } finally {
       f.clear();
       pool.add(f);

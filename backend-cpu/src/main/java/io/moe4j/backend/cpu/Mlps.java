@@ -80,6 +80,15 @@ record Mlps(
         LOG.info("The CPU backend uses weights in place with {}: {}.", java.description(), refusal);
       }
     }
-    return new GroupedMlp(new MlpWeights(activation, experts, arena, shared), java, team, options);
+    return new GroupedMlp(
+        new MlpSpec(
+            new MlpWeights(activation, experts, arena, shared),
+            java,
+            team,
+            options.topK(),
+            options.weightOnInput(),
+            options.maxLoras(),
+            options.maxRank(),
+            options.batchInvariant()));
   }
 }

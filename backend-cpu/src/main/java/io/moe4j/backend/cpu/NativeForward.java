@@ -87,7 +87,7 @@ final class NativeForward {
     lora = new NativeLora(w, mlp.options);
   }
 
-  void run(Mlp.Call c, NativeMlp.Layout l, MemorySegment ws) {
+  void run(MlpCall c, NativeMlp.Layout l, MemorySegment ws) {
     if (ws.byteSize() < l.total()) {
       throw new IllegalArgumentException(
           "the workspace has " + ws.byteSize() + " bytes, this call needs " + l.total());

@@ -64,7 +64,7 @@ final class NativeMlp implements Mlp {
   }
 
   Layout layout(int maxTokens) {
-    int tokens = Math.clamp(maxTokens, 1, Math.max(1, CHUNK_PAIRS / options.topK()));
+    int tokens = Math.clamp(maxTokens, 1, Math.max(1, MlpLayout.CHUNK_PAIRS / options.topK()));
     long pairs = (long) tokens * options.topK();
     // A multiple of 4096 would put all rows of a column into the same few lines of a cache.
     long xStride = 4L * weights.hiddenPadded + Workspace.ALIGNMENT;
@@ -102,7 +102,7 @@ final class NativeMlp implements Mlp {
   }
 
   @Override
-  public void run(Call call, MemorySegment workspace) {
+  public void run(MlpCall call, MemorySegment workspace) {
     if (call.tokens() == 0) {
       return;
     }
