@@ -116,7 +116,7 @@ public final class AdapterRegistry implements AutoCloseable {
    * @throws io.moe4j.api.DeviceException if the device's kind of host memory is short
    */
   public int load(LoraAdapter adapter) {
-    @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers);
+    @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers, punica);
     HostFactors packed = pack(checked);
     HostFactors unused = packed;
     List<Transfers.Leaving> dropped = List.of();
@@ -167,7 +167,7 @@ public final class AdapterRegistry implements AutoCloseable {
    * @throws io.moe4j.api.DeviceException if the device's kind of host memory is short
    */
   public void replace(LoraAdapter adapter) {
-    @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers);
+    @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers, punica);
     HostFactors packed = pack(checked);
     HostFactors unused = packed;
     List<Transfers.Leaving> dropped = List.of();

@@ -160,6 +160,7 @@ public final class MoeLayer implements AutoCloseable {
   void refresh(MoeLoraContext context, DeviceStream stream) {
     gate.enter();
     try {
+      checks.requireLayer(context);
       parts.refresh(context, stream);
     } finally {
       gate.leave();

@@ -162,7 +162,7 @@ final class CpuBlockOps implements BlockOps {
   }
 
   @Override
-  public void finish(
+  public void output(
       Tensor hidden,
       Tensor routed,
       Optional<MoeLoraContext> lora,

@@ -1,10 +1,13 @@
-package io.moe4j.cuda;
+package io.moe4j.cuda.ops;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
 import com.sun.management.ThreadMXBean;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.Gpu;
+import io.moe4j.cuda.GpuTest;
+import io.moe4j.cuda.Kernel;
 import java.lang.management.ManagementFactory;
 import java.util.Map;
 import org.junit.jupiter.api.Test;
