@@ -32,6 +32,7 @@ public final class InProcessGroup {
   private @Nullable CommException failure;
 
   /** What a rank brings to a call. */
+  @SuppressWarnings("ArrayRecordComponent") // never compared
   private record Call(String what, Tensor tensor, long[] rows) {
     boolean sameShape(Call other) {
       return what.equals(other.what)
