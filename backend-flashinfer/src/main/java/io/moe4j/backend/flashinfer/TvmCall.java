@@ -1,8 +1,8 @@
 package io.moe4j.backend.flashinfer;
 
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.platform.DeviceId;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.backend.flashinfer.ffi.DLDevice;
 import io.moe4j.backend.flashinfer.ffi.DLPackManagedTensorAllocator;

@@ -61,7 +61,6 @@ final class TvmErrors {
     long size = TVMFFIByteArray.size(bytes);
     return data.address() == 0 || size == 0
         ? ""
-        : new String(
-            data.reinterpret(size).toArray(ValueLayout.JAVA_BYTE), StandardCharsets.UTF_8);
+        : new String(data.reinterpret(size).toArray(ValueLayout.JAVA_BYTE), StandardCharsets.UTF_8);
   }
 }

@@ -37,7 +37,10 @@ class TvmObject implements AutoCloseable {
   /** {@return how many strong references there are; for tests} */
   final long references() {
     long counts =
-        (long) ValueLayout.JAVA_LONG.varHandle().getVolatile(handle(), TVMFFIObject.combined_ref_count$offset());
+        (long)
+            ValueLayout.JAVA_LONG
+                .varHandle()
+                .getVolatile(handle(), TVMFFIObject.combined_ref_count$offset());
     return counts & 0xFFFF_FFFFL;
   }
 

@@ -111,7 +111,7 @@ final class TvmRuntime {
   }
 
   /** Looks at a library without letting its symbols loose. */
-  private static Version examine(Path file) throws UnavailableException {
+  static Version examine(Path file) throws UnavailableException {
     NativeLibrary library = NativeLibrary.load(file);
     try (Arena arena = Arena.ofConfined()) {
       List<String> missing = SYMBOLS.stream().filter(s -> library.find(s).isEmpty()).toList();
@@ -127,8 +127,7 @@ final class TvmRuntime {
               TVMFFIVersion.minor(version),
               TVMFFIVersion.patch(version));
       if (!v.accepted()) {
-        throw new UnavailableException(
-            file + " is apache-tvm-ffi " + v + ", must be " + ACCEPTED);
+        throw new UnavailableException(file + " is apache-tvm-ffi " + v + ", must be " + ACCEPTED);
       }
       return v;
     } finally {
@@ -299,8 +298,7 @@ final class TvmRuntime {
       TvmObject[] values = new TvmObject[Math.toIntExact(sizeOf(answer))];
       for (int i = 0; i < values.length; i++) {
         try (TvmArguments at = new TvmArguments(2)) {
-          values[i] =
-              new TvmObject(arrayGetItem.callForObject(at.object(answer).integer(i), type));
+          values[i] = new TvmObject(arrayGetItem.callForObject(at.object(answer).integer(i), type));
         }
       }
       return List.of(values);
