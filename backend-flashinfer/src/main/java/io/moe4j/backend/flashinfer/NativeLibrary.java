@@ -34,8 +34,18 @@ final class NativeLibrary {
     return open(path, Dlfcn.RTLD_NOW() | Dlfcn.RTLD_GLOBAL());
   }
 
+  /**
+   * Whether a library can be loaded; loads it to find out, and leaves it loaded. Functions are
+   * bound when first called, as TVM-FFI itself loads modules.
+   */
+  static NativeLibrary tryOut(Path path) throws UnavailableException {
+    return open(path, Dlfcn.RTLD_LAZY() | Dlfcn.RTLD_LOCAL());
+  }
+
   private static NativeLibrary open(Path path, int mode) throws UnavailableException {
     try (Arena arena = Arena.ofConfined()) {
+      // Linking dlerror looks up symbols, which would wipe out what it is to tell: so before.
+      Dlfcn.dlerror();
       MemorySegment handle = Dlfcn.dlopen(arena.allocateFrom(path.toString()), mode);
       if (handle.address() == 0) {
         MemorySegment why = Dlfcn.dlerror();

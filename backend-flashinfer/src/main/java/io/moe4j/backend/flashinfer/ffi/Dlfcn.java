@@ -23,6 +23,15 @@ public class Dlfcn extends Dlfcn$shared {
     static final SymbolLookup SYMBOL_LOOKUP = SymbolLookup.loaderLookup()
             .or(Linker.nativeLinker().defaultLookup());
 
+    private static final int RTLD_LAZY = (int)1L;
+    /**
+     * {@snippet lang=c :
+     * #define RTLD_LAZY 1
+     * }
+     */
+    public static int RTLD_LAZY() {
+        return RTLD_LAZY;
+    }
     private static final int RTLD_NOW = (int)2L;
     /**
      * {@snippet lang=c :
