@@ -1,12 +1,12 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.device.Device;
-import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import java.util.ArrayList;
@@ -332,7 +332,7 @@ public final class MoeLayer implements AutoCloseable {
                 + ", the layer on "
                 + where.info().id());
       }
-      LayerParts parts = LayerParts.prepare(config, weights, chosen, where, owned);
+      LayerParts parts = LayerParts.prepare(config, weights, who.catalog(), chosen, where, owned);
       return new MoeLayer(selection, where, parts, weights.router() != null, scratch);
     }
 
