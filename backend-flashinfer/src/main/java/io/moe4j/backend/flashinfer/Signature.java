@@ -23,6 +23,8 @@ record Signature(String function, List<Parameter> parameters) {
 
   private static final Pattern TYPE = Pattern.compile("(?:^|, )\\d+: ");
 
+  private static final Pattern SPACE = Pattern.compile("\\s+");
+
   /** Kinds of arguments. */
   enum Kind {
     /** A data type. */
@@ -92,13 +94,13 @@ record Signature(String function, List<Parameter> parameters) {
    * @param parameters {@code name:kind}, separated by white space
    */
   static Signature of(String function, String parameters) {
-    List<Parameter> all = new ArrayList<>();
-    for (String p : parameters.strip().split("\\s+")) {
-      if (!p.isEmpty()) {
-        all.add(Parameter.parse(p));
-      }
-    }
-    return new Signature(function, all);
+    return new Signature(
+        function,
+        SPACE
+            .splitAsStream(parameters)
+            .filter(p -> !p.isEmpty())
+            .map(Parameter::parse)
+            .toList());
   }
 
   /** The list with more arguments behind the one named; of a later version. */
@@ -180,17 +182,9 @@ record Signature(String function, List<Parameter> parameters) {
     if (!types.find()) {
       return true; // an older TVM-FFI gives the number alone
     }
-    String[] given = TYPE.split(types.group(1));
-    // The text in front of the first separator is empty.
-    if (given.length != size() + 1) {
-      return false;
-    }
-    for (int i = 0; i < size(); i++) {
-      if (!given[i + 1].equals(parameters.get(i).kind().type)) {
-        return false;
-      }
-    }
-    return true;
+    List<String> given =
+        TYPE.splitAsStream(types.group(1)).filter(t -> !t.isEmpty()).toList();
+    return given.equals(parameters.stream().map(p -> p.kind().type).toList());
   }
 
   /**

@@ -1,17 +1,14 @@
 package io.moe4j.backend.flashinfer;
 
 import io.moe4j.api.DeviceException;
-import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
-import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.api.weights.MoeLayerWeights;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.concurrent.atomic.AtomicBoolean;
@@ -110,11 +107,6 @@ final class HostCuda implements Device {
       throw new IllegalArgumentException("cannot copy " + from + " to " + to);
     }
     MemorySegment.copy(bytes(from), 0, bytes(to), 0, bytes(from).byteSize());
-  }
-
-  @Override
-  public BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights) {
-    throw new UnsupportedOperationException("experts only");
   }
 
   @Override
