@@ -41,6 +41,13 @@ final class Installed {
     return answers.computeIfAbsent(name, n -> look(n, capability));
   }
 
+  /** The module of the CUTLASS experts for a device, empty where FlashInfer has none for it. */
+  Optional<Answer> cutlass(DeviceInfo device) {
+    return device
+        .capability()
+        .flatMap(c -> FlashInferLibrary.cutlassModule(c).map(name -> module(name, c)));
+  }
+
   private Answer look(String name, ComputeCapability capability) {
     try {
       SearchPlaces where = places.get();
