@@ -120,17 +120,9 @@ enum CutlassScheme {
             Code.CAPABILITY,
             () -> scheme() + " on capability " + c + ", FlashInfer has it for " + capabilities));
     checks.require(
-        dtypes().contains(config.inputDtype()),
+        half || config.inputDtype() != DType.F16,
         Code.DTYPE,
-        () -> scheme() + " with input dtype " + config.inputDtype() + ", must be one of " + dtypes());
-    checks.require(
-        this != PLAIN || config.weightDtype() == config.inputDtype(),
-        Code.DTYPE,
-        () ->
-            "weight dtype "
-                + config.weightDtype()
-                + " is not the input's "
-                + config.inputDtype());
+        () -> scheme() + " with input dtype F16, must be BF16");
     checks.require(
         config.expertHiddenSize() % multiple == 0 && config.intermediateSize() % multiple == 0,
         Code.SIZE,

@@ -7,14 +7,15 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
+import io.moe4j.api.tensor.DType;
 import java.util.Optional;
 
 /** What {@code flashinfer-cutlass} can do, and every reason why not. */
 final class CutlassSupport {
   /** Why its experts take no adapters; the oracle's own sentence says only that they do not. */
   static final String NO_LORA =
-      "FlashInfer's CUTLASS experts run from the first product to the weighted sum in one call:"
-          + " deltas of adapters have no place to enter before the activation";
+      "LoRA: FlashInfer's CUTLASS experts run from the first product to the weighted sum in one"
+          + " call, so deltas of adapters have no place to enter before the activation";
 
   private CutlassSupport() {}
 
@@ -40,6 +41,15 @@ final class CutlassSupport {
                 + (c.quantizedActivations() ? " with" : " without")
                 + " quantised activations is none of: "
                 + CutlassScheme.titles());
+    DType in = c.inputDtype();
+    checks.require(
+        in == DType.BF16 || in == DType.F16,
+        Code.DTYPE,
+        () -> "input dtype " + in + " is none of BF16, F16");
+    checks.require(
+        c.weightDtype() == in,
+        Code.DTYPE,
+        () -> "weight dtype " + c.weightDtype() + " is not the input's " + in);
     scheme.ifPresent(s -> s.check(c, capability, checks));
     Optional<MoeActivation> activation = MoeActivation.of(c.activation());
     checks.require(
@@ -49,7 +59,7 @@ final class CutlassSupport {
     checks.require(
         !c.routerWeightOnInput(),
         Code.ROUTER_WEIGHT_ON_INPUT,
-        () -> "routerWeightOnInput is true; the module weights outputs only");
+        () -> "the router weight on input is set, must not be: the module weights outputs");
     checks.require(
         ExpertBlock.of(c).isPresent(),
         Code.EXPERT_MAP,

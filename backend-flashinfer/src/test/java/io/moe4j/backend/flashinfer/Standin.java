@@ -107,6 +107,24 @@ final class Standin {
     return build("moe", "fused_moe_90.so", "moe.c");
   }
 
+  /** What a process has of FlashInfer when the stand-in is all there is. */
+  static Installed installed(Path module, String version) {
+    return new Installed(
+        () ->
+            new SearchPlaces(
+                Optional.of(module),
+                Optional.of(version),
+                Optional.of(tvm()),
+                List.of(),
+                Optional.empty(),
+                List.of()));
+  }
+
+  /** The CUTLASS experts over the stand-in of today's FlashInfer. */
+  static FlashInferCutlassBackend cutlass() {
+    return new FlashInferCutlassBackend(installed(moe(), "0.6.18"), _ -> new HostKernels());
+  }
+
   /** A module of the stand-in, with what it tells tests. */
   static final class Controls {
     private final NativeLibrary library;
