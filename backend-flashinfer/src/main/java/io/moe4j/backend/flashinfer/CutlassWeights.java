@@ -109,18 +109,18 @@ final class CutlassWeights implements AutoCloseable {
     Tensor of(Weight weight);
   }
 
-  /** Two weights a byte, the first in the lower half, as bytes. */
+  /** Two weights a byte, the first in the lower half, as bytes; rows may lie apart. */
   private static Tensor bytes(Weight w) {
     Tensor codes = w.values();
-    long half = w.in() / 2;
-    return codes.isHost()
-        ? Tensor.of(DType.U8, codes.segment(), w.out(), half)
-        : Tensor.strided(
-            DType.U8,
-            codes.memory(),
-            codes.byteOffset(),
-            new long[] {w.out(), half},
-            new long[] {half, 1});
+    if (codes.stride(1) != 1 || codes.stride(0) % 2 != 0) {
+      throw new IllegalArgumentException(w + " is " + codes + ", must have rows without gaps");
+    }
+    return Tensor.strided(
+        DType.U8,
+        codes.memory(),
+        codes.byteOffset(),
+        new long[] {w.out(), w.in() / 2},
+        new long[] {codes.stride(0) / 2, 1});
   }
 
   private long rows13() {

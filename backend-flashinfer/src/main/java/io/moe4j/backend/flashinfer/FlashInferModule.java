@@ -26,7 +26,7 @@ final class FlashInferModule {
       Pattern.compile("^(lib[\\w.+-]+\\.so[\\w.]*): cannot open shared object file");
 
   private static final int MOST_DEPENDENCIES = 8;
-  private static final Map<Path, FlashInferModule> LOADED = new HashMap<>();
+  private static final Map<FlashInferLibrary, FlashInferModule> LOADED = new HashMap<>();
 
   private final FlashInferLibrary library;
   private final TvmRuntime runtime;
@@ -49,7 +49,7 @@ final class FlashInferModule {
   static FlashInferModule load(FlashInferLibrary library, SearchPlaces places)
       throws UnavailableException {
     synchronized (LOADED) {
-      FlashInferModule known = LOADED.get(library.module());
+      FlashInferModule known = LOADED.get(library);
       if (known != null) {
         return known;
       }
@@ -58,7 +58,7 @@ final class FlashInferModule {
       try {
         FlashInferModule now =
             new FlashInferModule(library, runtime, runtime.module(library.module()));
-        LOADED.put(library.module(), now);
+        LOADED.put(library, now);
         LOG.info(
             "FlashInfer {} ({}), apache-tvm-ffi {} ({})",
             library.version(),
