@@ -1,5 +1,7 @@
 package io.moe4j.api;
 
+import org.jspecify.annotations.Nullable;
+
 /**
  * Root of what moe4j throws on purpose. Programming errors (a wrong shape, an id out of range) are
  * {@link IllegalArgumentException} or {@link IllegalStateException}; everything that depends on
@@ -17,9 +19,9 @@ public class MoeException extends RuntimeException {
 
   /**
    * @param message what went wrong, with the offending value and what is accepted
-   * @param cause what it was caused by
+   * @param cause what it was caused by, or null
    */
-  public MoeException(String message, Throwable cause) {
+  public MoeException(String message, @Nullable Throwable cause) {
     super(message, cause);
   }
 }

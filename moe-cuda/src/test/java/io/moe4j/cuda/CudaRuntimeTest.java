@@ -15,6 +15,10 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
+import io.moe4j.cuda.ops.CudaBlockOpsProvider;
+import io.moe4j.cuda.ops.ElementwiseKernels;
+import io.moe4j.cuda.ops.PairSort;
+import io.moe4j.cuda.ops.TopkKernel;
 import java.lang.foreign.Arena;
 import java.util.Arrays;
 import java.util.List;
@@ -104,7 +108,7 @@ class CudaRuntimeTest {
   @Test
   void launchesAreCheckedAgainstTheSignature() {
     try (Gpu gpu = new Gpu()) {
-      Kernel cast = SharedKernels.load(gpu.device, "cast", Map.of("in", "f32", "out", "f32"));
+      Kernel cast = gpu.kernel("cast", Map.of("in", "f32", "out", "f32"));
       assertThatThrownBy(() -> cast.begin().pointer(0L).i32(1))
           .isInstanceOf(IllegalArgumentException.class)
           .hasMessageContaining("cast{in=f32, out=f32}")

@@ -14,6 +14,7 @@ import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
+import io.moe4j.api.spi.MonolithicInputs;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
@@ -206,7 +207,10 @@ final class LayerParts {
           route(f, logits, v, stream); // only because the caller wants to see it
         }
         monolithic.apply(
-            in, Objects.requireNonNull(logits), correctionBias, sum, workspace, stream);
+            new MonolithicInputs(in, Objects.requireNonNull(logits), correctionBias, sum),
+            lora,
+            workspace,
+            stream);
       }
     }
     if (!Objects.equals(sum, output) || ScratchLayout.needsFinish(config)) {

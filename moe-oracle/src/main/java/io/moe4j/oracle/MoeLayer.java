@@ -57,7 +57,7 @@ public final class MoeLayer implements AutoCloseable {
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
   private MoeLayer(
-      Selection selection, Device device, LayerParts parts, boolean hasRouter, ScratchPool pool) {
+      Selection selection, Device device, LayerParts parts, MoeLayerWeights weights, ScratchPool pool) {
     this.config = selection.config();
     this.selection = selection;
     this.device = device;
@@ -68,7 +68,8 @@ public final class MoeLayer implements AutoCloseable {
         new ForwardChecks(
             config,
             device.info().id(),
-            hasRouter,
+            weights.router() != null,
+            weights.layerIndex(),
             parts.isMonolithic() ? selection.chosenBackend().name() : "");
   }
 
@@ -333,7 +334,7 @@ public final class MoeLayer implements AutoCloseable {
                 + where.info().id());
       }
       LayerParts parts = LayerParts.prepare(config, weights, who.catalog(), chosen, where, owned);
-      return new MoeLayer(selection, where, parts, weights.router() != null, scratch);
+      return new MoeLayer(selection, where, parts, weights, scratch);
     }
 
     /** A given device is the only one that may be chosen for. */

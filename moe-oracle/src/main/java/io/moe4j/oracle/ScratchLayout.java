@@ -3,6 +3,8 @@ package io.moe4j.oracle;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Workspace;
+import io.moe4j.api.device.WorkspaceLayout;
+import io.moe4j.api.device.WorkspaceLayout.Part;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.tensor.DType;
@@ -21,15 +23,15 @@ final class ScratchLayout {
   private final MoeConfig config;
   private final int capacity;
   private final long workspaceBytes;
-  private final long logitsAt;
-  private final long idsAt;
-  private final long weightsAt;
-  private final long latentAt;
-  private final long routedAt;
-  private final long batchInAt;
-  private final long batchOutAt;
-  private final long countsAt;
-  private final long mappingAt;
+  private final Part logits;
+  private final Part ids;
+  private final Part weights;
+  private final Part latent;
+  private final Part routed;
+  private final Part batchIn;
+  private final Part batchOut;
+  private final Part counts;
+  private final Part mapping;
   private final long bytes;
 
   ScratchLayout(MoeConfig config, BlockOps block, Experts experts, int capacity) {
@@ -39,30 +41,18 @@ final class ScratchLayout {
         Workspace.align(Math.max(block.workspaceBytes(capacity), experts.workspaceBytes(capacity)));
     long width = config.expertHiddenSize();
     long rows = batched() ? Math.multiplyExact((long) config.numLocalExperts(), capacity) : 0;
-    long at = workspaceBytes;
-    logitsAt = at;
-    at = after(at, DType.F32, (long) capacity * config.numExperts());
-    idsAt = at;
-    at = after(at, DType.I32, (long) capacity * config.topK());
-    weightsAt = at;
-    at = after(at, DType.F32, (long) capacity * config.topK());
-    latentAt = at;
-    at = after(at, DType.F32, config.latentSize() > 0 ? capacity * width : 0);
-    routedAt = at;
-    at = after(at, DType.F32, needsRouted() ? capacity * width : 0);
-    batchInAt = at;
-    at = after(at, batchDtype(), Math.multiplyExact(rows, width));
-    batchOutAt = at;
-    at = after(at, DType.F32, Math.multiplyExact(rows, width));
-    countsAt = at;
-    at = after(at, DType.I32, batched() ? config.numLocalExperts() : 0);
-    mappingAt = at;
-    at = after(at, DType.I32, config.lora().isPresent() ? rows : 0);
-    bytes = at;
-  }
-
-  private static long after(long at, DType dtype, long count) {
-    return Workspace.align(Math.addExact(at, dtype.byteSize(count)));
+    WorkspaceLayout layout = new WorkspaceLayout();
+    layout.reserve(workspaceBytes);
+    logits = layout.reserve(DType.F32, capacity, config.numExperts());
+    ids = layout.reserve(DType.I32, capacity, config.topK());
+    weights = layout.reserve(DType.F32, capacity, config.topK());
+    latent = layout.reserve(DType.F32, config.latentSize() > 0 ? capacity : 0, width);
+    routed = layout.reserve(DType.F32, needsRouted() ? capacity : 0, width);
+    batchIn = layout.reserve(batchDtype(), rows, width);
+    batchOut = layout.reserve(DType.F32, rows, width);
+    counts = layout.reserve(DType.I32, batched() ? config.numLocalExperts() : 0);
+    mapping = layout.reserve(DType.I32, config.lora().isPresent() ? rows : 0);
+    bytes = layout.byteSize();
   }
 
   private boolean batched() {
@@ -130,18 +120,18 @@ final class ScratchLayout {
       long local = config.numLocalExperts();
       batch =
           new Batch(
-              all.tensor(batchInAt, batchDtype(), local, tokens, width),
-              all.tensor(batchOutAt, DType.F32, local, tokens, width),
-              all.tensor(countsAt, DType.I32, local),
-              config.lora().isPresent() ? all.tensor(mappingAt, DType.I32, local, tokens) : null);
+              batchIn.in(all, local, tokens, width),
+              batchOut.in(all, local, tokens, width),
+              counts.in(all),
+              config.lora().isPresent() ? mapping.in(all, local, tokens) : null);
     }
     return new Views(
         new Workspace(head(memory, workspaceBytes)),
-        all.tensor(logitsAt, DType.F32, tokens, config.numExperts()),
-        all.tensor(idsAt, DType.I32, tokens, config.topK()),
-        all.tensor(weightsAt, DType.F32, tokens, config.topK()),
-        config.latentSize() > 0 ? all.tensor(latentAt, DType.F32, tokens, width) : null,
-        needsRouted() ? all.tensor(routedAt, DType.F32, tokens, width) : null,
+        logits.in(all, tokens, config.numExperts()),
+        ids.in(all, tokens, config.topK()),
+        weights.in(all, tokens, config.topK()),
+        config.latentSize() > 0 ? latent.in(all, tokens, width) : null,
+        needsRouted() ? routed.in(all, tokens, width) : null,
         batch);
   }
 

@@ -1,5 +1,6 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.spi.ModularExperts;
 import static io.moe4j.oracle.LayerFixture.H;
 import static io.moe4j.oracle.LayerFixture.expected;
 import static io.moe4j.oracle.LayerFixture.hidden;
@@ -270,7 +271,7 @@ class WeaknessesTest {
   }
 
   /** Experts behind somebody's wrapper, which also notes what is in slot 0. */
-  private record Wrapper(LoraExperts inner, List<LoraLayer> firstSlots) implements LoraExperts {
+  private record Wrapper(ModularExperts inner, List<LoraLayer> firstSlots) implements ModularExperts, LoraExperts {
     @Override
     public long workspaceBytes(int maxTokens) {
       return inner.workspaceBytes(maxTokens);
@@ -295,7 +296,7 @@ class WeaknessesTest {
   @Test
   @DisplayName("12: what experts can do is their type, also behind a wrapper")
   void row12() {
-    LoraExperts inner = (LoraExperts) FakeExperts.lora(device);
+    ModularExperts inner = (ModularExperts) FakeExperts.lora(device);
     FakeBackend wrapping =
         new FakeBackend("wrapping", DeviceType.CPU)
             .withLora()
@@ -376,7 +377,7 @@ class WeaknessesTest {
     FakeBackend backend =
         new FakeBackend("fake", DeviceType.CPU)
             .withLora()
-            .prepares((cfg, w, d) -> new Wrapper((LoraExperts) FakeExperts.lora(device), reached));
+            .prepares((cfg, w, d) -> new Wrapper((ModularExperts) FakeExperts.lora(device), reached));
     try (MoeLayer layer = layer(device, backend, c)) {
       FakeLora context =
           new FakeLora(List.of(four, LoraLayer.NONE), Tensor.ofInts(new int[] {0, 1}, 2), true);

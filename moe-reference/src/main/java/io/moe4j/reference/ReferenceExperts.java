@@ -1,5 +1,6 @@
 package io.moe4j.reference;
 
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
@@ -12,7 +13,7 @@ import java.util.Objects;
 import java.util.Optional;
 
 /** {@link ReferenceMoe} behind the contract, for both activation formats. Holds views only. */
-public final class ReferenceExperts implements LoraExperts {
+public final class ReferenceExperts implements ModularExperts, LoraExperts {
   private final MoeConfig config;
   private final ExpertWeights weights;
 

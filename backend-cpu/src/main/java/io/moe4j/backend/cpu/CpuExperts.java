@@ -1,5 +1,6 @@
 package io.moe4j.backend.cpu;
 
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
@@ -18,7 +19,7 @@ import java.lang.foreign.MemorySegment;
 import java.util.Optional;
 
 /** Prepared experts of one layer. LoRA is fused: the context's punica wrapper is not called. */
-final class CpuExperts implements LoraExperts {
+final class CpuExperts implements ModularExperts, LoraExperts {
   private final MoeConfig config;
   private final Arena arena = Arena.ofShared();
   private final GroupedMlp mlp;

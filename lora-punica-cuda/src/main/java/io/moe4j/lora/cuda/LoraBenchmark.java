@@ -421,8 +421,8 @@ public final class LoraBenchmark {
     ExpertRouting routing = in.routings.get(i);
     var stream = device.defaultStream();
     if (two == null) {
-      wrapper.addLoraW13(context, in.y13, in.x, routing, true, GateUpLayout.HALVES, true, stream);
-      wrapper.addLoraW2(context, in.y2, in.act, routing, false, true, stream);
+      wrapper.addLoraW13(PunicaWrapper.W13.of(context, in.y13, in.x, routing, true, GateUpLayout.HALVES), stream);
+      wrapper.addLoraW2(PunicaWrapper.W2.of(context, in.y2, in.act, routing), stream);
     } else {
       Tensor d13 = part(in.delta, in.y13);
       Tensor d2 = part(in.delta, in.y2);
