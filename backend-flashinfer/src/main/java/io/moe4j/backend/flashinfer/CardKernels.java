@@ -5,9 +5,9 @@ import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
-import io.moe4j.cuda.ElementwiseKernels;
 import io.moe4j.cuda.Kernel;
 import io.moe4j.cuda.KernelLibrary;
+import io.moe4j.cuda.ops.ElementwiseKernels;
 import java.util.EnumMap;
 import java.util.Map;
 
@@ -54,8 +54,7 @@ interface CardKernels {
         quantize.put(
             type.getKey(),
             device.kernel(
-                library,
-                library.select(device.info(), "quantize", Map.of("in", type.getValue()))));
+                library, library.select(device.info(), "quantize", Map.of("in", type.getValue()))));
       }
     }
 

@@ -21,8 +21,8 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * Prepared experts of {@code flashinfer-cutlass}. A forward is one call into FlashInfer; before it
- * hidden states are converted where they are of another dtype (or quantised, for FP8), behind it the
- * output where that is. Nothing is allocated on the device by versions that take a workspace
+ * hidden states are converted where they are of another dtype (or quantised, for FP8), behind it
+ * the output where that is. Nothing is allocated on the device by versions that take a workspace
  * (0.6.16 and later), nothing is read by the host or waited for, so that a forward can be captured
  * once it has run.
  */
@@ -143,8 +143,7 @@ final class CutlassExperts implements ModularExperts {
   /** Room for hidden states or the output in the module's dtype, one after the other. */
   private long rowBytes(long tokens) {
     return Workspace.align(
-        Math.multiplyExact(
-            tokens, config.inputDtype().byteSize(config.expertHiddenSize())));
+        Math.multiplyExact(tokens, config.inputDtype().byteSize(config.expertHiddenSize())));
   }
 
   @Override

@@ -241,8 +241,7 @@ final class CutlassRunner implements AutoCloseable {
   }
 
   private TvmObject array(Tactics t) {
-    return tacticArrays.computeIfAbsent(
-        t, k -> module.runtime().integers(k.first(), k.second()));
+    return tacticArrays.computeIfAbsent(t, k -> module.runtime().integers(k.first(), k.second()));
   }
 
   @Override

@@ -11,9 +11,9 @@ import java.util.List;
 import java.util.Optional;
 
 /**
- * What the {@code fused_moe_<sm>} module computes that this backend passes on to it: the one table of
- * {@code flashinfer-cutlass}. {@link CutlassSupport} answers from it, {@link CutlassRunner} makes the
- * module's object from it, and a test holds the README's table to it.
+ * What the {@code fused_moe_<sm>} module computes that this backend passes on to it: the one table
+ * of {@code flashinfer-cutlass}. {@link CutlassSupport} answers from it, {@link CutlassRunner}
+ * makes the module's object from it, and a test holds the README's table to it.
  */
 enum CutlassScheme {
   /** Plain weights. */
@@ -141,7 +141,8 @@ enum CutlassScheme {
     return "| "
         + title
         + " | "
-        + String.join(", ", dtypes().stream().map(d -> d.name().toLowerCase(java.util.Locale.ROOT)).toList())
+        + String.join(
+            ", ", dtypes().stream().map(d -> d.name().toLowerCase(java.util.Locale.ROOT)).toList())
         + " | "
         + capabilities.replace(" ", ", ")
         + " | "

@@ -31,7 +31,9 @@ final class CutlassTuner implements Tuner {
   private static final double WARM_NANOS = 3e6;
   private static final int MOST_REPLAYS = 50;
 
-  /** How far another kernel's output may be from that of the module's choice, relative to its size. */
+  /**
+   * How far another kernel's output may be from that of the module's choice, relative to its size.
+   */
   private static final double TOLERANCE = 0.02;
 
   private final MoeConfig config;
@@ -53,8 +55,7 @@ final class CutlassTuner implements Tuner {
     this.stream = device.defaultStream();
     this.file = file;
     this.experts =
-        new CutlassExperts(
-            config, weights, device, kernels, module, _ -> tokens -> current);
+        new CutlassExperts(config, weights, device, kernels, module, _ -> tokens -> current);
   }
 
   /** A pair that cannot be taken, with the reason. */
@@ -107,8 +108,7 @@ final class CutlassTuner implements Tuner {
     private final List<String> dropped = new ArrayList<>();
     private int measured;
 
-    Search(
-        List<Call> calls, Workspace workspace, BooleanSupplier goOn, Consumer<String> listener) {
+    Search(List<Call> calls, Workspace workspace, BooleanSupplier goOn, Consumer<String> listener) {
       this.calls = calls;
       this.workspace = workspace;
       this.goOn = goOn;
@@ -137,7 +137,8 @@ final class CutlassTuner implements Tuner {
       boolean fourBit = CutlassScheme.of(config).orElseThrow().isFourBit();
       for (int product = 1; product <= 2; product++) {
         long columns = product == 1 ? (config.activation().isGated() ? 2 * i : i) : h;
-        for (long t : experts.runner().validTactics(product, columns, product == 1 ? h : i, fourBit)) {
+        for (long t :
+            experts.runner().validTactics(product, columns, product == 1 ? h : i, fourBit)) {
           if (!goOn.getAsBoolean()) {
             return Optional.empty();
           }
@@ -221,8 +222,7 @@ final class CutlassTuner implements Tuner {
       try (Arena arena = Arena.ofConfined()) {
         for (Call c : calls) {
           Tensor output = c.inputs().output();
-          MemorySegment bytes =
-              arena.allocate(output.dtype().byteSize(output.elementCount()), 64);
+          MemorySegment bytes = arena.allocate(output.dtype().byteSize(output.elementCount()), 64);
           Tensor host = Tensor.of(output.dtype(), bytes, output.shape());
           device.copy(output, host, stream);
           stream.synchronize();

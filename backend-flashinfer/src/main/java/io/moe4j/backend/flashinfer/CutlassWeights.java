@@ -9,7 +9,6 @@ import io.moe4j.api.weights.Weight;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
-import java.util.ArrayList;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
 
@@ -76,11 +75,8 @@ final class CutlassWeights implements AutoCloseable {
         }
         case MXFP4 -> {
           w13 =
-              interleaved(
-                  in -> stackW13(in, weights, DType.U8, CutlassWeights::bytes), interleave);
-          w2 =
-              interleaved(
-                  in -> stackW2(in, weights, DType.U8, CutlassWeights::bytes), interleave);
+              interleaved(in -> stackW13(in, weights, DType.U8, CutlassWeights::bytes), interleave);
+          w2 = interleaved(in -> stackW2(in, weights, DType.U8, CutlassWeights::bytes), interleave);
           scales = List.of(foldedW13(weights), foldedW2(weights));
           inputScale = null;
         }
@@ -132,8 +128,7 @@ final class CutlassWeights implements AutoCloseable {
     return stacked.select(0, expert).narrow(0, gate ? intermediate : 0, intermediate);
   }
 
-  private Tensor stackW13(
-      DeviceTensors in, ExpertWeights weights, DType dtype, Elements elements) {
+  private Tensor stackW13(DeviceTensors in, ExpertWeights weights, DType dtype, Elements elements) {
     long columns = elements.of(weights.expert(0).up()).size(1);
     Tensor to = in.allocate(dtype, experts, rows13(), columns);
     for (int e = 0; e < experts; e++) {
@@ -147,8 +142,7 @@ final class CutlassWeights implements AutoCloseable {
     return to;
   }
 
-  private Tensor stackW2(
-      DeviceTensors in, ExpertWeights weights, DType dtype, Elements elements) {
+  private Tensor stackW2(DeviceTensors in, ExpertWeights weights, DType dtype, Elements elements) {
     long columns = elements.of(weights.expert(0).down()).size(1);
     Tensor to = in.allocate(dtype, experts, hidden, columns);
     for (int e = 0; e < experts; e++) {
@@ -266,8 +260,7 @@ final class CutlassWeights implements AutoCloseable {
                     * (FOLD_ROWS / FOLDED_ROWS * perBlock)
                 + slice * perBlock
                 + g % perBlock;
-        to.set(
-            ValueLayout.JAVA_BYTE, at, from.get(ValueLayout.JAVA_BYTE, row * groups + g));
+        to.set(ValueLayout.JAVA_BYTE, at, from.get(ValueLayout.JAVA_BYTE, row * groups + g));
       }
     }
   }
@@ -375,7 +368,6 @@ final class CutlassWeights implements AutoCloseable {
   @Nullable Tensor inputScale() {
     return inputScale;
   }
-
 
   CutlassScheme scheme() {
     return scheme;

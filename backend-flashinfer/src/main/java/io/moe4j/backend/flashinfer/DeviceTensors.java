@@ -11,8 +11,8 @@ import java.util.ArrayList;
 import java.util.List;
 
 /**
- * Tensors in memory taken from a device, given back together; and ways to fill them. For use while a
- * layer is prepared, by one thread.
+ * Tensors in memory taken from a device, given back together; and ways to fill them. For use while
+ * a layer is prepared, by one thread.
  */
 final class DeviceTensors implements AutoCloseable {
   private final Device device;

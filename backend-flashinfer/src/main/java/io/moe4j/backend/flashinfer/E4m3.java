@@ -1,6 +1,9 @@
 package io.moe4j.backend.flashinfer;
 
-/** The 8-bit float E4M3 without infinities: 448 is the largest, {@code 0x7F} and {@code 0xFF} are NaN. */
+/**
+ * The 8-bit float E4M3 without infinities: 448 is the largest, {@code 0x7F} and {@code 0xFF} are
+ * NaN.
+ */
 final class E4m3 {
   /** The largest finite value. */
   static final float MAX = 448;

@@ -22,8 +22,8 @@ import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
 
 /**
- * {@code flashinfer-cutlass}: the CUTLASS experts of the FlashInfer that is installed on the machine,
- * in the standard format, without LoRA.
+ * {@code flashinfer-cutlass}: the CUTLASS experts of the FlashInfer that is installed on the
+ * machine, in the standard format, without LoRA.
  *
  * @since 0.2.0
  */
@@ -105,9 +105,7 @@ public final class FlashInferCutlassBackend implements TunableBackend, ExternalB
   public TuningStatus tuningStatus(@Nullable DeviceInfo device) {
     return TacticTable.status(
         device,
-        Optional.ofNullable(device)
-            .flatMap(installed::cutlass)
-            .flatMap(Installed.Answer::module));
+        Optional.ofNullable(device).flatMap(installed::cutlass).flatMap(Installed.Answer::module));
   }
 
   @Override

@@ -82,14 +82,10 @@ final class Installed {
         .ifPresentOrElse(
             m -> {
               FlashInferLibrary l = m.library();
-              all.add(
-                  new ExternalStatus("FlashInfer", true, l.version() + ", " + l.module(), ""));
+              all.add(new ExternalStatus("FlashInfer", true, l.version() + ", " + l.module(), ""));
               all.add(
                   new ExternalStatus(
-                      "TVM-FFI",
-                      true,
-                      m.runtime().version() + ", " + m.runtime().path(),
-                      ""));
+                      "TVM-FFI", true, m.runtime().version() + ", " + m.runtime().path(), ""));
             },
             () -> all.add(new ExternalStatus("FlashInfer", false, answer.reason(), "")));
     return all;

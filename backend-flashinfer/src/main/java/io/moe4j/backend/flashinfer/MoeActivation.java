@@ -38,8 +38,7 @@ record MoeActivation(
           Optional.of(new MoeActivation(SWIGLU_BIAS, 0, a.alpha(), a.beta(), a.limit(), true));
       case GELU -> unclamped(clamped, plain(GEGLU, 0));
       case GELU_TANH -> unclamped(clamped, plain(GEGLU_TANH, 14));
-      case SWIGLU_STEP ->
-          Optional.of(new MoeActivation(SWIGLU_STEP, 13, 1, 0, a.limit(), true));
+      case SWIGLU_STEP -> Optional.of(new MoeActivation(SWIGLU_STEP, 13, 1, 0, a.limit(), true));
       case SILU_NO_MUL -> unclamped(clamped, plain(SILU_NO_MUL, 0));
       case RELU2_NO_MUL -> unclamped(clamped, plain(RELU2, 0));
       case GELU_NO_MUL, GELU_TANH_NO_MUL -> Optional.empty();

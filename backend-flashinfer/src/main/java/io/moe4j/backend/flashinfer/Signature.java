@@ -96,11 +96,7 @@ record Signature(String function, List<Parameter> parameters) {
   static Signature of(String function, String parameters) {
     return new Signature(
         function,
-        SPACE
-            .splitAsStream(parameters)
-            .filter(p -> !p.isEmpty())
-            .map(Parameter::parse)
-            .toList());
+        SPACE.splitAsStream(parameters).filter(p -> !p.isEmpty()).map(Parameter::parse).toList());
   }
 
   /** The list with more arguments behind the one named; of a later version. */
@@ -182,8 +178,7 @@ record Signature(String function, List<Parameter> parameters) {
     if (!types.find()) {
       return true; // an older TVM-FFI gives the number alone
     }
-    List<String> given =
-        TYPE.splitAsStream(types.group(1)).filter(t -> !t.isEmpty()).toList();
+    List<String> given = TYPE.splitAsStream(types.group(1)).filter(t -> !t.isEmpty()).toList();
     return given.equals(parameters.stream().map(p -> p.kind().type).toList());
   }
 

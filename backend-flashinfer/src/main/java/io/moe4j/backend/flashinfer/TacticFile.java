@@ -18,8 +18,8 @@ import java.util.Comparator;
 import java.util.List;
 
 /**
- * The file of tuned tactics: JSON, written in one step beside itself and moved into place, one writer
- * at a time.
+ * The file of tuned tactics: JSON, written in one step beside itself and moved into place, one
+ * writer at a time.
  */
 final class TacticFile {
   /** The one format there has been. */

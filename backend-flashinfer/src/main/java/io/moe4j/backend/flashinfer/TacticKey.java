@@ -6,8 +6,8 @@ import java.io.IOException;
 import java.nio.file.Files;
 
 /**
- * What tuned tactics depend on. They are indices into a list that each build of the module orders as
- * it likes, so the build is part of it: version, size and time of the file.
+ * What tuned tactics depend on. They are indices into a list that each build of the module orders
+ * as it likes, so the build is part of it: version, size and time of the file.
  *
  * @param device its name
  * @param flashinfer version

@@ -43,7 +43,9 @@ final class TacticTable implements IntFunction<Tactics> {
 
   /** {@return the file for this process; empty where it was turned off or there is no place} */
   static Optional<Path> file() {
-    return file(System.getProperty(PROPERTY), System.getenv("XDG_CACHE_HOME"),
+    return file(
+        System.getProperty(PROPERTY),
+        System.getenv("XDG_CACHE_HOME"),
         System.getProperty("user.home"));
   }
 

@@ -92,9 +92,7 @@ class CutlassExpertsTest {
         new ExpertRouting(onDevice(ids), onDevice(weights), map == null ? null : onDevice(map));
     ExpertsInputs there =
         ExpertsInputs.standard(
-            onDevice(hidden),
-            routing,
-            onDevice(Layers.empty(outputDtype, TOKENS, c.hiddenSize())));
+            onDevice(hidden), routing, onDevice(Layers.empty(outputDtype, TOKENS, c.hiddenSize())));
     return new Batch(host, there);
   }
 
@@ -128,13 +126,9 @@ class CutlassExpertsTest {
 
   private void check(
       FlashInferCutlassBackend backend, MoeConfig c, ExpertWeights w, double tolerance) {
-    assertThat(backend.isSupportedConfig(c, Platform.of(device.info())))
-        .isEqualTo(Support.yes());
+    assertThat(backend.isSupportedConfig(c, Platform.of(device.info()))).isEqualTo(Support.yes());
     for (DType out : List.of(DType.BF16, DType.F32)) {
-      Tensor map =
-          c.expertMap()
-              .map(m -> Tensor.ofInts(m.toArray(), c.numExperts()))
-              .orElse(null);
+      Tensor map = c.expertMap().map(m -> Tensor.ofInts(m.toArray(), c.numExperts())).orElse(null);
       Batch b = batch(c, out, map);
       long live = Standin.liveObjects();
       long taken = device.taken();
@@ -179,8 +173,14 @@ class CutlassExpertsTest {
 
   @ParameterizedTest
   @CsvSource({
-    "0.6.5, 7, 24", "0.6.12, 7, 25", "0.6.15, 8, 25", "0.6.16, 9, 26", "0.6.16.post4, 8, 26",
-    "0.6.17, 8, 26", "0.6.18, 9, 26", "0.6.18, 9, 28"
+    "0.6.5, 7, 24",
+    "0.6.12, 7, 25",
+    "0.6.15, 8, 25",
+    "0.6.16, 9, 26",
+    "0.6.16.post4, 8, 26",
+    "0.6.17, 8, 26",
+    "0.6.18, 9, 26",
+    "0.6.18, 9, 28"
   })
   void everyKnownVersion(String version, int init, int run) {
     Path module =
@@ -191,8 +191,7 @@ class CutlassExpertsTest {
             "-DINIT_ARGS=" + init,
             "-DRUN_MOE_ARGS=" + run);
     FlashInferCutlassBackend backend =
-        new FlashInferCutlassBackend(
-            Standin.installed(module, version), _ -> new HostKernels());
+        new FlashInferCutlassBackend(Standin.installed(module, version), _ -> new HostKernels());
     MoeConfig c = Layers.config(32, 16, 6, 2).activation(Activation.SILU.withLimit(0.8f)).build();
     check(backend, c, Layers.plain(c, 3, GateUpLayout.HALVES), 0.01);
   }
@@ -276,10 +275,8 @@ class CutlassExpertsTest {
       Device.Buffer small = device.allocate(1 << 11);
       try (small) {
         Workspace workspace = new Workspace(small.memory());
-        assertThatThrownBy(
-                () ->
-                    experts.apply(
-                        b.device(), Optional.empty(), workspace, device.defaultStream()))
+        assertThatThrownBy(() ->
+                experts.apply(b.device(), Optional.empty(), workspace, device.defaultStream()))
             .isInstanceOf(DeviceException.class)
             .hasMessageContaining("workspace_buffer too small: need");
       }
@@ -295,8 +292,7 @@ class CutlassExpertsTest {
     assertThat(backend.supportsLora()).isFalse();
     assertThat(backend.isSupportedConfig(c, Platform.of(device.info())).reasons())
         .extracting(Support.Reason::code, Support.Reason::message)
-        .contains(
-            org.assertj.core.groups.Tuple.tuple(Support.Code.LORA, CutlassSupport.NO_LORA));
+        .contains(org.assertj.core.groups.Tuple.tuple(Support.Code.LORA, CutlassSupport.NO_LORA));
   }
 
   @Test
@@ -346,8 +342,7 @@ class CutlassExpertsTest {
   void tuningTriesValidKernelsOnlyAndPrepareTakesWhatItFound() throws IOException {
     Path file = temp.resolve("sub/tactics.json");
     System.setProperty(TacticTable.PROPERTY, file.toString());
-    MoeConfig c =
-        Layers.config(128, 128, 4, 2).quantScheme(QuantScheme.MXFP4).build();
+    MoeConfig c = Layers.config(128, 128, 4, 2).quantScheme(QuantScheme.MXFP4).build();
     ExpertWeights w = Layers.mxfp4(c, 9, GateUpLayout.HALVES);
     FlashInferCutlassBackend backend = Standin.cutlass();
     assertThat(backend.tuningFile()).contains(file);
@@ -364,8 +359,9 @@ class CutlassExpertsTest {
       assertThat(found.measured()).isEqualTo(5);
       assertThat(found.dropped()).isEmpty();
       assertThat(found.micros()).isLessThanOrEqualTo(found.builtInMicros());
-      assertThat(tuner.tune(
-              List.of(new Tuner.Call(b.device(), Optional.empty())), () -> false, tried::add))
+      assertThat(
+              tuner.tune(
+                  List.of(new Tuner.Call(b.device(), Optional.empty())), () -> false, tried::add))
           .isEmpty();
     }
     assertThat(backend.tuningStatus(device.info()).applying()).isEqualTo(1);

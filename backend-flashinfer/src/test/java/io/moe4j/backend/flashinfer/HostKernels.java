@@ -16,10 +16,8 @@ final class HostKernels implements CardKernels {
       float v = read(from, in.dtype(), i);
       switch (out.dtype()) {
         case F32 -> to.setAtIndex(ValueLayout.JAVA_FLOAT_UNALIGNED, i, v);
-        case BF16 ->
-            to.setAtIndex(ValueLayout.JAVA_SHORT_UNALIGNED, i, Tensor.toBFloat16(v));
-        case F16 ->
-            to.setAtIndex(ValueLayout.JAVA_SHORT_UNALIGNED, i, Float.floatToFloat16(v));
+        case BF16 -> to.setAtIndex(ValueLayout.JAVA_SHORT_UNALIGNED, i, Tensor.toBFloat16(v));
+        case F16 -> to.setAtIndex(ValueLayout.JAVA_SHORT_UNALIGNED, i, Float.floatToFloat16(v));
         default -> throw new IllegalArgumentException("output is " + out);
       }
     }
@@ -38,8 +36,7 @@ final class HostKernels implements CardKernels {
   private static float read(MemorySegment from, DType dtype, long i) {
     return switch (dtype) {
       case F32 -> from.getAtIndex(ValueLayout.JAVA_FLOAT_UNALIGNED, i);
-      case BF16 ->
-          Float.intBitsToFloat(from.getAtIndex(ValueLayout.JAVA_SHORT_UNALIGNED, i) << 16);
+      case BF16 -> Float.intBitsToFloat(from.getAtIndex(ValueLayout.JAVA_SHORT_UNALIGNED, i) << 16);
       case F16 -> Float.float16ToFloat(from.getAtIndex(ValueLayout.JAVA_SHORT_UNALIGNED, i));
       default -> throw new IllegalArgumentException("input is " + dtype);
     };

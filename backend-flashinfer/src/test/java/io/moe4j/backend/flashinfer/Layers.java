@@ -101,7 +101,8 @@ final class Layers {
       long i = c.intermediateSize();
       experts.add(
           ExpertWeights.Expert.of(
-              fp8(random, "gate", i, h, 0.01f), fp8(random, "up", i, h, 0.01f),
+              fp8(random, "gate", i, h, 0.01f),
+              fp8(random, "up", i, h, 0.01f),
               fp8(random, "down", h, i, 0.02f)));
     }
     return new ExpertWeights(experts);

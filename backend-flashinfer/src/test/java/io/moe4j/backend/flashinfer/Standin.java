@@ -109,15 +109,14 @@ final class Standin {
 
   /** What a process has of FlashInfer when the stand-in is all there is. */
   static Installed installed(Path module, String version) {
-    return new Installed(
-        () ->
-            new SearchPlaces(
-                Optional.of(module),
-                Optional.of(version),
-                Optional.of(tvm()),
-                List.of(),
-                Optional.empty(),
-                List.of()));
+    return new Installed(() ->
+        new SearchPlaces(
+            Optional.of(module),
+            Optional.of(version),
+            Optional.of(tvm()),
+            List.of(),
+            Optional.empty(),
+            List.of()));
   }
 
   /** The CUTLASS experts over the stand-in of today's FlashInfer. */

@@ -6,8 +6,8 @@ import java.util.Objects;
 /**
  * Which group to join, and as whom.
  *
- * @param group what all ranks of the group have in common, handed out by rank 0: NCCL's 128 bytes in
- *     hexadecimal, a host and port, or any name within one JVM
+ * @param group what all ranks of the group have in common, handed out by rank 0: NCCL's 128 bytes
+ *     in hexadecimal, a host and port, or any name within one JVM
  * @param rank this rank
  * @param size ranks of the group
  * @param deadline how long a call may wait for the others

@@ -4,8 +4,8 @@ import io.moe4j.api.MoeException;
 import org.jspecify.annotations.Nullable;
 
 /**
- * A group of ranks has ended: a rank failed, or did not come in time. The message names the rank and
- * the cause.
+ * A group of ranks has ended: a rank failed, or did not come in time. The message names the rank
+ * and the cause.
  *
  * @since 0.2.0
  */

@@ -6,8 +6,8 @@ import io.moe4j.api.platform.Platform;
 import java.util.Optional;
 
 /**
- * Opens communicators of one kind. Found by {@link java.util.ServiceLoader}. Absent is not broken: a
- * machine without the library gives a reason, never an exception.
+ * Opens communicators of one kind. Found by {@link java.util.ServiceLoader}. Absent is not broken:
+ * a machine without the library gives a reason, never an exception.
  *
  * @since 0.2.0
  */

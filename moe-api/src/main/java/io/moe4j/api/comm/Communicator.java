@@ -8,14 +8,15 @@ import io.moe4j.api.tensor.Tensor;
  * One rank of a group. Every rank makes the same calls in the same order with tensors of the same
  * shape and dtype; a call is complete when the stream has done it (on the host stream: when it
  * returns). All tensors are contiguous, in memory of {@link #deviceType}, owned by the caller and
- * alive until then; sent tensors are not written, and what is sent may not overlap what is received.
+ * alive until then; sent tensors are not written, and what is sent may not overlap what is
+ * received.
  *
- * <p>Sums are made in f32 in the order of ranks whatever the dtype, and rounded once, so equal calls
- * give equal bits.
+ * <p>Sums are made in f32 in the order of ranks whatever the dtype, and rounded once, so equal
+ * calls give equal bits.
  *
- * <p>A rank that fails or does not come within the deadline ends the group: every call that waits or
- * comes later throws {@link CommException}, which names the rank and the cause. Nothing waits for
- * ever. Not safe for several threads: one call of a rank at a time.
+ * <p>A rank that fails or does not come within the deadline ends the group: every call that waits
+ * or comes later throws {@link CommException}, which names the rank and the cause. Nothing waits
+ * for ever. Not safe for several threads: one call of a rank at a time.
  *
  * @since 0.2.0
  */

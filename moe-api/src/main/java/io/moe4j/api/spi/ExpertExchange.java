@@ -8,11 +8,11 @@ import io.moe4j.api.tensor.Tensor;
 /**
  * Moves tokens to the ranks whose experts they chose, and results back, for one layer on one rank.
  * The layer's order is: router on this rank's tokens, {@link #dispatch}, experts, {@link #combine},
- * then latent projection and shared expert on this rank's tokens. Adapter slots travel with the rows,
- * so every rank's registry has one adapter in one slot.
+ * then latent projection and shared expert on this rank's tokens. Adapter slots travel with the
+ * rows, so every rank's registry has one adapter in one slot.
  *
- * <p>Threads as for {@link Experts}: one workspace a call. On several ranks every rank makes the same
- * calls in the same order, with {@code T = 0} where it has no tokens.
+ * <p>Threads as for {@link Experts}: one workspace a call. On several ranks every rank makes the
+ * same calls in the same order, with {@code T = 0} where it has no tokens.
  *
  * @since 0.2.0
  */
@@ -24,8 +24,8 @@ public interface ExpertExchange extends AutoCloseable {
   ActivationFormat activationFormat();
 
   /**
-   * {@return whether {@link #combine} gives the sum over all ranks' experts; if not, it gives the part
-   * of this rank's experts, and whoever owns the layer sums}
+   * {@return whether {@link #combine} gives the sum over all ranks' experts; if not, it gives the
+   * part of this rank's experts, and whoever owns the layer sums}
    */
   boolean outputIsReduced();
 
