@@ -594,7 +594,7 @@ public final class Tensor {
       int exponentBits = 7 - mantissaBits;
       int mantissa = bits & (1 << mantissaBits) - 1;
       int exponent = bits >> mantissaBits & (1 << exponentBits) - 1;
-      int bias = (1 << exponentBits - 1) - 1;
+      int bias = (1 << (exponentBits - 1)) - 1;
       double sign = bits < 128 ? 1 : -1;
       if (mantissaBits == 3 && (bits & 127) == 127) {
         return Double.NaN;
