@@ -9,6 +9,7 @@ import io.moe4j.api.spi.ExternalBackend;
 import io.moe4j.api.spi.ExternalStatus;
 import io.moe4j.api.spi.TunableBackend;
 import io.moe4j.api.spi.TuningStatus;
+import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.BackendCatalog;
 import io.moe4j.oracle.FoundBackend;
 import io.moe4j.oracle.MoeOracle;

@@ -28,6 +28,7 @@ import java.util.concurrent.Callable;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
 @GpuTest
@@ -229,6 +230,8 @@ class CudaRuntimeTest {
     }
   }
 
+  // Free memory is that of the whole card: nobody else may use it meanwhile.
+  @Tag("gpu-alone")
   @Test
   void nothingIsLeftAfterAThousandCycles() {
     MoeConfig config = MoeConfig.builder(64, 32, 8, 2).maxTokens(16).build();

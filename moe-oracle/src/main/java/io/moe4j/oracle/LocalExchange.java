@@ -4,6 +4,8 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
+import io.moe4j.api.device.WorkspaceLayout;
+import io.moe4j.api.device.WorkspaceLayout.Part;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.ExchangeInputs;
 import io.moe4j.api.spi.ExchangedRows;
@@ -11,12 +13,11 @@ import io.moe4j.api.spi.ExpertExchange;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Optional;
-import org.jspecify.annotations.Nullable;
 
 /**
  * Tokens stay where they are. STANDARD experts read the layer's own tensors; for BATCHED ones the
- * device's {@link BlockOps#dispatch} and {@link BlockOps#combine} do the work: those are kernels of a
- * device, which exchanges between ranks use as well.
+ * device's {@link BlockOps#dispatch} and {@link BlockOps#combine} do the work: those are kernels of
+ * a device, which exchanges between ranks use as well.
  */
 final class LocalExchange implements ExpertExchange {
   private final MoeConfig config;
@@ -51,22 +52,25 @@ final class LocalExchange implements ExpertExchange {
 
   @Override
   public long workspaceBytes(int maxTokens) {
-    return batched ? new Places(maxTokens, DType.F32).end : 0;
+    return batched ? new Places(maxTokens, DType.F32).layout.byteSize() : 0;
   }
 
-  /** Where the parts begin: rows, counts, slots, and scratch of the device's operations. */
+  /** Rows, counts and slots of the experts, and scratch of the device's operations. */
   private final class Places {
-    final long counts;
-    final long slots;
-    final long scratch;
-    final long end;
+    final WorkspaceLayout layout = new WorkspaceLayout();
+    final Part rows;
+    final Part counts;
+    final Part slots;
+    final Part scratch;
 
-    Places(long rows, DType dtype) {
-      long all = Math.multiplyExact((long) config.numLocalExperts(), rows);
-      counts = Workspace.align(dtype.byteSize(Math.multiplyExact(all, config.expertHiddenSize())));
-      slots = counts + Workspace.align(DType.I32.byteSize(config.numLocalExperts()));
-      scratch = slots + (config.lora().isPresent() ? Workspace.align(DType.I32.byteSize(all)) : 0);
-      end = scratch + Workspace.align(block.workspaceBytes(Math.toIntExact(rows)));
+    Places(long tokens, DType dtype) {
+      long experts = config.numLocalExperts();
+      // Sized for the widest dtype, so that a place depends on the number of tokens alone.
+      long widest = DType.F32.bits() / dtype.bits();
+      rows = layout.reserve(dtype, experts, tokens, config.expertHiddenSize() * widest);
+      counts = layout.reserve(DType.I32, experts);
+      slots = layout.reserve(DType.I32, config.lora().isPresent() ? experts : 0, tokens);
+      scratch = layout.reserve(DType.U8, block.workspaceBytes(Math.toIntExact(tokens)));
     }
   }
 
@@ -77,13 +81,11 @@ final class LocalExchange implements ExpertExchange {
       return new ExchangedRows(inputs.hidden(), inputs.routing(), null, given);
     }
     long experts = config.numLocalExperts();
-    long rows = inputs.hidden().size(0);
-    Places at = new Places(rows, DType.F32);
-    Tensor in =
-        workspace.tensor(0, inputs.hidden().dtype(), experts, rows, config.expertHiddenSize());
-    Tensor counts = workspace.tensor(at.counts, DType.I32, experts);
-    @Nullable Tensor slots =
-        given == null ? null : workspace.tensor(at.slots, DType.I32, experts, rows);
+    long tokens = inputs.hidden().size(0);
+    Places at = new Places(tokens, inputs.hidden().dtype());
+    Tensor in = at.rows.in(workspace, experts, tokens, config.expertHiddenSize());
+    Tensor counts = at.counts.in(workspace);
+    Tensor slots = given == null ? null : at.slots.in(workspace, experts, tokens);
     block.dispatch(
         inputs.hidden(),
         inputs.routing(),
@@ -91,7 +93,7 @@ final class LocalExchange implements ExpertExchange {
         in,
         counts,
         Optional.ofNullable(slots),
-        scratch(workspace, at, rows),
+        Workspaces.part(workspace, at.scratch),
         stream);
     return new ExchangedRows(in, null, counts, slots);
   }
@@ -107,20 +109,8 @@ final class LocalExchange implements ExpertExchange {
     if (!batched) {
       return; // the experts wrote where the result is wanted
     }
-    long count = inputs.hidden().size(0);
-    block.combine(
-        output,
-        inputs.routing(),
-        routed,
-        scratch(workspace, new Places(count, DType.F32), count),
-        stream);
-  }
-
-  private Workspace scratch(Workspace workspace, Places at, long rows) {
-    return new Workspace(
-        workspace
-            .tensor(at.scratch, DType.U8, Math.max(0, at.end - at.scratch))
-            .memory());
+    Places at = new Places(inputs.hidden().size(0), inputs.hidden().dtype());
+    block.combine(output, inputs.routing(), routed, Workspaces.part(workspace, at.scratch), stream);
   }
 
   @Override

@@ -9,7 +9,6 @@ import io.moe4j.api.tensor.Tensor;
 import java.time.Duration;
 import java.util.Arrays;
 import java.util.List;
-import java.util.concurrent.TimeUnit;
 import java.util.concurrent.locks.Condition;
 import java.util.concurrent.locks.ReentrantLock;
 import java.util.stream.IntStream;
@@ -167,8 +166,16 @@ public final class InProcessGroup {
         if (!of(r).sameShape(call)) {
           fail(
               r,
-              "calls " + of(r).what + " with " + of(r).tensor + " where rank " + rank + " calls "
-                  + call.what + " with " + call.tensor,
+              "calls "
+                  + of(r).what
+                  + " with "
+                  + of(r).tensor
+                  + " where rank "
+                  + rank
+                  + " calls "
+                  + call.what
+                  + " with "
+                  + call.tensor,
               null);
         }
       }

@@ -1,6 +1,5 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
@@ -10,6 +9,7 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;

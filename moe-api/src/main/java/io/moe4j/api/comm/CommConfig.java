@@ -4,7 +4,7 @@ import java.time.Duration;
 import java.util.Objects;
 
 /**
- * Which group to join, and as whom.
+ * The group to join, and this process's rank in it.
  *
  * @param group what all ranks of the group have in common, handed out by rank 0: NCCL's 128 bytes
  *     in hexadecimal, a host and port, or any name within one JVM
@@ -18,6 +18,8 @@ public record CommConfig(String group, int rank, int size, Duration deadline) {
   public static final Duration DEFAULT_DEADLINE = Duration.ofSeconds(30);
 
   /**
+   * Checks the components.
+   *
    * @param group not blank
    * @param rank {@code 0..size-1}
    * @param size at least 1

@@ -15,6 +15,8 @@ public class CommException extends MoeException {
   private final int rank;
 
   /**
+   * Creates an exception with a message and its cause.
+   *
    * @param rank which one failed or was missing
    * @param message what happened
    * @param cause of the failure, or null

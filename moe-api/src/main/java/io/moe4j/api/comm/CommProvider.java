@@ -27,14 +27,14 @@ public interface CommProvider {
   Optional<String> whyUnsupported(Platform platform);
 
   /**
-   * {@return a name for a new group, made by rank 0 and handed to all ranks by whoever starts them}
+   * {@return a name for a new group, made by rank 0 and handed to all ranks by the launcher}
    */
   String newGroup();
 
   /**
    * Joins a group; returns when all ranks have come.
    *
-   * @param config which group, and as whom
+   * @param config the group, and this process's rank in it
    * @param device of {@link #deviceType}; outlives the communicator
    * @return the communicator, owned by the caller
    * @throws CommException if a rank does not come within the deadline, or the ranks disagree

@@ -19,6 +19,8 @@ import io.moe4j.api.tensor.Tensor;
  * #addLoraW2} that is given the same context and routing objects as the call of {@link #addLoraW13}
  * before it on that stream may rely on what that one found in them: their contents must not change
  * in between.
+ *
+ * @since 0.1.0
  */
 public interface PunicaWrapper extends AutoCloseable {
   /**

@@ -18,6 +18,8 @@ import org.jspecify.annotations.Nullable;
 public record ExchangeInputs(
     Tensor hidden, ExpertRouting routing, @Nullable Tensor tokenLoraMapping) {
   /**
+   * Checks the components.
+   *
    * @param hidden this rank's rows
    * @param routing their choice
    * @param tokenLoraMapping their adapter slots

@@ -18,6 +18,8 @@ import org.jspecify.annotations.Nullable;
 public record MonolithicInputs(
     Tensor hidden, Tensor routerLogits, @Nullable Tensor correctionBias, Tensor output) {
   /**
+   * Checks the components.
+   *
    * @param hidden what the experts read
    * @param routerLogits what they route by
    * @param correctionBias added to scores for the choice only

@@ -1,6 +1,5 @@
 package io.moe4j.cuda.ops;
 
-import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.SharedExpertConfig;
@@ -10,6 +9,7 @@ import io.moe4j.api.device.WorkspaceLayout;
 import io.moe4j.api.device.WorkspaceLayout.Part;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.tensor.DType;
@@ -201,7 +201,9 @@ final class CudaBlockOps implements BlockOps {
       DeviceStream stream) {
     gemm.run(x, w, bias, y, stream);
     if (lora.isPresent() && lora.get().hasLora()) {
-      lora.get().punicaWrapper().addLoraLinear(PunicaWrapper.Linear.of(lora.get(), target, y, x), stream);
+      lora.get()
+          .punicaWrapper()
+          .addLoraLinear(PunicaWrapper.Linear.of(lora.get(), target, y, x), stream);
     }
   }
 

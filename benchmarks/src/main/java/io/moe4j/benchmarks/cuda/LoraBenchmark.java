@@ -1,4 +1,4 @@
-package io.moe4j.lora.cuda;
+package io.moe4j.benchmarks.cuda;
 
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.device.DeviceStream;
@@ -16,6 +16,9 @@ import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.cuda.CudaEvent;
 import io.moe4j.cuda.CudaGraph;
 import io.moe4j.cuda.DeviceBuffer;
+import io.moe4j.lora.cuda.CudaPunicaWrapper;
+import io.moe4j.lora.cuda.LoraPath;
+import io.moe4j.lora.cuda.TwoStreams;
 import java.io.IOException;
 import java.lang.foreign.MemorySegment;
 import java.nio.file.Files;
@@ -37,7 +40,7 @@ import org.jspecify.annotations.Nullable;
  * that factors come from memory. The floor is what must be read and written over 4.3 TB/s.
  *
  * <pre>
- * java -cp ... io.moe4j.lora.cuda.LoraBenchmark [--tokens 1,64] [--ranks 16] [--adapters 8] [--shapes qwen3-30b-a3b]
+ * java -cp ... io.moe4j.benchmarks.cuda.LoraBenchmark [--tokens 1,64] [--ranks 16] [--adapters 8] [--shapes qwen3-30b-a3b]
  *     [--paths auto,one-shot] [--budget budget-h200.csv] [--json FILE]
  * </pre>
  *
@@ -421,7 +424,8 @@ public final class LoraBenchmark {
     ExpertRouting routing = in.routings.get(i);
     var stream = device.defaultStream();
     if (two == null) {
-      wrapper.addLoraW13(PunicaWrapper.W13.of(context, in.y13, in.x, routing, true, GateUpLayout.HALVES), stream);
+      wrapper.addLoraW13(
+          PunicaWrapper.W13.of(context, in.y13, in.x, routing, true, GateUpLayout.HALVES), stream);
       wrapper.addLoraW2(PunicaWrapper.W2.of(context, in.y2, in.act, routing), stream);
     } else {
       Tensor d13 = part(in.delta, in.y13);

@@ -1,4 +1,4 @@
-package io.moe4j.cli;
+package io.moe4j.cli.json;
 
 import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.databind.ObjectMapper;
