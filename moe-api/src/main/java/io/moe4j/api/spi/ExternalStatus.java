@@ -13,6 +13,8 @@ import java.util.Objects;
  */
 public record ExternalStatus(String what, boolean usable, String found, String remedy) {
   /**
+   * Checks that nothing is null.
+   *
    * @param what its name
    * @param usable whether it was found and fits
    * @param found where and which version, or why not
