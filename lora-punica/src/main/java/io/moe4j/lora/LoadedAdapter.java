@@ -12,7 +12,7 @@ import org.jspecify.annotations.Nullable;
  * the last batch that reads it is released.
  *
  * <p>{@link #slot}, {@link #leases}, {@link #retired}, {@link #lastUse} and the reads belong to the
- * lock of the {@link SlotTable}. The device copy is made by a batch that holds a lease and is
+ * lock of the {@link AdapterSlots}. The device copy is made by a batch that holds a lease and is
  * dropped, under that lock, only when there is none.
  */
 final class LoadedAdapter {
@@ -72,7 +72,7 @@ final class LoadedAdapter {
     if (!before.isEmpty()) {
       boolean any = false;
       for (Device.Fence f : before) {
-        any |= f.holdBack(stream);
+        any |= f.makeWait(stream);
       }
       if (!any) {
         readsBefore = List.of();

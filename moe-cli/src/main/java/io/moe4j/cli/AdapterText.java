@@ -83,7 +83,7 @@ final class AdapterText {
     }
     r.notes().forEach(n -> out.println("  note: " + n));
     if (!r.accepted()) {
-      out.println("  This adapter would be REFUSED. --policy lenient leaves out what is refused.");
+      out.println("  This adapter would be REFUSED: " + AdapterOptions.inOptions(r.advice()) + ".");
     }
   }
 
@@ -104,7 +104,7 @@ final class AdapterText {
               + " "
               + first.described()
               + (group.size() == 1 ? "" : " x" + group.size())
-              + (first.reason().isEmpty() ? "" : ": " + first.reason()));
+              + (first.reason().isEmpty() ? "" : ": " + AdapterOptions.inOptions(first.reason())));
     });
     return lines;
   }

@@ -8,7 +8,6 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterReport;
-import io.moe4j.checkpoint.CheckpointOptions;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.SafetensorsFile;
 import io.moe4j.checkpoint.SafetensorsWriter;
@@ -63,15 +62,7 @@ final class RunCommand implements Callable<Integer> {
       description = "A PEFT adapter, and the name to use for it. Any number of times.")
   private List<String> adapters = new ArrayList<>();
 
-  @Option(
-      names = "--policy",
-      paramLabel = "WHICH",
-      description =
-          "What to do with parts of an adapter that cannot be applied: default (refuse what would"
-              + " change the MoE block, report the rest), strict (refuse all), lenient (report all)."
-              + " Default: ${DEFAULT-VALUE}.",
-      defaultValue = "default")
-  private AdapterFiles.Policy policy;
+  @Mixin private AdapterOptions adapterOptions = new AdapterOptions();
 
   @Option(
       names = "--input",
@@ -140,7 +131,7 @@ final class RunCommand implements Callable<Integer> {
           RunInput.hidden(inputFile, source, checkpoint.config(layers.getFirst()).hiddenSize());
       int tokens = Math.toIntExact(hidden.size(0));
       try (AdapterFiles files =
-          AdapterFiles.load(moe, named, checkpoint.adapterTarget(), policy.policy())) {
+          AdapterFiles.load(moe, named, checkpoint.adapterTarget(), adapterOptions.policy())) {
         files.remarks().forEach(moe::note);
         int[] assignment = RunInput.assignment(assign, files.names(), tokens);
         LayerRun runner =
@@ -167,9 +158,7 @@ final class RunCommand implements Callable<Integer> {
   private MoeCheckpoint open(Path directory) {
     try (Progress progress = Progress.start(moe, "Opening " + directory.getFileName(), -1)) {
       return MoeCheckpoint.open(
-          directory,
-          CheckpointOptions.DEFAULT.withProgress(
-              (what, at, total) -> progress.at(what, at, total)));
+          directory, adapterOptions.checkpoint((what, at, total) -> progress.at(what, at, total)));
     }
   }
 

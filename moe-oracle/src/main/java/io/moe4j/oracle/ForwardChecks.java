@@ -110,7 +110,8 @@ final class ForwardChecks {
     return bf16 ? DType.BF16 : DType.F32;
   }
 
-  private void requireLora(MoeLoraContext context, long t) {
+  /** A context of another layer has factors of the same shapes, and would give another model. */
+  void requireLayer(MoeLoraContext context) {
     OptionalInt theirs = context.layerIndex();
     if (layerIndex.isPresent() && theirs.isPresent() && !layerIndex.equals(theirs)) {
       throw new IllegalArgumentException(
@@ -122,6 +123,10 @@ final class ForwardChecks {
               + layerIndex.getAsInt()
               + ")");
     }
+  }
+
+  private void requireLora(MoeLoraContext context, long t) {
+    requireLayer(context);
     int slots =
         config
             .lora()

@@ -4,11 +4,14 @@ import io.moe4j.api.MoeException;
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
+import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
+import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.ExchangeInputs;
@@ -38,6 +41,7 @@ final class LayerParts {
   private final MoeConfig config;
   private final Experts experts;
   private final BlockOps block;
+  private final boolean routerLora;
   private final @Nullable Tensor expertMap;
   private final @Nullable Tensor correctionBias;
   private final ExpertExchange exchange;
@@ -56,6 +60,7 @@ final class LayerParts {
       @Nullable Communicator communicator,
       List<AutoCloseable> owned) {
     this.config = config;
+    this.routerLora = config.lora().map(LoraConfig::router).orElse(false);
     this.experts = experts;
     this.block = block;
     this.expertMap = expertMap;
@@ -184,7 +189,7 @@ final class LayerParts {
 
   void refresh(MoeLoraContext context, DeviceStream stream) {
     context.awaitFactors(stream);
-    if (config.latentSize() > 0 || config.sharedExpert().isPresent()) {
+    if (config.latentSize() > 0 || config.sharedExpert().isPresent() || routerLora) {
       // What stands around the experts takes its deltas from the wrapper, whatever the experts do.
       context.punicaWrapper().prepare(context, stream);
     }
@@ -230,6 +235,13 @@ final class LayerParts {
       if (logits == null) {
         logits = f.logitsOut() != null ? f.logitsOut() : v.logits();
         block.routerLogits(f.hidden(), logits, workspace, stream);
+        if (lora.isPresent() && routerLora) {
+          lora.get()
+              .punicaWrapper()
+              .addLoraLinear(
+                  PunicaWrapper.Linear.of(lora.get(), LoraTarget.ROUTER, logits, f.hidden()),
+                  stream);
+        }
       }
     }
     Tensor in = f.hidden();
@@ -259,15 +271,15 @@ final class LayerParts {
             stream);
       }
     }
-    if (!Objects.equals(sum, output) || ScratchLayout.needsFinish(config)) {
-      block.finish(f.hidden(), sum, lora, output, workspace, stream);
+    if (!Objects.equals(sum, output) || ScratchLayout.needsOutput(config)) {
+      block.output(f.hidden(), sum, lora, output, workspace, stream);
     }
   }
 
   /** The output itself wherever what comes after the experts allows it. */
   private Tensor sumTarget(Tensor output, ScratchLayout.Views v) {
     boolean sameWidth = config.latentSize() == 0;
-    boolean mustBeF32 = v.exchanged() != null || ScratchLayout.needsFinish(config);
+    boolean mustBeF32 = v.exchanged() != null || ScratchLayout.needsOutput(config);
     if (sameWidth && (!mustBeF32 || output.dtype() == DType.F32)) {
       return output;
     }

@@ -71,11 +71,11 @@ final class ScratchLayout {
   }
 
   private boolean needsRouted() {
-    return !direct || needsFinish(config);
+    return !direct || needsOutput(config);
   }
 
   /** Whether something is to be done to the sum of the experts before it is the block's output. */
-  static boolean needsFinish(MoeConfig config) {
+  static boolean needsOutput(MoeConfig config) {
     return config.sharedExpert().isPresent() || config.latentSize() > 0;
   }
 

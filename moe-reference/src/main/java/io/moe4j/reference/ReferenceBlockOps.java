@@ -97,7 +97,7 @@ public final class ReferenceBlockOps implements BlockOps {
   }
 
   @Override
-  public void finish(
+  public void output(
       Tensor hidden,
       Tensor routed,
       Optional<MoeLoraContext> lora,

@@ -273,7 +273,7 @@ public abstract class BlockOpsConformanceTest {
    */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
-  public final void required_MOE_6_2_finish(Object c) {
+  public final void required_MOE_6_2_output(Object c) {
     var block = (BlockCases.Block) c;
     for (DType output : List.of(DType.F32, DType.BF16, DType.F16)) {
       for (int tokens : new int[] {0, 1, 23}) {
@@ -295,7 +295,7 @@ public abstract class BlockOpsConformanceTest {
     try (BlockOps ops = prepare(config, weights);
         Bench bench = new Bench(device())) {
       Tensor result = bench.output(output, tokens, config.hiddenSize());
-      ops.finish(
+      ops.output(
           bench.input(hidden),
           bench.input(routed),
           lora ? context(bench, slots, mapping) : Optional.empty(),
@@ -303,10 +303,10 @@ public abstract class BlockOpsConformanceTest {
           bench.workspace(ops.workspaceBytes(tokens)),
           bench.stream);
       bench.stream.synchronize();
-      double[][] truth = finished(config, weights, hidden, routed, slots, lora ? mapping : null);
+      double[][] truth = outputOf(config, weights, hidden, routed, slots, lora ? mapping : null);
       Compare.rows(
           "MOE-6.2",
-          "finish" + (lora ? " with LoRA, " : ", ") + block + ", output " + output,
+          "output" + (lora ? " with LoRA, " : ", ") + block + ", output " + output,
           truth,
           bench.rows(result),
           tolerance(config, output));
@@ -334,7 +334,7 @@ public abstract class BlockOpsConformanceTest {
     try (BlockOps ops = prepare(config, weights);
         Bench bench = new Bench(device())) {
       Tensor both = bench.inout(routed);
-      ops.finish(
+      ops.output(
           bench.input(hidden),
           both,
           Optional.empty(),
@@ -342,10 +342,10 @@ public abstract class BlockOpsConformanceTest {
           bench.workspace(ops.workspaceBytes(tokens)),
           bench.stream);
       bench.stream.synchronize();
-      double[][] truth = finished(config, weights, hidden, routed, List.of(), null);
+      double[][] truth = outputOf(config, weights, hidden, routed, List.of(), null);
       Compare.rows(
           "MOE-6.2",
-          "finish in place, " + c,
+          "output in place, " + c,
           truth,
           bench.rows(both),
           tolerance(config, DType.F32));
@@ -438,7 +438,7 @@ public abstract class BlockOpsConformanceTest {
             punicaWrapper(device())));
   }
 
-  private static double[][] finished(
+  private static double[][] outputOf(
       MoeConfig config,
       MoeLayerWeights weights,
       Tensor hidden,
@@ -600,7 +600,7 @@ public abstract class BlockOpsConformanceTest {
       for (int tokens : new int[] {1, 9, 33, 64}) {
         Tensor hidden = hidden(config, data, tokens);
         Tensor routed = data.normal(DType.F32, 1, tokens, config.hiddenSize());
-        double[][] truth = finished(config, weights, hidden, routed, List.of(), null);
+        double[][] truth = outputOf(config, weights, hidden, routed, List.of(), null);
         Bench bench = new Bench(device());
         benches.add(bench);
         Tensor in = bench.input(hidden);
@@ -609,11 +609,11 @@ public abstract class BlockOpsConformanceTest {
         var workspace = bench.workspace(ops.workspaceBytes(tokens));
         work.add(() -> {
           for (int round = 0; round < 25; round++) {
-            ops.finish(in, sum, Optional.empty(), out, workspace, bench.stream);
+            ops.output(in, sum, Optional.empty(), out, workspace, bench.stream);
             bench.stream.synchronize();
             Compare.rows(
                 "MOE-6.4",
-                "finish beside three other threads",
+                "output beside three other threads",
                 truth,
                 bench.rows(out),
                 tolerance(config, DType.F32));

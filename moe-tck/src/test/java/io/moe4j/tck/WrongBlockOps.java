@@ -124,14 +124,14 @@ class WrongBlockOps implements BlockOps {
   static BlockOps loraIgnored(MoeConfig c, MoeLayerWeights w) {
     return new WrongBlockOps(c, w) {
       @Override
-      public void finish(
+      public void output(
           Tensor hidden,
           Tensor routed,
           Optional<MoeLoraContext> lora,
           Tensor output,
           Workspace workspace,
           DeviceStream stream) {
-        super.finish(hidden, routed, Optional.empty(), output, workspace, stream);
+        super.output(hidden, routed, Optional.empty(), output, workspace, stream);
       }
 
       @Override
@@ -150,7 +150,7 @@ class WrongBlockOps implements BlockOps {
   static BlockOps outputCleared(MoeConfig c, MoeLayerWeights w) {
     return new WrongBlockOps(c, w) {
       @Override
-      public void finish(
+      public void output(
           Tensor hidden,
           Tensor routed,
           Optional<MoeLoraContext> lora,
@@ -162,7 +162,7 @@ class WrongBlockOps implements BlockOps {
             output.set(0, t, h);
           }
         }
-        super.finish(hidden, routed, lora, output, workspace, stream);
+        super.output(hidden, routed, lora, output, workspace, stream);
       }
     };
   }
@@ -239,14 +239,14 @@ class WrongBlockOps implements BlockOps {
       private double[] scratch = {};
 
       @Override
-      public void finish(
+      public void output(
           Tensor hidden,
           Tensor routed,
           Optional<MoeLoraContext> lora,
           Tensor output,
           Workspace workspace,
           DeviceStream stream) {
-        super.finish(hidden, routed, lora, output, workspace, stream);
+        super.output(hidden, routed, lora, output, workspace, stream);
         for (int t = 0; t < output.size(0); t++) {
           scratch = output.select(0, t).toDoubles();
           LockSupport.parkNanos(1000);
@@ -302,14 +302,14 @@ class WrongBlockOps implements BlockOps {
   }
 
   @Override
-  public void finish(
+  public void output(
       Tensor hidden,
       Tensor routed,
       Optional<MoeLoraContext> lora,
       Tensor output,
       Workspace workspace,
       DeviceStream stream) {
-    right.finish(hidden, routed, lora, output, workspace, stream);
+    right.output(hidden, routed, lora, output, workspace, stream);
   }
 
   @Override

@@ -187,7 +187,7 @@ final class ComposedLora implements AutoCloseable {
 
   private void join(int event, DeviceStream stream, CudaStream other) {
     events[event].record(other);
-    events[event].holdBack(stream);
+    events[event].makeWait(stream);
   }
 
   @Override

@@ -121,6 +121,12 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
             stream));
   }
 
+  /** The kernels' table of factors has no column for the router. */
+  @Override
+  public boolean supports(LoraTarget target) {
+    return FactorTable.COLUMNS.contains(target);
+  }
+
   @Override
   public void addLoraLinear(PunicaWrapper.Linear call, DeviceStream stream) {
     if (call.target().isRouted()) {
@@ -128,6 +134,10 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
           "target is "
               + call.target()
               + ", a map of the routed experts; use addLoraW13 or addLoraW2");
+    }
+    if (!supports(call.target())) {
+      throw new IllegalArgumentException(
+          "target is " + call.target() + ", accepted are " + FactorTable.COLUMNS);
     }
     if (call.y().dims() != 2) {
       throw new IllegalArgumentException("y is " + call.y() + ", must be [T, out]");

@@ -59,7 +59,7 @@ public interface Device extends AutoCloseable {
           }
 
           @Override
-          public boolean holdBack(DeviceStream stream) {
+          public boolean makeWait(DeviceStream stream) {
             return false;
           }
 
@@ -78,9 +78,9 @@ public interface Device extends AutoCloseable {
      * @param stream of the fence's device
      * @return false if the work had finished, so that there is no need to ask again
      */
-    boolean holdBack(DeviceStream stream);
+    boolean makeWait(DeviceStream stream);
 
-    /** Gives up: holds nothing back from then on. May be called twice. */
+    /** Makes no stream wait from then on. May be called twice. */
     @Override
     void close();
   }

@@ -1,5 +1,6 @@
 package io.moe4j.api.lora;
 
+import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import java.util.Collections;
 import java.util.EnumMap;
@@ -53,11 +54,16 @@ public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
     if (factors.isEmpty()) {
       return;
     }
-    int maxRank =
+    LoraConfig lora =
         config
             .lora()
-            .orElseThrow(() -> new IllegalArgumentException("the layer's config has LoRA off"))
-            .maxRank();
+            .orElseThrow(() -> new IllegalArgumentException("the layer's config has LoRA off"));
+    int maxRank = lora.maxRank();
+    if (factors.containsKey(LoraTarget.ROUTER) && !lora.router()) {
+      throw new IllegalArgumentException(
+          "ROUTER factors change who computes a token, which the layer's config does not allow;"
+              + " LoraConfig.withRouter() does");
+    }
     factors.forEach((target, f) -> {
       int in = inFeatures(target, config);
       int out = outFeatures(target, config);
@@ -89,7 +95,7 @@ public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
     return switch (target) {
       case GATE, UP -> c.expertHiddenSize();
       case DOWN -> c.intermediateSize();
-      case SHARED_GATE, SHARED_UP, SHARED_EXPERT_GATE, LATENT_IN -> c.hiddenSize();
+      case SHARED_GATE, SHARED_UP, SHARED_EXPERT_GATE, LATENT_IN, ROUTER -> c.hiddenSize();
       case SHARED_DOWN -> sharedIntermediate(target, c);
       case LATENT_OUT -> c.latentSize();
     };
@@ -110,6 +116,7 @@ public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
       case SHARED_DOWN, LATENT_OUT -> c.hiddenSize();
       case SHARED_EXPERT_GATE -> 1;
       case LATENT_IN -> c.latentSize();
+      case ROUTER -> c.numExperts();
     };
   }
 

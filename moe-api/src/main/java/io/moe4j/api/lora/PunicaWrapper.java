@@ -181,6 +181,18 @@ public interface PunicaWrapper extends AutoCloseable {
   void addLoraW2(W2 call, DeviceStream stream);
 
   /**
+   * Whether factors of a target can be applied. An adapter with others is refused when it is
+   * loaded.
+   *
+   * @param target any
+   * @return true by default
+   * @since 0.2.0
+   */
+  default boolean supports(LoraTarget target) {
+    return true;
+  }
+
+  /**
    * Adds the delta of a dense map.
    *
    * @param call what to add where

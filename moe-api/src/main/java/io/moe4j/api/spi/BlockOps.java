@@ -77,7 +77,7 @@ public interface BlockOps extends AutoCloseable {
    * @param workspace scratch
    * @param stream where to run
    */
-  void finish(
+  void output(
       Tensor hidden,
       Tensor routed,
       Optional<MoeLoraContext> lora,

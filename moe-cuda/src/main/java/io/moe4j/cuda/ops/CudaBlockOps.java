@@ -104,8 +104,8 @@ final class CudaBlockOps implements BlockOps {
 
   // ---------------------------------------------------------------------------------- scratch
 
-  /** What {@link #finish} keeps between its products; null where the block has no such part. */
-  private record FinishParts(
+  /** What {@link #output} keeps between its products; null where the block has no such part. */
+  private record OutputParts(
       @Nullable Part narrowed,
       @Nullable Part routed,
       @Nullable Part gate,
@@ -114,13 +114,13 @@ final class CudaBlockOps implements BlockOps {
       @Nullable Part shared,
       @Nullable Part sigmoid) {}
 
-  private FinishParts finishParts(WorkspaceLayout layout, long tokens, DType hidden) {
+  private OutputParts outputParts(WorkspaceLayout layout, long tokens, DType hidden) {
     int h = config.hiddenSize();
     int d = config.latentSize();
     int i = config.sharedExpert().map(SharedExpertConfig::intermediateSize).orElse(0);
     boolean latent = latentOut != null;
     boolean hasShared = sharedUp != null;
-    return new FinishParts(
+    return new OutputParts(
         latent ? layout.reserve(between(latentOut, hidden), tokens, d) : null,
         latent ? layout.reserve(DType.F32, tokens, h) : null,
         hasShared && sharedGate != null ? layout.reserve(DType.F32, tokens, i) : null,
@@ -139,7 +139,7 @@ final class CudaBlockOps implements BlockOps {
   public long workspaceBytes(int maxTokens) {
     WorkspaceLayout layout = new WorkspaceLayout();
     // F32 is the widest that anything in between can be.
-    finishParts(layout, maxTokens, DType.F32);
+    outputParts(layout, maxTokens, DType.F32);
     return Math.max(layout.byteSize(), sortLayout((long) maxTokens * config.topK()).byteSize());
   }
 
@@ -208,7 +208,7 @@ final class CudaBlockOps implements BlockOps {
   }
 
   @Override
-  public void finish(
+  public void output(
       Tensor hidden,
       Tensor routed,
       Optional<MoeLoraContext> lora,
@@ -218,7 +218,7 @@ final class CudaBlockOps implements BlockOps {
     if (hidden.size(0) == 0) {
       return;
     }
-    FinishParts parts = finishParts(new WorkspaceLayout(), hidden.size(0), hidden.dtype());
+    OutputParts parts = outputParts(new WorkspaceLayout(), hidden.size(0), hidden.dtype());
     Tensor sum = routed;
     if (latentOut != null && parts.narrowed != null && parts.routed != null) {
       Tensor x = parts.narrowed.in(workspace);
@@ -254,7 +254,7 @@ final class CudaBlockOps implements BlockOps {
         linear(hidden, sharedSigmoid, null, LoraTarget.SHARED_EXPERT_GATE, lora, sigmoid, stream);
       }
     }
-    elementwise.finish(sum, shared, sigmoid, output, stream);
+    elementwise.addShared(sum, shared, sigmoid, output, stream);
   }
 
   @Override

@@ -23,7 +23,7 @@ public final class ElementwiseKernels {
   private final Kernel[][] activation;
   private final Kernel[][] cast;
   private final Kernel[][] combine;
-  private final Kernel[][] finish;
+  private final Kernel[][] addShared;
   private final Kernel[] dispatch;
 
   /**
@@ -35,7 +35,7 @@ public final class ElementwiseKernels {
     activation = SharedKernels.table(device, "activation", "in", "out");
     cast = SharedKernels.table(device, "cast", "in", "out");
     combine = SharedKernels.table(device, "combine", "in", "out");
-    finish = SharedKernels.table(device, "finish", "in", "out");
+    addShared = SharedKernels.table(device, "add_shared", "in", "out");
     dispatch = SharedKernels.table(device, "dispatch", "x");
   }
 
@@ -284,13 +284,13 @@ public final class ElementwiseKernels {
    * @param out {@code [T, H]}, overwritten
    * @param stream where to run
    */
-  public void finish(
+  public void addShared(
       Tensor routed,
       @Nullable Tensor shared,
       @Nullable Tensor gate,
       Tensor out,
       DeviceStream stream) {
-    pick(finish, routed, out)
+    pick(addShared, routed, out)
         .begin()
         .pointer(routed)
         .pointer(shared)

@@ -187,7 +187,7 @@ public final class SlotTable implements AutoCloseable {
   void await(MoeLoraContext context, DeviceStream stream) {
     for (int s = 0; s < layers.length; s++) {
       Device.Fence fence = pending.get(s);
-      if (fence != null && uses(context, s) && !fence.holdBack(stream)) {
+      if (fence != null && uses(context, s) && !fence.makeWait(stream)) {
         pending.compareAndSet(s, fence, null);
       }
     }

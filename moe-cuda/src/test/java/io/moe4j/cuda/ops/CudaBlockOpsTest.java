@@ -105,10 +105,10 @@ class CudaBlockOpsTest {
       }
 
       Tensor out = gpu.empty(input, tokens, H);
-      ops.finish(
+      ops.output(
           gpu.upload(hidden), gpu.upload(routed), Optional.empty(), out, guarded, gpu.stream);
       Tensor want = Tensor.ofFloats(new float[tokens * H], tokens, H);
-      reference.finish(hidden, routed, Optional.empty(), want, NONE, DeviceStream.HOST);
+      reference.output(hidden, routed, Optional.empty(), want, NONE, DeviceStream.HOST);
       Gpu.assertClose(gpu.floats(out), want.toDoubles(), tolerance, "output");
     }
   }
