@@ -10,7 +10,7 @@ module io.moe4j.backend.cpu {
   exports io.moe4j.backend.cpu.bench;
   exports io.moe4j.backend.cpu.reference;
 
-  provides io.moe4j.api.spi.DeviceProvider with
+  provides io.moe4j.api.device.DeviceProvider with
       io.moe4j.backend.cpu.CpuDeviceProvider;
   provides io.moe4j.api.spi.ExpertsBackend with
       io.moe4j.backend.cpu.CpuExpertsBackend,

@@ -12,6 +12,6 @@ module io.moe4j.tck {
   opens io.moe4j.tck to
       org.junit.platform.commons;
 
-  uses io.moe4j.api.spi.DeviceProvider;
+  uses io.moe4j.api.device.DeviceProvider;
   uses io.moe4j.api.spi.ExpertsBackend;
 }

@@ -1,6 +1,6 @@
 package io.moe4j.integration;
 
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
 import io.moe4j.tck.BlockOpsConformanceTest;
 

@@ -8,7 +8,7 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.RoutingConfig;
-import io.moe4j.api.spi.Device;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.CpuDeviceProvider;

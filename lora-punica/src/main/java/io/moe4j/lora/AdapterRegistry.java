@@ -6,7 +6,7 @@ import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
+import io.moe4j.api.device.Device;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -36,7 +36,7 @@ import org.slf4j.LoggerFactory;
  *       registry's, which runs beside forwards. Nobody waits for it but, on the device, the first
  *       forward of each layer ({@link io.moe4j.api.lora.MoeLoraContext#awaitFactors}). A batch
  *       released behind its work on a stream ({@link AdapterBatch#release(
- *       io.moe4j.api.spi.DeviceStream)}) need not have finished: whoever gets its slots waits for
+ *       io.moe4j.api.device.DeviceStream)}) need not have finished: whoever gets its slots waits for
  *       it, on the device, before anything that it reads is written over, and memory is given back
  *       behind it. Loading, replacing and unloading take and give page-locked memory, which may
  *       wait for what the device is doing; batches do not.

@@ -4,7 +4,7 @@ import io.moe4j.api.DeviceException;
 import io.moe4j.api.platform.ComputeCapability;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.device.DeviceProvider;
 import java.util.Optional;
 
 /**

@@ -5,7 +5,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.device.DeviceProvider;
 import java.util.ServiceLoader;
 import org.junit.jupiter.api.Test;
 

@@ -4,7 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.backend.cpu.reference.ReferenceMath;

@@ -3,7 +3,7 @@ package io.moe4j.oracle;
 import io.moe4j.api.MoeException;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.spi.ExpertsBackend;
 import java.io.BufferedReader;
 import java.io.IOException;

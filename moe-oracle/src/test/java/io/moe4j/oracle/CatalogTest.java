@@ -9,7 +9,7 @@ import io.moe4j.api.MoeException;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.device.DeviceProvider;
 import java.util.List;
 import org.junit.jupiter.api.Test;
 

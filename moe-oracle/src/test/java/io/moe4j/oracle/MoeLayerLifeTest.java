@@ -22,7 +22,7 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Memory;

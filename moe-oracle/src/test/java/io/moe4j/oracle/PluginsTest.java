@@ -8,7 +8,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ch.qos.logback.classic.Level;
 import io.moe4j.api.MoeException;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import java.io.IOException;

@@ -1,8 +1,8 @@
 package io.moe4j.tck;
 
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceProvider;
 import java.util.ServiceLoader;
 import org.junit.jupiter.api.Assumptions;
 

@@ -15,7 +15,7 @@ import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.Device;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.LoraExperts;
@@ -76,7 +76,7 @@ public abstract class ExpertsConformanceTest {
 
   /**
    * {@return an open device for the backend; by default the preferred one that a {@link
-   * io.moe4j.api.spi.DeviceProvider} on the class path opens. Closed after the tests}
+   * io.moe4j.api.device.DeviceProvider} on the class path opens. Closed after the tests}
    */
   protected Device openDevice() {
     return Devices.open(backend().deviceType());

@@ -4,7 +4,7 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraLayer;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;

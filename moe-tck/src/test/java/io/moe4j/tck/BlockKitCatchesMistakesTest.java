@@ -3,7 +3,7 @@ package io.moe4j.tck;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.junit.platform.engine.discovery.DiscoverySelectors.selectMethod;
 
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.device.DeviceProvider;
 import java.lang.reflect.Method;
 import java.util.Arrays;
 import java.util.stream.Stream;

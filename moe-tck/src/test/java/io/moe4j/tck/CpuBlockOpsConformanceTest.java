@@ -1,6 +1,6 @@
 package io.moe4j.tck;
 
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
 
 class CpuBlockOpsConformanceTest extends BlockOpsConformanceTest {

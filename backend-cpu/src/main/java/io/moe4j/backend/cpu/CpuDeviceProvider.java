@@ -2,8 +2,8 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceProvider;
 import java.util.List;
 
 /** Opens the host processor, which is always there: one device, ordinal 0. */

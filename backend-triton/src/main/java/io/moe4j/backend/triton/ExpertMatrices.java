@@ -2,7 +2,7 @@ package io.moe4j.backend.triton;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
-import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;

@@ -7,7 +7,7 @@ import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaGraph;

@@ -8,7 +8,7 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaEvent;

@@ -1,7 +1,9 @@
 package io.moe4j.api.spi;
 
 import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.Tensor;
 
 /**

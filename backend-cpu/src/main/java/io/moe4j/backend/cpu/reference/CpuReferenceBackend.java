@@ -6,7 +6,7 @@ import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.BackendPriority;
-import io.moe4j.api.spi.Device;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;

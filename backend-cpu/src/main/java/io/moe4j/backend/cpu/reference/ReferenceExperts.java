@@ -2,10 +2,10 @@ package io.moe4j.backend.cpu.reference;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
-import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.util.Objects;

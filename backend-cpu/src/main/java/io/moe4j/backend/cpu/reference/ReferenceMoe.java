@@ -6,7 +6,7 @@ import io.moe4j.api.config.SharedExpertConfig;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.LatentWeights;

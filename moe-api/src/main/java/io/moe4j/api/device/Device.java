@@ -1,8 +1,9 @@
-package io.moe4j.api.spi;
+package io.moe4j.api.device;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
