@@ -98,7 +98,8 @@ public final class MoeCheckpoint implements AutoCloseable {
     Arena arena = Arena.ofShared();
     try {
       ShardedTensors tensors = ShardedTensors.open(directory, arena, options.progress());
-      return new Scan(directory, config, layout, tensors).finish(arena);
+      return ReadFault.guard(
+          directory, () -> new Scan(directory, config, layout, tensors).finish(arena));
     } catch (RuntimeException | Error e) {
       arena.close();
       throw e;
@@ -446,6 +447,7 @@ public final class MoeCheckpoint implements AutoCloseable {
   @Override
   public void close() {
     if (arena.scope().isAlive()) {
+      tensors.files().forEach(SafetensorsFile::release);
       arena.close();
     }
   }

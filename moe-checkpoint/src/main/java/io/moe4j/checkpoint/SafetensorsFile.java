@@ -4,19 +4,19 @@ import io.moe4j.api.CheckpointException;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import java.io.IOException;
+import java.io.RandomAccessFile;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
-import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
-import java.nio.file.StandardOpenOption;
 import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Optional;
+import org.slf4j.LoggerFactory;
 
 /**
  * A safetensors file, mapped into memory: tensors are views of the mapping, nothing is copied. The
@@ -25,9 +25,12 @@ import java.util.Optional;
  * class hands out cannot reach outside the file.
  *
  * <p>Views live until {@link #close()}, or as long as the arena given to {@link #open(Path,
- * Arena)}. Immutable and safe to share between threads. A file must not be shortened in place while
- * it is mapped: reading the lost part ends in an {@link InternalError}. Replacing it by a rename is
- * fine.
+ * Arena)}. Immutable and safe to share between threads.
+ *
+ * <p>A file must not be changed in place while it is mapped; replacing it by a rename is fine. One
+ * that became shorter or longer is noticed by {@link #requireIntact()}, which layers call before
+ * and after each forward. Reading the lost part by oneself ends in an {@link InternalError}, on
+ * HotSpot. What nobody notices is a file that is overwritten at its full length.
  */
 public final class SafetensorsFile implements AutoCloseable {
   private static final int LENGTH_BYTES = 8;
@@ -37,15 +40,18 @@ public final class SafetensorsFile implements AutoCloseable {
   private final Map<String, Tensor> tensors;
   private final Map<String, String> metadata;
   private final Optional<Arena> ownArena;
+  private final MappedFile mapped;
 
   private SafetensorsFile(
       Path path,
       long fileSize,
+      MappedFile mapped,
       Map<String, Tensor> tensors,
       Map<String, String> metadata,
       Optional<Arena> ownArena) {
     this.path = path;
     this.fileSize = fileSize;
+    this.mapped = mapped;
     this.tensors = Collections.unmodifiableMap(tensors);
     this.metadata = metadata;
     this.ownArena = ownArena;
@@ -85,7 +91,38 @@ public final class SafetensorsFile implements AutoCloseable {
     if (Files.exists(path) && !Files.isRegularFile(path)) {
       throw new CheckpointException(path + " is not a regular file");
     }
-    try (FileChannel channel = FileChannel.open(path, StandardOpenOption.READ)) {
+    if (!Files.exists(path)) {
+      throw new CheckpointException(path + " does not exist");
+    }
+    RandomAccessFile opened = null;
+    try {
+      opened = new RandomAccessFile(path.toFile(), "r");
+      SafetensorsFile file = read(path, opened, arena, own);
+      opened = null; // the file has it now
+      return file;
+    } catch (IOException e) {
+      throw new CheckpointException(path + " cannot be read: " + e, e);
+    } finally {
+      if (opened != null) {
+        closeQuietly(path, opened);
+      }
+    }
+  }
+
+  private static void closeQuietly(Path path, RandomAccessFile file) {
+    try {
+      file.close();
+    } catch (IOException e) {
+      LoggerFactory.getLogger(SafetensorsFile.class)
+          .warn("{} could not be closed: {}", path, e.toString());
+    }
+  }
+
+  /** Does not close the channel: it is the open file's, which outlives this call. */
+  @SuppressWarnings("resource")
+  private static SafetensorsFile read(
+      Path path, RandomAccessFile opened, Arena arena, Optional<Arena> own) throws IOException {
+      FileChannel channel = opened.getChannel();
       long size = channel.size();
       if (size < LENGTH_BYTES + 2) {
         throw new CheckpointException(
@@ -123,17 +160,13 @@ public final class SafetensorsFile implements AutoCloseable {
           size == dataStart
               ? MemorySegment.NULL
               : channel.map(FileChannel.MapMode.READ_ONLY, dataStart, size - dataStart, arena);
-      HostMemory memory = new HostMemory(data);
+      MappedFile mapped = new MappedFile(path, size, opened);
+      HostMemory memory = new HostMemory(data, mapped);
       Map<String, Tensor> tensors = LinkedHashMap.newLinkedHashMap(header.entries().size());
       for (SafetensorsHeader.Entry e : header.entries()) {
         tensors.put(e.name(), view(e, memory));
       }
-      return new SafetensorsFile(path, size, tensors, header.metadata(), own);
-    } catch (NoSuchFileException e) {
-      throw new CheckpointException(path + " does not exist", e);
-    } catch (IOException e) {
-      throw new CheckpointException(path + " cannot be read: " + e, e);
-    }
+      return new SafetensorsFile(path, size, mapped, tensors, header.metadata(), own);
   }
 
   private static Tensor view(SafetensorsHeader.Entry e, HostMemory memory) {
@@ -166,6 +199,15 @@ public final class SafetensorsFile implements AutoCloseable {
   /** {@return where the file is} */
   public Path path() {
     return path;
+  }
+
+  /**
+   * Checks that the file still is as long as it was when it was mapped.
+   *
+   * @throws CheckpointException if not; the message names both lengths
+   */
+  public void requireIntact() {
+    mapped.requireIntact();
   }
 
   /** {@return its length in bytes} */
@@ -205,10 +247,16 @@ public final class SafetensorsFile implements AutoCloseable {
     return tensor;
   }
 
+  /** The mapping's arena is about to be closed by the one who gave it. */
+  void release() {
+    mapped.close();
+  }
+
   /** Unmaps the file, if this object owns the mapping; every view becomes unusable. */
   @Override
   public void close() {
     ownArena.ifPresent(arena -> {
+      mapped.close();
       if (arena.scope().isAlive()) {
         arena.close();
       }

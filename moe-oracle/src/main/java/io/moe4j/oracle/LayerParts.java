@@ -61,20 +61,18 @@ final class LayerParts {
       FoundBackend backend,
       Device device,
       List<AutoCloseable> owned) {
-    BlockOps block = device.prepareBlock(config, weights);
+    BlockOps block = prepareBlock(config, weights, device);
     owned.add(block);
     Experts experts;
     try {
       experts = backend.backend().prepare(config, weights.experts(), device);
+      Faults.settle();
+    } catch (IllegalArgumentException e) {
+      throw e; // speaks of the weights
     } catch (LinkageError e) {
-      throw new MoeException(
-          "backend " + backend.name() + " from " + backend.origin() + " is incomplete: " + e, e);
-    } catch (MoeException | IllegalArgumentException e) {
-      throw e; // speaks for itself
-    } catch (RuntimeException e) {
-      throw new MoeException(
-          "backend " + backend.name() + " from " + backend.origin() + " failed to prepare: " + e,
-          e);
+      throw Faults.of(Faults.who(backend), "is incomplete", e);
+    } catch (Throwable e) {
+      throw Faults.of(Faults.who(backend), "failed to prepare", e);
     }
     if (experts == null) { // strangers are not null-checked
       throw broken(backend, "prepare returned null");
@@ -102,6 +100,18 @@ final class LayerParts {
       bias = correctionBias(weights, backend, device, owned);
     }
     return new LayerParts(config, experts, block, map, bias, owned);
+  }
+
+  private static BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights, Device device) {
+    try {
+      BlockOps block = device.prepareBlock(config, weights);
+      Faults.settle();
+      return block;
+    } catch (IllegalArgumentException | MoeException e) {
+      throw e; // speaks of the weights, or of the device
+    } catch (Throwable e) {
+      throw Faults.of("device " + device.info().id(), "failed to prepare the block", e);
+    }
   }
 
   private static MoeException broken(FoundBackend backend, String how) {
@@ -275,7 +285,7 @@ final class LayerParts {
     for (AutoCloseable c : new ArrayList<>(owned).reversed()) {
       try {
         c.close();
-      } catch (Exception e) {
+      } catch (Throwable e) {
         if (failure == null) {
           failure = e instanceof RuntimeException r ? r : new MoeException("close failed: " + e, e);
         } else {

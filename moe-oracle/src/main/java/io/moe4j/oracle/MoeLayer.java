@@ -9,6 +9,7 @@ import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
+import java.lang.foreign.Arena;
 import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -42,6 +43,15 @@ import org.jspecify.annotations.Nullable;
  * its own experts, plus the shared expert. Where the parts of several ranks are summed, leave the
  * shared expert out of the config of all but one.
  *
+ * <p><b>Mapped files.</b> Weights of a checkpoint are views of mapped files, and on the host a
+ * layer reads them at every forward. Files must not be changed in place meanwhile (replacing them
+ * by a rename is fine). If one becomes shorter or longer, forwards throw {@link
+ * io.moe4j.api.CheckpointException}, before they compute or, if it happens while they do, after:
+ * the length of each file is asked both times. The process lives: on HotSpot a read of a page that
+ * is gone becomes an exception in the kernels of {@code backend-cpu} too. Not covered are files
+ * overwritten at their full length, backends that read mapped weights in native code, and virtual
+ * machines other than HotSpot. {@link Builder#copyWeights()} takes a layer off its files.
+ *
  * <p><b>Closing</b> waits for the forwards that are running, refuses new ones with {@link
  * IllegalStateException}, and releases everything, open sessions included. It is harmless twice.
  */
@@ -53,16 +63,23 @@ public final class MoeLayer implements AutoCloseable {
   private final ForwardChecks checks;
   private final ScratchPool pool;
   private final ScratchLayout layout;
+  private final MappedSources sources;
   private final Gate gate = new Gate("the layer");
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
   private MoeLayer(
-      Selection selection, Device device, LayerParts parts, boolean hasRouter, ScratchPool pool) {
+      Selection selection,
+      Device device,
+      LayerParts parts,
+      boolean hasRouter,
+      ScratchPool pool,
+      MappedSources sources) {
     this.config = selection.config();
     this.selection = selection;
     this.device = device;
     this.parts = parts;
     this.pool = pool;
+    this.sources = sources;
     this.layout = parts.layout(config.maxTokens());
     this.checks =
         new ForwardChecks(
@@ -117,18 +134,21 @@ public final class MoeLayer implements AutoCloseable {
    * @throws IllegalArgumentException naming the argument, what was given, what is accepted: shapes,
    *     dtypes, memory of another device; on the host also ids outside {@code -1..E-1} and slots
    *     outside {@code -1..maxLoras-1}
+   * @throws io.moe4j.api.CheckpointException if a mapped file with weights or inputs was changed in
+   *     place; what the output then holds is undefined
+   * @throws io.moe4j.api.MoeException if the backend or the device fails, whatever it threw; the
+   *     message names it and its jar
    * @throws IllegalStateException if the layer is closed
    */
   public void forward(MoeForward request) {
     gate.enter();
     try {
-      checks.require(request);
-      if (request.hidden().size(0) == 0) {
+      if (!admit(request)) {
         return;
       }
       Scratch scratch = pool.borrow(layout.bytes());
       try {
-        parts.forward(request, layout, scratch, device.defaultStream());
+        compute(request, layout, scratch, device.defaultStream());
       } finally {
         pool.giveBack(scratch);
       }
@@ -137,13 +157,37 @@ public final class MoeLayer implements AutoCloseable {
     }
   }
 
+  /** {@return whether there is anything to do} */
+  private boolean admit(MoeForward request) {
+    sources.requireIntact(request);
+    try {
+      checks.require(request);
+    } catch (InternalError e) { // ids and mappings may be mapped
+      throw Faults.of(toString(), "could not read the request", e);
+    }
+    return request.hidden().size(0) > 0;
+  }
+
+  private void compute(
+      MoeForward request, ScratchLayout at, Scratch scratch, DeviceStream stream) {
+    try {
+      parts.forward(request, at, scratch, stream);
+      Faults.settle();
+    } catch (Throwable e) {
+      if (Faults.isMemoryFault(e)) {
+        sources.requireIntact(request); // says which file it was
+      }
+      throw Faults.of(Faults.who(selection.chosenBackend()), "failed in a forward", e);
+    }
+    sources.requireIntact(request); // what was cut off in a page's middle reads as zeros
+  }
+
   /** A session's forward. */
   void run(MoeForward request, ScratchLayout layout, Scratch scratch, DeviceStream stream) {
     gate.enter();
     try {
-      checks.require(request);
-      if (request.hidden().size(0) > 0) {
-        parts.forward(request, layout, scratch, stream);
+      if (admit(request)) {
+        compute(request, layout, scratch, stream);
       }
     } finally {
       gate.leave();
@@ -199,9 +243,12 @@ public final class MoeLayer implements AutoCloseable {
     synchronized (sessions) {
       open = List.copyOf(sessions);
     }
-    open.forEach(MoeSession::close);
-    device.defaultStream().synchronize();
-    parts.close();
+    try {
+      open.forEach(MoeSession::close);
+      device.defaultStream().synchronize();
+    } finally {
+      parts.close();
+    }
   }
 
   @Override
@@ -218,6 +265,7 @@ public final class MoeLayer implements AutoCloseable {
     private @Nullable Platform platform;
     private @Nullable Device device;
     private @Nullable ScratchPool pool;
+    private boolean copyWeights;
 
     private Builder(MoeConfig config, MoeLayerWeights weights) {
       this.config = Objects.requireNonNull(config, "config");
@@ -281,6 +329,18 @@ public final class MoeLayer implements AutoCloseable {
     }
 
     /**
+     * Copies weights out of mapped files when the layer is built, so that it does not depend on the
+     * files any more. It costs memory of the weights' size, which mapped weights share with other
+     * processes and give back under pressure. Not needed on a GPU, where weights are uploaded.
+     *
+     * @return this
+     */
+    public Builder copyWeights() {
+      this.copyWeights = true;
+      return this;
+    }
+
+    /**
      * Chooses, opens, prepares. May be slow: weights are repacked and uploaded here.
      *
      * @return the layer, owned by the caller
@@ -289,13 +349,26 @@ public final class MoeLayer implements AutoCloseable {
      * @throws UnsupportedConfigException if no backend fits, or the one asked for does not
      * @throws io.moe4j.api.DeviceException if the device cannot be opened; names the jar to add if
      *     one is missing
-     * @throws io.moe4j.api.MoeException if the backend breaks its contract
+     * @throws io.moe4j.api.CheckpointException if a mapped file with weights is closed, or was
+     *     changed in place
+     * @throws io.moe4j.api.MoeException if the backend fails or breaks its contract, whatever it
+     *     threw; the message names it and its jar
      */
     public MoeLayer build() {
       weights.requireFits(config);
+      MappedSources files = MappedSources.of(weights);
+      files.requireIntact();
       List<AutoCloseable> owned = new ArrayList<>();
       try {
-        return build(owned);
+        MoeLayerWeights used = weights;
+        if (copyWeights) {
+          Arena arena = Arena.ofShared();
+          owned.add(arena::close);
+          used = WeightTensors.copyMapped(weights, arena);
+        }
+        MoeLayer layer = build(used, owned);
+        files.requireIntact();
+        return layer;
       } catch (RuntimeException | Error e) {
         try {
           LayerParts.closeAll(owned);
@@ -306,7 +379,7 @@ public final class MoeLayer implements AutoCloseable {
       }
     }
 
-    private MoeLayer build(List<AutoCloseable> owned) {
+    private MoeLayer build(MoeLayerWeights used, List<AutoCloseable> owned) {
       MoeOracle who = oracle;
       if (who == null) {
         who = MoeOracle.discover();
@@ -332,8 +405,10 @@ public final class MoeLayer implements AutoCloseable {
                 + ", the layer on "
                 + where.info().id());
       }
-      LayerParts parts = LayerParts.prepare(config, weights, chosen, where, owned);
-      return new MoeLayer(selection, where, parts, weights.router() != null, scratch);
+      LayerParts parts = LayerParts.prepare(config, used, chosen, where, owned);
+      // Elsewhere the weights have been uploaded.
+      MappedSources read = ScratchPool.isHost(where) ? MappedSources.of(used) : MappedSources.none();
+      return new MoeLayer(selection, where, parts, used.router() != null, scratch, read);
     }
 
     /** A given device is the only one that may be chosen for. */

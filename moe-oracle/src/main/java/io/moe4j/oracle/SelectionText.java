@@ -36,10 +36,10 @@ final class SelectionText {
   private static String refusals(Selection s) {
     List<String> all = new ArrayList<>();
     for (Candidate c : s.refused()) {
-      all.add(c.name() + ": " + c.support());
+      all.add(c.name() + ": " + Printable.line(c.support().toString()));
     }
     for (PluginFailure f : s.failures()) {
-      all.add(f.name() + ": " + f.reason().message());
+      all.add(Printable.line(f.name()) + ": " + Printable.line(f.reason().message()));
     }
     return all.isEmpty() ? "" : " (refused: " + String.join(" | ", all) + ")";
   }
@@ -57,7 +57,18 @@ final class SelectionText {
     String name = s.requested().get();
     return s.candidate(name)
         .map(
-            c -> "backend \"" + name + "\" was asked for and cannot run this layer: " + c.support())
+            c ->
+                "backend \"" + name + "\" was asked for and cannot run this layer: "
+                + Printable.line(c.support().toString()))
+        .or(() ->
+            s.failures().stream()
+                .filter(f -> f.name().equals(name))
+                .findFirst()
+                .map(f ->
+                    "backend \""
+                        + name
+                        + "\" was asked for and cannot be used: "
+                        + Printable.line(f.reason().message())))
         .orElseGet(() ->
             "backend \""
                 + name
@@ -114,14 +125,14 @@ final class SelectionText {
     List<String> lines =
         reasons.isEmpty()
             ? List.of(verdict)
-            : reasons.stream().map(Support.Reason::message).toList();
+            : reasons.stream().map(r -> Printable.line(r.message())).toList();
     rows.add(
         List.of(
             mark,
-            name,
+            Printable.line(name),
             priority,
-            origin.shortLocation(),
-            origin.version().orElse("-"),
+            Printable.line(origin.shortLocation()),
+            Printable.line(origin.version().orElse("-")),
             lines.getFirst()));
     for (String more : lines.subList(1, lines.size())) {
       rows.add(List.of("", "", "", "", "", more));
@@ -160,7 +171,7 @@ final class SelectionText {
             .map(d ->
                 d.id()
                     + " "
-                    + d.name()
+                    + Printable.line(d.name())
                     + d.capability().map(c -> " (capability " + c + ")").orElse(""))
             .collect(Collectors.joining(", "));
   }

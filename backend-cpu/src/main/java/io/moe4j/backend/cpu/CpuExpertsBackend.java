@@ -32,11 +32,7 @@ public final class CpuExpertsBackend implements ExpertsBackend {
 
   @Override
   public String description() {
-    return KernelSelection.vectorModulePresent()
-        ? "host processor, Vector API"
-        : "host processor, scalar (start the JVM with --add-modules "
-            + KernelSelection.VECTOR_MODULE
-            + " for the fast kernels)";
+    return "host processor, " + KernelSelection.describe();
   }
 
   @Override
