@@ -34,7 +34,7 @@ final class AdapterText {
     s.append(c.variants().isEmpty() ? "" : ", " + String.join(", ", c.variants()));
     s.append(c.peftVersion().map(v -> ", written by PEFT " + v).orElse(""));
     s.append(c.baseModel().map(m -> ", for " + m).orElse(""));
-    return s.toString();
+    return Text.line(s.toString());
   }
 
   private static String number(double d) {
@@ -43,7 +43,7 @@ final class AdapterText {
 
   static void print(AdapterReport r, PrintWriter out) {
     Map<Disposition, Integer> counts = r.counts();
-    out.println(r.directory() + ": PEFT adapter, " + words(r.config()));
+    out.println(Text.line(r.directory().toString()) + ": PEFT adapter, " + words(r.config()));
     out.println(
         "  "
             + r.tensors().size()
@@ -80,7 +80,7 @@ final class AdapterText {
         groups(of).forEach(line -> out.println("    " + line));
       }
     }
-    r.notes().forEach(n -> out.println("  note: " + n));
+    r.notes().forEach(n -> out.println("  note: " + Text.line(n)));
     if (!r.accepted()) {
       out.println("  This adapter would be REFUSED. --policy lenient leaves out what is refused.");
     }
@@ -99,11 +99,11 @@ final class AdapterText {
       TensorEntry first = group.getFirst();
       String name = group.size() == 1 ? first.tensor() : key.substring(0, key.indexOf('\n'));
       lines.add(
-          name
+          Text.line(name)
               + " "
               + first.described()
               + (group.size() == 1 ? "" : " x" + group.size())
-              + (first.reason().isEmpty() ? "" : ": " + first.reason()));
+              + (first.reason().isEmpty() ? "" : ": " + Text.line(first.reason())));
     });
     return lines;
   }
@@ -128,7 +128,7 @@ final class AdapterText {
   }
 
   static ObjectNode json(AdapterReport r) {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("inspect.adapter");
     root.put("kind", "adapter");
     root.put("name", r.name());
     root.put("directory", r.directory().toString());

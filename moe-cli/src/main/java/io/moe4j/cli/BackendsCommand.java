@@ -37,7 +37,11 @@ final class BackendsCommand implements Callable<Integer> {
           "Choose for this checkpoint. Default: for a layer like Qwen3-30B-A3B's, in BF16.")
   private @Nullable Path model;
 
-  @Option(names = "--layer", paramLabel = "N", description = "Which MoE layer. Default: the first.")
+  @Option(
+      names = "--layer",
+      paramLabel = "N",
+      completionCandidates = Candidates.OneLayer.class,
+      description = "Which MoE layer. Default: the first.")
   private @Nullable Integer layer;
 
   @Option(
@@ -71,9 +75,10 @@ final class BackendsCommand implements Callable<Integer> {
               oracle.catalog().detectPlatform(),
               Optional.ofNullable(oracleOptions.backend));
       if (json) {
-        ObjectNode root = SelectionJson.of(selection);
+        ObjectNode root = Json.document("backends");
+        root.setAll(SelectionJson.of(selection));
         root.put("layer_of", layerOf());
-        moe.terminal().out().println(Json.text(root));
+        moe.terminal().json(root);
       } else {
         print(selection);
       }

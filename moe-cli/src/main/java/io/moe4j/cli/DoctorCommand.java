@@ -69,7 +69,7 @@ final class DoctorCommand implements Callable<Integer> {
     oracle();
     boolean fault = findings.stream().anyMatch(f -> f.verdict() == Verdict.FAULT);
     if (json) {
-      moe.terminal().out().println(Json.text(json(fault)));
+      moe.terminal().json(json(fault));
     } else {
       print(fault);
     }
@@ -180,9 +180,9 @@ final class DoctorCommand implements Callable<Integer> {
       add(
           Verdict.OK,
           "plugins",
-          oracleOptions.plugins == null
+          oracleOptions.plugins() == null
               ? "no directory given (--plugins DIR or MOE_PLUGINS)"
-              : "looked into " + oracleOptions.plugins,
+              : "looked into " + oracleOptions.plugins(),
           "");
     } catch (MoeException e) {
       add(Verdict.FAULT, "backends", String.valueOf(e.getMessage()), "");
@@ -209,7 +209,7 @@ final class DoctorCommand implements Callable<Integer> {
   }
 
   private ObjectNode json(boolean fault) {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("doctor");
     root.put("version", Version.current());
     root.put("works", !fault);
     ArrayNode all = root.putArray("findings");

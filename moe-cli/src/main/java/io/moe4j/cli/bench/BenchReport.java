@@ -156,7 +156,7 @@ public record BenchReport(
 
   /** {@return the report for programs: machine, limits, one row a case} */
   public ObjectNode json() {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("bench");
     root.put("measured", when);
     ObjectNode m = root.putObject("machine");
     machine.forEach(f -> m.put(f.key(), f.value()));
