@@ -2,11 +2,11 @@ package io.moe4j.lora;
 
 import io.moe4j.api.AdapterException;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.device.Device;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -36,10 +36,10 @@ import org.slf4j.LoggerFactory;
  *       registry's, which runs beside forwards. Nobody waits for it but, on the device, the first
  *       forward of each layer ({@link io.moe4j.api.lora.MoeLoraContext#awaitFactors}). A batch
  *       released behind its work on a stream ({@link AdapterBatch#release(
- *       io.moe4j.api.device.DeviceStream)}) need not have finished: whoever gets its slots waits for
- *       it, on the device, before anything that it reads is written over, and memory is given back
- *       behind it. Loading, replacing and unloading take and give page-locked memory, which may
- *       wait for what the device is doing; batches do not.
+ *       io.moe4j.api.device.DeviceStream)}) need not have finished: whoever gets its slots waits
+ *       for it, on the device, before anything that it reads is written over, and memory is given
+ *       back behind it. Loading, replacing and unloading take and give page-locked memory, which
+ *       may wait for what the device is doing; batches do not.
  *   <li><b>Versions.</b> {@link #replace} and {@link #unload} take effect for the next batch. Open
  *       batches keep reading what they began with, whose slot is free once the last of them ends.
  *       The memory of a replaced or unloaded adapter must therefore stay valid until then.

@@ -1,9 +1,9 @@
 package io.moe4j.lora;
 
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
-import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Objects;

@@ -2,10 +2,10 @@ package io.moe4j.lora;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;

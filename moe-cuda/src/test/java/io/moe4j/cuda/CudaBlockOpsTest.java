@@ -6,10 +6,10 @@ import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.SharedExpertConfig;
-import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.device.DeviceStream;
-import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.device.Workspace;
+import io.moe4j.api.routing.ExpertRouting;
+import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
@@ -18,7 +18,7 @@ import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
-import io.moe4j.backend.cpu.reference.ReferenceBlockOps;
+import io.moe4j.reference.ReferenceBlockOps;
 import java.lang.foreign.MemorySegment;
 import java.util.Collections;
 import java.util.Optional;
@@ -86,7 +86,7 @@ class CudaBlockOpsTest {
     BlockOps reference = new ReferenceBlockOps(config, weights);
     double tolerance = input == DType.F32 ? 3e-6 : input == DType.F16 ? 2e-3 : 1e-2;
     try (Gpu gpu = new Gpu();
-        BlockOps ops = gpu.device.prepareBlock(config, weights)) {
+        BlockOps ops = new CudaBlockOpsProvider().prepare(config, weights, gpu.device)) {
       Workspace guarded = guarded(gpu, ops.workspaceBytes(tokens));
 
       Tensor logits = gpu.empty(DType.F32, tokens, E);
@@ -162,7 +162,7 @@ class CudaBlockOpsTest {
     reference.combine(wantBatched, host, wantRouted, NONE, DeviceStream.HOST);
 
     try (Gpu gpu = new Gpu();
-        BlockOps ops = gpu.device.prepareBlock(config, weights)) {
+        BlockOps ops = new CudaBlockOpsProvider().prepare(config, weights, gpu.device)) {
       Workspace workspace = guarded(gpu, ops.workspaceBytes(tokens));
       ExpertRouting routing =
           new ExpertRouting(

@@ -7,9 +7,9 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.RoutingConfig;
-import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.routing.ExpertRouting;
+import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -261,7 +261,7 @@ class CudaRuntimeTest {
 
   private static void cycle(MoeConfig config, MoeLayerWeights weights) {
     try (CudaDevice device = new CudaDeviceProvider().open(0);
-        BlockOps ops = device.prepareBlock(config, weights);
+        BlockOps ops = new CudaBlockOpsProvider().prepare(config, weights, device);
         CudaStream stream = device.newStream();
         CudaEvent event = device.newEvent(true);
         PinnedBuffer pinned = device.allocatePinned(1 << 16);

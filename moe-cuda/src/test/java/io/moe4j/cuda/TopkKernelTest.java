@@ -7,7 +7,7 @@ import io.moe4j.api.config.RoutingConfig.GroupScore;
 import io.moe4j.api.config.RoutingConfig.Scoring;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.backend.cpu.reference.ReferenceRouting;
+import io.moe4j.reference.ReferenceRouting;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;

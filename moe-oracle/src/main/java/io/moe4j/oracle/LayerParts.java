@@ -3,17 +3,17 @@ package io.moe4j.oracle;
 import io.moe4j.api.MoeException;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
+import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
+import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
-import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
@@ -58,10 +58,11 @@ final class LayerParts {
   static LayerParts prepare(
       MoeConfig config,
       MoeLayerWeights weights,
+      BackendCatalog catalog,
       FoundBackend backend,
       Device device,
       List<AutoCloseable> owned) {
-    BlockOps block = prepareBlock(config, weights, device);
+    BlockOps block = prepareBlock(config, weights, catalog, backend, device);
     owned.add(block);
     Experts experts;
     try {
@@ -102,9 +103,14 @@ final class LayerParts {
     return new LayerParts(config, experts, block, map, bias, owned);
   }
 
-  private static BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights, Device device) {
+  private static BlockOps prepareBlock(
+      MoeConfig config,
+      MoeLayerWeights weights,
+      BackendCatalog catalog,
+      FoundBackend backend,
+      Device device) {
     try {
-      BlockOps block = device.prepareBlock(config, weights);
+      BlockOps block = catalog.prepareBlock(backend, config, weights, device);
       Faults.settle();
       return block;
     } catch (IllegalArgumentException | MoeException e) {

@@ -1,12 +1,12 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.device.Device;
-import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import java.lang.foreign.Arena;
@@ -405,7 +405,7 @@ public final class MoeLayer implements AutoCloseable {
                 + ", the layer on "
                 + where.info().id());
       }
-      LayerParts parts = LayerParts.prepare(config, used, chosen, where, owned);
+      LayerParts parts = LayerParts.prepare(config, used, who.catalog(), chosen, where, owned);
       // Elsewhere the weights have been uploaded.
       MappedSources read = ScratchPool.isHost(where) ? MappedSources.of(used) : MappedSources.none();
       return new MoeLayer(selection, where, parts, used.router() != null, scratch, read);

@@ -1,14 +1,14 @@
 package io.moe4j.oracle;
 
-import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
+import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
-import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;

@@ -107,7 +107,9 @@ final class LayerFixture {
   }
 
   static MoeOracle oracle(FakeDevice device, ExpertsBackend... backends) {
-    return MoeOracle.of(BackendCatalog.of(List.of(backends), List.of(device.provider())));
+    return MoeOracle.of(
+        BackendCatalog.of(
+            List.of(backends), List.of(device.provider()), List.of(device.blockOps())));
   }
 
   static MoeLayer layer(FakeDevice device, FakeBackend backend, MoeConfig config) {

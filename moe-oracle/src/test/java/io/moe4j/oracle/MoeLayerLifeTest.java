@@ -19,10 +19,10 @@ import io.moe4j.api.DeviceException;
 import io.moe4j.api.MoeException;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Memory;
@@ -342,7 +342,9 @@ class MoeLayerLifeTest {
     MoeConfig c = config().build();
     FakeBackend onGpu = new FakeBackend("gpu-only", DeviceType.CUDA);
     try (MoeOracle oracle =
-        MoeOracle.of(BackendCatalog.of(List.of(modular(device), onGpu), List.of()))) {
+        MoeOracle.of(
+            BackendCatalog.of(
+                List.of(modular(device), onGpu), List.of(), List.of(device.blockOps())))) {
       // Nobody looked for a processor: the table says what to add.
       assertThatThrownBy(() -> MoeLayer.builder(c, weights(c)).oracle(oracle).build())
           .isInstanceOf(UnsupportedConfigException.class)

@@ -144,10 +144,10 @@ final class Zoo {
   }
 
   static MoeOracle oracle(ExpertsBackend... backends) {
-    return MoeOracle.of(BackendCatalog.of(List.of(backends), List.of()));
+    return MoeOracle.of(BackendCatalog.of(List.of(backends), List.of(), List.of()));
   }
 
   static MoeOracle oracle(List<ExpertsBackend> backends) {
-    return MoeOracle.of(BackendCatalog.of(backends, List.of()));
+    return MoeOracle.of(BackendCatalog.of(backends, List.of(), List.of()));
   }
 }

@@ -14,7 +14,7 @@ import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
-import io.moe4j.backend.cpu.reference.ReferenceRouting;
+import io.moe4j.reference.ReferenceRouting;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;

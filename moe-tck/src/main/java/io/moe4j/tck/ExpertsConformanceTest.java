@@ -10,12 +10,12 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.device.Device;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.LoraExperts;
@@ -56,10 +56,10 @@ import org.junit.jupiter.params.provider.MethodSource;
  * wrong. A refusal is never a failure, except that a backend must support something. Without a
  * device of the backend's type everything is skipped.
  *
- * <p>Results are compared with the float64 reference of {@code io.moe4j.backend.cpu.reference}. The
- * tolerance follows from the dtypes and the lengths of the sums and cannot be changed. Inputs are
- * put on the device with {@link Device#allocate} and {@link Device#copy}, between guard bands, so
- * the same tests serve any device.
+ * <p>Results are compared with the float64 reference of {@code io.moe4j.reference}. The tolerance
+ * follows from the dtypes and the lengths of the sums and cannot be changed. Inputs are put on the
+ * device with {@link Device#allocate} and {@link Device#copy}, between guard bands, so the same
+ * tests serve any device.
  *
  * <p>Rules that say SHOULD are tests named {@code recommended_...}; a backend that has reasons not
  * to follow one says so in {@link #declined()}.

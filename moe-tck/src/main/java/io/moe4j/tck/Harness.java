@@ -1,10 +1,10 @@
 package io.moe4j.tck;
 
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
-import io.moe4j.api.device.Device;
-import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;

@@ -1,20 +1,20 @@
 package io.moe4j.tck;
 
 import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
-import io.moe4j.api.device.Device;
-import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.backend.cpu.reference.ReferenceMath;
-import io.moe4j.backend.cpu.reference.ReferenceMoe;
+import io.moe4j.reference.ReferenceMath;
+import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import org.jspecify.annotations.Nullable;
 

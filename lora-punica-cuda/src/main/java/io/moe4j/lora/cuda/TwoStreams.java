@@ -1,8 +1,8 @@
 package io.moe4j.lora.cuda;
 
 import io.moe4j.api.config.GateUpLayout;
-import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;

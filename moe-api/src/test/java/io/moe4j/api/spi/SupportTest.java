@@ -1,5 +1,8 @@
 package io.moe4j.api.spi;
 
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
+
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.platform.ComputeCapability;
 import io.moe4j.api.platform.DeviceInfo;
@@ -11,8 +14,6 @@ import io.moe4j.api.tensor.Tensor;
 import java.util.List;
 import java.util.Map;
 import org.junit.jupiter.api.Test;
-import static org.assertj.core.api.Assertions.assertThat;
-import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
 
 class SupportTest {
   @Test

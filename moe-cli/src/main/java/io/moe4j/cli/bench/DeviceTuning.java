@@ -2,8 +2,8 @@ package io.moe4j.cli.bench;
 
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.device.Device;
+import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.TunableBackend;

@@ -8,23 +8,25 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.SharedExpertConfig;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.ModularExperts;
-import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.backend.cpu.CpuBlockOpsProvider;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
+import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import java.util.List;
 import java.util.Map;
@@ -83,7 +85,8 @@ class ReferenceExpertsTest {
         Tensor result = Tensor.ofFloats(new float[3 * 4 * 2], 3, 4, 2);
         Tensor counts = Tensor.ofInts(new int[3], 3);
         try (var ops =
-            device.prepareBlock(config, new MoeLayerWeights(WEIGHTS, null, null, null))) {
+            new CpuBlockOpsProvider()
+                .prepare(config, new MoeLayerWeights(WEIGHTS, null, null, null), device)) {
           ops.dispatch(
               hidden,
               routing,
