@@ -100,7 +100,7 @@ final class BackendsCommand implements Callable<Integer> {
           b.deviceType(),
           b.activationFormat(),
           b.supportsLora() ? "yes" : "no",
-          b.backend().description(),
+          b.description(),
           b.origin().location());
     }
     out.print(table.render(""));
@@ -116,15 +116,20 @@ final class BackendsCommand implements Callable<Integer> {
         : (layer == null ? "the first MoE layer" : "layer " + layer) + " of " + model;
   }
 
+  /** A layer like those of a released model, to ask backends about. */
+  static MoeConfig defaultConfig() {
+    return MoeConfig.builder(2048, 768, 128, 8)
+        .inputDtype(DType.BF16)
+        .weightDtype(DType.BF16)
+        .build();
+  }
+
   private MoeConfig config() {
     if (model == null) {
       if (layer != null) {
         throw CliException.usage("--layer goes with --model DIR");
       }
-      return MoeConfig.builder(2048, 768, 128, 8)
-          .inputDtype(DType.BF16)
-          .weightDtype(DType.BF16)
-          .build();
+      return defaultConfig();
     }
     RunInput.requireDirectory("--model", model);
     try (MoeCheckpoint checkpoint = MoeCheckpoint.open(model)) {

@@ -5,9 +5,11 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.MoeException;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.TunableBackend;
 import io.moe4j.api.spi.TuningStatus;
 import io.moe4j.oracle.BackendCatalog;
+import io.moe4j.oracle.Candidate;
 import io.moe4j.oracle.FoundBackend;
 import io.moe4j.oracle.MoeOracle;
 import io.moe4j.oracle.PluginFailure;
@@ -16,6 +18,7 @@ import java.lang.management.ManagementFactory;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
+import java.util.Optional;
 import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
 import picocli.CommandLine.Command;
@@ -150,12 +153,21 @@ final class DoctorCommand implements Callable<Integer> {
       platform
           .absent()
           .forEach((type, why) -> add(Verdict.NOTE, "device " + type, "none: " + why, ""));
-      for (FoundBackend b : catalog.backends()) {
+      for (Candidate c :
+          oracle
+              .evaluate(BackendsCommand.defaultConfig(), platform, Optional.empty())
+              .candidates()) {
+        FoundBackend b = c.backend();
+        String broken =
+            c.support().reasons().stream()
+                .filter(r -> r.code() == Support.Code.LOAD_FAILURE)
+                .map(Support.Reason::message)
+                .collect(Collectors.joining("; "));
         add(
-            Verdict.OK,
+            broken.isEmpty() ? Verdict.OK : Verdict.FAULT,
             "backend " + b.name(),
-            b.backend().description() + ", from " + b.origin(),
-            "");
+            (broken.isEmpty() ? b.description() : broken) + ", from " + b.origin(),
+            broken.isEmpty() ? "" : "remove or update the jar");
       }
       for (FoundBackend b : catalog.backends()) {
         if (b.backend() instanceof TunableBackend t) {

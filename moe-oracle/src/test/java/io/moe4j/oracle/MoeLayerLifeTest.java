@@ -302,7 +302,7 @@ class MoeLayerLifeTest {
     assertThatThrownBy(() -> layer(device, fails, c))
         .isInstanceOf(MoeException.class)
         .hasMessageContaining("backend fails from")
-        .hasMessageContaining("com/acme/Gemm");
+        .hasMessageContaining("class com.acme.Gemm is missing");
     assertThat(device.events).containsExactly("open 0", "close block", "close device");
     device.failAbove = 15;
     assertThatThrownBy(() -> layer(device, modular(device), c)).isInstanceOf(DeviceException.class);

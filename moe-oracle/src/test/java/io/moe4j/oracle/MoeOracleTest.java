@@ -195,15 +195,18 @@ class MoeOracleTest {
   }
 
   @Test
-  void virtualMachineErrorsArePassedOn() {
-    try (MoeOracle oracle =
-        Zoo.oracle(
-            new FakeBackend("eats", DeviceType.CPU)
-                .support((c, p) -> {
-                  throw new OutOfMemoryError("of this test");
-                }))) {
-      assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.CPU_ONLY, Optional.empty()))
-          .isInstanceOf(OutOfMemoryError.class);
+  void virtualMachineErrorsAreReasonsToo() {
+    for (Error e : List.of(new OutOfMemoryError("of this test"), new StackOverflowError())) {
+      try (MoeOracle oracle =
+          Zoo.oracle(
+              new FakeBackend("eats", DeviceType.CPU)
+                  .support((c, p) -> {
+                    throw e;
+                  }))) {
+        assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.CPU_ONLY, Optional.empty()))
+            .isInstanceOf(UnsupportedConfigException.class)
+            .hasMessageContaining(e.getClass().getName());
+      }
     }
   }
 
