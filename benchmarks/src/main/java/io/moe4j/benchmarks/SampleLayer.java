@@ -104,13 +104,10 @@ final class SampleLayer implements AutoCloseable {
     List<ExpertWeights.Expert> list = new ArrayList<>();
     for (int e = 0; e < shape.experts; e++) {
       list.add(
-          new ExpertWeights.Expert(
+          ExpertWeights.Expert.plain(
               tensor(dtype, shape.intermediate, shape.hidden),
               tensor(dtype, shape.intermediate, shape.hidden),
-              tensor(dtype, shape.hidden, shape.intermediate),
-              null,
-              null,
-              null));
+              tensor(dtype, shape.hidden, shape.intermediate)));
     }
     return list;
   }

@@ -61,8 +61,7 @@ class GpuGoldenTest {
    * kernels give the same 1.005e-2.
    */
   private static boolean againstReference(MoeConfig config) {
-    return config.routing().scoring() == RoutingConfig.Scoring.SPARSE_MIXER
-        || !config.quantScheme().isNone();
+    return config.routing().scoring() == RoutingConfig.Scoring.SPARSE_MIXER || config.isQuantized();
   }
 
   private static LayerCheck check(

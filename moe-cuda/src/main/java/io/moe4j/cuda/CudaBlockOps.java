@@ -15,6 +15,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.api.weights.Weight;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
@@ -85,9 +86,10 @@ final class CudaBlockOps implements BlockOps {
     }
     SharedExpertWeights s = w.shared();
     if (s != null) {
-      sharedGate = s.mlp().gate() == null ? null : weights.dense(s.mlp().gate());
-      sharedUp = weights.dense(s.mlp().up());
-      sharedDown = weights.dense(s.mlp().down());
+      Weight gate = s.mlp().gate();
+      sharedGate = gate == null ? null : weights.dense(gate.plain());
+      sharedUp = weights.dense(s.mlp().up().plain());
+      sharedDown = weights.dense(s.mlp().down().plain());
       sharedGateBias = weights.floats(s.mlp().gateBias());
       sharedUpBias = weights.floats(s.mlp().upBias());
       sharedDownBias = weights.floats(s.mlp().downBias());

@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.config.SharedExpertConfig;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
@@ -46,8 +47,7 @@ class CudaBlockOpsTest {
   private MoeLayerWeights weights(MoeConfig c, DType t) {
     int width = c.expertHiddenSize();
     ExpertWeights.Expert expert =
-        new ExpertWeights.Expert(
-            weight(t, I, width), weight(t, I, width), weight(t, width, I), null, null, null);
+        ExpertWeights.Expert.plain(weight(t, I, width), weight(t, I, width), weight(t, width, I));
     int s = c.sharedExpert().orElseThrow().intermediateSize();
     // A transposed view: the device wants dense rows, the file does not have them.
     Tensor up = weight(t, H, s).transpose(0, 1);
@@ -55,8 +55,7 @@ class CudaBlockOpsTest {
         new ExpertWeights(Collections.nCopies(c.numLocalExperts(), expert)),
         new RouterWeights(weight(DType.F32, E, H), weight(DType.F32, 1, E).reshape(E), null),
         new SharedExpertWeights(
-            new ExpertWeights.Expert(weight(t, s, H), up, weight(t, H, s), null, null, null),
-            weight(t, 1, H)),
+            ExpertWeights.Expert.plain(weight(t, s, H), up, weight(t, H, s)), weight(t, 1, H)),
         c.latentSize() == 0 ? null : new LatentWeights(weight(t, D, H), weight(t, H, D)));
   }
 
@@ -129,6 +128,7 @@ class CudaBlockOpsTest {
     MoeConfig config =
         MoeConfig.builder(H, I, E, K)
             .inputDtype(input)
+            .parallel(ParallelConfig.expert(2, 0))
             .expertMap(map)
             .routerWeightOnInput(weightOnInput)
             .maxTokens(tokens)

@@ -230,13 +230,10 @@ class CudaRuntimeTest {
     MoeConfig config = MoeConfig.builder(64, 32, 8, 2).maxTokens(16).build();
     Random random = new Random(7);
     ExpertWeights.Expert expert =
-        new ExpertWeights.Expert(
+        ExpertWeights.Expert.plain(
             Gpu.host(DType.BF16, new float[32 * 64], 32, 64),
             Gpu.host(DType.BF16, new float[32 * 64], 32, 64),
-            Gpu.host(DType.BF16, new float[32 * 64], 64, 32),
-            null,
-            null,
-            null);
+            Gpu.host(DType.BF16, new float[32 * 64], 64, 32));
     MoeLayerWeights weights =
         new MoeLayerWeights(
             new ExpertWeights(

@@ -19,6 +19,7 @@ import io.moe4j.api.DeviceException;
 import io.moe4j.api.MoeException;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceType;
@@ -293,7 +294,11 @@ class MoeLayerLifeTest {
 
   @Test
   void whatABuildOpenedIsClosedWhenItFails() {
-    MoeConfig c = config().expertMap(ExpertMap.of(0, 1, -1, -1)).build();
+    MoeConfig c =
+        config()
+            .parallel(ParallelConfig.expert(2, 0))
+            .expertMap(ExpertMap.of(0, 1, -1, -1))
+            .build();
     FakeBackend fails =
         new FakeBackend("fails", DeviceType.CPU)
             .prepares((cfg, w, d) -> {
@@ -328,7 +333,11 @@ class MoeLayerLifeTest {
   @Test
   void weightsThatDoNotFitAreRefusedBeforeAnythingIsOpened() {
     MoeConfig c = config().build();
-    MoeConfig other = config().expertMap(ExpertMap.of(0, -1, -1, -1)).build();
+    MoeConfig other =
+        config()
+            .parallel(ParallelConfig.expert(2, 0))
+            .expertMap(ExpertMap.of(0, -1, -1, -1))
+            .build();
     try (MoeOracle oracle = oracle(device, modular(device))) {
       assertThatThrownBy(() -> MoeLayer.builder(c, weights(other)).oracle(oracle).build())
           .isInstanceOf(IllegalArgumentException.class)
@@ -368,7 +377,12 @@ class MoeLayerLifeTest {
     FakeBackend onGpu =
         new FakeBackend("on-gpu", DeviceType.CUDA)
             .prepares((cfg, w, d) -> FakeExperts.modular(gpu));
-    try (MoeOracle oracle = oracle(device, better, onGpu);
+    try (MoeOracle oracle =
+            MoeOracle.of(
+                BackendCatalog.of(
+                    List.of(better, onGpu),
+                    List.of(device.provider()),
+                    List.of(device.blockOps(), gpu.blockOps())));
         MoeLayer layer = MoeLayer.builder(c, weights(c)).oracle(oracle).device(gpu).build()) {
       assertThat(layer.selection().chosenBackend().name()).isEqualTo("on-gpu");
       assertThat(layer.device()).isSameAs(gpu);

@@ -429,6 +429,7 @@ class PluginsTest {
         """
         package com.acme;
         import io.moe4j.api.platform.*;
+        import io.moe4j.api.device.*;
         import io.moe4j.api.spi.*;
         import java.util.List;
         public class Provider implements DeviceProvider {

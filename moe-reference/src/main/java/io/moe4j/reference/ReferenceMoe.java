@@ -62,9 +62,7 @@ public final class ReferenceMoe {
    * @param x {@code [H]}
    */
   public static double[] gateProduct(ExpertWeights.Expert weights, double[] x) {
-    ExpertWeights.Scales scales = weights.scales();
-    return ReferenceMath.multiply(
-        Objects.requireNonNull(weights.gate(), "gate"), scales == null ? null : scales.gate(), x);
+    return ReferenceMath.multiply(Objects.requireNonNull(weights.gate(), "gate"), x);
   }
 
   /**
@@ -74,8 +72,7 @@ public final class ReferenceMoe {
    * @param x {@code [H]}
    */
   public static double[] upProduct(ExpertWeights.Expert weights, double[] x) {
-    ExpertWeights.Scales scales = weights.scales();
-    return ReferenceMath.multiply(weights.up(), scales == null ? null : scales.up(), x);
+    return ReferenceMath.multiply(weights.up(), x);
   }
 
   /**
@@ -85,8 +82,7 @@ public final class ReferenceMoe {
    * @param x {@code [I]}
    */
   public static double[] downProduct(ExpertWeights.Expert weights, double[] x) {
-    ExpertWeights.Scales scales = weights.scales();
-    return ReferenceMath.multiply(weights.down(), scales == null ? null : scales.down(), x);
+    return ReferenceMath.multiply(weights.down(), x);
   }
 
   private static double[] mlp(

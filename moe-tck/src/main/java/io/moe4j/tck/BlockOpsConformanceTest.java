@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.SharedExpertConfig;
 import io.moe4j.api.device.Device;
@@ -458,7 +459,11 @@ public abstract class BlockOpsConformanceTest {
         MoeConfig.Builder b =
             Grid.layer((Grid.Dtypes) dtypes, 17, 5, 6, 3).routerWeightOnInput(onInput);
         verifyDispatch(b.build(), tokens);
-        verifyDispatch(b.expertMap(ExpertMap.of(1, -1, 0, 2, -1, -1)).build(), tokens);
+        verifyDispatch(
+            b.parallel(ParallelConfig.expert(2, 0))
+                .expertMap(ExpertMap.of(1, -1, 0, 2, -1, -1))
+                .build(),
+            tokens);
       }
     }
   }

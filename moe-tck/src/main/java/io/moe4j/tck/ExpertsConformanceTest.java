@@ -10,6 +10,7 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.DeviceId;
@@ -402,7 +403,7 @@ public abstract class ExpertsConformanceTest {
                 .id(4, 0, 1000)
                 .id(4, 1, -2));
     MoeConfig mapped =
-        Grid.layer((Grid.Dtypes) dtypes).expertMap(ExpertMap.linear(8, 2, 1)).build();
+        Grid.layer((Grid.Dtypes) dtypes).parallel(ParallelConfig.expert(2, 1)).build();
     if (kit().supports(mapped)) {
       kit()
           .verify(
@@ -418,7 +419,7 @@ public abstract class ExpertsConformanceTest {
         List.of(
             ExpertMap.linear(8, 2, 0),
             ExpertMap.linear(8, 2, 1),
-            ExpertMap.of(-1, -1, -1, -1, -1, 0, -1, -1),
+            ExpertMap.of(-1, -1, -1, -1, -1, 0, -1, -1).forRank(2, 0),
             ExpertMap.of(7, 6, 5, 4, 3, 2, 1, 0))) {
       kit().verify("MOE-2.2", problem(Grid.layer((Grid.Dtypes) dtypes).expertMap(map).build(), 29));
     }
@@ -483,7 +484,7 @@ public abstract class ExpertsConformanceTest {
     MoeConfig rich =
         plain.toBuilder()
             .expertBias(true)
-            .expertMap(ExpertMap.linear(8, 2, 1))
+            .parallel(ParallelConfig.expert(2, 1))
             .routerWeightOnInput(true)
             .lora(new LoraConfig(8, 256))
             .build();

@@ -56,16 +56,14 @@ class WrongBlockOps implements BlockOps {
     RoutingConfig r = config.routing();
     return config.toBuilder()
         .routing(
-            new RoutingConfig(
-                r.scoring(),
-                renormalize,
-                r.epsilon(),
-                scaling,
-                groups,
-                kept,
-                r.groupScore(),
-                r.correctionBias(),
-                r.jitter()))
+            RoutingConfig.builder(r.scoring())
+                .renormalize(renormalize)
+                .epsilon(r.epsilon())
+                .scalingFactor(scaling)
+                .groups(groups, kept, r.groupScore())
+                .correctionBias(r.correctionBias())
+                .jitter(r.jitter())
+                .build())
         .build();
   }
 

@@ -28,7 +28,7 @@ final class CpuExperts implements LoraExperts {
     boolean done = false;
     try {
       ExpertWeights plain =
-          config.quantScheme().equals(QuantScheme.MXFP4)
+          config.uniformScheme().equals(Optional.of(QuantScheme.MXFP4))
               ? Mxfp4.dequantise(weights, arena)
               : weights;
       mlp =

@@ -63,9 +63,16 @@ public final class CpuExpertsBackend implements ExpertsBackend {
             Support.Code.DEVICE,
             () -> platform.whyAbsent(DeviceType.CPU))
         .require(
-            config.quantScheme().isNone() || config.quantScheme().equals(QuantScheme.MXFP4),
+            config
+                .uniformScheme()
+                .filter(s -> s.isNone() || s.equals(QuantScheme.MXFP4))
+                .isPresent(),
             Support.Code.QUANTIZATION,
-            () -> "quantisation " + config.quantScheme() + ", accepted: none, mxfp4")
+            () -> "quantisation " + config.quantSchemes() + ", accepted: none, mxfp4")
+        .require(
+            config.parallel().tpSize() == 1,
+            Support.Code.PARALLEL,
+            () -> "tensor-parallel size " + config.parallel().tpSize() + ", accepted: 1")
         .result();
   }
 

@@ -140,13 +140,10 @@ class CpuBlockOpsTest {
       MoeConfig config = b.build();
       SharedExpertWeights s =
           new SharedExpertWeights(
-              new io.moe4j.api.weights.ExpertWeights.Expert(
+              io.moe4j.api.weights.ExpertWeights.Expert.plain(
                   Samples.random(rnd, arena, DType.F16, 0.2, 70, h),
                   Samples.random(rnd, arena, DType.F16, 0.2, 70, h),
-                  Samples.random(rnd, arena, DType.F16, 0.2, h, 70),
-                  null,
-                  null,
-                  null),
+                  Samples.random(rnd, arena, DType.F16, 0.2, h, 70)),
               kind.contains("gated") ? Samples.random(rnd, arena, DType.F16, 0.2, 1, h) : null);
       LatentWeights l =
           new LatentWeights(

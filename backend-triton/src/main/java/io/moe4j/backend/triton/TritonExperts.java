@@ -3,7 +3,6 @@ package io.moe4j.backend.triton;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
@@ -182,7 +181,7 @@ final class TritonExperts implements LoraExperts {
             slotCount == 0 ? 0 : Math.max(1, used),
             rank,
             batched(),
-            config.quantScheme().equals(QuantScheme.MXFP4));
+            TritonSupport.isMxfp4(config));
     TilePlan plan = tiles.choose(problem);
     if (composed != null) {
       plan = TileTable.composed(problem, plan);

@@ -1,8 +1,6 @@
 package io.moe4j.api.weights;
 
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.QuantScheme;
-import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Arrays;
 import java.util.Objects;
@@ -55,9 +53,9 @@ public record MoeLayerWeights(
       ExpertWeights.Expert x = experts.expert(e);
       String who = "expert " + e + " ";
       requireMlp(who, x, config.activation().isGated(), i, h);
-      requireDtype(who + "up", x.up(), config);
-      requireDtype(who + "down", x.down(), config);
-      requireScales(who, x, config);
+      for (Weight w : x.projections()) {
+        requireScheme(who, w, config);
+      }
       if (config.expertBias() != (x.upBias() != null && x.downBias() != null)) {
         throw new IllegalArgumentException(
             who
@@ -114,8 +112,10 @@ public record MoeLayerWeights(
 
   private static void requireMlp(
       String who, ExpertWeights.Expert x, boolean gated, long i, long h) {
-    requireShape(who + "up", x.up(), i, h);
-    requireShape(who + "down", x.down(), h, i);
+    if (x.up().out() != i || x.up().in() != h) {
+      throw new IllegalArgumentException(
+          who + "up is " + x.up() + ", must have shape [" + i + ", " + h + "]");
+    }
     if (gated != (x.gate() != null)) {
       throw new IllegalArgumentException(
           who
@@ -127,47 +127,19 @@ public record MoeLayerWeights(
     }
   }
 
-  private static void requireDtype(String name, Tensor t, MoeConfig config) {
-    if (config.quantScheme().isNone() && t.dtype() != config.weightDtype()) {
+  private static void requireScheme(String who, Weight w, MoeConfig config) {
+    if (!config.quantSchemes().contains(w.scheme())) {
       throw new IllegalArgumentException(
-          name + " is " + t + ", the config says weightDtype " + config.weightDtype());
+          who + w + " is " + w.scheme() + ", the config says " + config.quantSchemes());
     }
-  }
-
-  /** Schemes that this library does not know answer for themselves in a backend's prepare. */
-  private static void requireScales(String who, ExpertWeights.Expert x, MoeConfig config) {
-    ExpertWeights.Scales scales = x.scales();
-    if (config.quantScheme().isNone() && scales != null) {
-      throw new IllegalArgumentException(who + "has scales, the config says quantScheme none");
-    }
-    if (!config.quantScheme().equals(QuantScheme.MXFP4)) {
-      return;
-    }
-    if (scales == null) {
+    if (w.isPlain() && w.plain().dtype() != config.weightDtype()) {
       throw new IllegalArgumentException(
-          who + "lacks scales, the config says quantScheme " + config.quantScheme());
-    }
-    requireMxfp4(who + "gate", x.gate(), scales.gate());
-    requireMxfp4(who + "up", x.up(), scales.up());
-    requireMxfp4(who + "down", x.down(), scales.down());
-  }
-
-  private static void requireMxfp4(String name, @Nullable Tensor t, @Nullable Tensor scale) {
-    if (t == null || scale == null) {
-      return;
-    }
-    if (t.dtype() != DType.F4
-        || t.stride(1) != 1
-        || scale.dtype() != DType.F8_E8M0
-        || scale.stride(1) != 1
-        || scale.size(1) * QuantScheme.MXFP4.groupSize() != t.size(1)) {
-      throw new IllegalArgumentException(
-          name
+          who
+              + w.name()
               + " is "
-              + t
-              + " with scales "
-              + scale
-              + "; mxfp4 needs F4 with F8_E8M0 scales, one for 32 columns, both dense along a row");
+              + w.plain()
+              + ", the config says weightDtype "
+              + config.weightDtype());
     }
   }
 

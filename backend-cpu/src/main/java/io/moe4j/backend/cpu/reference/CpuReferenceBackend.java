@@ -2,7 +2,6 @@ package io.moe4j.backend.cpu.reference;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
@@ -64,9 +63,9 @@ public final class CpuReferenceBackend implements ExpertsBackend {
   static Support support(MoeConfig config) {
     return Support.checks()
         .require(
-            config.quantScheme().isNone() || config.quantScheme().equals(QuantScheme.MXFP4),
+            !config.quantizedActivations(),
             Support.Code.QUANTIZATION,
-            () -> "quantisation " + config.quantScheme() + ", accepted: none, mxfp4")
+            () -> "quantised activations of " + config.quantSchemes() + ", accepted: unquantised")
         .require(
             config.parallel().tpSize() == 1,
             Support.Code.PARALLEL,

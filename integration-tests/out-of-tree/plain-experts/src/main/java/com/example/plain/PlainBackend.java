@@ -64,9 +64,9 @@ public final class PlainBackend implements ExpertsBackend {
             Support.Code.ROUTER_WEIGHT_ON_INPUT,
             () -> "router weight on input, accepted: on output")
         .require(
-            config.quantScheme().isNone(),
+            !config.isQuantized(),
             Support.Code.QUANTIZATION,
-            () -> "quantisation " + config.quantScheme() + ", accepted: none")
+            () -> "quantisation " + config.quantSchemes() + ", accepted: none")
         .require(
             config.parallel().tpSize() == 1,
             Support.Code.PARALLEL,

@@ -35,9 +35,9 @@ final class PlainExperts implements LoraExperts {
     up = new float[experts][];
     down = new float[experts][];
     for (int e = 0; e < experts; e++) {
-      gate[e] = weights.expert(e).gate().toFloats();
-      up[e] = weights.expert(e).up().toFloats();
-      down[e] = weights.expert(e).down().toFloats();
+      gate[e] = weights.expert(e).gate().plain().toFloats();
+      up[e] = weights.expert(e).up().plain().toFloats();
+      down[e] = weights.expert(e).down().plain().toFloats();
     }
   }
 
