@@ -8,6 +8,7 @@ import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.api.weights.Weight;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.oracle.MoeLayer;
 import java.io.IOException;
@@ -223,36 +224,30 @@ final class TruncatedFileMain {
   }
 
   private static MoeLayerWeights anonymous(MoeLayerWeights w) {
+    RouterWeights router = w.router();
+    SharedExpertWeights shared = w.shared();
     return new MoeLayerWeights(
         new ExpertWeights(
-            w.experts().experts().stream()
-                .map(x ->
-                    new ExpertWeights.Expert(
-                        anonymous(x.gate()),
-                        plain(x.up()),
-                        plain(x.down()),
-                        x.gateBias(),
-                        x.upBias(),
-                        x.downBias()))
-                .toList()),
-        w.router() == null
+            w.experts().experts().stream().map(TruncatedFileMain::anonymous).toList()),
+        router == null
             ? null
             : new RouterWeights(
-                plain(w.router().weight()),
-                anonymous(w.router().bias()),
-                anonymous(w.router().correctionBias())),
-        w.shared() == null
+                plain(router.weight()),
+                anonymous(router.bias()),
+                anonymous(router.correctionBias())),
+        shared == null
             ? null
-            : new SharedExpertWeights(
-                new ExpertWeights.Expert(
-                    anonymous(w.shared().mlp().gate()),
-                    plain(w.shared().mlp().up()),
-                    plain(w.shared().mlp().down()),
-                    null,
-                    null,
-                    null),
-                anonymous(w.shared().sigmoidGate())),
+            : new SharedExpertWeights(anonymous(shared.mlp()), anonymous(shared.sigmoidGate())),
         w.latent());
+  }
+
+  private static ExpertWeights.Expert anonymous(ExpertWeights.Expert x) {
+    Weight gate = x.gate();
+    return ExpertWeights.Expert.of(
+            gate == null ? null : gate.withTensors(TruncatedFileMain::plain),
+            x.up().withTensors(TruncatedFileMain::plain),
+            x.down().withTensors(TruncatedFileMain::plain))
+        .withBias(anonymous(x.gateBias()), anonymous(x.upBias()), anonymous(x.downBias()));
   }
 
   private static @Nullable Tensor anonymous(@Nullable Tensor t) {

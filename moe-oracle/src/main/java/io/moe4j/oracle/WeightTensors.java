@@ -8,6 +8,7 @@ import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.api.weights.Weight;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
@@ -59,17 +60,12 @@ final class WeightTensors {
   }
 
   private static ExpertWeights.Expert map(ExpertWeights.Expert x, UnaryOperator<Tensor> f) {
-    ExpertWeights.Scales s = x.scales();
-    return new ExpertWeights.Expert(
-        map(x.gate(), f),
-        f.apply(x.up()),
-        f.apply(x.down()),
-        map(x.gateBias(), f),
-        map(x.upBias(), f),
-        map(x.downBias(), f),
-        s == null
-            ? null
-            : new ExpertWeights.Scales(map(s.gate(), f), f.apply(s.up()), f.apply(s.down())));
+    Weight gate = x.gate();
+    return ExpertWeights.Expert.of(
+            gate == null ? null : gate.withTensors(f),
+            x.up().withTensors(f),
+            x.down().withTensors(f))
+        .withBias(map(x.gateBias(), f), map(x.upBias(), f), map(x.downBias(), f));
   }
 
   private static @Nullable Tensor map(@Nullable Tensor t, UnaryOperator<Tensor> f) {

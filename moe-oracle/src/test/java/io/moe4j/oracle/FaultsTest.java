@@ -122,16 +122,15 @@ class FaultsTest {
     List<ExpertWeights.Expert> experts =
         w.experts().experts().stream()
             .map(x ->
-                new ExpertWeights.Expert(
+                ExpertWeights.Expert.of(
                     x.gate(),
-                    Tensor.of(
-                        x.up().dtype(),
-                        new HostMemory(((HostMemory) x.up().memory()).segment(), source),
-                        x.up().shape()),
-                    x.down(),
-                    null,
-                    null,
-                    null))
+                    x.up()
+                        .withTensors(t ->
+                            Tensor.of(
+                                t.dtype(),
+                                new HostMemory(((HostMemory) t.memory()).segment(), source),
+                                t.shape())),
+                    x.down()))
             .toList();
     return new MoeLayerWeights(new ExpertWeights(experts), w.router(), null, null);
   }
@@ -166,8 +165,8 @@ class FaultsTest {
 
   @Test
   void copiedWeightsAskNobody() {
-    // Twice at the copy, twice around preparing.
-    try (MoeLayer layer = builder(new Cut(4)).copyWeights().build()) {
+    // Around each expert's copy, and around preparing; at no forward.
+    try (MoeLayer layer = builder(new Cut(2 * LayerFixture.E + 2)).copyWeights().build()) {
       Tensor out = LayerFixture.zeros(3, LayerFixture.H);
       layer.forward(LayerFixture.hidden(3), out);
       assertThat(out.get(2, 0)).isEqualTo(LayerFixture.expected(2));
