@@ -62,8 +62,16 @@ public final class BackendCatalog implements AutoCloseable {
     failures =
         Stream.concat(found.failures.stream(), unique.failures().stream()).distinct().toList();
     for (PluginFailure f : failures) {
-      LOG.warn("Plugin {} from {} is not used: {}", f.name(), f.origin(), f.reason().message());
+      LOG.warn(
+          "Plugin {} from {} is not used: {}",
+          Printable.line(f.name()),
+          f.origin(),
+          Printable.line(f.reason().message()));
+      Events.plugin(f.name(), f.origin(), false, f.reason().message());
     }
+    backends.forEach(b -> Events.plugin(b.name(), b.origin(), true, b.description()));
+    deviceProviders.forEach(p ->
+        Events.plugin(p.type() + " devices", p.origin(), true, p.provider().getClass().getName()));
   }
 
   /**

@@ -16,6 +16,7 @@ import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 import java.util.Set;
+import java.util.concurrent.atomic.LongAdder;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -64,6 +65,11 @@ public final class MoeLayer implements AutoCloseable {
   private final ScratchPool pool;
   private final ScratchLayout layout;
   private final MappedSources sources;
+  private final long weightBytes;
+  private final LongAdder forwards = new LongAdder();
+  private final LongAdder failures = new LongAdder();
+  private final LongAdder tokensDone = new LongAdder();
+  private final LongAdder nanos = new LongAdder();
   private final Gate gate = new Gate("the layer");
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
@@ -73,13 +79,15 @@ public final class MoeLayer implements AutoCloseable {
       LayerParts parts,
       boolean hasRouter,
       ScratchPool pool,
-      MappedSources sources) {
+      MappedSources sources,
+      long weightBytes) {
     this.config = selection.config();
     this.selection = selection;
     this.device = device;
     this.parts = parts;
     this.pool = pool;
     this.sources = sources;
+    this.weightBytes = weightBytes;
     this.layout = parts.layout(config.maxTokens());
     this.checks =
         new ForwardChecks(
@@ -110,6 +118,48 @@ public final class MoeLayer implements AutoCloseable {
     return selection;
   }
 
+  /** {@return what it has done so far, and the memory it stands for} */
+  public LayerStats stats() {
+    return new LayerStats(
+        forwards.sum(), failures.sum(), tokensDone.sum(), nanos.sum(), weightBytes, layout.bytes());
+  }
+
+  /** {@return where its forwards get their scratch memory} */
+  public ScratchPool scratchPool() {
+    return pool;
+  }
+
+  /**
+   * What a layer will take, before its weights are there: for this machine, on the backend that
+   * {@link Builder#build()} would choose. The backend prepares weights without contents, which
+   * takes no memory worth speaking of where it leaves weights in their place, as {@code
+   * backend-cpu} does with those that are not quantised.
+   *
+   * @param config the layer
+   * @return bytes of weights and scratch
+   * @throws UnsupportedConfigException if no backend fits
+   * @since 0.1.0
+   */
+  public static LayerPlan plan(MoeConfig config) {
+    try (MoeOracle oracle = MoeOracle.discover()) {
+      return LayerPlan.of(config, oracle, null);
+    }
+  }
+
+  /**
+   * {@link #plan(MoeConfig)} with the choice in the caller's hands.
+   *
+   * @param config the layer
+   * @param oracle who chooses
+   * @param backend the backend to take, or null for the best one
+   * @return bytes of weights and scratch
+   * @throws UnsupportedConfigException if no backend fits, or the one asked for does not
+   * @since 0.1.0
+   */
+  public static LayerPlan plan(MoeConfig config, MoeOracle oracle, @Nullable String backend) {
+    return LayerPlan.of(config, oracle, backend);
+  }
+
   /** {@return the device it runs on; open as long as the layer is, unless the caller gave it} */
   public Device device() {
     return device;
@@ -138,6 +188,8 @@ public final class MoeLayer implements AutoCloseable {
    *     place; what the output then holds is undefined
    * @throws io.moe4j.api.MoeException if the backend or the device fails, whatever it threw; the
    *     message names it and its jar
+   * @throws io.moe4j.api.DeviceException if no scratch memory became free within the pool's
+   *     deadline, where it has one
    * @throws IllegalStateException if the layer is closed
    */
   public void forward(MoeForward request) {
@@ -146,9 +198,13 @@ public final class MoeLayer implements AutoCloseable {
       if (!admit(request)) {
         return;
       }
+      Events.Forward event = new Events.Forward();
+      event.begin();
+      long start = System.nanoTime();
       Scratch scratch = pool.borrow(layout.bytes());
+      event.scratchWait = System.nanoTime() - start;
       try {
-        compute(request, layout, scratch, device.defaultStream());
+        compute(request, layout, scratch, device.defaultStream(), event, start);
       } finally {
         pool.giveBack(scratch);
       }
@@ -166,6 +222,38 @@ public final class MoeLayer implements AutoCloseable {
       throw Faults.of(toString(), "could not read the request", e);
     }
     return request.hidden().size(0) > 0;
+  }
+
+  private void compute(
+      MoeForward request,
+      ScratchLayout at,
+      Scratch scratch,
+      DeviceStream stream,
+      Events.Forward event,
+      long start) {
+    boolean done = false;
+    try {
+      compute(request, at, scratch, stream);
+      done = true;
+    } finally {
+      long tokens = request.hidden().size(0);
+      if (done) {
+        forwards.increment();
+        tokensDone.add(tokens);
+        nanos.add(System.nanoTime() - start);
+      } else {
+        failures.increment();
+      }
+      event.end();
+      if (event.shouldCommit()) {
+        event.backend = selection.chosenBackend().name();
+        event.device = device.info().id().toString();
+        event.tokens = tokens;
+        event.lora = request.lora() != null && request.lora().hasLora();
+        event.failed = !done;
+        event.commit();
+      }
+    }
   }
 
   private void compute(
@@ -187,7 +275,9 @@ public final class MoeLayer implements AutoCloseable {
     gate.enter();
     try {
       if (admit(request)) {
-        compute(request, layout, scratch, stream);
+        Events.Forward event = new Events.Forward();
+        event.begin();
+        compute(request, layout, scratch, stream, event, System.nanoTime());
       }
     } finally {
       gate.leave();
@@ -406,9 +496,10 @@ public final class MoeLayer implements AutoCloseable {
                 + where.info().id());
       }
       LayerParts parts = LayerParts.prepare(config, used, who.catalog(), chosen, where, owned);
+      long bytes = WeightTensors.byteSize(used);
       // Elsewhere the weights have been uploaded.
       MappedSources read = ScratchPool.isHost(where) ? MappedSources.of(used) : MappedSources.none();
-      return new MoeLayer(selection, where, parts, used.router() != null, scratch, read);
+      return new MoeLayer(selection, where, parts, used.router() != null, scratch, read, bytes);
     }
 
     /** A given device is the only one that may be chosen for. */

@@ -103,6 +103,13 @@ public final class MoeOracle implements AutoCloseable {
       throw new UnsupportedConfigException(selection);
     }
     log(selection);
+    Events.Choice event = new Events.Choice();
+    if (event.isEnabled()) {
+      event.chosen = selection.chosenBackend().name();
+      event.requested = requested.orElse("");
+      event.summary = selection.summary();
+      event.commit();
+    }
     return selection;
   }
 
