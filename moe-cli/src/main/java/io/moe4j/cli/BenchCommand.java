@@ -337,6 +337,7 @@ final class BenchCommand implements Callable<Integer> {
 
   private void write(BenchReport report) {
     moe.terminal().print(json ? report.json() : null, report::markdown);
+    report.warning().ifPresent(w -> moe.note("Warning: " + w + "."));
     if (out == null) {
       return;
     }

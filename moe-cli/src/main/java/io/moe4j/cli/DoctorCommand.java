@@ -34,6 +34,9 @@ import picocli.CommandLine.ParentCommand;
             + " what to change. Ends with exit code 1 if something does not work.")
 final class DoctorCommand implements Callable<Integer> {
   private static final int NEEDED_JAVA = 25;
+
+  /** Turns the CPU backend's fast kernels off. */
+  private static final String CPU_SCALAR = "moe4j.cpu.scalar";
   private static final long SMALL_MEMORY = 4L << 30;
 
   @ParentCommand private Moe moe;
@@ -90,11 +93,15 @@ final class DoctorCommand implements Callable<Integer> {
         Machine.java() + ", " + System.getProperty("java.home"),
         Runtime.version().feature() >= NEEDED_JAVA ? "" : "install a JDK " + NEEDED_JAVA);
     boolean vectors = Machine.hasVectorModule();
+    String scalar = System.getProperty(CPU_SCALAR);
+    boolean turnedOff = scalar != null && !scalar.strip().equalsIgnoreCase("false");
     add(
-        vectors ? Verdict.OK : Verdict.SLOW,
+        vectors && !turnedOff ? Verdict.OK : Verdict.SLOW,
         "Vector API",
-        Machine.vectors(),
-        vectors ? "" : "start Java with --add-modules=jdk.incubator.vector");
+        Machine.vectors() + (turnedOff ? ", turned off by -D" + CPU_SCALAR + "=" + scalar : ""),
+        !vectors
+            ? "start Java with --add-modules=jdk.incubator.vector"
+            : turnedOff ? "leave out -D" + CPU_SCALAR : "");
     boolean access = DoctorCommand.class.getModule().isNativeAccessEnabled();
     add(
         access ? Verdict.OK : Verdict.NOTE,

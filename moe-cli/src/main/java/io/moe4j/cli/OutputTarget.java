@@ -56,6 +56,7 @@ final class OutputTarget {
     Path at = link;
     try {
       for (int i = 0; Files.isSymbolicLink(at); i++) {
+        requireNoDevice(what, at);
         if (i == MAX_LINKS) {
           throw new FileSystemLoopException(link.toString());
         }
@@ -66,6 +67,14 @@ final class OutputTarget {
       return Files.exists(at, LinkOption.NOFOLLOW_LINKS) ? at.toRealPath() : at.normalize();
     } catch (IOException e) {
       throw new CliException(ExitCode.OUTPUT, what + " leads nowhere: " + e, e);
+    }
+  }
+
+  /** {@code /dev/stdout} is a link to whatever file the shell has opened: not to be replaced. */
+  private static void requireNoDevice(String what, Path at) {
+    if ((at.startsWith("/dev") && !at.startsWith("/dev/shm")) || at.startsWith("/proc")) {
+      throw output(
+          what + " is a device, a pipe or a socket, which would be replaced by a file; name a file.");
     }
   }
 

@@ -50,14 +50,14 @@ final class SafeWriter extends Writer {
   }
 
   private static String safe(CharSequence text) {
-    if (text.codePoints().noneMatch(Text::isUnsafe)) {
+    if (text.codePoints().noneMatch(SafeWriter::isUnsafe)) {
       return text.toString();
     }
     StringBuilder s = new StringBuilder();
     text.codePoints()
         .forEach(c ->
             s.append(
-                !Text.isUnsafe(c)
+                !isUnsafe(c)
                     ? Character.toString(c)
                     : c <= 0xffff
                         ? String.format(ROOT, "\\u%04x", c)
@@ -67,6 +67,10 @@ final class SafeWriter extends Writer {
                             (int) Character.highSurrogate(c),
                             (int) Character.lowSurrogate(c))));
     return s.toString();
+  }
+
+  private static boolean isUnsafe(int c) {
+    return c != '\t' && Text.isUnsafe(c);
   }
 
   /** What does not fit follows below, further in than its line begins. */

@@ -172,7 +172,7 @@ final class HostileCliTest {
 
   private static void requireTame(Cli.Result r) {
     for (String text : List.of(r.out(), r.err())) {
-      assertThat(text.codePoints().filter(c -> c != '\n' && c != '\r' && Text.isUnsafe(c)))
+      assertThat(text.codePoints().filter(c -> c != '\n' && c != '\r' && c != '\t' && Text.isUnsafe(c)))
           .as(r.err())
           .isEmpty();
       assertThat(text.lines()).noneMatch(l -> l.startsWith("moe: all checks"));

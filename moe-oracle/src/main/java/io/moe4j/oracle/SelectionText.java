@@ -111,6 +111,7 @@ final class SelectionText {
         + machine(s)
         + "\n"
         + headline(s)
+        + s.chosen().map(c -> ": " + Printable.line(c.backend().description())).orElse("")
         + (s.candidates().isEmpty() && s.failures().isEmpty() ? "" : "\n\n" + table(rows));
   }
 
