@@ -4,6 +4,7 @@ module io.moe4j.checkpoint {
   requires static org.jspecify;
   requires com.fasterxml.jackson.core;
   requires com.fasterxml.jackson.databind;
+  requires re2j;
   requires org.slf4j;
 
   exports io.moe4j.checkpoint;

@@ -116,7 +116,7 @@ __device__ void dispatch(const T* hidden, const int* ids, const int* map, const 
 
 // out[t] = routed[t] + sigmoid(gate[t]) * shared[t]; no gate: factor 1; no shared: routed alone.
 template <class In, class Out>
-__device__ void finish(const In* routed, const float* shared, const float* gate, Out* out, int H) {
+__device__ void add_shared(const In* routed, const float* shared, const float* gate, Out* out, int H) {
   const size_t t = blockIdx.x;
   wait_for_predecessor();
   float g = gate == nullptr ? 1.0f : sigmoid(gate[t]);
@@ -148,8 +148,8 @@ using f32 = float;
     combine<A, B>(y, ids, map, pos_of, off, weights, out, K, H, num_global, E, max_rows, wide);                       \
   }                                                                                                                   \
   extern "C" __global__ void __launch_bounds__(256)                                                                   \
-      moe_finish_##A##_##B(const A* routed, const float* shared, const float* gate, B* out, int H) {                  \
-    finish<A, B>(routed, shared, gate, out, H);                                                                       \
+      moe_add_shared_##A##_##B(const A* routed, const float* shared, const float* gate, B* out, int H) {              \
+    add_shared<A, B>(routed, shared, gate, out, H);                                                                   \
   }
 
 TWO_TYPES(f32, f32)

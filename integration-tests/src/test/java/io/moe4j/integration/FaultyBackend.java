@@ -12,6 +12,7 @@ import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.CpuExpertsBackend;
@@ -59,11 +60,12 @@ final class FaultyBackend implements ExpertsBackend {
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new Faulty((LoraExperts) good.prepare(config, weights, device));
+    return new Faulty((ModularExperts) good.prepare(config, weights, device));
   }
 
-  private record Faulty(LoraExperts good, AtomicInteger calls) implements LoraExperts {
-    Faulty(LoraExperts good) {
+  private record Faulty(ModularExperts good, AtomicInteger calls)
+      implements ModularExperts, LoraExperts {
+    Faulty(ModularExperts good) {
       this(good, new AtomicInteger());
     }
 

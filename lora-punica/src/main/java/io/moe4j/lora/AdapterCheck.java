@@ -4,6 +4,7 @@ import io.moe4j.api.AdapterException;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Map;
 import java.util.SortedMap;
@@ -17,11 +18,12 @@ final class AdapterCheck {
    * Checks an adapter.
    *
    * @param layers configs by layer index
+   * @param punica who will apply it
    * @return what it does, by position in {@code layers}; null where it does nothing
    * @throws AdapterException naming adapter, layer, target, what is there and what fits
    */
   static @Nullable LoraLayer[] byOrdinal(
-      LoraAdapter adapter, SortedMap<Integer, MoeConfig> layers) {
+      LoraAdapter adapter, SortedMap<Integer, MoeConfig> layers, PunicaWrapper punica) {
     for (Integer index : adapter.layers().keySet()) {
       if (!layers.containsKey(index)) {
         throw new AdapterException(
@@ -42,6 +44,10 @@ final class AdapterCheck {
       layer
           .factors()
           .forEach((target, f) -> {
+            if (!punica.supports(target)) {
+              throw new AdapterException(
+                  who + "factors of " + target + " are not applied on this device");
+            }
             requireReadable(who + target + " a", f.a());
             requireReadable(who + target + " b", f.b());
           });

@@ -6,6 +6,7 @@ import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.lora.SlotsKey;
 import io.moe4j.api.platform.DeviceType;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -67,7 +68,7 @@ public final class AdapterRegistry implements AutoCloseable {
   private final @Nullable Transfers transfers;
   private final SlotTable slots;
   // One a layer: what its contexts have in common.
-  private final Object[] slotsKeys;
+  private final SlotsKey[] slotsKeys;
   // Read without, changed under the slot table's lock; generation only under it.
   private final ConcurrentHashMap<String, AdapterEntry> byName = new ConcurrentHashMap<>();
   private final AtomicReferenceArray<@Nullable AdapterEntry> byIndex;
@@ -84,7 +85,8 @@ public final class AdapterRegistry implements AutoCloseable {
       @Nullable Transfers transfers) {
     this.layers = b.layers;
     this.layerIndices = layers.keySet().stream().mapToInt(Integer::intValue).toArray();
-    this.slotsKeys = layers.values().stream().map(c -> new Object()).toArray();
+    this.slotsKeys =
+        layers.keySet().stream().map(l -> new SlotsKey("layer " + l)).toArray(SlotsKey[]::new);
     this.capacity = capacity;
     this.punica = punica;
     this.ownsPunica = ownsPunica;
@@ -114,7 +116,7 @@ public final class AdapterRegistry implements AutoCloseable {
    * @throws io.moe4j.api.DeviceException if the device's kind of host memory is short
    */
   public int load(LoraAdapter adapter) {
-    @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers);
+    @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers, punica);
     HostFactors packed = pack(checked);
     HostFactors unused = packed;
     List<Transfers.Leaving> dropped = List.of();
@@ -167,7 +169,7 @@ public final class AdapterRegistry implements AutoCloseable {
    * @throws io.moe4j.api.DeviceException if the device's kind of host memory is short
    */
   public void replace(LoraAdapter adapter) {
-    @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers);
+    @Nullable LoraLayer[] checked = AdapterCheck.byOrdinal(adapter, layers, punica);
     HostFactors packed = pack(checked);
     HostFactors unused = packed;
     List<Transfers.Leaving> dropped = List.of();
@@ -368,7 +370,11 @@ public final class AdapterRegistry implements AutoCloseable {
     return transfers;
   }
 
-  Object slotsKey(int ordinal) {
+  int layerIndex(int ordinal) {
+    return layerIndices[ordinal];
+  }
+
+  SlotsKey slotsKey(int ordinal) {
     return slotsKeys[ordinal];
   }
 

@@ -66,7 +66,7 @@ final class DeviceFactors implements Transfers.Factors {
   /** Makes a stream wait until a layer's factors are there. */
   void await(int ordinal, DeviceStream stream) {
     Device.Fence fence = pending.get(ordinal);
-    if (fence != null && !fence.holdBack(stream)) {
+    if (fence != null && !fence.makeWait(stream)) {
       pending.set(ordinal, null);
     }
   }

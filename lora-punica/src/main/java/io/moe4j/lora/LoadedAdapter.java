@@ -72,7 +72,7 @@ final class LoadedAdapter {
     if (!before.isEmpty()) {
       boolean any = false;
       for (Device.Fence f : before) {
-        any |= f.holdBack(stream);
+        any |= f.makeWait(stream);
       }
       if (!any) {
         readsBefore = List.of();

@@ -91,7 +91,7 @@ final class TokenMapping implements AutoCloseable {
     if (t != null && staging != null && tensor != null && size > 0) {
       Tensor from = Tensor.of(DType.I32, staging.memory(), size);
       MemorySegment.copy(slots, 0, from.segment(), ValueLayout.JAVA_INT, 0, size);
-      reads.holdBack(t.mappings());
+      reads.makeWait(t.mappings());
       t.device().copy(from, tensor, t.mappings());
       // Replays of a graph read it without asking whether it has arrived.
       t.mappings().synchronize();
@@ -106,7 +106,7 @@ final class TokenMapping implements AutoCloseable {
   @Override
   public void close() {
     Transfers t = transfers;
-    if (t != null && reads.holdBack(t.device().defaultStream())) {
+    if (t != null && reads.makeWait(t.device().defaultStream())) {
       t.device().defaultStream().synchronize();
     }
     readUntil(Device.Fence.DONE);

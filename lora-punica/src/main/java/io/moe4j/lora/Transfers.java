@@ -106,7 +106,7 @@ final class Transfers implements AutoCloseable {
       Leaving l = i.next();
       if (l.memory() instanceof DeviceFactors) {
         i.remove();
-        l.after().forEach(f -> f.holdBack(uploads));
+        l.after().forEach(f -> f.makeWait(uploads));
         l.memory().close();
         any = true;
       }
@@ -119,7 +119,7 @@ final class Transfers implements AutoCloseable {
   public synchronized void close() {
     if (!closed) {
       closed = true;
-      leaving.forEach(l -> l.after().forEach(f -> f.holdBack(uploads)));
+      leaving.forEach(l -> l.after().forEach(f -> f.makeWait(uploads)));
       uploads.synchronize();
       leaving.forEach(l -> l.memory().close());
       leaving.forEach(l -> l.after().forEach(Device.Fence::close));

@@ -6,6 +6,7 @@ import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.tensor.Tensor;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
@@ -46,11 +47,11 @@ class NoVectorModuleTest {
       Tensor y = Tensor.ofFloats(new float[2], 1, 2);
       CpuPunicaWrapper.shared()
           .addLoraLinear(
-              new TestContext(List.of(layer), Tensor.ofInts(new int[1], 1)),
-              LoraTarget.SHARED_UP,
-              y,
-              Tensor.ofFloats(new float[] {1, 2, 3}, 1, 3),
-              true,
+              PunicaWrapper.Linear.of(
+                  new TestContext(List.of(layer), Tensor.ofInts(new int[1], 1)),
+                  LoraTarget.SHARED_UP,
+                  y,
+                  Tensor.ofFloats(new float[] {1, 2, 3}, 1, 3)),
               DeviceStream.HOST);
       System.out.println(FloatKernels.best().getClass().getSimpleName());
       System.out.println(java.util.Arrays.toString(y.toFloats()));

@@ -107,7 +107,7 @@ final class RecordingDevice extends FakeDevice {
     }
 
     @Override
-    public boolean holdBack(DeviceStream stream) {
+    public boolean makeWait(DeviceStream stream) {
       if (isDone()) {
         return false;
       }

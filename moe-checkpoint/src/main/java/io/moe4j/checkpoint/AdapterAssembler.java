@@ -9,6 +9,7 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.Arena;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.EnumMap;
@@ -20,6 +21,9 @@ import java.util.function.Function;
 
 /** Packs contributions from a file into the factors of a {@link LoraAdapter}. */
 final class AdapterAssembler {
+  /** Adapters that take no more may have grown as they like. */
+  private static final double UNQUESTIONED_BYTES = 1L << 30;
+
   /** All experts at once. */
   static final int ALL = -1;
 
@@ -43,12 +47,19 @@ final class AdapterAssembler {
   }
 
   private final String name;
+  private final String who;
   private final Map<Integer, Map<LoraTarget, List<Contribution>>> byPlace = new TreeMap<>();
   private final List<String> notes = new ArrayList<>();
   private final List<AdapterReport.TargetEntry> targets = new ArrayList<>();
 
-  AdapterAssembler(String name, List<Contribution> contributions) {
+  /**
+   * @param name the caller's name for the adapter
+   * @param directory where it is, for messages
+   * @param contributions what it holds
+   */
+  AdapterAssembler(String name, Path directory, List<Contribution> contributions) {
     this.name = name;
+    this.who = "adapter '" + name + "' (" + directory + ")";
     for (Contribution c : contributions) {
       byPlace
           .computeIfAbsent(c.layer(), l -> new EnumMap<>(LoraTarget.class))
@@ -70,12 +81,9 @@ final class AdapterAssembler {
    *
    * @param configs the model's layers
    * @param arena gets the memory
-   * @param maxBytes refuse to allocate more
    * @param progress told about each layer
    */
-  LoraAdapter assemble(
-      Map<Integer, MoeConfig> configs, Arena arena, long maxBytes, LoadProgress progress) {
-    requireBytes(configs, maxBytes);
+  LoraAdapter assemble(Map<Integer, MoeConfig> configs, Arena arena, LoadProgress progress) {
     Map<Integer, LoraLayer> layers = new TreeMap<>();
     for (Map.Entry<Integer, Map<LoraTarget, List<Contribution>>> e : byPlace.entrySet()) {
       MoeConfig config = configs.get(e.getKey());
@@ -86,10 +94,10 @@ final class AdapterAssembler {
       Map<LoraTarget, LoraFactors> factors = new EnumMap<>(LoraTarget.class);
       e.getValue()
           .forEach((target, list) -> {
-            long before = packedA.size();
+            boolean sharedA =
+                list.getFirst().expert() == ALL && packedA.containsKey(list.getFirst().a());
             LoraFactors packed = pack(target, list, config.numExperts(), packedA, arena);
             factors.put(target, packed);
-            boolean sharedA = list.size() == 1 && packedA.size() == before;
             targets.add(entry(list, packed, sharedA));
           });
       layers.put(e.getKey(), new LoraLayer(factors));
@@ -98,7 +106,15 @@ final class AdapterAssembler {
     return new LoraAdapter(name, layers);
   }
 
-  private void requireBytes(Map<Integer, MoeConfig> configs, long maxBytes) {
+  /**
+   * Checks what the factors will take, before anything is read or taken.
+   *
+   * @param configs the model's layers
+   * @param policy the limits
+   * @param fileBytes what the adapter takes as a file
+   */
+  void requireBytes(Map<Integer, MoeConfig> configs, AdapterPolicy policy, long fileBytes) {
+    long maxBytes = policy.maxBytes();
     double bytes = 0;
     for (Map.Entry<Integer, Map<LoraTarget, List<Contribution>>> e : byPlace.entrySet()) {
       MoeConfig config = configs.get(e.getKey());
@@ -111,8 +127,16 @@ final class AdapterAssembler {
     }
     if (bytes > maxBytes) {
       throw new AdapterException(
-          "adapter '%s' would take up to %.0f bytes in memory; the policy's maxBytes is %d"
-              .formatted(name, bytes, maxBytes));
+          "%s would take up to %.0f bytes in memory; the policy's maxBytes is %d"
+              .formatted(who, bytes, maxBytes));
+    }
+    double growth = bytes / Math.max(1, fileBytes);
+    if (bytes > UNQUESTIONED_BYTES && growth > policy.maxGrowth()) {
+      throw new AdapterException(
+          ("%s has %d bytes and would take up to %.0f in memory, %.0f times as much (it has"
+                  + " factors for few of the experts, and memory is taken for all); the policy's"
+                  + " maxGrowth is %d")
+              .formatted(who, fileBytes, bytes, growth, policy.maxGrowth()));
     }
   }
 
@@ -222,9 +246,8 @@ final class AdapterAssembler {
   private void requireFinite(boolean finite, Contribution c) {
     if (!finite) {
       throw new AdapterException(
-          "adapter '"
-              + name
-              + "': "
+          who
+              + ": "
               + c.source()
               + " holds NaN or infinite values, or becomes infinite with its scale "
               + c.scale());

@@ -10,6 +10,7 @@ import java.util.ArrayList;
 import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
@@ -28,6 +29,7 @@ import java.util.Set;
  * @param targetParameters parameter names, for factors of fused experts
  * @param modulesToSave modules that are stored as a whole
  * @param bias which biases are stored: none, all or lora_only
+ * @param fused how experts are folded into the factors of fused parameters
  * @param variants kinds of LoRA that this library does not compute and that the adapter uses, in
  *     words
  */
@@ -43,9 +45,13 @@ public record AdapterConfig(
     List<String> targetParameters,
     List<String> modulesToSave,
     String bias,
+    FusedLayout fused,
     List<String> variants) {
   /** The file's name. */
   public static final String FILE = "adapter_config.json";
+
+  /** Modules and parameters that are named one by one: real lists have a few dozen. */
+  private static final int MAX_LIST = 10_000;
 
   /** Keys whose presence (not null, false or empty) means another kind of LoRA. */
   private static final Map<String, String> VARIANTS =
@@ -92,8 +98,12 @@ public record AdapterConfig(
               + "; a PEFT adapter is a directory with "
               + FILE);
     }
+    if (!Files.exists(file)) {
+      throw new CheckpointException(file + " does not exist" + Folders.hint(directory, FILE));
+    }
     ObjectNode json = StrictJson.readObject(file, StrictJson.MAX_CONFIG_BYTES);
     ModelConfig config = new ModelConfig(file.toString(), json);
+    requirePeft(directory, file, config);
     String type = config.optionalString("peft_type").orElse("LORA");
     if (!type.equals("LORA")) {
       throw new AdapterException(
@@ -112,7 +122,58 @@ public record AdapterConfig(
         strings(file, json, "target_parameters"),
         strings(file, json, "modules_to_save"),
         config.optionalString("bias").orElse("none"),
+        fused(config),
         variants(json));
+  }
+
+  /** mlx-lm writes a file of the same name, with other keys, beside weights in another form. */
+  private static void requirePeft(Path directory, Path file, ModelConfig config) {
+    boolean mlx =
+        config.has("lora_parameters")
+            || config.has("fine_tune_type")
+            || (!config.has("peft_type") && Files.exists(directory.resolve("adapters.safetensors")));
+    if (mlx && !config.has("peft_type")) {
+      throw new AdapterException(
+          file
+              + " is of an mlx-lm adapter (lora_parameters, adapters.safetensors), not of a PEFT"
+              + " adapter, and is not read here; convert it to PEFT's form");
+    }
+  }
+
+  private static FusedLayout fused(ModelConfig config) {
+    Optional<String> a = config.optionalString("lora_A_layout");
+    Optional<String> b = config.optionalString("lora_B_layout");
+    Optional<ModelConfig> detail = config.optionalObject("unsloth_fused_expert_lora");
+    Map<String, FusedLayout.Parameter> byParameter = new LinkedHashMap<>();
+    if (detail.isPresent()) {
+      a = a.or(() -> detail.get().optionalString("lora_A_layout"));
+      b = b.or(() -> detail.get().optionalString("lora_B_layout"));
+      Optional<ModelConfig> parameters = detail.get().optionalObject("parameters");
+      for (String name : parameters.map(ModelConfig::keys).orElse(List.of())) {
+        parameters
+            .flatMap(p -> p.optionalObject(name))
+            .ifPresent(p ->
+                byParameter.put(
+                    name,
+                    new FusedLayout.Parameter(
+                        p.optionalString("lora_A_layout"),
+                        p.optionalString("lora_B_layout"),
+                        p.has("num_experts")
+                            ? Optional.of(p.requireInt("num_experts"))
+                            : Optional.empty())));
+      }
+    }
+    boolean ofUnsloth =
+        config.keys().stream().anyMatch(AdapterConfig::namesUnsloth)
+            || config
+                .optionalObject("auto_mapping")
+                .map(m -> m.keys().stream().anyMatch(AdapterConfig::namesUnsloth))
+                .orElse(false);
+    return new FusedLayout(a, b, byParameter, ofUnsloth);
+  }
+
+  private static boolean namesUnsloth(String key) {
+    return key.toLowerCase(Locale.ROOT).contains("unsloth");
   }
 
   private static List<String> variants(ObjectNode json) {
@@ -151,7 +212,8 @@ public record AdapterConfig(
               + ": '"
               + key
               + "' is "
-              + (node.isMissingNode() ? "missing" : StrictJson.shorten(node.toString()))
+              + (node.isTextual() ? "the string " : "")
+              + JsonTree.text(node)
               + ", must be a finite number");
     }
     return node.doubleValue();
@@ -165,7 +227,7 @@ public record AdapterConfig(
     }
     if (!node.isObject()) {
       throw new CheckpointException(
-          file + ": '" + key + "' is a JSON " + node.getNodeType() + ", must be an object");
+          file + ": '" + key + "' is " + JsonTree.text(node) + ", must be an object");
     }
     for (Map.Entry<String, JsonNode> e : node.properties()) {
       values.put(
@@ -180,6 +242,11 @@ public record AdapterConfig(
     if (node.isTextual()) {
       values.add(node.textValue());
     } else if (node.isArray()) {
+      if (node.size() > MAX_LIST) {
+        throw new CheckpointException(
+            file + ": '" + key + "' has " + node.size() + " entries; accepted are at most "
+                + MAX_LIST);
+      }
       for (JsonNode n : node) {
         if (!n.isTextual()) {
           throw wrongStrings(file, key, n);
@@ -197,8 +264,8 @@ public record AdapterConfig(
         file
             + ": '"
             + key
-            + "' holds a JSON "
-            + found.getNodeType()
+            + "' holds "
+            + JsonTree.text(found)
             + ", must be a list of strings, or a string");
   }
 }

@@ -7,7 +7,8 @@ import java.util.regex.Pattern;
  * A tensor's name in an adapter file, taken apart.
  *
  * @param tensor the whole name
- * @param module the module it belongs to, without PEFT's prefix
+ * @param module the module it belongs to, without PEFT's prefix and without the segments of
+ *     PyTorch's wrappers
  * @param part which part of the module's adapter it is
  */
 record AdapterKey(String tensor, String module, Part part) {
@@ -36,7 +37,10 @@ record AdapterKey(String tensor, String module, Part part) {
       Pattern.compile("(.+)\\.lora_embedding_[AB](?:\\.[^.]+){0,2}");
 
   static AdapterKey parse(String tensor) {
-    String name = tensor.startsWith(PREFIX) ? tensor.substring(PREFIX.length()) : tensor;
+    String name = WrapperSegments.strip(tensor);
+    while (name.startsWith(PREFIX)) {
+      name = name.substring(PREFIX.length());
+    }
     Matcher factor = FACTOR.matcher(name);
     if (factor.matches()) {
       boolean bias = "bias".equals(factor.group(3));

@@ -8,11 +8,14 @@ import io.moe4j.checkpoint.AdapterAssembler.Contribution;
 import io.moe4j.checkpoint.AdapterPolicy.Action;
 import io.moe4j.checkpoint.AdapterReport.Disposition;
 import io.moe4j.checkpoint.AdapterReport.TensorEntry;
+import io.moe4j.checkpoint.CheckpointLayout.FusedParameter;
 import io.moe4j.checkpoint.CheckpointLayout.FusedParameter.Kind;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.EnumSet;
 import java.util.HashMap;
 import java.util.HashSet;
+import java.util.IdentityHashMap;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -20,6 +23,7 @@ import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
 import java.util.Set;
+import java.util.TreeMap;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
@@ -91,44 +95,71 @@ final class AdapterPlan {
       return factor;
     }
 
+    /** Tensors that shapes have not been checked of yet, but that can be spoken of as 32 bits. */
+    boolean isTooLarge() {
+      return Stream.of(Optional.ofNullable(a), Optional.ofNullable(b))
+          .flatMap(Optional::stream)
+          .anyMatch(t -> Arrays.stream(t.shape()).anyMatch(n -> n > Integer.MAX_VALUE));
+    }
+
     /** {@code [0]}: nothing but a mark that the module has no such projection. */
-    boolean isPlaceholder() {
+    boolean isEmpty() {
       return Stream.of(Optional.ofNullable(a), Optional.ofNullable(b))
           .flatMap(Optional::stream)
           .allMatch(t -> t.dims() == 1 && t.size(0) == 0);
     }
   }
 
+  /** Why a tensor is not applied: who decides what that means. */
+  private enum Fate {
+    /** Refused whatever the policy. */
+    DAMAGE,
+    /** The policy decides for what is in a block. */
+    IN_BLOCK,
+    /** The policy decides for what is outside. */
+    OUTSIDE,
+    /** Left out whatever the policy. */
+    SKIP
+  }
+
   private final AdapterConfig config;
   private final AdapterTargetModel model;
   private final AdapterPolicy policy;
   private final Map<String, Tensor> tensors;
+  private final Map<String, String> unreadable;
+  private final Map<String, AdapterKey> keys = new LinkedHashMap<>();
   private final ModulePlaces places;
   private final AdapterScales scales;
   private final Map<String, Pair> pairs = new LinkedHashMap<>();
   private final Map<String, String> spoiled = new HashMap<>();
   private final Map<String, TensorEntry> entries = new LinkedHashMap<>();
-  private final List<Contribution> contributions = new ArrayList<>();
-  private final Set<String> notes = new LinkedHashSet<>();
+  private final Map<Pair, List<Contribution>> contributions = new LinkedHashMap<>();
+  private final LinkedHashSet<String> notes = new LinkedHashSet<>();
+  private Optional<String> promise = Optional.empty();
+  private boolean leftOutOfBlocks;
+  private final Set<Fate> refusals = EnumSet.noneOf(Fate.class);
   private final Map<String, Pair> owners = new HashMap<>();
 
   AdapterPlan(
       AdapterConfig config,
       AdapterTargetModel model,
       AdapterPolicy policy,
-      Map<String, Tensor> tensors,
+      ShardedTensors file,
       String where) {
     this.config = config;
     this.model = model;
     this.policy = policy;
-    this.tensors = tensors;
-    this.places = new ModulePlaces(model);
+    this.tensors = file.tensors();
+    this.unreadable = file.problems();
+    tensors.keySet().forEach(t -> keys.put(t, AdapterKey.parse(t)));
+    unreadable.keySet().forEach(t -> keys.put(t, AdapterKey.parse(t)));
+    this.places = new ModulePlaces(model, keys.values().stream().map(AdapterKey::module).toList());
     this.scales = new AdapterScales(config, where, notes);
   }
 
   /** One entry a tensor, in the order of the file. */
   List<TensorEntry> entries() {
-    return tensors.keySet().stream().map(this::entry).toList();
+    return keys.keySet().stream().map(this::entry).toList();
   }
 
   private TensorEntry entry(String tensor) {
@@ -140,11 +171,24 @@ final class AdapterPlan {
   }
 
   List<Contribution> contributions() {
-    return contributions;
+    return contributions.values().stream().flatMap(List::stream).toList();
   }
 
   Set<String> notes() {
     return notes;
+  }
+
+  /** Which policy would load the adapter; empty if it is not refused. */
+  String advice() {
+    if (refusals.isEmpty()) {
+      return "";
+    }
+    if (refusals.contains(Fate.DAMAGE)) {
+      return "no policy loads what is damaged";
+    }
+    return refusals.contains(Fate.IN_BLOCK)
+        ? "AdapterPolicy.LENIENT loads the rest, which is another model than was trained"
+        : "AdapterPolicy.DEFAULT leaves that out, which does not change the MoE blocks";
   }
 
   void run() {
@@ -152,8 +196,10 @@ final class AdapterPlan {
     SharedFactors.lend(pairs.values());
     WrapperResolver wrappers = new WrapperResolver(config, model, policy, scales, notes);
     for (Pair pair : pairs.values()) {
-      if (pair.isPlaceholder()) {
-        record(pair, Action.SKIP, "an empty placeholder");
+      if (pair.isEmpty()) {
+        recordEmpty(pair);
+      } else if (pair.isTooLarge()) {
+        record(pair, Fate.DAMAGE, "a side of its factors is over " + Integer.MAX_VALUE);
       } else if (pair.place instanceof ModulePlace.Wrapper wrapper) {
         attempt(
             pair,
@@ -172,6 +218,92 @@ final class AdapterPlan {
     for (Pair pair : pairs.values()) {
       if (!pair.borrowers.isEmpty()) {
         recordLent(pair);
+      }
+    }
+    requirePromised(wrappers);
+  }
+
+  /**
+   * Where a layer has factors for one of the experts' parameters that the config targets, it has
+   * them for all; an adapter that has none at all was saved without them. What is in a block and
+   * left out for other reasons may be what is missing, so nothing is said then.
+   */
+  private void requirePromised(WrapperResolver wrappers) {
+    if (!refusals.isEmpty() || leftOutOfBlocks) {
+      return;
+    }
+    Map<Integer, Set<LoraTarget>> byLayer = new TreeMap<>();
+    contributions().stream()
+        .filter(c -> c.target().isRouted())
+        .forEach(c ->
+            byLayer
+                .computeIfAbsent(c.layer(), l -> EnumSet.noneOf(LoraTarget.class))
+                .add(c.target()));
+    Set<String> missing = new LinkedHashSet<>();
+    for (int layer : byLayer.isEmpty() ? model.layers().keySet() : byLayer.keySet()) {
+      Set<LoraTarget> there = byLayer.getOrDefault(layer, Set.of());
+      for (FusedParameter p : wrappers.targeted(layer)) {
+        boolean down = p.kind() == Kind.DOWN;
+        if (there.stream().noneMatch(t -> (t == LoraTarget.DOWN) == down)) {
+          missing.add(p.name() + " of layer " + layer);
+        }
+      }
+    }
+    if (!missing.isEmpty()) {
+      notes.add(
+          "target_parameters name parameters of the experts that the file holds no factors for: "
+              + StrictJson.shorten(String.join(", ", missing)));
+      if (policy.inBlock() == Action.REFUSE) {
+        refusals.add(Fate.IN_BLOCK);
+        promise = Optional.of(notes.getLast());
+      }
+    }
+  }
+
+  /** What the config promises and the file lacks, if that refuses the adapter. */
+  Optional<String> brokenPromise() {
+    return promise;
+  }
+
+  /** Nothing for a module that the model lacks is harmless; nothing for one it has is damage. */
+  private void recordEmpty(Pair pair) {
+    if (places.isAbsent(pair.module, pair.place)) {
+      record(pair, Fate.SKIP, "an empty placeholder for what the model lacks");
+    } else if (pair.place instanceof ModulePlace.Unappliable u) {
+      record(pair, Fate.IN_BLOCK, u.reason());
+    } else {
+      record(
+          pair,
+          Fate.DAMAGE,
+          "its factors are empty, [0]: a file saved under DeepSpeed ZeRO-3 or FSDP without gathering"
+              + " the parameters looks like this");
+    }
+  }
+
+  /**
+   * Refuses pairs with NaN or infinite values. Reads every element, so it comes after the shapes
+   * and what they will take have been checked.
+   */
+  void requireFinite() {
+    if (!contributions.isEmpty()
+        && contributions().stream().map(Contribution::b).allMatch(FactorPacker::isZero)) {
+      notes.add(
+          "every lora_B is zero, so this adapter changes nothing: it was not trained, or was saved"
+              + " before it was");
+    }
+    IdentityHashMap<Tensor, Boolean> finite = new IdentityHashMap<>();
+    for (Pair pair : List.copyOf(contributions.keySet())) {
+      try {
+        if (!finite.computeIfAbsent(pair.a(), FactorPacker::isFinite)
+            || !finite.computeIfAbsent(pair.b(), FactorPacker::isFinite)) {
+          throw Problem.damage("it holds NaN or infinite values");
+        }
+      } catch (Problem p) {
+        contributions.remove(pair);
+        record(pair, Fate.DAMAGE, p.reason);
+        if (pair.lender != null) {
+          record(pair.lender, Fate.DAMAGE, p.reason);
+        }
       }
     }
   }
@@ -203,12 +335,19 @@ final class AdapterPlan {
   }
 
   private void collect() {
-    for (String tensor : tensors.keySet()) {
-      AdapterKey key = AdapterKey.parse(tensor);
-      ModulePlace place = places.find(key.module());
+    Map<String, ModulePlace> found = new HashMap<>();
+    int emptyOutside = 0;
+    for (AdapterKey key : keys.values()) {
+      String tensor = key.tensor();
+      ModulePlace place = found.computeIfAbsent(key.module(), places::find);
       boolean factor = key.part() == AdapterKey.Part.A || key.part() == AdapterKey.Part.B;
       if (place instanceof ModulePlace.Outside outside) {
-        record(tensor, policy.outside(), outside.reason());
+        record(tensor, Fate.OUTSIDE, outside.reason());
+        Tensor t = tensors.get(tensor);
+        emptyOutside += factor && t != null && t.elementCount() == 0 ? 1 : 0;
+      } else if (unreadable.containsKey(tensor)) {
+        record(tensor, Fate.DAMAGE, "it " + unreadable.get(tensor));
+        spoiled.put(key.module(), "a tensor that cannot be read");
       } else if (factor) {
         Pair pair = pairs.computeIfAbsent(key.module(), m -> new Pair(m, place));
         addFactor(pair, key);
@@ -221,8 +360,14 @@ final class AdapterPlan {
               default -> "a weight or bias of the block itself (modules_to_save or bias)";
             };
         spoiled.put(key.module(), reason);
-        record(tensor, policy.inBlock(), reason);
+        record(tensor, Fate.IN_BLOCK, reason);
       }
+    }
+    if (emptyOutside > 0) {
+      notes.add(
+          emptyOutside
+              + " factors outside the MoE blocks are empty; the file may have been saved without"
+              + " gathering the parameters");
     }
   }
 
@@ -230,7 +375,7 @@ final class AdapterPlan {
     Tensor tensor = tensors.get(key.tensor());
     boolean isA = key.part() == AdapterKey.Part.A;
     if ((isA ? pair.aName : pair.bName) != null) {
-      record(key.tensor(), Action.REFUSE, "a second lora_" + key.part() + " for " + pair.source());
+      record(key.tensor(), Fate.DAMAGE, "a second lora_" + key.part() + " for " + pair.source());
     } else if (isA) {
       pair.aName = key.tensor();
       pair.a = tensor;
@@ -249,29 +394,44 @@ final class AdapterPlan {
     try {
       step.run();
     } catch (Problem p) {
-      record(pair, p.damage ? Action.REFUSE : policy.inBlock(), p.reason);
+      record(pair, p.damage ? Fate.DAMAGE : Fate.IN_BLOCK, p.reason);
     }
   }
 
-  private void record(Pair pair, Action action, String reason) {
+  private void record(Pair pair, Fate fate, String reason) {
     if (pair.aName != null) {
-      record(pair.aName, action, reason);
+      record(pair.aName, fate, reason);
     }
     if (pair.bName != null) {
-      record(pair.bName, action, reason);
+      record(pair.bName, fate, reason);
     }
   }
 
-  private void record(String tensor, Action action, String reason) {
+  private void record(String tensor, Fate fate, String reason) {
+    boolean refused =
+        switch (fate) {
+          case DAMAGE -> true;
+          case IN_BLOCK -> policy.inBlock() == Action.REFUSE;
+          case OUTSIDE -> policy.outside() == Action.REFUSE;
+          case SKIP -> false;
+        };
+    if (refused) {
+      refusals.add(fate);
+    }
+    leftOutOfBlocks |= fate == Fate.IN_BLOCK;
     entries.put(
         tensor,
         new TensorEntry(
             tensor,
-            String.valueOf(tensors.get(tensor)),
-            action == Action.REFUSE ? Disposition.REFUSED : Disposition.SKIPPED,
+            described(tensor),
+            refused ? Disposition.REFUSED : Disposition.SKIPPED,
             Optional.empty(),
             Set.of(),
             reason));
+  }
+
+  private String described(String tensor) {
+    return tensors.containsKey(tensor) ? String.valueOf(tensors.get(tensor)) : "not read";
   }
 
   /** What holds for every pair in a block, before its shapes are looked at. */
@@ -279,14 +439,16 @@ final class AdapterPlan {
     if (pair.place instanceof ModulePlace.Unappliable u) {
       throw Problem.unappliable(u.reason());
     }
+    if (pair.place instanceof ModulePlace.Router && !policy.applyRouter()) {
+      throw Problem.unappliable(
+          "the router; changing it changes who computes a token, which"
+              + " AdapterPolicy.withRouter(true) allows");
+    }
     Tensor a = pair.a();
     Tensor b = pair.b();
     for (Tensor t : List.of(a, b)) {
       if (t.dtype() != DType.F32 && t.dtype() != DType.BF16 && t.dtype() != DType.F16) {
         throw Problem.damage("its factors are " + t.dtype() + "; accepted are F32, BF16 and F16");
-      }
-      if (!FactorPacker.isFinite(t)) {
-        throw Problem.damage("it holds NaN or infinite values");
       }
     }
     if (!config.variants().isEmpty()) {
@@ -308,6 +470,8 @@ final class AdapterPlan {
         switch (pair.place) {
           case ModulePlace.Expert e -> single(pair, e.layer(), e.target(), e.expert());
           case ModulePlace.ExpertGateUp e -> gateUp(pair, e);
+          case ModulePlace.Router r ->
+              single(pair, r.layer(), LoraTarget.ROUTER, AdapterAssembler.ALL);
           case ModulePlace.Dense d -> single(pair, d.layer(), d.target(), AdapterAssembler.ALL);
           case ModulePlace.Wrapper w -> wrappers.resolve(pair);
           case ModulePlace.Named n ->
@@ -324,7 +488,7 @@ final class AdapterPlan {
       }
     }
     requireUnclaimed(pair, found);
-    contributions.addAll(found);
+    contributions.put(pair, found);
     Set<LoraTarget> targets = EnumSet.noneOf(LoraTarget.class);
     found.forEach(c -> targets.add(c.target()));
     Contribution first = found.getFirst();

@@ -17,6 +17,7 @@ import java.util.Set;
  * @param tensors one entry a tensor, in the order of the file
  * @param targets what is applied, by layer
  * @param notes remarks: padded ranks, missing experts, versions that contradict shapes
+ * @param advice for an adapter that is refused, which policy would load it, if any; else empty
  */
 public record AdapterReport(
     String name,
@@ -24,7 +25,8 @@ public record AdapterReport(
     AdapterConfig config,
     List<TensorEntry> tensors,
     List<TargetEntry> targets,
-    List<String> notes) {
+    List<String> notes,
+    String advice) {
 
   /** What became of a tensor. */
   public enum Disposition {
@@ -54,6 +56,8 @@ public record AdapterReport(
       Set<LoraTarget> targets,
       String reason) {
     /**
+     * Checks and copies the components.
+     *
      * @param tensor its name
      * @param described dtype and shape
      * @param disposition what became of it
@@ -105,7 +109,7 @@ public record AdapterReport(
 
   /** {@return whether nothing keeps the adapter from loading} */
   public boolean accepted() {
-    return tensors.stream().noneMatch(t -> t.disposition() == Disposition.REFUSED);
+    return advice.isEmpty();
   }
 
   /** {@return memory that the loaded factors take, in bytes} */

@@ -23,6 +23,8 @@ public record BlockPath(String template) {
   public record Match(String root, int layer, String rest) {}
 
   /**
+   * Checks the components.
+   *
    * @param template must contain {@code {L}} once, between dots
    */
   public BlockPath {
@@ -51,16 +53,26 @@ public record BlockPath(String template) {
    * @return root, layer and the rest; empty if the name is not in such a block
    */
   public Optional<Match> match(String name) {
-    int at = template.indexOf(LAYER);
-    String before = template.substring(0, at);
-    String after = template.substring(at + LAYER.length()) + ".";
+    return match(name, template.substring(template.indexOf(LAYER) + LAYER.length()) + ".");
+  }
+
+  /**
+   * Reads a name that lies in a layer, in the block or beside it; the rest is what follows the
+   * layer index.
+   */
+  Optional<Match> matchLayer(String name) {
+    return match(name, ".");
+  }
+
+  private Optional<Match> match(String name, String after) {
+    String before = template.substring(0, template.indexOf(LAYER));
     for (int i = name.indexOf(before); i >= 0; i = name.indexOf(before, i + 1)) {
       if (i > 0 && name.charAt(i - 1) != '.') {
         continue;
       }
       int digits = i + before.length();
       int end = digits;
-      while (end < name.length() && Character.digit(name.charAt(end), 10) >= 0) {
+      while (end < name.length() && name.charAt(end) >= '0' && name.charAt(end) <= '9') {
         end++;
       }
       int length = end - digits;
@@ -74,6 +86,11 @@ public record BlockPath(String template) {
       }
     }
     return Optional.empty();
+  }
+
+  /** The path in one layer. */
+  String of(int layer) {
+    return template.replace(LAYER, Integer.toString(layer));
   }
 
   @Override

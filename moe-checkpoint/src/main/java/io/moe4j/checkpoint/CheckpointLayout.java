@@ -9,6 +9,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -67,6 +68,41 @@ public final class CheckpointLayout {
      */
     default int numLayers(ModelConfig config) {
       return config.requireInt("num_hidden_layers");
+    }
+
+    /**
+     * The width of the shared expert that the config promises. The files must hold just that.
+     *
+     * @param config the language model's part of config.json
+     * @param layer layer index
+     * @return {@code I_s}, 0 for none, empty where the config does not say
+     */
+    default OptionalInt sharedExpertSize(ModelConfig config, int layer) {
+      return OptionalInt.empty();
+    }
+
+    /**
+     * Whether the shared expert has biases by the config. The files must then hold them; if not,
+     * they may.
+     *
+     * @param config the language model's part of config.json
+     * @param layer layer index
+     * @return false unless the config says otherwise
+     */
+    default boolean hasSharedExpertBias(ModelConfig config, int layer) {
+      return false;
+    }
+
+    /**
+     * Whether the router has its bias by the config; asked only of layouts that name one. The files
+     * must then hold it; if not, they may.
+     *
+     * @param config the language model's part of config.json
+     * @param layer layer index
+     * @return true unless the config says otherwise
+     */
+    default boolean hasRouterBias(ModelConfig config, int layer) {
+      return true;
     }
   }
 

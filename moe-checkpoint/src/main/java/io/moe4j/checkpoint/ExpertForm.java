@@ -5,6 +5,15 @@ import java.util.Optional;
 
 /** One way in which a block's routed experts are stored. Names are relative to the block. */
 public sealed interface ExpertForm {
+  /** {@return the name of one of its tensors, with {@code {E}} for the expert, for messages} */
+  default String example() {
+    return switch (this) {
+      case PerExpert p -> p.up();
+      case Stacked s -> s.w13();
+      case Mxfp4Stacked m -> m.w13() + Mxfp4Stacked.BLOCKS;
+    };
+  }
+
   /** Which way round a stacked matrix is stored. */
   enum Orientation {
     /** {@code [E, out, in]}: rows are outputs. */
@@ -25,6 +34,8 @@ public sealed interface ExpertForm {
     static final String EXPERT = "{E}";
 
     /**
+     * Checks the components.
+     *
      * @param gate template or empty
      * @param up template
      * @param down template

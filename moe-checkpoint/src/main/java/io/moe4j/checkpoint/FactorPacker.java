@@ -91,6 +91,26 @@ final class FactorPacker {
     return true;
   }
 
+  /**
+   * Whether every element is zero; ends at the first that is not.
+   *
+   * @param t F32, BF16 or F16, 3-D, any strides
+   */
+  static boolean isZero(Tensor t) {
+    MemorySegment from = segment(t);
+    for (long x = 0; x < t.size(0); x++) {
+      for (long y = 0; y < t.size(1); y++) {
+        for (long z = 0; z < t.size(2); z++) {
+          long at = x * t.stride(0) + y * t.stride(1) + z * t.stride(2);
+          if (load(from, t, at) != 0) {
+            return false;
+          }
+        }
+      }
+    }
+    return true;
+  }
+
   private static boolean isPowerOfTwo(double scale) {
     return Double.isFinite(scale)
         && scale != 0

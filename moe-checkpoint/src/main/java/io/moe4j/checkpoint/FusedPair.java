@@ -2,6 +2,7 @@ package io.moe4j.checkpoint;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.checkpoint.AdapterPolicy.FusedOrder;
 import io.moe4j.checkpoint.AdapterPolicy.FusedSide;
 import io.moe4j.checkpoint.CheckpointLayout.FusedParameter;
 import io.moe4j.checkpoint.ExpertForm.Orientation;
@@ -11,8 +12,9 @@ import java.util.Set;
 
 /**
  * A pair of 2-D factors with all experts folded in, as PEFT writes it for a stored parameter {@code
- * [E, dim1, dim2]}: A {@code [E*r, a]} with expert-major rows, B {@code [b, r*E]} with rank-major
- * columns (column {@code j*E + e}). {@code a} is one of the dimensions and {@code b} the other.
+ * [E, dim1, dim2]}: A {@code [E*r, a]} with rows grouped by expert (row {@code e*r + j}), B {@code
+ * [b, r*E]} with rank-major columns (column {@code j*E + e}); other writers have other orders.
+ * {@code a} is one of the dimensions and {@code b} the other.
  *
  * @param a the file's lora_A
  * @param b the file's lora_B
@@ -30,7 +32,7 @@ record FusedPair(Tensor a, Tensor b, int rank, boolean aShared, boolean bShared)
    * @param experts {@code E}
    * @param configRank the rank that adapter_config.json gives, which decides where shapes leave two
    *     readings
-   * @return the pair, or empty if the shapes fit no reading
+   * @return the pair, or empty if the shapes fit no reading; sides are below 2^31
    */
   static Optional<FusedPair> of(Tensor a, Tensor b, int experts, int configRank) {
     if (a.dims() != 2 || b.dims() != 2) {
@@ -73,30 +75,45 @@ record FusedPair(Tensor a, Tensor b, int rank, boolean aShared, boolean bShared)
     return sides;
   }
 
-  /** The factors once the side of A is known. */
-  Views views(FusedParameter parameter, FusedSide side, int experts) {
-    Tensor a3 = viewA(experts);
-    Tensor b3 = viewB(experts);
+  /** Whether the order in which B folds its experts makes a difference. */
+  boolean dependsOnOrder(int experts) {
+    return experts > 1 && rank > 1 && !bShared;
+  }
+
+  /** The factors once the side of A and the orders of both are known. */
+  Views views(
+      FusedParameter parameter, FusedSide side, int experts, FusedOrder aOrder, FusedOrder bOrder) {
+    Tensor a3 = viewA(experts, aOrder);
+    Tensor b3 = viewB(experts, bOrder);
     boolean inIsDim1 = parameter.orientation() == Orientation.IN_OUT;
     boolean aReadsInput = (side == FusedSide.DIM1) == inIsDim1;
     // W' = (B A)^T = A^T B^T: the factors change places.
     return aReadsInput ? new Views(a3, b3) : new Views(b3.transpose(1, 2), a3.transpose(1, 2));
   }
 
-  private Tensor viewA(int experts) {
-    long e = aShared ? 1 : experts;
-    return a.reshape(e, rank, a.size(1));
+  private Tensor viewA(int experts, FusedOrder order) {
+    if (aShared || order == FusedOrder.GROUPED_BY_EXPERT) {
+      return a.reshape(aShared ? 1 : experts, rank, a.size(1));
+    }
+    long width = a.size(1);
+    return Tensor.strided(
+        a.dtype(),
+        a.memory(),
+        a.byteOffset(),
+        new long[] {experts, rank, width},
+        new long[] {width, width * experts, 1});
   }
 
-  private Tensor viewB(int experts) {
+  private Tensor viewB(int experts, FusedOrder order) {
     if (bShared) {
       return b.reshape(1, b.size(0), rank);
     }
+    boolean grouped = order == FusedOrder.GROUPED_BY_EXPERT;
     return Tensor.strided(
         b.dtype(),
         b.memory(),
         b.byteOffset(),
         new long[] {experts, b.size(0), rank},
-        new long[] {1, (long) rank * experts, experts});
+        new long[] {grouped ? rank : 1, (long) rank * experts, grouped ? 1 : experts});
   }
 }

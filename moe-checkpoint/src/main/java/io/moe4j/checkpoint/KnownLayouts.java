@@ -14,6 +14,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.OptionalInt;
 
 /**
  * The families that are known by name. Keys, shapes and rules are those of Hugging Face
@@ -194,6 +195,14 @@ final class KnownLayouts {
       boolean dense = config.optionalInts("mlp_only_layers").orElse(List.of()).contains(layer);
       return !dense && (layer + 1) % step == 0;
     }
+
+    @Override
+    public OptionalInt sharedExpertSize(ModelConfig config, int layer) {
+      String key = "shared_expert_intermediate_size";
+      return config.has(key)
+          ? OptionalInt.of(config.optionalInt(0, key))
+          : OptionalInt.empty();
+    }
   }
 
   private static final class OlmoeRules implements Rules {
@@ -245,6 +254,11 @@ final class KnownLayouts {
     public boolean isMoeLayer(ModelConfig config, int layer) {
       return deepseekMoeLayer(config, layer, firstDense);
     }
+
+    @Override
+    public OptionalInt sharedExpertSize(ModelConfig config, int layer) {
+      return deepseekSharedExpertSize(config);
+    }
   }
 
   private static final class DeepseekV2Rules implements Rules {
@@ -276,6 +290,25 @@ final class KnownLayouts {
     public boolean isMoeLayer(ModelConfig config, int layer) {
       return deepseekMoeLayer(config, layer, 0);
     }
+
+    @Override
+    public OptionalInt sharedExpertSize(ModelConfig config, int layer) {
+      return deepseekSharedExpertSize(config);
+    }
+  }
+
+  /** So many shared experts are one of so many times the width. */
+  private static OptionalInt deepseekSharedExpertSize(ModelConfig config) {
+    if (!config.has("n_shared_experts")) {
+      return OptionalInt.empty();
+    }
+    long size =
+        (long) config.optionalInt(0, "n_shared_experts")
+            * config.requireInt("moe_intermediate_size");
+    if (size > Integer.MAX_VALUE) {
+      throw config.unusable("n_shared_experts", "a number that leaves the width below 2^31");
+    }
+    return OptionalInt.of((int) size);
   }
 
   private static boolean deepseekMoeLayer(ModelConfig config, int layer, int denseByDefault) {
@@ -300,6 +333,11 @@ final class KnownLayouts {
     }
 
     @Override
+    public OptionalInt sharedExpertSize(ModelConfig config, int layer) {
+      return OptionalInt.of(config.requireInt("intermediate_size"));
+    }
+
+    @Override
     public boolean isMoeLayer(ModelConfig config, int layer) {
       int step = Math.max(1, config.optionalInt(1, "interleave_moe_layer_step"));
       return config
@@ -321,6 +359,19 @@ final class KnownLayouts {
                   config.optionalBoolean("norm_topk_prob", true),
                   config.optionalFloat("routed_scaling_factor", 1f)))
           .latentSize(config.optionalInt(0, "moe_latent_size"));
+    }
+
+    @Override
+    public OptionalInt sharedExpertSize(ModelConfig config, int layer) {
+      String key = "moe_shared_expert_intermediate_size";
+      return config.has(key) && config.optionalInt(1, "n_shared_experts") > 0
+          ? OptionalInt.of(config.optionalInt(0, key))
+          : OptionalInt.empty();
+    }
+
+    @Override
+    public boolean hasSharedExpertBias(ModelConfig config, int layer) {
+      return config.optionalBoolean("mlp_bias", false);
     }
 
     @Override

@@ -22,6 +22,7 @@ import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.OptionalInt;
 import java.util.Set;
 import org.jspecify.annotations.Nullable;
 
@@ -30,17 +31,41 @@ import org.jspecify.annotations.Nullable;
  * the block is refused: one that is not understood would change the result.
  */
 final class LayerReader {
+  /** The end of a message about experts that are quantised. */
+  static final String ACCEPTED =
+      ". Accepted are F32, BF16 and F16 experts, and MXFP4 of gpt_oss; a copy of the model that was"
+          + " dequantised to bf16 works";
+
+  /** Each takes some hundred bytes of heap. */
+  private static final int MAX_EXPERTS = 1 << 14;
+
+  /** Keys of configs that count shared experts or give their width. */
+  private static final List<String> SHARED_EXPERT_KEYS =
+      List.of("n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size");
+
   private final String where;
   private final CheckpointLayout layout;
+  private final ModelConfig modelConfig;
+  private final int layer;
+  private final Optional<String> quantised;
   private final Map<String, Tensor> tensors;
   private final Set<String> used = new HashSet<>();
 
   /** A finished block. */
-  record Block(MoeConfig config, MoeLayerWeights weights, long bytes) {}
+  record Block(MoeConfig config, MoeLayerWeights weights, RouterCheck router, long bytes) {}
 
-  private LayerReader(String where, CheckpointLayout layout, Map<String, Tensor> tensors) {
+  private LayerReader(
+      String where,
+      CheckpointLayout layout,
+      ModelConfig modelConfig,
+      int layer,
+      Optional<String> quantised,
+      Map<String, Tensor> tensors) {
     this.where = where;
     this.layout = layout;
+    this.modelConfig = modelConfig;
+    this.layer = layer;
+    this.quantised = quantised;
     this.tensors = tensors;
   }
 
@@ -52,14 +77,16 @@ final class LayerReader {
    * @param config config.json
    * @param layer layer index
    * @param tensors the block's tensors by their name below the block
+   * @param quantised what the config says of quantisation, for messages
    */
   static Block read(
       String where,
       CheckpointLayout layout,
       ModelConfig config,
       int layer,
-      Map<String, Tensor> tensors) {
-    LayerReader reader = new LayerReader(where, layout, tensors);
+      Map<String, Tensor> tensors,
+      Optional<String> quantised) {
+    LayerReader reader = new LayerReader(where, layout, config, layer, quantised, tensors);
     try {
       return reader.read(layout.rules().block(config, layer));
     } catch (IllegalArgumentException e) {
@@ -80,6 +107,14 @@ final class LayerReader {
 
   private Block read(MoeConfig.Builder builder) {
     MoeConfig sizes = builder.build();
+    if (sizes.numExperts() > MAX_EXPERTS) {
+      throw new CheckpointException(
+          where
+              + ": the config says "
+              + sizes.numExperts()
+              + " experts; accepted are at most "
+              + MAX_EXPERTS);
+    }
     ExpertWeights experts = readExperts(sizes);
     if (experts.expert(0).up().isPlain()) {
       builder.weightDtype(dtype(experts));
@@ -101,7 +136,7 @@ final class LayerReader {
     weights.requireFits(config);
     long bytes =
         tensors.values().stream().mapToLong(t -> t.dtype().byteSize(t.elementCount())).sum();
-    return new Block(config, weights, bytes);
+    return new Block(config, weights, new RouterCheck(where, router), bytes);
   }
 
   private ExpertWeights readExperts(MoeConfig sizes) {
@@ -196,8 +231,8 @@ final class LayerReader {
     return ExpertWeights.ofStacked(
         inOut ? w13.transpose(1, 2) : w13,
         inOut ? w2.transpose(1, 2) : w2,
-        form.b13().map(b -> take(b, e, wide)).orElse(null),
-        form.b2().map(b -> take(b, e, h)).orElse(null),
+        form.b13().map(b -> takeFloating(b, e, wide)).orElse(null),
+        form.b2().map(b -> takeFloating(b, e, h)).orElse(null),
         gated,
         form.gateUp());
   }
@@ -213,8 +248,8 @@ final class LayerReader {
         scales(form.w13(), e, wide, h),
         blocks(form.w2(), e, h, i),
         scales(form.w2(), e, h, i),
-        form.b13().map(b -> take(b, e, wide)).orElse(null),
-        form.b2().map(b -> take(b, e, h)).orElse(null),
+        form.b13().map(b -> takeFloating(b, e, wide)).orElse(null),
+        form.b2().map(b -> takeFloating(b, e, h)).orElse(null),
         gated,
         form.gateUp());
   }
@@ -302,8 +337,8 @@ final class LayerReader {
           where
               + ": the experts are "
               + dtype
-              + "; accepted are F32, BF16 and F16. Quantised weights are not read here: use a"
-              + " checkpoint that was dequantised to bf16");
+              + quantised.map(q -> ", by the config " + q).orElse("")
+              + ACCEPTED);
     }
     return t;
   }
@@ -319,16 +354,41 @@ final class LayerReader {
                     where
                         + " lacks the router's weight; looked for "
                         + String.join(", ", layout.routerWeights())));
-    Tensor correction =
-        takeFirst(sizes.routing().correctionBias() ? layout.correctionBiases() : List.of(), e);
-    if (sizes.routing().correctionBias() && correction == null) {
-      throw new CheckpointException(
-          where + " lacks " + String.join(" or ", layout.correctionBiases()));
+    boolean corrected = sizes.routing().correctionBias();
+    Tensor correction = takeVector(corrected ? layout.correctionBiases() : List.of(), e);
+    if (corrected && correction == null) {
+      throw lacks("a correction bias", layout.correctionBiases());
+    }
+    Tensor bias = takeVector(layout.routerBiases(), e);
+    if (bias == null
+        && !layout.routerBiases().isEmpty()
+        && layout.rules().hasRouterBias(modelConfig, layer)) {
+      throw lacks("the router's bias", layout.routerBiases());
     }
     return new RouterWeights(
-        floating(weight, take(weight, e, sizes.hiddenSize())),
-        takeFirst(layout.routerBiases(), e),
-        correction);
+        floating(weight, take(weight, e, sizes.hiddenSize())), bias, correction);
+  }
+
+  private CheckpointException lacks(String what, List<String> names) {
+    return new CheckpointException(
+        where
+            + " lacks "
+            + what
+            + ", which "
+            + modelConfig.source()
+            + " or its model_type promises; looked for "
+            + String.join(", ", names));
+  }
+
+  /** {@code [E]}, which some files keep as {@code [1, E]}. */
+  private @Nullable Tensor takeVector(List<String> names, long size) {
+    for (String name : names) {
+      Tensor t = tensors.get(name);
+      if (t != null && t.dims() == 2 && t.size(0) == 1 && t.size(1) == size) {
+        return floating(name, take(name, 1, size)).select(0, 0);
+      }
+    }
+    return takeFirst(names, size);
   }
 
   private Optional<SharedExpertWeights> readShared(MoeConfig sizes) {
@@ -336,30 +396,83 @@ final class LayerReader {
         layout.sharedExperts().stream()
             .filter(m -> tensors.containsKey(m + ".up_proj.weight"))
             .findFirst();
+    OptionalInt promised =
+        layout.sharedExperts().isEmpty()
+            ? OptionalInt.empty()
+            : layout.rules().sharedExpertSize(modelConfig, layer);
     if (module.isEmpty()) {
+      if (promised.isPresent() ? promised.getAsInt() > 0 : countsSharedExperts()) {
+        throw lacks("the shared expert", layout.sharedExperts());
+      }
       return Optional.empty();
     }
     String name = module.get();
-    long h = sizes.hiddenSize();
-    Tensor any = tensors.get(name + ".up_proj.weight");
-    if (any == null || any.dims() != 2 || any.size(0) < 1) {
+    Tensor up = tensors.get(name + ".up_proj.weight");
+    if (up == null || up.dims() != 2 || up.size(0) > Integer.MAX_VALUE) {
       throw new CheckpointException(
-          where + ": " + name + ".up_proj.weight is " + any + ", must be [I, H]");
+          where + ": " + name + ".up_proj.weight is " + up + ", must be [I, H]");
     }
-    long i = any.size(0);
+    int i = (int) up.size(0);
+    if (promised.isPresent() && promised.getAsInt() != i) {
+      throw new CheckpointException(
+          where
+              + ": the shared expert "
+              + name
+              + ".up_proj.weight is "
+              + up
+              + ", "
+              + modelConfig.source()
+              + " promises "
+              + (promised.getAsInt() == 0 ? "none" : "the width " + promised.getAsInt()));
+    }
+    return takeShared(name, i, sizes);
+  }
+
+  /** What the usual keys say, of families whose rules say nothing. */
+  private boolean countsSharedExperts() {
+    return !layout.sharedExperts().isEmpty()
+        && SHARED_EXPERT_KEYS.stream().anyMatch(modelConfig::isPositive);
+  }
+
+  /** A shared expert of width 0 adds nothing; transformers saves one where there are none. */
+  private Optional<SharedExpertWeights> takeShared(String name, int i, MoeConfig sizes) {
+    long h = sizes.hiddenSize();
     boolean gated = sizes.activation().isGated();
-    ExpertWeights.Expert mlp =
-        ExpertWeights.Expert.plain(
-                gated ? takeFloating(name + ".gate_proj.weight", i, h) : null,
-                takeFloating(name + ".up_proj.weight", i, h),
-                takeFloating(name + ".down_proj.weight", h, i))
-            .withBias(
-                gated ? takeFirst(List.of(name + ".gate_proj.bias"), i) : null,
-                takeFirst(List.of(name + ".up_proj.bias"), i),
-                takeFirst(List.of(name + ".down_proj.bias"), h));
-    Tensor gate =
+    Tensor gate = gated ? takeFloating(name + ".gate_proj.weight", i, h) : null;
+    Tensor up = takeFloating(name + ".up_proj.weight", i, h);
+    Tensor down = takeFloating(name + ".down_proj.weight", h, i);
+    requireOneDtype(name, up, gate);
+    requireOneDtype(name, up, down);
+    Tensor gateBias = gated ? takeFirst(List.of(name + ".gate_proj.bias"), i) : null;
+    Tensor upBias = takeFirst(List.of(name + ".up_proj.bias"), i);
+    Tensor downBias = takeFirst(List.of(name + ".down_proj.bias"), h);
+    boolean biased = upBias != null && downBias != null && gated == (gateBias != null);
+    if (!biased && layout.rules().hasSharedExpertBias(modelConfig, layer)) {
+      throw lacks(
+          "a bias of the shared expert", List.of(name + ".up_proj.bias", name + ".down_proj.bias"));
+    }
+    Tensor sigmoidGate =
         layout.sharedExpertGate().map(g -> takeFloating(g + ".weight", 1, h)).orElse(null);
-    return Optional.of(new SharedExpertWeights(mlp, gate));
+    return i == 0
+        ? Optional.empty()
+        : Optional.of(
+            new SharedExpertWeights(
+                ExpertWeights.Expert.plain(gate, up, down).withBias(gateBias, upBias, downBias),
+                sigmoidGate));
+  }
+
+  private void requireOneDtype(String name, Tensor up, @Nullable Tensor other) {
+    if (other != null && other.dtype() != up.dtype()) {
+      throw new CheckpointException(
+          where
+              + ": "
+              + name
+              + " holds "
+              + other
+              + " beside "
+              + up
+              + "; a shared expert must have one dtype");
+    }
   }
 
   private Optional<LatentWeights> readLatent(MoeConfig sizes) {
@@ -424,7 +537,8 @@ final class LayerReader {
               + " tensors that the layout '"
               + layout.modelType()
               + "' does not know, which would change the block's result: "
-              + StrictJson.shorten(String.join(", ", unknown)));
+              + StrictJson.shorten(String.join(", ", unknown))
+              + quantised.map(q -> "; the model is quantised: " + q).orElse(""));
     }
   }
 }

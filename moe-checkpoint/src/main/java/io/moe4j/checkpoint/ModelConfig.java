@@ -204,6 +204,18 @@ public final class ModelConfig {
     throw bad(name, node, "a JSON object");
   }
 
+  /** Whether a key has a number above 0; whatever else it has is not looked at. */
+  boolean isPositive(String name) {
+    JsonNode node = json.path(name);
+    return node.isNumber() && node.doubleValue() > 0;
+  }
+
+  /** A string in a nested object; empty if either is something else. */
+  Optional<String> textIn(String object, String name) {
+    JsonNode node = json.path(object).path(name);
+    return node.isTextual() ? Optional.of(node.textValue()) : Optional.empty();
+  }
+
   /**
    * The error for a value that cannot be used.
    *
@@ -227,6 +239,6 @@ public final class ModelConfig {
   }
 
   private static String text(JsonNode node) {
-    return node.isContainerNode() ? "a JSON " + node.getNodeType() : node.asText();
+    return node.isTextual() ? node.textValue() : JsonTree.text(node);
   }
 }

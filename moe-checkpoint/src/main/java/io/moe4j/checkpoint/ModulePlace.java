@@ -7,8 +7,22 @@ sealed interface ModulePlace {
   /** Outside every MoE block. */
   record Outside(String reason) implements ModulePlace {}
 
-  /** Part of a block (or of one the model lacks), but not to be changed by an adapter here. */
-  record Unappliable(String reason) implements ModulePlace {}
+  /**
+   * Part of a block (or of one the model lacks), or what looks like it, but not to be changed by an
+   * adapter here.
+   *
+   * @param reason why
+   * @param absent whether the model has no such module, so that nothing is lost where the adapter
+   *     has nothing for it either
+   */
+  record Unappliable(String reason, boolean absent) implements ModulePlace {
+    Unappliable(String reason) {
+      this(reason, false);
+    }
+  }
+
+  /** The router's weight. */
+  record Router(int layer) implements ModulePlace {}
 
   /** One projection of one routed expert. */
   record Expert(int layer, int expert, LoraTarget target) implements ModulePlace {}

@@ -5,33 +5,21 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.checkpoint.CheckpointLayout.FusedParameter;
 import io.moe4j.checkpoint.CheckpointLayout.FusedParameter.Kind;
 import io.moe4j.checkpoint.ExpertForm.Orientation;
+import java.util.Collection;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.TreeSet;
 import org.jspecify.annotations.Nullable;
 
 /** Finds the place of a module in a model. Names of files and of modelling code both count. */
 final class ModulePlaces {
   private static final String BASE_LAYER = ".base_layer";
+  private static final ModulePlace NOT_IN_A_BLOCK =
+      new ModulePlace.Outside("not in a MoE block (attention, embedding, norm or head)");
   private static final String GATE_UP = "gate_up_proj";
-
-  /** Roots of towers whose layers are none of the language model's. */
-  private static final Set<String> OTHER_TOWERS =
-      Set.of(
-          "vision_model",
-          "vision_tower",
-          "visual",
-          "vision",
-          "vision_encoder",
-          "audio_tower",
-          "audio",
-          "audio_model",
-          "mtp",
-          "talker",
-          "code_predictor",
-          "image_encoder");
 
   private static final Map<String, LoraTarget> DENSE_PROJECTIONS =
       Map.of(
@@ -42,8 +30,13 @@ final class ModulePlaces {
   private final AdapterTargetModel model;
   private final CheckpointLayout layout;
   private final Map<String, LoraTarget> projections = new HashMap<>();
+  private final Set<String> roots;
 
-  ModulePlaces(AdapterTargetModel model) {
+  /**
+   * @param model the model
+   * @param modules names of all modules that will be asked for
+   */
+  ModulePlaces(AdapterTargetModel model, Collection<String> modules) {
     this.model = model;
     this.layout = model.layout();
     projections.putAll(
@@ -64,6 +57,21 @@ final class ModulePlaces {
                   case "up" -> LoraTarget.UP;
                   default -> LoraTarget.DOWN;
                 }));
+    this.roots = roots(modules);
+  }
+
+  /** The roots under which modules of MoE blocks of this model stand. */
+  private Set<String> roots(Collection<String> modules) {
+    Set<String> roots = new TreeSet<>();
+    for (String module : modules) {
+      for (BlockPath path : layout.blocks()) {
+        path.match(module + ".")
+            .filter(m -> model.layers().containsKey(m.layer()))
+            .filter(m -> OutsideNames.otherTower(m.root(), model).isEmpty())
+            .ifPresent(m -> roots.add(m.root()));
+      }
+    }
+    return roots;
   }
 
   /**
@@ -78,27 +86,89 @@ final class ModulePlaces {
         return inBlock(module, match.get());
       }
     }
-    return new ModulePlace.Outside("not in a MoE block (attention, embedding, norm or head)");
+    return outsideBlocks(module);
+  }
+
+  /** Nothing is taken for attention because it is not known. */
+  private ModulePlace outsideBlocks(String module) {
+    for (BlockPath path : layout.blocks()) {
+      Optional<BlockPath.Match> match = path.matchLayer(module + ".");
+      if (match.isPresent()) {
+        return besideBlock(match.get());
+      }
+    }
+    Optional<String> tower = OutsideNames.otherTower(module, model);
+    if (tower.isPresent()) {
+      return underTower(tower.get());
+    }
+    return OutsideNames.looksLikeBlock(module)
+        ? new ModulePlace.Unappliable(
+            "it looks like a part of a MoE block, but the blocks of this model are "
+                + layout.blocks())
+        : NOT_IN_A_BLOCK;
+  }
+
+  private ModulePlace besideBlock(BlockPath.Match match) {
+    Optional<String> tower = OutsideNames.otherTower(match.root(), model);
+    if (tower.isPresent()) {
+      return underTower(tower.get());
+    }
+    int layer = match.layer();
+    if (OutsideNames.isBesideTheBlock(match.rest())) {
+      return NOT_IN_A_BLOCK;
+    }
+    if (!model.layers().containsKey(layer)) {
+      return inOtherLayer(layer, !OutsideNames.looksLikeExperts(match.rest()));
+    }
+    String rest = match.rest().substring(0, Math.max(0, match.rest().length() - 1));
+    return new ModulePlace.Unappliable(
+        "'"
+            + StrictJson.shorten(rest)
+            + "' of layer "
+            + layer
+            + " is neither in its MoE block ("
+            + String.join(" or ", layout.blocks().stream().map(BlockPath::blockName).toList())
+            + ") nor attention or a norm");
+  }
+
+  private static ModulePlace underTower(String tower) {
+    return new ModulePlace.Outside(
+        "under '" + StrictJson.shorten(tower) + "', not in the language model");
+  }
+
+  /** In a layer without routed experts. */
+  private ModulePlace inOtherLayer(int layer, boolean dense) {
+    if (layer >= model.numLayers() + model.predictionLayers()) {
+      return new ModulePlace.Unappliable(
+          "layer " + layer + " is beyond the model's " + model.numLayers() + " layers", true);
+    }
+    if (layer >= model.numLayers()) {
+      return new ModulePlace.Outside(
+          "layer " + layer + " is for multi-token prediction, which is not computed");
+    }
+    return dense
+        ? new ModulePlace.Outside("layer " + layer + " is no MoE layer")
+        : new ModulePlace.Unappliable(
+            "layer " + layer + " has no routed experts in this model", true);
   }
 
   private ModulePlace inBlock(String module, BlockPath.Match match) {
-    for (String tower : OTHER_TOWERS) {
-      if (("." + match.root()).contains("." + tower + ".")) {
-        return new ModulePlace.Outside("under '" + tower + "', not in the language model");
-      }
+    Optional<String> tower = OutsideNames.otherTower(match.root(), model);
+    if (tower.isPresent()) {
+      return underTower(tower.get());
     }
     int layer = match.layer();
     String rest =
         match.rest().isEmpty() ? "" : match.rest().substring(0, match.rest().length() - 1);
     MoeConfig config = model.layers().get(layer);
     if (config == null) {
-      if (layer >= model.numLayers()) {
-        return new ModulePlace.Unappliable(
-            "layer " + layer + " is beyond the model's " + model.numLayers() + " layers");
-      }
-      return rest.startsWith("experts") || isRouter(rest)
-          ? new ModulePlace.Unappliable("layer " + layer + " has no routed experts in this model")
-          : new ModulePlace.Outside("layer " + layer + " is no MoE layer");
+      return inOtherLayer(layer, !OutsideNames.looksLikeExperts(rest) && !isRouter(rest));
+    }
+    if (roots.size() > 1 && !model.root().equals(Optional.of(match.root()))) {
+      return new ModulePlace.Unappliable(
+          "the adapter has MoE blocks under several roots "
+              + roots
+              + model.root().map(r -> ", the model's is '" + r + "'").orElse(""));
     }
     return inMoeBlock(module, rest, layer, config);
   }
@@ -118,8 +188,11 @@ final class ModulePlaces {
     if (own.isPresent()) {
       return new ModulePlace.Named(layer, own.get(), true);
     }
+    if (layout.routerBiases().contains(rest)) {
+      return new ModulePlace.Unappliable("the router's bias");
+    }
     if (isRouter(rest)) {
-      return new ModulePlace.Unappliable("the router; changing it changes who computes a token");
+      return new ModulePlace.Router(layer);
     }
     for (String shared : layout.sharedExperts()) {
       if (rest.startsWith(shared + ".")) {
@@ -213,7 +286,8 @@ final class ModulePlaces {
             + " of layer "
             + layer
             + ", which has "
-            + config.numExperts());
+            + config.numExperts(),
+        isDigits(index));
   }
 
   /** An expert's projection under the names of the layout's own files. */
@@ -242,7 +316,7 @@ final class ModulePlaces {
       ModulePlace place, LoraTarget target, int layer, MoeConfig config) {
     return target == LoraTarget.GATE && !config.activation().isGated()
         ? new ModulePlace.Unappliable(
-            "a gate projection, but the experts of layer " + layer + " have no gate")
+            "a gate projection, but the experts of layer " + layer + " have no gate", true)
         : place;
   }
 
@@ -275,10 +349,11 @@ final class ModulePlaces {
       return unknown("shared expert " + name, layer);
     }
     if (config.sharedExpert().isEmpty()) {
-      return new ModulePlace.Unappliable("layer " + layer + " has no shared expert");
+      return new ModulePlace.Unappliable("layer " + layer + " has no shared expert", true);
     }
     if (target == LoraTarget.SHARED_GATE && !config.sharedExpert().get().activation().isGated()) {
-      return new ModulePlace.Unappliable("the shared expert of layer " + layer + " has no gate");
+      return new ModulePlace.Unappliable(
+          "the shared expert of layer " + layer + " has no gate", true);
     }
     return new ModulePlace.Dense(layer, target);
   }
@@ -287,7 +362,7 @@ final class ModulePlaces {
     if (layout.sharedExpertGate().equals(Optional.of(rest))) {
       return config.sharedExpert().map(s -> s.sigmoidGate()).orElse(false)
           ? new ModulePlace.Dense(layer, LoraTarget.SHARED_EXPERT_GATE)
-          : new ModulePlace.Unappliable("layer " + layer + " has no shared-expert gate");
+          : new ModulePlace.Unappliable("layer " + layer + " has no shared-expert gate", true);
     }
     for (Map.Entry<Optional<String>, LoraTarget> latent :
         List.of(
@@ -296,7 +371,7 @@ final class ModulePlaces {
       if (latent.getKey().equals(Optional.of(rest))) {
         return config.latentSize() > 0
             ? new ModulePlace.Dense(layer, latent.getValue())
-            : new ModulePlace.Unappliable("layer " + layer + " has no latent projections");
+            : new ModulePlace.Unappliable("layer " + layer + " has no latent projections", true);
       }
     }
     return unknown(rest, layer);
@@ -309,6 +384,21 @@ final class ModulePlaces {
             + "' in the MoE block of layer "
             + layer
             + " is not understood");
+  }
+
+  /**
+   * Whether the model lacks a module, so that an adapter with nothing for it loses nothing.
+   *
+   * @param module its name
+   * @param place what {@link #find} said
+   */
+  boolean isAbsent(String module, ModulePlace place) {
+    if (place instanceof ModulePlace.Stacked s && module.endsWith(".w3")) {
+      // Where experts have no gate, writers of three projections call up w1 and leave w3 empty.
+      MoeConfig config = model.layers().get(s.layer());
+      return config != null && !config.activation().isGated();
+    }
+    return place instanceof ModulePlace.Unappliable u && u.absent();
   }
 
   /** Dimensions 1 and 2 of a fused parameter as the modelling code stores it. */

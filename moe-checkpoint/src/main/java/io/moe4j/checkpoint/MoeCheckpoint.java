@@ -8,19 +8,14 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import java.lang.foreign.Arena;
+import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.ArrayList;
-import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
-import java.util.Set;
 import java.util.SortedMap;
 import java.util.TreeMap;
-import java.util.TreeSet;
 import java.util.function.Function;
-import org.slf4j.Logger;
-import org.slf4j.LoggerFactory;
 
 /**
  * A Hugging Face checkpoint directory with MoE layers: {@code config.json} and safetensors files.
@@ -30,40 +25,31 @@ import org.slf4j.LoggerFactory;
  *
  * <p>The MoE layers are those whose experts are in the files. A layer that should have experts by
  * the config and has none, or has some but not all, is an error; so is a tensor in a block that the
- * layout does not know.
+ * layout does not know, and a part of a block that the config promises and the files lack. What
+ * stands outside the blocks may be damaged or missing; {@link #notes()} says so.
  */
 public final class MoeCheckpoint implements AutoCloseable {
-  private static final Logger LOG = LoggerFactory.getLogger(MoeCheckpoint.class);
-  private static final int MAX_LAYERS = 10_000;
-  private static final List<String> NESTED_CONFIGS =
-      List.of("text_config", "llm_config", "language_config");
+  private static final String CONFIG = "config.json";
 
   private final Path directory;
   private final Arena arena;
   private final ShardedTensors tensors;
   private final ModelConfig config;
   private final CheckpointLayout layout;
-  private final SortedMap<Integer, LayerReader.Block> blocks;
-  private final String root;
-  private final List<String> notes;
+  private final CheckpointScan.Result found;
 
   private MoeCheckpoint(
       Path directory,
       Arena arena,
       ShardedTensors tensors,
-      ModelConfig config,
-      CheckpointLayout layout,
-      String root,
-      SortedMap<Integer, LayerReader.Block> blocks,
-      List<String> notes) {
+      LanguageModel model,
+      CheckpointScan.Result found) {
     this.directory = directory;
     this.arena = arena;
     this.tensors = tensors;
-    this.config = config;
-    this.layout = layout;
-    this.root = root;
-    this.blocks = Collections.unmodifiableSortedMap(blocks);
-    this.notes = List.copyOf(notes);
+    this.config = model.config();
+    this.layout = model.layout();
+    this.found = found;
   }
 
   /**
@@ -81,239 +67,34 @@ public final class MoeCheckpoint implements AutoCloseable {
    * Opens a checkpoint.
    *
    * @param directory holds {@code config.json} and the safetensors files
-   * @param options further layouts, progress
+   * @param options further layouts, progress, which of several models
    * @return the checkpoint, to be closed by the caller
    * @throws CheckpointException if a file is damaged, missing, or holds what is not understood
    */
   public static MoeCheckpoint open(Path directory, CheckpointOptions options) {
-    Path configFile = directory.resolve("config.json");
-    ObjectNode json = StrictJson.readObject(configFile, StrictJson.MAX_CONFIG_BYTES);
-    Map<String, CheckpointLayout> layouts = options.allLayouts();
-    ModelConfig top = new ModelConfig(configFile.toString(), json);
-    ModelConfig config = languageModel(top, layouts);
-    CheckpointLayout layout = layouts.get(config.optionalString("model_type").orElse(""));
-    if (layout == null) {
-      throw unknownType(top, layouts.keySet());
+    Path configFile = directory.resolve(CONFIG);
+    if (Files.isDirectory(directory) && !Files.exists(configFile)) {
+      throw new CheckpointException(
+          configFile + " does not exist" + Folders.hint(directory, CONFIG));
     }
+    ObjectNode json = StrictJson.readObject(configFile, StrictJson.MAX_CONFIG_BYTES);
+    ModelConfig top = new ModelConfig(configFile.toString(), json);
+    LanguageModel model = LanguageModel.find(top, options.allLayouts());
     Arena arena = Arena.ofShared();
     try {
       ShardedTensors tensors = ShardedTensors.open(directory, arena, options.progress());
+      CheckpointScan scan =
+          new CheckpointScan(
+              directory,
+              model,
+              tensors,
+              QuantisedNames.method(directory, List.of(model.config(), top)));
       return ReadFault.guard(
-          directory, () -> new Scan(directory, config, layout, tensors).finish(arena));
+          directory,
+          () -> new MoeCheckpoint(directory, arena, tensors, model, scan.run(options.root())));
     } catch (RuntimeException | Error e) {
       arena.close();
       throw e;
-    }
-  }
-
-  /** A wrapped model (vision and language) keeps the language model's config one level down. */
-  private static ModelConfig languageModel(ModelConfig top, Map<String, CheckpointLayout> layouts) {
-    if (top.optionalString("model_type").map(layouts::containsKey).orElse(false)) {
-      return top;
-    }
-    for (String key : NESTED_CONFIGS) {
-      Optional<ModelConfig> nested = top.optionalObject(key);
-      if (nested.isPresent()
-          && nested.get().optionalString("model_type").map(layouts::containsKey).orElse(false)) {
-        return nested.get();
-      }
-    }
-    return top;
-  }
-
-  private static CheckpointException unknownType(ModelConfig config, Set<String> known) {
-    return new CheckpointException(
-        config.source()
-            + ": model_type is "
-            + config
-                .optionalString("model_type")
-                .map(t -> "'" + StrictJson.shorten(t) + "'")
-                .orElse("missing")
-            + "; known are "
-            + String.join(", ", new TreeSet<>(known))
-            + ". Another model is described with CheckpointLayout.builder(modelType) and opened with"
-            + " MoeCheckpoint.open(directory, CheckpointOptions.DEFAULT.withLayout(layout))");
-  }
-
-  /** Finds the blocks among all tensors. */
-  private static final class Scan {
-    private final Path directory;
-    private final ModelConfig config;
-    private final CheckpointLayout layout;
-    private final ShardedTensors tensors;
-    private final List<String> notes = new ArrayList<>();
-
-    /** Root, then layer, then name below the block. */
-    private final Map<String, SortedMap<Integer, Map<String, Tensor>>> byRoot = new TreeMap<>();
-
-    private final Map<Integer, String> prefixes = new TreeMap<>();
-
-    Scan(Path directory, ModelConfig config, CheckpointLayout layout, ShardedTensors tensors) {
-      this.directory = directory;
-      this.config = config;
-      this.layout = layout;
-      this.tensors = tensors;
-    }
-
-    MoeCheckpoint finish(Arena arena) {
-      int numLayers = layout.rules().numLayers(config);
-      if (numLayers > MAX_LAYERS) {
-        throw new CheckpointException(
-            config.source() + " says " + numLayers + " layers; accepted are at most " + MAX_LAYERS);
-      }
-      collect();
-      String root = chooseRoot(numLayers);
-      SortedMap<Integer, Map<String, Tensor>> candidates =
-          byRoot.getOrDefault(root, new TreeMap<>());
-      SortedMap<Integer, LayerReader.Block> blocks = new TreeMap<>();
-      for (Map.Entry<Integer, Map<String, Tensor>> e : candidates.entrySet()) {
-        int layer = e.getKey();
-        String where = directory + ": " + prefixes.getOrDefault(layer, "layer " + layer);
-        boolean experts =
-            e.getValue().keySet().stream().anyMatch(n -> LayerReader.isExpertTensor(layout, n));
-        if (!experts) {
-          refuseQuantised(where, e.getValue());
-        } else if (layer >= numLayers) {
-          notes.add(
-              "layer "
-                  + layer
-                  + " is left out: the config has "
-                  + numLayers
-                  + " layers (multi-token prediction?)");
-        } else {
-          refuseQuantised(where, e.getValue());
-          blocks.put(layer, LayerReader.read(where, layout, config, layer, e.getValue()));
-        }
-      }
-      crossCheck(numLayers, blocks.keySet());
-      return new MoeCheckpoint(directory, arena, tensors, config, layout, root, blocks, notes);
-    }
-
-    private void collect() {
-      tensors
-          .tensors()
-          .forEach((name, tensor) -> {
-            for (BlockPath path : layout.blocks()) {
-              Optional<BlockPath.Match> match = path.match(name);
-              if (match.isPresent()) {
-                BlockPath.Match m = match.get();
-                Tensor before =
-                    byRoot
-                        .computeIfAbsent(m.root(), r -> new TreeMap<>())
-                        .computeIfAbsent(m.layer(), l -> new TreeMap<>())
-                        .put(m.rest(), tensor);
-                if (before != null) {
-                  throw new CheckpointException(
-                      directory
-                          + ": '"
-                          + name
-                          + "' is there twice under different names of the block: "
-                          + layout.blocks());
-                }
-                return;
-              }
-            }
-          });
-    }
-
-    private String chooseRoot(int numLayers) {
-      List<String> withExperts = new ArrayList<>();
-      byRoot.forEach((root, layers) -> {
-        boolean experts =
-            layers.values().stream()
-                .anyMatch(names ->
-                    names.keySet().stream().anyMatch(n -> LayerReader.isExpertTensor(layout, n))
-                        || QuantisedNames.recognise(names.keySet()).isPresent());
-        boolean mtp = ("." + root).contains(".mtp.");
-        if (experts && mtp) {
-          notes.add("tensors under '" + root + "' are left out: multi-token prediction");
-        } else if (experts) {
-          withExperts.add(root);
-        }
-      });
-      if (withExperts.isEmpty()) {
-        throw new CheckpointException(
-            directory
-                + " holds no routed experts of model_type "
-                + layout.modelType()
-                + ": no tensor of its "
-                + tensors.tensors().size()
-                + " looks like [root.]"
-                + layout.blocks().getFirst()
-                + " with "
-                + layout.forms());
-      }
-      if (withExperts.size() > 1) {
-        throw new CheckpointException(
-            directory
-                + " holds routed experts under several roots: "
-                + withExperts
-                + "; one model is expected");
-      }
-      String root = withExperts.getFirst();
-      byRoot.getOrDefault(root, new TreeMap<>()).keySet().stream()
-          .filter(l -> l < numLayers)
-          .forEach(l -> prefixes.put(l, root + "layer " + l));
-      return root;
-    }
-
-    private void refuseQuantised(String where, Map<String, Tensor> block) {
-      if (layout.forms().stream()
-          .anyMatch(f ->
-              f instanceof ExpertForm.Mxfp4Stacked m
-                  && block.keySet().stream().anyMatch(m::names))) {
-        return;
-      }
-      QuantisedNames.recognise(block.keySet())
-          .ifPresent(kind -> {
-            String method =
-                config
-                    .optionalObject("quantization_config")
-                    .flatMap(q -> q.optionalString("quant_method"))
-                    .map(m -> " (quant_method '" + StrictJson.shorten(m) + "')")
-                    .orElse("");
-            throw new CheckpointException(
-                where
-                    + ": the routed experts are quantised: "
-                    + kind
-                    + method
-                    + ". Accepted are F32, BF16 and F16 experts, and MXFP4 of gpt_oss; a copy of the model that was"
-                    + " dequantised to bf16 works");
-          });
-    }
-
-    private void crossCheck(int numLayers, Set<Integer> found) {
-      List<Integer> missing = new ArrayList<>();
-      List<Integer> surplus = new ArrayList<>();
-      Optional<List<String>> types = config.optionalStrings("mlp_layer_types");
-      for (int layer = 0; layer < numLayers; layer++) {
-        int l = layer;
-        boolean expected =
-            types
-                .map(t -> l < t.size() && t.get(l).equals("sparse"))
-                .orElseGet(() -> layout.rules().isMoeLayer(config, l));
-        if (expected && !found.contains(layer)) {
-          missing.add(layer);
-        } else if (!expected && found.contains(layer)) {
-          surplus.add(layer);
-        }
-      }
-      if (!missing.isEmpty()) {
-        throw new CheckpointException(
-            directory
-                + ": by "
-                + config.source()
-                + " layers "
-                + StrictJson.shorten(missing.toString())
-                + " have routed experts, but the files hold none for them; they hold layers "
-                + StrictJson.shorten(found.toString()));
-      }
-      if (!surplus.isEmpty()) {
-        String note =
-            "layers " + surplus + " hold routed experts although the config calls them dense";
-        notes.add(note);
-        LOG.warn("{}: {}", directory, note);
-      }
     }
   }
 
@@ -339,26 +120,38 @@ public final class MoeCheckpoint implements AutoCloseable {
 
   /** {@return the indices of the MoE layers, ascending; not empty} */
   public List<Integer> layers() {
-    return List.copyOf(blocks.keySet());
+    return List.copyOf(found.blocks().keySet());
   }
 
   /** {@return what precedes the layers in tensor names, empty or ending in a dot} */
   public String root() {
-    return root;
+    return found.root();
   }
 
   /** {@return remarks on what was left out} */
   public List<String> notes() {
-    return notes;
+    return List.copyOf(found.notes());
   }
 
-  /** {@return all tensors of all files by name} */
+  /**
+   * {@return all tensors of all files by name, as far as they can be read}
+   *
+   * @throws IllegalStateException if this is closed
+   */
   public Map<String, Tensor> tensors() {
+    requireOpen();
     return tensors.tensors();
   }
 
+  private void requireOpen() {
+    if (!arena.scope().isAlive()) {
+      throw new IllegalStateException(
+          "the checkpoint " + directory + " is closed; its weights live as long as it is open");
+    }
+  }
+
   private LayerReader.Block block(int layer) {
-    LayerReader.Block block = blocks.get(layer);
+    LayerReader.Block block = found.blocks().get(layer);
     if (block == null) {
       throw new IllegalArgumentException(
           "layer " + layer + " is no MoE layer of " + directory + "; those are " + layers());
@@ -382,9 +175,14 @@ public final class MoeCheckpoint implements AutoCloseable {
    *
    * @param layer one of {@link #layers()}
    * @return views, valid until this is closed
+   * @throws CheckpointException if a tensor of the router holds NaN or infinite values
+   * @throws IllegalStateException if this is closed
    */
   public MoeLayerWeights weights(int layer) {
-    return block(layer).weights();
+    LayerReader.Block block = block(layer);
+    requireOpen();
+    block.router().requireFinite();
+    return block.weights().withLayerIndex(layer);
   }
 
   /**
@@ -393,6 +191,8 @@ public final class MoeCheckpoint implements AutoCloseable {
    * @param layer one of {@link #layers()}
    * @param expertMap which experts are local, and in which order
    * @return views, valid until this is closed
+   * @throws CheckpointException if a tensor of the router holds NaN or infinite values
+   * @throws IllegalStateException if this is closed
    */
   public MoeLayerWeights weights(int layer, ExpertMap expertMap) {
     MoeLayerWeights all = weights(layer);
@@ -412,17 +212,27 @@ public final class MoeCheckpoint implements AutoCloseable {
       }
     }
     return new MoeLayerWeights(
-        new ExpertWeights(List.copyOf(local.values())), all.router(), all.shared(), all.latent());
+            new ExpertWeights(List.copyOf(local.values())),
+            all.router(),
+            all.shared(),
+            all.latent())
+        .withLayerIndex(layer);
   }
 
   /** {@return what an adapter needs to know of this model} */
   public AdapterTargetModel adapterTarget() {
     Map<Integer, MoeConfig> configs = new TreeMap<>();
-    blocks.forEach((layer, block) -> configs.put(layer, block.config()));
-    return new AdapterTargetModel(layout, configs, layout.rules().numLayers(config));
+    found.blocks().forEach((layer, block) -> configs.put(layer, block.config()));
+    return new AdapterTargetModel(
+        layout,
+        configs,
+        layout.rules().numLayers(config),
+        found.predictionLayers(),
+        Optional.of(found.root()),
+        found.otherRoots());
   }
 
-  /** {@return what the checkpoint holds, for people} */
+  /** {@return a readable summary of the checkpoint} */
   public CheckpointDescription describe() {
     Function<Map.Entry<Integer, LayerReader.Block>, CheckpointDescription.Layer> layer =
         e ->
@@ -430,7 +240,7 @@ public final class MoeCheckpoint implements AutoCloseable {
     return new CheckpointDescription(
         directory,
         modelType(),
-        root,
+        found.root(),
         layout.rules().numLayers(config),
         tensors.files().stream()
             .map(f ->
@@ -439,8 +249,8 @@ public final class MoeCheckpoint implements AutoCloseable {
             .toList(),
         tensors.bytes(),
         tensors.tensors().size(),
-        blocks.entrySet().stream().map(layer).toList(),
-        notes);
+        found.blocks().entrySet().stream().map(layer).toList(),
+        notes());
   }
 
   /** Unmaps the files. Weights handed out must not be used any more. */

@@ -1,26 +1,32 @@
 package io.moe4j.checkpoint;
 
+import com.google.re2j.Pattern;
+import com.google.re2j.PatternSyntaxException;
 import io.moe4j.api.AdapterException;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.OptionalDouble;
-import java.util.regex.Pattern;
-import java.util.regex.PatternSyntaxException;
+import java.util.concurrent.TimeUnit;
 import org.jspecify.annotations.Nullable;
 
 /**
  * {@code rank_pattern} or {@code alpha_pattern}: the value of the first entry whose regex, behind
  * an optional prefix that ends in a dot, matches a parameter's whole name. The regexes come from
- * the file, so matching has a budget: one that backtracks without end is an error, not a hang. Not
- * thread-safe.
+ * the file, so they run on an engine whose time is linear in the name (<a
+ * href="https://github.com/google/re2j">RE2/J</a>), are bounded in size, and all of them together
+ * in time: what would take without end is an error, not a hang. Look-around and back references,
+ * which such an engine does not have, are errors too. Not thread-safe.
  */
 final class PatternTable {
   private static final int MAX_PATTERN_CHARS = 1000;
   private static final int MAX_ENTRIES = 100_000;
-  private static final long MAX_STEPS_PER_MATCH = 200_000;
-  private static final long MAX_STEPS = 1_000_000_000;
+
+  /** Of a pattern with its counted repetitions written out: what it is compiled to. */
+  private static final double MAX_SIZE = 20_000;
+
+  private static final long MAX_NANOS = TimeUnit.SECONDS.toNanos(3);
 
   private final String where;
   private final List<Entry> regexes = new ArrayList<>();
@@ -31,7 +37,7 @@ final class PatternTable {
   /** What was asked before: a pair of factors asks more than once. */
   private final Map<String, OptionalDouble> found = new HashMap<>();
 
-  private long steps;
+  private long nanos;
 
   private record Entry(int order, String key, @Nullable Pattern regex, double value) {}
 
@@ -46,14 +52,31 @@ final class PatternTable {
           where + " has " + values.size() + " entries; accepted are at most " + MAX_ENTRIES);
     }
     int order = 0;
+    long start = System.nanoTime();
     for (Map.Entry<String, Double> e : values.entrySet()) {
-      String key = e.getKey();
+      String key = WrapperSegments.stripPattern(e.getKey());
       Entry entry = new Entry(order++, key, compile(key), e.getValue());
       if (entry.regex() == null) {
-        names.put(key, entry);
+        names.putIfAbsent(key, entry);
       } else {
         regexes.add(entry);
       }
+      requireTime(key, "compile", System.nanoTime() - start);
+    }
+    nanos = System.nanoTime() - start;
+  }
+
+  private void requireTime(String key, String what, long taken) {
+    if (taken > MAX_NANOS) {
+      throw new AdapterException(
+          where
+              + ": its patterns take too long to "
+              + what
+              + ", up to '"
+              + StrictJson.shorten(key)
+              + "' over "
+              + TimeUnit.NANOSECONDS.toSeconds(MAX_NANOS)
+              + " seconds");
     }
   }
 
@@ -69,14 +92,33 @@ final class PatternTable {
     if (isPlain(key)) {
       return null;
     }
+    if (WrapperSegments.isLeft(key)) {
+      throw new AdapterException(
+          where
+              + ": '"
+              + StrictJson.shorten(key)
+              + "' names a wrapper of PyTorch's in a way that is not understood; names are matched"
+              + " without such segments");
+    }
+    if (PatternSize.of(key) > MAX_SIZE) {
+      throw new AdapterException(
+          where
+              + ": '"
+              + StrictJson.shorten(key)
+              + "' repeats so much that it takes too long to match; with its counted repetitions"
+              + " written out it may have at most "
+              + (long) MAX_SIZE
+              + " parts");
+    }
     try {
-      return Pattern.compile("(.*\\.)?(" + key + ")");
+      return Pattern.compile("(?:.*\\.)?(?:" + key + ")");
     } catch (PatternSyntaxException e) {
       throw new AdapterException(
           where
               + ": '"
               + StrictJson.shorten(key)
-              + "' is no regular expression that is understood here: "
+              + "' is no regular expression that is understood here (RE2 syntax, which has no"
+              + " look-around and no back references): "
               + e.getDescription(),
           e);
     } catch (StackOverflowError e) {
@@ -121,74 +163,20 @@ final class PatternTable {
       int dot = name.indexOf('.', start);
       start = dot < 0 ? -1 : dot + 1;
     }
+    long start = System.nanoTime();
     for (Entry e : regexes) {
       if (best != null && e.order() > best.order()) {
         break;
       }
       Pattern regex = e.regex();
-      if (regex != null && matches(regex, e.key(), name)) {
-        return OptionalDouble.of(e.value());
+      boolean matches = regex != null && regex.matches(name);
+      requireTime(e.key(), "match", nanos + System.nanoTime() - start);
+      if (matches) {
+        best = e;
+        break;
       }
     }
+    nanos += System.nanoTime() - start;
     return best == null ? OptionalDouble.empty() : OptionalDouble.of(best.value());
-  }
-
-  private boolean matches(Pattern regex, String key, String name) {
-    Budgeted text = new Budgeted(name);
-    try {
-      return regex.matcher(text).matches();
-    } catch (BudgetExceeded | StackOverflowError e) {
-      throw new AdapterException(
-          where
-              + ": '"
-              + StrictJson.shorten(key)
-              + "' takes too long to match against '"
-              + StrictJson.shorten(name)
-              + "' (catastrophic backtracking?)",
-          e);
-    } finally {
-      steps += text.reads;
-    }
-  }
-
-  private static final class BudgetExceeded extends RuntimeException {
-    private static final long serialVersionUID = 1L;
-
-    BudgetExceeded() {
-      super("regex step budget exceeded", null, false, false);
-    }
-  }
-
-  /** Counts how often the matcher looks at a character. */
-  private final class Budgeted implements CharSequence {
-    private final String text;
-    private long reads;
-
-    Budgeted(String text) {
-      this.text = text;
-    }
-
-    @Override
-    public char charAt(int index) {
-      if (++reads > MAX_STEPS_PER_MATCH || steps + reads > MAX_STEPS) {
-        throw new BudgetExceeded();
-      }
-      return text.charAt(index);
-    }
-
-    @Override
-    public int length() {
-      return text.length();
-    }
-
-    @Override
-    public CharSequence subSequence(int start, int end) {
-      return text.substring(start, end);
-    }
-
-    @Override
-    public String toString() {
-      return text;
-    }
   }
 }

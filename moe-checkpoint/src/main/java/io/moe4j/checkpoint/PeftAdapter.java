@@ -6,6 +6,8 @@ import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.checkpoint.AdapterReport.Disposition;
 import io.moe4j.checkpoint.AdapterReport.TensorEntry;
+import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.lang.foreign.Arena;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -15,6 +17,7 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.regex.Pattern;
 import java.util.stream.Stream;
 
 /**
@@ -34,7 +37,10 @@ import java.util.stream.Stream;
  * @param report the account of the file
  */
 public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
-  private static final String WEIGHTS = "adapter_model.safetensors";
+  private static final String WEIGHTS = "adapter_model";
+  private static final Pattern SHARD =
+      Pattern.compile("adapter_model-\\d{5}-of-\\d{5}\\.safetensors");
+
 
   /**
    * Loads an adapter for a checkpoint; memory lives as long as it is reachable.
@@ -122,25 +128,27 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
       LoadProgress progress,
       boolean refuse) {
     AdapterConfig config = AdapterConfig.read(directory);
-    try (SafetensorsFile file = SafetensorsFile.open(weights(directory))) {
+    try (Arena files = Arena.ofShared()) {
+      ShardedTensors file = open(directory, files);
       AdapterPlan plan =
           new AdapterPlan(
-              config,
-              model,
-              policy,
-              file.tensors(),
-              directory.resolve(AdapterConfig.FILE).toString());
+              config, model, policy, file, directory.resolve(AdapterConfig.FILE).toString());
       plan.run();
-      List<TensorEntry> entries = plan.entries();
-      if (refuse && entries.stream().anyMatch(e -> e.disposition() == Disposition.REFUSED)) {
-        AdapterReport report =
-            new AdapterReport(
-                name, directory, config, entries, List.of(), List.copyOf(plan.notes()));
-        throw new AdapterRefusedException(refusal(report), report);
+      Account account = new Account(directory, name, config);
+      if (refuse) {
+        account.requireAccepted(plan);
       }
-      AdapterAssembler assembler = new AdapterAssembler(name, plan.contributions());
-      LoraAdapter adapter = assembler.assemble(model.layers(), arena, policy.maxBytes(), progress);
+      new AdapterAssembler(name, directory, plan.contributions())
+          .requireBytes(model.layers(), policy, file.bytes());
+      plan.requireFinite();
+      if (refuse) {
+        account.requireAccepted(plan);
+      }
+      List<TensorEntry> entries = plan.entries();
+      AdapterAssembler assembler = new AdapterAssembler(name, directory, plan.contributions());
+      LoraAdapter adapter = assembler.assemble(model.layers(), arena, progress);
       Set<String> notes = new LinkedHashSet<>(plan.notes());
+      notes.addAll(file.notes());
       notes.addAll(assembler.notes());
       if (adapter.layers().isEmpty()) {
         notes.add("nothing in this adapter changes a MoE block of this model");
@@ -148,14 +156,33 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
       return new PeftAdapter(
           adapter,
           new AdapterReport(
-              name, directory, config, entries, assembler.targets(), List.copyOf(notes)));
+              name,
+              directory,
+              config,
+              entries,
+              assembler.targets(),
+              List.copyOf(notes),
+              plan.advice()));
     }
   }
 
-  private static Path weights(Path directory) {
-    Path weights = directory.resolve(WEIGHTS);
-    if (Files.exists(weights)) {
-      return weights;
+  /** One file, or shards as checkpoints have them. */
+  private static ShardedTensors open(Path directory, Arena arena) {
+    Path weights = directory.resolve(WEIGHTS + ".safetensors");
+    boolean there =
+        Files.exists(weights)
+            || Files.exists(directory.resolve(WEIGHTS + ".safetensors.index.json"))
+            || Files.exists(directory.resolve(WEIGHTS + "-00001-of-00001.safetensors"));
+    if (!there) {
+      try (Stream<Path> paths = Files.list(directory)) {
+        there = paths.anyMatch(p -> SHARD.matcher(String.valueOf(p.getFileName())).matches());
+      } catch (IOException | UncheckedIOException e) {
+        throw new CheckpointException(directory + " cannot be listed: " + e, e);
+      }
+    }
+    if (there) {
+      return ShardedTensors.open(
+          directory, WEIGHTS, n -> SHARD.matcher(n).matches(), arena, LoadProgress.NONE);
     }
     boolean pickled =
         Stream.of("adapter_model.bin", "adapter_model.pt")
@@ -166,7 +193,32 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
             + (pickled
                 ? "; the adapter is there as a pickled file only, which is not read: save it with"
                     + " safe_serialization=True, as safetensors"
-                : ""));
+                : Folders.hint(directory, WEIGHTS + ".safetensors")));
+  }
+
+  /** Whose report it is. */
+  private record Account(Path directory, String name, AdapterConfig config) {
+    void requireAccepted(AdapterPlan plan) {
+      List<TensorEntry> entries = plan.entries();
+      if (!plan.advice().isEmpty()) {
+        AdapterReport report =
+            new AdapterReport(
+                name,
+                directory,
+                config,
+                entries,
+                List.of(),
+                List.copyOf(plan.notes()),
+                plan.advice());
+        throw new AdapterRefusedException(
+            plan.brokenPromise()
+                .map(p ->
+                    "adapter '%s' (%s) is refused: %s; %s"
+                        .formatted(name, directory, p, report.advice()))
+                .orElseGet(() -> refusal(report)),
+            report);
+      }
+    }
   }
 
   private static String refusal(AdapterReport report) {
@@ -195,10 +247,7 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
     if (byReason.size() > 3) {
       message.append(byReason.size() - 3).append(" further reasons are in the report; ");
     }
-    return message
-        .append("a policy that skips (AdapterPolicy.LENIENT) loads what can be applied, if")
-        .append(" nothing is damaged")
-        .toString();
+    return message.append(report.advice()).toString();
   }
 
   /**

@@ -1,6 +1,7 @@
 package io.moe4j.checkpoint;
 
 import io.moe4j.api.CheckpointException;
+import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import java.io.IOException;
@@ -38,6 +39,7 @@ public final class SafetensorsFile implements AutoCloseable {
   private final Path path;
   private final long fileSize;
   private final Map<String, Tensor> tensors;
+  private final Map<String, String> opaque;
   private final Map<String, String> metadata;
   private final Optional<Arena> ownArena;
   private final MappedFile mapped;
@@ -47,12 +49,14 @@ public final class SafetensorsFile implements AutoCloseable {
       long fileSize,
       MappedFile mapped,
       Map<String, Tensor> tensors,
+      Map<String, String> opaque,
       Map<String, String> metadata,
       Optional<Arena> ownArena) {
     this.path = path;
     this.fileSize = fileSize;
     this.mapped = mapped;
     this.tensors = Collections.unmodifiableMap(tensors);
+    this.opaque = Collections.unmodifiableMap(opaque);
     this.metadata = metadata;
     this.ownArena = ownArena;
   }
@@ -124,6 +128,7 @@ public final class SafetensorsFile implements AutoCloseable {
       Path path, RandomAccessFile opened, Arena arena, Optional<Arena> own) throws IOException {
       FileChannel channel = opened.getChannel();
       long size = channel.size();
+      requireKind(path, channel, size);
       if (size < LENGTH_BYTES + 2) {
         throw new CheckpointException(
             path + " has " + size + " bytes; the shortest safetensors file has 10");
@@ -163,13 +168,29 @@ public final class SafetensorsFile implements AutoCloseable {
       MappedFile mapped = new MappedFile(path, size, opened);
       HostMemory memory = new HostMemory(data, mapped);
       Map<String, Tensor> tensors = LinkedHashMap.newLinkedHashMap(header.entries().size());
+      Map<String, String> opaque = new LinkedHashMap<>();
       for (SafetensorsHeader.Entry e : header.entries()) {
-        tensors.put(e.name(), view(e, memory));
+        if (e.dtype() == null) {
+          opaque.put(e.name(), e.described());
+        } else {
+          tensors.put(e.name(), view(path, e, e.dtype(), memory));
+        }
       }
-      return new SafetensorsFile(path, size, mapped, tensors, header.metadata(), own);
+      return new SafetensorsFile(path, size, mapped, tensors, opaque, header.metadata(), own);
   }
 
-  private static Tensor view(SafetensorsHeader.Entry e, HostMemory memory) {
+  private static void requireKind(Path path, FileChannel channel, long size) throws IOException {
+    byte[] start = readAt(channel, path, 0, (int) Math.min(size, FileKinds.SNIFF_BYTES));
+    // A header's length may happen to spell another format's mark; its brace settles it.
+    boolean header = start.length > LENGTH_BYTES && start[LENGTH_BYTES] == '{';
+    Optional<String> kind = FileKinds.recognise(start);
+    if (!header && kind.isPresent()) {
+      throw new CheckpointException(path + " " + kind.get());
+    }
+  }
+
+  private static Tensor view(
+      Path path, SafetensorsHeader.Entry e, DType dtype, HostMemory memory) {
     long[] strides = new long[e.shape().length];
     long step = 1;
     for (int d = strides.length - 1; d >= 0; d--) {
@@ -179,9 +200,10 @@ public final class SafetensorsFile implements AutoCloseable {
     }
     try {
       return Tensor.strided(
-          e.dtype(), memory, e.begin() == e.end() ? 0 : e.begin(), e.shape(), strides);
+          dtype, memory, e.begin() == e.end() ? 0 : e.begin(), e.shape(), strides);
     } catch (IllegalArgumentException x) {
-      throw new CheckpointException("tensor '" + StrictJson.shorten(e.name()) + "': " + x, x);
+      throw new CheckpointException(
+          path + ": tensor '" + StrictJson.shorten(e.name()) + "': " + x.getMessage(), x);
     }
   }
 
@@ -215,9 +237,20 @@ public final class SafetensorsFile implements AutoCloseable {
     return fileSize;
   }
 
-  /** {@return all tensors by name, in the order of the header; not modifiable} */
+  /**
+   * {@return all tensors of known element types by name, in the order of the header; not
+   * modifiable}
+   */
   public Map<String, Tensor> tensors() {
     return tensors;
+  }
+
+  /**
+   * {@return tensors of element types that cannot be read (complex numbers, 6-bit floats, types of
+   * later versions of the format): name to dtype and shape, like {@code C64[4]}; not modifiable}
+   */
+  public Map<String, String> opaque() {
+    return opaque;
   }
 
   /** {@return the strings under {@code __metadata__}; empty if there are none} */
@@ -234,6 +267,10 @@ public final class SafetensorsFile implements AutoCloseable {
    */
   public Tensor tensor(String name) {
     Tensor tensor = tensors.get(name);
+    if (opaque.containsKey(name)) {
+      throw new CheckpointException(
+          path + ": tensor '" + name + "' is " + opaque.get(name) + ", which cannot be read here");
+    }
     if (tensor == null) {
       throw new CheckpointException(
           path

@@ -16,12 +16,13 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.regex.Pattern;
 import org.jspecify.annotations.Nullable;
 
 /**
- * The JSON header of a safetensors file, fully checked: every tensor has a known dtype, a shape
- * whose bytes equal its stretch of the data section, and the stretches fill that section without
- * overlap or hole.
+ * The JSON header of a safetensors file, fully checked: every tensor has a dtype, a shape whose
+ * bytes equal its stretch of the data section (where the size of the dtype is known), and the
+ * stretches fill that section without overlap or hole.
  */
 final class SafetensorsHeader {
   /** The limit of the format's reference implementation. */
@@ -30,9 +31,32 @@ final class SafetensorsHeader {
   private static final int MAX_DIMS = 16;
   private static final String METADATA = "__metadata__";
 
-  /** One tensor; offsets are relative to the data section. */
+  /** More is no file of weights: the largest published models have a fifth of it in all files. */
+  private static final int MAX_TENSORS = 500_000;
+
+  private static final int MAX_METADATA_ENTRIES = 10_000;
+  private static final long MAX_METADATA_CHARS = 16L << 20;
+
+  /** Bits of the format's element types that this library has no use for. */
+  private static final Map<String, Integer> OTHER_DTYPES =
+      Map.of(
+          "C64", 64, "F6_E2M3", 6, "F6_E3M2", 6, "F8_E4M3FNUZ", 8, "F8_E5M2FNUZ", 8, "C128", 128);
+
+  private static final Pattern DTYPE_NAME = Pattern.compile("[A-Z][A-Z0-9_]{0,31}");
+
+  /**
+   * One tensor; offsets are relative to the data section.
+   *
+   * @param dtype null where the element type is none that can be read
+   * @param dtypeName as the header spells it
+   */
   @SuppressWarnings("ArrayRecordComponent") // read once, by the file that owns the header
-  record Entry(String name, DType dtype, long[] shape, long begin, long end) {}
+  record Entry(
+      String name, @Nullable DType dtype, String dtypeName, long[] shape, long begin, long end) {
+    String described() {
+      return dtypeName + Arrays.toString(shape);
+    }
+  }
 
   private final Path file;
   private final List<Entry> entries = new ArrayList<>();
@@ -94,6 +118,7 @@ final class SafetensorsHeader {
   }
 
   private void readMetadata(JsonParser p) throws IOException {
+    long chars = 0;
     while (p.nextToken() == JsonToken.FIELD_NAME) {
       String key = p.currentName();
       if (p.nextToken() != JsonToken.VALUE_STRING) {
@@ -107,19 +132,36 @@ final class SafetensorsHeader {
                 + describe(p.currentToken())
                 + ", must be a string");
       }
-      metadata.put(key, p.getText());
+      String text = p.getText();
+      chars += key.length() + text.length();
+      if (metadata.size() == MAX_METADATA_ENTRIES || chars > MAX_METADATA_CHARS) {
+        throw new CheckpointException(
+            file
+                + ": "
+                + METADATA
+                + " has more than "
+                + MAX_METADATA_ENTRIES
+                + " entries or "
+                + MAX_METADATA_CHARS
+                + " characters");
+      }
+      metadata.put(key, text);
     }
   }
 
   private void readTensor(JsonParser p, String name) throws IOException {
-    DType dtype = null;
+    if (entries.size() == MAX_TENSORS) {
+      throw new CheckpointException(
+          file + ": the header has more than " + MAX_TENSORS + " tensors");
+    }
+    String dtypeName = null;
     long[] shape = null;
     long[] offsets = null;
     while (p.nextToken() == JsonToken.FIELD_NAME) {
       String field = p.currentName();
       p.nextToken();
       switch (field) {
-        case "dtype" -> dtype = readDtype(p, name);
+        case "dtype" -> dtypeName = readDtype(p, name);
         case "shape" -> shape = readLongs(p, name, field, MAX_DIMS);
         case "data_offsets" -> offsets = readLongs(p, name, field, 2);
         default ->
@@ -130,21 +172,26 @@ final class SafetensorsHeader {
                     + "' is unknown; accepted are dtype, shape and data_offsets");
       }
     }
-    if (dtype == null || shape == null || offsets == null) {
+    if (dtypeName == null || shape == null || offsets == null) {
       throw bad(
-          name, "its entry lacks " + missing(dtype, shape, offsets) + "; all three are needed");
+          name, "its entry lacks " + missing(dtypeName, shape, offsets) + "; all three are needed");
     }
     if (offsets.length != 2) {
       throw bad(name, "data_offsets has " + offsets.length + " numbers, must have 2");
     }
-    long bytes = byteSize(name, dtype, shape);
+    DType dtype = dtype(dtypeName);
     if (offsets[0] > offsets[1]) {
       throw bad(name, "data_offsets " + Arrays.toString(offsets) + " end before they begin");
     }
+    // What a type of tomorrow takes is not known.
+    long bytes =
+        dtype != null || OTHER_DTYPES.containsKey(dtypeName)
+            ? byteSize(name, dtype, dtypeName, shape)
+            : offsets[1] - offsets[0];
     if (offsets[1] - offsets[0] != bytes) {
       throw bad(
           name,
-          dtype
+          dtypeName
               + Arrays.toString(shape)
               + " takes "
               + bytes
@@ -153,25 +200,32 @@ final class SafetensorsHeader {
               + " cover "
               + (offsets[1] - offsets[0]));
     }
-    entries.add(new Entry(name, dtype, shape, offsets[0], offsets[1]));
+    entries.add(new Entry(name, dtype, dtypeName, shape, offsets[0], offsets[1]));
   }
 
-  private DType readDtype(JsonParser p, String name) throws IOException {
+  private static @Nullable DType dtype(String name) {
+    for (DType dtype : DType.values()) {
+      if (dtype.name().equals(name)) {
+        return dtype;
+      }
+    }
+    return null;
+  }
+
+  private String readDtype(JsonParser p, String name) throws IOException {
     if (p.currentToken() != JsonToken.VALUE_STRING) {
       throw bad(name, "dtype is " + describe(p.currentToken()) + ", must be a string");
     }
     String text = p.getText();
-    for (DType dtype : DType.values()) {
-      if (dtype.name().equals(text)) {
-        return dtype;
-      }
+    if (!DTYPE_NAME.matcher(text).matches()) {
+      throw bad(
+          name,
+          "dtype '"
+              + StrictJson.shorten(text)
+              + "' is unknown; known are "
+              + Arrays.toString(DType.values()));
     }
-    throw bad(
-        name,
-        "dtype '"
-            + StrictJson.shorten(text)
-            + "' is unknown; known are "
-            + Arrays.toString(DType.values()));
+    return text;
   }
 
   private long[] readLongs(JsonParser p, String name, String field, int maxCount)
@@ -203,20 +257,27 @@ final class SafetensorsHeader {
     return Arrays.copyOf(values, n);
   }
 
-  private long byteSize(String name, DType dtype, long[] shape) {
+  private long byteSize(String name, @Nullable DType dtype, String dtypeName, long[] shape) {
     try {
       long count = 1;
       for (long size : shape) {
         count = Math.multiplyExact(count, size);
       }
-      return dtype.byteSize(count);
+      if (dtype != null) {
+        return dtype.byteSize(count);
+      }
+      long bits = Math.multiplyExact(count, OTHER_DTYPES.getOrDefault(dtypeName, 0));
+      if (bits % Byte.SIZE != 0) {
+        throw new ArithmeticException(bits + " bits");
+      }
+      return bits / Byte.SIZE;
     } catch (ArithmeticException e) {
       throw new CheckpointException(
           where(name)
               + "shape "
               + Arrays.toString(shape)
               + " of "
-              + dtype
+              + dtypeName
               + " does not fit a 64-bit byte count or whole bytes",
           e);
     }
@@ -267,7 +328,7 @@ final class SafetensorsHeader {
   }
 
   private static String missing(
-      @Nullable DType dtype, long @Nullable [] shape, long @Nullable [] offsets) {
+      @Nullable String dtype, long @Nullable [] shape, long @Nullable [] offsets) {
     List<String> names = new ArrayList<>();
     if (dtype == null) {
       names.add("dtype");

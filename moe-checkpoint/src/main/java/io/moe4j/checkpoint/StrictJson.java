@@ -6,9 +6,7 @@ import com.fasterxml.jackson.core.JsonProcessingException;
 import com.fasterxml.jackson.core.StreamReadConstraints;
 import com.fasterxml.jackson.core.StreamReadFeature;
 import com.fasterxml.jackson.core.json.JsonReadFeature;
-import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
-import com.fasterxml.jackson.databind.json.JsonMapper;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.CheckpointException;
 import java.io.ByteArrayInputStream;
@@ -22,10 +20,13 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
+import java.util.Arrays;
+import java.util.Optional;
 
 /**
- * JSON from files that nobody vouches for: strict UTF-8, no duplicate keys, nothing after the
- * document, bounded depth, sizes and token counts.
+ * JSON from files that nobody vouches for: strict UTF-8, nothing after the document, bounded depth,
+ * sizes and token counts. Headers have no duplicate keys; in other files a key may be given twice
+ * with one value, and one with two values may not be read.
  */
 final class StrictJson {
   /** Bytes of a config.json or adapter_config.json; real ones stay far below a megabyte. */
@@ -43,10 +44,11 @@ final class StrictJson {
   private static final JsonFactory HEADER_FACTORY = factory(Long.MAX_VALUE);
 
   /** Python writes infinities and NaN as bare words; where a key is read, they are refused. */
-  private static final JsonMapper MAPPER =
-      JsonMapper.builder(factory(MAX_CONFIG_TOKENS))
-          .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
+  private static final JsonFactory TREE_FACTORY =
+      factory(MAX_CONFIG_TOKENS)
+          .rebuild()
           .enable(JsonReadFeature.ALLOW_NON_NUMERIC_NUMBERS)
+          .disable(StreamReadFeature.STRICT_DUPLICATE_DETECTION)
           .build();
 
   private StrictJson() {}
@@ -106,7 +108,12 @@ final class StrictJson {
       try (InputStream in = Files.newInputStream(file)) {
         // The size was of a moment ago; the limit holds for what is read.
         byte[] bytes = in.readNBytes(Math.toIntExact(maxBytes));
-        JsonNode node = MAPPER.readTree(strictReader(new ByteArrayInputStream(bytes)));
+        Optional<String> kind =
+            FileKinds.recognise(Arrays.copyOf(bytes, Math.min(bytes.length, FileKinds.SNIFF_BYTES)));
+        if (kind.isPresent()) {
+          throw new CheckpointException(file + " " + kind.get());
+        }
+        JsonNode node = JsonTree.read(TREE_FACTORY, strictReader(new ByteArrayInputStream(bytes)));
         if (node instanceof ObjectNode object) {
           return object;
         }

@@ -12,7 +12,7 @@ final class TargetSizes {
     return switch (target) {
       case GATE, UP -> c.expertHiddenSize();
       case DOWN -> c.intermediateSize();
-      case SHARED_GATE, SHARED_UP, SHARED_EXPERT_GATE, LATENT_IN -> c.hiddenSize();
+      case SHARED_GATE, SHARED_UP, SHARED_EXPERT_GATE, LATENT_IN, ROUTER -> c.hiddenSize();
       case SHARED_DOWN -> shared(c);
       case LATENT_OUT -> c.latentSize();
     };
@@ -26,6 +26,7 @@ final class TargetSizes {
       case SHARED_DOWN, LATENT_OUT -> c.hiddenSize();
       case SHARED_EXPERT_GATE -> 1;
       case LATENT_IN -> c.latentSize();
+      case ROUTER -> c.numExperts();
     };
   }
 

@@ -7,12 +7,15 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterAssembler.Contribution;
 import io.moe4j.checkpoint.AdapterPlan.Pair;
 import io.moe4j.checkpoint.AdapterPlan.Problem;
+import io.moe4j.checkpoint.AdapterPolicy.FusedOrder;
 import io.moe4j.checkpoint.AdapterPolicy.FusedSide;
 import io.moe4j.checkpoint.CheckpointLayout.FusedParameter;
 import io.moe4j.checkpoint.CheckpointLayout.FusedParameter.Kind;
 import java.util.ArrayList;
 import java.util.EnumSet;
 import java.util.HashMap;
+import java.util.HashSet;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -26,6 +29,7 @@ import java.util.TreeSet;
  */
 final class WrapperResolver {
   private final AdapterConfig config;
+  private final Set<String> targets = new HashSet<>();
   private final AdapterTargetModel model;
   private final AdapterPolicy policy;
   private final AdapterScales scales;
@@ -44,6 +48,7 @@ final class WrapperResolver {
       AdapterScales scales,
       Set<String> notes) {
     this.config = config;
+    config.targetParameters().forEach(t -> targets.add(WrapperSegments.strip(t)));
     this.model = model;
     this.policy = policy;
     this.scales = scales;
@@ -99,7 +104,17 @@ final class WrapperResolver {
     }
     FusedPair fused = fused(pair, layer, parameter, name);
     FusedSide side = side(fused, parameter, layerConfig, layer);
-    FusedPair.Views views = fused.views(parameter, side, layerConfig.numExperts());
+    FusedLayout.Orders orders =
+        config.fused().orders(parameter.name(), layerConfig.numExperts());
+    FusedPair.Views views =
+        fused.views(
+            parameter,
+            side,
+            layerConfig.numExperts(),
+            orders.a().orElse(FusedOrder.GROUPED_BY_EXPERT),
+            orders.b().isPresent()
+                ? orders.b().get()
+                : unstatedOrder(fused, parameter, layerConfig.numExperts()));
     return contributions(
         layer,
         parameter.kind(),
@@ -109,6 +124,23 @@ final class WrapperResolver {
         model.gateUp(),
         scales.scale(name, fused.rank()),
         pair.source());
+  }
+
+  /** The order of B's columns where the file does not say it. */
+  private FusedOrder unstatedOrder(FusedPair fused, FusedParameter parameter, int experts)
+      throws Problem {
+    if (policy.loraBOrder().isPresent()) {
+      return policy.loraBOrder().get();
+    }
+    if (config.fused().unmarked() && fused.dependsOnOrder(experts)) {
+      throw Problem.damage(
+          "Unsloth wrote the file and did not mark the order in which lora_B of "
+              + parameter.name()
+              + " folds its experts, which it changed in September 2026; the values do not tell."
+              + " AdapterPolicy.withLoraBOrder(order) decides: GROUPED_BY_EXPERT for files trained"
+              + " before, RANK_MAJOR after");
+    }
+    return FusedOrder.RANK_MAJOR;
   }
 
   /** PEFT folds experts into two dimensions; other writers keep three under its names. */
@@ -158,11 +190,30 @@ final class WrapperResolver {
     return byShape(w, pair);
   }
 
+  /** The weights of a layer's experts that target_parameters name, with the model's own names. */
+  Set<FusedParameter> targeted(int layer) {
+    Set<FusedParameter> found = new LinkedHashSet<>();
+    for (FusedParameter p : model.layout().fusedParameters()) {
+      for (BlockPath block : model.layout().blocks()) {
+        String name = block.of(layer) + ".experts." + p.name();
+        boolean named =
+            isTargeted(name) || targets.stream().anyMatch(t -> t.endsWith("." + name));
+        if (named && p.kind() != Kind.BIAS) {
+          found.add(p);
+        }
+      }
+    }
+    return found;
+  }
+
+  /** Whether target_parameters name it, or the end of its name. */
   private boolean isTargeted(String parameter) {
-    for (String target : config.targetParameters()) {
-      if (parameter.equals(target) || parameter.endsWith("." + target)) {
+    for (int start = 0; start >= 0; ) {
+      if (targets.contains(parameter.substring(start))) {
         return true;
       }
+      int dot = parameter.indexOf('.', start);
+      start = dot < 0 ? -1 : dot + 1;
     }
     return false;
   }

@@ -49,7 +49,13 @@ final class BlockEvaluator {
   }
 
   Result forward(double[] x, LoraLayer lora) {
-    double[] logits = linear(weights.router().weight(), weights.router().bias(), x);
+    double[] logits =
+        mapped(
+            weights.router().weight(),
+            weights.router().bias(),
+            x,
+            lora.get(LoraTarget.ROUTER),
+            0);
     int[] ids = new int[config.topK()];
     double[] w = new double[config.topK()];
     route(logits, ids, w);

@@ -16,6 +16,11 @@ final class Fixtures {
     return testdata("families");
   }
 
+  /** Inputs from public reports on other systems, each with the right result or none. */
+  static Path cases() {
+    return testdata("cases");
+  }
+
   private static Path testdata(String name) {
     Path at = Path.of("").toAbsolutePath();
     while (at != null) {

@@ -40,6 +40,7 @@ final class HostileCases {
     all.files();
     new HostileModels(all).add();
     new HostileAdapters(all).add();
+    new HostileClaims(all).add();
     return all.cases;
   }
 
@@ -128,8 +129,8 @@ final class HostileCases {
         8);
     for (String dtype :
         List.of(
-            "\"F31\"",
             "\"f32\"",
+            "\"F 32\"",
             "\"\"",
             "1",
             "null",

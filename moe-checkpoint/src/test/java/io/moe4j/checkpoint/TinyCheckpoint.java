@@ -116,7 +116,7 @@ final class TinyCheckpoint {
     }
     Tensor t =
         Tensor.of(dtype, Arena.ofAuto().allocate(Math.max(1, dtype.byteSize(count)), 8), shape);
-    if (dtype == DType.F8_E4M3 || dtype == DType.F4) {
+    if (dtype.name().startsWith("F8") || dtype == DType.F4 || dtype == DType.U64) {
       return t;
     }
     Random random = new Random(name.hashCode());

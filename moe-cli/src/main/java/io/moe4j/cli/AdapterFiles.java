@@ -39,6 +39,8 @@ final class AdapterFiles implements AutoCloseable {
     }
   }
 
+  private static final int MAX_REASONS = 3;
+
   private final Arena arena = Arena.ofShared();
   private final List<PeftAdapter> loaded = new ArrayList<>();
 
@@ -103,20 +105,28 @@ final class AdapterFiles implements AutoCloseable {
   List<String> remarks() {
     List<String> remarks = new ArrayList<>();
     for (AdapterReport r : reports()) {
-      List<String> skipped =
-          r.tensors().stream()
-              .filter(t -> t.disposition() != Disposition.APPLIED)
-              .map(AdapterReport.TensorEntry::tensor)
-              .toList();
+      Map<String, Integer> skipped = new LinkedHashMap<>();
+      r.tensors().stream()
+          .filter(t -> t.disposition() != Disposition.APPLIED)
+          .forEach(t -> skipped.merge(t.reason(), 1, Integer::sum));
       if (!skipped.isEmpty()) {
+        List<String> reasons = new ArrayList<>();
+        skipped.entrySet().stream()
+            .limit(MAX_REASONS)
+            .forEach(e ->
+                reasons.add(e.getValue() + " " + AdapterOptions.inOptions(e.getKey())));
+        if (skipped.size() > MAX_REASONS) {
+          reasons.add("and more");
+        }
         remarks.add(
             "adapter "
                 + r.name()
                 + ": "
-                + skipped.size()
+                + skipped.values().stream().mapToInt(Integer::intValue).sum()
                 + " of "
                 + r.tensors().size()
-                + " tensors were left out (attention and the like; moe inspect lists them)");
+                + " tensors were left out (moe inspect lists them): "
+                + String.join("; ", reasons));
       }
       if (r.targets().isEmpty()) {
         remarks.add("adapter " + r.name() + " changes no MoE layer of this model");

@@ -9,6 +9,7 @@ import io.moe4j.checkpoint.AdapterReport;
 import io.moe4j.checkpoint.AdapterReport.Disposition;
 import io.moe4j.checkpoint.AdapterReport.TargetEntry;
 import io.moe4j.checkpoint.AdapterReport.TensorEntry;
+import io.moe4j.cli.json.Json;
 import java.io.PrintWriter;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -82,7 +83,7 @@ final class AdapterText {
     }
     r.notes().forEach(n -> out.println("  note: " + Text.line(n)));
     if (!r.accepted()) {
-      out.println("  This adapter would be REFUSED. --policy lenient leaves out what is refused.");
+      out.println("  This adapter would be REFUSED: " + AdapterOptions.inOptions(r.advice()) + ".");
     }
   }
 
@@ -103,7 +104,9 @@ final class AdapterText {
               + " "
               + first.described()
               + (group.size() == 1 ? "" : " x" + group.size())
-              + (first.reason().isEmpty() ? "" : ": " + Text.line(first.reason())));
+              + (first.reason().isEmpty()
+                  ? ""
+                  : ": " + Text.line(AdapterOptions.inOptions(first.reason()))));
     });
     return lines;
   }

@@ -3,7 +3,6 @@ package io.moe4j.cli;
 import io.moe4j.api.AdapterException;
 import io.moe4j.api.CheckpointException;
 import io.moe4j.api.DeviceException;
-import io.moe4j.checkpoint.AdapterRefusedException;
 import io.moe4j.oracle.UnsupportedConfigException;
 import java.io.IOException;
 import java.io.PrintWriter;
@@ -91,10 +90,10 @@ final class ErrorPrinter implements IExecutionExceptionHandler, IParameterExcept
               .lines()
               .filter(new HashSet<>()::add)
               .collect(Collectors.joining("\n"));
-      case AdapterRefusedException _ ->
-          String.valueOf(said).replace("AdapterPolicy.LENIENT", "--policy lenient");
       case InternalError i when isMemoryFault(i) ->
           "a file was changed in place while it was read (" + said + ").";
+      case AdapterException _, CheckpointException _ ->
+          AdapterOptions.inOptions(String.valueOf(said));
       case OutOfMemoryError _ ->
           "not enough memory ("
               + said

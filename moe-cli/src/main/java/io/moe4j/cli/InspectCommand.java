@@ -5,14 +5,17 @@ import static java.util.Locale.ROOT;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterConfig;
 import io.moe4j.checkpoint.AdapterReport;
 import io.moe4j.checkpoint.CheckpointDescription;
+import io.moe4j.checkpoint.LoadProgress;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.PeftAdapter;
 import io.moe4j.checkpoint.SafetensorsFile;
+import io.moe4j.cli.json.Json;
+import java.io.IOException;
 import java.io.PrintWriter;
+import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
@@ -21,8 +24,11 @@ import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
 import java.util.concurrent.Callable;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 import picocli.CommandLine.Parameters;
 import picocli.CommandLine.ParentCommand;
@@ -37,6 +43,9 @@ import picocli.CommandLine.ParentCommand;
           + " the model it is for (--model). Ends with exit code 4 if the adapter would be refused."
     })
 final class InspectCommand implements Callable<Integer> {
+  private static final Pattern SHARD =
+      Pattern.compile("adapter_model-\\d{5}-of-\\d{5}\\.safetensors");
+
   @ParentCommand private Moe moe;
 
   @Parameters(
@@ -50,13 +59,7 @@ final class InspectCommand implements Callable<Integer> {
       description = "The checkpoint that an adapter is for.")
   private @Nullable Path model;
 
-  @Option(
-      names = "--policy",
-      paramLabel = "WHICH",
-      description =
-          "Judge an adapter by this policy: default, strict, lenient (see moe run --help).",
-      defaultValue = "default")
-  private AdapterFiles.Policy policy;
+  @Mixin private AdapterOptions adapterOptions = new AdapterOptions();
 
   @Option(names = "--json", description = "Print JSON.")
   private boolean json;
@@ -80,11 +83,26 @@ final class InspectCommand implements Callable<Integer> {
         path
             + " holds neither config.json (a checkpoint) nor "
             + AdapterConfig.FILE
-            + " (a PEFT adapter).");
+            + " (a PEFT adapter)"
+            + oneFolderDown()
+            + ".");
+  }
+
+  private String oneFolderDown() {
+    try (Stream<Path> all = Files.list(path)) {
+      return all.filter(p ->
+              Files.exists(p.resolve(AdapterConfig.FILE)) || Files.exists(p.resolve("config.json")))
+          .sorted()
+          .findFirst()
+          .map(p -> "; one folder down " + p + " does")
+          .orElse("");
+    } catch (IOException | UncheckedIOException e) {
+      return "";
+    }
   }
 
   private int checkpoint() {
-    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(path)) {
+    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(path, adapterOptions.checkpoint(LoadProgress.NONE))) {
       CheckpointDescription d = checkpoint.describe();
       if (json) {
         moe.terminal().json(json(d));
@@ -201,8 +219,8 @@ final class InspectCommand implements Callable<Integer> {
 
   private int adapter(Path modelDir) {
     RunInput.requireDirectory("--model", modelDir);
-    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(modelDir)) {
-      AdapterReport r = PeftAdapter.inspect(path, checkpoint.adapterTarget(), policy.policy());
+    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(modelDir, adapterOptions.checkpoint(LoadProgress.NONE))) {
+      AdapterReport r = PeftAdapter.inspect(path, checkpoint.adapterTarget(), adapterOptions.policy());
       if (json) {
         moe.terminal().json(AdapterText.json(r));
       } else {
@@ -215,28 +233,50 @@ final class InspectCommand implements Callable<Integer> {
   /** Without the model nobody can say what applies: names and shapes only. */
   private int adapterAlone() {
     AdapterConfig config = AdapterConfig.read(path);
-    Path weights = path.resolve("adapter_model.safetensors");
-    RunInput.requireFile(weights);
-    try (SafetensorsFile file = SafetensorsFile.open(weights)) {
-      if (json) {
-        ObjectNode root = Json.document("inspect.adapter");
-        root.put("kind", "adapter");
-        root.put("directory", path.toString());
-        root.set("config", AdapterText.config(config));
-        root.set("tensors", tensors(file));
-        root.put("note", "give --model DIR to learn what is applied");
-        moe.terminal().json(root);
-      } else {
-        PrintWriter out = moe.terminal().out();
-        out.println(Text.line(path.toString()) + ": PEFT adapter, " + AdapterText.words(config));
-        out.print(table(file));
-        out.println(
-            "Which of these are applied depends on the model: moe inspect "
-                + Text.line(path.toString())
-                + " --model DIR");
+    Map<String, String> tensors = new TreeMap<>();
+    for (Path weights : weights()) {
+      try (SafetensorsFile file = SafetensorsFile.open(weights)) {
+        tensors.putAll(described(file));
       }
-      return ExitCode.OK;
     }
+    if (json) {
+      ObjectNode root = Json.document("inspect.adapter");
+      root.put("kind", "adapter");
+      root.put("directory", path.toString());
+      root.set("config", AdapterText.config(config));
+      root.set("tensors", tensors(tensors));
+      root.put("note", "give --model DIR to learn what is applied");
+      moe.terminal().json(root);
+    } else {
+      PrintWriter out = moe.terminal().out();
+      out.println(Text.line(path.toString()) + ": PEFT adapter, " + AdapterText.words(config));
+      out.print(table(tensors));
+      out.println(
+          "Which of these are applied depends on the model: moe inspect "
+              + Text.line(path.toString())
+              + " --model DIR");
+    }
+    return ExitCode.OK;
+  }
+
+  /** One file, or shards. */
+  private List<Path> weights() {
+    Path single = path.resolve("adapter_model.safetensors");
+    if (!Files.exists(single)) {
+      try (Stream<Path> all = Files.list(path)) {
+        List<Path> shards =
+            all.filter(p -> SHARD.matcher(String.valueOf(p.getFileName())).matches())
+                .sorted()
+                .toList();
+        if (!shards.isEmpty()) {
+          return shards;
+        }
+      } catch (IOException | UncheckedIOException e) {
+        throw CliException.badInput(path + " cannot be listed: " + e);
+      }
+    }
+    RunInput.requireFile(single);
+    return List.of(single);
   }
 
   private int file() {
@@ -248,38 +288,47 @@ final class InspectCommand implements Callable<Integer> {
         root.put("bytes", file.fileSize());
         ObjectNode metadata = root.putObject("metadata");
         file.metadata().forEach(metadata::put);
-        root.set("tensors", tensors(file));
+        root.set("tensors", tensors(described(file)));
         moe.terminal().json(root);
       } else {
         PrintWriter out = moe.terminal().out();
         out.println(
             Text.line(path.toString())
                 + ": safetensors file, "
-                + file.tensors().size()
+                + described(file).size()
                 + " tensors, "
                 + Text.bytes(file.fileSize()));
-        out.print(table(file));
+        out.print(table(described(file)));
       }
       return ExitCode.OK;
     }
   }
 
-  private static String table(SafetensorsFile file) {
+  /** Every tensor's dtype and shape, those included that cannot be read here. */
+  private static Map<String, String> described(SafetensorsFile file) {
+    Map<String, String> all = new TreeMap<>(file.opaque());
+    file.tensors().forEach((name, t) -> all.put(name, t.dtype() + Arrays.toString(t.shape())));
+    return all;
+  }
+
+  private static String table(Map<String, String> tensors) {
     TextTable table = new TextTable("tensor", "dtype", "shape");
-    new TreeMap<>(file.tensors())
-        .forEach((name, t) -> table.row(name, t.dtype(), Arrays.toString(t.shape())));
+    tensors.forEach((name, t) ->
+        table.row(name, t.substring(0, t.indexOf('[')), t.substring(t.indexOf('['))));
     return table.render("  ");
   }
 
-  private static ArrayNode tensors(SafetensorsFile file) {
+  private static ArrayNode tensors(Map<String, String> tensors) {
     ArrayNode all = Json.array();
-    for (Map.Entry<String, Tensor> e : new TreeMap<>(file.tensors()).entrySet()) {
+    tensors.forEach((name, t) -> {
       ObjectNode n = all.addObject();
-      n.put("name", e.getKey());
-      n.put("dtype", e.getValue().dtype().name());
+      n.put("name", name);
+      n.put("dtype", t.substring(0, t.indexOf('[')));
       ArrayNode shape = n.putArray("shape");
-      Arrays.stream(e.getValue().shape()).forEach(shape::add);
-    }
+      Arrays.stream(t.substring(t.indexOf('[') + 1, t.length() - 1).split(", ", -1))
+          .filter(size -> !size.isEmpty())
+          .forEach(size -> shape.add(Long.parseLong(size)));
+    });
     return all;
   }
 }

@@ -4,6 +4,7 @@ import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraAdapter;
+import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
@@ -68,13 +69,20 @@ final class LayerRun {
               .inputDtype(given)
               .maxTokens(Math.clamp(tokens, 1, MAX_TOKENS_AT_ONCE));
       if (!adapters.isEmpty()) {
-        b.lora(new LoraConfig(adapters.size(), rank));
+        LoraConfig lora = new LoraConfig(adapters.size(), rank);
+        b.lora(changeRouter(adapters) ? lora.withRouter() : lora);
       }
       configs.put(layer, b.build());
     }
     MoeConfig first = Objects.requireNonNull(configs.get(model.layers().getFirst()));
     this.inputDtype = HiddenDtype.choose(oracle, first, backend, given);
     configs.replaceAll((layer, c) -> c.toBuilder().inputDtype(inputDtype).build());
+  }
+
+  private static boolean changeRouter(List<LoraAdapter> adapters) {
+    return adapters.stream()
+        .flatMap(a -> a.layers().values().stream())
+        .anyMatch(l -> l.get(LoraTarget.ROUTER) != null);
   }
 
   /** {@return the dtype in which layers get the hidden states} */

@@ -8,10 +8,10 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterReport;
-import io.moe4j.checkpoint.CheckpointOptions;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.SafetensorsFile;
 import io.moe4j.checkpoint.SafetensorsWriter;
+import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.MoeOracle;
 import java.io.PrintWriter;
 import java.lang.foreign.Arena;
@@ -63,15 +63,7 @@ final class RunCommand implements Callable<Integer> {
       description = "A PEFT adapter, and the name to use for it. Any number of times.")
   private List<String> adapters = new ArrayList<>();
 
-  @Option(
-      names = "--policy",
-      paramLabel = "WHICH",
-      description =
-          "What to do with parts of an adapter that cannot be applied: default (refuse what would"
-              + " change the MoE block, report the rest), strict (refuse all), lenient (report all)."
-              + " Default: ${DEFAULT-VALUE}.",
-      defaultValue = "default")
-  private AdapterFiles.Policy policy;
+  @Mixin private AdapterOptions adapterOptions = new AdapterOptions();
 
   @Option(
       names = "--input",
@@ -142,7 +134,7 @@ final class RunCommand implements Callable<Integer> {
           RunInput.hidden(inputFile, source, checkpoint.config(layers.getFirst()).hiddenSize());
       int tokens = Math.toIntExact(hidden.size(0));
       try (AdapterFiles files =
-          AdapterFiles.load(moe, named, checkpoint.adapterTarget(), policy.policy())) {
+          AdapterFiles.load(moe, named, checkpoint.adapterTarget(), adapterOptions.policy())) {
         files.remarks().forEach(moe::note);
         int[] assignment = RunInput.assignment(assign, files.names(), tokens);
         LayerRun runner =
@@ -170,8 +162,7 @@ final class RunCommand implements Callable<Integer> {
     try (Progress progress = Progress.start(moe, "Opening " + directory.getFileName(), -1)) {
       return MoeCheckpoint.open(
           directory,
-          CheckpointOptions.DEFAULT.withProgress(
-              (what, at, total) -> progress.at(what, at, total)));
+          adapterOptions.checkpoint((what, at, total) -> progress.at(what, at, total)));
     }
   }
 

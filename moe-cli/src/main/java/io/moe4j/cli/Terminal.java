@@ -1,6 +1,7 @@
 package io.moe4j.cli;
 
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import io.moe4j.cli.json.Json;
 import java.io.FileDescriptor;
 import java.io.FileOutputStream;
 import java.io.OutputStreamWriter;

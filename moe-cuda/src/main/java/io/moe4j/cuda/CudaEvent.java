@@ -72,7 +72,7 @@ public final class CudaEvent implements AutoCloseable {
    *
    * @param stream of the event's device
    */
-  public void holdBack(DeviceStream stream) {
+  public void makeWait(DeviceStream stream) {
     context.makeCurrent();
     Cu.check(
         CudaDriver.cuStreamWaitEvent(CudaStream.segment(stream), segment(), 0),

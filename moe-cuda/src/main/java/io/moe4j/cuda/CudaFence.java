@@ -38,7 +38,7 @@ final class CudaFence implements Device.Fence {
   }
 
   @Override
-  public boolean holdBack(DeviceStream stream) {
+  public boolean makeWait(DeviceStream stream) {
     if (done) {
       return false;
     }
@@ -53,7 +53,7 @@ final class CudaFence implements Device.Fence {
       if (isDone()) {
         return false;
       }
-      event.holdBack(stream);
+      event.makeWait(stream);
       return true;
     }
   }

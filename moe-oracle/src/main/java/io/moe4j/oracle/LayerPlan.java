@@ -66,7 +66,15 @@ public record LayerPlan(
     try {
       Device device = oracle.catalog().openDevice(chosen, id);
       owned.add(device);
-      return LayerParts.prepare(config, ghost, oracle.catalog(), chosen, device, owned)
+      return LayerParts.prepare(
+              config,
+              ghost,
+              oracle.catalog(),
+              chosen,
+              device,
+              Exchanges.choose(config, null, oracle.catalog().exchanges()).provider(),
+              null,
+              owned)
           .layout(config.maxTokens())
           .bytes();
     } finally {

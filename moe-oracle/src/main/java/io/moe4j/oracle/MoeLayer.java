@@ -1,5 +1,6 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
@@ -77,23 +78,23 @@ public final class MoeLayer implements AutoCloseable {
       Selection selection,
       Device device,
       LayerParts parts,
-      boolean hasRouter,
+      MoeLayerWeights weights,
       ScratchPool pool,
-      MappedSources sources,
-      long weightBytes) {
+      MappedSources sources) {
     this.config = selection.config();
     this.selection = selection;
     this.device = device;
     this.parts = parts;
     this.pool = pool;
     this.sources = sources;
-    this.weightBytes = weightBytes;
+    this.weightBytes = WeightTensors.byteSize(weights);
     this.layout = parts.layout(config.maxTokens());
     this.checks =
         new ForwardChecks(
             config,
             device.info().id(),
-            hasRouter,
+            weights.router() != null,
+            weights.layerIndex(),
             parts.isMonolithic() ? selection.chosenBackend().name() : "");
   }
 
@@ -221,7 +222,7 @@ public final class MoeLayer implements AutoCloseable {
     } catch (InternalError e) { // ids and mappings may be mapped
       throw Faults.of(toString(), "could not read the request", e);
     }
-    return request.hidden().size(0) > 0;
+    return request.hidden().size(0) > 0 || parts.isCollective();
   }
 
   private void compute(
@@ -288,6 +289,7 @@ public final class MoeLayer implements AutoCloseable {
   void refresh(MoeLoraContext context, DeviceStream stream) {
     gate.enter();
     try {
+      checks.requireLayer(context);
       parts.refresh(context, stream);
     } finally {
       gate.leave();
@@ -356,6 +358,7 @@ public final class MoeLayer implements AutoCloseable {
     private @Nullable Device device;
     private @Nullable ScratchPool pool;
     private boolean copyWeights;
+    private @Nullable Communicator communicator;
 
     private Builder(MoeConfig config, MoeLayerWeights weights) {
       this.config = Objects.requireNonNull(config, "config");
@@ -431,6 +434,20 @@ public final class MoeLayer implements AutoCloseable {
     }
 
     /**
+     * The ranks that share the layer with this one. Every rank builds its layer, and every forward
+     * runs on all of them, with {@code T = 0} where a rank has no tokens; adapters stand in the
+     * same slots everywhere.
+     *
+     * @param communicator of {@code config.parallel()}'s ranks; stays the caller's; open as long as
+     *     the layer is
+     * @return this
+     */
+    public Builder communicator(Communicator communicator) {
+      this.communicator = Objects.requireNonNull(communicator, "communicator");
+      return this;
+    }
+
+    /**
      * Chooses, opens, prepares. May be slow: weights are repacked and uploaded here.
      *
      * @return the layer, owned by the caller
@@ -495,11 +512,21 @@ public final class MoeLayer implements AutoCloseable {
                 + ", the layer on "
                 + where.info().id());
       }
-      LayerParts parts = LayerParts.prepare(config, used, who.catalog(), chosen, where, owned);
-      long bytes = WeightTensors.byteSize(used);
+      Exchanges.Choice exchange = Exchanges.choose(config, communicator, who.catalog().exchanges());
+      LayerParts parts =
+          LayerParts.prepare(
+              config,
+              used,
+              who.catalog(),
+              chosen,
+              where,
+              exchange.provider(),
+              communicator,
+              owned);
       // Elsewhere the weights have been uploaded.
       MappedSources read = ScratchPool.isHost(where) ? MappedSources.of(used) : MappedSources.none();
-      return new MoeLayer(selection, where, parts, used.router() != null, scratch, read, bytes);
+      return new MoeLayer(
+          selection.withExchange(exchange.explanation()), where, parts, used, scratch, read);
     }
 
     /** A given device is the only one that may be chosen for. */

@@ -35,7 +35,7 @@ final class PluginFault extends Exception {
     }
   }
 
-  /** One clause for people. */
+  /** A readable clause. */
   static String describe(Throwable t) {
     Throwable shown = t;
     if (t instanceof ExceptionInInitializerError && t.getCause() != null) {

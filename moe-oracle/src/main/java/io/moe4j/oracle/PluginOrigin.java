@@ -11,7 +11,7 @@ import java.util.Objects;
 import java.util.Optional;
 
 /**
- * Where a provider came from, for people. A plugin states its version by {@code
+ * Where a provider came from, as messages name it. A plugin states its version by {@code
  * Implementation-Version} in its jar's manifest, or as a module by its own version.
  *
  * @param location path of the jar or of the directory of classes; {@value #CLASS_PATH} where
@@ -27,6 +27,8 @@ public record PluginOrigin(String location, Optional<String> version, Optional<S
   public static final String MODULE_PATH = "module path";
 
   /**
+   * Checks the components.
+   *
    * @param location path or {@value #CLASS_PATH}
    * @param version from manifest or module
    * @param plugin entry of the plugins directory

@@ -45,7 +45,8 @@ final class WeightTensors {
     RouterWeights router = w.router();
     SharedExpertWeights shared = w.shared();
     LatentWeights latent = w.latent();
-    return new MoeLayerWeights(
+    MoeLayerWeights mapped =
+        new MoeLayerWeights(
         new ExpertWeights(w.experts().experts().stream().map(x -> map(x, f)).toList()),
         router == null
             ? null
@@ -57,6 +58,9 @@ final class WeightTensors {
             ? null
             : new SharedExpertWeights(map(shared.mlp(), f), map(shared.sigmoidGate(), f)),
         latent == null ? null : new LatentWeights(f.apply(latent.in()), f.apply(latent.out())));
+    return w.layerIndex().isPresent()
+        ? mapped.withLayerIndex(w.layerIndex().getAsInt())
+        : mapped;
   }
 
   private static ExpertWeights.Expert map(ExpertWeights.Expert x, UnaryOperator<Tensor> f) {

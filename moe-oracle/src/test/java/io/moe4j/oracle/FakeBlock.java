@@ -12,7 +12,7 @@ import java.util.Optional;
 /**
  * A block simple enough to be followed by hand: the logit of expert {@code e} is {@code -((x0 + e)
  * mod E)}, so that token value {@code x0 = 0} chooses experts 0, 1, ... and {@code x0 = 1} begins
- * with the last; weights are {@code 1 / (k + 1)}; the latent input is twice the hidden one; finish
+ * with the last; weights are {@code 1 / (k + 1)}; the latent input is twice the hidden one; output
  * adds 1000.
  */
 final class FakeBlock implements BlockOps {
@@ -90,14 +90,14 @@ final class FakeBlock implements BlockOps {
   }
 
   @Override
-  public void finish(
+  public void output(
       Tensor hidden,
       Tensor routed,
       Optional<MoeLoraContext> lora,
       Tensor output,
       Workspace workspace,
       DeviceStream stream) {
-    note("finish " + routed + " ->", output, stream);
+    note("output " + routed + " ->", output, stream);
     if (!device.isHost()) {
       return;
     }

@@ -174,6 +174,15 @@ class FaultsTest {
   }
 
   @Test
+  void copiesKnowTheirLayer() {
+    try (Arena arena = Arena.ofConfined()) {
+      MoeLayerWeights w = from(new Cut(100)).withLayerIndex(3);
+      assertThat(WeightTensors.copyMapped(w, arena).layerIndex()).hasValue(3);
+      assertThat(WeightTensors.copyMapped(from(new Cut(100)), arena).layerIndex()).isEmpty();
+    }
+  }
+
+  @Test
   void readOnlyViewsOverlapToo() {
     FakeDevice device = new FakeDevice();
     try (MoeLayer layer = LayerFixture.layer(device, LayerFixture.modular(device), CONFIG)) {

@@ -60,7 +60,7 @@ class MoeLayerTest {
       assertRows(output, expected(0), expected(1), expected(2));
       assertThat(device.events)
           .contains("apply F32[3, 4] -> F32[3, 4] on host stream")
-          .noneMatch(e -> e.startsWith("finish"));
+          .noneMatch(e -> e.startsWith("output"));
       assertThat(steps()).containsExactly("routerLogits", "route", "apply");
     }
   }
@@ -90,7 +90,7 @@ class MoeLayerTest {
       assertThat(device.events)
           .contains(
               "apply F32[2, 4] -> F32[2, 4] on host stream",
-              "finish F32[2, 4] -> BF16[2, 4] on host stream");
+              "output F32[2, 4] -> BF16[2, 4] on host stream");
     }
   }
 
@@ -101,7 +101,7 @@ class MoeLayerTest {
       layer.forward(hidden(2), output);
       // Best experts of rows 0 and 1 are 0 and 3.
       assertRows(output, 0 * 1 + 1000, 1 * 4 + 1000);
-      assertThat(steps()).containsExactly("routerLogits", "monolithic", "finish");
+      assertThat(steps()).containsExactly("routerLogits", "monolithic", "output");
     }
   }
 
@@ -172,7 +172,7 @@ class MoeLayerTest {
           .contains(
               "apply BF16[4, 1, 4] -> F32[4, 1, 4] on host stream",
               "combine F32[1, 4] on host stream",
-              "finish F32[1, 4] -> BF16[1, 4] on host stream");
+              "output F32[1, 4] -> BF16[1, 4] on host stream");
     }
   }
 
@@ -200,7 +200,7 @@ class MoeLayerTest {
     try (MoeLayer layer = layer(device, modular(device), c)) {
       layer.forward(x, output);
       assertThat(device.events).contains("apply F32[2, 2] -> F32[2, 2] on host stream");
-      assertThat(steps()).containsExactly("routerLogits", "latentIn", "route", "apply", "finish");
+      assertThat(steps()).containsExactly("routerLogits", "latentIn", "route", "apply", "output");
     }
     assertThat(output.get(1, 0)).isEqualTo(2 * expected(1));
     assertThat(output.get(1, 2)).isZero();

@@ -228,7 +228,7 @@ class MoeOracleTest {
               "layer:   E=64 top_k=8 H=2048 I=1024, BF16 weights, BF16 input, SILU, STANDARD, LoRA"
                   + " on (4 slots, rank up to 32)",
               "machine: cpu:0 some CPU",
-              "chosen: cpu (highest priority of 2 that fit)",
+              "chosen: cpu (highest priority of 2 that fit): fake cpu",
               "");
       List<String> table = lines.subList(4, lines.size());
       assertThat(table).hasSize(6);

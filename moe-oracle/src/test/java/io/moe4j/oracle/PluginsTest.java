@@ -370,6 +370,32 @@ class PluginsTest {
     }
   }
 
+  /** Bytes turned anywhere in a jar: whatever comes of it is a row, or a backend. */
+  @Test
+  void damagedJarsAreRows() throws IOException {
+    drop("whole.jar", "com.acme.Backend", "acme");
+    byte[] whole = Files.readAllBytes(plugins.resolve("whole.jar"));
+    Files.delete(plugins.resolve("whole.jar"));
+    java.util.SplittableRandom rng = new java.util.SplittableRandom(20261129);
+    long end = System.nanoTime() + 1_000_000_000L * Long.getLong("moe.fuzz.seconds", 10);
+    for (int round = 0; round < 20 || System.nanoTime() < end; round++) {
+      for (int i = 0; i < 20; i++) {
+        byte[] bytes = whole.clone();
+        for (int n = 1 + rng.nextInt(8); n > 0; n--) {
+          bytes[rng.nextInt(bytes.length)] = (byte) rng.nextInt();
+        }
+        int length = rng.nextInt(4) == 0 ? rng.nextInt(bytes.length) : bytes.length;
+        Files.write(plugins.resolve(i + ".jar"), Arrays.copyOf(bytes, length));
+      }
+      try (BackendCatalog catalog = BackendCatalog.discover(plugins);
+          MoeOracle oracle = MoeOracle.of(catalog)) {
+        String text =
+            oracle.evaluate(Zoo.config().build(), Zoo.CPU_ONLY, Optional.empty()).explain();
+        assertThat(text.chars().filter(c -> c != '\n' && c < ' ')).isEmpty();
+      }
+    }
+  }
+
   @Test
   void servicesFilesHaveALimit() throws IOException {
     jar(plugins.resolve("long.jar"), "1", Map.of(SPI, "#".repeat((1 << 20) + 1)));
@@ -458,7 +484,8 @@ class PluginsTest {
       var cpu = io.moe4j.api.platform.DeviceId.CPU;
       for (String name : List.of("with-device", "plain")) {
         assertThatThrownBy(() -> catalog.openDevice(catalog.backend(name).orElseThrow(), cpu))
-            .hasMessage("plugin's 0");
+            .hasMessageContaining("device.jar")
+          .hasMessageContaining("plugin's 0");
       }
     }
   }

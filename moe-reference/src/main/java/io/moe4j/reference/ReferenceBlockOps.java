@@ -23,6 +23,8 @@ public final class ReferenceBlockOps implements BlockOps {
   private final MoeLayerWeights weights;
 
   /**
+   * The reference of one layer.
+   *
    * @param config the layer
    * @param weights fits {@code config}, in host memory
    */
@@ -95,7 +97,7 @@ public final class ReferenceBlockOps implements BlockOps {
   }
 
   @Override
-  public void finish(
+  public void output(
       Tensor hidden,
       Tensor routed,
       Optional<MoeLoraContext> lora,

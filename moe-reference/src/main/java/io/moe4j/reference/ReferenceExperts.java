@@ -6,17 +6,20 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.util.Objects;
 import java.util.Optional;
 
 /** {@link ReferenceMoe} behind the contract, for both activation formats. Holds views only. */
-public final class ReferenceExperts implements LoraExperts {
+public final class ReferenceExperts implements ModularExperts, LoraExperts {
   private final MoeConfig config;
   private final ExpertWeights weights;
 
   /**
+   * The reference experts of one layer.
+   *
    * @param config the layer
    * @param weights fits {@code config}, in host memory; stays valid until closed
    */
@@ -54,7 +57,7 @@ public final class ReferenceExperts implements LoraExperts {
   }
 
   /**
-   * TensorRows come weighted where the weight belongs on the input; whoever dispatched sums them.
+   * Rows come weighted where the weight belongs on the input; the dispatcher sums them.
    */
   private void batched(ExpertsInputs inputs, Tensor counts, Optional<MoeLoraContext> lora) {
     for (int e = 0; e < weights.numExperts(); e++) {

@@ -95,7 +95,11 @@ public abstract class BlockOpsConformanceTest {
 
   // ---- 6.1: routing
 
-  /** Scores, renormalisation, bias, scaling, groups. Ids exact and in order. */
+  /**
+   * Scores, renormalisation, bias, scaling, groups. Ids exact and in order.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#routes")
   public final void required_MOE_6_1_routing(Object c) {
@@ -207,7 +211,11 @@ public abstract class BlockOpsConformanceTest {
 
   // ---- 6.2: router, latent projections, shared expert
 
-  /** Logits in f32 from hidden states and weights of any dtype, with and without bias. */
+  /**
+   * Logits in f32 from hidden states and weights of any dtype, with and without bias.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
   public final void required_MOE_6_2_routerLogits(Object c) {
@@ -258,10 +266,14 @@ public abstract class BlockOpsConformanceTest {
     }
   }
 
-  /** Shared expert, gate, latent output, LoRA on all of them, each output dtype. */
+  /**
+   * Shared expert, gate, latent output, LoRA on all of them, each output dtype.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
-  public final void required_MOE_6_2_finish(Object c) {
+  public final void required_MOE_6_2_output(Object c) {
     var block = (BlockCases.Block) c;
     for (DType output : List.of(DType.F32, DType.BF16, DType.F16)) {
       for (int tokens : new int[] {0, 1, 23}) {
@@ -283,7 +295,7 @@ public abstract class BlockOpsConformanceTest {
     try (BlockOps ops = prepare(config, weights);
         Bench bench = new Bench(device())) {
       Tensor result = bench.output(output, tokens, config.hiddenSize());
-      ops.finish(
+      ops.output(
           bench.input(hidden),
           bench.input(routed),
           lora ? context(bench, slots, mapping) : Optional.empty(),
@@ -291,10 +303,10 @@ public abstract class BlockOpsConformanceTest {
           bench.workspace(ops.workspaceBytes(tokens)),
           bench.stream);
       bench.stream.synchronize();
-      double[][] truth = finished(config, weights, hidden, routed, slots, lora ? mapping : null);
+      double[][] truth = outputOf(config, weights, hidden, routed, slots, lora ? mapping : null);
       Compare.rows(
           "MOE-6.2",
-          "finish" + (lora ? " with LoRA, " : ", ") + block + ", output " + output,
+          "output" + (lora ? " with LoRA, " : ", ") + block + ", output " + output,
           truth,
           bench.rows(result),
           tolerance(config, output));
@@ -302,7 +314,11 @@ public abstract class BlockOpsConformanceTest {
     }
   }
 
-  /** The experts' sum and the block's output in one place. */
+  /**
+   * The experts' sum and the block's output in one place.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
   public final void required_MOE_6_2_outputMayBeRouted(Object c) {
@@ -318,7 +334,7 @@ public abstract class BlockOpsConformanceTest {
     try (BlockOps ops = prepare(config, weights);
         Bench bench = new Bench(device())) {
       Tensor both = bench.inout(routed);
-      ops.finish(
+      ops.output(
           bench.input(hidden),
           both,
           Optional.empty(),
@@ -326,17 +342,21 @@ public abstract class BlockOpsConformanceTest {
           bench.workspace(ops.workspaceBytes(tokens)),
           bench.stream);
       bench.stream.synchronize();
-      double[][] truth = finished(config, weights, hidden, routed, List.of(), null);
+      double[][] truth = outputOf(config, weights, hidden, routed, List.of(), null);
       Compare.rows(
           "MOE-6.2",
-          "finish in place, " + c,
+          "output in place, " + c,
           truth,
           bench.rows(both),
           tolerance(config, DType.F32));
     }
   }
 
-  /** What latent experts read. */
+  /**
+   * What latent experts read.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
   public final void required_MOE_6_2_latentIn(Object c) {
@@ -418,7 +438,7 @@ public abstract class BlockOpsConformanceTest {
             punicaWrapper(device())));
   }
 
-  private static double[][] finished(
+  private static double[][] outputOf(
       MoeConfig config,
       MoeLayerWeights weights,
       Tensor hidden,
@@ -450,7 +470,11 @@ public abstract class BlockOpsConformanceTest {
 
   // ---- 6.3: dispatch and combine
 
-  /** Rows, counts and adapters of dispatched tokens; their weighted sum. */
+  /**
+   * Rows, counts and adapters of dispatched tokens; their weighted sum.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_6_3_dispatchAndCombine(Object dtypes) {
@@ -576,7 +600,7 @@ public abstract class BlockOpsConformanceTest {
       for (int tokens : new int[] {1, 9, 33, 64}) {
         Tensor hidden = hidden(config, data, tokens);
         Tensor routed = data.normal(DType.F32, 1, tokens, config.hiddenSize());
-        double[][] truth = finished(config, weights, hidden, routed, List.of(), null);
+        double[][] truth = outputOf(config, weights, hidden, routed, List.of(), null);
         Bench bench = new Bench(device());
         benches.add(bench);
         Tensor in = bench.input(hidden);
@@ -585,11 +609,11 @@ public abstract class BlockOpsConformanceTest {
         var workspace = bench.workspace(ops.workspaceBytes(tokens));
         work.add(() -> {
           for (int round = 0; round < 25; round++) {
-            ops.finish(in, sum, Optional.empty(), out, workspace, bench.stream);
+            ops.output(in, sum, Optional.empty(), out, workspace, bench.stream);
             bench.stream.synchronize();
             Compare.rows(
-                "MOE-5.1",
-                "finish beside three other threads",
+                "MOE-6.4",
+                "output beside three other threads",
                 truth,
                 bench.rows(out),
                 tolerance(config, DType.F32));
@@ -607,6 +631,10 @@ public abstract class BlockOpsConformanceTest {
     MoeConfig config = MoeConfig.builder(4, 4, 2, 1).weightDtype(DType.F32).build();
     BlockOps ops = prepare(config, withBias(config, null));
     ops.close();
-    ops.close();
+    try {
+      ops.close();
+    } catch (RuntimeException e) {
+      throw new AssertionError("MOE-6.4: the second close() threw", e);
+    }
   }
 }

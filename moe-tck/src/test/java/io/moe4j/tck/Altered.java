@@ -94,10 +94,13 @@ abstract class Altered implements ExpertsBackend {
     return right.isSupportedConfig(config, platform);
   }
 
+  /** Both, so that an anonymous class can be it. */
+  interface ModularLora extends ModularExperts, LoraExperts {}
+
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
     var experts = (ModularExperts) right.prepare(config(config), weights(weights), device);
-    return new LoraExperts() {
+    return new ModularLora() {
       private int closed;
 
       @Override

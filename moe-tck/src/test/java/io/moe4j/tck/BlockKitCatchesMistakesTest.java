@@ -37,9 +37,9 @@ class BlockKitCatchesMistakesTest {
         wrong("scaling forgotten", WrongBlockOps::scalingForgotten, "6_1_routing"),
         wrong("groups ignored", WrongBlockOps::groupsIgnored, "6_1_routing"),
         wrong("ties reversed", WrongBlockOps::tiesReversed, "6_1_tiesGoToTheSmallerId"),
-        wrong("shared expert forgotten", WrongBlockOps::sharedForgotten, "6_2_finish"),
-        wrong("shared gate forgotten", WrongBlockOps::sharedGateForgotten, "6_2_finish"),
-        wrong("LoRA ignored", WrongBlockOps::loraIgnored, "6_2_finish"),
+        wrong("shared expert forgotten", WrongBlockOps::sharedForgotten, "6_2_output"),
+        wrong("shared gate forgotten", WrongBlockOps::sharedGateForgotten, "6_2_output"),
+        wrong("LoRA ignored", WrongBlockOps::loraIgnored, "6_2_output"),
         wrong("LoRA ignored", WrongBlockOps::loraIgnored, "6_2_latentIn"),
         wrong("output cleared first", WrongBlockOps::outputCleared, "6_2_outputMayBeRouted"),
         wrong("hidden written", WrongBlockOps::hiddenWritten, "6_2_routerLogits"),
@@ -47,7 +47,13 @@ class BlockKitCatchesMistakesTest {
         wrong(
             "dispatch forgets adapters",
             WrongBlockOps::dispatchForgetsAdapters,
-            "6_3_dispatchAndCombine"));
+            "6_3_dispatchAndCombine"),
+        wrong(
+            "scratch shared by threads",
+            WrongBlockOps::scratchShared,
+            "6_4_concurrentCallsDoNotDisturbEachOther"),
+        wrong(
+            "second close throws", WrongBlockOps::secondCloseThrows, "6_4_closeMayBeCalledTwice"));
   }
 
   @AfterEach

@@ -16,6 +16,7 @@ import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
 import io.moe4j.reference.ReferenceBlockOps;
 import java.util.Optional;
+import java.util.concurrent.locks.LockSupport;
 
 /** The reference's operations with one thing changed. */
 class WrongBlockOps implements BlockOps {
@@ -123,14 +124,14 @@ class WrongBlockOps implements BlockOps {
   static BlockOps loraIgnored(MoeConfig c, MoeLayerWeights w) {
     return new WrongBlockOps(c, w) {
       @Override
-      public void finish(
+      public void output(
           Tensor hidden,
           Tensor routed,
           Optional<MoeLoraContext> lora,
           Tensor output,
           Workspace workspace,
           DeviceStream stream) {
-        super.finish(hidden, routed, Optional.empty(), output, workspace, stream);
+        super.output(hidden, routed, Optional.empty(), output, workspace, stream);
       }
 
       @Override
@@ -149,7 +150,7 @@ class WrongBlockOps implements BlockOps {
   static BlockOps outputCleared(MoeConfig c, MoeLayerWeights w) {
     return new WrongBlockOps(c, w) {
       @Override
-      public void finish(
+      public void output(
           Tensor hidden,
           Tensor routed,
           Optional<MoeLoraContext> lora,
@@ -161,7 +162,7 @@ class WrongBlockOps implements BlockOps {
             output.set(0, t, h);
           }
         }
-        super.finish(hidden, routed, lora, output, workspace, stream);
+        super.output(hidden, routed, lora, output, workspace, stream);
       }
     };
   }
@@ -232,6 +233,48 @@ class WrongBlockOps implements BlockOps {
     };
   }
 
+  /** One scratch row for all callers. */
+  static BlockOps scratchShared(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      private double[] scratch = {};
+
+      @Override
+      public void output(
+          Tensor hidden,
+          Tensor routed,
+          Optional<MoeLoraContext> lora,
+          Tensor output,
+          Workspace workspace,
+          DeviceStream stream) {
+        super.output(hidden, routed, lora, output, workspace, stream);
+        for (int t = 0; t < output.size(0); t++) {
+          scratch = output.select(0, t).toDoubles();
+          LockSupport.parkNanos(1000);
+          double[] mine = scratch;
+          for (int h = 0; h < mine.length; h++) {
+            output.set(mine[h], t, h);
+          }
+        }
+      }
+    };
+  }
+
+  /** Frees twice. */
+  static BlockOps secondCloseThrows(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      private boolean closed;
+
+      @Override
+      public void close() {
+        if (closed) {
+          throw new IllegalStateException("already freed");
+        }
+        closed = true;
+        super.close();
+      }
+    };
+  }
+
   @Override
   public long workspaceBytes(int maxTokens) {
     return right.workspaceBytes(maxTokens);
@@ -259,14 +302,14 @@ class WrongBlockOps implements BlockOps {
   }
 
   @Override
-  public void finish(
+  public void output(
       Tensor hidden,
       Tensor routed,
       Optional<MoeLoraContext> lora,
       Tensor output,
       Workspace workspace,
       DeviceStream stream) {
-    right.finish(hidden, routed, lora, output, workspace, stream);
+    right.output(hidden, routed, lora, output, workspace, stream);
   }
 
   @Override

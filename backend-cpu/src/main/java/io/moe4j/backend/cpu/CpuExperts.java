@@ -9,6 +9,7 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -18,7 +19,7 @@ import java.lang.foreign.MemorySegment;
 import java.util.Optional;
 
 /** Prepared experts of one layer. LoRA is fused: the context's punica wrapper is not called. */
-final class CpuExperts implements LoraExperts {
+final class CpuExperts implements ModularExperts, LoraExperts {
   private final MoeConfig config;
   private final Arena arena = Arena.ofShared();
   private final GroupedMlp mlp;
@@ -33,14 +34,15 @@ final class CpuExperts implements LoraExperts {
               : weights;
       mlp =
           new GroupedMlp(
-              new MlpWeights(config.activation(), plain.experts(), arena, false),
-              kernels,
-              team,
-              config.topK(),
-              config.routerWeightOnInput(),
-              config.lora().map(LoraConfig::maxLoras).orElse(0),
-              config.lora().map(LoraConfig::maxRank).orElse(0),
-              config.batchInvariant());
+              new MlpSpec(
+                  new MlpWeights(config.activation(), plain.experts(), arena, false),
+                  kernels,
+                  team,
+                  config.topK(),
+                  config.routerWeightOnInput(),
+                  config.lora().map(LoraConfig::maxLoras).orElse(0),
+                  config.lora().map(LoraConfig::maxRank).orElse(0),
+                  config.batchInvariant()));
       done = true;
     } finally {
       if (!done) {
@@ -68,9 +70,9 @@ final class CpuExperts implements LoraExperts {
     ExpertRouting routing = inputs.requireRouting();
     Tensor map = routing.expertMap();
     int tokens = Math.toIntExact(hidden.size(0));
-    if (hidden.size(1) != mlp.weights.hidden) {
+    if (hidden.size(1) != mlp.weights().hidden) {
       throw new IllegalArgumentException(
-          "hidden is " + hidden + ", the experts read width " + mlp.weights.hidden);
+          "hidden is " + hidden + ", the experts read width " + mlp.weights().hidden);
     }
     if (routing.topkIds().size(1) != config.topK()) {
       throw new IllegalArgumentException(
@@ -84,7 +86,7 @@ final class CpuExperts implements LoraExperts {
           "tokenLoraMapping is " + context.tokenLoraMapping() + " for " + tokens + " tokens");
     }
     mlp.run(
-        new GroupedMlp.Call(
+        new MlpCall(
             hidden.segment(),
             Rows.requireFloat("hidden", hidden),
             tokens,

@@ -160,8 +160,8 @@ class CpuBlockOpsTest {
           BlockOps truth = new ReferenceBlockOps(config, weights)) {
         assertThat(
                 Samples.relativeL2(
-                    finish(truth, hidden, routed, context, arena),
-                    finish(ops, hidden, routed, context, arena)))
+                    output(truth, hidden, routed, context, arena),
+                    output(ops, hidden, routed, context, arena)))
             .isLessThan(TOLERANCE);
         if (d > 0) {
           assertThat(
@@ -200,10 +200,10 @@ class CpuBlockOpsTest {
         Samples.random(rnd, arena, DType.BF16, 0.4, 1, out, rank));
   }
 
-  private static double[] finish(
+  private static double[] output(
       BlockOps ops, Tensor hidden, Tensor routed, Optional<MoeLoraContext> lora, Arena arena) {
     Tensor out = Tensor.of(DType.F32, arena.allocate(4 * hidden.elementCount()), hidden.shape());
-    ops.finish(hidden, routed, lora, out, workspace(ops, arena), DeviceStream.HOST);
+    ops.output(hidden, routed, lora, out, workspace(ops, arena), DeviceStream.HOST);
     return out.toDoubles();
   }
 

@@ -11,6 +11,7 @@ import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.lora.SlotsKey;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.ModularExperts;
@@ -116,7 +117,10 @@ class GpuTunerTest {
         GateUpLayout.HALVES);
   }
 
-  private record Slots(List<LoraLayer> layers, Tensor tokenLoraMapping) implements MoeLoraContext {
+  private final SlotsKey key = new SlotsKey("test");
+
+  private record Slots(SlotsKey slotsKey, List<LoraLayer> layers, Tensor tokenLoraMapping)
+      implements MoeLoraContext {
     @Override
     public int maxLoras() {
       return layers.size();
@@ -133,18 +137,13 @@ class GpuTunerTest {
     }
 
     @Override
-    public Object slotsKey() {
-      return layers;
-    }
-
-    @Override
     public PunicaWrapper punicaWrapper() {
       throw new IllegalStateException("LoRA is fused");
     }
 
     @Override
     public MoeLoraContext withTokenLoraMapping(Tensor mapping) {
-      return new Slots(layers, mapping);
+      return new Slots(slotsKey, layers, mapping);
     }
   }
 
@@ -184,7 +183,7 @@ class GpuTunerTest {
             normal(1, tokens, HIDDEN)),
         slots == null
             ? Optional.empty()
-            : Optional.of(new Slots(slots, put(Tensor.ofInts(mapping, tokens)))));
+            : Optional.of(new Slots(key, slots, put(Tensor.ofInts(mapping, tokens)))));
   }
 
   private double[] run(MoeConfig config, ExpertWeights weights, Tuner.Call call, String tiles) {

@@ -169,7 +169,7 @@ final class FactorTable implements AutoCloseable {
     }
     for (int s = 0; s < rows.length(); s++) {
       Device.Fence fence = pending.get(s);
-      if (fence != null && context.uses(s) && !fence.holdBack(stream)) {
+      if (fence != null && context.uses(s) && !fence.makeWait(stream)) {
         pending.compareAndSet(s, fence, null);
       }
     }

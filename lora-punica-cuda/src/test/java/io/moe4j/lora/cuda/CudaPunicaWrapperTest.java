@@ -7,6 +7,7 @@ import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -219,13 +220,9 @@ class CudaPunicaWrapperTest {
             wrappers
                 .get(path)
                 .addLoraW13(
-                    context,
-                    y.tensor,
-                    there,
-                    routing,
-                    s.slices == 2,
-                    style.layout,
-                    style.add,
+                    PunicaWrapper.W13
+                        .of(context, y.tensor, there, routing, s.slices == 2, style.layout)
+                        .withAddInputs(style.add),
                     rig.stream));
 
     Tensor act = TestTensors.random(rng, style.x, s.tokens * s.topK, s.inter);
@@ -243,7 +240,11 @@ class CudaPunicaWrapperTest {
             wrappers
                 .get(path)
                 .addLoraW2(
-                    context, y2.tensor, act2, routing, style.weights, style.add, rig.stream));
+                    PunicaWrapper.W2
+                        .of(context, y2.tensor, act2, routing)
+                        .withMulRoutedWeight(style.weights)
+                        .withAddInputs(style.add),
+                    rig.stream));
   }
 
   private interface Step {
@@ -289,10 +290,21 @@ class CudaPunicaWrapperTest {
       Rig.Output y = rig.new Output(rng, DType.BF16, 0, s.tokens, 2, 64);
       Tensor x = rig.upload(TestTensors.random(rng, DType.BF16, s.tokens, 64));
       CudaPunicaWrapper w = wrappers.get(path);
-      w.addLoraW13(context, y.tensor, x, routing, true, GateUpLayout.HALVES, true, rig.stream);
-      w.addLoraW13(context, y.tensor, x, routing, true, GateUpLayout.HALVES, false, rig.stream);
+      w.addLoraW13(
+          PunicaWrapper.W13.of(context, y.tensor, x, routing, true, GateUpLayout.HALVES),
+          rig.stream);
+      w.addLoraW13(
+          PunicaWrapper.W13
+              .of(context, y.tensor, x, routing, true, GateUpLayout.HALVES)
+              .withAddInputs(false),
+          rig.stream);
       Tensor act = rig.upload(TestTensors.random(rng, DType.BF16, s.tokens * 2L, 32));
-      w.addLoraW2(context, y.tensor, act, routing, true, false, rig.stream);
+      w.addLoraW2(
+          PunicaWrapper.W2
+              .of(context, y.tensor, act, routing)
+              .withMulRoutedWeight(true)
+              .withAddInputs(false),
+          rig.stream);
       assertThat(y.download()).isEqualTo(y.before);
     }
   }
@@ -312,13 +324,13 @@ class CudaPunicaWrapperTest {
     wrappers
         .get(path)
         .addLoraW13(
-            context,
-            y.tensor,
-            rig.upload(TestTensors.random(rng, DType.BF16, 0, 64)),
-            routing,
-            true,
-            GateUpLayout.HALVES,
-            true,
+            PunicaWrapper.W13.of(
+                context,
+                y.tensor,
+                rig.upload(TestTensors.random(rng, DType.BF16, 0, 64)),
+                routing,
+                true,
+                GateUpLayout.HALVES),
             rig.stream);
     assertThat(y.download()).isEqualTo(y.before);
   }
@@ -371,13 +383,8 @@ class CudaPunicaWrapperTest {
               wrappers
                   .get(path)
                   .addLoraW13(
-                      context,
-                      y.tensor,
-                      xThere,
-                      routing,
-                      false,
-                      GateUpLayout.HALVES,
-                      true,
+                      PunicaWrapper.W13.of(
+                          context, y.tensor, xThere, routing, false, GateUpLayout.HALVES),
                       rig.stream));
       Tensor act = TestTensors.random(rng, DType.BF16, tokens * 2L, 40);
       Tensor actThere = rig.upload(act);
@@ -390,7 +397,8 @@ class CudaPunicaWrapperTest {
           path ->
               wrappers
                   .get(path)
-                  .addLoraW2(context, y2.tensor, actThere, routing, false, true, rig.stream));
+                  .addLoraW2(
+                      PunicaWrapper.W2.of(context, y2.tensor, actThere, routing), rig.stream));
     }
   }
 
@@ -424,7 +432,10 @@ class CudaPunicaWrapperTest {
           y,
           ref,
           path ->
-              wrappers.get(path).addLoraLinear(context, target, y.tensor, there, true, rig.stream));
+              wrappers
+                  .get(path)
+                  .addLoraLinear(
+                      PunicaWrapper.Linear.of(context, target, y.tensor, there), rig.stream));
     }
   }
 
@@ -501,17 +512,21 @@ class CudaPunicaWrapperTest {
     assertThatIllegalArgumentException()
         .isThrownBy(() ->
             w.addLoraW13(
-                context, y.tensor, wide, routing, true, GateUpLayout.HALVES, true, rig.stream))
+                PunicaWrapper.W13.of(context, y.tensor, wide, routing, true, GateUpLayout.HALVES),
+                rig.stream))
         .withMessageContaining("GATE factors map 8 -> 6")
         .withMessageContaining("rows of 9");
     Tensor five = rig.upload(TestTensors.random(rng, DType.F32, 5, 8));
     assertThatIllegalArgumentException()
         .isThrownBy(() ->
             w.addLoraW13(
-                context, y.tensor, five, routing, true, GateUpLayout.HALVES, true, rig.stream))
+                PunicaWrapper.W13.of(context, y.tensor, five, routing, true, GateUpLayout.HALVES),
+                rig.stream))
         .withMessageContaining("x is F32[5, 8]");
     assertThatIllegalArgumentException()
-        .isThrownBy(() -> w.addLoraLinear(context, LoraTarget.UP, y.tensor, five, true, rig.stream))
+        .isThrownBy(() ->
+            w.addLoraLinear(
+                PunicaWrapper.Linear.of(context, LoraTarget.UP, y.tensor, five), rig.stream))
         .withMessageContaining("target is UP");
     assertThat(y.download()).isEqualTo(y.before);
   }

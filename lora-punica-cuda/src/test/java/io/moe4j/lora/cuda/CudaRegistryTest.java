@@ -8,6 +8,7 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -117,13 +118,8 @@ class CudaRegistryTest {
                   .context(0)
                   .punicaWrapper()
                   .addLoraW13(
-                      batch.context(0),
-                      y.tensor,
-                      there,
-                      routing,
-                      true,
-                      GateUpLayout.HALVES,
-                      true,
+                      PunicaWrapper.W13.of(
+                          batch.context(0), y.tensor, there, routing, true, GateUpLayout.HALVES),
                       rig.stream);
       forward.run();
       y.compare(reference(y, x, first), "eager");
@@ -187,26 +183,17 @@ class CudaRegistryTest {
                 .context(0)
                 .punicaWrapper()
                 .addLoraW13(
-                    first.context(0),
-                    y.tensor,
-                    there,
-                    routing,
-                    true,
-                    GateUpLayout.HALVES,
-                    repeat > 0 ? false : true,
+                    PunicaWrapper.W13
+                        .of(first.context(0), y.tensor, there, routing, true, GateUpLayout.HALVES)
+                        .withAddInputs(repeat > 0 ? false : true),
                     rig.stream);
             if (repeat == 0) {
               second
                   .context(0)
                   .punicaWrapper()
                   .addLoraW13(
-                      second.context(0),
-                      y2.tensor,
-                      there,
-                      routing,
-                      true,
-                      GateUpLayout.HALVES,
-                      true,
+                      PunicaWrapper.W13.of(
+                          second.context(0), y2.tensor, there, routing, true, GateUpLayout.HALVES),
                       other);
             }
           }
@@ -302,7 +289,8 @@ class CudaRegistryTest {
         .context(0)
         .punicaWrapper()
         .addLoraW13(
-            batch.context(0), y.tensor, x, routing, true, GateUpLayout.HALVES, true, stream);
+            PunicaWrapper.W13.of(batch.context(0), y.tensor, x, routing, true, GateUpLayout.HALVES),
+            stream);
   }
 
   /** Loading, taking slots, losing them, unloading: whoever ends last, everything is given back. */

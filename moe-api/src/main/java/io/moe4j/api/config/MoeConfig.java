@@ -2,8 +2,10 @@ package io.moe4j.api.config;
 
 import io.moe4j.api.tensor.DType;
 import java.util.Collection;
+import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
+import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
 
@@ -34,6 +36,7 @@ public final class MoeConfig {
   private final ParallelConfig parallel;
   private final int maxTokens;
   private final boolean batchInvariant;
+  private final List<BackendOptions> options;
 
   private MoeConfig(Builder b) {
     hiddenSize = b.hiddenSize;
@@ -55,6 +58,7 @@ public final class MoeConfig {
     parallel = parallel(b);
     maxTokens = b.maxTokens;
     batchInvariant = b.batchInvariant;
+    options = List.copyOf(b.options.values());
     requireAtLeastOne("hiddenSize", hiddenSize);
     requireAtLeastOne("intermediateSize", intermediateSize);
     requireAtLeastOne("numExperts", numExperts);
@@ -121,7 +125,7 @@ public final class MoeConfig {
 
   /**
    * The map of this rank. Expert parallelism without a map means consecutive experts; a map without
-   * expert parallelism must hold every expert, because nobody else would compute the others.
+   * expert parallelism must hold every expert, because no other rank would compute the rest.
    */
   private Optional<ExpertMap> expertMap(Builder b) {
     if (b.expertMap.isEmpty()) {
@@ -291,6 +295,21 @@ public final class MoeConfig {
     return batchInvariant;
   }
 
+  /** {@return settings of single backends} */
+  public List<BackendOptions> options() {
+    return options;
+  }
+
+  /**
+   * {@return the settings of one type}
+   *
+   * @param type as the backend defines it
+   * @param <T> that type
+   */
+  public <T extends BackendOptions> Optional<T> options(Class<T> type) {
+    return options.stream().filter(type::isInstance).map(type::cast).findFirst();
+  }
+
   /** {@return whether any expert weight is quantised} */
   public boolean isQuantized() {
     return !quantSchemes.equals(List.of(QuantScheme.NONE));
@@ -357,6 +376,7 @@ public final class MoeConfig {
     b.parallel = parallel;
     b.maxTokens = maxTokens;
     b.batchInvariant = batchInvariant;
+    options.forEach(b::options);
     return b;
   }
 
@@ -390,6 +410,7 @@ public final class MoeConfig {
     private ParallelConfig parallel = ParallelConfig.SINGLE;
     private int maxTokens = 4096;
     private boolean batchInvariant;
+    private final Map<Class<?>, BackendOptions> options = new LinkedHashMap<>();
 
     private Builder(int hiddenSize, int intermediateSize, int numExperts, int topK) {
       this.hiddenSize = hiddenSize;
@@ -615,6 +636,17 @@ public final class MoeConfig {
     }
 
     /**
+     * Settings of one backend; they replace earlier ones of the same type.
+     *
+     * @param options as that backend defines them
+     * @return this
+     */
+    public Builder options(BackendOptions options) {
+      this.options.put(options.getClass(), options);
+      return this;
+    }
+
+    /**
      * {@return the config}
      *
      * @throws IllegalArgumentException if a value is out of range or two of them do not fit
@@ -645,7 +677,8 @@ public final class MoeConfig {
         activationFormat,
         parallel,
         maxTokens,
-        batchInvariant);
+        batchInvariant,
+        options);
   }
 
   @Override

@@ -1,5 +1,6 @@
 package io.moe4j.api.lora;
 
+import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import java.util.Collections;
 import java.util.EnumMap;
@@ -8,15 +9,18 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * What one adapter does to one MoE layer: factors for any subset of the targets, each with a rank
- * of its own. Immutable; the memory belongs to whoever loaded the adapter.
+ * of its own. Immutable; the memory belongs to the loader of the adapter.
  *
  * @param factors by target; a missing target has no delta
+ * @since 0.1.0
  */
 public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
   /** An adapter that leaves the layer alone. */
   public static final LoraLayer NONE = new LoraLayer(Map.of());
 
   /**
+   * Copies the components.
+   *
    * @param factors copied
    */
   public LoraLayer {
@@ -50,11 +54,16 @@ public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
     if (factors.isEmpty()) {
       return;
     }
-    int maxRank =
+    LoraConfig lora =
         config
             .lora()
-            .orElseThrow(() -> new IllegalArgumentException("the layer's config has LoRA off"))
-            .maxRank();
+            .orElseThrow(() -> new IllegalArgumentException("the layer's config has LoRA off"));
+    int maxRank = lora.maxRank();
+    if (factors.containsKey(LoraTarget.ROUTER) && !lora.router()) {
+      throw new IllegalArgumentException(
+          "ROUTER factors change who computes a token, which the layer's config does not allow;"
+              + " LoraConfig.withRouter() does");
+    }
     factors.forEach((target, f) -> {
       int in = inFeatures(target, config);
       int out = outFeatures(target, config);
@@ -86,7 +95,7 @@ public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
     return switch (target) {
       case GATE, UP -> c.expertHiddenSize();
       case DOWN -> c.intermediateSize();
-      case SHARED_GATE, SHARED_UP, SHARED_EXPERT_GATE, LATENT_IN -> c.hiddenSize();
+      case SHARED_GATE, SHARED_UP, SHARED_EXPERT_GATE, LATENT_IN, ROUTER -> c.hiddenSize();
       case SHARED_DOWN -> sharedIntermediate(target, c);
       case LATENT_OUT -> c.latentSize();
     };
@@ -107,6 +116,7 @@ public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
       case SHARED_DOWN, LATENT_OUT -> c.hiddenSize();
       case SHARED_EXPERT_GATE -> 1;
       case LATENT_IN -> c.latentSize();
+      case ROUTER -> c.numExperts();
     };
   }
 

@@ -1,6 +1,10 @@
 package io.moe4j.api.lora;
 
-/** The linear maps of a MoE block that an adapter can change. */
+/**
+ * The linear maps of a MoE block that an adapter can change.
+ *
+ * @since 0.1.0
+ */
 public enum LoraTarget {
   /** Gate projection of the routed experts, {@code H -> I}. */
   GATE(true),
@@ -19,7 +23,12 @@ public enum LoraTarget {
   /** The projection in front of latent experts, {@code H -> D}. */
   LATENT_IN(false),
   /** The projection behind latent experts, {@code D -> H}. */
-  LATENT_OUT(false);
+  LATENT_OUT(false),
+  /**
+   * The router, {@code H -> E}: its delta is added to the logits, before anything is chosen. Only
+   * for layers whose {@link io.moe4j.api.config.LoraConfig} allows it.
+   */
+  ROUTER(false);
 
   private final boolean routed;
 

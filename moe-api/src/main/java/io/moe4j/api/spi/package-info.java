@@ -5,10 +5,10 @@
  *
  * <ul>
  *   <li><b>MOE-1.1</b> Constructing a backend and asking its name, description, format, priority or
- *       support MUST NOT throw and MUST NOT touch a device. Intent: the oracle asks everybody,
- *       everywhere.
+ *       support MUST NOT throw and MUST NOT touch a device. Intent: the oracle asks every
+ *       backend on every machine.
  *   <li><b>MOE-1.2</b> A refusal MUST carry every reason that holds, each with the offending value
- *       and what is accepted. Intent: nobody fixes one thing only to meet the next.
+ *       and what is accepted. Intent: one attempt shows all that has to change.
  *   <li><b>MOE-1.3</b> A backend MUST NOT say yes to a config that it then cannot prepare or
  *       computes wrongly.
  *   <li><b>MOE-2.1</b> The result MUST equal the float64 reference within the tolerance of its
@@ -36,7 +36,7 @@
  *       bits MUST NOT depend on the rest of its batch.
  *   <li><b>MOE-6.1</b> {@link io.moe4j.api.spi.BlockOps#route} MUST choose exactly what {@link
  *       io.moe4j.api.config.RoutingConfig} says, in that order, ties included.
- *   <li><b>MOE-6.2</b> Router logits, latent projections and {@code finish} MUST equal the float64
+ *   <li><b>MOE-6.2</b> Router logits, latent projections and {@code output} MUST equal the float64
  *       reference within the tolerance of their dtypes, shared expert, its gate and LoRA on all of
  *       them included.
  *   <li><b>MOE-6.3</b> {@code dispatch} MUST place pairs in ascending order and {@code combine}

@@ -10,9 +10,12 @@ import org.jspecify.annotations.Nullable;
  * @param segment the memory; its arena's rules on closing and threads hold
  * @param source what the memory can be lost with, a mapped file; null where nothing but its arena
  *     can take it away
+ * @since 0.1.0
  */
 public record HostMemory(MemorySegment segment, @Nullable MemorySource source) implements Memory {
   /**
+   * Checks the components.
+   *
    * @param segment the memory
    * @param source what it can be lost with, or null
    */

@@ -4,30 +4,87 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Arrays;
 import java.util.Objects;
+import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
 
 /**
- * All weights of one MoE block. Views only; see the package.
+ * All weights of one MoE block. Views only; see the package. Immutable.
  *
- * @param experts the routed experts on this rank
- * @param router the router; null if the caller always brings logits or topk ids
- * @param shared the shared expert, or null
- * @param latent the latent projections, or null
+ * @since 0.1.0
  */
-public record MoeLayerWeights(
-    ExpertWeights experts,
-    @Nullable RouterWeights router,
-    @Nullable SharedExpertWeights shared,
-    @Nullable LatentWeights latent) {
+public final class MoeLayerWeights {
+  private final ExpertWeights experts;
+  private final @Nullable RouterWeights router;
+  private final @Nullable SharedExpertWeights shared;
+  private final @Nullable LatentWeights latent;
+  private final OptionalInt layerIndex;
 
   /**
-   * @param experts the routed experts
-   * @param router the router or null
-   * @param shared the shared expert or null
-   * @param latent the latent projections or null
+   * Weights of a layer of no known index.
+   *
+   * @param experts the routed experts on this rank
+   * @param router the router; null if the caller always brings logits or topk ids
+   * @param shared the shared expert, or null
+   * @param latent the latent projections, or null
    */
-  public MoeLayerWeights {
-    Objects.requireNonNull(experts, "experts");
+  public MoeLayerWeights(
+      ExpertWeights experts,
+      @Nullable RouterWeights router,
+      @Nullable SharedExpertWeights shared,
+      @Nullable LatentWeights latent) {
+    this(experts, router, shared, latent, OptionalInt.empty());
+  }
+
+  private MoeLayerWeights(
+      ExpertWeights experts,
+      @Nullable RouterWeights router,
+      @Nullable SharedExpertWeights shared,
+      @Nullable LatentWeights latent,
+      OptionalInt layerIndex) {
+    this.experts = Objects.requireNonNull(experts, "experts");
+    this.router = router;
+    this.shared = shared;
+    this.latent = latent;
+    this.layerIndex = layerIndex;
+  }
+
+  /**
+   * The same weights as those of one layer of a model: a layer built from them refuses adapters of
+   * another one.
+   *
+   * @param index of the layer in its model, not negative
+   * @return new weights over the same memory
+   */
+  public MoeLayerWeights withLayerIndex(int index) {
+    if (index < 0) {
+      throw new IllegalArgumentException("layer index is " + index + ", must not be negative");
+    }
+    return new MoeLayerWeights(experts, router, shared, latent, OptionalInt.of(index));
+  }
+
+  /** {@return the routed experts on this rank} */
+  public ExpertWeights experts() {
+    return experts;
+  }
+
+  /** {@return the router; null if the caller always brings logits or topk ids} */
+  public @Nullable RouterWeights router() {
+    return router;
+  }
+
+  /** {@return the shared expert, or null} */
+  public @Nullable SharedExpertWeights shared() {
+    return shared;
+  }
+
+  /** {@return the latent projections, or null} */
+  public @Nullable LatentWeights latent() {
+    return latent;
+  }
+
+  /** {@return the index of the layer in its model, where it is known} */
+  public OptionalInt layerIndex() {
+    return layerIndex;
   }
 
   /**

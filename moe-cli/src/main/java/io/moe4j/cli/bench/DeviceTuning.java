@@ -4,6 +4,7 @@ import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.SlotsKey;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.TunableBackend;
@@ -30,7 +31,7 @@ public final class DeviceTuning {
   /**
    * A layer to tune.
    *
-   * @param name for people
+   * @param name as tables show it
    * @param config in a 16-bit dtype or MXFP4, without LoRA
    * @param weights of the experts; null = random ones of the config's sizes, in its dtype
    */
@@ -59,7 +60,7 @@ public final class DeviceTuning {
      * Something is left out.
      *
      * @param sizes how many sizes
-     * @param why for people
+     * @param why a readable clause
      */
     void skipped(int sizes, String why);
 
@@ -149,6 +150,7 @@ public final class DeviceTuning {
     try (DeviceModel factors = model.more();
         Tuner tuner = backend.tuner(config, weights, device, file)) {
       List<LoraLayer> slots = new ArrayList<>();
+      SlotsKey key = new SlotsKey("tune");
       for (int a = 0; a < lora.adapters(); a++) {
         slots.add(factors.adapter(lora.rank()));
       }
@@ -162,7 +164,7 @@ public final class DeviceTuning {
           Optional<Tuner.Outcome> found =
               goOn.getAsBoolean()
                   ? tuner.tune(
-                      pass(memory, shape, t, slots, dtype),
+                      pass(memory, shape, t, slots, key, dtype),
                       goOn,
                       variant -> listener.doing(what + ", " + variant))
                   : Optional.empty();
@@ -177,7 +179,12 @@ public final class DeviceTuning {
   }
 
   private static List<Tuner.Call> pass(
-      DeviceModel memory, BenchShape shape, int tokens, List<LoraLayer> slots, DType dtype) {
+      DeviceModel memory,
+      BenchShape shape,
+      int tokens,
+      List<LoraLayer> slots,
+      SlotsKey key,
+      DType dtype) {
     List<Tuner.Call> pass = new ArrayList<>();
     float[] weights = new float[tokens * shape.topK()];
     Arrays.fill(weights, 1f / shape.topK());
@@ -197,6 +204,7 @@ public final class DeviceTuning {
                   ? Optional.empty()
                   : Optional.of(
                       new DeviceAdapters(
+                          key,
                           slots,
                           memory.put(batch.mapping(tokens, slots.size())),
                           () -> {

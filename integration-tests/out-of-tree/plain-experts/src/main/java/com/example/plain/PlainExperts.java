@@ -1,5 +1,7 @@
 package com.example.plain;
 
+import io.moe4j.api.spi.ModularExperts;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.MoeLoraContext;
@@ -17,7 +19,7 @@ import java.util.Optional;
  * Pair by pair. Products are stored in f32 in the workspace, so that the punica wrapper can add its
  * deltas to all of them at once; sums run in f64.
  */
-final class PlainExperts implements LoraExperts {
+final class PlainExperts implements ModularExperts, LoraExperts {
   private final int hiddenSize;
   private final int intermediateSize;
   private final int topK;
@@ -88,7 +90,7 @@ final class PlainExperts implements LoraExperts {
         }
       }
     }
-    lora.ifPresent(c -> applyW13Lora(c, w13, x, routing, true, GateUpLayout.HALVES, stream));
+    lora.ifPresent(c -> applyW13Lora(PunicaWrapper.W13.of(c, w13, x, routing, true, GateUpLayout.HALVES), stream));
 
     for (long t = 0; t < tokens; t++) {
       for (long k = 0; k < topK; k++) {
@@ -110,7 +112,7 @@ final class PlainExperts implements LoraExperts {
         }
       }
     }
-    lora.ifPresent(c -> applyW2Lora(c, w2, activated, routing, false, stream));
+    lora.ifPresent(c -> applyW2Lora(PunicaWrapper.W2.of(c, w2, activated, routing), stream));
 
     for (long t = 0; t < tokens; t++) {
       for (int h = 0; h < hiddenSize; h++) {

@@ -1,0 +1,89 @@
+package io.moe4j.cli;
+
+import static java.util.Locale.ROOT;
+
+import io.moe4j.checkpoint.AdapterPolicy;
+import io.moe4j.checkpoint.CheckpointOptions;
+import io.moe4j.checkpoint.LoadProgress;
+import org.jspecify.annotations.Nullable;
+import picocli.CommandLine.Option;
+
+/** What {@code moe run} and {@code moe inspect} let their users say about models and adapters. */
+final class AdapterOptions {
+  /** How B's columns fold the experts; the names are those of {@code lora_B_layout}. */
+  enum LoraBLayout {
+    RANK_MAJOR(AdapterPolicy.FusedOrder.RANK_MAJOR),
+    GROUPED_BY_EXPERT(AdapterPolicy.FusedOrder.GROUPED_BY_EXPERT);
+
+    private final AdapterPolicy.FusedOrder order;
+
+    LoraBLayout(AdapterPolicy.FusedOrder order) {
+      this.order = order;
+    }
+
+    @Override
+    public String toString() {
+      return name().toLowerCase(ROOT);
+    }
+  }
+
+  @Option(
+      names = "--root",
+      paramLabel = "PREFIX",
+      description =
+          "Which of several models in the checkpoint is meant: what its tensors' names have in front"
+              + " of 'layers.', like thinker.model. or model. (a draft head beside a model, an omni"
+              + " model).")
+  private @Nullable String root;
+
+  @Option(
+      names = "--policy",
+      paramLabel = "WHICH",
+      description =
+          "What to do with parts of an adapter that cannot be applied: default (refuse what would"
+              + " change the MoE block, report the rest), strict (refuse all), lenient (report all)."
+              + " Default: ${DEFAULT-VALUE}.",
+      defaultValue = "default")
+  private AdapterFiles.Policy policy;
+
+  @Option(
+      names = "--router-lora",
+      description =
+          "Apply an adapter's factors on the router: they change the logits of its tokens, and with"
+              + " them may change who computes a token. Refused without this option.")
+  private boolean routerLora;
+
+  @Option(
+      names = "--lora-b-layout",
+      paramLabel = "ORDER",
+      description =
+          "How lora_B of fused experts folds them, where adapter_config.json does not say it:"
+              + " rank_major (PEFT) or grouped_by_expert (Unsloth before September 2026).")
+  private @Nullable LoraBLayout loraBLayout;
+
+  @SuppressWarnings("NullAway.Init") // picocli sets them
+  AdapterOptions() {}
+
+  AdapterPolicy policy() {
+    AdapterPolicy p = policy.policy().withRouter(routerLora);
+    return loraBLayout == null ? p : p.withLoraBOrder(loraBLayout.order);
+  }
+
+  CheckpointOptions checkpoint(LoadProgress progress) {
+    CheckpointOptions o = CheckpointOptions.DEFAULT.withProgress(progress);
+    return root == null ? o : o.withRoot(root);
+  }
+
+  /** A message of the library in the words of the command line. */
+  static String inOptions(String message) {
+    return message
+        .replace("AdapterPolicy.LENIENT", "--policy lenient")
+        .replace("AdapterPolicy.DEFAULT", "--policy default")
+        .replace("AdapterPolicy.withRouter(true)", "--router-lora")
+        .replace(
+            "AdapterPolicy.withLoraBOrder(order) decides: GROUPED_BY_EXPERT",
+            "--lora-b-layout decides: grouped_by_expert")
+        .replace("before, RANK_MAJOR after", "before, rank_major after")
+        .replace("CheckpointOptions.withRoot", "--root");
+  }
+}
