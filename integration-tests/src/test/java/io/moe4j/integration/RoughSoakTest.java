@@ -48,8 +48,8 @@ import org.junit.jupiter.api.io.TempDir;
  * Everything goes wrong at once, and the process lives: files are cut under layers that are
  * running, a backend throws errors of every kind, threads are interrupted (those of callers and
  * those of the CPU backend), adapters change all the time. A forward either throws what is
- * documented, for a reason that was really given, or every row of its output is right.
- * {@code -Dmoe.soak.seconds=60} sets the duration; the default is 10.
+ * documented, for a reason that was really given, or every row of its output is right. {@code
+ * -Dmoe.soak.seconds=60} sets the duration; the default is 10.
  */
 class RoughSoakTest {
   private static final int READERS = 6;
@@ -192,7 +192,8 @@ class RoughSoakTest {
       int n = x.projections().size();
       List<Tensor> of = all.subList(next, next + n);
       next += n;
-      experts.add(ExpertWeights.Expert.plain(n == 3 ? of.getFirst() : null, of.get(n - 2), of.get(n - 1)));
+      experts.add(
+          ExpertWeights.Expert.plain(n == 3 ? of.getFirst() : null, of.get(n - 2), of.get(n - 1)));
     }
     return new MoeLayerWeights(
         new ExpertWeights(experts), new RouterWeights(all.getFirst(), null, null), null, null);
@@ -284,7 +285,11 @@ class RoughSoakTest {
   }
 
   private void forward(
-      @Nullable Generation fixed, AdapterBatch batch, int layer, SplittableRandom rng, int[] adapter) {
+      @Nullable Generation fixed,
+      AdapterBatch batch,
+      int layer,
+      SplittableRandom rng,
+      int[] adapter) {
     Generation of = fixed != null ? fixed : Objects.requireNonNull(current);
     int tokens = adapter.length;
     int[] token = rng.ints(tokens, 0, SoakModel.TOKENS).toArray();

@@ -126,57 +126,57 @@ public final class SafetensorsFile implements AutoCloseable {
   @SuppressWarnings("resource")
   private static SafetensorsFile read(
       Path path, RandomAccessFile opened, Arena arena, Optional<Arena> own) throws IOException {
-      FileChannel channel = opened.getChannel();
-      long size = channel.size();
-      requireKind(path, channel, size);
-      if (size < LENGTH_BYTES + 2) {
-        throw new CheckpointException(
-            path + " has " + size + " bytes; the shortest safetensors file has 10");
+    FileChannel channel = opened.getChannel();
+    long size = channel.size();
+    requireKind(path, channel, size);
+    if (size < LENGTH_BYTES + 2) {
+      throw new CheckpointException(
+          path + " has " + size + " bytes; the shortest safetensors file has 10");
+    }
+    long headerSize =
+        ByteBuffer.wrap(readAt(channel, path, 0, LENGTH_BYTES))
+            .order(ByteOrder.LITTLE_ENDIAN)
+            .getLong();
+    if (headerSize < 2 || headerSize > SafetensorsHeader.MAX_HEADER_BYTES) {
+      throw new CheckpointException(
+          path
+              + ": the header length is "
+              + Long.toUnsignedString(headerSize)
+              + ", accepted are 2.."
+              + SafetensorsHeader.MAX_HEADER_BYTES
+              + " (is this a safetensors file?)");
+    }
+    if (headerSize > size - LENGTH_BYTES) {
+      throw new CheckpointException(
+          path
+              + ": the header length is "
+              + headerSize
+              + ", but the file has only "
+              + size
+              + " bytes (truncated?)");
+    }
+    long dataStart = LENGTH_BYTES + headerSize;
+    SafetensorsHeader header =
+        SafetensorsHeader.parse(
+            path,
+            readAt(channel, path, LENGTH_BYTES, Math.toIntExact(headerSize)),
+            size - dataStart);
+    MemorySegment data =
+        size == dataStart
+            ? MemorySegment.NULL
+            : channel.map(FileChannel.MapMode.READ_ONLY, dataStart, size - dataStart, arena);
+    MappedFile mapped = new MappedFile(path, size, opened);
+    HostMemory memory = new HostMemory(data, mapped);
+    Map<String, Tensor> tensors = LinkedHashMap.newLinkedHashMap(header.entries().size());
+    Map<String, String> opaque = new LinkedHashMap<>();
+    for (SafetensorsHeader.Entry e : header.entries()) {
+      if (e.dtype() == null) {
+        opaque.put(e.name(), e.described());
+      } else {
+        tensors.put(e.name(), view(path, e, e.dtype(), memory));
       }
-      long headerSize =
-          ByteBuffer.wrap(readAt(channel, path, 0, LENGTH_BYTES))
-              .order(ByteOrder.LITTLE_ENDIAN)
-              .getLong();
-      if (headerSize < 2 || headerSize > SafetensorsHeader.MAX_HEADER_BYTES) {
-        throw new CheckpointException(
-            path
-                + ": the header length is "
-                + Long.toUnsignedString(headerSize)
-                + ", accepted are 2.."
-                + SafetensorsHeader.MAX_HEADER_BYTES
-                + " (is this a safetensors file?)");
-      }
-      if (headerSize > size - LENGTH_BYTES) {
-        throw new CheckpointException(
-            path
-                + ": the header length is "
-                + headerSize
-                + ", but the file has only "
-                + size
-                + " bytes (truncated?)");
-      }
-      long dataStart = LENGTH_BYTES + headerSize;
-      SafetensorsHeader header =
-          SafetensorsHeader.parse(
-              path,
-              readAt(channel, path, LENGTH_BYTES, Math.toIntExact(headerSize)),
-              size - dataStart);
-      MemorySegment data =
-          size == dataStart
-              ? MemorySegment.NULL
-              : channel.map(FileChannel.MapMode.READ_ONLY, dataStart, size - dataStart, arena);
-      MappedFile mapped = new MappedFile(path, size, opened);
-      HostMemory memory = new HostMemory(data, mapped);
-      Map<String, Tensor> tensors = LinkedHashMap.newLinkedHashMap(header.entries().size());
-      Map<String, String> opaque = new LinkedHashMap<>();
-      for (SafetensorsHeader.Entry e : header.entries()) {
-        if (e.dtype() == null) {
-          opaque.put(e.name(), e.described());
-        } else {
-          tensors.put(e.name(), view(path, e, e.dtype(), memory));
-        }
-      }
-      return new SafetensorsFile(path, size, mapped, tensors, opaque, header.metadata(), own);
+    }
+    return new SafetensorsFile(path, size, mapped, tensors, opaque, header.metadata(), own);
   }
 
   private static void requireKind(Path path, FileChannel channel, long size) throws IOException {
@@ -189,8 +189,7 @@ public final class SafetensorsFile implements AutoCloseable {
     }
   }
 
-  private static Tensor view(
-      Path path, SafetensorsHeader.Entry e, DType dtype, HostMemory memory) {
+  private static Tensor view(Path path, SafetensorsHeader.Entry e, DType dtype, HostMemory memory) {
     long[] strides = new long[e.shape().length];
     long step = 1;
     for (int d = strides.length - 1; d >= 0; d--) {

@@ -38,6 +38,7 @@ final class DoctorCommand implements Callable<Integer> {
 
   /** Turns the CPU backend's fast kernels off. */
   private static final String CPU_SCALAR = "moe4j.cpu.scalar";
+
   private static final long SMALL_MEMORY = 4L << 30;
 
   @ParentCommand private Moe moe;

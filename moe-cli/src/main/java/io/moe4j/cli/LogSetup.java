@@ -12,8 +12,9 @@ import ch.qos.logback.core.spi.ContextAwareBase;
 import org.slf4j.LoggerFactory;
 
 /**
- * Logging of the command: to stderr, warnings only (what was chosen is part of the results). In Java and
- * not in XML because that starts faster; {@code -Dlogback.configurationFile=...} still wins.
+ * Logging of the command: to stderr, warnings only (what was chosen is part of the results). In
+ * Java and not in XML because that starts faster; {@code -Dlogback.configurationFile=...} still
+ * wins.
  */
 @ConfiguratorRank(ConfiguratorRank.CUSTOM_HIGH_PRIORITY)
 public final class LogSetup extends ContextAwareBase implements Configurator {
@@ -30,7 +31,8 @@ public final class LogSetup extends ContextAwareBase implements Configurator {
     PatternLayoutEncoder encoder = new PatternLayoutEncoder();
     encoder.setContext(context);
     // Plugins bring texts of their own.
-    encoder.setPattern("%-5level %logger{0}: %replace(%msg){'[\\p{Cc}\\p{Cf}&&[^\\n]]', '?'}%n%ex{0}");
+    encoder.setPattern(
+        "%-5level %logger{0}: %replace(%msg){'[\\p{Cc}\\p{Cf}&&[^\\n]]', '?'}%n%ex{0}");
     encoder.start();
     ConsoleAppender<ILoggingEvent> appender =
         new ConsoleAppender<>() {

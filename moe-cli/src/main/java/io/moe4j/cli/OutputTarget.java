@@ -43,7 +43,8 @@ final class OutputTarget {
     }
     if (Files.exists(target) && !Files.isRegularFile(target)) {
       throw output(
-          what + " is a device, a pipe or a socket, which would be replaced by a file; name a file.");
+          what
+              + " is a device, a pipe or a socket, which would be replaced by a file; name a file.");
     }
     if (!Files.isWritable(parent)) {
       throw output(
@@ -74,7 +75,8 @@ final class OutputTarget {
   private static void requireNoDevice(String what, Path at) {
     if ((at.startsWith("/dev") && !at.startsWith("/dev/shm")) || at.startsWith("/proc")) {
       throw output(
-          what + " is a device, a pipe or a socket, which would be replaced by a file; name a file.");
+          what
+              + " is a device, a pipe or a socket, which would be replaced by a file; name a file.");
     }
   }
 

@@ -161,8 +161,7 @@ final class RunCommand implements Callable<Integer> {
   private MoeCheckpoint open(Path directory) {
     try (Progress progress = Progress.start(moe, "Opening " + directory.getFileName(), -1)) {
       return MoeCheckpoint.open(
-          directory,
-          adapterOptions.checkpoint((what, at, total) -> progress.at(what, at, total)));
+          directory, adapterOptions.checkpoint((what, at, total) -> progress.at(what, at, total)));
     }
   }
 
@@ -272,7 +271,12 @@ final class RunCommand implements Callable<Integer> {
           String.format(ROOT, "%.0f", assignment.length * 1e9 / r.forwardNanos()));
     }
     out.print(table.render("  "));
-    out.println("Written: " + Text.line(target.toString()) + " (" + Text.bytes(OutputFile.size(target)) + ")");
+    out.println(
+        "Written: "
+            + Text.line(target.toString())
+            + " ("
+            + Text.bytes(OutputFile.size(target))
+            + ")");
   }
 
   private static String adapterUses(AdapterFiles files, int[] uses) {

@@ -29,8 +29,7 @@ final class Terminal {
   private final boolean interactive;
   private final int columns;
 
-  private Terminal(
-      Writer stdout, Writer stderr, boolean interactive, int columns, int outColumns) {
+  private Terminal(Writer stdout, Writer stderr, boolean interactive, int columns, int outColumns) {
     this.stdout = stdout instanceof FailureWriter f ? f : null;
     this.help = new PrintWriter(stdout, true);
     this.documents = new PrintWriter(new SafeWriter(stdout, 0), true);

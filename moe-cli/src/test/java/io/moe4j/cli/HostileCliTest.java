@@ -88,7 +88,8 @@ final class HostileCliTest {
   @Test
   @DisabledOnOs(OS.WINDOWS)
   void aLinkToAnInputIsTheInput() throws Exception {
-    Path copy = Files.copy(Path.of(Cli.fixture("mixtral/io.safetensors")), dir.resolve("io.safetensors"));
+    Path copy =
+        Files.copy(Path.of(Cli.fixture("mixtral/io.safetensors")), dir.resolve("io.safetensors"));
     Path link = Files.createSymbolicLink(dir.resolve("link"), copy);
     byte[] before = Files.readAllBytes(copy);
     String[] args = run(link.toString());
@@ -172,7 +173,9 @@ final class HostileCliTest {
 
   private static void requireTame(Cli.Result r) {
     for (String text : List.of(r.out(), r.err())) {
-      assertThat(text.codePoints().filter(c -> c != '\n' && c != '\r' && c != '\t' && Text.isUnsafe(c)))
+      assertThat(
+              text.codePoints()
+                  .filter(c -> c != '\n' && c != '\r' && c != '\t' && Text.isUnsafe(c)))
           .as(r.err())
           .isEmpty();
       assertThat(text.lines()).noneMatch(l -> l.startsWith("moe: all checks"));
@@ -259,12 +262,18 @@ final class HostileCliTest {
   void everyDocumentSaysWhatItIs() {
     Map<String, String> commands =
         Map.of(
-            "backends --json", "moe4j.backends",
-            "doctor --json", "moe4j.doctor",
-            "inspect --json " + Cli.fixture("mixtral/model"), "moe4j.inspect.checkpoint",
-            "inspect --json " + Cli.fixture("mixtral/io.safetensors"), "moe4j.inspect.file",
-            "inspect --json " + Cli.fixture("mixtral/adapters/a"), "moe4j.inspect.adapter",
-            String.join(" ", run(dir.resolve("o").toString())) + " --json", "moe4j.run");
+            "backends --json",
+            "moe4j.backends",
+            "doctor --json",
+            "moe4j.doctor",
+            "inspect --json " + Cli.fixture("mixtral/model"),
+            "moe4j.inspect.checkpoint",
+            "inspect --json " + Cli.fixture("mixtral/io.safetensors"),
+            "moe4j.inspect.file",
+            "inspect --json " + Cli.fixture("mixtral/adapters/a"),
+            "moe4j.inspect.adapter",
+            String.join(" ", run(dir.resolve("o").toString())) + " --json",
+            "moe4j.run");
     commands.forEach((command, schema) -> {
       JsonNode json = Cli.run(command.split(" ")).json();
       assertThat(json.path("schema").asText()).as(command).isEqualTo(schema);

@@ -94,7 +94,9 @@ final class LauncherTest {
     Files.copy(SCRIPT, tree.resolve("moe"), java.nio.file.StandardCopyOption.COPY_ATTRIBUTES);
     executable(
         dir.resolve("mvn"),
-        "#!/bin/sh\necho built >>" + dir.resolve("builds") + "\nmkdir -p moe-cli/target/dist/lib\n"
+        "#!/bin/sh\necho built >>"
+            + dir.resolve("builds")
+            + "\nmkdir -p moe-cli/target/dist/lib\n"
             + "touch moe-cli/target/dist/lib/moe-cli-0.jar\n");
     return tree;
   }
@@ -133,7 +135,11 @@ final class LauncherTest {
     Path wrapper = dir.resolve("restart");
     executable(
         wrapper,
-        "#!/bin/sh\necho $$ >" + lock.resolve("pid") + "\nexec " + tree.resolve("moe") + " doctor\n");
+        "#!/bin/sh\necho $$ >"
+            + lock.resolve("pid")
+            + "\nexec "
+            + tree.resolve("moe")
+            + " doctor\n");
     Run r =
         run(
             wrapper,
@@ -168,7 +174,8 @@ final class LauncherTest {
     Path tree = tree();
     Path target = tree.resolve("moe-cli/target");
     Files.delete(target);
-    Files.writeString(target, "stands in for a read-only file system, which even root may not write");
+    Files.writeString(
+        target, "stands in for a read-only file system, which even root may not write");
     Run not = runTree(tree);
     assertThat(not.code()).as(not.text()).isEqualTo(1);
     assertThat(not.text()).contains("cannot write to", "has not been built yet");
@@ -192,9 +199,10 @@ final class LauncherTest {
     Files.createDirectories(dist.resolve("lib"));
     Files.copy(SCRIPT, dist.resolve("moe"), java.nio.file.StandardCopyOption.COPY_ATTRIBUTES);
     Run r = run(dist.resolve("moe"), Map.of("MOE_JAVA_HOME", jdk("jdk", "25").toString()), "run");
-    assertThat(r.text()).satisfiesAnyOf(
-        t -> assertThat(t).contains("</proc/self/fd/9/*>"),
-        t -> assertThat(t).contains("there is a ':' in the path"));
+    assertThat(r.text())
+        .satisfiesAnyOf(
+            t -> assertThat(t).contains("</proc/self/fd/9/*>"),
+            t -> assertThat(t).contains("there is a ':' in the path"));
   }
 
   @Test

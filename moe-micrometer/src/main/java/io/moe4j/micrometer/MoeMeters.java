@@ -142,8 +142,7 @@ public final class MoeMeters {
       adapterCounter(
           registry, adapters, tags, "moe4j.adapter.host.evictions", AdapterStats::hostEvictions);
       adapterCounter(registry, adapters, tags, "moe4j.adapter.waits", AdapterStats::waits);
-      adapterGauge(
-          registry, adapters, tags, "moe4j.adapters.loaded", AdapterStats::loadedAdapters);
+      adapterGauge(registry, adapters, tags, "moe4j.adapters.loaded", AdapterStats::loadedAdapters);
       adapterGauge(
           registry,
           adapters,

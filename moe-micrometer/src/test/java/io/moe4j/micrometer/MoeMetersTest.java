@@ -52,7 +52,8 @@ class MoeMetersTest {
           .isInstanceOf(IllegalArgumentException.class); // refused: neither forward nor failure
       adapters.load(new LoraAdapter("a", Map.of()));
 
-      var timer = meters.get("moe4j.forwards").tag("layer", "0").tag("backend", "cpu").functionTimer();
+      var timer =
+          meters.get("moe4j.forwards").tag("layer", "0").tag("backend", "cpu").functionTimer();
       assertThat(timer.count()).isEqualTo(2);
       assertThat(timer.totalTime(TimeUnit.NANOSECONDS)).isPositive();
       assertThat(meters.get("moe4j.tokens").functionCounter().count()).isEqualTo(8);

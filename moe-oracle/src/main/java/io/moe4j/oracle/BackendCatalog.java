@@ -37,9 +37,9 @@ import org.slf4j.LoggerFactory;
  * <p>Whatever cannot be loaded is kept in {@link #failures()}; nothing a plugin does makes
  * discovery fail. Of two backends of one name neither is used, because they could not be told apart
  * later, and both are failures that name the other; but no plugin takes a name away from the class
- * path or module path. The same holds for two device providers of one type. Immutable and
- * safe for threads. Closing it closes the plugins' class loaders: close what was made from their
- * backends first.
+ * path or module path. The same holds for two device providers of one type. Immutable and safe for
+ * threads. Closing it closes the plugins' class loaders: close what was made from their backends
+ * first.
  */
 public final class BackendCatalog implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(BackendCatalog.class);
@@ -57,8 +57,7 @@ public final class BackendCatalog implements AutoCloseable {
 
   private BackendCatalog(Discovery found, Ambiguities unique) {
     loaders = List.copyOf(found.loaders);
-    backends =
-        unique.backends().stream().sorted(Comparator.comparing(FoundBackend::name)).toList();
+    backends = unique.backends().stream().sorted(Comparator.comparing(FoundBackend::name)).toList();
     blockOps = List.copyOf(found.blockOps);
     exchanges = List.copyOf(found.exchanges);
     deviceProviders = unique.deviceProviders();
@@ -176,8 +175,8 @@ public final class BackendCatalog implements AutoCloseable {
         continue; // another plugin's provider told of the same devices
       }
       try {
-        DeviceProvider.Probe probe = PluginFault.guard(
-                "the " + p.type() + " devices of " + p.origin(), p.provider()::probe);
+        DeviceProvider.Probe probe =
+            PluginFault.guard("the " + p.type() + " devices of " + p.origin(), p.provider()::probe);
         if (probe == null) {
           absent.putIfAbsent(p.type(), p.origin() + " broke its contract: probe() is null");
         } else if (probe.devices().isEmpty()) {

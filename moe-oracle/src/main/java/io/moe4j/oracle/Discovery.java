@@ -73,13 +73,15 @@ final class Discovery {
     for (int errors = 0; more && errors < MAX_MODULE_ERRORS; ) {
       try {
         more =
-            PluginFault.guard("the module path", () ->
-                all.tryAdvance(p -> {
-                  Class<? extends S> type = p.type();
-                  if (seenTypes.add(type)) {
-                    add(type.getName(), PluginOrigin.of(type), p::get, adder);
-                  }
-                }));
+            PluginFault.guard(
+                "the module path",
+                () ->
+                    all.tryAdvance(p -> {
+                      Class<? extends S> type = p.type();
+                      if (seenTypes.add(type)) {
+                        add(type.getName(), PluginOrigin.of(type), p::get, adder);
+                      }
+                    }));
       } catch (PluginFault e) {
         errors++;
         PluginOrigin modulePath =
@@ -259,7 +261,8 @@ final class Discovery {
 
   private void addDeviceProvider(DeviceProvider provider, PluginOrigin origin)
       throws PluginFault, Refusal {
-    DeviceType type = answer(
+    DeviceType type =
+        answer(
             "type()",
             PluginFault.guard(waiting(provider.getClass().getName(), origin), provider::type));
     deviceProviders.add(new FoundDeviceProvider(provider, type, origin));
@@ -271,7 +274,9 @@ final class Discovery {
 
   private void addBlockOps(BlockOpsProvider provider, PluginOrigin origin)
       throws PluginFault, Refusal {
-    DeviceType type = answer("deviceType()", 
+    DeviceType type =
+        answer(
+            "deviceType()",
             PluginFault.guard(
                 waiting(provider.getClass().getName(), origin), provider::deviceType));
     blockOps.add(new FoundBlockOps(provider, type, origin));

@@ -57,11 +57,7 @@ public record LayerPlan(
   }
 
   private static long scratch(
-      MoeConfig config,
-      MoeLayerWeights ghost,
-      MoeOracle oracle,
-      FoundBackend chosen,
-      DeviceId id) {
+      MoeConfig config, MoeLayerWeights ghost, MoeOracle oracle, FoundBackend chosen, DeviceId id) {
     List<AutoCloseable> owned = new ArrayList<>();
     try {
       Device device = oracle.catalog().openDevice(chosen, id);
@@ -95,13 +91,10 @@ public record LayerPlan(
     HostMemory row = new HostMemory(arena.allocate(8 * Math.max(longest, config.numExperts()), 64));
     DType dtype = config.weightDtype();
     ExpertWeights.Expert expert =
-        expert(
-            row, dtype, config.activation().isGated(), config.intermediateSize(), width);
+        expert(row, dtype, config.activation().isGated(), config.intermediateSize(), width);
     if (config.expertBias()) {
       Tensor up = vector(row, config.intermediateSize());
-      expert =
-          expert.withBias(
-              config.activation().isGated() ? up : null, up, vector(row, width));
+      expert = expert.withBias(config.activation().isGated() ? up : null, up, vector(row, width));
     }
     return new MoeLayerWeights(
         new ExpertWeights(Collections.nCopies(config.numLocalExperts(), expert)),

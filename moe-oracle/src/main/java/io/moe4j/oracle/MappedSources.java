@@ -19,12 +19,14 @@ final class MappedSources {
 
   static MappedSources of(MoeLayerWeights weights) {
     Set<MemorySource> all = new LinkedHashSet<>();
-    WeightTensors.forEach(weights, t -> {
-      MemorySource source = of(t);
-      if (source != null) {
-        all.add(source);
-      }
-    });
+    WeightTensors.forEach(
+        weights,
+        t -> {
+          MemorySource source = of(t);
+          if (source != null) {
+            all.add(source);
+          }
+        });
     return new MappedSources(all);
   }
 

@@ -257,8 +257,7 @@ public final class MoeLayer implements AutoCloseable {
     }
   }
 
-  private void compute(
-      MoeForward request, ScratchLayout at, Scratch scratch, DeviceStream stream) {
+  private void compute(MoeForward request, ScratchLayout at, Scratch scratch, DeviceStream stream) {
     try {
       parts.forward(request, at, scratch, stream);
       Faults.settle();
@@ -515,16 +514,10 @@ public final class MoeLayer implements AutoCloseable {
       Exchanges.Choice exchange = Exchanges.choose(config, communicator, who.catalog().exchanges());
       LayerParts parts =
           LayerParts.prepare(
-              config,
-              used,
-              who.catalog(),
-              chosen,
-              where,
-              exchange.provider(),
-              communicator,
-              owned);
+              config, used, who.catalog(), chosen, where, exchange.provider(), communicator, owned);
       // Elsewhere the weights have been uploaded.
-      MappedSources read = ScratchPool.isHost(where) ? MappedSources.of(used) : MappedSources.none();
+      MappedSources read =
+          ScratchPool.isHost(where) ? MappedSources.of(used) : MappedSources.none();
       return new MoeLayer(
           selection.withExchange(exchange.explanation()), where, parts, used, scratch, read);
     }

@@ -192,7 +192,9 @@ public final class MoeOracle implements AutoCloseable {
     reasons.addAll(ownReasons(b, config, platform));
     OptionalInt priority = OptionalInt.empty();
     try {
-      priority = OptionalInt.of(PluginFault.guard(Faults.who(b), () -> b.backend().priority(config, platform)));
+      priority =
+          OptionalInt.of(
+              PluginFault.guard(Faults.who(b), () -> b.backend().priority(config, platform)));
     } catch (PluginFault e) {
       reasons.add(new Reason(Code.LOAD_FAILURE, "priority failed: " + e.getMessage()));
     }
@@ -203,7 +205,8 @@ public final class MoeOracle implements AutoCloseable {
 
   private static List<Reason> ownReasons(FoundBackend b, MoeConfig config, Platform platform) {
     try {
-      Support own = PluginFault.guard(Faults.who(b), () -> b.backend().isSupportedConfig(config, platform));
+      Support own =
+          PluginFault.guard(Faults.who(b), () -> b.backend().isSupportedConfig(config, platform));
       if (own == null) { // strangers are not null-checked
         return List.of(new Reason(Code.LOAD_FAILURE, "isSupportedConfig returned null"));
       }

@@ -7,8 +7,8 @@ import java.lang.reflect.InvocationTargetException;
  * every kind: providers are strangers, may be written in a language that ignores Java's checked
  * exceptions or throws bare {@link Error}s, and may be linked against classes that are not there;
  * whatever they do must end as a row in a table. That holds for a {@link VirtualMachineError} too:
- * a plugin that calls itself without end, or asks for more memory than there is, has failed, and the
- * virtual machine goes on.
+ * a plugin that calls itself without end, or asks for more memory than there is, has failed, and
+ * the virtual machine goes on.
  */
 final class PluginFault extends Exception {
   private static final long serialVersionUID = 1L;

@@ -57,9 +57,10 @@ final class SelectionText {
     }
     String name = s.requested().get();
     return s.candidate(name)
-        .map(
-            c ->
-                "backend \"" + name + "\" was asked for and cannot run this layer: "
+        .map(c ->
+            "backend \""
+                + name
+                + "\" was asked for and cannot run this layer: "
                 + Printable.line(c.support().toString()))
         .or(() ->
             s.failures().stream()

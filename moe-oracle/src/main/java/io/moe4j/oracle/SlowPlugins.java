@@ -17,8 +17,8 @@ final class SlowPlugins implements AutoCloseable {
 
   private static final class Holder {
     static final ScheduledExecutorService CLOCK =
-        Executors.newSingleThreadScheduledExecutor(task ->
-            Thread.ofPlatform().daemon(true).name("moe4j-slow-plugins").unstarted(task));
+        Executors.newSingleThreadScheduledExecutor(
+            task -> Thread.ofPlatform().daemon(true).name("moe4j-slow-plugins").unstarted(task));
   }
 
   private final ScheduledFuture<?> warning;

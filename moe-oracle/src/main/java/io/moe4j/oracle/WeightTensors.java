@@ -28,10 +28,12 @@ final class WeightTensors {
   private WeightTensors() {}
 
   static void forEach(MoeLayerWeights weights, Consumer<Tensor> action) {
-    map(weights, t -> {
-      action.accept(t);
-      return t;
-    });
+    map(
+        weights,
+        t -> {
+          action.accept(t);
+          return t;
+        });
   }
 
   /** {@return bytes of all tensors, as they stand in memory} */
@@ -47,20 +49,18 @@ final class WeightTensors {
     LatentWeights latent = w.latent();
     MoeLayerWeights mapped =
         new MoeLayerWeights(
-        new ExpertWeights(w.experts().experts().stream().map(x -> map(x, f)).toList()),
-        router == null
-            ? null
-            : new RouterWeights(
-                f.apply(router.weight()),
-                map(router.bias(), f),
-                map(router.correctionBias(), f)),
-        shared == null
-            ? null
-            : new SharedExpertWeights(map(shared.mlp(), f), map(shared.sigmoidGate(), f)),
-        latent == null ? null : new LatentWeights(f.apply(latent.in()), f.apply(latent.out())));
-    return w.layerIndex().isPresent()
-        ? mapped.withLayerIndex(w.layerIndex().getAsInt())
-        : mapped;
+            new ExpertWeights(w.experts().experts().stream().map(x -> map(x, f)).toList()),
+            router == null
+                ? null
+                : new RouterWeights(
+                    f.apply(router.weight()),
+                    map(router.bias(), f),
+                    map(router.correctionBias(), f)),
+            shared == null
+                ? null
+                : new SharedExpertWeights(map(shared.mlp(), f), map(shared.sigmoidGate(), f)),
+            latent == null ? null : new LatentWeights(f.apply(latent.in()), f.apply(latent.out())));
+    return w.layerIndex().isPresent() ? mapped.withLayerIndex(w.layerIndex().getAsInt()) : mapped;
   }
 
   private static ExpertWeights.Expert map(ExpertWeights.Expert x, UnaryOperator<Tensor> f) {
@@ -91,11 +91,13 @@ final class WeightTensors {
    */
   static MoeLayerWeights copyMapped(MoeLayerWeights weights, Arena arena) {
     Map<HostMemory, List<Range>> used = new LinkedHashMap<>();
-    forEach(weights, t -> {
-      if (isMapped(t)) {
-        used.computeIfAbsent((HostMemory) t.memory(), _ -> new ArrayList<>()).add(range(t));
-      }
-    });
+    forEach(
+        weights,
+        t -> {
+          if (isMapped(t)) {
+            used.computeIfAbsent((HostMemory) t.memory(), _ -> new ArrayList<>()).add(range(t));
+          }
+        });
     Map<HostMemory, List<Copy>> copies = new LinkedHashMap<>();
     used.forEach((memory, ranges) -> {
       MemorySource source = Objects.requireNonNull(memory.source());
@@ -103,7 +105,8 @@ final class WeightTensors {
       copies.put(memory, merged(ranges).stream().map(r -> copy(memory, r, arena)).toList());
       source.requireIntact();
     });
-    return map(weights, t -> isMapped(t) ? moved(t, copies.getOrDefault(t.memory(), List.of())) : t);
+    return map(
+        weights, t -> isMapped(t) ? moved(t, copies.getOrDefault(t.memory(), List.of())) : t);
   }
 
   private static boolean isMapped(Tensor t) {

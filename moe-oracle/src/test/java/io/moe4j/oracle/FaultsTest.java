@@ -55,8 +55,7 @@ class FaultsTest {
   @MethodSource("everything")
   void ofPrepare(Throwable t) {
     FakeDevice device = new FakeDevice();
-    FakeBackend backend =
-        new FakeBackend("fake", DeviceType.CPU).prepares((c, w, d) -> sneaky(t));
+    FakeBackend backend = new FakeBackend("fake", DeviceType.CPU).prepares((c, w, d) -> sneaky(t));
     assertThatThrownBy(() -> LayerFixture.layer(device, backend, CONFIG))
         .isInstanceOf(t instanceof DeviceException ? DeviceException.class : MoeException.class)
         .hasMessageContaining("backend fake from ")
@@ -199,7 +198,8 @@ class FaultsTest {
             .hasMessage("output overlaps hidden, they must be apart");
       }
       layer.forward(in, apart);
-      Tensor native1 = Tensor.of(DType.F32, Arena.ofAuto().allocate(2 * row, 64), 2, LayerFixture.H);
+      Tensor native1 =
+          Tensor.of(DType.F32, Arena.ofAuto().allocate(2 * row, 64), 2, LayerFixture.H);
       Tensor readOnly = Tensor.of(DType.F32, native1.segment().asReadOnly(), 2, LayerFixture.H);
       assertThatThrownBy(() -> layer.forward(readOnly, native1))
           .hasMessage("output overlaps hidden, they must be apart");

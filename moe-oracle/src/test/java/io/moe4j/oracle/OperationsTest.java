@@ -41,8 +41,7 @@ class OperationsTest {
       try (MoeLayer layer = LayerFixture.layer(device, LayerFixture.modular(device), CONFIG)) {
         layer.forward(LayerFixture.hidden(3), out(3));
         try (MoeSession session = layer.newSession(4)) {
-          session.forward(
-              MoeForward.of(LayerFixture.hidden(4), out(4)), device.defaultStream());
+          session.forward(MoeForward.of(LayerFixture.hidden(4), out(4)), device.defaultStream());
         }
       }
       recording.stop();
@@ -100,8 +99,7 @@ class OperationsTest {
       assertThat(s.tokens()).isEqualTo(8);
       assertThat(s.nanos()).isPositive();
       int mlp = 3 * LayerFixture.I * LayerFixture.H;
-      assertThat(s.weightBytes())
-          .isEqualTo(4L * LayerFixture.E * (mlp + LayerFixture.H));
+      assertThat(s.weightBytes()).isEqualTo(4L * LayerFixture.E * (mlp + LayerFixture.H));
       assertThat(layer.scratchPool().stats())
           .isEqualTo(new ScratchStats(1, 0, s.scratchBytes(), 0, 0, 0));
     }
@@ -109,13 +107,13 @@ class OperationsTest {
 
   @Test
   void aPlanIsWhatTheLayerThenTakes() {
-    for (MoeConfig c : List.of(CONFIG, LayerFixture.loraConfig().build(), LayerFixture.sharedConfig().build())) {
+    for (MoeConfig c :
+        List.of(CONFIG, LayerFixture.loraConfig().build(), LayerFixture.sharedConfig().build())) {
       FakeBackend backend = LayerFixture.lora(device);
       try (MoeOracle oracle = LayerFixture.oracle(device, backend)) {
         LayerPlan plan = MoeLayer.plan(c, oracle, null);
         assertThat(device.live).as("the plan keeps nothing").hasValue(0);
-        try (MoeLayer layer =
-            MoeLayer.builder(c, LayerFixture.weights(c)).oracle(oracle).build()) {
+        try (MoeLayer layer = MoeLayer.builder(c, LayerFixture.weights(c)).oracle(oracle).build()) {
           assertThat(plan.backend()).isEqualTo("fake");
           assertThat(plan.weightBytes()).hasValue(layer.stats().weightBytes());
           assertThat(plan.scratchBytes()).hasValue(layer.stats().scratchBytes());
@@ -151,7 +149,8 @@ class OperationsTest {
                 .oracle(oracle)
                 .scratchPool(pool)
                 .build()) {
-      Thread holder = Thread.ofPlatform().start(() -> layer.forward(LayerFixture.hidden(2), out(2)));
+      Thread holder =
+          Thread.ofPlatform().start(() -> layer.forward(LayerFixture.hidden(2), out(2)));
       inside.await(30, TimeUnit.SECONDS);
       assertThatThrownBy(() -> layer.forward(LayerFixture.hidden(2), out(2)))
           .isInstanceOf(DeviceException.class)

@@ -336,8 +336,8 @@ class PluginsTest {
                   .chosenBackend()
                   .name())
           .isEqualTo("other");
-      assertThatThrownBy(() ->
-              oracle.select(Zoo.config().build(), Zoo.CPU_ONLY, Optional.of("twin")))
+      assertThatThrownBy(
+              () -> oracle.select(Zoo.config().build(), Zoo.CPU_ONLY, Optional.of("twin")))
           .isInstanceOf(UnsupportedConfigException.class)
           .hasMessageContaining("\"twin\" was asked for and cannot be used: ambiguous");
     }
@@ -346,13 +346,23 @@ class PluginsTest {
   @Test
   void everyErrorThatAPluginThrowsIsARow() throws IOException {
     broken("oom.jar", "Oom", "public Oom() { throw new OutOfMemoryError(\"of this test\"); }");
-    broken("soe.jar", "Soe", "public Soe() { deeper(0); } int deeper(int i) { return deeper(i + 1) + 1; }");
-    broken("soestatic.jar", "SoeStatic", "static int x = deeper(0); static int deeper(int i) { return deeper(i + 1) + 1; }");
+    broken(
+        "soe.jar",
+        "Soe",
+        "public Soe() { deeper(0); } int deeper(int i) { return deeper(i + 1) + 1; }");
+    broken(
+        "soestatic.jar",
+        "SoeStatic",
+        "static int x = deeper(0); static int deeper(int i) { return deeper(i + 1) + 1; }");
     broken("internal.jar", "Internal", "public Internal() { throw new InternalError(\"mine\"); }");
     broken("unknown.jar", "Unknown", "public Unknown() { throw new UnknownError(\"mine\"); }");
     broken("bare.jar", "Bare", "public Bare() { throw new Error(); }");
-    broken("assertion.jar", "Assertion", "public Assertion() { throw new AssertionError(\"mine\"); }");
-    broken("sneaky.jar", "Sneaky", "public Sneaky() throws Throwable { throw new Throwable(\"mine\"); }");
+    broken(
+        "assertion.jar", "Assertion", "public Assertion() { throw new AssertionError(\"mine\"); }");
+    broken(
+        "sneaky.jar",
+        "Sneaky",
+        "public Sneaky() throws Throwable { throw new Throwable(\"mine\"); }");
     try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
       assertThat(catalog.failures())
           .extracting(f -> f.origin().shortLocation())
@@ -402,7 +412,11 @@ class PluginsTest {
     jar(
         plugins.resolve("many.jar"),
         "1",
-        Map.of(SPI, java.util.stream.IntStream.range(0, 2000).mapToObj(i -> "x.C" + i).collect(java.util.stream.Collectors.joining("\n"))));
+        Map.of(
+            SPI,
+            java.util.stream.IntStream.range(0, 2000)
+                .mapToObj(i -> "x.C" + i)
+                .collect(java.util.stream.Collectors.joining("\n"))));
     try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
       assertThat(catalog.failures())
           .hasSize(2)
@@ -485,7 +499,7 @@ class PluginsTest {
       for (String name : List.of("with-device", "plain")) {
         assertThatThrownBy(() -> catalog.openDevice(catalog.backend(name).orElseThrow(), cpu))
             .hasMessageContaining("device.jar")
-          .hasMessageContaining("plugin's 0");
+            .hasMessageContaining("plugin's 0");
       }
     }
   }

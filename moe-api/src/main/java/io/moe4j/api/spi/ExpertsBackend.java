@@ -36,8 +36,8 @@ public interface ExpertsBackend {
   boolean supportsLora();
 
   /**
-   * Priority for a layer that it supports; the largest wins, ties are broken by name. See
-   * {@link BackendPriority}.
+   * Priority for a layer that it supports; the largest wins, ties are broken by name. See {@link
+   * BackendPriority}.
    *
    * @param config the layer
    * @param platform the machine

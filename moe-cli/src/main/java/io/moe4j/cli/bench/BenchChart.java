@@ -117,8 +117,12 @@ final class BenchChart {
     svg.append(
         String.format(
             ROOT,
-            "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" rx=\"8\" " + fill("--panel") + ""
-                + " " + stroke("--edge") + "/>\n",
+            "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" rx=\"8\" "
+                + fill("--panel")
+                + ""
+                + " "
+                + stroke("--edge")
+                + "/>\n",
             x,
             y,
             PANEL_W,
@@ -182,7 +186,9 @@ final class BenchChart {
       svg.append(
           String.format(
               ROOT,
-              "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" " + fill("--panel") + " %s"
+              "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" "
+                  + fill("--panel")
+                  + " %s"
                   + " stroke-width=\"2\"><title>T=%d%s: %s, %.2f of the roofline, %.0f tokens/s</title></circle>\n",
               cx,
               cy,
