@@ -71,7 +71,7 @@ public final class MoeLayer implements AutoCloseable {
   private final LongAdder failures = new LongAdder();
   private final LongAdder tokensDone = new LongAdder();
   private final LongAdder nanos = new LongAdder();
-  private final Gate gate = new Gate("the layer");
+  private final InFlightCalls calls = new InFlightCalls("the layer");
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
   private MoeLayer(
@@ -194,7 +194,7 @@ public final class MoeLayer implements AutoCloseable {
    * @throws IllegalStateException if the layer is closed
    */
   public void forward(MoeForward request) {
-    gate.enter();
+    calls.enter();
     try {
       if (!admit(request)) {
         return;
@@ -210,7 +210,7 @@ public final class MoeLayer implements AutoCloseable {
         pool.giveBack(scratch);
       }
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
@@ -272,7 +272,7 @@ public final class MoeLayer implements AutoCloseable {
 
   /** A session's forward. */
   void run(MoeForward request, ScratchLayout layout, Scratch scratch, DeviceStream stream) {
-    gate.enter();
+    calls.enter();
     try {
       if (admit(request)) {
         Events.Forward event = new Events.Forward();
@@ -280,18 +280,18 @@ public final class MoeLayer implements AutoCloseable {
         compute(request, layout, scratch, stream, event, System.nanoTime());
       }
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
   /** A session's refresh. */
   void refresh(MoeLoraContext context, DeviceStream stream) {
-    gate.enter();
+    calls.enter();
     try {
       checks.requireLayer(context);
       parts.refresh(context, stream);
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
@@ -307,7 +307,7 @@ public final class MoeLayer implements AutoCloseable {
       throw new IllegalArgumentException(
           "maxTokens is " + maxTokens + ", must be 1.." + config.maxTokens());
     }
-    gate.enter();
+    calls.enter();
     try {
       MoeSession session = new MoeSession(this, parts.layout(maxTokens), device.defaultStream());
       synchronized (sessions) {
@@ -315,7 +315,7 @@ public final class MoeLayer implements AutoCloseable {
       }
       return session;
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
@@ -327,7 +327,7 @@ public final class MoeLayer implements AutoCloseable {
 
   @Override
   public void close() {
-    if (!gate.close()) {
+    if (!calls.close()) {
       return;
     }
     List<MoeSession> open;

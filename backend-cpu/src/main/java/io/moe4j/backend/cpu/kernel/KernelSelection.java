@@ -26,19 +26,17 @@ public final class KernelSelection {
    * @throws IllegalArgumentException if {@value #SCALAR_PROPERTY} is neither true nor false
    */
   public static Kernels kernels() {
-    scalarAskedFor(System.getProperty(SCALAR_PROPERTY, "false"));
+    scalarAskedFor(); // says what is wrong with it each time
     return Holder.CHOSEN;
   }
 
-  /** {@return which kernels these are and, where they are slow, why} */
-  public static String describe() {
-    if (!vectorModulePresent()) {
-      return "scalar (start the JVM with --add-modules " + VECTOR_MODULE + " for the fast kernels)";
-    }
-    String property = System.getProperty(SCALAR_PROPERTY, "false").strip();
-    return property.isEmpty() || Boolean.parseBoolean(property)
-        ? "scalar (-D" + SCALAR_PROPERTY + "=true)"
-        : "Vector API";
+  /**
+   * {@return whether the scalar kernels are asked for}
+   *
+   * @throws IllegalArgumentException if {@value #SCALAR_PROPERTY} is neither true nor false
+   */
+  public static boolean scalarAskedFor() {
+    return scalarAskedFor(System.getProperty(SCALAR_PROPERTY, "false"));
   }
 
   static boolean scalarAskedFor(String property) {
@@ -70,7 +68,7 @@ public final class KernelSelection {
           VECTOR_MODULE);
       return scalar();
     }
-    if (scalarAskedFor(System.getProperty(SCALAR_PROPERTY, "false"))) {
+    if (scalarAskedFor()) {
       LOG.info("-D{}=true: the CPU backend runs its scalar kernels.", SCALAR_PROPERTY);
       return scalar();
     }
