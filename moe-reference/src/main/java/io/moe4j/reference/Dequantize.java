@@ -98,6 +98,6 @@ public final class Dequantize {
       return stored + weight.zeroOffset();
     }
     boolean unsigned = format == Format.INT4 || format == Format.INT8;
-    return unsigned && weight.packing() != Packing.DENSE ? 1 << bits - 1 : 0;
+    return unsigned && weight.packing() != Packing.DENSE ? 1 << (bits - 1) : 0;
   }
 }
