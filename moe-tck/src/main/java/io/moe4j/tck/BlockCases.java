@@ -66,9 +66,7 @@ final class BlockCases {
       return logits(data, bias, DType.F32);
     }
 
-    /**
-     * {@return the same, as numbers that a dtype holds exactly}
-     */
+    /** {@return the same, as numbers that a dtype holds exactly} */
     double[] logits(Data data, double @Nullable [] bias, DType dtype) {
       Tensor rounded = Data.empty(dtype, experts);
       for (int attempt = 0; attempt < 1000; attempt++) {

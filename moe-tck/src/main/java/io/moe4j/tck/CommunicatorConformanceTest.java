@@ -113,8 +113,7 @@ public abstract class CommunicatorConformanceTest {
               assertEquals(rank, c.rank(), "MOE-9.1: rank");
               assertEquals(size, c.size(), "MOE-9.1: size");
               assertTrue(!c.description().isBlank(), "MOE-9.1: description");
-              assertEquals(
-                  me.device().info().id().type(), c.deviceType(), "MOE-9.1: deviceType");
+              assertEquals(me.device().info().id().type(), c.deviceType(), "MOE-9.1: deviceType");
             });
       }
     }

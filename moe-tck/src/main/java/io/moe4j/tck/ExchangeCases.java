@@ -240,14 +240,7 @@ final class ExchangeCases {
           }
           cases.add(
               new ExchangeCase(
-                  "f16",
-                  format,
-                  DType.F16,
-                  Placement.LINEAR,
-                  List.of(3, 6),
-                  false,
-                  false,
-                  NONE));
+                  "f16", format, DType.F16, Placement.LINEAR, List.of(3, 6), false, false, NONE));
           return cases.stream();
         });
   }
@@ -294,8 +287,7 @@ final class ExchangeCases {
                     tokens,
                     false,
                     false,
-                    (p, rank, ranks) ->
-                        toExpertsOf(p, ranks - 1, ranks, Placement.LOPSIDED)));
+                    (p, rank, ranks) -> toExpertsOf(p, ranks - 1, ranks, Placement.LOPSIDED)));
             cases.add(
                 new ExchangeCase(
                     "ids -1 in some pairs, and in all pairs of a token",

@@ -54,8 +54,7 @@ final class ExchangeRank implements AutoCloseable {
     this.device = device;
     this.problem = c.problem(rank);
     this.weights = c.experts(rank);
-    this.block =
-        blocks.prepare(config, new MoeLayerWeights(weights, null, null, null), device);
+    this.block = blocks.prepare(config, new MoeLayerWeights(weights, null, null, null), device);
     this.exchange = provider.open(config, communicator, block, device);
     this.experts = new ReferenceExperts(config, weights);
   }
@@ -180,9 +179,7 @@ final class ExchangeRank implements AutoCloseable {
             ? ExpertsInputs.standard(
                 fetch(rows.hidden(), stream),
                 new ExpertRouting(
-                    fetch(routing.topkIds(), stream),
-                    fetch(routing.topkWeights(), stream),
-                    map()),
+                    fetch(routing.topkIds(), stream), fetch(routing.topkWeights(), stream), map()),
                 host)
             : ExpertsInputs.batched(
                 fetch(rows.hidden(), stream),

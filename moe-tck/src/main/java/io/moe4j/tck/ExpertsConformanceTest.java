@@ -685,10 +685,11 @@ public abstract class ExpertsConformanceTest {
         continue; // the block's own tests have those; here every expert has weights
       }
       MoeConfig config =
-          kit().own(
-              Grid.layer(dtypes, 16, 8, route.experts(), route.topK())
-                  .routing(route.routing())
-                  .build());
+          kit()
+              .own(
+                  Grid.layer(dtypes, 16, 8, route.experts(), route.topK())
+                      .routing(route.routing())
+                      .build());
       if (!kit().supports(config)) {
         continue;
       }

@@ -150,8 +150,7 @@ final class Grid {
     all.add(Activation.plain(Activation.Kind.SWIGLU_STEP).withLimit(1.5f));
     all.add(new Activation(Activation.Kind.SWIGLUOAI, 1f, 0f, 2f));
     all.add(new Activation(Activation.Kind.SWIGLUOAI, 1.702f, 1f, 1.5f));
-    all.add(
-        new Activation(Activation.Kind.SWIGLUOAI, 1.5f, -0.5f, Float.POSITIVE_INFINITY));
+    all.add(new Activation(Activation.Kind.SWIGLUOAI, 1.5f, -0.5f, Float.POSITIVE_INFINITY));
     return all;
   }
 

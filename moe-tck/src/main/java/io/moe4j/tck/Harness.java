@@ -61,8 +61,7 @@ final class Harness implements AutoCloseable {
     this.batched = standard ? null : problem.new Batched();
     this.hidden = input(batched == null ? problem.hidden : batched.hidden);
     this.routerLogits = input(problem.logits);
-    this.correctionBias =
-        problem.correctionBias == null ? null : input(problem.correctionBias);
+    this.correctionBias = problem.correctionBias == null ? null : input(problem.correctionBias);
     Tensor map = problem.expertMap();
     this.routing =
         standard

@@ -24,9 +24,7 @@ import org.jspecify.annotations.Nullable;
 final class QuantCases {
   private static final int EXPERTS = 3;
 
-  /**
-   * How each projection of each expert is stored.
-   */
+  /** How each projection of each expert is stored. */
   private interface Plan {
     /**
      * {@return how it is stored; null = plain floats of the config's weight dtype}
@@ -130,8 +128,7 @@ final class QuantCases {
       for (QuantScheme s : List.of(g32, g128, channel)) {
         Quantised packed = Quantised.of(s, Packing.WORDS_ALONG_IN, DType.BF16);
         all.put("compressed-tensors " + s, packed);
-        all.put(
-            "compressed-tensors asymmetric " + s, packed.withZeros(Packing.WORDS_ALONG_OUT, 0));
+        all.put("compressed-tensors asymmetric " + s, packed.withZeros(Packing.WORDS_ALONG_OUT, 0));
       }
       all.put(
           "dense zero points int" + bits,
@@ -166,9 +163,7 @@ final class QuantCases {
     all.put(
         "fp8 block, activations per block",
         dense(
-            QuantScheme.FP8_BLOCK.toBuilder()
-                .activations(ActivationQuant.FP8_PER_BLOCK)
-                .build(),
+            QuantScheme.FP8_BLOCK.toBuilder().activations(ActivationQuant.FP8_PER_BLOCK).build(),
             DType.F32));
     all.put("mxfp4", dense(QuantScheme.MXFP4, DType.F8_E8M0));
     all.put("mxfp8", dense(QuantScheme.MXFP8, DType.F8_E8M0));
@@ -219,14 +214,10 @@ final class QuantCases {
         MoeConfig.Builder b = layer(size(q.scheme()), d).quantScheme(q.scheme());
         cases.add(new QuantCase(name + ", one token", b.build(), (e, p) -> q, 1));
         cases.add(new QuantCase(name + ", many tokens", b.build(), (e, p) -> q, 21));
-        cases.add(
-            new QuantCase(name + ", bias", b.expertBias(true).build(), (e, p) -> q, 4));
+        cases.add(new QuantCase(name + ", bias", b.expertBias(true).build(), (e, p) -> q, 4));
         cases.add(
             new QuantCase(
-                name + ", no gate",
-                b.activation(Activation.RELU2_NO_MUL).build(),
-                (e, p) -> q,
-                4));
+                name + ", no gate", b.activation(Activation.RELU2_NO_MUL).build(), (e, p) -> q, 4));
       }
     }
     return cases.stream();

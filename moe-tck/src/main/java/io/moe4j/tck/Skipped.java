@@ -23,8 +23,8 @@ final class Skipped {
   /** {@return one line; empty if nothing was skipped} */
   synchronized String summary() {
     StringJoiner line = new StringJoiner("; ");
-    byCode.forEach((code, c) ->
-        line.add(c.cases + " for " + code + " (like \"" + c.example + "\")"));
+    byCode.forEach(
+        (code, c) -> line.add(c.cases + " for " + code + " (like \"" + c.example + "\")"));
     return line.toString();
   }
 

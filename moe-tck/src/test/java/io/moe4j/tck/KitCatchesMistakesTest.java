@@ -124,8 +124,7 @@ class KitCatchesMistakesTest {
         wrong(WrongWeights.ScaleOfTheNeighbour::new, "MOE-7.2", "mixedSchemes"),
         wrong(WrongLoraBackends.LoraIgnored::new, "MOE-7.3", "deltasOnQuantisedWeights"),
         wrong(WrongMonolithicBackends.MonolithicLoraIgnored::new, "MOE-4.2", "deltas"),
-        wrong(
-            WrongMonolithicBackends.RoutingBiasIgnored::new, "MOE-8.1", "monolithicRouting"),
+        wrong(WrongMonolithicBackends.RoutingBiasIgnored::new, "MOE-8.1", "monolithicRouting"),
         wrong(WrongMonolithicBackends.ScalingForgotten::new, "MOE-8.1", "monolithicRouting"),
         wrong(WrongMonolithicBackends.OneRoutingForAll::new, "MOE-8.1", "monolithicRouting"),
         wrong(
@@ -154,8 +153,7 @@ class KitCatchesMistakesTest {
   @ParameterizedTest(name = "{0}")
   @MethodSource("activationMistakes")
   void aWrongActivationIsCaught(String name, UnaryOperator<Activation> mistake) {
-    isCaught(
-        name, "MOE-2.1", "activations", () -> new WrongActivations.Mistaken(mistake));
+    isCaught(name, "MOE-2.1", "activations", () -> new WrongActivations.Mistaken(mistake));
   }
 
   static Stream<Arguments> activationMistakes() {
@@ -238,10 +236,8 @@ class KitCatchesMistakesTest {
       events
           .failed()
           .assertThatEvents()
-          .allSatisfy(
-              e ->
-                  assertThat(e)
-                      .is(event(finishedWithFailure(message(m -> m.contains("MOE-7.1"))))));
+          .allSatisfy(e ->
+              assertThat(e).is(event(finishedWithFailure(message(m -> m.contains("MOE-7.1"))))));
     } finally {
       subject = null;
     }

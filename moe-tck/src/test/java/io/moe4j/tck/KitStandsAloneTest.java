@@ -64,7 +64,8 @@ class KitStandsAloneTest {
       MethodSelector[] selectors =
           Arrays.stream(ExpertsConformanceTest.class.getMethods())
               .filter(m -> tests.contains(m.getName()))
-              .map(m -> DiscoverySelectors.selectMethod(MonolithicReferenceConformanceTest.class, m))
+              .map(
+                  m -> DiscoverySelectors.selectMethod(MonolithicReferenceConformanceTest.class, m))
               .toArray(MethodSelector[]::new);
       assertThat(selectors).hasSize(tests.size());
       var events =

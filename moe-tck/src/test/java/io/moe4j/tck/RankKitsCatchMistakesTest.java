@@ -100,12 +100,10 @@ class RankKitsCatchMistakesTest {
             "padding is expert 0",
             TestExchange::paddingIsExpertZero,
             "10_2_everyTokenGetsTheSumOfItsExperts"),
-        exchange(
-            "slots stay", TestExchange::slotsStay, "10_3_adapterSlotsTravelWithTheRows"),
+        exchange("slots stay", TestExchange::slotsStay, "10_3_adapterSlotsTravelWithTheRows"),
         exchange("weights twice", TestExchange::weightsTwice, "10_4_weightsAreAppliedOnce"),
         exchange("last bit varies", TestExchange::lastBitVaries, "10_5_equalCallsGiveEqualBits"),
-        exchange(
-            "failure hidden", TestExchange::failureHidden, "10_6_aRankThatAbortsEndsTheCall"),
+        exchange("failure hidden", TestExchange::failureHidden, "10_6_aRankThatAbortsEndsTheCall"),
         exchange(
             "second close throws", TestExchange::secondCloseThrows, "10_7_closeMayBeCalledTwice"));
   }

@@ -250,8 +250,7 @@ class TestExchange implements ExpertExchange {
     }
     long experts = config.numLocalExperts();
     long rows = perRank * group.size();
-    Tensor hidden =
-        Data.empty(inputs.hidden().dtype(), experts, rows, config.expertHiddenSize());
+    Tensor hidden = Data.empty(inputs.hidden().dtype(), experts, rows, config.expertHiddenSize());
     Tensor numTokens = Data.empty(DType.I32, experts);
     Tensor batchedSlots = slots == null ? null : Data.empty(DType.I32, experts, rows);
     block.dispatch(

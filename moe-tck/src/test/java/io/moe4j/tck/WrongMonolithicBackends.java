@@ -13,9 +13,7 @@ final class WrongMonolithicBackends {
   private WrongMonolithicBackends() {}
 
   private static Tensor copy(Tensor logits, DType read) {
-    Tensor same =
-        Tensor.of(
-            read, logits.segment(), logits.shape());
+    Tensor same = Tensor.of(read, logits.segment(), logits.shape());
     return Tensor.ofFloats(same.toFloats(), logits.shape());
   }
 

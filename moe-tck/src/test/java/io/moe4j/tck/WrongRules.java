@@ -43,8 +43,7 @@ final class WrongRules {
   }
 
   private static WrongBlockOps.Maker rule(UnaryOperator<RoutingConfig> change) {
-    return (c, w) ->
-        new WrongBlockOps(c.toBuilder().routing(change.apply(c.routing())).build(), w);
+    return (c, w) -> new WrongBlockOps(c.toBuilder().routing(change.apply(c.routing())).build(), w);
   }
 
   /** By accessor of {@link RoutingConfig}. */
@@ -60,8 +59,7 @@ final class WrongRules {
         rule(r -> r.toBuilder().groups(r.numGroups(), r.numGroups(), r.groupScore()).build()));
     mistakes.put(
         "groupScore",
-        rule(r ->
-            r.toBuilder().groups(r.numGroups(), r.topkGroups(), GroupScore.MAX).build()));
+        rule(r -> r.toBuilder().groups(r.numGroups(), r.topkGroups(), GroupScore.MAX).build()));
     mistakes.put("correctionBias", rule(r -> r.toBuilder().correctionBias(false).build()));
     mistakes.put("jitter", rule(r -> r.toBuilder().jitter(0).build()));
     return mistakes;
@@ -78,7 +76,8 @@ final class WrongRules {
             if (!c.routing().correctionBias()) {
               return;
             }
-            Tensor bias = Objects.requireNonNull(Objects.requireNonNull(w.router()).correctionBias());
+            Tensor bias =
+                Objects.requireNonNull(Objects.requireNonNull(w.router()).correctionBias());
             for (int t = 0; t < ids.size(0); t++) {
               for (int k = 0; k < ids.size(1); k++) {
                 weights.set(weights.get(t, k) + bias.get((long) ids.get(t, k)), t, k);
@@ -93,8 +92,6 @@ final class WrongRules {
     return rule(r ->
         r.numGroups() == 1
             ? r
-            : r.toBuilder()
-                .groups(r.numGroups(), r.topkGroups(), GroupScore.SUM_OF_TOP2)
-                .build());
+            : r.toBuilder().groups(r.numGroups(), r.topkGroups(), GroupScore.SUM_OF_TOP2).build());
   }
 }

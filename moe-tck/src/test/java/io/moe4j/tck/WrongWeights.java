@@ -36,7 +36,8 @@ final class WrongWeights {
 
     Weight build(int moreZero, boolean reciprocal) {
       Weight.Builder b =
-          Weight.builder(from.name(), scheme, from.out(), from.in(), values, packing).scales(scales);
+          Weight.builder(from.name(), scheme, from.out(), from.in(), values, packing)
+              .scales(scales);
       from.globalScale().ifPresent(g -> b.globalScale(g, from.dividedByGlobal() != reciprocal));
       from.zeroPoints()
           .ifPresent(z -> b.zeroPoints(z, from.zeroPacking(), from.zeroOffset() + moreZero));
@@ -161,7 +162,11 @@ final class WrongWeights {
         }
         Weight up =
             Weight.builder(
-                    "up", x.up().scheme(), x.up().out(), x.up().in(), x.up().values(),
+                    "up",
+                    x.up().scheme(),
+                    x.up().out(),
+                    x.up().in(),
+                    x.up().values(),
                     x.up().packing())
                 .scales(x.up().scales().orElseThrow())
                 .globalScale(gate.globalScale().get(), gate.dividedByGlobal())

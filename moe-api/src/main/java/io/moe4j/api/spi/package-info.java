@@ -66,8 +66,8 @@
  *   <li><b>MOE-10.2</b> Every token MUST get the sum of its experts, wherever they are: uneven and
  *       empty ranks, any placement, any routing; never more than {@code maxRows} rows.
  *   <li><b>MOE-10.3</b> Adapter slots MUST travel with their rows.
- *   <li><b>MOE-10.4</b> An exchange MUST apply topk weights to BATCHED rows, once, and leave them to
- *       the experts for STANDARD ones.
+ *   <li><b>MOE-10.4</b> An exchange MUST apply topk weights to BATCHED rows, once, and leave them
+ *       to the experts for STANDARD ones.
  *   <li><b>MOE-10.5</b> Equal calls MUST give equal bits.
  *   <li><b>MOE-10.6</b> Rule 9.3 holds for {@code dispatch} and {@code combine}.
  *   <li><b>MOE-10.7</b> {@code close} MAY be called twice; rules 3.1 and 3.2 hold for an exchange.
