@@ -197,8 +197,7 @@ final class WrapperResolver {
     for (FusedParameter p : model.layout().fusedParameters()) {
       for (BlockPath block : model.layout().blocks()) {
         String name = block.of(layer) + ".experts." + p.name();
-        boolean named =
-            isTargeted(name) || targets.stream().anyMatch(t -> t.endsWith("." + name));
+        boolean named = isTargeted(name) || targets.stream().anyMatch(t -> t.endsWith("." + name));
         if (named && p.kind() != Kind.BIAS) {
           found.add(p);
         }

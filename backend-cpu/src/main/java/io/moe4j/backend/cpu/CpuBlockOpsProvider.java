@@ -7,7 +7,6 @@ import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.MoeLayerWeights;
-import io.moe4j.backend.cpu.kernel.KernelSelection;
 
 /** The parts of a block around the experts, on the host processor. */
 public final class CpuBlockOpsProvider implements BlockOpsProvider {
@@ -27,6 +26,6 @@ public final class CpuBlockOpsProvider implements BlockOpsProvider {
 
   @Override
   public BlockOps prepare(MoeConfig config, MoeLayerWeights weights, Device device) {
-    return new CpuBlockOps(config, weights, KernelSelection.kernels(), ThreadTeam.shared());
+    return new CpuBlockOps(config, weights, Mlps.chosen());
   }
 }
