@@ -59,7 +59,7 @@ final class Candidates {
     return all;
   }
 
-  private abstract static class Fixed implements Iterable<String> {
+  abstract static class Fixed implements Iterable<String> {
     private final List<String> values;
 
     Fixed(List<String> values) {

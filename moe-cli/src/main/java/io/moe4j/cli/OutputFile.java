@@ -83,10 +83,6 @@ final class OutputFile implements AutoCloseable {
     return new CliException(ExitCode.OUTPUT, String.valueOf(e.getMessage()), e);
   }
 
-  private static CliException output(String message) {
-    return new CliException(ExitCode.OUTPUT, message);
-  }
-
   @Override
   public void close() {
     interrupted.close();

@@ -469,7 +469,7 @@ public final class MoeLayer implements AutoCloseable {
         MoeLayerWeights used = weights;
         if (copyWeights) {
           Arena arena = Arena.ofShared();
-          owned.add(arena::close);
+          owned.add(arena);
           used = WeightTensors.copyMapped(weights, arena);
         }
         MoeLayer layer = build(used, owned);

@@ -66,7 +66,7 @@ public abstract class CommunicatorConformanceTest {
     for (long i = 0; i < flat.size(0); i++) {
       // magnitudes so far apart that sums in another order, or rounded in between, differ
       double v = data.gaussian() * Math.pow(2, data.below(24) - 8);
-      flat.set(dtype.isFloating() ? v : (rank + 1) * 1000 + i, i);
+      flat.set(dtype.isFloating() ? v : (rank + 1) * 1000.0 + i, i);
     }
     return t;
   }
@@ -251,7 +251,7 @@ public abstract class CommunicatorConformanceTest {
 
   /** Rows that one rank sends to another; differs by direction, and is 0 for some. */
   private static long rows(int from, int to, int round) {
-    return (from * 3 + to * 5 + round * 2) % 4;
+    return (from * 3L + to * 5L + round * 2L) % 4;
   }
 
   private static void allToAll(int size, int rank, KitRank me, int round) {
