@@ -29,14 +29,14 @@ import java.util.Optional;
 import java.util.function.UnaryOperator;
 import org.junit.jupiter.api.Test;
 
-/** What a few families need around their experts: asked for, checked at the door, refused in words. */
+/**
+ * What a few families need around their experts: asked for, checked at the door, refused in words.
+ */
 class FamilyFeaturesTest {
   private static MoeOracle oracle(BlockOpsProvider blockOps) {
     return MoeOracle.of(
         BackendCatalog.of(
-            List.of(new CpuExpertsBackend()),
-            List.of(new CpuDeviceProvider()),
-            List.of(blockOps)));
+            List.of(new CpuExpertsBackend()), List.of(new CpuDeviceProvider()), List.of(blockOps)));
   }
 
   @Test
@@ -83,9 +83,7 @@ class FamilyFeaturesTest {
   @Test
   void anOlderDeviceRefusesWithTheReason() {
     RmsNorm norm = new RmsNorm(1e-6f);
-    SharedExpertConfig average =
-        new SharedExpertConfig(
-            4, Activation.SILU, false, Combine.AVERAGE);
+    SharedExpertConfig average = new SharedExpertConfig(4, Activation.SILU, false, Combine.AVERAGE);
     Map<String, UnaryOperator<MoeConfig.Builder>> features =
         Map.of(
             "token id",
@@ -130,8 +128,8 @@ class FamilyFeaturesTest {
         .hasMessageContaining("by token id");
     assertThatThrownBy(() -> MoeConfig.builder(8, 4, 4, 2).zeroExperts(-1).build())
         .hasMessageContaining("zeroExperts is -1");
-    assertThatThrownBy(() ->
-            MoeConfig.builder(8, 4, 4, 2).latentSize(4).inputNorm(Optional.of(norm)).build())
+    assertThatThrownBy(
+            () -> MoeConfig.builder(8, 4, 4, 2).latentSize(4).inputNorm(Optional.of(norm)).build())
         .hasMessageContaining("latentSize 4");
     assertThat(MoeConfig.builder(8, 4, 4, 7).zeroExperts(3).build().numChoices()).isEqualTo(7);
     assertThatThrownBy(() -> MoeConfig.builder(8, 4, 4, 8).zeroExperts(3).build())

@@ -1,6 +1,7 @@
 package io.moe4j.integration;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.junit.jupiter.api.DynamicContainer.dynamicContainer;
 import static org.junit.jupiter.api.DynamicTest.dynamicTest;
 
@@ -8,6 +9,8 @@ import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.api.spi.MonolithicExperts;
+import io.moe4j.api.spi.Support;
 import io.moe4j.backend.cpu.CpuBlockOpsProvider;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
 import io.moe4j.backend.cpu.CpuExpertsBackend;
@@ -133,6 +136,11 @@ class GoldenTest {
       for (int index : fixture.checkpoint.layers()) {
         MoeConfig config =
             fixture.config(index).toBuilder().activationFormat(backend.activationFormat()).build();
+        if (backend instanceof MonolithicBackend
+            && MonolithicExperts.isSupportedRouting(config) instanceof Support.No no) {
+          assertThatThrownBy(() -> oracle.select(config)).hasMessageContaining(no.reasons().getFirst().message());
+          continue;
+        }
         try (MoeLayer layer =
             MoeLayer.builder(config, fixture.checkpoint.weights(index)).oracle(oracle).build()) {
           assertThat(layer.selection().chosenBackend().name()).isEqualTo(backend.name());

@@ -93,10 +93,11 @@ class GpuGoldenTest {
         assertThat(config.lora().map(LoraConfig::maxLoras)).hasValue(fixture.order.size() - 1);
         if (new CudaBlockOpsProvider().isSupportedConfig(config) instanceof Support.No no) {
           // What stands around the experts of a few families is the CPU's only, and said.
-          assertThat(oracle
-                  .evaluate(
-                      config, new Platform(List.of(device.info()), Map.of()), Optional.empty())
-                  .explain())
+          assertThat(
+                  oracle
+                      .evaluate(
+                          config, new Platform(List.of(device.info()), Map.of()), Optional.empty())
+                      .explain())
               .contains(no.reasons().getFirst().message());
           continue;
         }

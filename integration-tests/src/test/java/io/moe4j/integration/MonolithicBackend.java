@@ -7,6 +7,7 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.api.spi.MonolithicExperts;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.reference.ReferenceMonolithicExperts;
@@ -48,7 +49,7 @@ record MonolithicBackend() implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return Support.yes();
+    return MonolithicExperts.isSupportedRouting(config);
   }
 
   @Override

@@ -179,7 +179,8 @@ final class ConfigRules implements CheckpointLayout.Rules {
       return width.isPresent() ? OptionalInt.of(width.get().intValue(0)) : OptionalInt.empty();
     }
     int n = count.get().intValue(0);
-    long size = n == 0 ? 0 : (long) n * width.orElseGet(() -> read.found("intermediate_size")).intValue(0);
+    long size =
+        n == 0 ? 0 : (long) n * width.orElseGet(() -> read.found("intermediate_size")).intValue(0);
     if (size > Integer.MAX_VALUE) {
       throw count.get().unusable("a number that leaves the width below 2^31");
     }

@@ -567,7 +567,13 @@ final class LayerReader {
         || any.size(0) % rows != 0
         || any.size(0) / rows > Integer.MAX_VALUE) {
       throw new CheckpointException(
-          where + ": " + name + " is " + any + ", must be " + (form.fused() ? "[2I, H]" : "[I, H]"));
+          where
+              + ": "
+              + name
+              + " is "
+              + any
+              + ", must be "
+              + (form.fused() ? "[2I, H]" : "[I, H]"));
     }
     int i = (int) (any.size(0) / rows);
     if (promised.isPresent() && promised.getAsInt() != i) {
@@ -592,8 +598,7 @@ final class LayerReader {
   }
 
   /** A shared expert of width 0 adds nothing; transformers saves one where there are none. */
-  private Optional<SharedExpertWeights> takeShared(
-      SharedForm form, int i, long h, boolean gated) {
+  private Optional<SharedExpertWeights> takeShared(SharedForm form, int i, long h, boolean gated) {
     Tensor up = takeFloating(form.up() + ".weight", form.fused() ? 2L * i : i, h);
     Tensor upBias = takeFirst(List.of(form.up() + ".bias"), form.fused() ? 2L * i : i);
     Tensor gate = null;

@@ -21,7 +21,6 @@ final class ModulePlaces {
       new ModulePlace.Outside("not in a MoE block (attention, embedding, norm or head)");
   private static final String GATE_UP = "gate_up_proj";
 
-
   private final AdapterTargetModel model;
   private final CheckpointLayout layout;
   private final Map<String, LoraTarget> projections = new HashMap<>();
@@ -359,7 +358,8 @@ final class ModulePlaces {
     }
     if (target == LoraTarget.SHARED_GATE && !config.sharedExpert().get().activation().isGated()) {
       return Optional.of(
-          new ModulePlace.Unappliable("the shared expert of layer " + layer + " has no gate", true));
+          new ModulePlace.Unappliable(
+              "the shared expert of layer " + layer + " has no gate", true));
     }
     return Optional.of(
         target == LoraTarget.SHARED_UP && form.fused()

@@ -105,17 +105,14 @@ final class WrapperResolver {
     FusedPair fused = fused(pair, layer, parameter, name);
     FusedSide side = side(fused, parameter, layerConfig, layer);
     int counted = counted(layerConfig, parameter, fused.a(), scales.configRank(name));
-    FusedLayout.Orders orders =
-        config.fused().orders(parameter.name(), counted);
+    FusedLayout.Orders orders = config.fused().orders(parameter.name(), counted);
     FusedPair.Views views =
         fused.views(
             parameter,
             side,
             counted,
             orders.a().orElse(FusedOrder.GROUPED_BY_EXPERT),
-            orders.b().isPresent()
-                ? orders.b().get()
-                : unstatedOrder(fused, parameter, counted));
+            orders.b().isPresent() ? orders.b().get() : unstatedOrder(fused, parameter, counted));
     return contributions(
         layer,
         parameter.kind(),

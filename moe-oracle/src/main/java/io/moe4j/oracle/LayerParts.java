@@ -6,7 +6,6 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
@@ -25,6 +24,7 @@ import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
 import io.moe4j.api.spi.MonolithicInputs;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
@@ -112,17 +112,9 @@ final class LayerParts {
               + (experts instanceof LoraExperts ? "is" : "is not")
               + " LoraExperts");
     }
-    RoutingConfig r = config.routing();
     if (experts instanceof MonolithicExperts
-        && (r.byTokenId() || r.expertScale() || r.sumFloor() > 0 || config.zeroExperts() > 0)) {
-      throw new IllegalArgumentException(
-          "backend "
-              + backend.name()
-              + " routes by itself and knows nothing of "
-              + r
-              + " with "
-              + config.zeroExperts()
-              + " zero experts; choose a modular backend");
+        && MonolithicExperts.isSupportedRouting(config) instanceof Support.No no) {
+      throw broken(backend, "it routes by itself and did not refuse the layer: " + no);
     }
     Tensor map = null;
     if (config.expertMap().isPresent()) {

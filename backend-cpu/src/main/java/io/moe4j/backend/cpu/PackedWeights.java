@@ -146,8 +146,8 @@ final class PackedWeights {
   }
 
   /**
-   * {@return the bytes in memory that nobody can take away}. A page that its file no longer has ends
-   * the process when C reads it, and is an error when the JVM does.
+   * {@return the bytes in memory that nobody can take away}. A page that its file no longer has
+   * ends the process when C reads it, and is an error when the JVM does.
    */
   static MemorySegment outOfFile(MemorySegment s, Arena arena) {
     return s.isMapped() ? arena.allocate(s.byteSize(), 64).copyFrom(s) : s;
