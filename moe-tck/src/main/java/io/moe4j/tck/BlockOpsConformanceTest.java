@@ -14,6 +14,7 @@ import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
@@ -26,8 +27,10 @@ import io.moe4j.reference.ReferenceRouting;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
+import java.util.OptionalLong;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestInstance;
@@ -66,6 +69,15 @@ public abstract class BlockOpsConformanceTest {
    */
   protected PunicaWrapper punicaWrapper(Device device) {
     return new KitPunicaWrapper(device);
+  }
+
+  /**
+   * {@return device memory in use, for MOE-6.4. The default, empty, counts what is taken through
+   * {@link Device#allocate}, which suits operations that accept any {@code Device} object of their
+   * type; others know it from their driver}
+   */
+  protected OptionalLong deviceBytesInUse() {
+    return OptionalLong.empty();
   }
 
   /** Opens the device. */
@@ -621,6 +633,56 @@ public abstract class BlockOpsConformanceTest {
       Concurrency.together(work);
       benches.forEach(Bench::close);
     }
+  }
+
+  /** No tokens: nothing is written, nothing fails. */
+  @Test
+  public final void required_MOE_6_4_zeroTokens() {
+    MoeConfig config =
+        MoeConfig.builder(33, 8, 16, 4)
+            .weightDtype(DType.F32)
+            .sharedExpert(new SharedExpertConfig(29, io.moe4j.api.config.Activation.SILU, true))
+            .build();
+    Data data = new Data(5);
+    MoeLayerWeights weights = new BlockCases.Block("shared", config).weights(data, true);
+    try (BlockOps ops = prepare(config, weights);
+        Bench bench = new Bench(device())) {
+      Tensor hidden = bench.input(hidden(config, data, 0));
+      Tensor logits = bench.output(DType.F32, 0, 16);
+      Tensor ids = bench.output(DType.I32, 0, 4);
+      Tensor topkWeights = bench.output(DType.F32, 0, 4);
+      Tensor routed = bench.output(DType.F32, 0, 33);
+      var workspace = bench.workspace(ops.workspaceBytes(0));
+      ops.routerLogits(hidden, logits, workspace, bench.stream);
+      ops.route(logits, ids, topkWeights, workspace, bench.stream);
+      ops.output(hidden, routed, Optional.empty(), routed, workspace, bench.stream);
+      bench.stream.synchronize();
+      bench.requireNothingElseWritten();
+    } catch (RuntimeException e) {
+      throw new AssertionError("MOE-6.4: a call without tokens threw", e);
+    }
+  }
+
+  /** Device memory taken by {@code prepare} and by a call is given back. */
+  @Test
+  public final void required_MOE_6_4_closeReleasesDeviceMemory() {
+    MoeConfig config = MoeConfig.builder(4, 4, 2, 1).weightDtype(DType.F32).build();
+    boolean counted = deviceBytesInUse().isEmpty();
+    if (counted && !blockOps().deviceType().equals(DeviceType.CPU)) {
+      Assumptions.abort("override deviceBytesInUse() to test this on " + device().info().id());
+    }
+    var counting = new CountingDevice(device());
+    long before = counted ? 0 : deviceBytesInUse().orElseThrow();
+    try (BlockOps ops =
+            blockOps().prepare(config, withBias(config, null), counted ? counting : device());
+        Bench bench = new Bench(device())) {
+      Tensor hidden = bench.input(hidden(config, new Data(1), 3));
+      Tensor logits = bench.output(DType.F32, 3, 2);
+      ops.routerLogits(hidden, logits, bench.workspace(ops.workspaceBytes(3)), bench.stream);
+      bench.stream.synchronize();
+    }
+    long after = counted ? counting.bytesInUse() : deviceBytesInUse().orElseThrow();
+    assertEquals(before, after, "MOE-6.4: bytes of device memory in use before and after");
   }
 
   /** {@code close()} twice. */
