@@ -57,12 +57,14 @@ class GoldenTest {
             "fixtures/mixtral",
             "fixtures/olmoe",
             "fixtures/qwen3_moe",
+            "families/deepseek_v4",
+            "families/gemma4",
             "families/gpt_oss_mxfp4",
             "families/llama4_top2",
             "families/nemotron_h_latent",
             "families/phimoe",
             "families/qwen2_moe")
-        .hasSizeGreaterThanOrEqualTo(26);
+        .hasSizeGreaterThanOrEqualTo(71);
   }
 
   @TestFactory

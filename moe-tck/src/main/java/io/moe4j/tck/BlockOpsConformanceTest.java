@@ -248,6 +248,7 @@ public abstract class BlockOpsConformanceTest {
           for (int t = 0; t < tokens; t++) {
             truth[t] =
                 ReferenceMoe.routerLogits(
+                    block.config().routing(),
                     java.util.Objects.requireNonNull(weights.router()),
                     hidden.select(0, t).toDoubles());
           }

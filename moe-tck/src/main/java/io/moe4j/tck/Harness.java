@@ -170,7 +170,7 @@ final class Harness implements AutoCloseable {
   private static long checksum(Problem problem) {
     CRC32C crc = new CRC32C();
     for (Tensor t : Layout.tensors(problem.weights)) {
-      if (t != null && t.memory() instanceof HostMemory(MemorySegment segment)) {
+      if (t != null && t.memory() instanceof HostMemory(MemorySegment segment, var _)) {
         crc.update(segment.asByteBuffer());
       }
     }
