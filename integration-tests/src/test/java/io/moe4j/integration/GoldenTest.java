@@ -7,7 +7,9 @@ import static org.junit.jupiter.api.DynamicTest.dynamicTest;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.api.spi.Support;
 import io.moe4j.backend.cpu.CpuBlockOpsProvider;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
 import io.moe4j.backend.cpu.CpuExpertsBackend;
@@ -21,6 +23,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
+import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.DynamicContainer;
 import org.junit.jupiter.api.DynamicNode;
 import org.junit.jupiter.api.Test;
@@ -133,6 +136,10 @@ class GoldenTest {
       for (int index : fixture.checkpoint.layers()) {
         MoeConfig config =
             fixture.config(index).toBuilder().activationFormat(backend.activationFormat()).build();
+        if (backend instanceof MonolithicBackend) {
+          Support support = backend.isSupportedConfig(config, Platform.cpuOnly());
+          Assumptions.assumeTrue(support.isSupported(), () -> "unsupported: " + support);
+        }
         try (MoeLayer layer =
             MoeLayer.builder(config, fixture.checkpoint.weights(index)).oracle(oracle).build()) {
           assertThat(layer.selection().chosenBackend().name()).isEqualTo(backend.name());

@@ -2,6 +2,7 @@ package io.moe4j.integration;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
@@ -48,7 +49,19 @@ record MonolithicBackend() implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return Support.yes();
+    RoutingConfig r = config.routing();
+    boolean byTable = r.byTokenId() || r.expertScale() || r.sumFloor() > 0;
+    return Support.checks()
+        .require(
+            !byTable && config.zeroExperts() == 0,
+            Support.Code.ROUTING,
+            () ->
+                r
+                    + " with "
+                    + config.zeroExperts()
+                    + " zero experts, which a layer does not hand to experts that route by"
+                    + " themselves")
+        .result();
   }
 
   @Override

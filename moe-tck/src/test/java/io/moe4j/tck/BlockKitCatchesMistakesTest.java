@@ -10,6 +10,7 @@ import java.lang.reflect.Modifier;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.AfterEach;
@@ -70,7 +71,13 @@ class BlockKitCatchesMistakesTest {
 
   static Stream<Arguments> ruleMistakes() {
     List<Arguments> all = new ArrayList<>();
-    WrongRules.fields().forEach((field, maker) -> all.add(rule(field + " ignored", maker)));
+    Map<String, String> elsewhere =
+        Map.of("inputNorm", "6_2_routerLogits", "byTokenId", "6_1_byTokenId");
+    WrongRules.fields()
+        .forEach((field, maker) ->
+            all.add(
+                wrong(
+                    field + " ignored", maker, elsewhere.getOrDefault(field, "6_1_routing"))));
     WrongRules.scorings()
         .forEach((scoring, other) ->
             all.add(rule(scoring + " taken for " + other, WrongRules.taking(scoring, other))));

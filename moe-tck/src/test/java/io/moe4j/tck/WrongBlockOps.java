@@ -10,6 +10,7 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
@@ -49,6 +50,11 @@ class WrongBlockOps implements BlockOps {
       }
 
       @Override
+      public Support isSupportedConfig(MoeConfig config) {
+        return Support.yes();
+      }
+
+      @Override
       public BlockOps prepare(MoeConfig config, MoeLayerWeights weights, Device device) {
         return maker.make(config, weights);
       }
@@ -60,13 +66,10 @@ class WrongBlockOps implements BlockOps {
     RoutingConfig r = config.routing();
     return config.toBuilder()
         .routing(
-            RoutingConfig.builder(r.scoring())
+            r.toBuilder()
                 .renormalize(renormalize)
-                .epsilon(r.epsilon())
                 .scalingFactor(scaling)
                 .groups(groups, kept, r.groupScore())
-                .correctionBias(r.correctionBias())
-                .jitter(r.jitter())
                 .build())
         .build();
   }
@@ -266,7 +269,7 @@ class WrongBlockOps implements BlockOps {
   static BlockOps routerBiasForgotten(MoeConfig c, MoeLayerWeights w) {
     RouterWeights r = w.router();
     RouterWeights without =
-        r == null ? null : new RouterWeights(r.weight(), null, r.correctionBias());
+        r == null ? null : new RouterWeights(r.weight(), null, r.correctionBias(), r.norm(), r.expertScale(), r.tokenExperts());
     return new WrongBlockOps(c, new MoeLayerWeights(w.experts(), without, w.shared(), w.latent()));
   }
 
@@ -371,6 +374,11 @@ class WrongBlockOps implements BlockOps {
       }
 
       @Override
+      public Support isSupportedConfig(MoeConfig config) {
+        return Support.yes();
+      }
+
+      @Override
       public BlockOps prepare(MoeConfig config, MoeLayerWeights weights, Device device) {
         var _ = device.allocate(100);
         return new ReferenceBlockOps(config, weights);
@@ -408,6 +416,17 @@ class WrongBlockOps implements BlockOps {
   public void route(
       Tensor logits, Tensor ids, Tensor weights, Workspace workspace, DeviceStream stream) {
     right.route(logits, ids, weights, workspace, stream);
+  }
+
+  @Override
+  public void routeByTokenId(
+      Tensor logits,
+      Tensor tokenIds,
+      Tensor ids,
+      Tensor weights,
+      Workspace workspace,
+      DeviceStream stream) {
+    right.routeByTokenId(logits, tokenIds, ids, weights, workspace, stream);
   }
 
   @Override
