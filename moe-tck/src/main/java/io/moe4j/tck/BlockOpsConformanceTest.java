@@ -176,7 +176,11 @@ public abstract class BlockOpsConformanceTest {
             RoutingConfig.Scoring.SIGMOID,
             RoutingConfig.Scoring.SQRT_SOFTPLUS)) {
       RoutingConfig routing =
-          RoutingConfig.builder(scoring).renormalize(true).scalingFactor(1.5f).byTokenId(true).build();
+          RoutingConfig.builder(scoring)
+              .renormalize(true)
+              .scalingFactor(1.5f)
+              .byTokenId(true)
+              .build();
       Data data = new Data(21);
       double[][] logits = new double[9][8];
       int[] tokenIds = new int[logits.length];
@@ -194,10 +198,7 @@ public abstract class BlockOpsConformanceTest {
   private static final int VOCABULARY = 13;
 
   private void verifyRouting(
-      MoeConfig config,
-      double @Nullable [] bias,
-      double[][] logits,
-      int @Nullable [] tokenIds) {
+      MoeConfig config, double @Nullable [] bias, double[][] logits, int @Nullable [] tokenIds) {
     int tokens = logits.length;
     int topK = config.topK();
     Tensor z = Data.empty(DType.F32, tokens, config.numExperts());

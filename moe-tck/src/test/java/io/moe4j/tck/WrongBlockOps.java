@@ -269,7 +269,10 @@ class WrongBlockOps implements BlockOps {
   static BlockOps routerBiasForgotten(MoeConfig c, MoeLayerWeights w) {
     RouterWeights r = w.router();
     RouterWeights without =
-        r == null ? null : new RouterWeights(r.weight(), null, r.correctionBias(), r.norm(), r.expertScale(), r.tokenExperts());
+        r == null
+            ? null
+            : new RouterWeights(
+                r.weight(), null, r.correctionBias(), r.norm(), r.expertScale(), r.tokenExperts());
     return new WrongBlockOps(c, new MoeLayerWeights(w.experts(), without, w.shared(), w.latent()));
   }
 
