@@ -3,6 +3,7 @@ package io.moe4j.tck;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.RmsNorm;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.RoutingConfig.GroupScore;
 import io.moe4j.api.config.RoutingConfig.Scoring;
@@ -18,6 +19,7 @@ import io.moe4j.reference.ReferenceRouting;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Optional;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
@@ -172,6 +174,20 @@ final class BlockCases {
         }
       }
     }
+    for (Scoring scoring : List.of(Scoring.SOFTMAX, Scoring.SIGMOID)) {
+      RoutingConfig.Builder b = RoutingConfig.builder(scoring).renormalize(true);
+      // floors above and below the sums of what two of eight scores come to
+      for (float floor : new float[] {0.3f, 2.5f}) {
+        routes.add(new Route(b.sumFloor(floor).build(), 8, 2, 9));
+      }
+      routes.add(new Route(b.sumFloor(0).expertScale(true).build(), 16, 4, 9));
+      routes.add(
+          new Route(
+              RoutingConfig.builder(scoring).expertScale(true).correctionBias(true).build(),
+              60,
+              4,
+              5));
+    }
     for (float jitter : new float[] {0.01f, 0.1f, 0.5f}) {
       routes.add(new Route(RoutingConfig.sparseMixer(jitter), 16, 2, 33));
     }
@@ -206,7 +222,10 @@ final class BlockCases {
               routerBias ? data.normal(dtype, 1, config.numExperts()) : null,
               config.routing().correctionBias()
                   ? data.normal(DType.F32, 0.3, config.numExperts())
-                  : null);
+                  : null,
+              config.routing().inputNorm().isPresent() ? data.normal(dtype, 1, h) : null,
+              null,
+              null);
       SharedExpertWeights shared =
           config.sharedExpert().map(s -> shared(s, data, dtype)).orElse(null);
       int d = config.latentSize();
@@ -236,6 +255,15 @@ final class BlockCases {
     List<Block> blocks = new ArrayList<>();
     for (Grid.Dtypes d : Grid.DTYPES) {
       blocks.add(new Block("experts only", layer(d).build()));
+      blocks.add(
+          new Block(
+              "router with a norm",
+              layer(d)
+                  .routing(
+                      RoutingConfig.SOFTMAX.toBuilder()
+                          .inputNorm(Optional.of(new RmsNorm(0.01f)))
+                          .build())
+                  .build()));
       blocks.add(
           new Block(
               "shared expert",

@@ -14,9 +14,11 @@ import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
@@ -26,8 +28,10 @@ import io.moe4j.reference.ReferenceRouting;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
+import java.util.OptionalLong;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.TestInstance;
@@ -42,6 +46,7 @@ import org.junit.jupiter.params.provider.MethodSource;
  */
 @TestInstance(TestInstance.Lifecycle.PER_CLASS)
 public abstract class BlockOpsConformanceTest {
+  private final Skipped skipped = new Skipped();
   private @Nullable Device openDevice;
 
   /** For subclasses. */
@@ -68,6 +73,15 @@ public abstract class BlockOpsConformanceTest {
     return new KitPunicaWrapper(device);
   }
 
+  /**
+   * {@return device memory in use, for MOE-6.4. The default, empty, counts what is taken through
+   * {@link Device#allocate}, which suits operations that accept any {@code Device} object of their
+   * type; others know it from their driver}
+   */
+  protected OptionalLong deviceBytesInUse() {
+    return OptionalLong.empty();
+  }
+
   /** Opens the device. */
   @BeforeAll
   public final void openKit() {
@@ -78,11 +92,17 @@ public abstract class BlockOpsConformanceTest {
   @AfterAll
   public final void closeKit() {
     if (openDevice != null) {
+      skipped.print("the block on " + blockOps().deviceType());
       openDevice.close();
     }
   }
 
   private BlockOps prepare(MoeConfig config, MoeLayerWeights weights) {
+    Support support = blockOps().isSupportedConfig(config);
+    if (!support.isSupported()) {
+      skipped.add(support.reasons().getFirst().code().toString(), support.toString());
+      Assumptions.abort("unsupported: " + support);
+    }
     return blockOps().prepare(config, weights, device());
   }
 
@@ -110,7 +130,7 @@ public abstract class BlockOpsConformanceTest {
     for (int t = 0; t < logits.length; t++) {
       logits[t] = route.logits(data, bias);
     }
-    verifyRouting(route.config(), bias, logits);
+    verifyRouting(route.config(), bias, logits, null);
   }
 
   /** Equal logits: the smaller id first. */
@@ -130,7 +150,7 @@ public abstract class BlockOpsConformanceTest {
             RoutingConfig.deepseekV3(4, 2, true, 1f))) {
       for (int k : new int[] {1, 3, 4}) {
         MoeConfig config = MoeConfig.builder(4, 4, 8, k).routing(routing).build();
-        verifyRouting(config, routing.correctionBias() ? new double[8] : null, logits);
+        verifyRouting(config, routing.correctionBias() ? new double[8] : null, logits, null);
       }
     }
   }
@@ -143,11 +163,42 @@ public abstract class BlockOpsConformanceTest {
     for (RoutingConfig routing :
         List.of(
             RoutingConfig.SOFTMAX_RENORMALIZE, RoutingConfig.SOFTMAX_TOPK, RoutingConfig.SIGMOID)) {
-      verifyRouting(MoeConfig.builder(4, 4, 6, 3).routing(routing).build(), null, logits);
+      verifyRouting(MoeConfig.builder(4, 4, 6, 3).routing(routing).build(), null, logits, null);
     }
   }
 
-  private void verifyRouting(MoeConfig config, double @Nullable [] bias, double[][] logits) {
+  /** A table chooses, the scores weigh. */
+  @Test
+  public final void required_MOE_6_1_byTokenId() {
+    for (RoutingConfig.Scoring scoring :
+        List.of(
+            RoutingConfig.Scoring.SOFTMAX,
+            RoutingConfig.Scoring.SIGMOID,
+            RoutingConfig.Scoring.SQRT_SOFTPLUS)) {
+      RoutingConfig routing =
+          RoutingConfig.builder(scoring)
+              .renormalize(true)
+              .scalingFactor(1.5f)
+              .byTokenId(true)
+              .build();
+      Data data = new Data(21);
+      double[][] logits = new double[9][8];
+      int[] tokenIds = new int[logits.length];
+      for (int t = 0; t < logits.length; t++) {
+        tokenIds[t] = data.below(VOCABULARY);
+        for (int e = 0; e < 8; e++) {
+          logits[t][e] = (float) (2 * data.gaussian());
+        }
+      }
+      verifyRouting(
+          MoeConfig.builder(4, 4, 8, 3).routing(routing).build(), null, logits, tokenIds);
+    }
+  }
+
+  private static final int VOCABULARY = 13;
+
+  private void verifyRouting(
+      MoeConfig config, double @Nullable [] bias, double[][] logits, int @Nullable [] tokenIds) {
     int tokens = logits.length;
     int topK = config.topK();
     Tensor z = Data.empty(DType.F32, tokens, config.numExperts());
@@ -156,12 +207,21 @@ public abstract class BlockOpsConformanceTest {
         z.set(logits[t][e], t, e);
       }
     }
-    try (BlockOps ops = prepare(config, withBias(config, bias));
+    MoeLayerWeights layer = withBias(config, bias);
+    RouterWeights router = java.util.Objects.requireNonNull(layer.router());
+    Tensor scale = router.expertScale();
+    Tensor table = router.tokenExperts();
+    try (BlockOps ops = prepare(config, layer);
         Bench bench = new Bench(device())) {
       Tensor ids = bench.output(DType.I32, tokens, topK);
       Tensor weights = bench.output(DType.F32, tokens, topK);
-      ops.route(
-          bench.input(z), ids, weights, bench.workspace(ops.workspaceBytes(tokens)), bench.stream);
+      var workspace = bench.workspace(ops.workspaceBytes(tokens));
+      if (tokenIds == null) {
+        ops.route(bench.input(z), ids, weights, workspace, bench.stream);
+      } else {
+        Tensor given = bench.input(Tensor.ofInts(tokenIds, tokens));
+        ops.routeByTokenId(bench.input(z), given, ids, weights, workspace, bench.stream);
+      }
       bench.stream.synchronize();
       double[][] gotIds = bench.rows(ids);
       double[][] gotWeights = bench.rows(weights);
@@ -170,7 +230,13 @@ public abstract class BlockOpsConformanceTest {
         int[] expectedIds = new int[topK];
         double[] expected = new double[topK];
         ReferenceRouting.route(
-            config.routing(), z.select(0, t).toDoubles(), bias, expectedIds, expected);
+            config.routing(),
+            z.select(0, t).toDoubles(),
+            bias,
+            scale == null ? null : scale.toDoubles(),
+            tokenIds == null || table == null ? null : table.select(0, tokenIds[t]).toInts(),
+            expectedIds,
+            expected);
         int token = t;
         assertArrayEquals(
             java.util.Arrays.stream(expectedIds).asDoubleStream().toArray(),
@@ -202,9 +268,24 @@ public abstract class BlockOpsConformanceTest {
         new RouterWeights(
             data.normal(config.weightDtype(), 1, config.numExperts(), config.hiddenSize()),
             null,
-            correction),
+            correction,
+            null,
+            config.routing().expertScale() ? data.normal(DType.F32, 1, config.numExperts()) : null,
+            config.routing().byTokenId() ? tokenExperts(config, data) : null),
         null,
         null);
+  }
+
+  /** Different experts for each id, in no order. */
+  private static Tensor tokenExperts(MoeConfig config, Data data) {
+    Tensor table = Data.empty(DType.I32, VOCABULARY, config.topK());
+    for (int v = 0; v < VOCABULARY; v++) {
+      int first = data.below(config.numExperts());
+      for (int k = 0; k < config.topK(); k++) {
+        table.set((first + 3 * k) % config.numExperts(), v, k);
+      }
+    }
+    return table;
   }
 
   // ---- 6.2: router, latent projections, shared expert
@@ -622,6 +703,56 @@ public abstract class BlockOpsConformanceTest {
       Concurrency.together(work);
       benches.forEach(Bench::close);
     }
+  }
+
+  /** No tokens: nothing is written, nothing fails. */
+  @Test
+  public final void required_MOE_6_4_zeroTokens() {
+    MoeConfig config =
+        MoeConfig.builder(33, 8, 16, 4)
+            .weightDtype(DType.F32)
+            .sharedExpert(new SharedExpertConfig(29, io.moe4j.api.config.Activation.SILU, true))
+            .build();
+    Data data = new Data(5);
+    MoeLayerWeights weights = new BlockCases.Block("shared", config).weights(data, true);
+    try (BlockOps ops = prepare(config, weights);
+        Bench bench = new Bench(device())) {
+      Tensor hidden = bench.input(hidden(config, data, 0));
+      Tensor logits = bench.output(DType.F32, 0, 16);
+      Tensor ids = bench.output(DType.I32, 0, 4);
+      Tensor topkWeights = bench.output(DType.F32, 0, 4);
+      Tensor routed = bench.output(DType.F32, 0, 33);
+      var workspace = bench.workspace(ops.workspaceBytes(0));
+      ops.routerLogits(hidden, logits, workspace, bench.stream);
+      ops.route(logits, ids, topkWeights, workspace, bench.stream);
+      ops.output(hidden, routed, Optional.empty(), routed, workspace, bench.stream);
+      bench.stream.synchronize();
+      bench.requireNothingElseWritten();
+    } catch (RuntimeException e) {
+      throw new AssertionError("MOE-6.4: a call without tokens threw", e);
+    }
+  }
+
+  /** Device memory taken by {@code prepare} and by a call is given back. */
+  @Test
+  public final void required_MOE_6_4_closeReleasesDeviceMemory() {
+    MoeConfig config = MoeConfig.builder(4, 4, 2, 1).weightDtype(DType.F32).build();
+    boolean counted = deviceBytesInUse().isEmpty();
+    if (counted && !blockOps().deviceType().equals(DeviceType.CPU)) {
+      Assumptions.abort("override deviceBytesInUse() to test this on " + device().info().id());
+    }
+    var counting = new CountingDevice(device());
+    long before = counted ? 0 : deviceBytesInUse().orElseThrow();
+    try (BlockOps ops =
+            blockOps().prepare(config, withBias(config, null), counted ? counting : device());
+        Bench bench = new Bench(device())) {
+      Tensor hidden = bench.input(hidden(config, new Data(1), 3));
+      Tensor logits = bench.output(DType.F32, 3, 2);
+      ops.routerLogits(hidden, logits, bench.workspace(ops.workspaceBytes(3)), bench.stream);
+      bench.stream.synchronize();
+    }
+    long after = counted ? counting.bytesInUse() : deviceBytesInUse().orElseThrow();
+    assertEquals(before, after, "MOE-6.4: bytes of device memory in use before and after");
   }
 
   /** {@code close()} twice. */

@@ -10,6 +10,7 @@ import java.lang.reflect.Modifier;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.AfterEach;
@@ -24,6 +25,7 @@ import org.junit.platform.testkit.engine.EngineTestKit;
 /** Each deliberately wrong block operation fails the test of the rule it breaks. */
 class BlockKitCatchesMistakesTest {
   private static WrongBlockOps.@Nullable Maker subject;
+  private static boolean leaking;
 
   /** Run by the engine below, not by the build. */
   static final class Subject extends BlockOpsConformanceTest {
@@ -32,7 +34,7 @@ class BlockKitCatchesMistakesTest {
       if (subject == null) {
         return Assumptions.abort("a part of BlockKitCatchesMistakesTest");
       }
-      return WrongBlockOps.provider(subject);
+      return leaking ? WrongBlockOps.leaks() : WrongBlockOps.provider(subject);
     }
   }
 
@@ -57,13 +59,25 @@ class BlockKitCatchesMistakesTest {
             "scratch shared by threads",
             WrongBlockOps::scratchShared,
             "6_4_concurrentCallsDoNotDisturbEachOther"),
+        wrong("-inf chosen", WrongBlockOps::minusInfinityChosen, "6_1_minusInfinityIsNotChosen"),
+        wrong("router bias forgotten", WrongBlockOps::routerBiasForgotten, "6_2_routerLogits"),
+        wrong("logits rounded", WrongBlockOps::logitsRounded, "6_2_routerLogits"),
+        wrong("id -1 is expert 0", WrongBlockOps::minusOneIsExpertZero, "6_3_dispatchAndCombine"),
+        wrong("zero tokens throw", WrongBlockOps::zeroTokensThrow, "6_4_zeroTokens"),
+        wrong("writes past output", WrongBlockOps::writesPastOutput, "6_2_output"),
         wrong(
             "second close throws", WrongBlockOps::secondCloseThrows, "6_4_closeMayBeCalledTwice"));
   }
 
   static Stream<Arguments> ruleMistakes() {
     List<Arguments> all = new ArrayList<>();
-    WrongRules.fields().forEach((field, maker) -> all.add(rule(field + " ignored", maker)));
+    Map<String, String> elsewhere =
+        Map.of("inputNorm", "6_2_routerLogits", "byTokenId", "6_1_byTokenId");
+    WrongRules.fields()
+        .forEach((field, maker) ->
+            all.add(
+                wrong(
+                    field + " ignored", maker, elsewhere.getOrDefault(field, "6_1_routing"))));
     WrongRules.scorings()
         .forEach((scoring, other) ->
             all.add(rule(scoring + " taken for " + other, WrongRules.taking(scoring, other))));
@@ -97,6 +111,17 @@ class BlockKitCatchesMistakesTest {
 
   private static Arguments wrong(String name, WrongBlockOps.Maker maker, String test) {
     return Arguments.of(name, test, maker);
+  }
+
+  /** Memory that is not given back is counted where a device does the counting. */
+  @Test
+  void aLeakIsCaught() {
+    leaking = true;
+    try {
+      isCaught("leak", "6_4_closeReleasesDeviceMemory", WrongBlockOps::new);
+    } finally {
+      leaking = false;
+    }
   }
 
   @ParameterizedTest(name = "{0}: {1}")

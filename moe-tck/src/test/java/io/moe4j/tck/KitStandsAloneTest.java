@@ -39,7 +39,7 @@ class KitStandsAloneTest {
 
   private static List<URL> entries() throws IOException {
     List<URL> urls = new ArrayList<>();
-    for (String entry : System.getProperty("java.class.path").split(File.pathSeparator)) {
+    for (String entry : System.getProperty("java.class.path", "").split(File.pathSeparator)) {
       if (!entry.contains("backend-") && !entry.contains("cuda")) { // their service files
         urls.add(Path.of(entry).toUri().toURL());
       }

@@ -10,11 +10,15 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
 import io.moe4j.reference.ReferenceBlockOps;
+import java.lang.foreign.ValueLayout;
 import java.util.Optional;
 import java.util.concurrent.locks.LockSupport;
 
@@ -46,6 +50,11 @@ class WrongBlockOps implements BlockOps {
       }
 
       @Override
+      public Support isSupportedConfig(MoeConfig config) {
+        return Support.yes();
+      }
+
+      @Override
       public BlockOps prepare(MoeConfig config, MoeLayerWeights weights, Device device) {
         return maker.make(config, weights);
       }
@@ -57,13 +66,10 @@ class WrongBlockOps implements BlockOps {
     RoutingConfig r = config.routing();
     return config.toBuilder()
         .routing(
-            RoutingConfig.builder(r.scoring())
+            r.toBuilder()
                 .renormalize(renormalize)
-                .epsilon(r.epsilon())
                 .scalingFactor(scaling)
                 .groups(groups, kept, r.groupScore())
-                .correctionBias(r.correctionBias())
-                .jitter(r.jitter())
                 .build())
         .build();
   }
@@ -259,6 +265,130 @@ class WrongBlockOps implements BlockOps {
     };
   }
 
+  /** The router's bias is left out. */
+  static BlockOps routerBiasForgotten(MoeConfig c, MoeLayerWeights w) {
+    RouterWeights r = w.router();
+    RouterWeights without =
+        r == null
+            ? null
+            : new RouterWeights(
+                r.weight(), null, r.correctionBias(), r.norm(), r.expertScale(), r.tokenExperts());
+    return new WrongBlockOps(c, new MoeLayerWeights(w.experts(), without, w.shared(), w.latent()));
+  }
+
+  /** Logits are kept in the 16 bits of hidden states. */
+  static BlockOps logitsRounded(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void routerLogits(
+          Tensor hidden, Tensor logits, Workspace workspace, DeviceStream stream) {
+        super.routerLogits(hidden, logits, workspace, stream);
+        for (int t = 0; t < logits.size(0); t++) {
+          for (int e = 0; e < logits.size(1); e++) {
+            float v = (float) logits.get(t, e);
+            logits.set(Float.intBitsToFloat(Tensor.toBFloat16(v) << 16), t, e);
+          }
+        }
+      }
+    };
+  }
+
+  /** An expert that was switched off takes part with the least score there is. */
+  static BlockOps minusInfinityChosen(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void route(
+          Tensor logits, Tensor ids, Tensor weights, Workspace workspace, DeviceStream stream) {
+        Tensor finite = Data.empty(DType.F32, logits.shape());
+        for (int t = 0; t < finite.size(0); t++) {
+          for (int e = 0; e < finite.size(1); e++) {
+            double z = logits.get(t, e);
+            finite.set(Double.isInfinite(z) ? 100 : z, t, e);
+          }
+        }
+        super.route(finite, ids, weights, workspace, stream);
+      }
+    };
+  }
+
+  /** Pairs without an expert go to expert 0. */
+  static BlockOps minusOneIsExpertZero(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void combine(
+          Tensor batched,
+          ExpertRouting routing,
+          Tensor routed,
+          Workspace workspace,
+          DeviceStream stream) {
+        super.combine(batched, routing, routed, workspace, stream);
+        for (int t = 0; t < routed.size(0); t++) {
+          if (routing.topkIds().get(t, 1) == -1) {
+            routed.set(routed.get(t, 0) + batched.get(0, 0, 0), t, 0);
+          }
+        }
+      }
+    };
+  }
+
+  /** An empty launch is an error. */
+  static BlockOps zeroTokensThrow(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void output(
+          Tensor hidden,
+          Tensor routed,
+          Optional<MoeLoraContext> lora,
+          Tensor output,
+          Workspace workspace,
+          DeviceStream stream) {
+        if (hidden.size(0) == 0) {
+          throw new IllegalArgumentException("grid of 0 blocks");
+        }
+        super.output(hidden, routed, lora, output, workspace, stream);
+      }
+    };
+  }
+
+  /** Whole vectors are stored. */
+  static BlockOps writesPastOutput(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void output(
+          Tensor hidden,
+          Tensor routed,
+          Optional<MoeLoraContext> lora,
+          Tensor output,
+          Workspace workspace,
+          DeviceStream stream) {
+        super.output(hidden, routed, lora, output, workspace, stream);
+        long end = output.byteOffset() + output.dtype().byteSize(output.elementCount());
+        ((HostMemory) output.memory()).segment().set(ValueLayout.JAVA_BYTE, end, (byte) 1);
+      }
+    };
+  }
+
+  /** Takes device memory and keeps it. */
+  static BlockOpsProvider leaks() {
+    return new BlockOpsProvider() {
+      @Override
+      public DeviceType deviceType() {
+        return DeviceType.CPU;
+      }
+
+      @Override
+      public Support isSupportedConfig(MoeConfig config) {
+        return Support.yes();
+      }
+
+      @Override
+      public BlockOps prepare(MoeConfig config, MoeLayerWeights weights, Device device) {
+        var _ = device.allocate(100);
+        return new ReferenceBlockOps(config, weights);
+      }
+    };
+  }
+
   /** Frees twice. */
   static BlockOps secondCloseThrows(MoeConfig c, MoeLayerWeights w) {
     return new WrongBlockOps(c, w) {
@@ -289,6 +419,17 @@ class WrongBlockOps implements BlockOps {
   public void route(
       Tensor logits, Tensor ids, Tensor weights, Workspace workspace, DeviceStream stream) {
     right.route(logits, ids, weights, workspace, stream);
+  }
+
+  @Override
+  public void routeByTokenId(
+      Tensor logits,
+      Tensor tokenIds,
+      Tensor ids,
+      Tensor weights,
+      Workspace workspace,
+      DeviceStream stream) {
+    right.routeByTokenId(logits, tokenIds, ids, weights, workspace, stream);
   }
 
   @Override

@@ -1,15 +1,20 @@
 package io.moe4j.tck;
 
+import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.RoutingConfig.GroupScore;
 import io.moe4j.api.config.RoutingConfig.Scoring;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
+import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.RouterWeights;
 import java.util.EnumMap;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Objects;
+import java.util.Optional;
 import java.util.function.UnaryOperator;
 
 /** Mistakes in routing: one for each score function and each part of the rule. */
@@ -39,6 +44,10 @@ final class WrongRules {
         .scalingFactor(r.scalingFactor())
         .groups(r.numGroups(), r.topkGroups(), r.groupScore())
         .correctionBias(r.correctionBias())
+        .sumFloor(r.sumFloor())
+        .expertScale(r.expertScale())
+        .byTokenId(r.byTokenId())
+        .inputNorm(r.inputNorm())
         .build();
   }
 
@@ -62,7 +71,43 @@ final class WrongRules {
         rule(r -> r.toBuilder().groups(r.numGroups(), r.topkGroups(), GroupScore.MAX).build()));
     mistakes.put("correctionBias", rule(r -> r.toBuilder().correctionBias(false).build()));
     mistakes.put("jitter", rule(r -> r.toBuilder().jitter(0).build()));
+    mistakes.put("sumFloor", rule(r -> r.toBuilder().sumFloor(0).build()));
+    mistakes.put(
+        "expertScale",
+        (c, w) ->
+            new WrongBlockOps(
+                c,
+                new MoeLayerWeights(
+                    w.experts(),
+                    unscaled(Objects.requireNonNull(w.router())),
+                    w.shared(),
+                    w.latent())));
+    mistakes.put("inputNorm", rule(r -> r.toBuilder().inputNorm(Optional.empty()).build()));
+    mistakes.put("byTokenId", WrongRules::chosenByScore);
     return mistakes;
+  }
+
+  private static RouterWeights unscaled(RouterWeights r) {
+    return new RouterWeights(
+        r.weight(), r.bias(), r.correctionBias(), r.norm(), null, r.tokenExperts());
+  }
+
+  private static BlockOps chosenByScore(MoeConfig c, MoeLayerWeights w) {
+    BlockOps byScore =
+        new WrongBlockOps(
+            c.toBuilder().routing(c.routing().toBuilder().byTokenId(false).build()).build(), w);
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void routeByTokenId(
+          Tensor logits,
+          Tensor tokenIds,
+          Tensor ids,
+          Tensor weights,
+          Workspace workspace,
+          DeviceStream stream) {
+        byScore.route(logits, ids, weights, workspace, stream);
+      }
+    };
   }
 
   /** Weights are what was chosen on, not the scores. */
