@@ -221,11 +221,6 @@ public final class Weight {
   }
 
   /**
-   * Like {@code up_proj [1024, 2048] int4 group 128}.
-   *
-   * @return name, shape and scheme
-   */
-  /**
    * The same weight with other tensors: moved to other memory, or only looked at.
    *
    * @param move gets every tensor of this weight; gives one of the same dtype and shape
@@ -251,6 +246,11 @@ public final class Weight {
     return b.build();
   }
 
+  /**
+   * Like {@code up_proj [1024, 2048] int4 group 128}.
+   *
+   * @return name, shape and scheme
+   */
   @Override
   public String toString() {
     return name
