@@ -19,6 +19,6 @@ final class FaultMark {
 
   /** Marks the method that this is inlined into. */
   static void set() {
-    byte unused = OWN.get(ValueLayout.JAVA_BYTE, 0);
+    byte _ = OWN.get(ValueLayout.JAVA_BYTE, 0);
   }
 }
