@@ -102,13 +102,11 @@ final class TruncatedFileMain {
       for (int i = 0; i < 50; i++) {
         try {
           forward(built);
-          System.out.println("without a guard: returned");
         } catch (MoeException e) {
-          if (i == 49) {
-            System.out.println("without a guard: " + e.getClass().getSimpleName());
-          }
+          // what is looked for is that the process goes on
         }
       }
+      say("without a guard", built);
     }
   }
 
