@@ -27,7 +27,7 @@ final class NativeForward {
   /** Tokens of an expert from which on its tasks are longer. */
   private static final int LONG_TASK_ROWS = 32;
 
-  private final NativeMlp mlp;
+  private final NativeSpec mlp;
   private final PackedWeights w;
   private final TokenPlan plan;
   private final NativeLora lora;
@@ -81,21 +81,21 @@ final class NativeForward {
     }
   }
 
-  NativeForward(NativeMlp mlp) {
+  NativeForward(NativeSpec mlp) {
     this.mlp = mlp;
-    w = mlp.weights;
-    plan = new TokenPlan(w.count, mlp.options.maxLoras());
-    lora = new NativeLora(w, mlp.options);
+    w = mlp.weights();
+    plan = new TokenPlan(w.count, mlp.options().maxLoras());
+    lora = new NativeLora(w, mlp.options());
   }
 
-  void run(MlpCall c, NativeMlp.Layout l, MemorySegment ws) {
+  void run(MlpCall c, NativeLayout l, MemorySegment ws) {
     if (ws.byteSize() < l.total()) {
       throw new IllegalArgumentException(
           "the workspace has " + ws.byteSize() + " bytes, this call needs " + l.total());
     }
     int topK = c.topK();
-    if (topK != mlp.options.topK()) {
-      throw new IllegalArgumentException("topK is " + topK + ", not " + mlp.options.topK());
+    if (topK != mlp.options().topK()) {
+      throw new IllegalArgumentException("topK is " + topK + ", not " + mlp.options().topK());
     }
     hiddenType = c.hiddenType();
     outputType = c.outputType();
@@ -112,7 +112,7 @@ final class NativeForward {
     MemorySegment map = c.map();
     int mapSize = map == null ? 0 : (int) (map.byteSize() / 4);
     describe(l, ws, topK);
-    ThreadTeam team = mlp.team;
+    ThreadTeam team = mlp.team();
     for (int t0 = 0; t0 < c.tokens(); t0 += l.tokens()) {
       chunkStart = t0;
       chunkTokens = Math.min(l.tokens(), c.tokens() - t0);
@@ -151,16 +151,16 @@ final class NativeForward {
 
   /** Units that multiply bf16 take rows of bf16, which hidden states of that dtype are. */
   private DType rowType() {
-    return mlp.kernels.multipliesBf16()
+    return mlp.kernels().multipliesBf16()
             && hiddenType == DType.BF16
             && w.upType == DType.BF16
             && w.downType == DType.BF16
-            && !mlp.options.weightOnInput()
+            && !mlp.options().weightOnInput()
         ? DType.BF16
         : DType.F32;
   }
 
-  private void describe(NativeMlp.Layout l, MemorySegment ws, int topK) {
+  private void describe(NativeLayout l, MemorySegment ws, int topK) {
     long base = ws.address();
     call = base + l.call();
     DType rows = rowType();
@@ -178,7 +178,7 @@ final class NativeForward {
             .put((long) CallStruct.code(w.upType))
             .put((long) CallStruct.code(w.downType))
             .put((long) CallStruct.code(rows))
-            .put((long) mlp.kernels.code())
+            .put((long) mlp.kernels().code())
             .put((long) CallStruct.code(w.activation.kind()))
             .put(w.activation.alpha())
             .put(w.activation.beta())
@@ -232,8 +232,8 @@ final class NativeForward {
       // Where multiplying takes longer than reading, longer tasks: the next block is fetched
       // meanwhile.
       int longer = n > LONG_TASK_ROWS && plan.size >= w.count * LONG_TASK_ROWS ? 4 : 1;
-      addTasks(tasks13, first, w.blocks13(), mlp.group13 * longer);
-      addTasks(tasks2, first, w.blocks2(), mlp.group2 * longer);
+      addTasks(tasks13, first, w.blocks13(), mlp.group13() * longer);
+      addTasks(tasks2, first, w.blocks2(), mlp.group2() * longer);
     }
   }
 
@@ -276,22 +276,22 @@ final class NativeForward {
   private void gatherTile(int index, int member) {
     int from = index * POSITIONS_PER_TILE;
     int to = Math.min(plan.size, from + POSITIONS_PER_TILE);
-    mlp.kernels.gather(
+    mlp.kernels().gather(
         call,
         hidden,
         hiddenType,
-        mlp.options.weightOnInput() ? topkWeights : null,
+        mlp.options().weightOnInput() ? topkWeights : null,
         chunkStart,
         from,
         to);
   }
 
   private void shrink13Tile(int segment, int member) {
-    mlp.kernels.shrink(call, segment, false);
+    mlp.kernels().shrink(call, segment, false);
   }
 
   private void shrink2Tile(int segment, int member) {
-    mlp.kernels.shrink(call, segment, true);
+    mlp.kernels().shrink(call, segment, true);
   }
 
   private void product13Tile(int index, int member) {
@@ -299,7 +299,7 @@ final class NativeForward {
     int block = tasks13.block[index];
     int blocks = tasks13.blocks[index];
     check(u, block, blocks, w.blocks13());
-    mlp.kernels.w13(
+    mlp.kernels().w13(
         call,
         unitExpert[u],
         unitRow[u],
@@ -315,7 +315,7 @@ final class NativeForward {
     int block = tasks2.block[index];
     int blocks = tasks2.blocks[index];
     check(u, block, blocks, w.blocks2());
-    mlp.kernels.w2(
+    mlp.kernels().w2(
         call,
         unitExpert[u],
         unitRow[u],
@@ -338,9 +338,9 @@ final class NativeForward {
   private void combineTile(int index, int member) {
     int from = index * TOKENS_PER_TILE;
     int to = Math.min(chunkTokens, from + TOKENS_PER_TILE);
-    mlp.kernels.combine(
+    mlp.kernels().combine(
         call,
-        mlp.options.weightOnInput() ? null : topkWeights,
+        mlp.options().weightOnInput() ? null : topkWeights,
         chunkStart,
         from,
         to,

@@ -173,7 +173,7 @@ final class NativeLora {
   }
 
   /** Writes the entries of a plan's segments to the workspace. */
-  void write(TokenPlan plan, MemorySegment ws, NativeMlp.Layout l) {
+  void write(TokenPlan plan, MemorySegment ws, NativeLayout l) {
     for (int i = 0; i < plan.segments; i++) {
       long at = l.segments() + i * CallStruct.SEGMENT_BYTES;
       int from = plan.segmentStart[i];

@@ -12,6 +12,7 @@ import org.jspecify.annotations.Nullable;
 public class CommException extends MoeException {
   private static final long serialVersionUID = 1L;
 
+  /** The rank that failed or was missing. */
   private final int rank;
 
   /**

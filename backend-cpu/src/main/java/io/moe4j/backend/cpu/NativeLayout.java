@@ -1,0 +1,57 @@
+package io.moe4j.backend.cpu;
+
+import io.moe4j.api.device.Workspace;
+import io.moe4j.backend.cpu.ffi.CallStruct;
+
+/** Where things stand in the workspace of a {@link NativeMlp}, in bytes from its start. */
+record NativeLayout(
+    int tokens,
+    long x,
+    long xStride,
+    long act,
+    long actStride,
+    long y,
+    long yStride,
+    long pair,
+    long position,
+    long shrunk,
+    long shrunkStride,
+    long segments,
+    long call,
+    long total) {
+  /** {@return the layout for calls of at most so many tokens} */
+  static NativeLayout of(NativeSpec spec, int maxTokens) {
+    PackedWeights weights = spec.weights();
+    Mlp.Options options = spec.options();
+    int tokens = Math.clamp(maxTokens, 1, Math.max(1, MlpLayout.CHUNK_PAIRS / options.topK()));
+    long pairs = (long) tokens * options.topK();
+    // A multiple of 4096 would put all rows of a column into the same few lines of a cache.
+    long xStride = 4L * weights.hiddenPadded + Workspace.ALIGNMENT;
+    long actStride = 4L * weights.intermediatePadded + Workspace.ALIGNMENT;
+    boolean lora = options.maxLoras() > 0;
+    long shrunkStride = lora ? 3 * Workspace.align(4L * options.maxRank()) : 0;
+    long act = xStride * pairs;
+    long y = act + actStride * pairs;
+    long pair = y + xStride * pairs;
+    long position = pair + Workspace.align(4 * pairs);
+    long shrunk = position + Workspace.align(4 * pairs);
+    long segments = shrunk + shrunkStride * pairs;
+    long call = segments + Workspace.align(lora ? CallStruct.SEGMENT_BYTES * pairs : 0);
+    long total = call + Workspace.align(CallStruct.CALL_BYTES);
+    return new NativeLayout(
+        tokens,
+        0,
+        xStride,
+        act,
+        actStride,
+        y,
+        xStride,
+        pair,
+        position,
+        shrunk,
+        shrunkStride,
+        segments,
+        call,
+        total);
+  }
+}
