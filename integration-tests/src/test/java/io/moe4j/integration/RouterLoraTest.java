@@ -55,8 +55,7 @@ class RouterLoraTest {
   private Map<Integer, MoeConfig> configs(LoraConfig lora, int maxTokens) {
     Map<Integer, MoeConfig> configs = new TreeMap<>();
     for (int layer : model.layers()) {
-      configs.put(
-          layer, model.config(layer).toBuilder().lora(lora).maxTokens(maxTokens).build());
+      configs.put(layer, model.config(layer).toBuilder().lora(lora).maxTokens(maxTokens).build());
     }
     return configs;
   }
@@ -135,8 +134,7 @@ class RouterLoraTest {
     // A layer that does not allow it does not take a registry's word for it either.
     Map<Integer, MoeConfig> open = configs(new LoraConfig(2, 8).withRouter(), 9);
     try (AdapterRegistry slots = AdapterRegistry.builder(open).build();
-        MoeLayer built =
-            MoeLayer.builder(of(plain, 0), model.weights(0)).backend("cpu").build()) {
+        MoeLayer built = MoeLayer.builder(of(plain, 0), model.weights(0)).backend("cpu").build()) {
       int handle = slots.load(adapter.adapter());
       try (AdapterBatch batch = slots.batch(new int[] {handle})) {
         assertThatThrownBy(() ->
