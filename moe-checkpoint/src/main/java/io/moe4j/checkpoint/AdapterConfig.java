@@ -131,7 +131,8 @@ public record AdapterConfig(
     boolean mlx =
         config.has("lora_parameters")
             || config.has("fine_tune_type")
-            || (!config.has("peft_type") && Files.exists(directory.resolve("adapters.safetensors")));
+            || (!config.has("peft_type")
+                && Files.exists(directory.resolve("adapters.safetensors")));
     if (mlx && !config.has("peft_type")) {
       throw new AdapterException(
           file
@@ -244,7 +245,12 @@ public record AdapterConfig(
     } else if (node.isArray()) {
       if (node.size() > MAX_LIST) {
         throw new CheckpointException(
-            file + ": '" + key + "' has " + node.size() + " entries; accepted are at most "
+            file
+                + ": '"
+                + key
+                + "' has "
+                + node.size()
+                + " entries; accepted are at most "
                 + MAX_LIST);
       }
       for (JsonNode n : node) {

@@ -51,7 +51,9 @@ public record AdapterPolicy(
     DIM2
   }
 
-  /** The order in which a factor of a fused parameter folds experts {@code e} and ranks {@code j}. */
+  /**
+   * The order in which a factor of a fused parameter folds experts {@code e} and ranks {@code j}.
+   */
   public enum FusedOrder {
     /** Index {@code j * E + e}: what PEFT writes into B. */
     RANK_MAJOR,

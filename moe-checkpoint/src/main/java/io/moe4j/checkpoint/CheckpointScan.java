@@ -25,7 +25,9 @@ final class CheckpointScan {
   /** Of all layers together: each takes some hundred bytes of heap. */
   private static final int MAX_EXPERTS = 1 << 17;
 
-  /** Router tensors that are looked through on opening; those beyond are when they are asked for. */
+  /**
+   * Router tensors that are looked through on opening; those beyond are when they are asked for.
+   */
   private static final long EAGER_ROUTER_BYTES = 256L << 20;
 
   private final Path directory;
@@ -61,10 +63,7 @@ final class CheckpointScan {
    * @param quantised what the config says of quantisation
    */
   CheckpointScan(
-      Path directory,
-      LanguageModel model,
-      ShardedTensors tensors,
-      Optional<String> quantised) {
+      Path directory, LanguageModel model, ShardedTensors tensors, Optional<String> quantised) {
     this.directory = directory;
     this.config = model.config();
     this.layout = model.layout();
@@ -161,8 +160,7 @@ final class CheckpointScan {
                 .ifPresent(m ->
                     damaged
                         .computeIfAbsent(m.root(), r -> new TreeMap<>())
-                        .putIfAbsent(
-                            m.layer(), "'" + StrictJson.shorten(name) + "' " + problem));
+                        .putIfAbsent(m.layer(), "'" + StrictJson.shorten(name) + "' " + problem));
           }
         });
   }

@@ -199,9 +199,7 @@ final class KnownLayouts {
     @Override
     public OptionalInt sharedExpertSize(ModelConfig config, int layer) {
       String key = "shared_expert_intermediate_size";
-      return config.has(key)
-          ? OptionalInt.of(config.optionalInt(0, key))
-          : OptionalInt.empty();
+      return config.has(key) ? OptionalInt.of(config.optionalInt(0, key)) : OptionalInt.empty();
     }
   }
 

@@ -41,7 +41,6 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
   private static final Pattern SHARD =
       Pattern.compile("adapter_model-\\d{5}-of-\\d{5}\\.safetensors");
 
-
   /**
    * Loads an adapter for a checkpoint; memory lives as long as it is reachable.
    *

@@ -156,8 +156,7 @@ public final class SafetensorsFile implements AutoCloseable {
     }
   }
 
-  private static Tensor view(
-      Path path, SafetensorsHeader.Entry e, DType dtype, HostMemory memory) {
+  private static Tensor view(Path path, SafetensorsHeader.Entry e, DType dtype, HostMemory memory) {
     long[] strides = new long[e.shape().length];
     long step = 1;
     for (int d = strides.length - 1; d >= 0; d--) {

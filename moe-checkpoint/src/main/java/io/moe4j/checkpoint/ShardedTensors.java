@@ -15,7 +15,6 @@ import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import java.util.SortedMap;
 import java.util.TreeMap;
 import java.util.function.Predicate;
@@ -125,7 +124,11 @@ final class ShardedTensors {
     }
     if (shards.isEmpty()) {
       throw new CheckpointException(
-          dir + " holds none of the shards that " + index.getFileName() + " names, like " + missing);
+          dir
+              + " holds none of the shards that "
+              + index.getFileName()
+              + " names, like "
+              + missing);
     }
     read(shards, shardOf, arena, progress);
     Map<String, String> foundIn = new HashMap<>();

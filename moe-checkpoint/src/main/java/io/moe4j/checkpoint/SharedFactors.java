@@ -67,7 +67,8 @@ final class SharedFactors {
     }
     boolean isA = pair.a != null;
     Tensor factor = isA ? pair.a : pair.b;
-    boolean single = factor != null && (factor.dims() == 2 || (factor.dims() == 3 && factor.size(0) == 1));
+    boolean single =
+        factor != null && (factor.dims() == 2 || (factor.dims() == 3 && factor.size(0) == 1));
     List<Place> places = new ArrayList<>();
     if (single && pair.place instanceof ModulePlace.Stacked s) {
       places.add(new Place(s.layer(), s.target(), isA));

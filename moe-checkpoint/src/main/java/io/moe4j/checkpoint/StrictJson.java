@@ -109,7 +109,8 @@ final class StrictJson {
         // The size was of a moment ago; the limit holds for what is read.
         byte[] bytes = in.readNBytes(Math.toIntExact(maxBytes));
         Optional<String> kind =
-            FileKinds.recognise(Arrays.copyOf(bytes, Math.min(bytes.length, FileKinds.SNIFF_BYTES)));
+            FileKinds.recognise(
+                Arrays.copyOf(bytes, Math.min(bytes.length, FileKinds.SNIFF_BYTES)));
         if (kind.isPresent()) {
           throw new CheckpointException(file + " " + kind.get());
         }

@@ -104,8 +104,7 @@ final class WrapperResolver {
     }
     FusedPair fused = fused(pair, layer, parameter, name);
     FusedSide side = side(fused, parameter, layerConfig, layer);
-    FusedLayout.Orders orders =
-        config.fused().orders(parameter.name(), layerConfig.numExperts());
+    FusedLayout.Orders orders = config.fused().orders(parameter.name(), layerConfig.numExperts());
     FusedPair.Views views =
         fused.views(
             parameter,
@@ -196,8 +195,7 @@ final class WrapperResolver {
     for (FusedParameter p : model.layout().fusedParameters()) {
       for (BlockPath block : model.layout().blocks()) {
         String name = block.of(layer) + ".experts." + p.name();
-        boolean named =
-            isTargeted(name) || targets.stream().anyMatch(t -> t.endsWith("." + name));
+        boolean named = isTargeted(name) || targets.stream().anyMatch(t -> t.endsWith("." + name));
         if (named && p.kind() != Kind.BIAS) {
           found.add(p);
         }

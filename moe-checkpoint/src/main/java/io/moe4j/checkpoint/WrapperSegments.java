@@ -4,10 +4,10 @@ import java.util.regex.Pattern;
 
 /**
  * Segments that PyTorch's wrappers put into module names and that no model has itself: {@code
- * _fsdp_wrapped_module}, {@code _fpw_module} (FSDP), {@code _checkpoint_wrapped_module}
- * (activation checkpointing, offloading), {@code _orig_mod} (torch.compile), {@code
- * _forward_module} (Lightning), {@code _module} (Opacus), {@code module} (DDP, DeepSpeed). A file
- * saved without unwrapping has them anywhere in its names.
+ * _fsdp_wrapped_module}, {@code _fpw_module} (FSDP), {@code _checkpoint_wrapped_module} (activation
+ * checkpointing, offloading), {@code _orig_mod} (torch.compile), {@code _forward_module}
+ * (Lightning), {@code _module} (Opacus), {@code module} (DDP, DeepSpeed). A file saved without
+ * unwrapping has them anywhere in its names.
  */
 final class WrapperSegments {
   private static final String WRAPPER = "(?:_(?:[A-Za-z0-9]+_)*mod(?:ule)?|module)";

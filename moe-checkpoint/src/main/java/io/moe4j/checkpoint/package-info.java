@@ -22,11 +22,12 @@
  * io.moe4j.api.CheckpointException} for a file that is missing, damaged, or in a form that is not
  * understood; {@link io.moe4j.api.AdapterException} for an adapter whose content does not fit the
  * model or is refused by the policy. Sizes are checked before memory is taken for them or time is
- * spent on them, and regular expressions from files run on an engine that is linear in time. Nothing
- * that would change a MoE block's result is ever left out silently: a tensor of a block that is not
- * understood, or that the config promises and the files lack, refuses the checkpoint; every tensor
- * of an adapter is accounted for in its {@link io.moe4j.checkpoint.AdapterReport}, and only what is
- * recognised as standing beside the MoE blocks (attention, norms, other towers) counts as such.
+ * spent on them, and regular expressions from files run on an engine that is linear in time.
+ * Nothing that would change a MoE block's result is ever left out silently: a tensor of a block
+ * that is not understood, or that the config promises and the files lack, refuses the checkpoint;
+ * every tensor of an adapter is accounted for in its {@link io.moe4j.checkpoint.AdapterReport}, and
+ * only what is recognised as standing beside the MoE blocks (attention, norms, other towers) counts
+ * as such.
  *
  * <p>What no block needs may be damaged or missing. Using what a closed checkpoint handed out, or
  * asking it for weights, is an {@link java.lang.IllegalStateException}.

@@ -224,8 +224,7 @@ class AdapterPolicyTest extends AdapterTestBase {
     assertThatThrownBy(() -> load(t, qwen3()))
         .isInstanceOf(AdapterRefusedException.class)
         .hasMessageContaining("takes [r, 16]");
-    TinyCheckpoint fits =
-        adapter(2, 2).pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    TinyCheckpoint fits = adapter(2, 2).pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
     a(fits, EXPERTS + ".0.up_proj").set(Double.NaN, 0, 0);
     assertThatThrownBy(() -> load(fits, qwen3(), AdapterPolicy.DEFAULT.withMaxBytes(100)))
         .hasMessageContaining("maxBytes");
@@ -257,8 +256,7 @@ class AdapterPolicyTest extends AdapterTestBase {
     assertThatThrownBy(() -> load(attention, qwen3(), AdapterPolicy.STRICT))
         .hasMessageContaining("AdapterPolicy.DEFAULT")
         .hasMessageNotContaining("LENIENT");
-    TinyCheckpoint router =
-        adapter(2, 2).pair(BLOCK + "gate", DType.F32, d(2, H), d(E, 2));
+    TinyCheckpoint router = adapter(2, 2).pair(BLOCK + "gate", DType.F32, d(2, H), d(E, 2));
     assertThatThrownBy(() -> load(router, qwen3(), AdapterPolicy.DEFAULT))
         .hasMessageContaining("AdapterPolicy.LENIENT");
     TinyCheckpoint damaged =
@@ -275,8 +273,7 @@ class AdapterPolicyTest extends AdapterTestBase {
   void factorsOfTheRouter() {
     TinyCheckpoint t = adapter(2, 6).pair(BLOCK + "gate", DType.F32, d(2, H), d(E, 2));
     PeftAdapter loaded =
-        PeftAdapter.load(
-            t.writeAdapter(dir), "x", qwen3(), AdapterPolicy.STRICT.withRouter(true));
+        PeftAdapter.load(t.writeAdapter(dir), "x", qwen3(), AdapterPolicy.STRICT.withRouter(true));
     assertDelta(
         loaded.adapter().layer(1).get(LoraTarget.ROUTER),
         1,
@@ -286,10 +283,10 @@ class AdapterPolicyTest extends AdapterTestBase {
         3,
         (e, j, i) -> a(t, BLOCK + "gate").get(j, i),
         (e, o, j) -> b(t, BLOCK + "gate").get(o, j));
-    for (long[][] wrong : new long[][][] {{{2, E}, {H, 2}}, {{2, H}, {E + 1, 2}}, {{2, H}, {E, 3}}}) {
+    for (long[][] wrong :
+        new long[][][] {{{2, E}, {H, 2}}, {{2, H}, {E + 1, 2}}, {{2, H}, {E, 3}}}) {
       TinyCheckpoint bent = adapter(2, 6).pair(BLOCK + "gate", DType.F32, wrong[0], wrong[1]);
-      assertThatThrownBy(() ->
-              load(bent, qwen3(), AdapterPolicy.LENIENT.withRouter(true)))
+      assertThatThrownBy(() -> load(bent, qwen3(), AdapterPolicy.LENIENT.withRouter(true)))
           .isInstanceOf(AdapterRefusedException.class)
           .hasMessageContaining("ROUTER of layer 1");
     }
@@ -316,7 +313,8 @@ class AdapterPolicyTest extends AdapterTestBase {
             .pair("model.layers.2.mlp.experts", DType.F32, d(2 * E, I), d(H, 2 * E));
     Map<TinyCheckpoint, String> missing =
         Map.of(
-            none, "no factors for: gate_up_proj of layer 1, down_proj of layer 1, gate_up_proj of layer 2",
+            none,
+                "no factors for: gate_up_proj of layer 1, down_proj of layer 1, gate_up_proj of layer 2",
             half, "no factors for: gate_up_proj of layer 1",
             oneLayer, "no factors for: gate_up_proj of layer 2");
     missing.forEach((t, words) -> {

@@ -51,11 +51,7 @@ final class BlockEvaluator {
   Result forward(double[] x, LoraLayer lora) {
     double[] logits =
         mapped(
-            weights.router().weight(),
-            weights.router().bias(),
-            x,
-            lora.get(LoraTarget.ROUTER),
-            0);
+            weights.router().weight(), weights.router().bias(), x, lora.get(LoraTarget.ROUTER), 0);
     int[] ids = new int[config.topK()];
     double[] w = new double[config.topK()];
     route(logits, ids, w);

@@ -63,9 +63,7 @@ class FusedOrderTest extends AdapterTestBase {
     assertOrders(
         down().with("lora_B_layout", "grouped_by_expert"), AdapterPolicy.DEFAULT, true, true);
     assertOrders(
-        down()
-            .with("lora_B_layout", "grouped_by_expert")
-            .with("lora_A_layout", "rank_major"),
+        down().with("lora_B_layout", "grouped_by_expert").with("lora_A_layout", "rank_major"),
         AdapterPolicy.DEFAULT,
         false,
         true);
@@ -133,8 +131,7 @@ class FusedOrderTest extends AdapterTestBase {
           .hasMessageContaining("'" + value + "'")
           .hasMessageContaining("rank_major");
     }
-    assertThatThrownBy(() ->
-            load(down().with("unsloth_fused_expert_lora", detail(value)), qwen3()))
+    assertThatThrownBy(() -> load(down().with("unsloth_fused_expert_lora", detail(value)), qwen3()))
         .isInstanceOf(AdapterRefusedException.class)
         .hasMessageContaining("lora_B_layout");
   }
@@ -150,8 +147,7 @@ class FusedOrderTest extends AdapterTestBase {
         .hasMessageContaining("two values of lora_B_layout");
     Map<String, Object> five =
         Map.of("parameters", Map.of("mlp.experts.down_proj", Map.of("num_experts", 5)));
-    assertThatThrownBy(() ->
-            load(down().with("unsloth_fused_expert_lora", five), qwen3()))
+    assertThatThrownBy(() -> load(down().with("unsloth_fused_expert_lora", five), qwen3()))
         .hasMessageContaining("folds 5 experts, the model has 4");
     for (Object wrong : new Object[] {1, true, List.of("rank_major")}) {
       assertThatThrownBy(() -> load(down().with("lora_B_layout", wrong), qwen3()))

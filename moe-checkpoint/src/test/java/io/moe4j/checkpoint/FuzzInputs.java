@@ -30,23 +30,126 @@ final class FuzzInputs {
 
   private static final List<String> SEGMENTS =
       List.of(
-          "base_model", "model", "language_model", "layers", "layer", "h", "blocks", "mlp", "moe",
-          "block_sparse_moe", "feed_forward", "ffn", "mixer", "experts", "experts", "experts",
-          "expert", "shared_expert", "shared_experts", "shared_expert_gate", "gate", "router",
-          "0", "1", "1", "1", "2", "3", "4", "99", "01", "-1", "4294967296", "gate_proj", "up_proj",
-          "down_proj", "gate_up_proj", "w1", "w2", "w3", "w13", "base_layer", "base_layer",
-          "gate_up_projs", "down_projs", "self_attn", "q_proj", "input_layernorm", "_orig_mod",
-          "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "vision_tower", "mtp",
-          "talker", "eagle", "lora_A", "lora_B", "weight", "bias", "default",
-          "lora_magnitude_vector", "lora_embedding_A", "modules_to_save", "original_module",
-          "W_q", "qweight", "weight_scale_inv", "", "\u0661", "\u0000", "Experts", "e_score_correction_bias", SURROGATE);
+          "base_model",
+          "model",
+          "language_model",
+          "layers",
+          "layer",
+          "h",
+          "blocks",
+          "mlp",
+          "moe",
+          "block_sparse_moe",
+          "feed_forward",
+          "ffn",
+          "mixer",
+          "experts",
+          "experts",
+          "experts",
+          "expert",
+          "shared_expert",
+          "shared_experts",
+          "shared_expert_gate",
+          "gate",
+          "router",
+          "0",
+          "1",
+          "1",
+          "1",
+          "2",
+          "3",
+          "4",
+          "99",
+          "01",
+          "-1",
+          "4294967296",
+          "gate_proj",
+          "up_proj",
+          "down_proj",
+          "gate_up_proj",
+          "w1",
+          "w2",
+          "w3",
+          "w13",
+          "base_layer",
+          "base_layer",
+          "gate_up_projs",
+          "down_projs",
+          "self_attn",
+          "q_proj",
+          "input_layernorm",
+          "_orig_mod",
+          "module",
+          "_fsdp_wrapped_module",
+          "_checkpoint_wrapped_module",
+          "vision_tower",
+          "mtp",
+          "talker",
+          "eagle",
+          "lora_A",
+          "lora_B",
+          "weight",
+          "bias",
+          "default",
+          "lora_magnitude_vector",
+          "lora_embedding_A",
+          "modules_to_save",
+          "original_module",
+          "W_q",
+          "qweight",
+          "weight_scale_inv",
+          "",
+          "\u0661",
+          "\u0000",
+          "Experts",
+          "e_score_correction_bias",
+          SURROGATE);
 
   private static final List<String> SIGNS =
       List.of(
-          "a", "model", "layers", "\\.", ".", "experts", "\\d+", ".*", "(", ")", "(?:", "|", "*",
-          "+", "?", "{2}", "{1000}", "{0,}", "{100000}", "{1,3}", "[", "]", "[^.]", "^", "$", "\\",
-          "\\b", "\\w", "(?=", "(?!", "(?<=", "\\1", "(?P<n>", "_orig_mod\\.", "\\Q", "\\E", "{",
-          "}", "{,5}", "(?i)", "\\pL", "\\x{10FFFF}", "\ud83d\ude00");
+          "a",
+          "model",
+          "layers",
+          "\\.",
+          ".",
+          "experts",
+          "\\d+",
+          ".*",
+          "(",
+          ")",
+          "(?:",
+          "|",
+          "*",
+          "+",
+          "?",
+          "{2}",
+          "{1000}",
+          "{0,}",
+          "{100000}",
+          "{1,3}",
+          "[",
+          "]",
+          "[^.]",
+          "^",
+          "$",
+          "\\",
+          "\\b",
+          "\\w",
+          "(?=",
+          "(?!",
+          "(?<=",
+          "\\1",
+          "(?P<n>",
+          "_orig_mod\\.",
+          "\\Q",
+          "\\E",
+          "{",
+          "}",
+          "{,5}",
+          "(?i)",
+          "\\pL",
+          "\\x{10FFFF}",
+          "\ud83d\ude00");
 
   private final Random random;
 
@@ -189,14 +292,14 @@ final class FuzzInputs {
   /** The bytes of a document, sometimes with a key twice or a byte changed. */
   byte[] text(JsonNode document) {
     try {
-      String text = JSON.writeValueAsString(document)
-              .replace("\"NaN\"", "NaN")
-              .replace(SURROGATE, "\\ud800");
+      String text =
+          JSON.writeValueAsString(document).replace("\"NaN\"", "NaN").replace(SURROGATE, "\\ud800");
       if (chance(6) && document instanceof ObjectNode object && !object.isEmpty()) {
         List<String> keys = new ArrayList<>();
         object.fieldNames().forEachRemaining(keys::add);
         String key = any(keys);
-        String again = JSON.writeValueAsString(chance(2) ? object.get(key) : value(object.get(key)));
+        String again =
+            JSON.writeValueAsString(chance(2) ? object.get(key) : value(object.get(key)));
         text =
             text.substring(0, text.length() - 1)
                 + ","
@@ -216,7 +319,8 @@ final class FuzzInputs {
     if (bytes.length == 0) {
       return bytes;
     }
-    byte[] bent = chance(6) ? Arrays.copyOf(bytes, random.nextInt(bytes.length + 9)) : bytes.clone();
+    byte[] bent =
+        chance(6) ? Arrays.copyOf(bytes, random.nextInt(bytes.length + 9)) : bytes.clone();
     for (int n = random.nextInt(4); n > 0 && bent.length > 0; n--) {
       bent[random.nextInt(bent.length)] = (byte) random.nextInt(256);
     }
@@ -233,13 +337,16 @@ final class FuzzInputs {
     int data = valid.length - 8 - length;
     byte[] file =
         HostileCases.safetensors(
-            chance(20) ? number() : json.length, json, chance(20) ? random.nextInt(data + 9) : data);
+            chance(20) ? number() : json.length,
+            json,
+            chance(20) ? random.nextInt(data + 9) : data);
     return chance(10) ? damage(file) : file;
   }
 
   // ---- adapters ----
 
-  private static final List<String> TARGETS = List.of("gate_up_proj", "down_proj", "experts.down_proj");
+  private static final List<String> TARGETS =
+      List.of("gate_up_proj", "down_proj", "experts.down_proj");
 
   TinyCheckpoint adapter(int e, int h, int i) {
     int r = 1 + random.nextInt(3);

@@ -74,21 +74,23 @@ class FuzzTest {
     long end = System.nanoTime() + TimeUnit.SECONDS.toNanos(Long.getLong("moe4j.fuzz.seconds", 60));
     prepare();
     long done = 0;
-    ExecutorService worker = Executors.newSingleThreadExecutor(r -> {
-      Thread t = new Thread(r, "fuzz");
-      t.setDaemon(true); // one that hangs must not keep the others waiting
-      return t;
-    });
+    ExecutorService worker =
+        Executors.newSingleThreadExecutor(r -> {
+          Thread t = new Thread(r, "fuzz");
+          t.setDaemon(true); // one that hangs must not keep the others waiting
+          return t;
+        });
     try {
       for (; done < iterations && System.nanoTime() < end; done++) {
         long own = seed + done;
-        Future<?> one = worker.submit(() -> {
-          try {
-            once(own);
-          } catch (IOException e) {
-            throw new java.io.UncheckedIOException(e);
-          }
-        });
+        Future<?> one =
+            worker.submit(() -> {
+              try {
+                once(own);
+              } catch (IOException e) {
+                throw new java.io.UncheckedIOException(e);
+              }
+            });
         try {
           one.get(LIMIT_SECONDS, TimeUnit.SECONDS);
         } catch (TimeoutException e) {
@@ -101,7 +103,14 @@ class FuzzTest {
       worker.shutdownNow();
     }
     System.out.println(
-        "fuzz: " + done + " inputs from seed " + seed + ", " + accepted + " accepted, " + refused
+        "fuzz: "
+            + done
+            + " inputs from seed "
+            + seed
+            + ", "
+            + accepted
+            + " accepted, "
+            + refused
             + " refused");
     if (iterations > 1000 && done > 1000) {
       assertThat(accepted).as("inputs that are right").isGreaterThan((int) (done / 50));
@@ -125,9 +134,24 @@ class FuzzTest {
     adapterConfig =
         JSON.valueToTree(
             Map.of(
-                "peft_type", "LORA", "r", 2, "lora_alpha", 4.0, "use_rslora", false, "rank_pattern",
-                Map.of("a", 2), "alpha_pattern", Map.of("^b.*", 4), "target_parameters",
-                List.of("experts.down_proj"), "bias", "none", "peft_version", "0.21.0"));
+                "peft_type",
+                "LORA",
+                "r",
+                2,
+                "lora_alpha",
+                4.0,
+                "use_rslora",
+                false,
+                "rank_pattern",
+                Map.of("a", 2),
+                "alpha_pattern",
+                Map.of("^b.*", 4),
+                "target_parameters",
+                List.of("experts.down_proj"),
+                "bias",
+                "none",
+                "peft_version",
+                "0.21.0"));
     TinyCheckpoint.qwen3().writeModel(dir);
     modelFile = Files.readAllBytes(dir.resolve("model.safetensors"));
     modelConfig = JSON.readTree(dir.resolve("config.json").toFile());

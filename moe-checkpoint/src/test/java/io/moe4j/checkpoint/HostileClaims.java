@@ -164,7 +164,9 @@ final class HostileClaims {
             Map<String, Object> c = config(1, 2);
             c.put("model_type", "deepseek_v2");
             c.put("first_k_dense_replace", 0);
-            c.put("n_shared_experts", count instanceof String s ? new java.math.BigInteger(s) : count);
+            c.put(
+                "n_shared_experts",
+                count instanceof String s ? new java.math.BigInteger(s) : count);
             model(dir, c, layers(1, 2));
           });
     }
@@ -213,7 +215,8 @@ final class HostileClaims {
           Files.writeString(
               dir.resolve("adapter_config.json"), new ObjectMapper().writeValueAsString(config));
           tensors.write(dir.resolve("adapter_model.safetensors"));
-          PeftAdapter.load(dir, "x", HostileAdapters.model(), AdapterPolicy.LENIENT.withRouter(true));
+          PeftAdapter.load(
+              dir, "x", HostileAdapters.model(), AdapterPolicy.LENIENT.withRouter(true));
         });
   }
 
@@ -272,7 +275,10 @@ final class HostileClaims {
         dir -> {
           Files.writeString(dir.resolve("adapter_config.json"), "{\"r\":1024,\"lora_alpha\":8}");
           new Sparse()
-              .pair("model.layers.0.mlp.experts.0.up_proj", new long[] {1024, 64}, new long[] {64, 1024})
+              .pair(
+                  "model.layers.0.mlp.experts.0.up_proj",
+                  new long[] {1024, 64},
+                  new long[] {64, 1024})
               .write(dir.resolve("adapter_model.safetensors"));
           AdapterTargetModel model =
               new AdapterTargetModel(

@@ -35,8 +35,8 @@ class HostileFilesTest {
   private static final Duration LIMIT = Duration.ofSeconds(20);
 
   /**
-   * No input may take 1 GiB of heap. This counts what is allocated, not what is alive at a time; the
-   * most is taken by objects for 131,072 experts, which a file may have.
+   * No input may take 1 GiB of heap. This counts what is allocated, not what is alive at a time;
+   * the most is taken by objects for 131,072 experts, which a file may have.
    */
   private static final long MAX_ALLOCATED = 512L << 20;
 

@@ -69,7 +69,11 @@ class NamesOfExpertsTest extends AdapterTestBase {
             "(_orig_mod\\.)?model\\.layers\\.1\\.mlp\\.experts\\.0\\.up_proj")) {
       t.config.put("alpha_pattern", Map.of(pattern, 16));
       double factor =
-          load(t, qwen3(), AdapterPolicy.STRICT).adapter().layer(1).get(LoraTarget.UP).b()
+          load(t, qwen3(), AdapterPolicy.STRICT)
+              .adapter()
+              .layer(1)
+              .get(LoraTarget.UP)
+              .b()
               .get(0, 5, 1);
       assertThat(factor).as(pattern).isEqualTo(8 * t.tensors.get(b).get(5, 1));
     }

@@ -109,13 +109,11 @@ class PromisedTensorsTest {
         List.of("n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size")) {
       TinyCheckpoint t = TinyCheckpoint.qwen3().with("model_type", "my_moe").with(key, 2);
       assertThatThrownBy(() ->
-              MoeCheckpoint.open(
-                  t.writeModel(dir), CheckpointOptions.DEFAULT.withLayout(mine)))
+              MoeCheckpoint.open(t.writeModel(dir), CheckpointOptions.DEFAULT.withLayout(mine)))
           .as(key)
           .isInstanceOf(CheckpointException.class)
           .hasMessageContaining("lacks the shared expert");
-      MoeCheckpoint.open(
-              t.with(key, 0).writeModel(dir), CheckpointOptions.DEFAULT.withLayout(mine))
+      MoeCheckpoint.open(t.with(key, 0).writeModel(dir), CheckpointOptions.DEFAULT.withLayout(mine))
           .close();
     }
   }

@@ -100,7 +100,8 @@ class PublicReportsTest {
   void anOrderThatTheFileDoesNotTellIsTheCallers() {
     String name = "s02-unsloth-before-marker";
     try (MoeCheckpoint model = model(name)) {
-      for (AdapterPolicy policy : new AdapterPolicy[] {AdapterPolicy.DEFAULT, AdapterPolicy.LENIENT}) {
+      for (AdapterPolicy policy :
+          new AdapterPolicy[] {AdapterPolicy.DEFAULT, AdapterPolicy.LENIENT}) {
         assertThatThrownBy(() -> adapter(name, model, policy))
             .isInstanceOf(AdapterRefusedException.class)
             .hasMessageContaining("Unsloth")
@@ -240,8 +241,8 @@ class PublicReportsTest {
       assertThat(model.layers()).containsExactly(1, 2);
       assertThat(model.root()).isEqualTo("model.");
     }
-    assertThatThrownBy(() ->
-            MoeCheckpoint.open(directory, CheckpointOptions.DEFAULT.withRoot("model.draft.")))
+    assertThatThrownBy(
+            () -> MoeCheckpoint.open(directory, CheckpointOptions.DEFAULT.withRoot("model.draft.")))
         .isInstanceOf(CheckpointException.class)
         .hasMessageContaining("'model.draft.'")
         .hasMessageContaining("'model.eagle.'");

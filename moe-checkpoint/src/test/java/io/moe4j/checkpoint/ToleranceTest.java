@@ -186,7 +186,8 @@ class ToleranceTest extends AdapterTestBase {
     TinyCheckpoint t = adapter(2, 4).pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
     t.writeAdapter(dir);
     Path file = dir.resolve("adapter_model.safetensors");
-    append(file, "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight", "C64", "[4]", 32);
+    append(
+        file, "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight", "C64", "[4]", 32);
     PeftAdapter loaded = PeftAdapter.load(dir, "x", qwen3(), AdapterPolicy.DEFAULT);
     assertThat(loaded.report().counts())
         .containsEntry(Disposition.APPLIED, 2)
@@ -300,8 +301,7 @@ class ToleranceTest extends AdapterTestBase {
     TinyCheckpoint t = adapter(2, 4).pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
     t.writeAdapter(dir.resolve("checkpoint-100").resolve("default"));
     assertThatThrownBy(() ->
-            PeftAdapter.load(
-                dir.resolve("checkpoint-100"), "x", qwen3(), AdapterPolicy.DEFAULT))
+            PeftAdapter.load(dir.resolve("checkpoint-100"), "x", qwen3(), AdapterPolicy.DEFAULT))
         .isInstanceOf(CheckpointException.class)
         .hasMessageContaining("one folder down")
         .hasMessageContaining("checkpoint-100/default");
@@ -431,8 +431,8 @@ class ToleranceTest extends AdapterTestBase {
     assertThatThrownBy(this::open).hasMessageContaining("hf_quant_config.json");
     TinyCheckpoint bytes =
         TinyCheckpoint.qwen3().with("quantization_config", Map.of("quant_method", "torchao"));
-    bytes.tensors.replaceAll((n, x) ->
-        n.contains("experts.") ? TinyCheckpoint.random(n, DType.I8, x.shape()) : x);
+    bytes.tensors.replaceAll(
+        (n, x) -> n.contains("experts.") ? TinyCheckpoint.random(n, DType.I8, x.shape()) : x);
     assertThatThrownBy(() -> MoeCheckpoint.open(bytes.writeModel(dir)))
         .hasMessageContaining("the experts are I8")
         .hasMessageContaining("torchao");
@@ -482,8 +482,7 @@ class ToleranceTest extends AdapterTestBase {
     assertThatThrownBy(() ->
             LanguageModel.find(
                 config(
-                    Map.of(
-                        "model_type", "other", "architectures", List.of("MixtralForCausalLM"))),
+                    Map.of("model_type", "other", "architectures", List.of("MixtralForCausalLM"))),
                 KnownLayouts.all()))
         .hasMessageContaining("'other'");
     ModelConfig omni =

@@ -113,8 +113,7 @@ final class AdapterFiles implements AutoCloseable {
         List<String> reasons = new ArrayList<>();
         skipped.entrySet().stream()
             .limit(MAX_REASONS)
-            .forEach(e ->
-                reasons.add(e.getValue() + " " + AdapterOptions.inOptions(e.getKey())));
+            .forEach(e -> reasons.add(e.getValue() + " " + AdapterOptions.inOptions(e.getKey())));
         if (skipped.size() > MAX_REASONS) {
           reasons.add("and more");
         }

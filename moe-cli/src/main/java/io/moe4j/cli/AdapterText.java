@@ -104,9 +104,7 @@ final class AdapterText {
               + " "
               + first.described()
               + (group.size() == 1 ? "" : " x" + group.size())
-              + (first.reason().isEmpty()
-                  ? ""
-                  : ": " + AdapterOptions.inOptions(first.reason())));
+              + (first.reason().isEmpty() ? "" : ": " + AdapterOptions.inOptions(first.reason())));
     });
     return lines;
   }

@@ -5,6 +5,8 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.MoeException;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.ExternalBackend;
+import io.moe4j.api.spi.ExternalStatus;
 import io.moe4j.api.spi.TunableBackend;
 import io.moe4j.api.spi.TuningStatus;
 import io.moe4j.cli.json.Json;
@@ -166,6 +168,17 @@ final class DoctorCommand implements Callable<Integer> {
               "tuning of " + b.name(),
               s.file().map(f -> f + ": ").orElse("") + s.explanation(),
               s.usable() ? "" : "the built-in table serves; moe tune writes the file anew");
+        }
+      }
+      for (FoundBackend b : catalog.backends()) {
+        if (b.backend() instanceof ExternalBackend external) {
+          for (ExternalStatus s : external.externalStatus(platform)) {
+            add(
+                s.usable() ? Verdict.OK : Verdict.NOTE,
+                s.what() + " for " + b.name(),
+                s.found(),
+                s.remedy());
+          }
         }
       }
       if (catalog.backends().isEmpty()) {

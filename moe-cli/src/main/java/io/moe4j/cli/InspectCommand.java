@@ -102,7 +102,8 @@ final class InspectCommand implements Callable<Integer> {
   }
 
   private int checkpoint() {
-    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(path, adapterOptions.checkpoint(LoadProgress.NONE))) {
+    try (MoeCheckpoint checkpoint =
+        MoeCheckpoint.open(path, adapterOptions.checkpoint(LoadProgress.NONE))) {
       CheckpointDescription d = checkpoint.describe();
       if (json) {
         moe.terminal().out().println(Json.text(json(d)));
@@ -218,8 +219,10 @@ final class InspectCommand implements Callable<Integer> {
 
   private int adapter(Path modelDir) {
     RunInput.requireDirectory("--model", modelDir);
-    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(modelDir, adapterOptions.checkpoint(LoadProgress.NONE))) {
-      AdapterReport r = PeftAdapter.inspect(path, checkpoint.adapterTarget(), adapterOptions.policy());
+    try (MoeCheckpoint checkpoint =
+        MoeCheckpoint.open(modelDir, adapterOptions.checkpoint(LoadProgress.NONE))) {
+      AdapterReport r =
+          PeftAdapter.inspect(path, checkpoint.adapterTarget(), adapterOptions.policy());
       if (json) {
         moe.terminal().out().println(Json.text(AdapterText.json(r)));
       } else {
@@ -310,8 +313,8 @@ final class InspectCommand implements Callable<Integer> {
 
   private static String table(Map<String, String> tensors) {
     TextTable table = new TextTable("tensor", "dtype", "shape");
-    tensors.forEach((name, t) ->
-        table.row(name, t.substring(0, t.indexOf('[')), t.substring(t.indexOf('['))));
+    tensors.forEach(
+        (name, t) -> table.row(name, t.substring(0, t.indexOf('[')), t.substring(t.indexOf('['))));
     return table.render("  ");
   }
 

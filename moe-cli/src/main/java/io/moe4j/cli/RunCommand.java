@@ -158,8 +158,7 @@ final class RunCommand implements Callable<Integer> {
   private MoeCheckpoint open(Path directory) {
     try (Progress progress = Progress.start(moe, "Opening " + directory.getFileName(), -1)) {
       return MoeCheckpoint.open(
-          directory,
-          adapterOptions.checkpoint((what, at, total) -> progress.at(what, at, total)));
+          directory, adapterOptions.checkpoint((what, at, total) -> progress.at(what, at, total)));
     }
   }
 

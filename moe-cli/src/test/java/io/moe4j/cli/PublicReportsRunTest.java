@@ -58,18 +58,20 @@ final class PublicReportsRunTest {
         SafetensorsFile right =
             SafetensorsFile.open(CASES.resolve(name).resolve("expected.safetensors"))) {
       assertThat(right.tensors()).isNotEmpty();
-      right.tensors().forEach((tensor, expected) -> {
-        Tensor y = got.tensor(tensor);
-        double difference = 0;
-        double norm = 0;
-        for (int t = 0; t < y.size(0); t++) {
-          for (int i = 0; i < y.size(1); i++) {
-            difference += Math.pow(y.get(t, i) - expected.get(t, i), 2);
-            norm += Math.pow(expected.get(t, i), 2);
-          }
-        }
-        assertThat(Math.sqrt(difference / norm)).as(name + " " + tensor).isLessThan(1e-5);
-      });
+      right
+          .tensors()
+          .forEach((tensor, expected) -> {
+            Tensor y = got.tensor(tensor);
+            double difference = 0;
+            double norm = 0;
+            for (int t = 0; t < y.size(0); t++) {
+              for (int i = 0; i < y.size(1); i++) {
+                difference += Math.pow(y.get(t, i) - expected.get(t, i), 2);
+                norm += Math.pow(expected.get(t, i), 2);
+              }
+            }
+            assertThat(Math.sqrt(difference / norm)).as(name + " " + tensor).isLessThan(1e-5);
+          });
     }
   }
 
@@ -101,8 +103,7 @@ final class PublicReportsRunTest {
   void oneOfSeveralModels() {
     run("m08-second-root", "--root", "model.").succeeds();
     Cli.Result r =
-        Cli.run(
-            "inspect", CASES.resolve("m08-second-root/model").toString(), "--root", "model");
+        Cli.run("inspect", CASES.resolve("m08-second-root/model").toString(), "--root", "model");
     assertThat(r.succeeds().out()).contains("names begin with model.");
     assertThat(run("m08-second-root", "--root", "draft.").error()).contains("'model.eagle.'");
   }

@@ -50,9 +50,14 @@ final class Rooms {
         CUDA + "..",
         "org.slf4j..",
         "com.fasterxml.jackson..");
-    for (String gpu : List.of("marlin", "flashinfer")) {
-      room("backend-" + gpu, "io.moe4j.backend." + gpu, API, CUDA + "..", "org.slf4j..");
-    }
+    room(
+        "backend-flashinfer",
+        "io.moe4j.backend.flashinfer",
+        API,
+        CUDA + "..",
+        "org.slf4j..",
+        "com.fasterxml.jackson..");
+    room("backend-marlin", "io.moe4j.backend.marlin", API, CUDA + "..", "org.slf4j..");
     room("moe-cuda", CUDA, API, "org.slf4j..", "jcuda..", "com.fasterxml.jackson..");
     room(
         "lora-punica",

@@ -23,14 +23,18 @@ public interface ExpertsBackend {
    */
   String name();
 
-  /** {@return a one-line description} */
-  String description();
+  /** {@return a one-line description; by default the name} */
+  default String description() {
+    return name();
+  }
 
   /** {@return the devices it computes on; a {@link DeviceProvider} of this type opens them} */
   DeviceType deviceType();
 
-  /** {@return what its experts take} */
-  ActivationFormat activationFormat();
+  /** {@return what its experts take; by default STANDARD} */
+  default ActivationFormat activationFormat() {
+    return ActivationFormat.STANDARD;
+  }
 
   /** {@return whether the experts it prepares are {@link LoraExperts}} */
   boolean supportsLora();
