@@ -102,11 +102,14 @@ record LayerCheck(
       Tensor output = room.empty(DType.F32, tokens, config.hiddenSize());
       Tensor ids = room.empty(DType.I32, tokens, config.topK());
       Tensor weights = room.empty(DType.F32, tokens, config.topK());
-      Tensor logits = room.empty(DType.F32, tokens, config.numExperts());
+      Tensor logits = room.empty(DType.F32, tokens, config.numChoices());
       MoeForward request =
           MoeForward.of(room.put(rounded(golden("input"))), output)
               .topkInto(ids, weights)
               .logitsInto(logits);
+      if (config.routing().byTokenId()) {
+        request = request.withTokenIds(room.put(golden("token_ids")));
+      }
       layer.forward(batch.numAdapters() == 0 ? request : request.withLora(batch.context(index)));
       if (route) {
         routing(

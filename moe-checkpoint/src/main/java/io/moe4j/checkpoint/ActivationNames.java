@@ -1,8 +1,8 @@
 package io.moe4j.checkpoint;
 
-import io.moe4j.api.CheckpointException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.Activation.Kind;
+import java.util.Optional;
 
 /** The {@code hidden_act} names of config.json. */
 final class ActivationNames {
@@ -12,44 +12,31 @@ final class ActivationNames {
 
   private ActivationNames() {}
 
+  /** The names that are understood. */
+  static String accepted(boolean gated) {
+    return gated ? GATED : UNGATED;
+  }
+
   /**
-   * The activation of an MLP with gate.
+   * An activation by its name.
    *
-   * @param config where to read
-   * @param key like {@code hidden_act}
-   * @return the activation; SiLU if the key is absent, as in every family that has it
+   * @param name a {@code hidden_act}
+   * @param gated whether the MLP has a gate
+   * @return the activation, or empty if the name is not understood
    */
-  static Activation gated(ModelConfig config, String key) {
-    String name = config.optionalString(key).orElse("silu");
+  static Optional<Activation> named(String name, boolean gated) {
     return switch (name) {
-      case "silu", "swish" -> Activation.SILU;
-      case "gelu", "gelu_python" -> Activation.GELU;
+      case "silu", "swish" -> kind(gated ? Kind.SILU : Kind.SILU_NO_MUL);
+      case "gelu", "gelu_python" -> kind(gated ? Kind.GELU : Kind.GELU_NO_MUL);
       // Three spellings of the tanh form that differ only in how they were coded.
-      case "gelu_pytorch_tanh", "gelu_new", "gelu_fast" -> Activation.GELU_TANH;
-      default -> throw unknown(config, key, GATED);
+      case "gelu_pytorch_tanh", "gelu_new", "gelu_fast" ->
+          kind(gated ? Kind.GELU_TANH : Kind.GELU_TANH_NO_MUL);
+      case "relu2" -> gated ? Optional.empty() : kind(Kind.RELU2_NO_MUL);
+      default -> Optional.empty();
     };
   }
 
-  /**
-   * The activation of an MLP without gate.
-   *
-   * @param config where to read
-   * @param key like {@code mlp_hidden_act}
-   * @param defaultName if the key is absent
-   * @return the activation
-   */
-  static Activation ungated(ModelConfig config, String key, String defaultName) {
-    String name = config.optionalString(key).orElse(defaultName);
-    return switch (name) {
-      case "relu2" -> Activation.RELU2_NO_MUL;
-      case "silu", "swish" -> Activation.plain(Kind.SILU_NO_MUL);
-      case "gelu", "gelu_python" -> Activation.plain(Kind.GELU_NO_MUL);
-      case "gelu_pytorch_tanh", "gelu_new", "gelu_fast" -> Activation.plain(Kind.GELU_TANH_NO_MUL);
-      default -> throw unknown(config, key, UNGATED);
-    };
-  }
-
-  private static CheckpointException unknown(ModelConfig config, String key, String accepted) {
-    return config.unusable(key, accepted);
+  private static Optional<Activation> kind(Kind kind) {
+    return Optional.of(Activation.plain(kind));
   }
 }

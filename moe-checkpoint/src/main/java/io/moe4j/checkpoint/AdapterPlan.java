@@ -473,6 +473,7 @@ final class AdapterPlan {
           case ModulePlace.Router r ->
               single(pair, r.layer(), LoraTarget.ROUTER, AdapterAssembler.ALL);
           case ModulePlace.Dense d -> single(pair, d.layer(), d.target(), AdapterAssembler.ALL);
+          case ModulePlace.DenseGateUp d -> sharedGateUp(pair, d);
           case ModulePlace.Wrapper w -> wrappers.resolve(pair);
           case ModulePlace.Named n ->
               n.ofModule()
@@ -557,6 +558,25 @@ final class AdapterPlan {
         model.gateUp(),
         scales.scale(pair.module, one.rank()),
         pair.source());
+  }
+
+  /** Gate rows come first, whatever the order in the routed experts is. */
+  private List<Contribution> sharedGateUp(Pair pair, ModulePlace.DenseGateUp place) throws Problem {
+    MoeConfig layerConfig = layerConfig(model, place.layer());
+    long in = TargetSizes.in(LoraTarget.SHARED_UP, layerConfig);
+    long half = TargetSizes.out(LoraTarget.SHARED_UP, layerConfig);
+    SharedFactors.One one =
+        SharedFactors.ofOne(
+            pair, in, 2 * half, "gate and up of the shared expert of layer " + place.layer());
+    double scale = scales.scale(pair.module, one.rank());
+    int layer = place.layer();
+    int all = AdapterAssembler.ALL;
+    Tensor gate = one.b().narrow(1, 0, half);
+    Tensor up = one.b().narrow(1, half, half);
+    String source = pair.source();
+    return List.of(
+        new Contribution(layer, LoraTarget.SHARED_GATE, all, one.a(), gate, scale, source),
+        new Contribution(layer, LoraTarget.SHARED_UP, all, one.a(), up, scale, source));
   }
 
   static MoeConfig layerConfig(AdapterTargetModel model, int layer) {

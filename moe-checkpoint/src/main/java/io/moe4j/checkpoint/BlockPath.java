@@ -8,8 +8,11 @@ import java.util.Optional;
  * nothing, ...): models are wrapped and unwrapped, and the part below stays the same.
  *
  * @param template the path with {@code {L}} for the layer index
+ * @param part how much of the path belongs to the names within the block: empty where the path is
+ *     the block's own, or its last name, like {@code shared_mlp}, where a part of the block stands
+ *     beside it
  */
-public record BlockPath(String template) {
+public record BlockPath(String template, String part) {
   private static final String LAYER = "{L}";
   private static final int MAX_DIGITS = 6;
 
@@ -23,9 +26,30 @@ public record BlockPath(String template) {
   public record Match(String root, int layer, String rest) {}
 
   /**
+   * A block of its own.
+   *
+   * @param template must contain {@code {L}} once, between dots
+   */
+  public BlockPath(String template) {
+    this(template, "");
+  }
+
+  /**
+   * A part that stands beside its block.
+   *
+   * @param template like {@code layers.{L}.shared_mlp}; tensors below it count as the block's,
+   *     under {@code shared_mlp.}
+   * @return the path
+   */
+  public static BlockPath beside(String template) {
+    return new BlockPath(template, template.substring(template.lastIndexOf('.') + 1));
+  }
+
+  /**
    * Checks the components.
    *
    * @param template must contain {@code {L}} once, between dots
+   * @param part empty or the template's last name
    */
   public BlockPath {
     int at = template.indexOf(LAYER);
@@ -38,6 +62,10 @@ public record BlockPath(String template) {
           "block path '"
               + template
               + "' must look like 'layers.{L}.mlp': one {L} after a dot, no dot at the ends");
+    }
+    if (!part.isEmpty() && (part.equals(LAYER) || !template.endsWith("." + part))) {
+      throw new IllegalArgumentException(
+          "part '" + part + "' must be empty or the last name of block path '" + template + "'");
     }
   }
 
@@ -82,7 +110,7 @@ public record BlockPath(String template) {
             new Match(
                 name.substring(0, i),
                 Integer.parseInt(name, digits, end, 10),
-                name.substring(end + after.length())));
+                (part.isEmpty() ? "" : part + ".") + name.substring(end + after.length())));
       }
     }
     return Optional.empty();

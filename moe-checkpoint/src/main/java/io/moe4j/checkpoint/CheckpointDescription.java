@@ -74,6 +74,13 @@ public record CheckpointDescription(
           case SQRT_SOFTPLUS -> "square root of softplus";
           case SPARSE_MIXER -> "sparse mixer with jitter " + r.jitter();
         });
+    if (config.zeroExperts() > 0) {
+      s.append(" with ").append(config.zeroExperts()).append(" zero experts behind them");
+    }
+    if (r.byTokenId()) {
+      s.append(" at the experts that a table has for the token's id");
+    }
+    s.append(r.inputNorm().isPresent() ? " of the normalised input" : "");
     if (r.correctionBias()) {
       s.append(", correction bias for the choice only");
     }
@@ -86,12 +93,19 @@ public record CheckpointDescription(
           .append(r.groupScore() == GroupScore.MAX ? "their best" : "the sum of their two best");
     }
     s.append(r.renormalize() ? ", weights renormalised" : "");
+    s.append(r.expertScale() ? ", a factor for each expert" : "");
     s.append(r.scalingFactor() == 1f ? "" : ", scaled by " + r.scalingFactor());
     s.append(config.routerWeightOnInput() ? ", weight on the expert's input" : "");
     return s.toString();
   }
 
-  private static String activationInWords(Activation a) {
+  /**
+   * An activation as words.
+   *
+   * @param a the activation
+   * @return like {@code silu, clamped at 7.0}
+   */
+  public static String activationInWords(Activation a) {
     String s = a.kind().name().toLowerCase(java.util.Locale.ROOT);
     return Float.isFinite(a.limit()) ? s + ", clamped at " + a.limit() : s;
   }

@@ -1,8 +1,12 @@
 package io.moe4j.checkpoint;
 
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.SharedExpertConfig.Combine;
 import io.moe4j.checkpoint.ExpertForm.Orientation;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -32,6 +36,9 @@ import org.jspecify.annotations.Nullable;
  *         .build();
  * MoeCheckpoint.open(dir, CheckpointOptions.DEFAULT.withLayout(layout));
  * }</pre>
+ *
+ * <p>The same can be written as JSON, see {@link #load(Path)}; a file of the name {@value
+ * MoeCheckpoint#LAYOUT_FILE} beside config.json is read by itself.
  */
 public final class CheckpointLayout {
   /** Reads a family's {@code config.json}. */
@@ -46,6 +53,29 @@ public final class CheckpointLayout {
      * @return a builder, not yet built
      */
     MoeConfig.Builder block(ModelConfig config, int layer);
+
+    /**
+     * The shared expert's activation.
+     *
+     * @param config the language model's part of config.json
+     * @param layer layer index
+     * @param experts the routed experts' activation
+     * @return that of the routed experts unless the config says otherwise
+     */
+    default Activation sharedActivation(ModelConfig config, int layer, Activation experts) {
+      return experts;
+    }
+
+    /**
+     * How the shared expert's output joins the routed experts'.
+     *
+     * @param config the language model's part of config.json
+     * @param layer layer index
+     * @return {@link Combine#ADD} unless the config says otherwise
+     */
+    default Combine sharedCombine(ModelConfig config, int layer) {
+      return Combine.ADD;
+    }
 
     /**
      * Whether the config says that a layer has routed experts; a layer that should and has none in
@@ -112,8 +142,19 @@ public final class CheckpointLayout {
   private final List<String> routerWeights;
   private final List<String> routerBiases;
   private final List<String> correctionBiases;
-  private final List<String> sharedExperts;
+  private final List<SharedForm> sharedExperts;
   private final Optional<String> sharedExpertGate;
+  private final List<String> configAt;
+  private final List<String> ignored;
+  private final Orientation routerStored;
+  private final int correctionBiasRow;
+  private final boolean moreExpertsIgnored;
+  private final List<String> tokenExperts;
+  private final Optional<String> routerNorm;
+  private final boolean routerNormOverRoot;
+  private final Optional<String> expertScale;
+  private final Optional<String> inputNorm;
+  private final Optional<String> outputBias;
   private final Optional<String> latentIn;
   private final Optional<String> latentOut;
   private final List<FusedParameter> fusedParameters;
@@ -153,6 +194,17 @@ public final class CheckpointLayout {
     this.correctionBiases = List.copyOf(b.correctionBiases);
     this.sharedExperts = List.copyOf(b.sharedExperts);
     this.sharedExpertGate = Optional.ofNullable(b.sharedExpertGate);
+    this.configAt = List.copyOf(b.configAt);
+    this.ignored = List.copyOf(b.ignored);
+    this.routerStored = b.routerStored;
+    this.correctionBiasRow = b.correctionBiasRow;
+    this.moreExpertsIgnored = b.moreExpertsIgnored;
+    this.tokenExperts = List.copyOf(b.tokenExperts);
+    this.routerNorm = Optional.ofNullable(b.routerNorm);
+    this.routerNormOverRoot = b.routerNormOverRoot;
+    this.expertScale = Optional.ofNullable(b.expertScale);
+    this.inputNorm = Optional.ofNullable(b.inputNorm);
+    this.outputBias = Optional.ofNullable(b.outputBias);
     this.latentIn = Optional.ofNullable(b.latentIn);
     this.latentOut = Optional.ofNullable(b.latentOut);
     this.fusedParameters = List.copyOf(b.fusedParameters);
@@ -190,9 +242,35 @@ public final class CheckpointLayout {
     return correctionBiases;
   }
 
-  /** {@return names of the shared expert's module} */
-  public List<String> sharedExperts() {
+  /** {@return how the router's weight is stored: {@code [E, H]} or {@code [H, E]}} */
+  public Orientation routerStored() {
+    return routerStored;
+  }
+
+  /** {@return which row of a correction bias {@code [N, E]} is the language model's} */
+  public int correctionBiasRow() {
+    return correctionBiasRow;
+  }
+
+  /** {@return how the shared expert may be stored} */
+  public List<SharedForm> sharedExperts() {
     return sharedExperts;
+  }
+
+  /**
+   * {@return where in config.json the language model's part is, of a wrapper whose own type this
+   * is}
+   */
+  public List<String> configAt() {
+    return configAt;
+  }
+
+  /**
+   * {@return what tensors of a block begin with that is none of the language model's, like {@code
+   * vision_moe.}}
+   */
+  public List<String> ignored() {
+    return ignored;
   }
 
   /** {@return the name of the gate on the shared expert's output} */
@@ -228,9 +306,59 @@ public final class CheckpointLayout {
     return rules;
   }
 
+  /** {@return names of the table {@code [V, K]} that chooses experts by token id} */
+  public List<String> tokenExperts() {
+    return tokenExperts;
+  }
+
+  /** {@return the name of the norm {@code [H]} on the router's input} */
+  public Optional<String> routerNorm() {
+    return routerNorm;
+  }
+
+  /** {@return whether the router's norm is divided by the square root of {@code H}} */
+  public boolean routerNormOverRoot() {
+    return routerNormOverRoot;
+  }
+
+  /** {@return the name of the factors {@code [E]} on the experts' weights} */
+  public Optional<String> expertScale() {
+    return expertScale;
+  }
+
+  /** {@return the name of the norm {@code [H]} on the experts' input} */
+  public Optional<String> inputNorm() {
+    return inputNorm;
+  }
+
+  /** {@return the name of the bias {@code [H]} on the block's output} */
+  public Optional<String> outputBias() {
+    return outputBias;
+  }
+
+  /** {@return whether experts beyond the config's number are left out instead of refused} */
+  public boolean moreExpertsIgnored() {
+    return moreExpertsIgnored;
+  }
+
   @Override
   public String toString() {
     return "CheckpointLayout[" + modelType + ", " + blocks + "]";
+  }
+
+  /**
+   * Reads a description from a JSON file: one layout, or several under {@code layouts}. FAMILIES.md
+   * ("Describe a family") lists the keys; the known families are written in the same form.
+   *
+   * @param file the file
+   * @return the layouts
+   * @throws io.moe4j.api.CheckpointException if the file cannot be read, or a key is missing,
+   *     unknown or has a value that makes no sense; the message says where
+   * @since 0.2.0
+   */
+  public static List<CheckpointLayout> load(Path file) {
+    ObjectNode json = StrictJson.readObject(file, StrictJson.MAX_CONFIG_BYTES);
+    return List.copyOf(LayoutJson.read(file.toString(), json, KnownLayouts.json()).values());
   }
 
   /**
@@ -243,8 +371,14 @@ public final class CheckpointLayout {
     return new Builder(modelType);
   }
 
-  /** {@return a builder that starts from this layout, under another {@code model_type}} */
-  Builder toBuilder(String otherModelType) {
+  /**
+   * A builder that starts from this layout.
+   *
+   * @param otherModelType the {@code model_type} of the new one
+   * @return a new builder
+   * @since 0.2.0
+   */
+  public Builder toBuilder(String otherModelType) {
     Builder b = new Builder(otherModelType);
     b.blocks.addAll(blocks);
     b.forms.addAll(forms);
@@ -253,6 +387,17 @@ public final class CheckpointLayout {
     b.correctionBiases.addAll(correctionBiases);
     b.sharedExperts.addAll(sharedExperts);
     b.sharedExpertGate = sharedExpertGate.orElse(null);
+    b.configAt.addAll(configAt);
+    b.ignored.addAll(ignored);
+    b.routerStored = routerStored;
+    b.correctionBiasRow = correctionBiasRow;
+    b.moreExpertsIgnored = moreExpertsIgnored;
+    b.tokenExperts.addAll(tokenExperts);
+    b.routerNorm = routerNorm.orElse(null);
+    b.routerNormOverRoot = routerNormOverRoot;
+    b.expertScale = expertScale.orElse(null);
+    b.inputNorm = inputNorm.orElse(null);
+    b.outputBias = outputBias.orElse(null);
     b.latentIn = latentIn.orElse(null);
     b.latentOut = latentOut.orElse(null);
     b.fusedParameters.addAll(fusedParameters);
@@ -269,9 +414,20 @@ public final class CheckpointLayout {
     private final List<String> routerWeights = new ArrayList<>();
     private final List<String> routerBiases = new ArrayList<>();
     private final List<String> correctionBiases = new ArrayList<>();
-    private final List<String> sharedExperts = new ArrayList<>();
+    private final List<SharedForm> sharedExperts = new ArrayList<>();
+    private final List<String> configAt = new ArrayList<>();
+    private final List<String> ignored = new ArrayList<>();
     private final List<FusedParameter> fusedParameters = new ArrayList<>();
     private final Map<String, String> projectionNames = new LinkedHashMap<>();
+    private Orientation routerStored = Orientation.OUT_IN;
+    private int correctionBiasRow;
+    private boolean moreExpertsIgnored;
+    private final List<String> tokenExperts = new ArrayList<>();
+    private @Nullable String routerNorm;
+    private boolean routerNormOverRoot;
+    private @Nullable String expertScale;
+    private @Nullable String inputNorm;
+    private @Nullable String outputBias;
     private @Nullable String sharedExpertGate;
     private @Nullable String latentIn;
     private @Nullable String latentOut;
@@ -292,6 +448,127 @@ public final class CheckpointLayout {
         blocks.add(new BlockPath(template));
       }
       return this;
+    }
+
+    /**
+     * Adds modules that belong to the block but stand beside it: the last part of the name counts
+     * as the module's name in the block.
+     *
+     * @param templates like {@code layers.{L}.shared_mlp}
+     * @return this
+     */
+    public Builder beside(String... templates) {
+      for (String template : templates) {
+        blocks.add(BlockPath.beside(template));
+      }
+      return this;
+    }
+
+    /**
+     * Says where in config.json the language model's part is, if the type is a wrapper's.
+     *
+     * @param keys like {@code language_config}; the first that is there counts, none = the whole
+     * @return this
+     */
+    public Builder configAt(String... keys) {
+      configAt.addAll(List.of(keys));
+      return this;
+    }
+
+    /**
+     * Names tensors in a block that are none of the language model's.
+     *
+     * @param prefixes like {@code vision_moe.}
+     * @return this
+     */
+    public Builder ignored(String... prefixes) {
+      ignored.addAll(List.of(prefixes));
+      return this;
+    }
+
+    /**
+     * Says that experts with an index beyond the config's number are none of the language model's
+     * (ernie4_5_vl_moe keeps its vision experts there).
+     *
+     * @param ignored whether such tensors are left out instead of refused
+     * @return this
+     */
+    public Builder moreExpertsIgnored(boolean ignored) {
+      this.moreExpertsIgnored = ignored;
+      return this;
+    }
+
+    /**
+     * Names the table that chooses experts by token id; a layer whose files have it routes by it.
+     *
+     * @param tables tensor names, integers {@code [V, K]}, any of which may occur
+     * @return this
+     */
+    public Builder tokenExperts(String... tables) {
+      tokenExperts.addAll(List.of(tables));
+      return this;
+    }
+
+    /**
+     * Names the norm on the router's input; the rules give the routing an {@code inputNorm}.
+     *
+     * @param norm tensor name {@code [H]}
+     * @param overRoot whether it is divided by the square root of {@code H}
+     * @return this
+     */
+    public Builder routerNorm(String norm, boolean overRoot) {
+      routerNorm = norm;
+      routerNormOverRoot = overRoot;
+      return this;
+    }
+
+    /**
+     * Names the factors on the experts' weights; the rules give the routing {@code expertScale}.
+     *
+     * @param scale tensor name {@code [E]}
+     * @return this
+     */
+    public Builder expertScale(String scale) {
+      expertScale = scale;
+      return this;
+    }
+
+    /**
+     * Names the norm on the experts' input; the rules give the block an {@code inputNorm}.
+     *
+     * @param norm tensor name {@code [H]}
+     * @return this
+     */
+    public Builder inputNorm(String norm) {
+      inputNorm = norm;
+      return this;
+    }
+
+    /**
+     * Names the bias on the block's output; it is added where the files have it.
+     *
+     * @param bias tensor name {@code [H]}
+     * @return this
+     */
+    public Builder outputBias(String bias) {
+      outputBias = bias;
+      return this;
+    }
+
+    boolean hasRouterNorm() {
+      return routerNorm != null;
+    }
+
+    boolean hasExpertScale() {
+      return expertScale != null;
+    }
+
+    boolean hasInputNorm() {
+      return inputNorm != null;
+    }
+
+    List<ExpertForm> forms() {
+      return forms;
     }
 
     /**
@@ -369,6 +646,29 @@ public final class CheckpointLayout {
     }
 
     /**
+     * Says how the router's weight is stored.
+     *
+     * @param stored {@link Orientation#OUT_IN}, the default, for {@code [E, H]}; {@link
+     *     Orientation#IN_OUT} for {@code [H, E]}; {@link Orientation#BY_SHAPE} for either
+     * @return this
+     */
+    public Builder routerStored(Orientation stored) {
+      this.routerStored = Objects.requireNonNull(stored, "stored");
+      return this;
+    }
+
+    /**
+     * Says which row counts where the correction bias has several, {@code [N, E]}.
+     *
+     * @param row from 0
+     * @return this
+     */
+    public Builder correctionBiasRow(int row) {
+      this.correctionBiasRow = row;
+      return this;
+    }
+
+    /**
      * Names the router's bias.
      *
      * @param bias tensor name {@code [E]}
@@ -382,7 +682,7 @@ public final class CheckpointLayout {
     /**
      * Names the bias that counts for the choice only.
      *
-     * @param bias tensor name {@code [E]}
+     * @param bias tensor name {@code [E]} or {@code [N, E]}
      * @return this
      */
     public Builder correctionBias(String bias) {
@@ -397,7 +697,20 @@ public final class CheckpointLayout {
      * @return this
      */
     public Builder sharedExpert(String... modules) {
-      sharedExperts.addAll(List.of(modules));
+      for (String module : modules) {
+        sharedExperts.add(SharedForm.ofModule(module));
+      }
+      return this;
+    }
+
+    /**
+     * Adds any form of the shared expert.
+     *
+     * @param form its names
+     * @return this
+     */
+    public Builder sharedExpert(SharedForm form) {
+      sharedExperts.add(form);
       return this;
     }
 

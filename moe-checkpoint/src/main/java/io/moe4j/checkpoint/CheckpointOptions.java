@@ -8,8 +8,8 @@ import java.util.Optional;
 /**
  * How a checkpoint is opened. Immutable.
  *
- * @param layouts families by {@code model_type}, besides those known by name; the same type here
- *     comes first
+ * @param layouts families by {@code model_type}, besides those known by name and those in the
+ *     checkpoint's own {@value MoeCheckpoint#LAYOUT_FILE}; the same type here comes first
  * @param progress told about each file
  * @param root which of several models in the same files is meant: what precedes {@code layers.} in
  *     its tensors' names, empty or ending in a dot, like {@code thinker.model.}; an empty optional
@@ -61,11 +61,5 @@ public record CheckpointOptions(
    */
   public CheckpointOptions withRoot(String root) {
     return new CheckpointOptions(layouts, progress, Optional.of(root));
-  }
-
-  Map<String, CheckpointLayout> allLayouts() {
-    Map<String, CheckpointLayout> all = KnownLayouts.all();
-    all.putAll(layouts);
-    return all;
   }
 }

@@ -119,9 +119,19 @@ final class CheckpointScan {
         }
       }
     }
+    blocks.values().stream()
+        .flatMap(b -> b.leftOut().stream())
+        .findFirst()
+        .ifPresent(name ->
+            notes.add(
+                "tensors of the MoE blocks like '"
+                    + StrictJson.shorten(name)
+                    + "' are left out: they are none of the language model's"));
     crossCheck(numLayers, root, blocks.keySet());
     Set<String> others = new TreeSet<>(roots);
     others.remove(root);
+    // Names tell such towers; an adapter for the language model need not say that it is not one.
+    others.removeIf(OutsideNames::isOtherTower);
     return new Result(root, others, blocks, predictionLayers, notes);
   }
 
@@ -197,6 +207,8 @@ final class CheckpointScan {
     for (String root : roots) {
       if (("." + root).contains(".mtp.")) {
         notes.add("tensors under '" + root + "' are left out: multi-token prediction");
+      } else if (roots.size() > 1 && OutsideNames.isOtherTower(root)) {
+        notes.add("tensors under '" + root + "' are left out: not the language model");
       } else {
         models.add(root);
       }
@@ -276,7 +288,7 @@ final class CheckpointScan {
       int l = layer;
       boolean expected =
           types
-              .map(t -> l < t.size() && t.get(l).equals("sparse"))
+              .map(t -> l < t.size() && !t.get(l).equals("dense"))
               .orElseGet(() -> layout.rules().isMoeLayer(config, l));
       if (expected && !found.contains(layer)) {
         missing.add(layer);

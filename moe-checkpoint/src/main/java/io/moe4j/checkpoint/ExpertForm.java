@@ -10,6 +10,7 @@ public sealed interface ExpertForm {
     return switch (this) {
       case PerExpert p -> p.up();
       case Stacked s -> s.w13();
+      case StackedApart a -> a.up();
       case Mxfp4Stacked m -> m.w13() + Mxfp4Stacked.BLOCKS;
     };
   }
@@ -19,7 +20,9 @@ public sealed interface ExpertForm {
     /** {@code [E, out, in]}: rows are outputs. */
     OUT_IN,
     /** {@code [E, in, out]}: columns are outputs. */
-    IN_OUT
+    IN_OUT,
+    /** One of the two, as the tensors' shapes say (qwen3_vl_moe has been saved both ways). */
+    BY_SHAPE
   }
 
   /**
@@ -91,6 +94,15 @@ public sealed interface ExpertForm {
       Orientation orientation,
       GateUpLayout gateUp)
       implements ExpertForm {}
+
+  /**
+   * All experts in one tensor a projection, gate and up apart.
+   *
+   * @param gate like {@code gate_proj.weight}, {@code [E, I, H]}
+   * @param up like {@code up_proj.weight}, {@code [E, I, H]}
+   * @param down like {@code down_proj.weight}, {@code [E, H, I]}
+   */
+  record StackedApart(String gate, String up, String down) implements ExpertForm {}
 
   /**
    * All experts in one tensor a projection, in MXFP4 as gpt-oss is published: {@code NAME_blocks}

@@ -38,7 +38,12 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
     for (Map.Entry<String, ModelConfig> part : parts.entrySet()) {
       Optional<CheckpointLayout> layout = layout(part.getValue(), layouts);
       if (layout.isPresent()) {
-        return new LanguageModel(sizes(part, parts), layout.get());
+        Optional<ModelConfig> declared =
+            layout.get().configAt().stream()
+                .flatMap(key -> part.getValue().optionalObject(key).stream())
+                .findFirst();
+        return new LanguageModel(
+            declared.isPresent() ? declared.get() : sizes(part, parts), layout.get());
       }
     }
     throw unknown(parts, layouts);
@@ -107,14 +112,14 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
   private static CheckpointException unknown(
       Map<String, ModelConfig> parts, Map<String, CheckpointLayout> layouts) {
     List<String> types = new ArrayList<>();
-    String describe = "modelType";
+    String describe = "as in config.json";
     for (Map.Entry<String, ModelConfig> part : parts.entrySet()) {
       Optional<String> type = part.getValue().optionalString("model_type");
       if (part.getKey().isEmpty() || type.isPresent()) {
         String shown = type.map(t -> "'" + StrictJson.shorten(t) + "'").orElse("missing");
         types.add(part.getKey().isEmpty() ? shown : shown + " in " + part.getKey());
         if (type.isPresent()) {
-          describe = "\"" + StrictJson.shorten(type.get()) + "\"";
+          describe = StrictJson.shorten(type.get());
         }
       }
     }
@@ -125,12 +130,16 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
             + String.join(", ", types)
             + "; known are "
             + String.join(", ", new TreeSet<>(layouts.keySet()))
-            + ". Another model is described with CheckpointLayout.builder("
+            + ". Another model is described in a file "
+            + MoeCheckpoint.LAYOUT_FILE
+            + " beside config.json, in moe's --layout FILE, or with CheckpointLayout.builder(\""
             + describe
-            + ") and opened with MoeCheckpoint.open(directory,"
-            + " CheckpointOptions.DEFAULT.withLayout(layout))"
+            + "\") and CheckpointOptions.DEFAULT.withLayout"
             + (types.size() > 1
                 ? "; the model_type to describe is the language model's, which is the last one"
-                : ""));
+                : "")
+            + ". A file to fill in, for a model like qwen3_moe with other names (FAMILIES.md,"
+            + " \"Describe a family\"):\n"
+            + LayoutJson.template(describe));
   }
 }

@@ -1,9 +1,12 @@
 package io.moe4j.checkpoint;
 
 import io.moe4j.api.CheckpointException;
+import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.SharedExpertConfig;
+import io.moe4j.api.config.SharedExpertConfig.Combine;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -16,6 +19,8 @@ import io.moe4j.checkpoint.ExpertForm.Mxfp4Stacked;
 import io.moe4j.checkpoint.ExpertForm.Orientation;
 import io.moe4j.checkpoint.ExpertForm.PerExpert;
 import io.moe4j.checkpoint.ExpertForm.Stacked;
+import io.moe4j.checkpoint.ExpertForm.StackedApart;
+import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.HashSet;
@@ -24,6 +29,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.Set;
+import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -52,7 +58,12 @@ final class LayerReader {
   private final Set<String> used = new HashSet<>();
 
   /** A finished block. */
-  record Block(MoeConfig config, MoeLayerWeights weights, RouterCheck router, long bytes) {}
+  record Block(
+      MoeConfig config,
+      MoeLayerWeights weights,
+      RouterCheck router,
+      long bytes,
+      List<String> leftOut) {}
 
   private LayerReader(
       String where,
@@ -88,7 +99,12 @@ final class LayerReader {
       Optional<String> quantised) {
     LayerReader reader = new LayerReader(where, layout, config, layer, quantised, tensors);
     try {
-      return reader.read(layout.rules().block(config, layer));
+      MoeConfig.Builder builder = layout.rules().block(config, layer);
+      Activation experts = builder.build().activation();
+      return reader.read(
+          builder,
+          layout.rules().sharedActivation(config, layer, experts),
+          layout.rules().sharedCombine(config, layer));
     } catch (IllegalArgumentException e) {
       throw new CheckpointException(
           where + " does not fit " + config.source() + ": " + e.getMessage(), e);
@@ -105,7 +121,13 @@ final class LayerReader {
     return false;
   }
 
-  private Block read(MoeConfig.Builder builder) {
+  private Block read(
+      MoeConfig.Builder builder, Activation sharedActivation, Combine sharedCombine) {
+    MoeConfig said = builder.build();
+    if (layout.tokenExperts().stream().anyMatch(tensors::containsKey)) {
+      // The files decide: a layer with a table has no bias that could change the choice.
+      builder.routing(said.routing().toBuilder().byTokenId(true).correctionBias(false).build());
+    }
     MoeConfig sizes = builder.build();
     if (sizes.numExperts() > MAX_EXPERTS) {
       throw new CheckpointException(
@@ -123,20 +145,34 @@ final class LayerReader {
     }
     builder.expertBias(experts.expert(0).upBias() != null);
     RouterWeights router = readRouter(sizes);
-    Optional<SharedExpertWeights> shared = readShared(sizes);
+    Optional<SharedExpertWeights> shared = readShared(sizes, sharedActivation.isGated());
     shared.ifPresent(s ->
         builder.sharedExpert(
             new SharedExpertConfig(
-                Math.toIntExact(s.mlp().up().out()), sizes.activation(), s.sigmoidGate() != null)));
+                Math.toIntExact(s.mlp().up().out()),
+                sharedActivation,
+                s.sigmoidGate() != null,
+                sharedCombine)));
+    long h = sizes.hiddenSize();
+    Tensor inputNorm =
+        sizes.inputNorm().isEmpty() ? null : takeFloating(layout.inputNorm().orElse(""), h);
+    Tensor outputBias = takeFirst(layout.outputBias().stream().toList(), h);
+    builder.outputBias(outputBias != null);
     Optional<LatentWeights> latent = readLatent(sizes);
-    requireAllUsed();
+    List<String> leftOut =
+        tensors.keySet().stream()
+            .filter(n -> !used.contains(n) && isIgnored(n, sizes.numExperts()))
+            .toList();
+    requireAllUsed(leftOut);
     MoeConfig config = builder.build();
     MoeLayerWeights weights =
         new MoeLayerWeights(experts, router, shared.orElse(null), latent.orElse(null));
+    weights = inputNorm == null ? weights : weights.withInputNorm(inputNorm);
+    weights = outputBias == null ? weights : weights.withOutputBias(outputBias);
     weights.requireFits(config);
     long bytes =
         tensors.values().stream().mapToLong(t -> t.dtype().byteSize(t.elementCount())).sum();
-    return new Block(config, weights, new RouterCheck(where, router), bytes);
+    return new Block(config, weights, new RouterCheck(where, router), bytes, leftOut);
   }
 
   private ExpertWeights readExperts(MoeConfig sizes) {
@@ -154,6 +190,7 @@ final class LayerReader {
     return switch (present.getFirst()) {
       case PerExpert p -> readPerExpert(p, sizes);
       case Stacked s -> readStacked(s, sizes);
+      case StackedApart a -> readStackedApart(a, sizes);
       case Mxfp4Stacked m -> readMxfp4(m, sizes);
     };
   }
@@ -165,6 +202,7 @@ final class LayerReader {
               || PerExpert.index(p.up(), name).isPresent()
               || PerExpert.index(p.down(), name).isPresent();
       case Stacked s -> name.equals(s.w13()) || name.equals(s.w2());
+      case StackedApart a -> name.equals(a.gate()) || name.equals(a.up()) || name.equals(a.down());
       case Mxfp4Stacked m -> m.names(name);
     };
   }
@@ -225,7 +263,11 @@ final class LayerReader {
     long i = sizes.intermediateSize();
     boolean gated = sizes.activation().isGated();
     long wide = gated ? 2 * i : i;
-    boolean inOut = form.orientation() == Orientation.IN_OUT;
+    boolean inOut =
+        form.orientation() == Orientation.IN_OUT
+            || (form.orientation() == Orientation.BY_SHAPE
+                && hasShape(form.w13(), e, h, wide)
+                && hasShape(form.w2(), e, i, h));
     Tensor w13 = floats(inOut ? take(form.w13(), e, h, wide) : take(form.w13(), e, wide, h));
     Tensor w2 = floats(inOut ? take(form.w2(), e, i, h) : take(form.w2(), e, h, i));
     return ExpertWeights.ofStacked(
@@ -235,6 +277,26 @@ final class LayerReader {
         form.b2().map(b -> takeFloating(b, e, h)).orElse(null),
         gated,
         form.gateUp());
+  }
+
+  private ExpertWeights readStackedApart(StackedApart form, MoeConfig sizes) {
+    long e = sizes.numExperts();
+    long h = sizes.expertHiddenSize();
+    long i = sizes.intermediateSize();
+    Tensor gate = floats(take(form.gate(), e, i, h));
+    Tensor up = floats(take(form.up(), e, i, h));
+    Tensor down = floats(take(form.down(), e, h, i));
+    List<ExpertWeights.Expert> experts = new ArrayList<>();
+    for (int x = 0; x < sizes.numExperts(); x++) {
+      experts.add(
+          ExpertWeights.Expert.plain(gate.select(0, x), up.select(0, x), down.select(0, x)));
+    }
+    return new ExpertWeights(experts);
+  }
+
+  private boolean hasShape(String name, long... shape) {
+    Tensor t = tensors.get(name);
+    return t != null && Arrays.equals(t.shape(), shape);
   }
 
   private ExpertWeights readMxfp4(Mxfp4Stacked form, MoeConfig sizes) {
@@ -344,7 +406,7 @@ final class LayerReader {
   }
 
   private RouterWeights readRouter(MoeConfig sizes) {
-    long e = sizes.numExperts();
+    long e = sizes.numChoices();
     String weight =
         layout.routerWeights().stream()
             .filter(tensors::containsKey)
@@ -355,7 +417,7 @@ final class LayerReader {
                         + " lacks the router's weight; looked for "
                         + String.join(", ", layout.routerWeights())));
     boolean corrected = sizes.routing().correctionBias();
-    Tensor correction = takeVector(corrected ? layout.correctionBiases() : List.of(), e);
+    Tensor correction = corrected ? readCorrectionBias(e) : null;
     if (corrected && correction == null) {
       throw lacks("a correction bias", layout.correctionBiases());
     }
@@ -365,8 +427,38 @@ final class LayerReader {
         && layout.rules().hasRouterBias(modelConfig, layer)) {
       throw lacks("the router's bias", layout.routerBiases());
     }
+    boolean inOut =
+        layout.routerStored() == Orientation.IN_OUT
+            || (layout.routerStored() == Orientation.BY_SHAPE
+                && !hasShape(weight, e, sizes.hiddenSize()));
+    Tensor matrix =
+        inOut
+            ? transposed(floating(weight, take(weight, sizes.hiddenSize(), e)))
+            : take(weight, e, sizes.hiddenSize());
+    RoutingConfig routing = sizes.routing();
     return new RouterWeights(
-        floating(weight, take(weight, e, sizes.hiddenSize())), bias, correction);
+        floating(weight, matrix),
+        bias,
+        correction,
+        routing.inputNorm().isPresent() ? readRouterNorm(sizes.hiddenSize()) : null,
+        routing.expertScale() ? takeFloating(layout.expertScale().orElse(""), e) : null,
+        routing.byTokenId() ? readTokenExperts(sizes) : null);
+  }
+
+  /** A copy: devices and checks want a router's rows one after the other. */
+  private static Tensor transposed(Tensor t) {
+    long rows = t.size(1);
+    long columns = t.size(0);
+    int size = t.dtype().bits() / Byte.SIZE;
+    MemorySegment from = t.segment();
+    MemorySegment to =
+        MemorySegment.ofArray(new byte[Math.toIntExact(t.dtype().byteSize(t.elementCount()))]);
+    for (long r = 0; r < rows; r++) {
+      for (long c = 0; c < columns; c++) {
+        MemorySegment.copy(from, (c * rows + r) * size, to, (r * columns + c) * size, size);
+      }
+    }
+    return Tensor.of(t.dtype(), to, rows, columns);
   }
 
   private CheckpointException lacks(String what, List<String> names) {
@@ -391,41 +483,106 @@ final class LayerReader {
     return takeFirst(names, size);
   }
 
-  private Optional<SharedExpertWeights> readShared(MoeConfig sizes) {
-    Optional<String> module =
+  /** A copy, because a factor that is no tensor's belongs to it. */
+  private Tensor readRouterNorm(long h) {
+    float[] norm = takeFloating(layout.routerNorm().orElse(""), h).toFloats();
+    for (int i = 0; i < norm.length && layout.routerNormOverRoot(); i++) {
+      norm[i] = (float) (norm[i] / Math.sqrt((double) h));
+    }
+    return Tensor.ofFloats(norm, h);
+  }
+
+  /** {@code [V, K]} of any integers, checked, as I32. */
+  private Tensor readTokenExperts(MoeConfig sizes) {
+    String name =
+        layout.tokenExperts().stream().filter(tensors::containsKey).findFirst().orElse("");
+    Tensor found = tensors.get(name);
+    long rows = found == null || found.dims() != 2 ? 1 : found.size(0);
+    Tensor table = take(name, rows, sizes.topK());
+    if (table.dtype() != DType.I32 && table.dtype() != DType.I64) {
+      throw new CheckpointException(
+          where + ": '" + name + "' is " + table + ", accepted are I32 and I64");
+    }
+    int[] ids = new int[Math.toIntExact(table.elementCount())];
+    for (int i = 0; i < ids.length; i++) {
+      double id = table.get(i / sizes.topK(), i % sizes.topK());
+      if (id < 0 || id >= sizes.numExperts()) {
+        throw new CheckpointException(
+            where
+                + ": '"
+                + name
+                + "' sends token "
+                + i / sizes.topK()
+                + " to expert "
+                + (long) id
+                + ", must be 0.."
+                + (sizes.numExperts() - 1));
+      }
+      ids[i] = (int) id;
+    }
+    return Tensor.ofInts(ids, rows, sizes.topK());
+  }
+
+  /** {@code [E]}, or a row of {@code [N, E]}. */
+  private @Nullable Tensor readCorrectionBias(long e) {
+    Optional<String> found =
+        layout.correctionBiases().stream().filter(tensors::containsKey).findFirst();
+    if (found.isEmpty()) {
+      return null;
+    }
+    Tensor t = tensors.get(found.get());
+    int row = layout.correctionBiasRow();
+    if (t == null || t.dims() != 2) {
+      return takeFloating(found.get(), e);
+    }
+    if (t.size(0) <= row) {
+      throw new CheckpointException(
+          where + ": '" + found.get() + "' is " + t + ", must have more than " + row + " rows");
+    }
+    return takeFloating(found.get(), t.size(0), e).select(0, row);
+  }
+
+  private Optional<SharedExpertWeights> readShared(MoeConfig sizes, boolean gated) {
+    List<SharedForm> present =
         layout.sharedExperts().stream()
-            .filter(m -> tensors.containsKey(m + ".up_proj.weight"))
-            .findFirst();
+            .filter(f -> tensors.containsKey(f.up() + ".weight"))
+            .toList();
     OptionalInt promised =
         layout.sharedExperts().isEmpty()
             ? OptionalInt.empty()
             : layout.rules().sharedExpertSize(modelConfig, layer);
-    if (module.isEmpty()) {
+    if (present.isEmpty()) {
       if (promised.isPresent() ? promised.getAsInt() > 0 : countsSharedExperts()) {
-        throw lacks("the shared expert", layout.sharedExperts());
+        throw lacks(
+            "the shared expert", layout.sharedExperts().stream().map(SharedForm::up).toList());
       }
       return Optional.empty();
     }
-    String name = module.get();
-    Tensor up = tensors.get(name + ".up_proj.weight");
-    if (up == null || up.dims() != 2 || up.size(0) > Integer.MAX_VALUE) {
+    SharedForm form = present.getFirst();
+    String name = form.up() + ".weight";
+    Tensor any = tensors.get(name);
+    int rows = form.fused() ? 2 : 1;
+    if (any == null
+        || any.dims() != 2
+        || any.size(0) % rows != 0
+        || any.size(0) / rows > Integer.MAX_VALUE) {
       throw new CheckpointException(
-          where + ": " + name + ".up_proj.weight is " + up + ", must be [I, H]");
+          where + ": " + name + " is " + any + ", must be " + (form.fused() ? "[2I, H]" : "[I, H]"));
     }
-    int i = (int) up.size(0);
+    int i = (int) (any.size(0) / rows);
     if (promised.isPresent() && promised.getAsInt() != i) {
       throw new CheckpointException(
           where
               + ": the shared expert "
               + name
-              + ".up_proj.weight is "
-              + up
+              + " is "
+              + any
               + ", "
               + modelConfig.source()
               + " promises "
               + (promised.getAsInt() == 0 ? "none" : "the width " + promised.getAsInt()));
     }
-    return takeShared(name, i, sizes);
+    return takeShared(form, i, sizes.hiddenSize(), gated);
   }
 
   /** What the usual keys say, of families whose rules say nothing. */
@@ -435,21 +592,34 @@ final class LayerReader {
   }
 
   /** A shared expert of width 0 adds nothing; transformers saves one where there are none. */
-  private Optional<SharedExpertWeights> takeShared(String name, int i, MoeConfig sizes) {
-    long h = sizes.hiddenSize();
-    boolean gated = sizes.activation().isGated();
-    Tensor gate = gated ? takeFloating(name + ".gate_proj.weight", i, h) : null;
-    Tensor up = takeFloating(name + ".up_proj.weight", i, h);
-    Tensor down = takeFloating(name + ".down_proj.weight", h, i);
-    requireOneDtype(name, up, gate);
-    requireOneDtype(name, up, down);
-    Tensor gateBias = gated ? takeFirst(List.of(name + ".gate_proj.bias"), i) : null;
-    Tensor upBias = takeFirst(List.of(name + ".up_proj.bias"), i);
-    Tensor downBias = takeFirst(List.of(name + ".down_proj.bias"), h);
+  private Optional<SharedExpertWeights> takeShared(
+      SharedForm form, int i, long h, boolean gated) {
+    Tensor up = takeFloating(form.up() + ".weight", form.fused() ? 2L * i : i, h);
+    Tensor upBias = takeFirst(List.of(form.up() + ".bias"), form.fused() ? 2L * i : i);
+    Tensor gate = null;
+    Tensor gateBias = null;
+    if (form.fused()) {
+      gate = up.narrow(0, 0, i);
+      up = up.narrow(0, i, i);
+      gateBias = upBias == null ? null : upBias.narrow(0, 0, i);
+      upBias = upBias == null ? null : upBias.narrow(0, i, i);
+    } else if (gated) {
+      String name =
+          form.gate()
+              .orElseThrow(() ->
+                  new CheckpointException(
+                      where + ": the shared expert has a gate, but the layout names none"));
+      gate = takeFloating(name + ".weight", i, h);
+      gateBias = takeFirst(List.of(name + ".bias"), i);
+    }
+    Tensor down = takeFloating(form.down() + ".weight", h, i);
+    requireOneDtype(form.up(), up, gate);
+    requireOneDtype(form.up(), up, down);
+    Tensor downBias = takeFirst(List.of(form.down() + ".bias"), h);
     boolean biased = upBias != null && downBias != null && gated == (gateBias != null);
     if (!biased && layout.rules().hasSharedExpertBias(modelConfig, layer)) {
       throw lacks(
-          "a bias of the shared expert", List.of(name + ".up_proj.bias", name + ".down_proj.bias"));
+          "a bias of the shared expert", List.of(form.up() + ".bias", form.down() + ".bias"));
     }
     Tensor sigmoidGate =
         layout.sharedExpertGate().map(g -> takeFloating(g + ".weight", 1, h)).orElse(null);
@@ -527,8 +697,22 @@ final class LayerReader {
     return t;
   }
 
-  private void requireAllUsed() {
-    List<String> unknown = tensors.keySet().stream().filter(n -> !used.contains(n)).toList();
+  private boolean isIgnored(String name, int numExperts) {
+    return layout.ignored().stream().anyMatch(name::startsWith)
+        || (layout.moreExpertsIgnored()
+            && layout.forms().stream()
+                .anyMatch(f -> f instanceof PerExpert p && isBeyond(p, name, numExperts)));
+  }
+
+  private static boolean isBeyond(PerExpert form, String name, int numExperts) {
+    return Stream.concat(form.gate().stream(), Stream.of(form.up(), form.down()))
+        .flatMap(template -> PerExpert.index(template, name).stream())
+        .anyMatch(index -> index.length() <= 6 && Integer.parseInt(index) >= numExperts);
+  }
+
+  private void requireAllUsed(List<String> leftOut) {
+    List<String> unknown =
+        tensors.keySet().stream().filter(n -> !used.contains(n) && !leftOut.contains(n)).toList();
     if (!unknown.isEmpty()) {
       throw new CheckpointException(
           where

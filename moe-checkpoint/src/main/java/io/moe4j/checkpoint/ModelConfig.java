@@ -6,6 +6,7 @@ import io.moe4j.api.CheckpointException;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
 import java.util.Optional;
 
 /**
@@ -46,6 +47,11 @@ public final class ModelConfig {
 
   private Optional<String> firstPresent(String... names) {
     return Arrays.stream(names).filter(this::has).findFirst();
+  }
+
+  /** The first of some keys that is present and not null, as it stands. */
+  Optional<Map.Entry<String, JsonNode>> first(List<String> names) {
+    return names.stream().filter(this::has).findFirst().map(n -> Map.entry(n, json.get(n)));
   }
 
   /**
@@ -227,7 +233,7 @@ public final class ModelConfig {
     return bad(name, json.path(name), accepted);
   }
 
-  private CheckpointException bad(String name, JsonNode found, String accepted) {
+  CheckpointException bad(String name, JsonNode found, String accepted) {
     return new CheckpointException(
         source
             + ": '"

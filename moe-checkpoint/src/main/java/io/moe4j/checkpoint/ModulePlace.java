@@ -55,4 +55,7 @@ sealed interface ModulePlace {
 
   /** A linear map that all tokens pass. */
   record Dense(int layer, LoraTarget target) implements ModulePlace {}
+
+  /** The shared expert's gate and up as one linear map. */
+  record DenseGateUp(int layer) implements ModulePlace {}
 }

@@ -21,11 +21,6 @@ final class ModulePlaces {
       new ModulePlace.Outside("not in a MoE block (attention, embedding, norm or head)");
   private static final String GATE_UP = "gate_up_proj";
 
-  private static final Map<String, LoraTarget> DENSE_PROJECTIONS =
-      Map.of(
-          "gate_proj", LoraTarget.SHARED_GATE,
-          "up_proj", LoraTarget.SHARED_UP,
-          "down_proj", LoraTarget.SHARED_DOWN);
 
   private final AdapterTargetModel model;
   private final CheckpointLayout layout;
@@ -192,11 +187,15 @@ final class ModulePlaces {
       return new ModulePlace.Unappliable("the router's bias");
     }
     if (isRouter(rest)) {
-      return new ModulePlace.Router(layer);
+      return config.routing().inputNorm().isPresent()
+          ? new ModulePlace.Unappliable(
+              "the router, which normalises its input: factors on it are not applied")
+          : new ModulePlace.Router(layer);
     }
-    for (String shared : layout.sharedExperts()) {
-      if (rest.startsWith(shared + ".")) {
-        return sharedModule(rest.substring(shared.length() + 1), layer, config);
+    for (SharedForm shared : layout.sharedExperts()) {
+      Optional<ModulePlace> found = sharedModule(shared, rest, layer, config);
+      if (found.isPresent()) {
+        return found.get();
       }
     }
     return otherDense(rest, layer, config);
@@ -343,19 +342,29 @@ final class ModulePlaces {
         || layout.routerBiases().stream().anyMatch(b -> b.equals(rest));
   }
 
-  private ModulePlace sharedModule(String name, int layer, MoeConfig config) {
-    LoraTarget target = DENSE_PROJECTIONS.get(name);
+  private static Optional<ModulePlace> sharedModule(
+      SharedForm form, String rest, int layer, MoeConfig config) {
+    LoraTarget target =
+        form.gate().equals(Optional.of(rest))
+            ? LoraTarget.SHARED_GATE
+            : form.up().equals(rest)
+                ? LoraTarget.SHARED_UP
+                : form.down().equals(rest) ? LoraTarget.SHARED_DOWN : null;
     if (target == null) {
-      return unknown("shared expert " + name, layer);
+      return Optional.empty();
     }
     if (config.sharedExpert().isEmpty()) {
-      return new ModulePlace.Unappliable("layer " + layer + " has no shared expert", true);
+      return Optional.of(
+          new ModulePlace.Unappliable("layer " + layer + " has no shared expert", true));
     }
     if (target == LoraTarget.SHARED_GATE && !config.sharedExpert().get().activation().isGated()) {
-      return new ModulePlace.Unappliable(
-          "the shared expert of layer " + layer + " has no gate", true);
+      return Optional.of(
+          new ModulePlace.Unappliable("the shared expert of layer " + layer + " has no gate", true));
     }
-    return new ModulePlace.Dense(layer, target);
+    return Optional.of(
+        target == LoraTarget.SHARED_UP && form.fused()
+            ? new ModulePlace.DenseGateUp(layer)
+            : new ModulePlace.Dense(layer, target));
   }
 
   private ModulePlace otherDense(String rest, int layer, MoeConfig config) {

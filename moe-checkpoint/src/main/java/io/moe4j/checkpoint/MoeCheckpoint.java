@@ -10,6 +10,7 @@ import io.moe4j.api.weights.MoeLayerWeights;
 import java.lang.foreign.Arena;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -29,6 +30,13 @@ import java.util.function.Function;
  * stands outside the blocks may be damaged or missing; {@link #notes()} says so.
  */
 public final class MoeCheckpoint implements AutoCloseable {
+  /**
+   * The name under which a layout is found beside config.json.
+   *
+   * @since 0.2.0
+   */
+  public static final String LAYOUT_FILE = "moe4j-layout.json";
+
   private static final String CONFIG = "config.json";
 
   private final Path directory;
@@ -53,7 +61,8 @@ public final class MoeCheckpoint implements AutoCloseable {
   }
 
   /**
-   * Opens a checkpoint of a known family.
+   * Opens a checkpoint of a known family, or with a layout in a file {@value #LAYOUT_FILE} beside
+   * config.json.
    *
    * @param directory holds {@code config.json} and the safetensors files
    * @return the checkpoint, to be closed by the caller
@@ -79,7 +88,7 @@ public final class MoeCheckpoint implements AutoCloseable {
     }
     ObjectNode json = StrictJson.readObject(configFile, StrictJson.MAX_CONFIG_BYTES);
     ModelConfig top = new ModelConfig(configFile.toString(), json);
-    LanguageModel model = LanguageModel.find(top, options.allLayouts());
+    LanguageModel model = LanguageModel.find(top, layouts(directory, options));
     Arena arena = Arena.ofShared();
     try {
       ShardedTensors tensors = ShardedTensors.open(directory, arena, options.progress());
@@ -89,11 +98,24 @@ public final class MoeCheckpoint implements AutoCloseable {
               model,
               tensors,
               QuantisedNames.method(directory, List.of(model.config(), top)));
-      return new MoeCheckpoint(directory, arena, tensors, model, scan.run(options.root()));
+      return ReadFault.guard(
+          directory,
+          () -> new MoeCheckpoint(directory, arena, tensors, model, scan.run(options.root())));
     } catch (RuntimeException | Error e) {
       arena.close();
       throw e;
     }
+  }
+
+  /** The known ones, over them those of the folder, over them those of the caller. */
+  private static Map<String, CheckpointLayout> layouts(Path directory, CheckpointOptions options) {
+    Map<String, CheckpointLayout> layouts = new LinkedHashMap<>(KnownLayouts.all());
+    Path own = directory.resolve(LAYOUT_FILE);
+    if (Files.exists(own)) {
+      CheckpointLayout.load(own).forEach(l -> layouts.put(l.modelType(), l));
+    }
+    layouts.putAll(options.layouts());
+    return layouts;
   }
 
   /** {@return where the checkpoint is} */
@@ -209,12 +231,7 @@ public final class MoeCheckpoint implements AutoCloseable {
         local.put(expertMap.local(e), all.experts().expert(e));
       }
     }
-    return new MoeLayerWeights(
-            new ExpertWeights(List.copyOf(local.values())),
-            all.router(),
-            all.shared(),
-            all.latent())
-        .withLayerIndex(layer);
+    return all.withExperts(new ExpertWeights(List.copyOf(local.values())));
   }
 
   /** {@return what an adapter needs to know of this model} */
@@ -255,6 +272,7 @@ public final class MoeCheckpoint implements AutoCloseable {
   @Override
   public void close() {
     if (arena.scope().isAlive()) {
+      tensors.files().forEach(SafetensorsFile::release);
       arena.close();
     }
   }

@@ -75,10 +75,7 @@ final class OutsideNames {
     Set<String> segments = segments(root);
     Set<String> own = segments(model.root().orElse(""));
     for (String segment : segments) {
-      boolean tower =
-          OTHER_TOWERS.contains(segment)
-              || (containsAny(segment, TOWER_WORDS) && !segment.contains("language"));
-      if (tower && !own.contains(segment)) {
+      if (isTower(segment) && !own.contains(segment)) {
         return Optional.of(segment);
       }
     }
@@ -96,6 +93,16 @@ final class OutsideNames {
     return isMarked && segments.stream().noneMatch(own::contains)
         ? Optional.of(root)
         : Optional.empty();
+  }
+
+  /** Whether a root leads to a tower that is no language model, or not the one that is meant. */
+  static boolean isOtherTower(String root) {
+    return segments(root).stream().anyMatch(OutsideNames::isTower);
+  }
+
+  private static boolean isTower(String segment) {
+    return OTHER_TOWERS.contains(segment)
+        || (containsAny(segment, TOWER_WORDS) && !segment.contains("language"));
   }
 
   private static Set<String> segments(String root) {

@@ -7,6 +7,7 @@ import com.fasterxml.jackson.core.StreamReadConstraints;
 import com.fasterxml.jackson.core.StreamReadFeature;
 import com.fasterxml.jackson.core.json.JsonReadFeature;
 import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.node.JsonNodeFactory;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.CheckpointException;
 import java.io.ByteArrayInputStream;
@@ -114,12 +115,7 @@ final class StrictJson {
         if (kind.isPresent()) {
           throw new CheckpointException(file + " " + kind.get());
         }
-        JsonNode node = JsonTree.read(TREE_FACTORY, strictReader(new ByteArrayInputStream(bytes)));
-        if (node instanceof ObjectNode object) {
-          return object;
-        }
-        throw new CheckpointException(
-            file + " holds a JSON " + node.getNodeType() + ", must hold an object");
+        return readObject(file.toString(), bytes);
       }
     } catch (JsonProcessingException e) {
       throw new CheckpointException(file + " is not acceptable JSON: " + brief(e), e);
@@ -130,6 +126,21 @@ final class StrictJson {
     } catch (IOException e) {
       throw new CheckpointException(file + " cannot be read: " + e, e);
     }
+  }
+
+  /** Reads bytes that must hold one JSON object. */
+  static ObjectNode readObject(String source, byte[] utf8) throws IOException {
+    JsonNode node = JsonTree.read(TREE_FACTORY, strictReader(new ByteArrayInputStream(utf8)));
+    if (node instanceof ObjectNode object) {
+      return object;
+    }
+    throw new CheckpointException(
+        source + " holds a JSON " + node.getNodeType() + ", must hold an object");
+  }
+
+  /** {@return an object without keys} */
+  static ObjectNode emptyObject() {
+    return JsonNodeFactory.instance.objectNode();
   }
 
   /** Jackson's message on one line, with the place but without a copy of the source. */

@@ -104,22 +104,24 @@ final class WrapperResolver {
     }
     FusedPair fused = fused(pair, layer, parameter, name);
     FusedSide side = side(fused, parameter, layerConfig, layer);
-    FusedLayout.Orders orders = config.fused().orders(parameter.name(), layerConfig.numExperts());
+    int counted = counted(layerConfig, parameter, fused.a(), scales.configRank(name));
+    FusedLayout.Orders orders =
+        config.fused().orders(parameter.name(), counted);
     FusedPair.Views views =
         fused.views(
             parameter,
             side,
-            layerConfig.numExperts(),
+            counted,
             orders.a().orElse(FusedOrder.GROUPED_BY_EXPERT),
             orders.b().isPresent()
                 ? orders.b().get()
-                : unstatedOrder(fused, parameter, layerConfig.numExperts()));
+                : unstatedOrder(fused, parameter, counted));
     return contributions(
         layer,
         parameter.kind(),
         AdapterAssembler.ALL,
-        views.a(),
-        views.b(),
+        ofExperts(views.a(), layerConfig),
+        ofExperts(views.b(), layerConfig),
         model.gateUp(),
         scales.scale(name, fused.rank()),
         pair.source());
@@ -256,15 +258,33 @@ final class WrapperResolver {
 
   private FusedPair fused(Pair pair, int layer, FusedParameter parameter, String name)
       throws Problem {
-    int experts = AdapterPlan.layerConfig(model, layer).numExperts();
     Tensor a = pair.a();
     Tensor b = pair.b();
     int configRank = scales.configRank(name);
+    int experts = counted(AdapterPlan.layerConfig(model, layer), parameter, a, configRank);
     return FusedPair.of(a, b, experts, configRank)
         .orElseThrow(() ->
             Problem.damage(
                 "lora_A is %s and lora_B %s; factors of %s for %d experts are [%d*r, in] and [out, r*%d], one of them possibly without the %d"
                     .formatted(a, b, parameter.name(), experts, experts, experts, experts)));
+  }
+
+  /**
+   * How many experts a parameter's factors count. Modelling code may keep rows for zero experts
+   * (longcat_flash does for gate and up, not for down); what is trained there is never used.
+   */
+  private static int counted(MoeConfig layer, FusedParameter parameter, Tensor a, int configRank) {
+    boolean zeros =
+        layer.zeroExperts() > 0
+            && parameter.kind() == Kind.GATE_UP
+            && a.size(0) == (long) layer.numChoices() * configRank;
+    return zeros ? layer.numChoices() : layer.numExperts();
+  }
+
+  private static Tensor ofExperts(Tensor factors, MoeConfig layer) {
+    return factors.size(0) > layer.numExperts()
+        ? factors.narrow(0, 0, layer.numExperts())
+        : factors;
   }
 
   private FusedSide side(

@@ -2,7 +2,9 @@ package io.moe4j.checkpoint;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.RmsNorm;
 import io.moe4j.api.config.RoutingConfig;
+import io.moe4j.api.config.SharedExpertConfig.Combine;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
@@ -49,13 +51,26 @@ final class BlockEvaluator {
   }
 
   Result forward(double[] x, LoraLayer lora) {
+    return forward(x, -1, lora);
+  }
+
+  Result forward(double[] x, int tokenId, LoraLayer lora) {
+    Tensor norm = weights.router().norm();
+    double[] read = norm == null ? x : normed(x, norm, config.routing().inputNorm().orElseThrow());
     double[] logits =
         mapped(
-            weights.router().weight(), weights.router().bias(), x, lora.get(LoraTarget.ROUTER), 0);
+            weights.router().weight(),
+            weights.router().bias(),
+            read,
+            lora.get(LoraTarget.ROUTER),
+            0);
     int[] ids = new int[config.topK()];
     double[] w = new double[config.topK()];
-    route(logits, ids, w);
+    route(logits, tokenId, ids, w);
     double[] h = x;
+    if (weights.inputNorm() != null) {
+      h = normed(x, weights.inputNorm(), config.inputNorm().orElseThrow());
+    }
     if (weights.latent() != null) {
       h = mapped(weights.latent().in(), null, x, lora.get(LoraTarget.LATENT_IN), 0);
     }
@@ -63,6 +78,12 @@ final class BlockEvaluator {
     for (int k = 0; k < ids.length; k++) {
       double onInput = config.routerWeightOnInput() ? w[k] : 1;
       double onOutput = config.routerWeightOnInput() ? 1 : w[k];
+      if (ids[k] >= config.numExperts()) {
+        for (int i = 0; i < sum.length; i++) {
+          sum[i] += w[k] * x[i];
+        }
+        continue;
+      }
       double[] in = Arrays.stream(h).map(v -> v * onInput).toArray();
       ExpertWeights.Expert e = weights.experts().expert(ids[k]);
       double[] y =
@@ -99,9 +120,24 @@ final class BlockEvaluator {
       }
       for (int i = 0; i < out.length; i++) {
         out[i] += gate * y[i];
+        out[i] /= config.sharedExpert().orElseThrow().combine() == Combine.AVERAGE ? 2 : 1;
+      }
+    }
+    if (weights.outputBias() != null) {
+      double[] bias = weights.outputBias().toDoubles();
+      for (int i = 0; i < out.length; i++) {
+        out[i] += bias[i];
       }
     }
     return new Result(out, sum, ids, w);
+  }
+
+  private static double[] normed(double[] x, Tensor norm, RmsNorm rule) {
+    double mean = Arrays.stream(x).map(v -> v * v).average().orElseThrow();
+    double[] factors = norm.toDoubles();
+    return IntStream.range(0, x.length)
+        .mapToDouble(i -> x[i] / Math.sqrt(mean + rule.epsilon()) * factors[i])
+        .toArray();
   }
 
   private double[] mlp(
@@ -124,14 +160,19 @@ final class BlockEvaluator {
 
   private static double activate(Activation a, double g, double u) {
     return switch (a.kind()) {
-      case SILU -> g * sigmoid(g) * u;
+      case SILU -> {
+        double gc = Math.min(g, a.limit());
+        yield gc * sigmoid(gc) * Math.clamp(u, -(double) a.limit(), a.limit());
+      }
+      case SWIGLU_STEP ->
+          Math.min(g * sigmoid(g), a.limit()) * Math.clamp(u, -(double) a.limit(), a.limit());
       case GELU_TANH ->
           0.5 * g * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (g + 0.044715 * g * g * g))) * u;
       case RELU2_NO_MUL -> Math.max(u, 0) * Math.max(u, 0);
       case SWIGLUOAI -> {
         double gc = Math.min(g, a.limit());
         double uc = Math.clamp(u, -a.limit(), a.limit());
-        yield (uc + 1) * gc * sigmoid(1.702 * gc);
+        yield (uc + 1) * gc * sigmoid(a.alpha() * gc);
       }
       default -> throw new IllegalArgumentException("not evaluated here: " + a);
     };
@@ -189,7 +230,7 @@ final class BlockEvaluator {
     return Arrays.stream(p).map(v -> v / sum).toArray();
   }
 
-  private void route(double[] z, int[] ids, double[] w) {
+  private void route(double[] z, int tokenId, int[] ids, double[] w) {
     RoutingConfig r = config.routing();
     if (r.scoring() == RoutingConfig.Scoring.SPARSE_MIXER) {
       sparseMixer(z, r.jitter(), ids, w);
@@ -200,6 +241,8 @@ final class BlockEvaluator {
           case SOFTMAX -> softmax(z);
           case SIGMOID -> Arrays.stream(z).map(BlockEvaluator::sigmoid).toArray();
           case SOFTMAX_TOPK -> z;
+          case SQRT_SOFTPLUS ->
+              Arrays.stream(z).map(v -> Math.sqrt(Math.log1p(Math.exp(v)))).toArray();
           default -> throw new IllegalArgumentException("not evaluated here: " + r);
         };
     double[] choice = scores.clone();
@@ -216,16 +259,18 @@ final class BlockEvaluator {
             .sorted(Comparator.comparingDouble((Integer e) -> -choice[e]))
             .limit(ids.length)
             .toList();
+    Tensor table = weights.router().tokenExperts();
     for (int k = 0; k < ids.length; k++) {
-      ids[k] = best.get(k);
+      ids[k] = table == null ? best.get(k) : (int) table.get(tokenId, k);
       w[k] = scores[ids[k]];
     }
     if (r.scoring() == RoutingConfig.Scoring.SOFTMAX_TOPK) {
       System.arraycopy(softmax(w), 0, w, 0, w.length);
     }
-    double sum = r.renormalize() ? Arrays.stream(w).sum() + r.epsilon() : 1;
+    double sum = r.renormalize() ? Math.max(Arrays.stream(w).sum() + r.epsilon(), r.sumFloor()) : 1;
+    Tensor scale = weights.router().expertScale();
     for (int k = 0; k < w.length; k++) {
-      w[k] = w[k] / sum * r.scalingFactor();
+      w[k] = w[k] / sum * r.scalingFactor() * (scale == null ? 1 : scale.get(ids[k]));
     }
   }
 

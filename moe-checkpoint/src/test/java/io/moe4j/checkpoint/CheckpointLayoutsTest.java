@@ -262,7 +262,9 @@ class CheckpointLayoutsTest {
         .hasMessageContaining("'house_moe'")
         .hasMessageContaining("qwen3_moe")
         .hasMessageContaining("nemotron_h")
-        .hasMessageContaining("CheckpointLayout.builder");
+        .hasMessageContaining("CheckpointLayout.builder")
+        .hasMessageContaining("moe4j-layout.json")
+        .hasMessageContaining("\"model_type\": \"house_moe\"");
     CheckpointLayout layout =
         CheckpointLayout.builder("house_moe")
             .block("stack.{L}.moe")

@@ -6,6 +6,7 @@ import io.moe4j.checkpoint.AdapterPolicy;
 import io.moe4j.checkpoint.CheckpointOptions;
 import io.moe4j.checkpoint.LoadProgress;
 import org.jspecify.annotations.Nullable;
+import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
 
 /** What {@code moe run} and {@code moe inspect} let their users say about models and adapters. */
@@ -26,6 +27,8 @@ final class AdapterOptions {
       return name().toLowerCase(ROOT);
     }
   }
+
+  @Mixin private LayoutOption layout = new LayoutOption();
 
   @Option(
       names = "--root",
@@ -70,7 +73,7 @@ final class AdapterOptions {
   }
 
   CheckpointOptions checkpoint(LoadProgress progress) {
-    CheckpointOptions o = CheckpointOptions.DEFAULT.withProgress(progress);
+    CheckpointOptions o = layout.options().withProgress(progress);
     return root == null ? o : o.withRoot(root);
   }
 

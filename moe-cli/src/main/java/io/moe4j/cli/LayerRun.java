@@ -130,15 +130,28 @@ final class LayerRun {
    *
    * @param layer its index in the model
    * @param hidden {@code [T, H]} on the host
+   * @param tokenIds I32 {@code [T]} on the host, or null; layers that route by token id need them
    * @param assignment by token: 0 = base, i = the i-th adapter
    * @param arena owns the results
    * @param warmSeconds for how long to repeat the forward afterwards (up to five times as long
    *     where it is slow), 0 = not at all
    */
-  Result run(int layer, Tensor hidden, int[] assignment, Arena arena, double warmSeconds) {
+  Result run(
+      int layer,
+      Tensor hidden,
+      @Nullable Tensor tokenIds,
+      int[] assignment,
+      Arena arena,
+      double warmSeconds) {
     MoeConfig config = configs.get(layer);
     if (config == null) {
       throw new IllegalArgumentException("layer " + layer + " is none of " + configs.keySet());
+    }
+    if (config.routing().byTokenId() && tokenIds == null) {
+      throw CliException.usage(
+          "layer "
+              + layer
+              + " chooses its experts by the tokens' ids: give --token-ids FILE.safetensors:TENSOR.");
     }
     long start = System.nanoTime();
     try (MoeLayer built =
@@ -154,6 +167,9 @@ final class LayerRun {
         Tensor ids = onDevice(device, arena, owned, DType.I32, t, k);
         Tensor weights = onDevice(device, arena, owned, DType.F32, t, k);
         MoeForward request = MoeForward.of(in, out).topkInto(ids, weights);
+        if (tokenIds != null && config.routing().byTokenId()) {
+          request = request.withTokenIds(toDevice(device, tokenIds, owned));
+        }
         if (!adapters.isEmpty()) {
           AdapterRegistry slots = AdapterRegistry.builder(configs).device(device).build();
           owned.add(slots);

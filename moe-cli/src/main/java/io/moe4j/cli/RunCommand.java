@@ -52,6 +52,7 @@ final class RunCommand implements Callable<Integer> {
   @Option(
       names = "--layer",
       paramLabel = "N|all",
+      completionCandidates = Candidates.Layers.class,
       description =
           "Which MoE layer to run. With 'all' each layer gets the same input. Default: the first.")
   private @Nullable String layer;
@@ -71,6 +72,14 @@ final class RunCommand implements Callable<Integer> {
   private @Nullable String input;
 
   @Option(
+      names = "--token-ids",
+      paramLabel = "FILE:TENSOR",
+      description =
+          "The tokens' ids in the vocabulary, integers [T]: for models whose layers choose experts by"
+              + " them (deepseek_v4).")
+  private @Nullable String tokenIds;
+
+  @Option(
       names = "--assign",
       paramLabel = "FILE:TENSOR|NAMES",
       description =
@@ -82,7 +91,9 @@ final class RunCommand implements Callable<Integer> {
   @Option(
       names = "--output",
       paramLabel = "FILE",
-      description = "The safetensors file to write; replaced if it is there.")
+      description =
+          "The safetensors file to write. A regular file is replaced, a symbolic link followed;"
+              + " devices and pipes are refused.")
   private @Nullable Path output;
 
   @Mixin private OracleOptions oracleOptions = new OracleOptions();
@@ -99,10 +110,11 @@ final class RunCommand implements Callable<Integer> {
       if (layer != null
           || !adapters.isEmpty()
           || input != null
+          || tokenIds != null
           || assign != null
           || output != null) {
         throw CliException.usage(
-            "--layer, --adapter, --input, --assign and --output go with --model DIR; without --model"
+            "--layer, --adapter, --input, --token-ids, --assign and --output go with --model DIR; without --model"
                 + " the bundled sample is run.");
       }
       return new SampleRun(moe, oracleOptions, json).run();
@@ -122,7 +134,7 @@ final class RunCommand implements Callable<Integer> {
     Map<String, Path> named = AdapterFiles.parse(adapters);
     RunInput.requireDirectory("--model", modelDir);
     RunInput.requireFile(source.file());
-    OutputFile.requireFresh(target, inputs(modelDir, source, named));
+    Path file = OutputFile.requireFresh(target, inputs(modelDir, source, named));
     try (MoeOracle oracle = oracleOptions.discover();
         MoeCheckpoint checkpoint = open(modelDir);
         SafetensorsFile inputFile = SafetensorsFile.open(source.file())) {
@@ -145,7 +157,8 @@ final class RunCommand implements Callable<Integer> {
         if (runner.inputDtype() != hidden.dtype()) {
           moe.note(runner.rounding(hidden.dtype()));
         }
-        List<Done> done = runLayers(runner, checkpoint, layers, hidden, assignment, target);
+        List<Done> done =
+            runLayers(runner, checkpoint, layers, hidden, ids(tokens), assignment, file);
         report(checkpoint, source, files, assignment, done, target);
         return ExitCode.OK;
       }
@@ -159,6 +172,17 @@ final class RunCommand implements Callable<Integer> {
     try (Progress progress = Progress.start(moe, "Opening " + directory.getFileName(), -1)) {
       return MoeCheckpoint.open(
           directory, adapterOptions.checkpoint((what, at, total) -> progress.at(what, at, total)));
+    }
+  }
+
+  private @Nullable Tensor ids(int tokens) {
+    if (tokenIds == null) {
+      return null;
+    }
+    RunInput.Source source = RunInput.Source.parse("--token-ids", tokenIds);
+    RunInput.requireFile(source.file());
+    try (SafetensorsFile file = SafetensorsFile.open(source.file())) {
+      return RunInput.tokenIds(file, source, tokens);
     }
   }
 
@@ -187,6 +211,7 @@ final class RunCommand implements Callable<Integer> {
       MoeCheckpoint checkpoint,
       List<Integer> layers,
       Tensor hidden,
+      @Nullable Tensor ids,
       int[] assignment,
       Path target) {
     Map<String, SafetensorsWriter.Spec> specs = new LinkedHashMap<>();
@@ -203,7 +228,7 @@ final class RunCommand implements Callable<Integer> {
       for (int n : layers) {
         progress.doing("layer " + n);
         try (Arena arena = Arena.ofShared()) {
-          LayerRun.Result r = runner.run(n, hidden, assignment, arena, 0);
+          LayerRun.Result r = runner.run(n, hidden, ids, assignment, arena, 0);
           out.put(name(n, "output"), r.output());
           out.put(name(n, "topk_ids"), r.topkIds());
           out.put(name(n, "topk_weights"), r.topkWeights());
@@ -241,7 +266,7 @@ final class RunCommand implements Callable<Integer> {
       uses[a]++;
     }
     if (json) {
-      moe.terminal().out().println(Json.text(json(checkpoint, source, files, uses, done, target)));
+      moe.terminal().json(json(checkpoint, source, files, uses, done, target));
       return;
     }
     PrintWriter out = moe.terminal().out();
@@ -252,7 +277,7 @@ final class RunCommand implements Callable<Integer> {
             + ", "
             + assignment.length
             + " tokens from "
-            + source
+            + Text.line(source.toString())
             + " (base "
             + uses[0]
             + adapterUses(files, uses)
@@ -268,7 +293,12 @@ final class RunCommand implements Callable<Integer> {
           String.format(ROOT, "%.0f", assignment.length * 1e9 / r.forwardNanos()));
     }
     out.print(table.render("  "));
-    out.println("Written: " + target + " (" + Text.bytes(OutputFile.size(target)) + ")");
+    out.println(
+        "Written: "
+            + Text.line(target.toString())
+            + " ("
+            + Text.bytes(OutputFile.size(target))
+            + ")");
   }
 
   private static String adapterUses(AdapterFiles files, int[] uses) {
@@ -286,7 +316,7 @@ final class RunCommand implements Callable<Integer> {
       int[] uses,
       List<Done> done,
       Path target) {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("run");
     root.put("model", checkpoint.directory().toString());
     root.put("model_type", checkpoint.modelType());
     root.put("input", source.toString());

@@ -8,6 +8,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.stream.Collectors;
 
 /**
  * What {@code moe run} reads besides model and adapters: hidden states, and who gets which adapter.
@@ -82,9 +83,35 @@ final class RunInput {
     return t;
   }
 
+  /** The tokens' ids, a copy as I32 {@code [T]}. */
+  static Tensor tokenIds(SafetensorsFile file, Source source, int tokens) {
+    Tensor t = tensor(file, source);
+    boolean integers = t.dtype() == DType.I32 || t.dtype() == DType.I64;
+    if (!integers || t.dims() != 1 || t.size(0) != tokens) {
+      throw CliException.badInput(
+          "--token-ids "
+              + source
+              + " is "
+              + t
+              + "; must be I32 or I64 ["
+              + tokens
+              + "], one id for each token of --input.");
+    }
+    int[] ids = new int[tokens];
+    for (int i = 0; i < tokens; i++) {
+      double id = t.get(i);
+      if (id < 0 || id > Integer.MAX_VALUE) {
+        throw CliException.badInput(
+            "--token-ids " + source + "[" + i + "] is " + (long) id + ", must not be negative.");
+      }
+      ids[i] = (int) id;
+    }
+    return Tensor.ofInts(ids, tokens);
+  }
+
   private static String some(List<String> names) {
     int shown = Math.min(names.size(), 12);
-    return String.join(", ", names.subList(0, shown))
+    return names.subList(0, shown).stream().map(Text::line).collect(Collectors.joining(", "))
         + (names.size() > shown ? " and " + (names.size() - shown) + " more" : "");
   }
 

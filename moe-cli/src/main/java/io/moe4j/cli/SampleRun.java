@@ -74,7 +74,7 @@ final class SampleRun {
 
   int run() {
     List<Check> checks = new ArrayList<>();
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("run.sample");
     ArrayNode models = root.putArray("models");
     try (Sample sample = Sample.extract();
         MoeOracle oracle = oracleOptions.discover()) {
@@ -92,7 +92,7 @@ final class SampleRun {
     long failed = checks.stream().filter(c -> !c.passed()).count();
     if (json) {
       root.put("passed", failed == 0);
-      moe.terminal().out().println(Json.text(root));
+      moe.terminal().json(root);
     } else {
       moe.terminal()
           .out()
@@ -138,9 +138,9 @@ final class SampleRun {
         }
         try (Arena arena = Arena.ofShared()) {
           if (m.equals(Sample.MODELS.getFirst()) && checks.isEmpty()) {
-            runner.run(layer, hidden, assignment, arena, WARM_UP_SECONDS);
+            runner.run(layer, hidden, null, assignment, arena, WARM_UP_SECONDS);
           }
-          LayerRun.Result r = runner.run(layer, hidden, assignment, arena, WARM_SECONDS);
+          LayerRun.Result r = runner.run(layer, hidden, null, assignment, arena, WARM_SECONDS);
           checks.add(
               new Check(
                   layer,

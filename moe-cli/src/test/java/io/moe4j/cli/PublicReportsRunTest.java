@@ -86,7 +86,6 @@ final class PublicReportsRunTest {
         "s11-nan-correction-bias|3|NaN or infinite",
         "m01-quantised-hqq|3|quant_method 'hqq'",
         "m03-git-lfs-pointer|3|git lfs pull",
-        "m04-wrapped-model-advice|3|qwen3_vl_moe_text",
         "m05-deepseek-ocr-language_config|3|norm_topk_prob",
         "m06-mlx-adapter|4|mlx-lm adapter",
         "m08-second-root|3|--root says which",

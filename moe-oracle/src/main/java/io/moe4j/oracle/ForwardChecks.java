@@ -9,6 +9,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.RouterWeights;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.ByteOrder;
@@ -31,6 +32,7 @@ final class ForwardChecks {
   private final DeviceId device;
   private final boolean onHost;
   private final boolean hasRouter;
+  private final long vocabulary;
   private final OptionalInt layerIndex;
   private final String routesByItself;
 
@@ -38,19 +40,22 @@ final class ForwardChecks {
   private final @Nullable LoraLayer[] fitting;
 
   /**
+   * @param router the layer's, or null
    * @param layerIndex of the layer in its model, where it is known
    * @param routesByItself name of the backend if its experts are monolithic, else empty
    */
   ForwardChecks(
       MoeConfig config,
       DeviceId device,
-      boolean hasRouter,
+      @Nullable RouterWeights router,
       OptionalInt layerIndex,
       String routesByItself) {
     this.config = config;
     this.device = device;
     this.onHost = device.type().equals(DeviceType.CPU);
-    this.hasRouter = hasRouter;
+    this.hasRouter = router != null;
+    Tensor table = router == null ? null : router.tokenExperts();
+    this.vocabulary = table == null ? 0 : table.size(0);
     this.layerIndex = layerIndex;
     this.routesByItself = routesByItself;
     this.fitting = new LoraLayer[config.lora().map(l -> l.maxLoras()).orElse(0)];
@@ -77,12 +82,12 @@ final class ForwardChecks {
           "output is " + f.output() + ", its dtype must be one of " + OUTPUT_DTYPES);
     }
     requireTensor("output", f.output(), f.output().dtype(), t, config.hiddenSize());
-    requireTensor("routerLogits", f.routerLogits(), logitsDtype(f), t, config.numExperts());
+    requireTensor("routerLogits", f.routerLogits(), logitsDtype(f), t, config.numChoices());
     requireTensor("topkIds", f.topkIds(), DType.I32, t, config.topK());
     requireTensor("topkWeights", f.topkWeights(), DType.F32, t, config.topK());
     requireTensor("topkIdsOut", f.topkIdsOut(), DType.I32, t, config.topK());
     requireTensor("topkWeightsOut", f.topkWeightsOut(), DType.F32, t, config.topK());
-    requireTensor("logitsOut", f.logitsOut(), DType.F32, t, config.numExperts());
+    requireTensor("logitsOut", f.logitsOut(), DType.F32, t, config.numChoices());
     requireApart(f);
     if (f.topkIds() != null) {
       if (!routesByItself.isEmpty()) {
@@ -92,14 +97,29 @@ final class ForwardChecks {
                 + " are monolithic and route by themselves; choose a modular backend");
       }
       if (onHost) {
-        requireRange("topkIds", f.topkIds(), config.numExperts() - 1);
+        requireRange("topkIds", f.topkIds(), -1, config.numChoices() - 1);
       }
     } else if (f.routerLogits() == null && !hasRouter) {
       throw new IllegalArgumentException(
           "the layer's weights have no router: give routerLogits, or topkIds and topkWeights");
     }
+    requireTokenIds(f, t);
     if (f.lora() != null) {
       requireLora(f.lora(), t);
+    }
+  }
+
+  private void requireTokenIds(MoeForward f, long t) {
+    requireTensor("tokenIds", f.tokenIds(), DType.I32, t);
+    if (!config.routing().byTokenId() || f.topkIds() != null) {
+      return;
+    }
+    if (f.tokenIds() == null) {
+      throw new IllegalArgumentException(
+          "tokenIds is missing: the layer chooses experts by token id (MoeForward.withTokenIds)");
+    }
+    if (onHost) {
+      requireRange("tokenIds", f.tokenIds(), 0, vocabulary - 1);
     }
   }
 
@@ -144,7 +164,7 @@ final class ForwardChecks {
       return;
     }
     if (onHost) {
-      requireRange("lora.tokenLoraMapping", mapping, context.maxLoras() - 1);
+      requireRange("lora.tokenLoraMapping", mapping, -1, context.maxLoras() - 1);
     }
     for (int slot = 0; slot < context.maxLoras(); slot++) {
       LoraLayer layer = context.slot(slot);
@@ -221,12 +241,12 @@ final class ForwardChecks {
     }
   }
 
-  private static void requireRange(String name, Tensor t, int last) {
+  private static void requireRange(String name, Tensor t, int first, long last) {
     MemorySegment values = t.segment();
     long count = t.elementCount();
     for (long i = 0; i < count; i++) {
       int value = values.get(I32, i * Integer.BYTES);
-      if (value < -1 || value > last) {
+      if (value < first || value > last) {
         long width = t.dims() == 1 ? 1 : t.size(1);
         throw new IllegalArgumentException(
             name
@@ -235,7 +255,9 @@ final class ForwardChecks {
                 + (t.dims() == 1 ? "" : ", " + i % width)
                 + "] is "
                 + value
-                + ", must be -1.."
+                + ", must be "
+                + first
+                + ".."
                 + last);
       }
     }
@@ -258,6 +280,7 @@ final class ForwardChecks {
     requireApart(name, out, "hidden", f.hidden());
     requireApart(name, out, "routerLogits", f.routerLogits());
     requireApart(name, out, "topkIds", f.topkIds());
+    requireApart(name, out, "tokenIds", f.tokenIds());
     requireApart(name, out, "topkWeights", f.topkWeights());
     requireApart(name, out, "output", f.output());
     requireApart(name, out, "topkIdsOut", f.topkIdsOut());
@@ -288,6 +311,10 @@ final class ForwardChecks {
       startA = a.deviceAddress();
       startB = b.deviceAddress();
     } else if (a.memory() instanceof HostMemory ha && b.memory() instanceof HostMemory hb) {
+      if (ha.segment().isReadOnly() || hb.segment().isReadOnly()) {
+        // Such a segment does not tell which array it is of.
+        return a.segment().asOverlappingSlice(b.segment()).isPresent();
+      }
       Object baseA = ha.segment().heapBase().orElse(null);
       Object baseB = hb.segment().heapBase().orElse(null);
       if (baseA != baseB) {

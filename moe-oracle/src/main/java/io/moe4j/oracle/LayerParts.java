@@ -6,6 +6,7 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
@@ -82,20 +83,18 @@ final class LayerParts {
       ExpertExchangeProvider exchanges,
       @Nullable Communicator communicator,
       List<AutoCloseable> owned) {
-    BlockOps block = catalog.prepareBlock(backend, config, weights, device);
+    BlockOps block = prepareBlock(config, weights, catalog, backend, device);
     owned.add(block);
     Experts experts;
     try {
       experts = backend.backend().prepare(config, weights.experts(), device);
+      Faults.settle();
+    } catch (IllegalArgumentException e) {
+      throw e; // speaks of the weights
     } catch (LinkageError e) {
-      throw new MoeException(
-          "backend " + backend.name() + " from " + backend.origin() + " is incomplete: " + e, e);
-    } catch (MoeException | IllegalArgumentException e) {
-      throw e; // speaks for itself
-    } catch (RuntimeException e) {
-      throw new MoeException(
-          "backend " + backend.name() + " from " + backend.origin() + " failed to prepare: " + e,
-          e);
+      throw Faults.of(Faults.who(backend), "is incomplete", e);
+    } catch (Throwable e) {
+      throw Faults.of(Faults.who(backend), "failed to prepare", e);
     }
     if (experts == null) { // strangers are not null-checked
       throw broken(backend, "prepare returned null");
@@ -112,6 +111,18 @@ final class LayerParts {
               + ", which "
               + (experts instanceof LoraExperts ? "is" : "is not")
               + " LoraExperts");
+    }
+    RoutingConfig r = config.routing();
+    if (experts instanceof MonolithicExperts
+        && (r.byTokenId() || r.expertScale() || r.sumFloor() > 0 || config.zeroExperts() > 0)) {
+      throw new IllegalArgumentException(
+          "backend "
+              + backend.name()
+              + " routes by itself and knows nothing of "
+              + r
+              + " with "
+              + config.zeroExperts()
+              + " zero experts; choose a modular backend");
     }
     Tensor map = null;
     if (config.expertMap().isPresent()) {
@@ -132,6 +143,23 @@ final class LayerParts {
               + " backend or leave the communicator out");
     }
     return new LayerParts(config, experts, block, map, bias, exchange, communicator, owned);
+  }
+
+  private static BlockOps prepareBlock(
+      MoeConfig config,
+      MoeLayerWeights weights,
+      BackendCatalog catalog,
+      FoundBackend backend,
+      Device device) {
+    try {
+      BlockOps block = catalog.prepareBlock(backend, config, weights, device);
+      Faults.settle();
+      return block;
+    } catch (IllegalArgumentException | MoeException e) {
+      throw e; // speaks of the weights, or of the device
+    } catch (Throwable e) {
+      throw Faults.of("device " + device.info().id(), "failed to prepare the block", e);
+    }
   }
 
   private static MoeException broken(FoundBackend backend, String how) {
@@ -247,17 +275,32 @@ final class LayerParts {
     Tensor in = f.hidden();
     if (v.latent() != null) {
       in = v.latent();
-      block.latentIn(f.hidden(), lora, in, workspace, stream);
+      if (config.latentSize() > 0) {
+        block.latentIn(f.hidden(), lora, in, workspace, stream);
+      } else {
+        block.inputNorm(f.hidden(), in, workspace, stream);
+      }
     }
     Tensor output = f.output();
     Tensor sum = sumTarget(output, v);
     switch (experts) {
       case ModularExperts modular -> {
-        ExpertRouting routing = route(f, logits, v, stream);
+        ExpertRouting chosen = route(f, logits, v, stream);
+        ExpertRouting routing = chosen;
+        Tensor zeroWeights = v.zeroWeights();
+        if (v.expertIds() != null && zeroWeights != null) {
+          routing = new ExpertRouting(v.expertIds(), chosen.topkWeights(), chosen.expertMap());
+          block.splitZeroExperts(
+              chosen.topkIds(), chosen.topkWeights(), v.expertIds(), zeroWeights, stream);
+        }
         if (v.exchanged() != null) {
           runExchanged(modular, in, routing, lora, sum, layout, v, stream);
         } else {
           modular.apply(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
+        }
+        // Where ranks share their tokens, the first adds what a token keeps of itself.
+        if (zeroWeights != null && (isCollective() || config.parallel().epRank() == 0)) {
+          block.addZeroExperts(f.hidden(), zeroWeights, sum, stream);
         }
       }
       case MonolithicExperts monolithic -> {
@@ -279,7 +322,8 @@ final class LayerParts {
   /** The output itself wherever what comes after the experts allows it. */
   private Tensor sumTarget(Tensor output, ScratchLayout.Views v) {
     boolean sameWidth = config.latentSize() == 0;
-    boolean mustBeF32 = v.exchanged() != null || ScratchLayout.needsOutput(config);
+    boolean mustBeF32 =
+        v.exchanged() != null || ScratchLayout.needsOutput(config) || config.zeroExperts() > 0;
     if (sameWidth && (!mustBeF32 || output.dtype() == DType.F32)) {
       return output;
     }
@@ -293,7 +337,13 @@ final class LayerParts {
     }
     Tensor ids = f.topkIdsOut() != null ? f.topkIdsOut() : v.topkIds();
     Tensor weights = f.topkWeightsOut() != null ? f.topkWeightsOut() : v.topkWeights();
-    block.route(Objects.requireNonNull(logits), ids, weights, v.workspace(), stream);
+    Tensor z = Objects.requireNonNull(logits);
+    if (config.routing().byTokenId()) {
+      Tensor tokens = Objects.requireNonNull(f.tokenIds());
+      block.routeByTokenId(z, tokens, ids, weights, v.workspace(), stream);
+    } else {
+      block.route(z, ids, weights, v.workspace(), stream);
+    }
     return new ExpertRouting(ids, weights, expertMap);
   }
 
@@ -330,7 +380,7 @@ final class LayerParts {
     for (AutoCloseable c : new ArrayList<>(owned).reversed()) {
       try {
         c.close();
-      } catch (Exception e) {
+      } catch (Throwable e) {
         if (failure == null) {
           failure = e instanceof RuntimeException r ? r : new MoeException("close failed: " + e, e);
         } else {

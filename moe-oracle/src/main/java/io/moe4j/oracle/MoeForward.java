@@ -23,6 +23,7 @@ public final class MoeForward {
   private final @Nullable Tensor topkIdsOut;
   private final @Nullable Tensor topkWeightsOut;
   private final @Nullable Tensor logitsOut;
+  private final @Nullable Tensor tokenIds;
 
   private MoeForward(
       Tensor hidden,
@@ -33,7 +34,8 @@ public final class MoeForward {
       @Nullable Tensor topkWeights,
       @Nullable Tensor topkIdsOut,
       @Nullable Tensor topkWeightsOut,
-      @Nullable Tensor logitsOut) {
+      @Nullable Tensor logitsOut,
+      @Nullable Tensor tokenIds) {
     this.hidden = Objects.requireNonNull(hidden, "hidden");
     this.output = Objects.requireNonNull(output, "output");
     this.lora = lora;
@@ -43,6 +45,7 @@ public final class MoeForward {
     this.topkIdsOut = topkIdsOut;
     this.topkWeightsOut = topkWeightsOut;
     this.logitsOut = logitsOut;
+    this.tokenIds = tokenIds;
     requirePair("topkIds", topkIds, "topkWeights", topkWeights);
     requirePair("topkIdsOut", topkIdsOut, "topkWeightsOut", topkWeightsOut);
     if (topkIds != null && (routerLogits != null || topkIdsOut != null || logitsOut != null)) {
@@ -115,6 +118,16 @@ public final class MoeForward {
   }
 
   /**
+   * {@return int32 {@code [T]}, the tokens' ids in the vocabulary, for a layer that routes by them
+   * and gets no {@code topkIds}; null elsewhere}
+   *
+   * @since 0.2.0
+   */
+  public @Nullable Tensor tokenIds() {
+    return tokenIds;
+  }
+
+  /**
    * The base model, routed by the layer.
    *
    * @param hidden {@code [T, H]}
@@ -122,7 +135,7 @@ public final class MoeForward {
    * @return the request
    */
   public static MoeForward of(Tensor hidden, Tensor output) {
-    return new MoeForward(hidden, output, null, null, null, null, null, null, null);
+    return new MoeForward(hidden, output, null, null, null, null, null, null, null, null);
   }
 
   /**
@@ -141,7 +154,8 @@ public final class MoeForward {
         topkWeights,
         topkIdsOut,
         topkWeightsOut,
-        logitsOut);
+        logitsOut,
+        tokenIds);
   }
 
   /**
@@ -152,7 +166,16 @@ public final class MoeForward {
    */
   public MoeForward withRouterLogits(Tensor logits) {
     return new MoeForward(
-        hidden, output, lora, logits, topkIds, topkWeights, topkIdsOut, topkWeightsOut, logitsOut);
+        hidden,
+        output,
+        lora,
+        logits,
+        topkIds,
+        topkWeights,
+        topkIdsOut,
+        topkWeightsOut,
+        logitsOut,
+        tokenIds);
   }
 
   /**
@@ -164,7 +187,16 @@ public final class MoeForward {
    */
   public MoeForward withTopk(Tensor ids, Tensor weights) {
     return new MoeForward(
-        hidden, output, lora, routerLogits, ids, weights, topkIdsOut, topkWeightsOut, logitsOut);
+        hidden,
+        output,
+        lora,
+        routerLogits,
+        ids,
+        weights,
+        topkIdsOut,
+        topkWeightsOut,
+        logitsOut,
+        tokenIds);
   }
 
   /**
@@ -176,7 +208,16 @@ public final class MoeForward {
    */
   public MoeForward topkInto(Tensor ids, Tensor weights) {
     return new MoeForward(
-        hidden, output, lora, routerLogits, topkIds, topkWeights, ids, weights, logitsOut);
+        hidden,
+        output,
+        lora,
+        routerLogits,
+        topkIds,
+        topkWeights,
+        ids,
+        weights,
+        logitsOut,
+        tokenIds);
   }
 
   /**
@@ -195,7 +236,29 @@ public final class MoeForward {
         topkWeights,
         topkIdsOut,
         topkWeightsOut,
-        logits);
+        logits,
+        tokenIds);
+  }
+
+  /**
+   * With the tokens' ids, which a layer that routes by them needs.
+   *
+   * @param ids int32 {@code [T]}
+   * @return a new request
+   * @since 0.2.0
+   */
+  public MoeForward withTokenIds(Tensor ids) {
+    return new MoeForward(
+        hidden,
+        output,
+        lora,
+        routerLogits,
+        topkIds,
+        topkWeights,
+        topkIdsOut,
+        topkWeightsOut,
+        logitsOut,
+        Objects.requireNonNull(ids, "ids"));
   }
 
   /** The same for some of the tokens. */
@@ -211,7 +274,8 @@ public final class MoeForward {
         part(topkWeights, start, count),
         part(topkIdsOut, start, count),
         part(topkWeightsOut, start, count),
-        part(logitsOut, start, count));
+        part(logitsOut, start, count),
+        part(tokenIds, start, count));
   }
 
   private static @Nullable Tensor part(@Nullable Tensor t, long start, long count) {

@@ -32,6 +32,8 @@ final class ScratchLayout {
   private final Part exchanged;
   private final Part expertsOut;
   private final boolean direct;
+  private final Part expertIds;
+  private final Part zeroWeights;
   private final long bytes;
 
   /**
@@ -56,13 +58,16 @@ final class ScratchLayout {
     long rows = direct ? 0 : exchange.maxRows(capacity);
     WorkspaceLayout layout = new WorkspaceLayout();
     layout.reserve(workspaceBytes);
-    logits = layout.reserve(DType.F32, capacity, config.numExperts());
+    logits = layout.reserve(DType.F32, capacity, config.numChoices());
     ids = layout.reserve(DType.I32, capacity, config.topK());
     weights = layout.reserve(DType.F32, capacity, config.topK());
-    latent = layout.reserve(DType.F32, config.latentSize() > 0 ? capacity : 0, width);
+    latent = layout.reserve(DType.F32, hasOwnInput() ? capacity : 0, width);
     routed = layout.reserve(DType.F32, needsRouted() ? capacity : 0, width);
     exchanged = layout.reserve(DType.U8, direct ? 0 : exchange.workspaceBytes(capacity));
     expertsOut = layout.reserve(DType.F32, batched() ? config.numLocalExperts() : 1, rows, width);
+    int zeros = config.zeroExperts() > 0 ? capacity : 0;
+    expertIds = layout.reserve(DType.I32, zeros, config.topK());
+    zeroWeights = layout.reserve(DType.F32, zeros);
     bytes = layout.byteSize();
   }
 
@@ -71,12 +76,17 @@ final class ScratchLayout {
   }
 
   private boolean needsRouted() {
-    return !direct || needsOutput(config);
+    return !direct || needsOutput(config) || config.zeroExperts() > 0;
   }
 
   /** Whether something is to be done to the sum of the experts before it is the block's output. */
   static boolean needsOutput(MoeConfig config) {
-    return config.sharedExpert().isPresent() || config.latentSize() > 0;
+    return config.sharedExpert().isPresent() || config.latentSize() > 0 || config.outputBias();
+  }
+
+  /** Whether the experts read something else than the block's input: F32 in scratch. */
+  private boolean hasOwnInput() {
+    return config.latentSize() > 0 || config.inputNorm().isPresent();
   }
 
   /** {@return the largest T} */
@@ -97,7 +107,11 @@ final class ScratchLayout {
    * @param logits F32 {@code [T, E]}
    * @param topkIds int32 {@code [T, K]}
    * @param topkWeights F32 {@code [T, K]}
-   * @param latent F32 {@code [T, D]} or null
+   * @param expertIds int32 {@code [T, K]}, the same ids without zero experts; null where the layer
+   *     has none
+   * @param zeroWeights F32 {@code [T]}, likewise
+   * @param latent F32 {@code [T, H or D]}, what the experts read instead of the block's input, or
+   *     null
    * @param routed F32 {@code [T, H or D]} or null
    * @param exchanged scratch of the exchange, null where no row moves
    */
@@ -107,6 +121,8 @@ final class ScratchLayout {
       Tensor logits,
       Tensor topkIds,
       Tensor topkWeights,
+      @Nullable Tensor expertIds,
+      @Nullable Tensor zeroWeights,
       @Nullable Tensor latent,
       @Nullable Tensor routed,
       @Nullable Workspace exchanged) {}
@@ -127,10 +143,12 @@ final class ScratchLayout {
     return new Views(
         all,
         new Workspace(head(memory, workspaceBytes)),
-        logits.in(all, tokens, config.numExperts()),
+        logits.in(all, tokens, config.numChoices()),
         ids.in(all, tokens, config.topK()),
         weights.in(all, tokens, config.topK()),
-        config.latentSize() > 0 ? latent.in(all, tokens, width) : null,
+        config.zeroExperts() > 0 ? expertIds.in(all, tokens, config.topK()) : null,
+        config.zeroExperts() > 0 ? zeroWeights.in(all, tokens) : null,
+        hasOwnInput() ? latent.in(all, tokens, width) : null,
         needsRouted() ? routed.in(all, tokens, width) : null,
         direct ? null : Workspaces.part(all, exchanged));
   }

@@ -1,6 +1,8 @@
 package io.moe4j.reference;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.RmsNorm;
+import io.moe4j.api.config.SharedExpertConfig.Combine;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraLayer;
@@ -11,6 +13,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
+import java.util.Objects;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
@@ -46,19 +49,48 @@ public final class ReferenceBlockOps implements BlockOps {
           "the layer's weights hold no router; bring logits or topk ids");
     }
     for (int t = 0; t < hidden.size(0); t++) {
-      TensorRows.write(ReferenceMoe.routerLogits(router, TensorRows.read(hidden, t)), logits, t);
+      TensorRows.write(
+          ReferenceMoe.routerLogits(config.routing(), router, TensorRows.read(hidden, t)),
+          logits,
+          t);
     }
   }
 
   @Override
   public void route(
       Tensor logits, Tensor topkIds, Tensor topkWeights, Workspace workspace, DeviceStream stream) {
+    route(logits, null, topkIds, topkWeights);
+  }
+
+  @Override
+  public void routeByTokenId(
+      Tensor logits,
+      Tensor tokenIds,
+      Tensor topkIds,
+      Tensor topkWeights,
+      Workspace workspace,
+      DeviceStream stream) {
+    route(logits, tokenIds, topkIds, topkWeights);
+  }
+
+  private void route(Tensor logits, @Nullable Tensor tokenIds, Tensor topkIds, Tensor topkWeights) {
     double[] bias = correctionBias();
+    RouterWeights router = weights.router();
+    Tensor scale = router == null ? null : router.expertScale();
+    Tensor table = router == null ? null : router.tokenExperts();
     int[] ids = new int[Math.toIntExact(topkIds.size(1))];
     double[] chosenWeights = new double[ids.length];
     for (int t = 0; t < logits.size(0); t++) {
       ReferenceRouting.route(
-          config.routing(), TensorRows.read(logits, t), bias, ids, chosenWeights);
+          config.routing(),
+          TensorRows.read(logits, t),
+          bias,
+          scale == null ? null : scale.toDoubles(),
+          tokenIds == null || table == null
+              ? null
+              : table.select(0, (long) tokenIds.get(t)).toInts(),
+          ids,
+          chosenWeights);
       TensorRows.write(chosenWeights, topkWeights, t);
       for (int k = 0; k < ids.length; k++) {
         topkIds.set(ids[k], t, k);
@@ -76,6 +108,46 @@ public final class ReferenceBlockOps implements BlockOps {
           "routing has a correction bias, but the layer's weights hold no router");
     }
     return router.correctionBias().toDoubles();
+  }
+
+  @Override
+  public void inputNorm(Tensor hidden, Tensor normed, Workspace workspace, DeviceStream stream) {
+    RmsNorm norm = config.inputNorm().orElseThrow();
+    Tensor factors = Objects.requireNonNull(weights.inputNorm(), "inputNorm");
+    for (int t = 0; t < hidden.size(0); t++) {
+      TensorRows.write(ReferenceMoe.normed(norm, factors, TensorRows.read(hidden, t)), normed, t);
+    }
+  }
+
+  @Override
+  public void splitZeroExperts(
+      Tensor topkIds,
+      Tensor topkWeights,
+      Tensor expertIds,
+      Tensor zeroWeights,
+      DeviceStream stream) {
+    for (int t = 0; t < topkIds.size(0); t++) {
+      double sum = 0;
+      for (int k = 0; k < topkIds.size(1); k++) {
+        boolean zero = topkIds.get(t, k) >= config.numExperts();
+        sum += zero ? topkWeights.get(t, k) : 0;
+        expertIds.set(zero ? -1 : topkIds.get(t, k), t, k);
+      }
+      zeroWeights.set(sum, t);
+    }
+  }
+
+  @Override
+  public void addZeroExperts(
+      Tensor hidden, Tensor zeroWeights, Tensor routed, DeviceStream stream) {
+    for (int t = 0; t < hidden.size(0); t++) {
+      double[] x = TensorRows.read(hidden, t);
+      double[] sum = TensorRows.read(routed, t);
+      for (int h = 0; h < sum.length; h++) {
+        sum[h] += zeroWeights.get(t) * x[h];
+      }
+      TensorRows.write(sum, routed, t);
+    }
   }
 
   @Override
@@ -117,10 +189,12 @@ public final class ReferenceBlockOps implements BlockOps {
                 weights.shared(),
                 TensorRows.read(hidden, t),
                 adapter);
+        boolean average = config.sharedExpert().orElseThrow().combine() == Combine.AVERAGE;
         for (int h = 0; h < y.length; h++) {
-          y[h] += shared[h];
+          y[h] = average ? (y[h] + shared[h]) / 2 : y[h] + shared[h];
         }
       }
+      ReferenceMath.addBias(y, weights.outputBias());
       TensorRows.write(y, output, t);
     }
   }

@@ -2,6 +2,8 @@ package io.moe4j.reference;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.RmsNorm;
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.SharedExpertConfig;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
@@ -26,13 +28,38 @@ public final class ReferenceMoe {
   /**
    * {@return the router's logits for one token, {@code [E]}}
    *
+   * @param routing the rule; its input norm counts here
    * @param router the weights
    * @param x {@code [H]}
    */
-  public static double[] routerLogits(RouterWeights router, double[] x) {
-    double[] logits = ReferenceMath.multiply(router.weight(), x);
+  public static double[] routerLogits(RoutingConfig routing, RouterWeights router, double[] x) {
+    double[] in =
+        routing.inputNorm().isPresent() && router.norm() != null
+            ? normed(routing.inputNorm().get(), router.norm(), x)
+            : x;
+    double[] logits = ReferenceMath.multiply(router.weight(), in);
     ReferenceMath.addBias(logits, router.bias());
     return logits;
+  }
+
+  /**
+   * {@return a normalised input, {@code [H]}}
+   *
+   * @param config the rule
+   * @param norm {@code [H]}
+   * @param x {@code [H]}
+   */
+  public static double[] normed(RmsNorm config, Tensor norm, double[] x) {
+    double squares = 0;
+    for (double v : x) {
+      squares += v * v;
+    }
+    double factor = 1 / Math.sqrt(squares / x.length + config.epsilon());
+    double[] y = norm.toDoubles();
+    for (int i = 0; i < y.length; i++) {
+      y[i] *= x[i] * factor;
+    }
+    return y;
   }
 
   /**

@@ -29,7 +29,37 @@ public final class ReferenceRouting {
       double @Nullable [] correctionBias,
       int[] ids,
       double[] weights) {
+    route(config, logits, correctionBias, null, null, ids, weights);
+  }
+
+  /**
+   * Routes one token, with everything a router may have.
+   *
+   * @param config the rule
+   * @param logits {@code [E]}
+   * @param correctionBias {@code [E]}, or null where the config has none
+   * @param expertScale {@code [E]}, or null where the config has none
+   * @param chosen {@code [K]}, the experts of the token's id where the config routes by it, else
+   *     null
+   * @param ids {@code [K]}, overwritten with the experts in the order chosen
+   * @param weights {@code [K]}, overwritten
+   */
+  public static void route(
+      RoutingConfig config,
+      double[] logits,
+      double @Nullable [] correctionBias,
+      double @Nullable [] expertScale,
+      int @Nullable [] chosen,
+      int[] ids,
+      double[] weights) {
     int topK = ids.length;
+    if (config.byTokenId() != (chosen != null)) {
+      throw new IllegalArgumentException(
+          "chosen is "
+              + (chosen == null ? "missing" : "given")
+              + ", byTokenId is "
+              + config.byTokenId());
+    }
     if (config.scoring() == RoutingConfig.Scoring.SPARSE_MIXER) {
       sparseMixer(config.jitter(), logits, ids, weights);
     } else {
@@ -43,7 +73,7 @@ public final class ReferenceRouting {
       }
       keepBestGroups(config, choice);
       for (int k = 0; k < topK; k++) {
-        ids[k] = takeLargest(choice);
+        ids[k] = chosen == null ? takeLargest(choice) : chosen[k];
         weights[k] = scores[ids[k]];
       }
       if (config.scoring() == RoutingConfig.Scoring.SOFTMAX_TOPK) {
@@ -51,13 +81,13 @@ public final class ReferenceRouting {
       }
     }
     if (config.renormalize()) {
-      double sum = Arrays.stream(weights).sum() + config.epsilon();
+      double sum = Math.max(Arrays.stream(weights).sum() + config.epsilon(), config.sumFloor());
       for (int k = 0; k < topK; k++) {
         weights[k] /= sum;
       }
     }
     for (int k = 0; k < topK; k++) {
-      weights[k] *= config.scalingFactor();
+      weights[k] *= config.scalingFactor() * (expertScale == null ? 1 : expertScale[ids[k]]);
     }
   }
 

@@ -2,7 +2,9 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.RmsNorm;
 import io.moe4j.api.config.SharedExpertConfig;
+import io.moe4j.api.config.SharedExpertConfig.Combine;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraTarget;
@@ -35,6 +37,11 @@ final class CpuBlockOps implements BlockOps {
   private final Arena arena = Arena.ofShared();
   private final @Nullable DenseLayer router;
   private final float[] correctionBias;
+  private final float[] expertScale;
+  private final int[] tokenExperts;
+  private final @Nullable NormRows routerNorm;
+  private final @Nullable NormRows inputNorm;
+  private final float[] outputBias;
   private final @Nullable DenseLayer latentIn;
   private final @Nullable DenseLayer latentOut;
   private final @Nullable Mlp shared;
@@ -51,7 +58,13 @@ final class CpuBlockOps implements BlockOps {
     router =
         r == null ? null : new DenseLayer(r.weight(), r.bias(), arena, kernels, team, null, 0, 0);
     Tensor bias = r == null ? null : r.correctionBias();
-    correctionBias = bias == null ? new float[0] : bias.toFloats();
+    correctionBias = floats(bias);
+    expertScale = floats(r == null ? null : r.expertScale());
+    Tensor table = r == null ? null : r.tokenExperts();
+    tokenExperts = table == null ? new int[0] : requireExperts(table.toInts(), config);
+    routerNorm = norm(config.routing().inputNorm(), r == null ? null : r.norm());
+    inputNorm = norm(config.inputNorm(), weights.inputNorm());
+    outputBias = floats(weights.outputBias());
     LatentWeights l = weights.latent();
     latentIn = l == null ? null : dense(l.in(), LoraTarget.LATENT_IN, team, loras, rank);
     latentOut = l == null ? null : dense(l.out(), LoraTarget.LATENT_OUT, team, loras, rank);
@@ -72,6 +85,32 @@ final class CpuBlockOps implements BlockOps {
       sharedGate =
           gate == null ? null : dense(gate, LoraTarget.SHARED_EXPERT_GATE, team, loras, rank);
     }
+  }
+
+  private static float[] floats(@Nullable Tensor t) {
+    return t == null ? new float[0] : t.toFloats();
+  }
+
+  private static @Nullable NormRows norm(Optional<RmsNorm> config, @Nullable Tensor norm) {
+    return config.isEmpty() || norm == null ? null : new NormRows(config.get(), norm);
+  }
+
+  /** The table comes from a file; an id outside it would read or write past an array. */
+  private static int[] requireExperts(int[] table, MoeConfig config) {
+    for (int i = 0; i < table.length; i++) {
+      if (table[i] < 0 || table[i] >= config.numChoices()) {
+        throw new IllegalArgumentException(
+            "router tokenExperts["
+                + i / config.topK()
+                + ", "
+                + i % config.topK()
+                + "] is "
+                + table[i]
+                + ", must be 0.."
+                + (config.numChoices() - 1));
+      }
+    }
+    return table;
   }
 
   private DenseLayer dense(Tensor w, LoraTarget target, ThreadTeam team, int loras, int rank) {
@@ -111,32 +150,100 @@ final class CpuBlockOps implements BlockOps {
     }
     int tokens = Math.toIntExact(hidden.size(0));
     MemorySegment ws = memory(workspace, tokens);
-    router.run(
-        hidden.segment(),
-        Rows.requireFloat("hidden", hidden),
-        tokens,
-        null,
-        logits.segment(),
-        0,
-        ws,
-        scratchOffset(tokens));
+    MemorySegment x = hidden.segment();
+    DType type = Rows.requireFloat("hidden", hidden);
+    if (routerNorm != null) {
+      // In place of the sum, which is not needed yet.
+      x = ws.asSlice(0, accumulatorBytes(tokens));
+      type = DType.F32;
+      routerNorm.run(kernels, hidden, x);
+    }
+    router.run(x, type, tokens, null, logits.segment(), 0, ws, scratchOffset(tokens));
   }
 
   @Override
   public void route(
       Tensor logits, Tensor topkIds, Tensor topkWeights, Workspace workspace, DeviceStream stream) {
+    route(logits, null, topkIds, topkWeights);
+  }
+
+  @Override
+  public void routeByTokenId(
+      Tensor logits,
+      Tensor tokenIds,
+      Tensor topkIds,
+      Tensor topkWeights,
+      Workspace workspace,
+      DeviceStream stream) {
+    route(logits, tokenIds.segment(), topkIds, topkWeights);
+  }
+
+  private void route(
+      Tensor logits, @Nullable MemorySegment tokenIds, Tensor topkIds, Tensor topkWeights) {
     Router r = routers.poll();
     if (r == null) {
-      r = new Router(config.routing(), config.numExperts(), config.topK());
+      r =
+          new Router(
+              config.routing(),
+              config.numChoices(),
+              config.topK(),
+              correctionBias,
+              expertScale,
+              tokenExperts);
     }
     MemorySegment from = logits.segment();
     MemorySegment ids = topkIds.segment();
     MemorySegment weights = topkWeights.segment();
     long tokens = logits.size(0);
     for (long t = 0; t < tokens; t++) {
-      r.route(from, correctionBias, t, ids, weights);
+      r.route(from, t, tokenIds == null ? -1 : tokenIds.getAtIndex(I32, t), ids, weights);
     }
     routers.add(r);
+  }
+
+  @Override
+  public void inputNorm(Tensor hidden, Tensor normed, Workspace workspace, DeviceStream stream) {
+    if (inputNorm == null) {
+      throw new IllegalStateException("the layer does not normalise its experts' input");
+    }
+    inputNorm.run(kernels, hidden, normed.segment());
+  }
+
+  @Override
+  public void splitZeroExperts(
+      Tensor topkIds,
+      Tensor topkWeights,
+      Tensor expertIds,
+      Tensor zeroWeights,
+      DeviceStream stream) {
+    MemorySegment ids = topkIds.segment();
+    MemorySegment weights = topkWeights.segment();
+    int k = Math.toIntExact(topkIds.size(1));
+    for (long t = 0; t < topkIds.size(0); t++) {
+      float sum = 0;
+      for (long p = t * k; p < (t + 1) * k; p++) {
+        int id = ids.getAtIndex(I32, p);
+        boolean zero = id >= config.numExperts();
+        sum += zero ? weights.getAtIndex(F32, p) : 0;
+        expertIds.segment().setAtIndex(I32, p, zero ? -1 : id);
+      }
+      zeroWeights.segment().setAtIndex(F32, t, sum);
+    }
+  }
+
+  @Override
+  public void addZeroExperts(
+      Tensor hidden, Tensor zeroWeights, Tensor routed, DeviceStream stream) {
+    int h = config.hiddenSize();
+    MemorySegment from = hidden.segment();
+    TypedKernels typed = kernels.forType(Rows.requireFloat("hidden", hidden), from);
+    long rowBytes = hidden.dtype().byteSize(h);
+    for (long t = 0; t < hidden.size(0); t++) {
+      float w = zeroWeights.segment().getAtIndex(F32, t);
+      if (w != 0) {
+        typed.axpy(w, from, t * rowBytes, routed.segment(), t * h * 4L, h);
+      }
+    }
   }
 
   @Override
@@ -206,6 +313,17 @@ final class CpuBlockOps implements BlockOps {
           g = (float) (1 / (1 + Math.exp(-(double) ws.get(F32, gate + 4L * t))));
         }
         f32.axpy(g, ws, sharedOut + 4L * t * h, ws, 4L * t * h, h);
+      }
+      if (config.sharedExpert().orElseThrow().combine() == Combine.AVERAGE) {
+        for (long i = 0; i < (long) tokens * h; i++) {
+          ws.setAtIndex(F32, i, ws.getAtIndex(F32, i) / 2);
+        }
+      }
+    }
+    for (int t = 0; t < tokens && outputBias.length > 0; t++) {
+      for (int i = 0; i < h; i++) {
+        long at = (long) t * h + i;
+        ws.setAtIndex(F32, at, ws.getAtIndex(F32, at) + outputBias[i]);
       }
     }
     DType outType = Rows.requireFloat("output", output);

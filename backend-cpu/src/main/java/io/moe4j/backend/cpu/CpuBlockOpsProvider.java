@@ -5,6 +5,7 @@ import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.MoeLayerWeights;
 
 /** The parts of a block around the experts, on the host processor. */
@@ -15,6 +16,12 @@ public final class CpuBlockOpsProvider implements BlockOpsProvider {
   @Override
   public DeviceType deviceType() {
     return DeviceType.CPU;
+  }
+
+  /** Does everything that a config can ask. */
+  @Override
+  public Support isSupportedConfig(MoeConfig config) {
+    return Support.yes();
   }
 
   @Override

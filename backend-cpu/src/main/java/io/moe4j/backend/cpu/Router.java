@@ -24,10 +24,27 @@ final class Router {
   private final boolean[] groupTaken;
   private final int[] ids;
   private final float[] weights;
+  private final float[] correctionBias;
+  private final float[] expertScale;
+  private final int[] tokenExperts;
 
-  Router(RoutingConfig config, int experts, int topK) {
+  /**
+   * @param correctionBias one per expert, or empty
+   * @param expertScale one per expert, or empty
+   * @param tokenExperts {@code [V, K]}, or empty
+   */
+  Router(
+      RoutingConfig config,
+      int experts,
+      int topK,
+      float[] correctionBias,
+      float[] expertScale,
+      int[] tokenExperts) {
     this.config = config;
     this.experts = experts;
+    this.correctionBias = correctionBias;
+    this.expertScale = expertScale;
+    this.tokenExperts = tokenExperts;
     this.topK = topK;
     logits = new float[experts];
     scores = new float[experts];
@@ -43,23 +60,28 @@ final class Router {
    * Routes one token.
    *
    * @param from F32 {@code [T, E]}
-   * @param correctionBias one per expert, or empty
    * @param token which row
+   * @param tokenId the token's id, or -1 where the scores choose
    * @param idsOut int32 {@code [T, K]}
    * @param weightsOut F32 {@code [T, K]}
    */
   void route(
-      MemorySegment from,
-      float[] correctionBias,
-      long token,
-      MemorySegment idsOut,
-      MemorySegment weightsOut) {
+      MemorySegment from, long token, int tokenId, MemorySegment idsOut, MemorySegment weightsOut) {
     for (int e = 0; e < experts; e++) {
       logits[e] = from.getAtIndex(F32, token * experts + e);
     }
     Arrays.fill(open, true);
     if (config.scoring() == RoutingConfig.Scoring.SPARSE_MIXER) {
       sparseMixer();
+    } else if (config.byTokenId()) {
+      score();
+      for (int k = 0; k < topK; k++) {
+        ids[k] = tokenExperts[Math.toIntExact((long) tokenId * topK + k)];
+        weights[k] = scores[ids[k]];
+      }
+      if (config.scoring() == RoutingConfig.Scoring.SOFTMAX_TOPK) {
+        softmax(weights, weights);
+      }
     } else {
       score();
       for (int e = 0; e < experts; e++) {
@@ -83,14 +105,15 @@ final class Router {
       for (float w : weights) {
         sum += w;
       }
-      sum += config.epsilon();
+      sum = Math.max(sum + config.epsilon(), config.sumFloor());
       for (int k = 0; k < topK; k++) {
         weights[k] = (float) (weights[k] / sum);
       }
     }
     for (int k = 0; k < topK; k++) {
       idsOut.setAtIndex(I32, token * topK + k, ids[k]);
-      weightsOut.setAtIndex(F32, token * topK + k, weights[k] * config.scalingFactor());
+      float scale = expertScale.length > 0 ? expertScale[ids[k]] : 1f;
+      weightsOut.setAtIndex(F32, token * topK + k, weights[k] * config.scalingFactor() * scale);
     }
   }
 

@@ -33,7 +33,7 @@ final class Rooms {
 
   static {
     room("moe-api", "io.moe4j.api", "org.slf4j..");
-    room("moe-oracle", "io.moe4j.oracle", API, "org.slf4j..");
+    room("moe-oracle", "io.moe4j.oracle", API, "org.slf4j..", "jdk.jfr..");
     room(
         "backend-cpu",
         "io.moe4j.backend.cpu",
@@ -65,6 +65,7 @@ final class Rooms {
         API,
         "io.moe4j.checkpoint..",
         "org.slf4j..",
+        "jdk.jfr..",
         "jdk.incubator.vector..");
     room("lora-punica-cuda", "io.moe4j.lora.cuda", API, CUDA + "..", "org.slf4j..");
     room("moe-checkpoint", "io.moe4j.checkpoint", API, "org.slf4j..", "com.fasterxml.jackson..");
@@ -91,6 +92,13 @@ final class Rooms {
         "me.tongfei.progressbar..",
         "jdk.incubator.vector..",
         "com.sun.management..");
+    room(
+        "moe-micrometer",
+        "io.moe4j.micrometer",
+        API,
+        "io.moe4j.oracle..",
+        "io.moe4j.lora..",
+        "io.micrometer..");
     // A bench may look at anything of ours, but reaches devices through moe-cuda like all others.
     room(
         "benchmarks",

@@ -30,6 +30,9 @@ public final class MoeConfig {
   private final boolean routerWeightOnInput;
   private final int latentSize;
   private final Optional<SharedExpertConfig> sharedExpert;
+  private final int zeroExperts;
+  private final Optional<RmsNorm> inputNorm;
+  private final boolean outputBias;
   private final Optional<ExpertMap> expertMap;
   private final Optional<LoraConfig> lora;
   private final ActivationFormat activationFormat;
@@ -53,6 +56,9 @@ public final class MoeConfig {
     routerWeightOnInput = b.routerWeightOnInput;
     latentSize = b.latentSize;
     sharedExpert = b.sharedExpert;
+    zeroExperts = b.zeroExperts;
+    inputNorm = b.inputNorm;
+    outputBias = b.outputBias;
     lora = b.lora;
     activationFormat = b.activationFormat;
     parallel = parallel(b);
@@ -63,9 +69,17 @@ public final class MoeConfig {
     requireAtLeastOne("intermediateSize", intermediateSize);
     requireAtLeastOne("numExperts", numExperts);
     requireAtLeastOne("maxTokens", maxTokens);
-    if (topK < 1 || topK > numExperts) {
+    if (zeroExperts < 0 || zeroExperts > Integer.MAX_VALUE - numExperts) {
       throw new IllegalArgumentException(
-          "topK is " + topK + ", must be 1..numExperts = " + numExperts);
+          "zeroExperts is " + zeroExperts + ", must not be negative, and a number with numExperts");
+    }
+    if (topK < 1 || topK > numChoices()) {
+      throw new IllegalArgumentException(
+          "topK is "
+              + topK
+              + ", must be 1.."
+              + (zeroExperts > 0 ? "numExperts + zeroExperts = " : "numExperts = ")
+              + numChoices());
     }
     if (latentSize < 0) {
       throw new IllegalArgumentException("latentSize is " + latentSize + ", must not be negative");
@@ -77,6 +91,21 @@ public final class MoeConfig {
     Objects.requireNonNull(lora, "lora");
     Objects.requireNonNull(activationFormat, "activationFormat");
     Objects.requireNonNull(parallel, "parallel");
+    if (inputNorm.isPresent() && latentSize > 0) {
+      throw new IllegalArgumentException(
+          "inputNorm and latentSize " + latentSize + " do not go together");
+    }
+    if (zeroExperts > 0 && (latentSize > 0 || inputNorm.isPresent() || routing.numGroups() > 1)) {
+      throw new IllegalArgumentException(
+          "zeroExperts "
+              + zeroExperts
+              + " do not go together with latentSize, inputNorm or expert groups");
+    }
+    if (parallel.epSize() > 1
+        && sharedExpert.map(c -> c.combine() == SharedExpertConfig.Combine.AVERAGE).orElse(false)) {
+      throw new IllegalArgumentException(
+          "the average with a shared expert is none of sums that expert-parallel ranks could add up");
+    }
     requireFloat("inputDtype", inputDtype);
     requireFloat("weightDtype", weightDtype);
     if (numExperts % routing.numGroups() != 0) {
@@ -94,7 +123,7 @@ public final class MoeConfig {
               + numExperts / routing.numGroups()
               + " expert have no two best scores to sum");
     }
-    if ((long) routing.topkGroups() * (numExperts / routing.numGroups()) < topK) {
+    if ((long) routing.topkGroups() * (numChoices() / routing.numGroups()) < topK) {
       throw new IllegalArgumentException(
           "topK "
               + topK
@@ -262,6 +291,46 @@ public final class MoeConfig {
     return sharedExpert;
   }
 
+  /**
+   * {@return zero experts behind the real ones: ids {@code E..E+zeroExperts-1} can be chosen, and
+   * such a pair adds the token's hidden state times its weight (longcat_flash). Under expert
+   * parallelism rank 0 adds them}
+   *
+   * @since 0.2.0
+   */
+  public int zeroExperts() {
+    return zeroExperts;
+  }
+
+  /**
+   * {@return what can be chosen: experts and zero experts; the number of router logits}
+   *
+   * @since 0.2.0
+   */
+  public int numChoices() {
+    return numExperts + zeroExperts;
+  }
+
+  /**
+   * {@return how the hidden state that the experts read is normalised; router and shared expert
+   * read it as it is (gemma4). Empty = not at all}
+   *
+   * @since 0.2.0
+   */
+  public Optional<RmsNorm> inputNorm() {
+    return inputNorm;
+  }
+
+  /**
+   * {@return whether a bias {@code [H]} is added to the block's output (jetmoe). Where the parts of
+   * several ranks are summed, leave it out of all but one}
+   *
+   * @since 0.2.0
+   */
+  public boolean outputBias() {
+    return outputBias;
+  }
+
   /** {@return which experts are on this rank; empty = all of them} */
   public Optional<ExpertMap> expertMap() {
     return expertMap;
@@ -369,6 +438,9 @@ public final class MoeConfig {
     b.routerWeightOnInput = routerWeightOnInput;
     b.latentSize = latentSize;
     b.sharedExpert = sharedExpert;
+    b.zeroExperts = zeroExperts;
+    b.inputNorm = inputNorm;
+    b.outputBias = outputBias;
     // A map that only follows from the rank follows again from whatever rank comes next.
     b.expertMap = expertMap.filter(m -> !isImplied(m));
     b.lora = lora;
@@ -404,6 +476,9 @@ public final class MoeConfig {
     private boolean routerWeightOnInput;
     private int latentSize;
     private Optional<SharedExpertConfig> sharedExpert = Optional.empty();
+    private int zeroExperts;
+    private Optional<RmsNorm> inputNorm = Optional.empty();
+    private boolean outputBias;
     private Optional<ExpertMap> expertMap = Optional.empty();
     private Optional<LoraConfig> lora = Optional.empty();
     private ActivationFormat activationFormat = ActivationFormat.STANDARD;
@@ -636,6 +711,42 @@ public final class MoeConfig {
     }
 
     /**
+     * Sets zeroExperts.
+     *
+     * @param zeroExperts see {@link MoeConfig}
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder zeroExperts(int zeroExperts) {
+      this.zeroExperts = zeroExperts;
+      return this;
+    }
+
+    /**
+     * Sets inputNorm.
+     *
+     * @param inputNorm see {@link MoeConfig}
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder inputNorm(Optional<RmsNorm> inputNorm) {
+      this.inputNorm = inputNorm;
+      return this;
+    }
+
+    /**
+     * Sets outputBias.
+     *
+     * @param outputBias see {@link MoeConfig}
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder outputBias(boolean outputBias) {
+      this.outputBias = outputBias;
+      return this;
+    }
+
+    /**
      * Settings of one backend; they replace earlier ones of the same type.
      *
      * @param options as that backend defines them
@@ -672,6 +783,9 @@ public final class MoeConfig {
         routerWeightOnInput,
         latentSize,
         sharedExpert,
+        zeroExperts,
+        inputNorm,
+        outputBias,
         expertMap,
         lora,
         activationFormat,
@@ -721,6 +835,9 @@ public final class MoeConfig {
         + latentSize
         + ", sharedExpert="
         + sharedExpert
+        + (zeroExperts > 0 ? ", zeroExperts=" + zeroExperts : "")
+        + inputNorm.map(n -> ", inputNorm=" + n).orElse("")
+        + (outputBias ? ", outputBias" : "")
         + ", expertMap="
         + expertMap
         + ", lora="

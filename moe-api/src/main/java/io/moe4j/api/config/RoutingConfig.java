@@ -2,9 +2,12 @@ package io.moe4j.api.config;
 
 import java.util.List;
 import java.util.Objects;
+import java.util.Optional;
 
 /**
- * How router logits {@code z [T, E]} become topk ids and weights. In order, all in f32:
+ * How router logits {@code z [T, E]} become topk ids and weights. The logits are the product of the
+ * router's weight with the hidden state, or with its {@link #inputNorm() norm}. In order, all in
+ * f32:
  *
  * <ol>
  *   <li>scores {@code s = scoring(z)}; SOFTMAX_TOPK scores are the logits themselves
@@ -13,10 +16,11 @@ import java.util.Objects;
  *   <li>if {@code numGroups > 1}: experts form {@code numGroups} consecutive groups of equal size;
  *       a group's score is the sum of its two largest {@code c} ({@link GroupScore#SUM_OF_TOP2}) or
  *       its largest ({@link GroupScore#MAX}); only the best {@code topkGroups} groups stay
- *   <li>the {@code top_k} largest {@code c}, in descending order, ties by ascending expert id
+ *   <li>the {@code top_k} largest {@code c}, in descending order, ties by ascending expert id; or,
+ *       {@link #byTokenId()}, the experts that a table has for the token's id, in its order
  *   <li>weights {@code w = s[id]} (never {@code c}); SOFTMAX_TOPK: softmax over the chosen logits
- *   <li>if {@code renormalize}: {@code w / (sum(w) + epsilon)}
- *   <li>{@code w * scalingFactor}
+ *   <li>if {@code renormalize}: {@code w / max(sum(w) + epsilon, sumFloor)}
+ *   <li>{@code w * scalingFactor}, and {@code * expertScale[id]} if {@link #expertScale()}
  * </ol>
  *
  * SPARSE_MIXER (PhiMoE, top_k 2, inference form) instead repeats twice: {@code m = max(z)}; experts
@@ -71,6 +75,10 @@ public final class RoutingConfig {
   private final GroupScore groupScore;
   private final boolean correctionBias;
   private final float jitter;
+  private final float sumFloor;
+  private final boolean expertScale;
+  private final boolean byTokenId;
+  private final Optional<RmsNorm> inputNorm;
 
   private RoutingConfig(Builder b) {
     scoring = b.scoring;
@@ -82,6 +90,10 @@ public final class RoutingConfig {
     groupScore = b.groupScore;
     correctionBias = b.correctionBias;
     jitter = b.jitter;
+    sumFloor = b.sumFloor;
+    expertScale = b.expertScale;
+    byTokenId = b.byTokenId;
+    inputNorm = b.inputNorm;
     if (numGroups < 1 || topkGroups < 1 || topkGroups > numGroups) {
       throw new IllegalArgumentException(
           "numGroups is "
@@ -90,10 +102,16 @@ public final class RoutingConfig {
               + topkGroups
               + "; need 1 <= topkGroups <= numGroups");
     }
-    if (!(epsilon >= 0) || !(jitter >= 0) || !Float.isFinite(scalingFactor)) {
+    if (!(epsilon >= 0)
+        || !(jitter >= 0)
+        || !(sumFloor >= 0)
+        || !Float.isFinite(sumFloor)
+        || !Float.isFinite(scalingFactor)) {
       throw new IllegalArgumentException(
           "epsilon "
               + epsilon
+              + ", sumFloor "
+              + sumFloor
               + " and jitter "
               + jitter
               + " must not be negative, scalingFactor "
@@ -102,6 +120,10 @@ public final class RoutingConfig {
     }
     if (scoring == Scoring.SPARSE_MIXER && (numGroups > 1 || correctionBias)) {
       throw new IllegalArgumentException("SPARSE_MIXER takes neither groups nor a correction bias");
+    }
+    if (byTokenId && (scoring == Scoring.SPARSE_MIXER || numGroups > 1 || correctionBias)) {
+      throw new IllegalArgumentException(
+          "a choice by token id takes neither SPARSE_MIXER nor groups nor a correction bias");
     }
   }
 
@@ -123,7 +145,11 @@ public final class RoutingConfig {
         .scalingFactor(scalingFactor)
         .groups(numGroups, topkGroups, groupScore)
         .correctionBias(correctionBias)
-        .jitter(jitter);
+        .jitter(jitter)
+        .sumFloor(sumFloor)
+        .expertScale(expertScale)
+        .byTokenId(byTokenId)
+        .inputNorm(inputNorm);
   }
 
   /** {@return the score function} */
@@ -171,6 +197,45 @@ public final class RoutingConfig {
     return jitter;
   }
 
+  /**
+   * {@return what the sum of the chosen weights is at least taken for where it divides them; 0 = no
+   * floor (ernie4_5_moe has one)}
+   *
+   * @since 0.2.0
+   */
+  public float sumFloor() {
+    return sumFloor;
+  }
+
+  /**
+   * {@return whether each expert's weight has a factor of its own, which comes with the router's
+   * weights (gemma4)}
+   *
+   * @since 0.2.0
+   */
+  public boolean expertScale() {
+    return expertScale;
+  }
+
+  /**
+   * {@return whether a table that comes with the router's weights chooses a token's experts by its
+   * id in the vocabulary (the first layers of deepseek_v4); the scores give the weights only}
+   *
+   * @since 0.2.0
+   */
+  public boolean byTokenId() {
+    return byTokenId;
+  }
+
+  /**
+   * {@return how the router normalises the hidden state that it reads (gemma4); empty = not at all}
+   *
+   * @since 0.2.0
+   */
+  public Optional<RmsNorm> inputNorm() {
+    return inputNorm;
+  }
+
   private List<Object> values() {
     return List.of(
         scoring,
@@ -181,7 +246,11 @@ public final class RoutingConfig {
         topkGroups,
         groupScore,
         correctionBias,
-        jitter);
+        jitter,
+        sumFloor,
+        expertScale,
+        byTokenId,
+        inputNorm);
   }
 
   @Override
@@ -204,6 +273,10 @@ public final class RoutingConfig {
         + (numGroups > 1 ? " groups=" + topkGroups + "/" + numGroups + " " + groupScore : "")
         + (correctionBias ? " correctionBias" : "")
         + (jitter != 0 ? " jitter=" + jitter : "")
+        + (sumFloor != 0 ? " sumFloor=" + sumFloor : "")
+        + (expertScale ? " expertScale" : "")
+        + (byTokenId ? " byTokenId" : "")
+        + inputNorm.map(n -> " inputNorm=" + n.epsilon()).orElse("")
         + "]";
   }
 
@@ -260,6 +333,10 @@ public final class RoutingConfig {
     private GroupScore groupScore = GroupScore.MAX;
     private boolean correctionBias;
     private float jitter;
+    private float sumFloor;
+    private boolean expertScale;
+    private boolean byTokenId;
+    private Optional<RmsNorm> inputNorm = Optional.empty();
 
     private Builder(Scoring scoring) {
       this.scoring = Objects.requireNonNull(scoring, "scoring");
@@ -332,6 +409,54 @@ public final class RoutingConfig {
      */
     public Builder jitter(float jitter) {
       this.jitter = jitter;
+      return this;
+    }
+
+    /**
+     * What the sum that weights are divided by is at least taken for.
+     *
+     * @param sumFloor not negative, finite; 0 unless set
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder sumFloor(float sumFloor) {
+      this.sumFloor = sumFloor;
+      return this;
+    }
+
+    /**
+     * Whether factors on the experts' weights come with the router's weights.
+     *
+     * @param expertScale false unless set
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder expertScale(boolean expertScale) {
+      this.expertScale = expertScale;
+      return this;
+    }
+
+    /**
+     * Whether a table that comes with the router's weights chooses by token id.
+     *
+     * @param byTokenId false unless set
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder byTokenId(boolean byTokenId) {
+      this.byTokenId = byTokenId;
+      return this;
+    }
+
+    /**
+     * How the router normalises what it reads.
+     *
+     * @param inputNorm empty, not at all, unless set
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder inputNorm(Optional<RmsNorm> inputNorm) {
+      this.inputNorm = Objects.requireNonNull(inputNorm, "inputNorm");
       return this;
     }
 

@@ -116,7 +116,7 @@ public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
       case SHARED_DOWN, LATENT_OUT -> c.hiddenSize();
       case SHARED_EXPERT_GATE -> 1;
       case LATENT_IN -> c.latentSize();
-      case ROUTER -> c.numExperts();
+      case ROUTER -> c.numChoices();
     };
   }
 

@@ -24,10 +24,11 @@ public interface BlockOps extends AutoCloseable {
   long workspaceBytes(int maxTokens);
 
   /**
-   * Router logits, in f32 whatever the dtype of hidden states and weights.
+   * Router logits, in f32 whatever the dtype of hidden states and weights; of the normalised input
+   * where the routing has an input norm.
    *
    * @param hidden {@code [T, H]}
-   * @param logits F32 {@code [T, E]}, overwritten
+   * @param logits F32 {@code [T, N]}, overwritten; {@code N} counts the zero experts too
    * @param workspace scratch
    * @param stream where to run
    * @throws IllegalStateException if the weights came without a router
@@ -48,6 +49,72 @@ public interface BlockOps extends AutoCloseable {
       Tensor logits, Tensor topkIds, Tensor topkWeights, Workspace workspace, DeviceStream stream);
 
   /**
+   * The routing of a layer that chooses by token id ({@link
+   * io.moe4j.api.config.RoutingConfig#byTokenId()}): ids from the router's table, weights from the
+   * scores at those ids.
+   *
+   * @param logits F32 {@code [T, E]}
+   * @param tokenIds int32 {@code [T]}, {@code 0..V-1}
+   * @param topkIds int32 {@code [T, K]}, overwritten with global ids
+   * @param topkWeights F32 {@code [T, K]}, overwritten
+   * @param workspace scratch
+   * @param stream where to run
+   */
+  default void routeByTokenId(
+      Tensor logits,
+      Tensor tokenIds,
+      Tensor topkIds,
+      Tensor topkWeights,
+      Workspace workspace,
+      DeviceStream stream) {
+    throw new UnsupportedOperationException("routing by token id is not done here");
+  }
+
+  /**
+   * What the experts read, for a block that normalises their input: {@code x / sqrt(mean(x^2) +
+   * epsilon) * norm}.
+   *
+   * @param hidden {@code [T, H]}
+   * @param normed F32 {@code [T, H]}, overwritten
+   * @param workspace scratch
+   * @param stream where to run
+   */
+  default void inputNorm(Tensor hidden, Tensor normed, Workspace workspace, DeviceStream stream) {
+    throw new UnsupportedOperationException("a norm of the experts' input is not computed here");
+  }
+
+  /**
+   * Takes the zero experts out of a routing: what they give a token is a part of the token itself.
+   *
+   * @param topkIds int32 {@code [T, K]}, global ids, {@code E} and above being zero experts
+   * @param topkWeights F32 {@code [T, K]}
+   * @param expertIds int32 {@code [T, K]}, overwritten with the ids, -1 for zero experts
+   * @param zeroWeights F32 {@code [T]}, overwritten with the sum of the zero experts' weights
+   * @param stream where to run
+   */
+  default void splitZeroExperts(
+      Tensor topkIds,
+      Tensor topkWeights,
+      Tensor expertIds,
+      Tensor zeroWeights,
+      DeviceStream stream) {
+    throw new UnsupportedOperationException("zero experts are not computed here");
+  }
+
+  /**
+   * Adds what zero experts give: {@code routed += zeroWeights * hidden}.
+   *
+   * @param hidden {@code [T, H]}, the block's input
+   * @param zeroWeights F32 {@code [T]}
+   * @param routed F32 {@code [T, H]}, added to
+   * @param stream where to run
+   */
+  default void addZeroExperts(
+      Tensor hidden, Tensor zeroWeights, Tensor routed, DeviceStream stream) {
+    throw new UnsupportedOperationException("zero experts are not computed here");
+  }
+
+  /**
    * What the experts read, for a block with latent projections: {@code in . x}, LoRA on it
    * included.
    *
@@ -66,8 +133,8 @@ public interface BlockOps extends AutoCloseable {
 
   /**
    * The block's output: the latent projection of {@code routed} where there is one, plus the shared
-   * expert (gated where the config says so), LoRA on both included, rounded once to the output's
-   * dtype.
+   * expert (gated where the config says so, averaged instead of added where it says so), LoRA on
+   * both included, plus the output bias, rounded once to the output's dtype.
    *
    * @param hidden {@code [T, H]}, the block's input
    * @param routed F32 {@code [T, H]} (or {@code [T, D]}), the experts' weighted sum; may be {@code

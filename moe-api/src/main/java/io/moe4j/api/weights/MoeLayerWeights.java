@@ -17,6 +17,8 @@ public final class MoeLayerWeights {
   private final @Nullable RouterWeights router;
   private final @Nullable SharedExpertWeights shared;
   private final @Nullable LatentWeights latent;
+  private final @Nullable Tensor inputNorm;
+  private final @Nullable Tensor outputBias;
   private final OptionalInt layerIndex;
 
   /**
@@ -32,7 +34,7 @@ public final class MoeLayerWeights {
       @Nullable RouterWeights router,
       @Nullable SharedExpertWeights shared,
       @Nullable LatentWeights latent) {
-    this(experts, router, shared, latent, OptionalInt.empty());
+    this(experts, router, shared, latent, null, null, OptionalInt.empty());
   }
 
   private MoeLayerWeights(
@@ -40,11 +42,15 @@ public final class MoeLayerWeights {
       @Nullable RouterWeights router,
       @Nullable SharedExpertWeights shared,
       @Nullable LatentWeights latent,
+      @Nullable Tensor inputNorm,
+      @Nullable Tensor outputBias,
       OptionalInt layerIndex) {
     this.experts = Objects.requireNonNull(experts, "experts");
     this.router = router;
     this.shared = shared;
     this.latent = latent;
+    this.inputNorm = inputNorm;
+    this.outputBias = outputBias;
     this.layerIndex = layerIndex;
   }
 
@@ -59,7 +65,41 @@ public final class MoeLayerWeights {
     if (index < 0) {
       throw new IllegalArgumentException("layer index is " + index + ", must not be negative");
     }
-    return new MoeLayerWeights(experts, router, shared, latent, OptionalInt.of(index));
+    return new MoeLayerWeights(
+        experts, router, shared, latent, inputNorm, outputBias, OptionalInt.of(index));
+  }
+
+  /**
+   * The same weights with a norm on the experts' input ({@link MoeConfig#inputNorm()}).
+   *
+   * @param norm {@code [H]}, what the normalised input is multiplied by
+   * @return new weights over the same memory
+   * @since 0.2.0
+   */
+  public MoeLayerWeights withInputNorm(Tensor norm) {
+    return new MoeLayerWeights(experts, router, shared, latent, norm, outputBias, layerIndex);
+  }
+
+  /**
+   * The same weights with a bias on the block's output ({@link MoeConfig#outputBias()}).
+   *
+   * @param bias {@code [H]}
+   * @return new weights over the same memory
+   * @since 0.2.0
+   */
+  public MoeLayerWeights withOutputBias(Tensor bias) {
+    return new MoeLayerWeights(experts, router, shared, latent, inputNorm, bias, layerIndex);
+  }
+
+  /**
+   * The same weights with other experts, such as those of one rank.
+   *
+   * @param others the routed experts
+   * @return new weights over the same memory
+   * @since 0.2.0
+   */
+  public MoeLayerWeights withExperts(ExpertWeights others) {
+    return new MoeLayerWeights(others, router, shared, latent, inputNorm, outputBias, layerIndex);
   }
 
   /** {@return the routed experts on this rank} */
@@ -80,6 +120,25 @@ public final class MoeLayerWeights {
   /** {@return the latent projections, or null} */
   public @Nullable LatentWeights latent() {
     return latent;
+  }
+
+  /**
+   * {@return {@code [H]}, what the experts' normalised input is multiplied by, or null where they
+   * read their input as it is}
+   *
+   * @since 0.2.0
+   */
+  public @Nullable Tensor inputNorm() {
+    return inputNorm;
+  }
+
+  /**
+   * {@return {@code [H]}, added to the block's output, or null}
+   *
+   * @since 0.2.0
+   */
+  public @Nullable Tensor outputBias() {
+    return outputBias;
   }
 
   /** {@return the index of the layer in its model, where it is known} */
@@ -122,7 +181,24 @@ public final class MoeLayerWeights {
       }
     }
     if (router != null) {
-      requireShape("router weight", router.weight(), config.numExperts(), config.hiddenSize());
+      requireShape("router weight", router.weight(), config.numChoices(), config.hiddenSize());
+      requirePresent(
+          "router norm", router.norm(), config.routing().inputNorm().isPresent(), "inputNorm");
+      requirePresent(
+          "router expertScale",
+          router.expertScale(),
+          config.routing().expertScale(),
+          "expertScale");
+      requirePresent(
+          "router tokenExperts", router.tokenExperts(), config.routing().byTokenId(), "byTokenId");
+      if (router.tokenExperts() != null && router.tokenExperts().size(1) != config.topK()) {
+        throw new IllegalArgumentException(
+            "router tokenExperts is "
+                + router.tokenExperts()
+                + ", must be [V, "
+                + config.topK()
+                + "]");
+      }
       if (config.routing().correctionBias() != (router.correctionBias() != null)) {
         throw new IllegalArgumentException(
             "router correctionBias is "
@@ -153,6 +229,14 @@ public final class MoeLayerWeights {
                 + ", the config says "
                 + sharedConfig.sigmoidGate());
       }
+    }
+    requirePresent("inputNorm", inputNorm, config.inputNorm().isPresent(), "inputNorm");
+    if (inputNorm != null) {
+      requireShape("inputNorm", inputNorm, config.hiddenSize());
+    }
+    requirePresent("outputBias", outputBias, config.outputBias(), "outputBias");
+    if (outputBias != null) {
+      requireShape("outputBias", outputBias, config.hiddenSize());
     }
     if ((config.latentSize() > 0) != (latent != null)) {
       throw new IllegalArgumentException(
@@ -197,6 +281,20 @@ public final class MoeLayerWeights {
               + w.plain()
               + ", the config says weightDtype "
               + config.weightDtype());
+    }
+  }
+
+  private static void requirePresent(
+      String name, @Nullable Tensor t, boolean expected, String field) {
+    if (expected != (t != null)) {
+      throw new IllegalArgumentException(
+          name
+              + " is "
+              + t
+              + ", but the config's "
+              + field
+              + " is "
+              + (expected ? "set" : "not set"));
     }
   }
 

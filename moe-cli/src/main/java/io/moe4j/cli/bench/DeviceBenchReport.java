@@ -177,7 +177,7 @@ public record DeviceBenchReport(DeviceInfo device, List<Row> rows, int restMilli
 
   /** {@return the report for programs: the device, one row a case} */
   public ObjectNode json() {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("bench.device");
     root.put("device", device.name());
     ArrayNode all = root.putArray("rows");
     for (Row r : rows) {

@@ -5,6 +5,7 @@ import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.cuda.CudaDevice;
 
@@ -20,6 +21,9 @@ public final class CudaBlockOpsProvider implements BlockOpsProvider {
 
   @Override
   public BlockOps prepare(MoeConfig config, MoeLayerWeights weights, Device device) {
+    if (isSupportedConfig(config) instanceof Support.No no) {
+      throw new IllegalArgumentException("this layer cannot run on CUDA: " + no);
+    }
     return CudaBlockOps.prepare(CudaDevice.of(device), config, weights);
   }
 }
