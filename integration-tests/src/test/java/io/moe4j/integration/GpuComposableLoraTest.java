@@ -7,6 +7,8 @@ import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.backend.triton.options.LoraMode;
+import io.moe4j.backend.triton.options.TritonOptions;
 import io.moe4j.cuda.CudaGraph;
 import io.moe4j.cuda.CudaStream;
 import io.moe4j.lora.AdapterBatch;
@@ -28,7 +30,6 @@ import org.junit.jupiter.params.provider.CsvSource;
  */
 @GpuTest
 class GpuComposableLoraTest {
-  private static final String PROPERTY = "moe4j.triton.lora";
   private static final int[] TOKENS = {1, 3, 24, 300};
 
   private static List<@Nullable String> names(int tokens, String... cycle) {
@@ -41,24 +42,20 @@ class GpuComposableLoraTest {
   }
 
   private static GpuLayer layer(String mode, ActivationFormat format) {
-    System.setProperty(PROPERTY, mode);
-    try {
-      MoeConfig config =
-          MoeConfig.builder(512, 320, 16, 4)
-              .activationFormat(format)
-              .maxTokens(300)
-              .lora(new LoraConfig(3, 64))
-              .build();
-      GpuLayer g = new GpuLayer(config, 1 / Math.sqrt(512), 1 / Math.sqrt(320));
-      int rank = 6;
-      for (String name : List.of("a", "b", "c", "d")) {
-        g.load(name, rank);
-        rank += 16;
-      }
-      return g;
-    } finally {
-      System.clearProperty(PROPERTY);
+    MoeConfig config =
+        MoeConfig.builder(512, 320, 16, 4)
+            .activationFormat(format)
+            .maxTokens(300)
+            .lora(new LoraConfig(3, 64))
+            .options(TritonOptions.DEFAULT.withLora(LoraMode.of(mode)))
+            .build();
+    GpuLayer g = new GpuLayer(config, 1 / Math.sqrt(512), 1 / Math.sqrt(320));
+    int rank = 6;
+    for (String name : List.of("a", "b", "c", "d")) {
+      g.load(name, rank);
+      rank += 16;
     }
+    return g;
   }
 
   @ParameterizedTest

@@ -14,9 +14,6 @@ import jcuda.driver.JCudaDriver;
  * each has a parameter block of its own.
  */
 public final class Kernel {
-  /** Set to {@code false} to launch without programmatic dependent launch. */
-  public static final String PDL_PROPERTY = "moe4j.cuda.pdl";
-
   private static final int DEFAULT_SHARED_LIMIT = 48 * 1024;
   private static final int PORTABLE_CLUSTER = 8;
 
@@ -90,7 +87,7 @@ public final class Kernel {
     boolean pdl =
         spec.pdl()
             && CudaDeviceProvider.capability(context.info()).atLeast(9, 0)
-            && !"false".equals(System.getProperty(PDL_PROPERTY));
+            && CudaProperties.PDL_ALLOWED;
     this.pdl = pdl;
     // All sizes at once: choosing one is no allocation in a launch.
     for (int c = 1; c <= PORTABLE_CLUSTER; c++) {

@@ -10,27 +10,23 @@ import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.backend.triton.launch.TritonExperts;
+import io.moe4j.backend.triton.options.TritonProperties;
+import io.moe4j.backend.triton.tiles.TileTable;
 import io.moe4j.cuda.CudaDevice;
-import org.jspecify.annotations.Nullable;
 
 /** {@code batched-triton}: experts on NVIDIA GPUs in the batched format, LoRA fused. */
 public final class BatchedTritonBackend implements ExpertsBackend {
-  private final @Nullable LoraMode mode;
+  private final TritonProperties properties;
 
-  /** For {@link java.util.ServiceLoader}; does nothing. */
+  /** For {@link java.util.ServiceLoader}; reads the properties. */
   public BatchedTritonBackend() {
-    this(null);
+    this(TritonProperties.read());
   }
 
-  /**
-   * @param mode null = what the property says
-   */
-  BatchedTritonBackend(@Nullable LoraMode mode) {
-    this.mode = mode;
-  }
-
-  private LoraMode mode() {
-    return mode == null ? LoraMode.ofProperty() : mode;
+  /** With other defaults. */
+  BatchedTritonBackend(TritonProperties properties) {
+    this.properties = properties;
   }
 
   @Override
@@ -65,11 +61,16 @@ public final class BatchedTritonBackend implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return TritonSupport.check(config, platform, mode);
+    return TritonSupport.check(config, platform, properties);
   }
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new TritonExperts(config, weights, CudaDevice.of(device), mode(), TileTable::choose);
+    return new TritonExperts(
+        config,
+        weights,
+        CudaDevice.of(device),
+        properties.options(config).lora(),
+        TileTable::choose);
   }
 }

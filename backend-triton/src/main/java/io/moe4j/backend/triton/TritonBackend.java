@@ -13,6 +13,11 @@ import io.moe4j.api.spi.TunableBackend;
 import io.moe4j.api.spi.Tuner;
 import io.moe4j.api.spi.TuningStatus;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.backend.triton.launch.TritonExperts;
+import io.moe4j.backend.triton.options.TritonProperties;
+import io.moe4j.backend.triton.tuning.TritonTuner;
+import io.moe4j.backend.triton.tuning.TuningCache;
+import io.moe4j.backend.triton.tuning.TuningPlace;
 import io.moe4j.cuda.CudaDevice;
 import java.nio.file.Path;
 import java.util.Optional;
@@ -20,22 +25,16 @@ import org.jspecify.annotations.Nullable;
 
 /** {@code triton}: experts on NVIDIA GPUs in the standard format, LoRA fused. */
 public final class TritonBackend implements TunableBackend {
-  private final @Nullable LoraMode mode;
+  private final TritonProperties properties;
 
-  /** For {@link java.util.ServiceLoader}; does nothing. */
+  /** For {@link java.util.ServiceLoader}; reads the properties. */
   public TritonBackend() {
-    this(null);
+    this(TritonProperties.read());
   }
 
-  /**
-   * @param mode null = what the property says
-   */
-  TritonBackend(@Nullable LoraMode mode) {
-    this.mode = mode;
-  }
-
-  private LoraMode mode() {
-    return mode == null ? LoraMode.ofProperty() : mode;
+  /** With other defaults. */
+  TritonBackend(TritonProperties properties) {
+    this.properties = properties;
   }
 
   @Override
@@ -70,7 +69,7 @@ public final class TritonBackend implements TunableBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return TritonSupport.check(config, platform, mode);
+    return TritonSupport.check(config, platform, properties);
   }
 
   @Override
@@ -79,7 +78,7 @@ public final class TritonBackend implements TunableBackend {
         config,
         weights,
         CudaDevice.of(device),
-        mode(),
+        properties.options(config).lora(),
         TuningCache.forLayer(config, device.info(), weights.numExperts()));
   }
 

@@ -1,6 +1,5 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.api.MoeException;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.DeviceInfo;
@@ -9,22 +8,28 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.backend.triton.launch.ExpertMatrices;
+import io.moe4j.backend.triton.launch.TritonKernels;
+import io.moe4j.backend.triton.options.LoraMode;
+import io.moe4j.backend.triton.options.TritonProperties;
 import io.moe4j.cuda.ops.PaddedSizes;
 import io.moe4j.cuda.ops.SlotTable;
 import io.moe4j.cuda.ops.TileSort;
 import java.util.Optional;
-import org.jspecify.annotations.Nullable;
 
 /** What the kernels can do, as a pure function. */
 final class TritonSupport {
   private TritonSupport() {}
 
   /**
-   * @param given null = what the property says; where that is no mode, it is a reason
+   * @param properties defaults of the layer's options; where it has none and they are mistyped,
+   *     that is a reason
    */
-  static Support check(MoeConfig c, Platform platform, @Nullable LoraMode given) {
+  static Support check(MoeConfig c, Platform platform, TritonProperties properties) {
     Support.Checks checks = Support.checks();
-    LoraMode mode = given == null ? ofProperty(checks) : given;
+    String fault = properties.fault(c);
+    checks.require(fault == null, Code.LORA, () -> String.valueOf(fault));
+    LoraMode mode = fault == null ? properties.options(c).lora() : LoraMode.FUSED;
     Optional<DeviceInfo> device = platform.device(DeviceType.CUDA);
     checks.require(device.isPresent(), Code.DEVICE, () -> platform.whyAbsent(DeviceType.CUDA));
     device
@@ -39,7 +44,7 @@ final class TritonSupport {
         c.inputDtype() == w,
         Code.DTYPE,
         () -> "input dtype " + c.inputDtype() + " is not the weights' " + w);
-    boolean mxfp4 = isMxfp4(c);
+    boolean mxfp4 = ExpertMatrices.isMxfp4(c);
     checks.require(
         !c.isQuantized() || mxfp4,
         Code.QUANTIZATION,
@@ -84,8 +89,7 @@ final class TritonSupport {
         mode == LoraMode.FUSED || c.lora().isEmpty() || !padded,
         Code.LORA,
         () ->
-            LoraMode.PROPERTY
-                + " is "
+            "the LoRA mode is "
                 + mode.text()
                 + ", which takes widths that are multiples of "
                 + PaddedSizes.VECTOR
@@ -94,19 +98,5 @@ final class TritonSupport {
                 + " and "
                 + c.intermediateSize());
     return checks.result();
-  }
-
-  private static LoraMode ofProperty(Support.Checks checks) {
-    try {
-      return LoraMode.ofProperty();
-    } catch (MoeException e) {
-      checks.require(false, Code.LORA, () -> String.valueOf(e.getMessage()));
-      return LoraMode.FUSED;
-    }
-  }
-
-  /** {@return whether all weights are MXFP4, computed with unquantised activations} */
-  static boolean isMxfp4(MoeConfig config) {
-    return config.uniformScheme().equals(Optional.of(QuantScheme.MXFP4));
   }
 }

@@ -1,6 +1,9 @@
 package io.moe4j.backend.triton;
 
 import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.backend.triton.options.LoraMode;
+import io.moe4j.backend.triton.options.TritonOptions;
+import io.moe4j.backend.triton.options.TritonProperties;
 import io.moe4j.tck.GpuTest;
 
 /** The conformance kit on {@code triton} with the deltas of a punica wrapper. */
@@ -8,6 +11,7 @@ import io.moe4j.tck.GpuTest;
 public final class ComposableTritonConformanceTest extends CudaConformanceTest {
   @Override
   protected ExpertsBackend backend() {
-    return new TritonBackend(LoraMode.COMPOSABLE_ONE_STREAM);
+    return new TritonBackend(
+        TritonProperties.of(TritonOptions.DEFAULT.withLora(LoraMode.COMPOSABLE_ONE_STREAM)));
   }
 }

@@ -2,6 +2,7 @@ package io.moe4j.backend.triton;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.moe4j.backend.triton.launch.TritonKernels;
 import io.moe4j.cuda.KernelLibrary;
 import io.moe4j.cuda.KernelManifestChecks;
 import io.moe4j.cuda.KernelSpec;

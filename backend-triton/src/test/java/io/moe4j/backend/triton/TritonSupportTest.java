@@ -16,6 +16,10 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.backend.triton.launch.TritonKernels;
+import io.moe4j.backend.triton.options.LoraMode;
+import io.moe4j.backend.triton.options.TritonOptions;
+import io.moe4j.backend.triton.options.TritonProperties;
 import io.moe4j.cuda.PtxVersion;
 import io.moe4j.cuda.ops.ExpertKernels;
 import java.util.List;
@@ -124,48 +128,78 @@ class TritonSupportTest {
         .hasSize(3)
         .allMatch(m -> m.startsWith("mxfp4 "));
     assertThat(why(gptOss.toBuilder().quantScheme(QuantScheme.int4(128)).build(), H200))
-        .containsExactly("quantisation gptq(4 bits, group 128) is none of: none, mxfp4");
+        .containsExactly("quantisation [int4 group 128] is none of: none, mxfp4");
   }
 
   /** Deltas of a wrapper take any rank, and rows that need no padding. */
   @Test
   void theComposableModeHasReasonsOfItsOwn() {
     MoeConfig high = config().lora(new LoraConfig(2, 2000)).build();
-    MoeConfig odd = MoeConfig.builder(33, 12, 8, 1).inputDtype(DType.BF16).build();
+    MoeConfig odd =
+        MoeConfig.builder(33, 12, 8, 1)
+            .inputDtype(DType.BF16)
+            .weightDtype(DType.BF16)
+            .lora(new LoraConfig(2, 8))
+            .build();
     for (LoraMode mode : List.of(LoraMode.COMPOSABLE, LoraMode.COMPOSABLE_ONE_STREAM)) {
-      assertThat(TritonSupport.check(high, H200, mode).reasons()).isEmpty();
-      assertThat(
-              TritonSupport.check(
-                      odd.toBuilder().weightDtype(DType.BF16).lora(new LoraConfig(2, 8)).build(),
-                      H200,
-                      mode)
-                  .reasons())
-          .extracting(Support.Reason::message)
+      assertThat(why(with(high, mode), H200)).isEmpty();
+      assertThat(why(with(odd, mode), H200))
           .containsExactly(
-              "moe4j.triton.lora is "
+              "the LoRA mode is "
                   + mode.text()
                   + ", which takes widths that are multiples of 8, not 33 and 12");
     }
-    assertThat(TritonSupport.check(high, H200, LoraMode.FUSED).reasons()).hasSize(1);
+    assertThat(why(with(high, LoraMode.FUSED), H200)).hasSize(1);
+  }
+
+  private static MoeConfig with(MoeConfig config, LoraMode mode) {
+    return config.toBuilder().options(TritonOptions.DEFAULT.withLora(mode)).build();
   }
 
   @Test
-  void aModeThatIsNoneIsAnErrorAndAReason() {
-    System.setProperty(LoraMode.PROPERTY, "both");
+  void aPropertyThatIsNoModeIsAReasonUnlessTheLayerSaysItself() {
+    System.setProperty(TritonProperties.LORA, "both");
+    TritonBackend backend;
     try {
-      assertThat(why(config().build(), H200))
-          .singleElement()
-          .asString()
-          .startsWith("moe4j.triton.lora is \"both\", must be one of [fused, ");
-      assertThatExceptionOfType(MoeException.class)
-          .isThrownBy(LoraMode::ofProperty)
-          .withMessage(
-              "moe4j.triton.lora is \"both\", must be one of"
-                  + " [fused, composable, composable-one-stream, composable-two-streams]");
+      backend = new TritonBackend();
     } finally {
-      System.clearProperty(LoraMode.PROPERTY);
+      System.clearProperty(TritonProperties.LORA);
     }
-    assertThat(LoraMode.ofProperty()).isEqualTo(LoraMode.FUSED);
+    String why =
+        "moe4j.triton.lora is \"both\", must be one of"
+            + " [fused, composable, composable-one-stream, composable-two-streams]";
+    MoeConfig config = config().build();
+    assertThat(backend.isSupportedConfig(config, H200).reasons())
+        .extracting(Support.Reason::message)
+        .containsExactly(why);
+    assertThat(backend.isSupportedConfig(with(config, LoraMode.FUSED), H200).reasons()).isEmpty();
+    assertThat(why(config, H200)).as("found after the property was cleared").isEmpty();
+    TritonProperties read;
+    System.setProperty(TritonProperties.LORA, "both");
+    try {
+      read = TritonProperties.read();
+    } finally {
+      System.clearProperty(TritonProperties.LORA);
+    }
+    assertThatExceptionOfType(MoeException.class)
+        .isThrownBy(() -> read.options(config))
+        .withMessage(why);
+  }
+
+  /** Two layers of one process may differ; the property is only for those that do not say. */
+  @Test
+  void optionsOfTheLayerComeBeforeTheProperty() {
+    System.setProperty(TritonProperties.LORA, "composable");
+    TritonProperties read;
+    try {
+      read = TritonProperties.read();
+    } finally {
+      System.clearProperty(TritonProperties.LORA);
+    }
+    MoeConfig config = config().build();
+    assertThat(read.options(config).lora()).isEqualTo(LoraMode.COMPOSABLE);
+    assertThat(read.options(with(config, LoraMode.FUSED)).lora()).isEqualTo(LoraMode.FUSED);
+    assertThat(TritonProperties.read().options(config)).isEqualTo(TritonOptions.DEFAULT);
   }
 
   @Test

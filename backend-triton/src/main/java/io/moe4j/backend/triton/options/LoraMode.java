@@ -1,0 +1,47 @@
+package io.moe4j.backend.triton.options;
+
+import java.util.Arrays;
+import java.util.Locale;
+
+/**
+ * Who adds the deltas of adapters. All give the same result up to rounding. New modes may come.
+ *
+ * @since 0.2.0
+ */
+public enum LoraMode {
+  /** The GEMMs themselves. */
+  FUSED,
+  /**
+   * The context's punica wrapper: for few pairs on a second stream beside each GEMM, for many after
+   * it.
+   */
+  COMPOSABLE,
+  /** The same, always after the GEMM. */
+  COMPOSABLE_ONE_STREAM,
+  /** The same, always beside it. */
+  COMPOSABLE_TWO_STREAMS;
+
+  /**
+   * {@return the mode of a name like {@code composable-one-stream}}
+   *
+   * @param text as {@link #text} gives it
+   * @throws IllegalArgumentException if it is none; names what is accepted
+   */
+  public static LoraMode of(String text) {
+    for (LoraMode m : values()) {
+      if (m.text().equals(text)) {
+        return m;
+      }
+    }
+    throw new IllegalArgumentException(
+        "LoRA mode is \""
+            + text
+            + "\", must be one of "
+            + Arrays.stream(values()).map(LoraMode::text).toList());
+  }
+
+  /** {@return the name, in lower case with dashes} */
+  public String text() {
+    return name().toLowerCase(Locale.ROOT).replace('_', '-');
+  }
+}

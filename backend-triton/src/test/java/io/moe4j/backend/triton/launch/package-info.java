@@ -1,0 +1,5 @@
+/** Tests of launches. */
+@NullMarked
+package io.moe4j.backend.triton.launch;
+
+import org.jspecify.annotations.NullMarked;
