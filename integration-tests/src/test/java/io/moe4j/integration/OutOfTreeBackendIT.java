@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.fail;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
 import io.moe4j.oracle.MoeOracle;
+import io.moe4j.reference.HostDevice;
 import io.moe4j.tck.ExpertsConformanceTest;
 import java.io.File;
 import java.io.IOException;
@@ -25,10 +26,11 @@ import org.junit.jupiter.api.Test;
 import org.slf4j.Logger;
 
 /**
- * A stranger's Maven project, {@code out-of-tree/plain-experts}: built by a Maven of its own
- * against the jars of this build, which are laid into an empty local repository, so that nothing
- * but published artifacts is on its path; its own test runs the conformance kit. Then its jar is
- * dropped where jars are dropped, each time in a fresh JVM.
+ * Strangers' Maven projects, {@code out-of-tree/plain-experts} and {@code out-of-tree/acme-device}:
+ * built by a Maven of their own against the jars of this build, which are laid into an empty local
+ * repository, so that nothing but published artifacts is on their path, and no backend; their own
+ * tests run the conformance kits. Then the jar of the first is dropped where jars are dropped, each
+ * time in a fresh JVM.
  */
 class OutOfTreeBackendIT {
   private static final Path WORK = Path.of("target", "out-of-tree").toAbsolutePath();
@@ -49,27 +51,41 @@ class OutOfTreeBackendIT {
   @BeforeAll
   static void strangerBuilds() throws Exception {
     deleteTree(WORK);
-    copyTree(Path.of("out-of-tree", "plain-experts"), PROJECT);
     publish("moe-parent", Path.of("..", "pom.xml"), null);
     publish("moe-api", Path.of("..", "moe-api", "pom.xml"), jarOf(MoeConfig.class));
-    publish("backend-cpu", Path.of("..", "backend-cpu", "pom.xml"), jarOf(CpuDeviceProvider.class));
+    publish("moe-reference", Path.of("..", "moe-reference", "pom.xml"), jarOf(HostDevice.class));
     publish("moe-tck", Path.of("..", "moe-tck", "pom.xml"), jarOf(ExpertsConformanceTest.class));
 
-    Path maven = Path.of(property("moe.maven.home"), "bin", windows() ? "mvn.cmd" : "mvn");
-    var build =
-        run(
-            "build.log",
-            List.of(
-                maven.toString(),
-                "--batch-mode",
-                "--settings",
-                settings().toString(),
-                "--file",
-                PROJECT.resolve("pom.xml").toString(),
-                "-Dmoe.version=" + VERSION,
-                "package"));
-    assertThat(build).contains("BUILD SUCCESS").contains("PlainBackendTest");
+    assertThat(build("plain-experts")).contains("BUILD SUCCESS").contains("PlainBackendTest");
     assertThat(plugin()).exists();
+  }
+
+  private static String build(String project) throws Exception {
+    copyTree(Path.of("out-of-tree", project), WORK.resolve(project));
+    Path maven = Path.of(property("moe.maven.home"), "bin", windows() ? "mvn.cmd" : "mvn");
+    return run(
+        project + ".log",
+        List.of(
+            maven.toString(),
+            "--batch-mode",
+            "--settings",
+            settings().toString(),
+            "--file",
+            WORK.resolve(project).resolve("pom.xml").toString(),
+            "-Dmoe.version=" + VERSION,
+            "package"));
+  }
+
+  /** Another vendor's accelerator, without a change in this tree. */
+  @Test
+  void anotherDevicePassesBothKits() throws Exception {
+    assertThat(build("acme-device")).contains("BUILD SUCCESS");
+    for (String test : List.of("AcmeBackendTest", "AcmeBlockOpsTest")) {
+      String report =
+          Files.readString(
+              WORK.resolve("acme-device/target/surefire-reports/com.example.acme." + test + ".txt"));
+      assertThat(report).contains("Failures: 0, Errors: 0").doesNotContain("Tests run: 0");
+    }
   }
 
   /** Plugins come from the local repository that this build itself uses, else from Central. */
@@ -180,6 +196,7 @@ class OutOfTreeBackendIT {
         jarOf(MoeConfig.class),
         jarOf(MoeOracle.class),
         jarOf(CpuDeviceProvider.class),
+        jarOf(HostDevice.class),
         jarOf(Logger.class),
         jarOf(NullMarked.class));
   }

@@ -5,7 +5,7 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * A name in the registry and the version that new batches get. Everything that changes belongs to
- * the lock of the {@link SlotTable}.
+ * the lock of the {@link AdapterSlots}.
  */
 final class AdapterEntry {
   final String name;

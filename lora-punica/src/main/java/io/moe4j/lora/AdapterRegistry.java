@@ -66,7 +66,7 @@ public final class AdapterRegistry implements AutoCloseable {
   private final PunicaWrapper punica;
   private final boolean ownsPunica;
   private final @Nullable Transfers transfers;
-  private final SlotTable slots;
+  private final AdapterSlots slots;
   // One a layer: what its contexts have in common.
   private final SlotsKey[] slotsKeys;
   // Read without, changed under the slot table's lock; generation only under it.
@@ -91,7 +91,7 @@ public final class AdapterRegistry implements AutoCloseable {
     this.punica = punica;
     this.ownsPunica = ownsPunica;
     this.transfers = transfers;
-    this.slots = new SlotTable(maxLoras, b.slotWait.toNanos());
+    this.slots = new AdapterSlots(maxLoras, b.slotWait.toNanos());
     this.byIndex = new AtomicReferenceArray<>(capacity);
     this.generation = new int[capacity];
   }
@@ -354,7 +354,7 @@ public final class AdapterRegistry implements AutoCloseable {
 
   // ---- for AdapterBatch ----
 
-  SlotTable slots() {
+  AdapterSlots slots() {
     return slots;
   }
 

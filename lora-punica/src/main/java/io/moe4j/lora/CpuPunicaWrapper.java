@@ -103,17 +103,19 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     if (pairs == 0 || !call.context().hasLora()) {
       return;
     }
-    Rows in =
-        call.x().size(0) == tokens ? Rows.perToken(call.x(), topK) : Rows.flatPairs(call.x(), topK);
-    List<Rows> out;
+    PairRows in =
+        call.x().size(0) == tokens
+            ? PairRows.perToken(call.x(), topK)
+            : PairRows.flatPairs(call.x(), topK);
+    List<PairRows> out;
     if (call.gated()) {
       long width = call.y().size(2) / 2;
       boolean halves = call.layout() == GateUpLayout.HALVES;
       Tensor gate = halves ? call.y().narrow(2, 0, width) : call.y().sliced(2, 0, width, 2);
       Tensor up = halves ? call.y().narrow(2, width, width) : call.y().sliced(2, 1, width, 2);
-      out = List.of(Rows.perPair(gate), Rows.perPair(up));
+      out = List.of(PairRows.perPair(gate), PairRows.perPair(up));
     } else {
-      out = List.of(Rows.perPair(call.y()));
+      out = List.of(PairRows.perPair(call.y()));
     }
     DeltaTile.Job job =
         new DeltaTile.Job(call.gated() ? GATE_UP : UP, out, in, null, call.addInputs());
@@ -139,10 +141,11 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     if (pairs == 0 || !call.context().hasLora()) {
       return;
     }
-    Rows in = Rows.flatPairs(call.x(), topK);
-    Rows weights = call.mulRoutedWeight() ? Rows.scalars(call.routing().topkWeights()) : null;
+    PairRows in = PairRows.flatPairs(call.x(), topK);
+    PairRows weights =
+        call.mulRoutedWeight() ? PairRows.scalars(call.routing().topkWeights()) : null;
     DeltaTile.Job job =
-        new DeltaTile.Job(DOWN, List.of(Rows.perPair(call.y())), in, weights, call.addInputs());
+        new DeltaTile.Job(DOWN, List.of(PairRows.perPair(call.y())), in, weights, call.addInputs());
     run(call.context(), job, pairs, call.routing());
   }
 
@@ -169,8 +172,8 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
         call.context(),
         new DeltaTile.Job(
             List.of(call.target()),
-            List.of(Rows.perToken(call.y(), 1)),
-            Rows.perToken(call.x(), 1),
+            List.of(PairRows.perToken(call.y(), 1)),
+            PairRows.perToken(call.x(), 1),
             null,
             call.addInputs()),
         tokens,
@@ -199,10 +202,10 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
           context,
           job.targets(),
           pairs,
-          routing == null ? null : Rows.scalars(routing.topkIds()),
-          map == null ? null : Rows.scalars(map.expand(1).transpose(0, 1)),
+          routing == null ? null : PairRows.scalars(routing.topkIds()),
+          map == null ? null : PairRows.scalars(map.expand(1).transpose(0, 1)),
           map == null ? 0 : Math.toIntExact(map.size(0)),
-          Rows.perToken(column, topK));
+          PairRows.perToken(column, topK));
       if (plan.groupCount() > 0) {
         requireWidths(job, plan);
         runGroups(job, plan);

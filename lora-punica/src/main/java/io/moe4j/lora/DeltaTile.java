@@ -43,7 +43,12 @@ final class DeltaTile {
    * @param weights factor of each pair's delta, null = 1
    * @param add add to y or overwrite
    */
-  record Job(List<LoraTarget> targets, List<Rows> y, Rows x, @Nullable Rows weights, boolean add) {}
+  record Job(
+      List<LoraTarget> targets,
+      List<PairRows> y,
+      PairRows x,
+      @Nullable PairRows weights,
+      boolean add) {}
 
   void run(Job job, PairPlan plan, int group) {
     int start = plan.groupStart(group);
@@ -51,9 +56,9 @@ final class DeltaTile {
     int expert = plan.expert(group);
     LoraLayer layer = plan.layer(group);
     reserve(job, plan.maxRank());
-    Rows in = job.x();
+    PairRows in = job.x();
     for (int m = 0; m < rows; m++) {
-      Elements.read(
+      FloatElements.read(
           in.segment(),
           in.dtype(),
           in.offset(plan.pair(start + m)),
@@ -110,17 +115,17 @@ final class DeltaTile {
     int in = f.inFeatures();
     long base = t.byteOffset() + (t.size(0) == 1 ? 0 : expert * t.stride(0) * bytes);
     for (int j = 0; j < rank; j++) {
-      Elements.read(
+      FloatElements.read(
           segment, t.dtype(), base + j * t.stride(1) * bytes, t.stride(2) * bytes, in, a, 0, bits);
       kernels.shrink(a, in, x, in, rows, h, j, rank);
     }
   }
 
   private void applyWeights(Job job, PairPlan plan, int start, int rows, int rank) {
-    Rows weights = job.weights();
+    PairRows weights = job.weights();
     if (weights != null) {
       for (int m = 0; m < rows; m++) {
-        float w = weights.segment().get(Elements.F32, weights.offset(plan.pair(start + m)));
+        float w = weights.segment().get(FloatElements.F32, weights.offset(plan.pair(start + m)));
         for (int j = 0; j < rank; j++) {
           h[m * rank + j] *= w;
         }
@@ -129,7 +134,7 @@ final class DeltaTile {
   }
 
   private void expand(
-      LoraFactors f, int expert, int rows, Rows y, boolean add, PairPlan plan, int start) {
+      LoraFactors f, int expert, int rows, PairRows y, boolean add, PairPlan plan, int start) {
     Tensor t = f.b();
     int bytes = t.dtype().bits() / Byte.SIZE;
     int rank = f.rank();
@@ -141,7 +146,7 @@ final class DeltaTile {
       transpose(t, base + c * t.stride(1) * bytes, n, rank);
       for (int m = 0; m < rows; m++) {
         kernels.expand(bt, n, n, h, m * rank, rank, sums);
-        Elements.write(
+        FloatElements.write(
             y.segment(),
             y.dtype(),
             y.offset(plan.pair(start + m)) + c * y.elementStride(),
@@ -164,15 +169,15 @@ final class DeltaTile {
     long rankStep = t.stride(2) * bytes;
     if (t.stride(1) == 1) {
       for (int j = 0; j < rank; j++) {
-        Elements.read(segment, dtype, offset + j * rankStep, rowStep, n, bt, j * n, bits);
+        FloatElements.read(segment, dtype, offset + j * rankStep, rowStep, n, bt, j * n, bits);
       }
       return;
     }
     if (t.stride(2) == 1 && t.stride(1) == rank) {
-      Elements.read(segment, dtype, offset, rankStep, n * rank, b, 0, bits);
+      FloatElements.read(segment, dtype, offset, rankStep, n * rank, b, 0, bits);
     } else {
       for (int i = 0; i < n; i++) {
-        Elements.read(segment, dtype, offset + i * rowStep, rankStep, rank, b, i * rank, bits);
+        FloatElements.read(segment, dtype, offset + i * rowStep, rankStep, rank, b, i * rank, bits);
       }
     }
     for (int j = 0; j < rank; j++) {

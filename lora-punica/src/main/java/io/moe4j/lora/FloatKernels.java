@@ -30,13 +30,13 @@ interface FloatKernels {
 
     private static FloatKernels choose() {
       if (ModuleLayer.boot().findModule("jdk.incubator.vector").isPresent()) {
-        return new VectorKernels();
+        return new VectorFloatKernels();
       }
       LoggerFactory.getLogger(FloatKernels.class)
           .info(
               "jdk.incubator.vector is not there, LoRA deltas use plain loops; start java with"
                   + " --add-modules jdk.incubator.vector to make them faster");
-      return new ScalarKernels();
+      return new ScalarFloatKernels();
     }
   }
 }

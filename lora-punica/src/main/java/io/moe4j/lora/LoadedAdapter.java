@@ -12,7 +12,7 @@ import org.jspecify.annotations.Nullable;
  * the last batch that reads it is released.
  *
  * <p>{@link #slot}, {@link #leases}, {@link #retired}, {@link #lastUse} and the reads belong to the
- * lock of the {@link SlotTable}. The device copy is made by a batch that holds a lease and is
+ * lock of the {@link AdapterSlots}. The device copy is made by a batch that holds a lease and is
  * dropped, under that lock, only when there is none.
  */
 final class LoadedAdapter {

@@ -43,10 +43,10 @@ final class PairPlan {
       MoeLoraContext context,
       List<LoraTarget> targets,
       int numPairs,
-      @Nullable Rows ids,
-      @Nullable Rows expertMap,
+      @Nullable PairRows ids,
+      @Nullable PairRows expertMap,
       int expertMapSize,
-      Rows mapping) {
+      PairRows mapping) {
     int maxLoras = context.maxLoras();
     readSlots(context, targets, maxLoras);
     reserve(numPairs, maxLoras);
@@ -54,17 +54,17 @@ final class PairPlan {
     int n = 0;
     int maxExpert = 0;
     for (int p = 0; p < numPairs; p++) {
-      int slot = mapping.segment().get(Elements.I32, mapping.offset(p));
+      int slot = mapping.segment().get(FloatElements.I32, mapping.offset(p));
       if (slot < 0 || slot >= maxLoras || layers[slot] == null) {
         continue;
       }
       int expert = 0;
       if (ids != null) {
-        expert = ids.segment().get(Elements.I32, ids.offset(p));
+        expert = ids.segment().get(FloatElements.I32, ids.offset(p));
         if (expertMap != null && expert >= 0) {
           expert =
               expert < expertMapSize
-                  ? expertMap.segment().get(Elements.I32, expertMap.offset(expert))
+                  ? expertMap.segment().get(FloatElements.I32, expertMap.offset(expert))
                   : -1;
         }
         if (expert < 0 || expert >= expertBound) {

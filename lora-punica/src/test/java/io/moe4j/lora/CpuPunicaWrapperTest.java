@@ -32,7 +32,7 @@ import org.junit.jupiter.params.provider.MethodSource;
 /** Against the formulas in double. Shapes of the grids follow the kernels' upstream tests. */
 class CpuPunicaWrapperTest {
   private static final List<FloatKernels> KERNELS =
-      List.of(new ScalarKernels(), new VectorKernels());
+      List.of(new ScalarFloatKernels(), new VectorFloatKernels());
 
   /** One problem; {@code hidden} and {@code inter} are the widths, {@code slices} 1 or 2. */
   record Shape(

@@ -54,7 +54,7 @@ public final class MoeLayer implements AutoCloseable {
   private final ForwardChecks checks;
   private final ScratchPool pool;
   private final ScratchLayout layout;
-  private final Gate gate = new Gate("the layer");
+  private final InFlightCalls calls = new InFlightCalls("the layer");
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
   private MoeLayer(
@@ -126,7 +126,7 @@ public final class MoeLayer implements AutoCloseable {
    * @throws IllegalStateException if the layer is closed
    */
   public void forward(MoeForward request) {
-    gate.enter();
+    calls.enter();
     try {
       checks.require(request);
       if (request.hidden().size(0) == 0 && !parts.isCollective()) {
@@ -139,31 +139,31 @@ public final class MoeLayer implements AutoCloseable {
         pool.giveBack(scratch);
       }
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
   /** A session's forward. */
   void run(MoeForward request, ScratchLayout layout, Scratch scratch, DeviceStream stream) {
-    gate.enter();
+    calls.enter();
     try {
       checks.require(request);
       if (request.hidden().size(0) > 0 || parts.isCollective()) {
         parts.forward(request, layout, scratch, stream);
       }
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
   /** A session's refresh. */
   void refresh(MoeLoraContext context, DeviceStream stream) {
-    gate.enter();
+    calls.enter();
     try {
       checks.requireLayer(context);
       parts.refresh(context, stream);
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
@@ -179,7 +179,7 @@ public final class MoeLayer implements AutoCloseable {
       throw new IllegalArgumentException(
           "maxTokens is " + maxTokens + ", must be 1.." + config.maxTokens());
     }
-    gate.enter();
+    calls.enter();
     try {
       MoeSession session = new MoeSession(this, parts.layout(maxTokens), device.defaultStream());
       synchronized (sessions) {
@@ -187,7 +187,7 @@ public final class MoeLayer implements AutoCloseable {
       }
       return session;
     } finally {
-      gate.leave();
+      calls.leave();
     }
   }
 
@@ -199,7 +199,7 @@ public final class MoeLayer implements AutoCloseable {
 
   @Override
   public void close() {
-    if (!gate.close()) {
+    if (!calls.close()) {
       return;
     }
     List<MoeSession> open;

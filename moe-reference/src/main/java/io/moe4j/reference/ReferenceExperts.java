@@ -56,9 +56,7 @@ public final class ReferenceExperts implements ModularExperts, LoraExperts {
     }
   }
 
-  /**
-   * Rows come weighted where the weight belongs on the input; the dispatcher sums them.
-   */
+  /** Rows come weighted where the weight belongs on the input; the dispatcher sums them. */
   private void batched(ExpertsInputs inputs, Tensor counts, Optional<MoeLoraContext> lora) {
     for (int e = 0; e < weights.numExperts(); e++) {
       for (int j = 0; j < counts.get(e); j++) {

@@ -37,13 +37,14 @@ final class CpuBlockOps implements BlockOps {
   private final float[] correctionBias;
   private final @Nullable DenseLayer latentIn;
   private final @Nullable DenseLayer latentOut;
-  private final @Nullable GroupedMlp shared;
+  private final @Nullable Mlp shared;
   private final @Nullable DenseLayer sharedGate;
   private final ConcurrentLinkedQueue<Router> routers = new ConcurrentLinkedQueue<>();
 
-  CpuBlockOps(MoeConfig config, MoeLayerWeights weights, Kernels kernels, ThreadTeam team) {
+  CpuBlockOps(MoeConfig config, MoeLayerWeights weights, Mlps mlps) {
     this.config = config;
-    this.kernels = kernels;
+    this.kernels = mlps.java();
+    ThreadTeam team = mlps.team();
     int loras = config.lora().map(LoraConfig::maxLoras).orElse(0);
     int rank = config.lora().map(LoraConfig::maxRank).orElse(0);
     RouterWeights r = weights.router();
@@ -61,16 +62,12 @@ final class CpuBlockOps implements BlockOps {
       sharedGate = null;
     } else {
       shared =
-          new GroupedMlp(
-              new MlpSpec(
-                  new MlpWeights(c.activation(), List.of(s.mlp()), arena, true),
-                  kernels,
-                  team,
-                  1,
-                  false,
-                  loras,
-                  rank,
-                  config.batchInvariant()));
+          mlps.of(
+              c.activation(),
+              List.of(s.mlp()),
+              arena,
+              true,
+              new Mlp.Options(1, false, loras, rank, config.batchInvariant()));
       Tensor gate = s.sigmoidGate();
       sharedGate =
           gate == null ? null : dense(gate, LoraTarget.SHARED_EXPERT_GATE, team, loras, rank);

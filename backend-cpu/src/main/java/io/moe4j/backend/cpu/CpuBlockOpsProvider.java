@@ -6,7 +6,6 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.weights.MoeLayerWeights;
-import io.moe4j.backend.cpu.kernel.KernelSelection;
 
 /** The parts of a block around the experts, on the host processor. */
 public final class CpuBlockOpsProvider implements BlockOpsProvider {
@@ -20,6 +19,6 @@ public final class CpuBlockOpsProvider implements BlockOpsProvider {
 
   @Override
   public BlockOps prepare(MoeConfig config, MoeLayerWeights weights, Device device) {
-    return new CpuBlockOps(config, weights, KernelSelection.kernels(), ThreadTeam.shared());
+    return new CpuBlockOps(config, weights, Mlps.chosen());
   }
 }

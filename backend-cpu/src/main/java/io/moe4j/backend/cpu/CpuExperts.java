@@ -13,7 +13,6 @@ import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
-import io.moe4j.backend.cpu.kernel.Kernels;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Optional;
@@ -22,31 +21,36 @@ import java.util.Optional;
 final class CpuExperts implements ModularExperts, LoraExperts {
   private final MoeConfig config;
   private final Arena arena = Arena.ofShared();
-  private final GroupedMlp mlp;
+  private final Arena plainArena = Arena.ofShared();
+  private final Mlp mlp;
 
-  CpuExperts(MoeConfig config, ExpertWeights weights, Kernels kernels, ThreadTeam team) {
+  CpuExperts(MoeConfig config, ExpertWeights weights, Mlps mlps) {
     this.config = config;
     boolean done = false;
     try {
       ExpertWeights plain =
           config.uniformScheme().equals(Optional.of(QuantScheme.MXFP4))
-              ? Mxfp4.dequantise(weights, arena)
+              ? Mxfp4.dequantise(weights, plainArena)
               : weights;
       mlp =
-          new GroupedMlp(
-              new MlpSpec(
-                  new MlpWeights(config.activation(), plain.experts(), arena, false),
-                  kernels,
-                  team,
+          mlps.of(
+              config.activation(),
+              plain.experts(),
+              arena,
+              false,
+              new Mlp.Options(
                   config.topK(),
                   config.routerWeightOnInput(),
                   config.lora().map(LoraConfig::maxLoras).orElse(0),
                   config.lora().map(LoraConfig::maxRank).orElse(0),
                   config.batchInvariant()));
+      if (mlp instanceof NativeMlp) { // packed weights need the plain ones no more
+        plainArena.close();
+      }
       done = true;
     } finally {
       if (!done) {
-        arena.close();
+        close();
       }
     }
   }
@@ -70,9 +74,9 @@ final class CpuExperts implements ModularExperts, LoraExperts {
     ExpertRouting routing = inputs.requireRouting();
     Tensor map = routing.expertMap();
     int tokens = Math.toIntExact(hidden.size(0));
-    if (hidden.size(1) != mlp.weights().hidden) {
+    if (hidden.size(1) != mlp.hidden()) {
       throw new IllegalArgumentException(
-          "hidden is " + hidden + ", the experts read width " + mlp.weights().hidden);
+          "hidden is " + hidden + ", the experts read width " + mlp.hidden());
     }
     if (routing.topkIds().size(1) != config.topK()) {
       throw new IllegalArgumentException(
@@ -114,8 +118,10 @@ final class CpuExperts implements ModularExperts, LoraExperts {
 
   @Override
   public void close() {
-    if (arena.scope().isAlive()) {
-      arena.close();
+    for (Arena a : new Arena[] {arena, plainArena}) {
+      if (a.scope().isAlive()) {
+        a.close();
+      }
     }
   }
 }

@@ -32,11 +32,13 @@ public final class CpuExpertsBackend implements ExpertsBackend {
 
   @Override
   public String description() {
-    return KernelSelection.vectorModulePresent()
-        ? "host processor, Vector API"
-        : "host processor, scalar (start the JVM with --add-modules "
-            + KernelSelection.VECTOR_MODULE
-            + " for the fast kernels)";
+    return "host processor, "
+        + Mlps.describe()
+        + (KernelSelection.vectorModulePresent()
+            ? ""
+            : "; start the JVM with --add-modules "
+                + KernelSelection.VECTOR_MODULE
+                + " for a fast router");
   }
 
   @Override
@@ -82,6 +84,6 @@ public final class CpuExpertsBackend implements ExpertsBackend {
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new CpuExperts(config, weights, KernelSelection.kernels(), ThreadTeam.shared());
+    return new CpuExperts(config, weights, Mlps.chosen());
   }
 }

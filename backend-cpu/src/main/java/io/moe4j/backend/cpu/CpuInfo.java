@@ -14,7 +14,8 @@ import jdk.incubator.vector.FloatVector;
 /**
  * What is known of the host processor. Property keys: {@code arch} (as in {@code os.arch}), {@code
  * cores} (processors this JVM may use), {@code vector-bits} (the Vector API's preferred float
- * width, {@code 0} while {@code jdk.incubator.vector} is not in the boot layer).
+ * width, {@code 0} while {@code jdk.incubator.vector} is not in the boot layer), {@code kernels}
+ * (which compute experts, and why not those in C).
  */
 final class CpuInfo {
   private CpuInfo() {}
@@ -32,6 +33,7 @@ final class CpuInfo {
     properties.put("arch", System.getProperty("os.arch", "unknown"));
     properties.put("cores", Integer.toString(Runtime.getRuntime().availableProcessors()));
     properties.put("vector-bits", Integer.toString(vectorBits()));
+    properties.put("kernels", Mlps.describe());
     return new DeviceInfo(DeviceId.CPU, modelName(), Optional.empty(), memoryBytes(), properties);
   }
 

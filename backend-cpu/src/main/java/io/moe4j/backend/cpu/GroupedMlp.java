@@ -8,7 +8,7 @@ import java.util.concurrent.ConcurrentLinkedQueue;
  * product, LoRA, weighted sum. Thread-safe: each call works on its own workspace and on a state
  * taken from a pool.
  */
-final class GroupedMlp {
+final class GroupedMlp implements Mlp {
   private final MlpSpec spec;
   private final ConcurrentLinkedQueue<MlpForward> pool = new ConcurrentLinkedQueue<>();
 
@@ -16,15 +16,23 @@ final class GroupedMlp {
     this.spec = spec;
   }
 
-  MlpWeights weights() {
-    return spec.weights();
+  @Override
+  public int hidden() {
+    return spec.weights().hidden;
   }
 
-  long workspaceBytes(int maxTokens) {
+  @Override
+  public String description() {
+    return spec.kernels().description();
+  }
+
+  @Override
+  public long workspaceBytes(int maxTokens) {
     return MlpLayout.of(spec, maxTokens).total();
   }
 
-  void run(MlpCall call, MemorySegment workspace) {
+  @Override
+  public void run(MlpCall call, MemorySegment workspace) {
     if (call.tokens() == 0) {
       return;
     }

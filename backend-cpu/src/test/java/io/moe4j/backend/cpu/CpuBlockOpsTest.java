@@ -43,7 +43,8 @@ class CpuBlockOpsTest {
   private final Random rnd = new Random(11);
 
   private static BlockOps fast(MoeConfig c, MoeLayerWeights w) {
-    return new CpuBlockOps(c, w, KernelSelection.kernels(), new ThreadTeam(2));
+    return new CpuBlockOps(
+        c, w, CpuExpertsTest.Path.java(KernelSelection.kernels(), new ThreadTeam(2)));
   }
 
   private static Workspace workspace(BlockOps ops, Arena arena) {

@@ -4,6 +4,7 @@ import static java.util.Objects.requireNonNull;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.junit.jupiter.api.Assertions.assertTimeoutPreemptively;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
@@ -20,6 +21,8 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.backend.cpu.ffi.Isa;
+import io.moe4j.backend.cpu.ffi.NativeKernels;
 import io.moe4j.backend.cpu.kernel.KernelSelection;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import java.lang.foreign.Arena;
@@ -44,16 +47,45 @@ class CpuExpertsTest {
   private static final double TOLERANCE = 1e-5;
 
   record Case(
-      String name,
-      MoeConfig config,
-      int tokens,
-      boolean scalar,
-      Lora lora,
-      Routes routes,
-      int threads) {
+      String name, MoeConfig config, int tokens, Path path, Lora lora, Routes routes, int threads) {
     @Override
     public String toString() {
-      return name;
+      return path + " " + name;
+    }
+  }
+
+  /** Whose kernels compute. */
+  enum Path {
+    VECTOR,
+    SCALAR,
+    AVX2,
+    AVX512,
+    AVX512BF16,
+    AMX;
+
+    /** {@return the kernels; skips the test where the machine lacks them} */
+    Mlps with(ThreadTeam team) {
+      return switch (this) {
+        case VECTOR -> java(KernelSelection.kernels(), team);
+        case SCALAR -> java(KernelSelection.scalar(), team);
+        default -> {
+          Optional<NativeKernels> c = NativeKernels.of(Isa.valueOf(name()));
+          assumeTrue(c.isPresent(), () -> "this machine has no " + name());
+          yield new Mlps(KernelSelection.scalar(), c.orElseThrow(), "", PackPolicy.ALWAYS, team);
+        }
+      };
+    }
+
+    /** {@return those that this machine has} */
+    static List<Path> here() {
+      return Stream.of(values())
+          .filter(p ->
+              p == VECTOR || p == SCALAR || NativeKernels.of(Isa.valueOf(p.name())).isPresent())
+          .toList();
+    }
+
+    static Mlps java(Kernels kernels, ThreadTeam team) {
+      return new Mlps(kernels, null, "a test", PackPolicy.NEVER, team);
     }
   }
 
@@ -78,28 +110,17 @@ class CpuExpertsTest {
     int[][] sizes = {
       {64, 32, 4, 2}, {13, 17, 3, 2}, {207, 1, 2, 1}, {130, 70, 5, 3}, {1, 13, 4, 4}
     };
-    for (boolean scalar : new boolean[] {false, true}) {
-      for (DType d : new DType[] {DType.F32, DType.BF16, DType.F16}) {
-        for (int[] s : sizes) {
-          for (int tokens : new int[] {0, 1, 5, 37}) {
-            for (Lora lora : Lora.values()) {
-              MoeConfig.Builder b = MoeConfig.builder(s[0], s[1], s[2], s[3]).weightDtype(d);
-              MoeConfig c = (lora == Lora.NONE ? b : b.lora(new LoraConfig(4, 20))).build();
-              Routes r = Routes.values()[all.size() % 3];
-              String name =
-                  (scalar ? "scalar " : "vector ")
-                      + d
-                      + " H"
-                      + s[0]
-                      + " I"
-                      + s[1]
-                      + " T"
-                      + tokens
-                      + " "
-                      + lora
-                      + " "
-                      + r;
-              all.add(new Case(name, c, tokens, scalar, lora, r, 1 + tokens % 3));
+    int problems = 0;
+    for (DType d : new DType[] {DType.F32, DType.BF16, DType.F16}) {
+      for (int[] s : sizes) {
+        for (int tokens : new int[] {0, 1, 5, 37}) {
+          for (Lora lora : Lora.values()) {
+            MoeConfig.Builder b = MoeConfig.builder(s[0], s[1], s[2], s[3]).weightDtype(d);
+            MoeConfig c = (lora == Lora.NONE ? b : b.lora(new LoraConfig(4, 20))).build();
+            Routes r = Routes.values()[problems++ % 3];
+            String name = d + " H" + s[0] + " I" + s[1] + " T" + tokens + " " + lora + " " + r;
+            for (Path path : Path.values()) {
+              all.add(new Case(name, c, tokens, path, lora, r, 1 + tokens % 3));
             }
           }
         }
@@ -124,8 +145,9 @@ class CpuExpertsTest {
               .expertBias(true)
               .activation(Activation.plain(kind).withLimit(limit))
               .build();
-      check(new Case(kind.name(), config, 9, false, Lora.NONE, Routes.RANDOM, 2));
-      check(new Case(kind.name(), config, 9, true, Lora.NONE, Routes.RANDOM, 2));
+      for (Path path : Path.here()) {
+        check(new Case(kind.name(), config, 9, path, Lora.NONE, Routes.RANDOM, 2));
+      }
     }
   }
 
@@ -137,7 +159,9 @@ class CpuExpertsTest {
             .routerWeightOnInput(true)
             .lora(new LoraConfig(4, 20))
             .build();
-    check(new Case("weight on input", config, 21, false, Lora.FILE, Routes.RANDOM, 2));
+    for (Path path : Path.here()) {
+      check(new Case("weight on input", config, 21, path, Lora.FILE, Routes.RANDOM, 2));
+    }
   }
 
   /** More outputs than are expanded at a time, panels of all widths, tails, several groups. */
@@ -154,8 +178,12 @@ class CpuExpertsTest {
                   .lora(new LoraConfig(4, 20))
                   .build();
           String name = kind + " " + lora + " " + tokens + " " + s[0];
-          check(new Case(name, config, tokens, false, lora, Routes.ONE_EXPERT, 2));
-          check(new Case(name, config, 2 * tokens, false, lora, Routes.SOME_MISSING, 3));
+          for (Path path : Path.here()) {
+            if (path != Path.SCALAR) {
+              check(new Case(name, config, tokens, path, lora, Routes.ONE_EXPERT, 2));
+              check(new Case(name, config, 2 * tokens, path, lora, Routes.SOME_MISSING, 3));
+            }
+          }
         }
       }
     }
@@ -164,7 +192,9 @@ class CpuExpertsTest {
   @Test
   void moreTokensThanOneChunk() {
     MoeConfig config = MoeConfig.builder(8, 4, 3, 3).weightDtype(DType.F32).maxTokens(4000).build();
-    check(new Case("chunks", config, 4000, false, Lora.NONE, Routes.SOME_MISSING, 2));
+    for (Path path : Path.here()) {
+      check(new Case("chunks", config, 4000, path, Lora.NONE, Routes.SOME_MISSING, 2));
+    }
   }
 
   @ParameterizedTest
@@ -177,9 +207,37 @@ class CpuExpertsTest {
       MoeConfig config =
           MoeConfig.builder(48, 32, 3, 2).weightDtype(DType.F32).inputDtype(dtype).build();
       Setup s = new Setup(config, 7, Lora.NONE, Routes.RANDOM, rnd, arena, dtype);
-      double[] got = s.run(KernelSelection.kernels(), new ThreadTeam(2));
+      double[] got = s.run(Path.java(KernelSelection.kernels(), new ThreadTeam(2)));
       double tolerance = dtype == DType.F32 ? TOLERANCE : dtype == DType.BF16 ? 0x1p-8 : 0x1p-11;
       assertThat(Samples.relativeL2(s.expected(), got)).isLessThan(tolerance);
+    }
+  }
+
+  /** Units that multiply bf16 round the activations, as a layer of that dtype may. */
+  @ParameterizedTest
+  @EnumSource(Lora.class)
+  void hiddenStatesOfBf16(Lora lora) {
+    for (int[] s : new int[][] {{64, 32}, {130, 70}, {33, 17}, {600, 200}}) {
+      for (int tokens : new int[] {1, 3, 16, 17, 40, 150, 300}) {
+        MoeConfig config =
+            MoeConfig.builder(s[0], s[1], 4, 2)
+                .weightDtype(DType.BF16)
+                .inputDtype(DType.BF16)
+                .expertBias(tokens % 2 == 0)
+                .lora(new LoraConfig(4, 20))
+                .build();
+        try (Arena arena = Arena.ofShared()) {
+          Random rnd = new Random(s[0] + tokens);
+          Setup setup = new Setup(config, tokens, lora, Routes.RANDOM, rnd, arena, DType.BF16);
+          double[] expected = setup.expected();
+          for (Path path : Path.here()) {
+            double[] got = setup.run(path.with(new ThreadTeam(2)));
+            assertThat(Samples.relativeL2(expected, got))
+                .as("%s %s %s", path, s[0], tokens)
+                .isLessThan(2 * 0x1p-8);
+          }
+        }
+      }
     }
   }
 
@@ -194,8 +252,10 @@ class CpuExpertsTest {
       s.weights =
           ExpertWeights.ofStacked(
               w13, w2, null, null, true, io.moe4j.api.config.GateUpLayout.INTERLEAVED);
-      double[] got = s.run(KernelSelection.kernels(), new ThreadTeam(2));
-      assertThat(Samples.relativeL2(s.expected(), got)).isLessThan(TOLERANCE);
+      for (Path path : Path.here()) {
+        double[] got = s.run(path.with(new ThreadTeam(2)));
+        assertThat(Samples.relativeL2(s.expected(), got)).as("%s", path).isLessThan(TOLERANCE);
+      }
     }
   }
 
@@ -208,9 +268,11 @@ class CpuExpertsTest {
               .lora(new LoraConfig(4, 20))
               .build();
       Setup s = new Setup(config, 33, Lora.RAGGED, Routes.RANDOM, new Random(7), arena, DType.F32);
-      double[] one = s.run(KernelSelection.kernels(), new ThreadTeam(1));
-      double[] three = s.run(KernelSelection.kernels(), new ThreadTeam(3));
-      assertThat(three).isEqualTo(one);
+      for (Path path : Path.here()) {
+        double[] one = s.run(path.with(new ThreadTeam(1)));
+        double[] three = s.run(path.with(new ThreadTeam(3)));
+        assertThat(three).as("%s", path).isEqualTo(one);
+      }
     }
   }
 
@@ -234,22 +296,35 @@ class CpuExpertsTest {
       int[] none = new int[s.tokens];
       Arrays.fill(none, -1);
       s.context = used.withTokenLoraMapping(Samples.ints(arena, none, s.tokens));
-      CpuExperts experts =
-          new CpuExperts(config, s.weights, KernelSelection.kernels(), new ThreadTeam(2));
-      assertThatThrownBy(() -> s.apply(experts, lost)).isInstanceOf(IllegalStateException.class);
-      assertTimeoutPreemptively(Duration.ofSeconds(30), () -> s.apply(experts, s.context));
-      assertThat(Samples.relativeL2(s.expected(), s.output.toDoubles())).isLessThan(TOLERANCE);
-      experts.close();
+      for (Path path : Path.here()) {
+        CpuExperts experts = new CpuExperts(config, s.weights, path.with(new ThreadTeam(2)));
+        assertThatThrownBy(() -> s.apply(experts, lost)).isInstanceOf(IllegalStateException.class);
+        assertTimeoutPreemptively(Duration.ofSeconds(30), () -> s.apply(experts, s.context));
+        assertThat(Samples.relativeL2(s.expected(), s.output.toDoubles()))
+            .as("%s", path)
+            .isLessThan(TOLERANCE);
+        experts.close();
+      }
     }
   }
 
+  /** The truth takes longer than all paths together. */
+  private static String lastProblem = "";
+
+  private static double[] lastExpected = new double[0];
+
   private static void check(Case c) {
     try (Arena arena = Arena.ofShared()) {
-      Random rnd = new Random(c.name.hashCode());
+      // One problem for all paths.
+      Random rnd = new Random(("vector " + c.name).hashCode());
       Setup s = new Setup(c.config, c.tokens, c.lora, c.routes, rnd, arena, DType.F32);
-      Kernels k = c.scalar ? KernelSelection.scalar() : KernelSelection.kernels();
-      double[] got = s.run(k, new ThreadTeam(c.threads));
-      double[] expected = s.expected();
+      double[] got = s.run(c.path.with(new ThreadTeam(c.threads)));
+      String problem = c.name + " " + c.tokens + " " + System.identityHashCode(c.config);
+      if (!problem.equals(lastProblem)) {
+        lastProblem = problem;
+        lastExpected = s.expected();
+      }
+      double[] expected = lastExpected;
       assertThat(got).hasSameSizeAs(expected);
       assertThat(Samples.relativeL2(expected, got)).isLessThan(TOLERANCE);
     }
@@ -344,8 +419,8 @@ class CpuExpertsTest {
       };
     }
 
-    double[] run(Kernels kernels, ThreadTeam team) {
-      CpuExperts experts = new CpuExperts(config, weights, kernels, team);
+    double[] run(Mlps mlps) {
+      CpuExperts experts = new CpuExperts(config, weights, mlps);
       apply(experts, context);
       experts.close();
       experts.close();

@@ -216,9 +216,10 @@ final class GemmLaunches {
         .i32(plan.groupTiles())
         .i32(plan.sums() ? 1 : 0);
     int programs = Math.multiplyExact(f.tiles(), Math.ceilDiv(columns, tileColumns));
-    if (kernels.spreads(kernel.spec())) {
+    if (kernels.limitsOccupancy(kernel.spec())) {
       l.sharedBytes(
-          EvenSpread.sharedBytes(programs, kernels.multiprocessors(), kernel.spec().sharedBytes()));
+          OccupancyLimit.sharedBytes(
+              programs, kernels.multiprocessors(), kernel.spec().sharedBytes()));
     }
     l.launch(f.stream(), programs);
   }

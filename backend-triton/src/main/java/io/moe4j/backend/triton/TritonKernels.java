@@ -41,8 +41,8 @@ final class TritonKernels {
   }
 
   private void raiseLimits(Kernel kernel) {
-    if (spreads(kernel.spec())) {
-      kernel.allowSharedBytes(EvenSpread.MOST);
+    if (limitsOccupancy(kernel.spec())) {
+      kernel.allowSharedBytes(OccupancyLimit.MOST);
     }
   }
 
@@ -89,11 +89,11 @@ final class TritonKernels {
 
   /**
    * {@return whether a kernel is a GEMM of single pairs that starts during a shrink, on a card that
-   * {@link EvenSpread} knows}
+   * {@link OccupancyLimit} knows}
    *
    * @param kernel the kernel
    */
-  boolean spreads(KernelSpec kernel) {
+  boolean limitsOccupancy(KernelSpec kernel) {
     return hopper()
         && kernel.name().equals("gemm")
         && "1".equals(kernel.constants().get("naive"))

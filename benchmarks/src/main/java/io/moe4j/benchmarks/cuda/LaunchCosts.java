@@ -74,15 +74,13 @@ public final class LaunchCosts implements AutoCloseable {
         Tensor ids = empty(DType.I32, tokens, TOP_K);
         Tensor weights = empty(DType.F32, tokens, TOP_K);
         Tensor mapping = slots == 0 ? null : mapping(tokens, slots);
-        TopkKernel topk =
-            new TopkKernel(device, RoutingConfig.SOFTMAX_RENORMALIZE, EXPERTS, TOP_K);
+        TopkKernel topk = new TopkKernel(device, RoutingConfig.SOFTMAX_RENORMALIZE, EXPERTS, TOP_K);
         PairSort sort = new PairSort(device, slots);
         PairSort.Layout layout = PairSort.Layout.of(tokens * TOP_K, EXPERTS, slots, 64, 16);
         long memory = empty(DType.U8, layout.byteSize()).deviceAddress();
         ExpertRouting routing = new ExpertRouting(ids, weights, null);
         double choose =
-            GpuTimer.replayed(
-                device, stream, () -> topk.run(logits, null, ids, weights, stream));
+            GpuTimer.replayed(device, stream, () -> topk.run(logits, null, ids, weights, stream));
         double order =
             GpuTimer.replayed(device, stream, () -> sort(sort, routing, mapping, layout, memory));
         System.out.printf(
@@ -110,8 +108,7 @@ public final class LaunchCosts implements AutoCloseable {
         Tensor x = random(DType.BF16, tokens, HIDDEN);
         Tensor w = random(type, EXPERTS, HIDDEN);
         Tensor y = empty(DType.F32, tokens, EXPERTS);
-        double micros =
-            GpuTimer.replayed(device, stream, () -> gemm.run(x, w, null, y, stream));
+        double micros = GpuTimer.replayed(device, stream, () -> gemm.run(x, w, null, y, stream));
         System.out.printf(
             "router BF16 x %s, E=%d H=%d T=%d: %.2f us%n", type, EXPERTS, HIDDEN, tokens, micros);
         release();

@@ -44,8 +44,7 @@ final class Since {
         for (Tree tree : unit.getTypeDecls()) {
           if (tree instanceof ClassTree type
               && type.getModifiers().getFlags().contains(Modifier.PUBLIC)) {
-            DocCommentTree doc =
-                docs.getDocCommentTree(new TreePath(new TreePath(unit), type));
+            DocCommentTree doc = docs.getDocCommentTree(new TreePath(new TreePath(unit), type));
             if (doc == null || doc.getBlockTags().stream().noneMatch(Since::isVersion)) {
               found.add(
                   "%s.%s has no @since with a version such as 0.2.0"

@@ -26,9 +26,7 @@ public interface CommProvider {
    */
   Optional<String> whyUnsupported(Platform platform);
 
-  /**
-   * {@return a name for a new group, made by rank 0 and handed to all ranks by the launcher}
-   */
+  /** {@return a name for a new group, made by rank 0 and handed to all ranks by the launcher} */
   String newGroup();
 
   /**

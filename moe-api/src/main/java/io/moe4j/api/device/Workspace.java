@@ -6,8 +6,8 @@ import io.moe4j.api.tensor.Tensor;
 import java.util.Objects;
 
 /**
- * Scratch memory of one call at a time, owned by its allocator (the layer's session).
- * Contents are undefined at entry.
+ * Scratch memory of one call at a time, owned by its allocator (the layer's session). Contents are
+ * undefined at entry.
  *
  * @param memory on the call's device, aligned to 64 bytes or more
  * @since 0.1.0

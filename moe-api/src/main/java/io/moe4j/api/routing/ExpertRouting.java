@@ -37,4 +37,37 @@ public record ExpertRouting(Tensor topkIds, Tensor topkWeights, @Nullable Tensor
       throw new IllegalArgumentException("expertMap is " + expertMap + ", must be I32 [E]");
     }
   }
+
+  /** Is told of one pair. */
+  public interface PairVisitor {
+    /**
+     * Is told of one pair.
+     *
+     * @param token {@code 0..T-1}
+     * @param k {@code 0..K-1}
+     * @param localExpert the pair's expert on this rank
+     */
+    void visit(int token, int k, int localExpert);
+  }
+
+  /**
+   * Visits the pairs that this rank computes, in ascending order, for code that runs on the host.
+   * Leaves out those that add nothing here: id -1, an unknown id, or an expert of another rank.
+   *
+   * @param numLocalExperts experts on this rank
+   * @param visitor called once a pair
+   */
+  public void forEachLocalPair(int numLocalExperts, PairVisitor visitor) {
+    for (int t = 0; t < topkIds.size(0); t++) {
+      for (int k = 0; k < topkIds.size(1); k++) {
+        long expert = (long) topkIds.get(t, k);
+        if (expertMap != null && expert >= 0) {
+          expert = expert < expertMap.size(0) ? (long) expertMap.get(expert) : -1;
+        }
+        if (expert >= 0 && expert < numLocalExperts) {
+          visitor.visit(t, k, (int) expert);
+        }
+      }
+    }
+  }
 }

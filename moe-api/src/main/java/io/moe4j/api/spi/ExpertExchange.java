@@ -24,8 +24,8 @@ public interface ExpertExchange extends AutoCloseable {
   ActivationFormat activationFormat();
 
   /**
-   * {@return whether {@link #combine} gives the sum over all ranks' experts; if not, it gives the part
-   * of this rank's experts, and the caller sums over ranks}
+   * {@return whether {@link #combine} gives the sum over all ranks' experts; if not, it gives the
+   * part of this rank's experts, and the caller sums over ranks}
    */
   boolean outputIsReduced();
 

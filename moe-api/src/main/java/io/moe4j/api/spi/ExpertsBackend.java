@@ -23,21 +23,25 @@ public interface ExpertsBackend {
    */
   String name();
 
-  /** {@return a one-line description} */
-  String description();
+  /** {@return a one-line description; by default the name} */
+  default String description() {
+    return name();
+  }
 
   /** {@return the devices it computes on; a {@link DeviceProvider} of this type opens them} */
   DeviceType deviceType();
 
-  /** {@return what its experts take} */
-  ActivationFormat activationFormat();
+  /** {@return what its experts take; by default STANDARD} */
+  default ActivationFormat activationFormat() {
+    return ActivationFormat.STANDARD;
+  }
 
   /** {@return whether the experts it prepares are {@link LoraExperts}} */
   boolean supportsLora();
 
   /**
-   * Priority for a layer that it supports; the largest wins, ties are broken by name. See
-   * {@link BackendPriority}.
+   * Priority for a layer that it supports; the largest wins, ties are broken by name. See {@link
+   * BackendPriority}.
    *
    * @param config the layer
    * @param platform the machine

@@ -6,10 +6,10 @@ import io.moe4j.api.lora.PunicaWrapper;
 
 /**
  * Experts that apply LoRA, modular or monolithic: what implements this implements {@link
- * ModularExperts} or {@link MonolithicExperts} as well. The default methods let the context's punica wrapper add the
- * deltas: call {@link #applyW13Lora} between the w13 product and the activation, {@link
- * #applyW2Lora} between the w2 product and the weighted sum. A backend may instead read the factors
- * from the context and fuse; the result must be the same.
+ * ModularExperts} or {@link MonolithicExperts} as well. The default methods let the context's
+ * punica wrapper add the deltas: call {@link #applyW13Lora} between the w13 product and the
+ * activation, {@link #applyW2Lora} between the w2 product and the weighted sum. A backend may
+ * instead read the factors from the context and fuse; the result must be the same.
  *
  * @since 0.1.0
  */

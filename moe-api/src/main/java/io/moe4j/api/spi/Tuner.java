@@ -63,8 +63,8 @@ public interface Tuner extends AutoCloseable {
 
   /**
    * Measures every variant that fits forwards of one size, compares each one's output with that of
-   * the built-in choice, and writes the fastest to the file at once, atomically: a reader sees
-   * the file before or after.
+   * the built-in choice, and writes the fastest to the file at once, atomically: a reader sees the
+   * file before or after.
    *
    * @param pass forwards of one number of tokens, with other tokens and routings each, and outputs
    *     of their own, which are overwritten; they are run in turn so that none finds its experts in

@@ -1,8 +1,8 @@
 package io.moe4j.api.tensor;
 
 /**
- * A stretch of memory on the host or on a device. It is a description: the allocator owns
- * the memory and keeps it alive while any tensor over it is in use.
+ * A stretch of memory on the host or on a device. It is a description: the allocator owns the
+ * memory and keeps it alive while any tensor over it is in use.
  *
  * @since 0.1.0
  */

@@ -6,10 +6,10 @@ import java.util.Arrays;
 import java.util.Objects;
 
 /**
- * A typed, strided view of {@link Memory}. Immutable description, no ownership: the allocator of the
- * memory closes or frees it. Strides are in elements and not negative; 0
- * repeats one element along a dimension (factors shared across experts). Safe to share between
- * threads; the contents follow the memory's own rules.
+ * A typed, strided view of {@link Memory}. Immutable description, no ownership: the allocator of
+ * the memory closes or frees it. Strides are in elements and not negative; 0 repeats one element
+ * along a dimension (factors shared across experts). Safe to share between threads; the contents
+ * follow the memory's own rules.
  *
  * <p>Every factory checks that all elements lie inside the memory, so that a kernel that trusts
  * shape and strides cannot read out of bounds.

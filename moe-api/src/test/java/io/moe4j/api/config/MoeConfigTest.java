@@ -18,7 +18,10 @@ import org.junit.jupiter.params.provider.MethodSource;
 class MoeConfigTest {
   /** One setting off its default, and how it is read back. */
   private record Setting(
-      String name, UnaryOperator<MoeConfig.Builder> set, Function<MoeConfig, Object> get, Object is) {
+      String name,
+      UnaryOperator<MoeConfig.Builder> set,
+      Function<MoeConfig, Object> get,
+      Object is) {
     @Override
     public String toString() {
       return name;
@@ -74,7 +77,8 @@ class MoeConfigTest {
             ActivationFormat.BATCHED),
         new Setting("parallel", b -> b.parallel(parallel), MoeConfig::parallel, parallel),
         new Setting("maxTokens", b -> b.maxTokens(77), MoeConfig::maxTokens, 77),
-        new Setting("batchInvariant", b -> b.batchInvariant(true), MoeConfig::batchInvariant, true));
+        new Setting(
+            "batchInvariant", b -> b.batchInvariant(true), MoeConfig::batchInvariant, true));
   }
 
   private static MoeConfig.Builder defaults() {

@@ -68,7 +68,7 @@ public record BenchShape(
 
   MoeConfig.Builder config(DType dtype, int maxTokens) {
     return MoeConfig.builder(hiddenSize, intermediateSize, numExperts, topK)
-        .inputDtype(DType.F32)
+        .inputDtype(dtype)
         .weightDtype(dtype)
         .maxTokens(maxTokens);
   }

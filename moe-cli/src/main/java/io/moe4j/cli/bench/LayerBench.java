@@ -255,7 +255,8 @@ public final class LayerBench implements AutoCloseable {
       }
       double expertBytes = (double) shape.weightBytes(dtype) / shape.numExperts();
       double router = dtype.byteSize((long) shape.numExperts() * shape.hiddenSize());
-      double activations = 2.0 * DType.F32.byteSize((long) tokens * shape.hiddenSize());
+      long elements = (long) tokens * shape.hiddenSize();
+      double activations = dtype.byteSize(elements) + DType.F32.byteSize(elements);
       return experts / requests.length * expertBytes + router + activations;
     }
 

@@ -102,8 +102,9 @@ final class SyntheticLayer {
                             repeated(e, rank, i), repeated(e, rank, h).transpose(1, 2))))));
   }
 
+  /** Hidden states of the weights' dtype, as a model of that dtype has them. */
   Tensor hidden(int tokens) {
-    return normal(DType.F32, 1, tokens, shape.hiddenSize());
+    return normal(dtype, 1, tokens, shape.hiddenSize());
   }
 
   Tensor zeros(DType type, long... sizes) {

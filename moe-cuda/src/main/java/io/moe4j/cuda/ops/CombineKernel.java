@@ -23,6 +23,8 @@ public final class CombineKernel {
   private final String type;
 
   /**
+   * Loads the kernel.
+   *
    * @param kernels where they are
    * @param type of the rows, BF16 or F16
    */

@@ -18,6 +18,8 @@ public final class PackKernel {
   private final String type;
 
   /**
+   * Loads the kernel.
+   *
    * @param kernels where they are
    * @param type of what is written, BF16 or F16
    */

@@ -26,6 +26,8 @@ public final class PaddedTensors {
   private final boolean batched;
 
   /**
+   * No tensors yet.
+   *
    * @param device where to run
    * @param kernels where they are
    * @param config of the layer, with weights of BF16 or F16

@@ -15,6 +15,8 @@ public final class ShrinkKernel {
   private final boolean gated;
 
   /**
+   * Loads the kernel.
+   *
    * @param kernels where they are
    * @param type of x and the factors, BF16 or F16
    * @param gated whether w13 has a gate and an up projection

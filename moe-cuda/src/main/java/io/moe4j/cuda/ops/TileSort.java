@@ -41,6 +41,8 @@ public final class TileSort {
   private final ExpertKernels kernels;
 
   /**
+   * Loads the kernels.
+   *
    * @param kernels where they are
    */
   public TileSort(ExpertKernels kernels) {

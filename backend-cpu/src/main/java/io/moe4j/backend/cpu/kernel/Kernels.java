@@ -130,9 +130,9 @@ public interface Kernels {
       int columns);
 
   /**
-   * Transposes a block of up to {@link #lanes} rows and columns, from memory to memory, zeros
-   * where there are no rows: {@code dst[row(first + j)][i] = src[i][j]}, where the rows of {@code
-   * dst} come by six: {@code row(r) = r / 6 * jump + r % 6}.
+   * Transposes a block of up to {@link #lanes} rows and columns, from memory to memory, zeros where
+   * there are no rows: {@code dst[row(first + j)][i] = src[i][j]}, where the rows of {@code dst}
+   * come by six: {@code row(r) = r / 6 * jump + r % 6}.
    *
    * @param src F32
    * @param srcOffset bytes

@@ -1,12 +1,12 @@
 package io.moe4j.oracle;
 
 /** Lets calls in until it is closed; closing waits for those inside. */
-final class Gate {
+final class InFlightCalls {
   private final String what;
   private int inside;
   private boolean closed;
 
-  Gate(String what) {
+  InFlightCalls(String what) {
     this.what = what;
   }
 

@@ -9,7 +9,7 @@ import jdk.incubator.vector.VectorSpecies;
  * interpreted it goes from lane to lane, compiled it folds, so one input gives two results in the
  * life of one process.
  */
-final class Lanes {
+final class VectorSum {
   private static final VectorSpecies<Float> S = FloatVector.SPECIES_PREFERRED;
   private static final int W = S.length();
   private static final VectorShuffle<Float> BY_8 = rotation(8);
@@ -17,7 +17,7 @@ final class Lanes {
   private static final VectorShuffle<Float> BY_2 = rotation(2);
   private static final VectorShuffle<Float> BY_1 = rotation(1);
 
-  private Lanes() {}
+  private VectorSum() {}
 
   private static VectorShuffle<Float> rotation(int lanes) {
     return VectorShuffle.fromOp(S, i -> (i + lanes) % W);

@@ -7,7 +7,7 @@ package io.moe4j.backend.triton;
  * room for, and then stream their weights one after the other while the rest of the card is idle.
  * Pure.
  */
-final class EvenSpread {
+final class OccupancyLimit {
   /** Of a multiprocessor of capability 9.0, what the driver keeps of a program's share included. */
   static final int SHARED_PER_MULTIPROCESSOR = 228 << 10;
 
@@ -17,7 +17,7 @@ final class EvenSpread {
   /** The most that {@link #sharedBytes} adds up to: one program a multiprocessor. */
   static final int MOST = share(1);
 
-  private EvenSpread() {}
+  private OccupancyLimit() {}
 
   /**
    * Dynamic shared memory of a launch.

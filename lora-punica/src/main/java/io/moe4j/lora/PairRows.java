@@ -16,7 +16,7 @@ import java.lang.foreign.MemorySegment;
  * @param elementStride from an element of a row to the next
  * @param width elements in a row
  */
-record Rows(
+record PairRows(
     MemorySegment segment,
     DType dtype,
     long base,
@@ -27,9 +27,9 @@ record Rows(
     int width) {
 
   /** {@code [T, K, width]}. */
-  static Rows perPair(Tensor t) {
+  static PairRows perPair(Tensor t) {
     int bytes = t.dtype().bits() / Byte.SIZE;
-    return new Rows(
+    return new PairRows(
         Tensors.segment(t),
         t.dtype(),
         t.byteOffset(),
@@ -41,9 +41,9 @@ record Rows(
   }
 
   /** {@code [T * K, width]}. */
-  static Rows flatPairs(Tensor t, int topK) {
+  static PairRows flatPairs(Tensor t, int topK) {
     int bytes = t.dtype().bits() / Byte.SIZE;
-    return new Rows(
+    return new PairRows(
         Tensors.segment(t),
         t.dtype(),
         t.byteOffset(),
@@ -55,9 +55,9 @@ record Rows(
   }
 
   /** {@code [T, width]}, the same row for all pairs of a token. */
-  static Rows perToken(Tensor t, int topK) {
+  static PairRows perToken(Tensor t, int topK) {
     int bytes = t.dtype().bits() / Byte.SIZE;
-    return new Rows(
+    return new PairRows(
         Tensors.segment(t),
         t.dtype(),
         t.byteOffset(),
@@ -69,9 +69,9 @@ record Rows(
   }
 
   /** {@code [T, K]}, one element a pair. */
-  static Rows scalars(Tensor t) {
+  static PairRows scalars(Tensor t) {
     int bytes = t.dtype().bits() / Byte.SIZE;
-    return new Rows(
+    return new PairRows(
         Tensors.segment(t),
         t.dtype(),
         t.byteOffset(),

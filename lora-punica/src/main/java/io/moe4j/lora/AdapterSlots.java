@@ -21,7 +21,7 @@ import org.jspecify.annotations.Nullable;
  * ones. One lock guards the table and the mutable parts of {@link AdapterEntry} and {@link
  * LoadedAdapter}; nothing slow happens under it.
  */
-final class SlotTable {
+final class AdapterSlots {
   /** One batch in the queue. */
   private static final class Waiter {
     final Condition turn;
@@ -43,7 +43,7 @@ final class SlotTable {
   private long evictions;
   private long waits;
 
-  SlotTable(int maxLoras, long waitNanos) {
+  AdapterSlots(int maxLoras, long waitNanos) {
     this.slots = new LoadedAdapter[maxLoras];
     for (int i = 0; i < maxLoras; i++) {
       reads.add(List.of());

@@ -10,7 +10,7 @@ import java.nio.ByteOrder;
  * Between F32, BF16 or F16 in memory and float arrays. Dense stretches go through bulk copies and
  * array loops that the JIT turns into vector code.
  */
-final class Elements {
+final class FloatElements {
   static final ValueLayout.OfFloat F32 =
       ValueLayout.JAVA_FLOAT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
   private static final ValueLayout.OfShort I16 =
@@ -18,7 +18,7 @@ final class Elements {
   static final ValueLayout.OfInt I32 =
       ValueLayout.JAVA_INT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
 
-  private Elements() {}
+  private FloatElements() {}
 
   /**
    * Reads a stretch.

@@ -6,7 +6,7 @@ import jdk.incubator.vector.VectorSpecies;
 /**
  * The same with the Vector API, at the machine's preferred width. Loaded only where that is there.
  */
-final class VectorKernels implements FloatKernels {
+final class VectorFloatKernels implements FloatKernels {
   private static final VectorSpecies<Float> S = FloatVector.SPECIES_PREFERRED;
   private static final int W = S.length();
 
@@ -41,10 +41,10 @@ final class VectorKernels implements FloatKernels {
       s2 = va.fma(FloatVector.fromArray(S, x, x2 + i), s2);
       s3 = va.fma(FloatVector.fromArray(S, x, x3 + i), s3);
     }
-    float t0 = Lanes.sum(s0);
-    float t1 = Lanes.sum(s1);
-    float t2 = Lanes.sum(s2);
-    float t3 = Lanes.sum(s3);
+    float t0 = VectorSum.sum(s0);
+    float t1 = VectorSum.sum(s1);
+    float t2 = VectorSum.sum(s2);
+    float t3 = VectorSum.sum(s3);
     for (; i < n; i++) {
       t0 += a[i] * x[x0 + i];
       t1 += a[i] * x[x1 + i];
@@ -73,7 +73,7 @@ final class VectorKernels implements FloatKernels {
           FloatVector.fromArray(S, a, i + 3 * W)
               .fma(FloatVector.fromArray(S, x, at + i + 3 * W), s3);
     }
-    float sum = Lanes.sum(s0.add(s1).add(s2.add(s3)));
+    float sum = VectorSum.sum(s0.add(s1).add(s2.add(s3)));
     for (; i < n; i++) {
       sum += a[i] * x[at + i];
     }

@@ -3,7 +3,7 @@ package io.moe4j.lora;
 /**
  * Plain loops: independent sums where order is free, and a row at a time where the JIT vectorises.
  */
-final class ScalarKernels implements FloatKernels {
+final class ScalarFloatKernels implements FloatKernels {
   @Override
   public void shrink(
       float[] a, int n, float[] x, int xStep, int rows, float[] out, int outAt, int outStep) {

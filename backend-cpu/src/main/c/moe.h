@@ -1,0 +1,100 @@
+// What Java and the kernels agree on. All sizes and distances are in bytes unless they are named after elements; every address and count has
+// been checked by the caller (io.moe4j.backend.cpu.NativeForward). Java fills the structs by offset: see io.moe4j.backend.cpu.ffi.CallStruct and moe_abi.
+#ifndef MOE_H
+#define MOE_H
+#include <stdint.h>
+
+// Outputs of one block of packed weights, and the steps in which a row's length is padded.
+enum { BLOCK = 32, HALF = 16 };
+
+// Positions of a task at most, and of one product: sums of those stand in the first-level cache.
+enum { MAX_ROWS = 256, PRODUCT_ROWS = 128 };
+
+// Dtypes, as Java numbers them.
+enum { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2, TYPES = 3 };
+
+// Instruction sets, each containing those before it.
+enum { ISA_NONE = 0, ISA_AVX2 = 1, ISA_AVX512 = 2, ISA_BF16 = 3, ISA_AMX = 4, ISAS = 5 };
+
+enum { GATE = 0, UP = 1, DOWN = 2 };
+
+// Activations, in the order of io.moe4j.api.config.Activation.Kind.
+enum { SILU, GELU, GELU_TANH, SWIGLUOAI, SWIGLU_STEP, SILU_NO_MUL, GELU_NO_MUL, GELU_TANH_NO_MUL, RELU2_NO_MUL };
+
+// One adapter's factors for one product of one expert; rank 0 = none.
+struct moe_target {
+  const char *a;                  // [rank][in]
+  int64_t a_row, a_col;           // from one rank to the next, from one input to the next
+  const char *b;                  // [out][rank]
+  int64_t b_out, b_rank;          // from one output to the next, from one rank to the next
+  float *s;                       // [rows of the segment][rank], what A makes of x
+  int32_t rank, a_type, b_type;
+  int32_t own_shrink;             // 0 where s is another target's
+};
+
+// Sorted positions of one expert that share an adapter.
+struct moe_segment {
+  int64_t from, to;
+  struct moe_target target[3];
+};
+
+// One forward of one layer.
+struct moe_call {
+  int64_t hidden, intermediate;   // elements of a row of x and y, and of the activations
+  int64_t hidden_padded, intermediate_padded;
+  int64_t type13, type2;          // of the packed matrices
+  int64_t row_type;               // of x and the activations: TYPE_F32, or TYPE_BF16 for units that multiply bf16
+  int64_t isa;
+  int64_t activation;
+  float alpha, beta, limit, unused;
+  const char *w13;                // packed: [expert][block][..], gated: 16 outputs of gate, then 16 of up
+  int64_t w13_expert, w13_block;
+  const char *w2;
+  int64_t w2_expert, w2_block;
+  const float *b13;               // [expert][block][32] or null
+  const float *b2;                // [expert][hidden_padded] or null
+  char *x;                        // [position][hidden_padded] of row_type, zeros behind a row's end
+  int64_t x_stride;
+  char *act;                      // [position][intermediate_padded], likewise
+  int64_t act_stride;
+  char *y;                        // [position][hidden_padded] F32
+  int64_t y_stride;
+  const int32_t *pair;            // by position
+  const int32_t *position;        // by pair, -1 = goes nowhere
+  const struct moe_segment *segments;
+  int64_t s_stride;               // from one row of s to the next
+  int64_t top_k;
+};
+
+// Some blocks of outputs for some positions of one expert, and the segments that these meet.
+struct moe_task {
+  int64_t expert, row, rows, block, blocks, segment, segments;
+};
+
+// Instruction sets this processor and system offer: the highest of ISA_*.
+int32_t moe_isa(void);
+// Sizes of the structs, which Java compares with its own: 0 call, 1 segment, 2 target.
+int64_t moe_abi(int32_t i);
+
+#define HIDDEN __attribute__((visibility("hidden")))
+#define PUBLIC __attribute__((visibility("default")))
+
+// c[row][32] = rows of x times one packed block; k is padded. Where one pass over the block is enough, what comes 8 KB later is fetched
+// meanwhile; otherwise the block behind it, if `first`.
+typedef void product_fn(const char *x, int64_t x_stride, int64_t rows, const char *w, int64_t k, float *c, int first);
+
+struct kernels {
+  product_fn *product[2][TYPES];  // [row_type][weight_type]
+  void (*done)(void);             // after the last product of a task
+  void (*gather)(const struct moe_call *, const char *hidden, int32_t type, const float *weight, int64_t first_token, int64_t from, int64_t to);
+  void (*shrink)(const struct moe_call *, int64_t segment, int32_t down);
+  void (*w13)(const struct moe_call *, const struct moe_task *);
+  void (*w2)(const struct moe_call *, const struct moe_task *);
+  void (*combine)(const struct moe_call *, const float *weight, int64_t first_token, int64_t from, int64_t to, char *out, int32_t type);
+};
+HIDDEN const struct kernels *kernels_of(int64_t isa);
+extern HIDDEN const struct kernels kernels_avx2, kernels_avx512;
+extern HIDDEN product_fn product_bf16_avx512bf16, product_bf16_amx;
+HIDDEN void done_amx(void);
+HIDDEN int32_t permit_amx(void);
+#endif

@@ -1,0 +1,367 @@
+// Everything but the products: the same text for every width of vectors. Whoever includes it defines VL (floats in a vector), NAME(x) and
+// `widen_f16`. Vectors are the compiler's own; multiplications and additions are contracted.
+#include "moe.h"
+
+typedef float vf __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf splat(float v) { return v - (vf){}; }
+INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+INLINE vf max_of(vf a, vf b) { return choose(a < b, b, a); }  // a, if that is NaN
+INLINE vf min_of(vf a, vf b) { return choose(a > b, b, a); }
+INLINE vf widen_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+static vf widen_f16(vh h);
+
+INLINE int64_t size_of(int32_t type) { return type == TYPE_F32 ? 4 : 2; }
+
+INLINE vf widen(const char *p, int32_t type) {
+  return type == TYPE_F32 ? *(const vf *)p : type == TYPE_BF16 ? widen_bf16(*(const vh *)p) : widen_f16(*(const vh *)p);
+}
+
+// The first n elements, then zeros; elements may be apart.
+INLINE vf widen_part(const char *p, int64_t step, int64_t n, int32_t type) {
+  if (type == TYPE_F32) {
+    vf v = {};
+    for (int64_t i = 0; i < n && i < VL; i++) v[i] = *(const float *)(p + i * step);
+    return v;
+  }
+  vh h = {};
+  for (int64_t i = 0; i < n && i < VL; i++) h[i] = *(const uint16_t *)(p + i * step);
+  return type == TYPE_BF16 ? widen_bf16(h) : widen_f16(h);
+}
+
+// To nearest even; NaN stays NaN.
+INLINE vh to_bf16(vf v) {
+  vu u = (vu)v, quiet = (u >> 16) | 64;
+  vu r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  vu nan = (vu)(v != v);
+  return __builtin_convertvector((quiet & nan) | (r & ~nan), vh);
+}
+
+static vh to_f16(vf v);
+
+INLINE void store(char *p, vf v, int32_t type) {
+  if (type == TYPE_F32) *(vf *)p = v;
+  else *(vh *)p = type == TYPE_BF16 ? to_bf16(v) : to_f16(v);
+}
+
+INLINE void store_part(char *p, vf v, int64_t n, int32_t type) {
+  if (n >= VL) store(p, v, type);
+  else if (type == TYPE_F32) for (int64_t i = 0; i < n; i++) ((float *)p)[i] = v[i];
+  else {
+    vh h = type == TYPE_BF16 ? to_bf16(v) : to_f16(v);
+    for (int64_t i = 0; i < n; i++) ((uint16_t *)p)[i] = h[i];
+  }
+}
+
+// e^v, relative error at most 2 ulp in the normal range; v is clamped to -87..88, NaN stays NaN. Cody and Waite's range reduction, then the
+// Taylor polynomial of degree 7.
+INLINE vf exp_of(vf v) {
+  v = min_of(max_of(v, splat(-87)), splat(88));
+  vf shifted = v * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+  vf r = v - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  vf p = splat(1 / 5040.0f);
+  p = p * r + 1 / 720.0f;
+  p = p * r + 1 / 120.0f;
+  p = p * r + 1 / 24.0f;
+  p = p * r + 1 / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return (vf)((vi)p + ((vi)shifted << 23));
+}
+
+INLINE vf silu_of(vf v) { return v / (exp_of(-v) + 1.0f); }
+INLINE vf clip(vf v, float limit) { return max_of(min_of(v, splat(limit)), splat(-limit)); }
+
+// 0.5 v (1 + tanh z) = v / (1 + e^(-2 z))
+INLINE vf gelu_tanh_of(vf v) { return v / (exp_of((v * v * 0.044715f + 1.0f) * v * -1.5957691216057308f) + 1.0f); }
+
+// 0.5 v erfc(-v / sqrt 2), erfc by the Chebyshev fit of Numerical Recipes (2nd ed., 6.2), relative error below 1.2e-7.
+INLINE vf gelu_of(vf v) {
+  vf x = v * -0.70710678f, z = max_of(x, -x), t = 1.0f / (z * 0.5f + 1.0f);
+  vf p = splat(0.17087277f);
+  p = p * t - 0.82215223f;
+  p = p * t + 1.48851587f;
+  p = p * t - 1.13520398f;
+  p = p * t + 0.27886807f;
+  p = p * t - 0.18628806f;
+  p = p * t + 0.09678418f;
+  p = p * t + 0.37409196f;
+  p = p * t + 1.00002368f;
+  p = p * t - 1.26551223f;
+  vf r = t * exp_of(p - z * z);
+  return v * 0.5f * choose(x < 0, 2.0f - r, r);
+}
+
+INLINE vf activate(int64_t kind, vf g, vf u, float alpha, float beta, float limit) {
+  switch (kind) {
+    case SILU: return silu_of(min_of(g, splat(limit))) * clip(u, limit);
+    case GELU: return gelu_of(g) * u;
+    case GELU_TANH: return gelu_tanh_of(g) * u;
+    case SWIGLUOAI: g = min_of(g, splat(limit)); return g / (exp_of(g * -alpha) + 1.0f) * (clip(u, limit) + beta);
+    case SWIGLU_STEP: return min_of(silu_of(g), splat(limit)) * clip(u, limit);
+    case SILU_NO_MUL: return silu_of(u);
+    case GELU_NO_MUL: return gelu_of(u);
+    case GELU_TANH_NO_MUL: return gelu_tanh_of(u);
+    default: u = max_of(u, splat(0)); return u * u;
+  }
+}
+
+INLINE int is_gated(int64_t kind) { return kind < SILU_NO_MUL; }
+
+// Rows of the first n outputs of c [rows][32] become activations; zeros from n on.
+INLINE void activate_rows(const struct moe_call *c, int64_t kind, const float *v, char *to, int64_t rows, int64_t n) {
+  int64_t width = is_gated(kind) ? HALF : BLOCK, size = size_of(c->row_type);
+  for (int64_t r = 0; r < rows; r++, v += BLOCK, to += c->act_stride)
+    for (int64_t i = 0; i < width; i += VL) {
+      vf g = is_gated(kind) ? *(const vf *)(v + i) : splat(0), u = *(const vf *)(v + i + (is_gated(kind) ? HALF : 0));
+      vf a = activate(kind, g, u, c->alpha, c->beta, c->limit);
+      for (int64_t j = n - i > 0 ? n - i : 0; j < VL; j++) a[j] = 0;
+      store(to + i * size, a, c->row_type);
+    }
+}
+
+// c[row][column] += sum over ranks of s[row][rank] b[column][rank], for one target and n columns.
+INLINE void expand_typed(const struct moe_target *t, const float *s, int64_t s_stride, int64_t rows, int64_t out, int64_t n, float *c, int32_t type) {
+  const char *b = t->b + out * t->b_out;
+  int dense = t->b_out == size_of(type);
+  for (int64_t i = 0; i < n; i += VL)
+    for (int64_t r = 0; r < rows; r += 4) {
+      int64_t m = rows - r < 4 ? rows - r : 4;
+      vf a[4] = {};
+      for (int64_t j = 0; j < m; j++) a[j] = *(vf *)(c + (r + j) * BLOCK + i);
+      const float *sr = (const float *)((const char *)s + r * s_stride);
+      for (int64_t k = 0; k < t->rank; k++) {
+        const char *p = b + i * t->b_out + k * t->b_rank;
+        vf w = dense && n - i >= VL ? widen(p, type) : widen_part(p, t->b_out, n - i, type);
+        for (int64_t j = 0; j < m; j++) a[j] += w * *(const float *)((const char *)sr + j * s_stride + k * 4);
+      }
+      for (int64_t j = 0; j < m; j++) *(vf *)(c + (r + j) * BLOCK + i) = a[j];
+    }
+}
+
+static void expand(const struct moe_target *t, const float *s, int64_t s_stride, int64_t rows, int64_t out, int64_t n, float *c) {
+  switch (t->b_type) {
+    case TYPE_F32: expand_typed(t, s, s_stride, rows, out, n, c, TYPE_F32); break;
+    case TYPE_BF16: expand_typed(t, s, s_stride, rows, out, n, c, TYPE_BF16); break;
+    default: expand_typed(t, s, s_stride, rows, out, n, c, TYPE_F16); break;
+  }
+}
+
+// Fetches what expand will read of a target.
+static void fetch(const struct moe_target *t, int64_t out, int64_t n) {
+  const char *b = t->b + out * t->b_out;
+  if (n <= 0) return;
+  if (t->b_out == size_of(t->b_type))
+    for (int64_t k = 0; k < t->rank; k++) {
+      __builtin_prefetch(b + k * t->b_rank);
+      __builtin_prefetch(b + k * t->b_rank + n * t->b_out - 1);
+    }
+  else
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t k = 0; k < t->rank; k += 16) __builtin_prefetch(b + i * t->b_out + k * t->b_rank);
+}
+
+// Adds one target's deltas to the task's rows.
+static void expand_rows(const struct moe_call *c, const struct moe_task *t, int which, int64_t out, int64_t n, float *v) {
+  if (n <= 0) return;
+  for (int64_t i = t->segment; i < t->segment + t->segments; i++) {
+    const struct moe_segment *g = c->segments + i;
+    const struct moe_target *target = g->target + which;
+    if (target->rank == 0) continue;
+    int64_t from = g->from > t->row ? g->from : t->row, to = g->to < t->row + t->rows ? g->to : t->row + t->rows;
+    if (from < to)
+      expand(target, (const float *)((const char *)target->s + (from - g->from) * c->s_stride), c->s_stride, to - from, out, n, v + (from - t->row) * BLOCK);
+  }
+}
+
+static void fetch_rows(const struct moe_call *c, const struct moe_task *t, int which, int64_t out, int64_t n) {
+  for (int64_t i = t->segment; i < t->segment + t->segments; i++)
+    if (c->segments[i].target[which].rank) fetch(c->segments[i].target + which, out, n);
+}
+
+INLINE void add_bias(const float *b, float *c, int64_t rows) {
+  for (int64_t r = 0; r < rows; r++, c += BLOCK)
+    for (int64_t i = 0; i < BLOCK; i += VL) *(vf *)(c + i) += *(const vf *)(b + i);
+}
+
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The part of a task that one product takes.
+INLINE struct moe_task part_of(const struct moe_task *t, int64_t done) {
+  struct moe_task p = *t;
+  p.row += done;
+  p.rows = least(PRODUCT_ROWS, t->rows - done);
+  return p;
+}
+
+static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
+  float v[PRODUCT_ROWS * BLOCK] __attribute__((aligned(64)));
+  const struct kernels *own = kernels_of(c->isa);
+  product_fn *product = own->product[c->row_type][c->type13];
+  int64_t width = is_gated(c->activation) ? HALF : BLOCK, size = size_of(c->row_type);
+  for (int64_t b = t->block; b < t->block + t->blocks; b++) {
+    int64_t out = b * width, n = least(width, c->intermediate - out);
+    if (width == HALF) fetch_rows(c, t, GATE, out, n);
+    fetch_rows(c, t, UP, out, n);
+    for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
+      struct moe_task p = part_of(t, done);
+      product(c->x + p.row * c->x_stride, c->x_stride, p.rows, c->w13 + t->expert * c->w13_expert + b * c->w13_block, c->hidden_padded, v, done == 0);
+      if (c->b13) add_bias(c->b13 + (t->expert * (c->intermediate_padded / width) + b) * BLOCK, v, p.rows);
+      if (width == HALF) expand_rows(c, &p, GATE, out, n, v);
+      expand_rows(c, &p, UP, out, n, width == HALF ? v + HALF : v);
+      char *to = c->act + p.row * c->act_stride + out * size;
+      switch (c->activation) {
+#define CASE(k) case k: activate_rows(c, k, v, to, p.rows, n); break;
+        CASE(SILU) CASE(GELU) CASE(GELU_TANH) CASE(SWIGLUOAI) CASE(SWIGLU_STEP) CASE(SILU_NO_MUL) CASE(GELU_NO_MUL) CASE(GELU_TANH_NO_MUL)
+        CASE(RELU2_NO_MUL)
+#undef CASE
+      }
+    }
+  }
+  own->done();
+}
+
+static void NAME(w2)(const struct moe_call *c, const struct moe_task *t) {
+  float v[PRODUCT_ROWS * BLOCK] __attribute__((aligned(64)));
+  const struct kernels *own = kernels_of(c->isa);
+  product_fn *product = own->product[c->row_type][c->type2];
+  for (int64_t b = t->block; b < t->block + t->blocks; b++) {
+    int64_t out = b * BLOCK, n = least(BLOCK, c->hidden - out);
+    fetch_rows(c, t, DOWN, out, n);
+    for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
+      struct moe_task p = part_of(t, done);
+      product(c->act + p.row * c->act_stride, c->act_stride, p.rows, c->w2 + t->expert * c->w2_expert + b * c->w2_block, c->intermediate_padded, v, done == 0);
+      if (c->b2) add_bias(c->b2 + t->expert * c->hidden_padded + out, v, p.rows);
+      expand_rows(c, &p, DOWN, out, n, v);
+      char *to = c->y + p.row * c->y_stride + out * 4;
+      for (int64_t r = 0; r < p.rows; r++, to += c->y_stride)
+        for (int64_t i = 0; i < BLOCK; i += VL) ((vf *)to)[i / VL] = *(vf *)(v + r * BLOCK + i);
+    }
+  }
+  own->done();
+}
+
+INLINE void gather_row(const char *from, int32_t type, float weight, char *to, int32_t row_type, int64_t n, int64_t padded) {
+  int64_t size = size_of(type), row_size = size_of(row_type);
+  int64_t i = 0;
+  for (; i + VL <= n; i += VL) {
+    if (type == TYPE_BF16 && row_type == TYPE_BF16) *(vh *)(to + i * 2) = *(const vh *)(from + i * 2);
+    else store(to + i * row_size, widen(from + i * size, type) * weight, row_type);
+  }
+  for (; i < padded; i += VL) {
+    vf v = widen_part(from + i * size, size, n - i, type);
+    store(to + i * row_size, v * weight, row_type);
+  }
+}
+
+// Rows of positions from..to-1; with weights (by pair) they are scaled.
+static void NAME(gather)(const struct moe_call *c, const char *hidden, int32_t type, const float *weight, int64_t first_token, int64_t from, int64_t to) {
+  for (int64_t p = from; p < to; p++) {
+    int64_t pair = c->pair[p], token = first_token + pair / c->top_k;
+    const char *row = hidden + token * c->hidden * size_of(type);
+    float w = weight ? weight[first_token * c->top_k + pair] : 1;
+    char *x = c->x + p * c->x_stride;
+    switch (type * 2 + (c->row_type == TYPE_BF16)) {
+      case TYPE_F32 * 2: gather_row(row, TYPE_F32, w, x, TYPE_F32, c->hidden, c->hidden_padded); break;
+      case TYPE_BF16 * 2: gather_row(row, TYPE_BF16, w, x, TYPE_F32, c->hidden, c->hidden_padded); break;
+      case TYPE_F16 * 2: gather_row(row, TYPE_F16, w, x, TYPE_F32, c->hidden, c->hidden_padded); break;
+      case TYPE_F32 * 2 + 1: gather_row(row, TYPE_F32, w, x, TYPE_BF16, c->hidden, c->hidden_padded); break;
+      case TYPE_BF16 * 2 + 1: gather_row(row, TYPE_BF16, w, x, TYPE_BF16, c->hidden, c->hidden_padded); break;
+      default: gather_row(row, TYPE_F16, w, x, TYPE_BF16, c->hidden, c->hidden_padded); break;
+    }
+  }
+}
+
+INLINE float sum_of(vf v) {
+  float s[VL];
+  *(vf *)s = v;
+  for (int n = VL / 2; n; n /= 2)
+    for (int i = 0; i < n; i++) s[i] += s[i + n];
+  return s[0];
+}
+
+INLINE void shrink_typed(const struct moe_target *t, const char *x, int64_t x_stride, int64_t rows, int64_t in, int64_t s_stride, int32_t a_type, int32_t row_type) {
+  int64_t size = size_of(row_type), a_size = size_of(a_type);
+  for (int64_t k0 = 0; k0 < t->rank; k0 += 4)
+    for (int64_t r0 = 0; r0 < rows; r0 += 4) {
+      int64_t ks = least(4, t->rank - k0), rs = least(4, rows - r0);
+      vf sum[4][4] = {};
+      // The last ranks and rows are read twice rather than asked for each time.
+      const char *a[4], *p[4];
+      for (int j = 0; j < 4; j++) {
+        a[j] = t->a + (k0 + least(j, ks - 1)) * t->a_row;
+        p[j] = x + (r0 + least(j, rs - 1)) * x_stride;
+      }
+      int64_t i = 0;
+      if (t->a_col == a_size)
+        for (; i + VL <= in; i += VL) {
+          vf w[4], v[4];
+          for (int j = 0; j < 4; j++) {
+            w[j] = widen(a[j] + i * a_size, a_type);
+            v[j] = widen(p[j] + i * size, row_type);
+            __builtin_prefetch(a[j] + i * a_size + 1024);
+          }
+          for (int j = 0; j < 4; j++)
+            for (int r = 0; r < 4; r++) sum[j][r] += w[j] * v[r];
+        }
+      for (; i < in; i += VL)
+        for (int j = 0; j < 4; j++) {
+          vf w = widen_part(a[j] + i * t->a_col, t->a_col, in - i, a_type);
+          for (int r = 0; r < 4; r++) sum[j][r] += w * widen(p[r] + i * size, row_type);
+        }
+      for (int j = 0; j < ks; j++)
+        for (int r = 0; r < rs; r++) ((float *)((char *)t->s + (r0 + r) * s_stride))[k0 + j] = sum_of(sum[j][r]);
+    }
+}
+
+static void shrink_target(const struct moe_call *c, const struct moe_target *t, const char *x, int64_t x_stride, int64_t rows, int64_t in) {
+  switch (t->a_type * 2 + (c->row_type == TYPE_BF16)) {
+    case TYPE_F32 * 2: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_F32, TYPE_F32); break;
+    case TYPE_BF16 * 2: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_BF16, TYPE_F32); break;
+    case TYPE_F16 * 2: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_F16, TYPE_F32); break;
+    case TYPE_F32 * 2 + 1: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_F32, TYPE_BF16); break;
+    case TYPE_BF16 * 2 + 1: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_BF16, TYPE_BF16); break;
+    default: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_F16, TYPE_BF16); break;
+  }
+}
+
+static void NAME(shrink)(const struct moe_call *c, int64_t segment, int32_t down) {
+  const struct moe_segment *g = c->segments + segment;
+  int64_t rows = g->to - g->from;
+  if (down) {
+    if (g->target[DOWN].rank) shrink_target(c, g->target + DOWN, c->act + g->from * c->act_stride, c->act_stride, rows, c->intermediate);
+    return;
+  }
+  for (int i = GATE; i <= UP; i++)
+    if (g->target[i].rank && g->target[i].own_shrink) shrink_target(c, g->target + i, c->x + g->from * c->x_stride, c->x_stride, rows, c->hidden);
+}
+
+INLINE void combine_row(const struct moe_call *c, const float *weight, int64_t pair0, char *to, int32_t type) {
+  for (int64_t i = 0; i < c->hidden; i += VL) {
+    vf sum = {};
+    for (int64_t k = 0; k < c->top_k; k++) {
+      int64_t p = c->position[pair0 + k];
+      if (p >= 0) sum += *(const vf *)(c->y + p * c->y_stride + i * 4) * (weight ? weight[k] : 1.0f);
+    }
+    store_part(to + i * size_of(type), sum, c->hidden - i, type);
+  }
+}
+
+// Tokens from..to-1 of the chunk, weighted sums over k in order of k; weight by pair of the whole batch, null = 1.
+static void NAME(combine)(const struct moe_call *c, const float *weight, int64_t first_token, int64_t from, int64_t to, char *out, int32_t type) {
+  for (int64_t t = from; t < to; t++) {
+    const float *w = weight ? weight + (first_token + t) * c->top_k : 0;
+    char *row = out + (first_token + t) * c->hidden * size_of(type);
+    switch (type) {
+      case TYPE_F32: combine_row(c, w, t * c->top_k, row, TYPE_F32); break;
+      case TYPE_BF16: combine_row(c, w, t * c->top_k, row, TYPE_BF16); break;
+      default: combine_row(c, w, t * c->top_k, row, TYPE_F16); break;
+    }
+  }
+}

@@ -1,0 +1,94 @@
+package io.moe4j.backend.cpu;
+
+import io.moe4j.api.config.Activation;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.backend.cpu.ffi.NativeKernels;
+import io.moe4j.backend.cpu.kernel.KernelSelection;
+import io.moe4j.backend.cpu.kernel.Kernels;
+import java.lang.foreign.Arena;
+import java.util.List;
+import org.jspecify.annotations.Nullable;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Which kernels compute MLPs, and with which threads.
+ *
+ * @param java the Vector API's, or scalar ones
+ * @param c those in C, null where there are none
+ * @param whyNotC one line; empty if there are some
+ * @param pack whether weights may be laid out for them
+ * @param team threads
+ */
+record Mlps(
+    Kernels java, @Nullable NativeKernels c, String whyNotC, PackPolicy pack, ThreadTeam team) {
+  private static final Logger LOG = LoggerFactory.getLogger(Mlps.class);
+
+  /** {@return what this JVM uses} */
+  static Mlps chosen() {
+    if (Boolean.getBoolean(KernelSelection.SCALAR_PROPERTY)) {
+      return new Mlps(
+          KernelSelection.kernels(),
+          null,
+          "-D" + KernelSelection.SCALAR_PROPERTY + "=true",
+          PackPolicy.NEVER,
+          ThreadTeam.shared());
+    }
+    NativeKernels.Choice choice = NativeKernels.choice();
+    return new Mlps(
+        KernelSelection.kernels(),
+        choice.kernels(),
+        choice.reason(),
+        PackPolicy.configured(),
+        ThreadTeam.shared());
+  }
+
+  /** {@return which kernels this JVM uses and, if none in C, why; or what a property lacks} */
+  static String describe() {
+    try {
+      Mlps m = chosen();
+      return m.c == null
+          ? m.java.description() + " (no kernels in C: " + m.whyNotC + ")"
+          : m.c.description();
+    } catch (IllegalArgumentException e) {
+      return String.valueOf(e.getMessage());
+    }
+  }
+
+  /**
+   * Prepares some MLPs.
+   *
+   * @param activation between the products
+   * @param experts all alike
+   * @param arena where copies go
+   * @param shared whether LoRA targets are those of the shared expert
+   * @param options what they have in common
+   */
+  Mlp of(
+      Activation activation,
+      List<ExpertWeights.Expert> experts,
+      Arena arena,
+      boolean shared,
+      Mlp.Options options) {
+    if (c != null) {
+      try (Arena copies = Arena.ofShared()) {
+        MlpWeights plain = new MlpWeights(activation, experts, copies, shared);
+        String refusal = pack.refusal(PackedWeights.bytes(plain));
+        if (refusal.isEmpty()) {
+          return new NativeMlp(new PackedWeights(plain, c, team, arena), c, team, options);
+        }
+        LOG.info("The CPU backend uses weights in place with {}: {}.", java.description(), refusal);
+      }
+    }
+    return new GroupedMlp(
+        new MlpSpec(
+            new MlpWeights(activation, experts, arena, shared),
+            java,
+            team,
+            options.topK(),
+            options.weightOnInput(),
+            options.maxLoras(),
+            options.maxRank(),
+            options.batchInvariant()));
+  }
+}

@@ -1,0 +1,33 @@
+package io.moe4j.backend.cpu.ffi;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+
+/** Anonymous memory for packed weights, on huge pages where the system has them. */
+public final class HugeMemory {
+  private static final long HUGE_PAGE = 2L << 20;
+
+  private HugeMemory() {}
+
+  /**
+   * Zeroed memory that begins at a huge page. Pages are taken when they are first written.
+   *
+   * @param bytes how much
+   * @param arena whose end gives the memory back
+   * @return exactly so much
+   * @throws OutOfMemoryError if the system has none
+   */
+  @SuppressWarnings("restricted")
+  public static MemorySegment allocate(long bytes, Arena arena) {
+    long size = Math.addExact(Math.max(1, bytes), 2 * HUGE_PAGE - 1) & -HUGE_PAGE;
+    long base = LibC.map(size);
+    if (base == -1) {
+      throw new OutOfMemoryError("the system has no " + bytes + " bytes for packed weights");
+    }
+    MemorySegment all =
+        MemorySegment.ofAddress(base).reinterpret(size, arena, s -> LibC.unmap(s.address(), size));
+    long skip = -base & (HUGE_PAGE - 1);
+    LibC.adviseHugePages(base + skip, size - skip & -HUGE_PAGE);
+    return all.asSlice(skip, bytes);
+  }
+}

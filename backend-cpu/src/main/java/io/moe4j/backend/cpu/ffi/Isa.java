@@ -1,0 +1,55 @@
+package io.moe4j.backend.cpu.ffi;
+
+import java.util.Arrays;
+import java.util.Locale;
+import java.util.Optional;
+import java.util.stream.Collectors;
+
+/** Instruction sets that the C kernels are written for; each contains those before it. */
+public enum Isa {
+  /** 256-bit vectors with FMA and F16C. */
+  AVX2(1, "AVX2"),
+  /** 512-bit vectors (F, BW, DQ, VL). */
+  AVX512(2, "AVX-512"),
+  /** AVX-512 that multiplies pairs of bf16. */
+  AVX512BF16(3, "AVX-512 BF16"),
+  /** Tiles of bf16 (Sapphire Rapids and later). */
+  AMX(4, "AMX");
+
+  private final int code;
+  private final String title;
+
+  Isa(int code, String title) {
+    this.code = code;
+    this.title = title;
+  }
+
+  /** {@return its number in moe.h} */
+  int code() {
+    return code;
+  }
+
+  /** {@return the set of a number of moe.h; empty for none} */
+  static Optional<Isa> of(int code) {
+    return Arrays.stream(values()).filter(i -> i.code == code).findFirst();
+  }
+
+  /** {@return the set that a property's value names} */
+  static Optional<Isa> named(String text) {
+    return Arrays.stream(values())
+        .filter(i -> i.name().toLowerCase(Locale.ROOT).equals(text))
+        .findFirst();
+  }
+
+  /** {@return all names as a property takes them} */
+  static String names() {
+    return Arrays.stream(values())
+        .map(i -> i.name().toLowerCase(Locale.ROOT))
+        .collect(Collectors.joining(", "));
+  }
+
+  /** {@return as people write it} */
+  public String title() {
+    return title;
+  }
+}

@@ -1,0 +1,290 @@
+package io.moe4j.backend.cpu.ffi;
+
+import io.moe4j.api.tensor.DType;
+import io.moe4j.backend.cpu.ffi.NativeLibrary.UnavailableException;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.SymbolLookup;
+import java.util.Locale;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * The C kernels with one instruction set. Thread-safe. The functions trust every number: callers
+ * have checked that what they name lies inside its memory.
+ */
+public final class NativeKernels {
+  /**
+   * Which kernels in C to use: {@code auto} (the best that the processor has), {@code off}, or the
+   * name of an instruction set: {@code avx2}, {@code avx512}, {@code avx512bf16}, {@code amx}.
+   */
+  public static final String PROPERTY = "moe4j.cpu.native";
+
+  private static final Logger LOG = LoggerFactory.getLogger(NativeKernels.class);
+
+  /**
+   * The kernels of this JVM, or why there are none.
+   *
+   * @param kernels null if there are none
+   * @param reason one line; empty if there are kernels
+   */
+  public record Choice(@Nullable NativeKernels kernels, String reason) {}
+
+  private static final class Loaded {
+    static final @Nullable SymbolLookup SYMBOLS;
+    static final String REASON;
+
+    static {
+      SymbolLookup symbols = null;
+      String reason = "";
+      try {
+        symbols = NativeLibrary.load();
+      } catch (UnavailableException e) {
+        reason = String.valueOf(e.getMessage());
+      }
+      SYMBOLS = symbols;
+      REASON = reason;
+    }
+
+    private Loaded() {}
+  }
+
+  private static final class Best {
+    static final int CODE = best();
+  }
+
+  private final Isa isa;
+
+  private NativeKernels(Isa isa) {
+    this.isa = isa;
+  }
+
+  /**
+   * {@return the kernels that this JVM uses}
+   *
+   * @throws IllegalArgumentException if {@link #PROPERTY} is none of what is accepted
+   */
+  public static Choice choice() {
+    return choose(System.getProperty(PROPERTY, "auto"));
+  }
+
+  /** {@return the kernels of one instruction set, empty where the machine lacks it} */
+  public static Optional<NativeKernels> of(Isa isa) {
+    return Optional.ofNullable(choose(isa.name().toLowerCase(Locale.ROOT)).kernels());
+  }
+
+  static SymbolLookup symbols() {
+    SymbolLookup s = Loaded.SYMBOLS;
+    if (s == null) {
+      throw new IllegalStateException(Loaded.REASON);
+    }
+    return s;
+  }
+
+  private static Choice choose(String wanted) {
+    Optional<Isa> named = Isa.named(wanted);
+    if (wanted.equals("off")) {
+      return new Choice(null, "-D" + PROPERTY + "=off");
+    }
+    if (named.isEmpty() && !wanted.equals("auto")) {
+      throw new IllegalArgumentException(
+          "-D" + PROPERTY + " is \"" + wanted + "\", accepted: auto, off, " + Isa.names());
+    }
+    if (Loaded.SYMBOLS == null) {
+      return new Choice(null, Loaded.REASON);
+    }
+    int best = Best.CODE;
+    if (named.isPresent() && named.get().code() > best) {
+      return new Choice(
+          null, "-D" + PROPERTY + "=" + wanted + ", which this processor or system does not offer");
+    }
+    Optional<Isa> isa = named.isPresent() ? named : Isa.of(best);
+    if (isa.isEmpty()) {
+      return new Choice(null, "the processor has neither AVX2 with FMA nor more");
+    }
+    return new Choice(new NativeKernels(isa.get()), "");
+  }
+
+  private static int best() {
+    try {
+      long[] sizes = {CallStruct.CALL_BYTES, CallStruct.SEGMENT_BYTES, CallStruct.TARGET_BYTES};
+      for (int i = 0; i < sizes.length; i++) {
+        long there = (long) NativeCalls.ABI.invokeExact(i);
+        if (there != sizes[i]) {
+          throw new IllegalStateException(
+              "struct " + i + " of the kernels has " + there + " bytes, not " + sizes[i]);
+        }
+      }
+      int best = (int) NativeCalls.ISA.invokeExact();
+      LOG.debug("kernels in C: the machine offers {}", Isa.of(best));
+      return best;
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  /** {@return the instruction set} */
+  public Isa isa() {
+    return isa;
+  }
+
+  /** {@return its number for {@code struct moe_call}} */
+  public int code() {
+    return isa.code();
+  }
+
+  /** {@return whether there are units that multiply bf16, for rows and weights that are} */
+  public boolean multipliesBf16() {
+    return isa.compareTo(Isa.AVX512BF16) >= 0;
+  }
+
+  /** {@return what it is, for logs: {@code C kernels, AVX-512 BF16}} */
+  public String description() {
+    return "C kernels, " + isa.title();
+  }
+
+  /**
+   * Copies rows of hidden states to positions {@code from..to-1}.
+   *
+   * @param call address of a {@code struct moe_call}
+   * @param hidden may be on the heap
+   * @param type its dtype
+   * @param weight by pair, to scale rows, or null
+   * @param firstToken of the chunk
+   * @param from first position
+   * @param to behind the last
+   */
+  public void gather(
+      long call,
+      MemorySegment hidden,
+      DType type,
+      @Nullable MemorySegment weight,
+      long firstToken,
+      long from,
+      long to) {
+    MemorySegment w = weight == null ? MemorySegment.NULL : weight;
+    try {
+      NativeCalls.GATHER.invokeExact(
+          call, hidden, CallStruct.code(type), w, firstToken, from, to);
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  /** A's product for one segment: of gate and up, or of down. */
+  public void shrink(long call, long segment, boolean down) {
+    try {
+      NativeCalls.SHRINK.invokeExact(call, segment, down ? 1 : 0);
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  /** The w13 product with everything up to the activations, for some blocks. */
+  public void w13(
+      long call,
+      long expert,
+      long row,
+      long rows,
+      long block,
+      long blocks,
+      long segment,
+      long segments) {
+    try {
+      NativeCalls.W13.invokeExact(call, expert, row, rows, block, blocks, segment, segments);
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  /** The w2 product with bias and deltas, for some blocks. */
+  public void w2(
+      long call,
+      long expert,
+      long row,
+      long rows,
+      long block,
+      long blocks,
+      long segment,
+      long segments) {
+    try {
+      NativeCalls.W2.invokeExact(call, expert, row, rows, block, blocks, segment, segments);
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  /**
+   * Weighted sums of tokens {@code from..to-1} of the chunk.
+   *
+   * @param call address of a {@code struct moe_call}
+   * @param weight by pair of the batch, or null for 1
+   * @param firstToken of the chunk
+   * @param from first token of the chunk
+   * @param to behind the last
+   * @param output may be on the heap
+   * @param type its dtype
+   */
+  public void combine(
+      long call,
+      @Nullable MemorySegment weight,
+      long firstToken,
+      long from,
+      long to,
+      MemorySegment output,
+      DType type) {
+    MemorySegment w = weight == null ? MemorySegment.NULL : weight;
+    try {
+      NativeCalls.COMBINE.invokeExact(
+          call, w, firstToken, from, to, output, CallStruct.code(type));
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  /**
+   * Packs a block of 32 outputs: {@code n0} rows of one matrix and {@code n1} of another, padded
+   * with zeros.
+   *
+   * @param to address of the block
+   * @param type dtype of both
+   * @param k columns
+   * @param padded columns of the block
+   * @param m0 first row of the first half; may be on the heap
+   * @param stride0 from one row to the next
+   * @param n0 0 to 16
+   * @param m1 likewise second half
+   * @param stride1 likewise
+   * @param n1 likewise
+   */
+  public void pack(
+      long to,
+      DType type,
+      long k,
+      long padded,
+      MemorySegment m0,
+      long stride0,
+      long n0,
+      MemorySegment m1,
+      long stride1,
+      long n1) {
+    int code = CallStruct.code(type);
+    try {
+      if (m0.isNative() && m1.isNative()) {
+        NativeCalls.PACK.invokeExact(to, code, k, padded, m0, stride0, n0, m1, stride1, n1);
+      } else {
+        NativeCalls.PACK_HEAP.invokeExact(to, code, k, padded, m0, stride0, n0, m1, stride1, n1);
+      }
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  private static RuntimeException failed(Throwable t) {
+    if (t instanceof Error e) {
+      throw e;
+    }
+    return t instanceof RuntimeException e ? e : new IllegalStateException(t);
+  }
+}

@@ -1,0 +1,278 @@
+// The kernels against double, every instruction set that the machine has, with a guard behind every buffer: built with AddressSanitizer and
+// UndefinedBehaviorSanitizer by SanitizedKernelsTest. Exit code 0 = all right; a line for each instruction set.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "moe.h"
+
+void moe_gather(const struct moe_call *, const char *, int32_t, const float *, int64_t, int64_t, int64_t);
+void moe_shrink(const struct moe_call *, int64_t, int32_t);
+void moe_w13(const struct moe_call *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+void moe_w2(const struct moe_call *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+void moe_combine(const struct moe_call *, const float *, int64_t, int64_t, int64_t, char *, int32_t);
+void moe_pack(char *, int32_t, int64_t, int64_t, const char *, int64_t, int64_t, const char *, int64_t, int64_t);
+
+static uint64_t seed = 1;
+static double uniform(void) {
+  seed = seed * 6364136223846793005u + 1442695040888963407u;
+  return (double)(seed >> 11) / (1LL << 52) - 1;
+}
+static uint16_t bf16(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+static size_t size_of(int type) { return type == TYPE_F32 ? 4 : 2; }
+// Stores a number that the type holds and returns it.
+static double put(char *p, int type, double v) {
+  if (type == TYPE_F32) {
+    float f = (float)v;
+    memcpy(p, &f, 4);
+    return f;
+  }
+  if (type == TYPE_BF16) {
+    uint16_t h = bf16((float)v);
+    memcpy(p, &h, 2);
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+  }
+  // F16: multiples of 1/64 up to 4 are exact in 16 bits.
+  double q = rint(v * 64) / 64;
+  _Float16 h = (_Float16)q;
+  memcpy(p, &h, 2);
+  return q;
+}
+static double get(const char *p, int type) {
+  if (type == TYPE_F32) {
+    float f;
+    memcpy(&f, p, 4);
+    return f;
+  }
+  uint16_t h;
+  memcpy(&h, p, 2);
+  if (type == TYPE_BF16) {
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+  }
+  _Float16 x;
+  memcpy(&x, p, 2);
+  return x;
+}
+
+struct matrix {
+  int rows, cols, type;
+  char *data;
+  double *exact;
+};
+static struct matrix matrix(int rows, int cols, int type, double scale) {
+  struct matrix m = {rows, cols, type, malloc((size_t)rows * cols * size_of(type)), malloc((size_t)rows * cols * sizeof(double))};
+  for (long i = 0; i < (long)rows * cols; i++) m.exact[i] = put(m.data + i * size_of(type), type, uniform() * scale);
+  return m;
+}
+static void drop(struct matrix m) {
+  free(m.data);
+  free(m.exact);
+}
+static char *zeros(size_t n) {
+  char *p = aligned_alloc(64, (n + 63) / 64 * 64);
+  memset(p, 0x7f, n);  // NaN: what is not written must not be read
+  return p;
+}
+
+static double activation(int kind, double g, double u, const struct moe_call *c) {
+  double lim = c->limit, uc = fmax(-lim, fmin(lim, u)), gc = fmin(g, lim);
+  switch (kind) {
+    case SILU: return gc / (1 + exp(-gc)) * uc;
+    case GELU: return 0.5 * g * erfc(-g * sqrt(0.5)) * u;
+    case GELU_TANH: return 0.5 * g * (1 + tanh(0.7978845608028654 * (g + 0.044715 * g * g * g))) * u;
+    case SWIGLUOAI: return gc / (1 + exp(-c->alpha * gc)) * (uc + c->beta);
+    case SWIGLU_STEP: return fmin(g / (1 + exp(-g)), lim) * uc;
+    case SILU_NO_MUL: return u / (1 + exp(-u));
+    case GELU_NO_MUL: return 0.5 * u * erfc(-u * sqrt(0.5));
+    case GELU_TANH_NO_MUL: return 0.5 * u * (1 + tanh(0.7978845608028654 * (u + 0.044715 * u * u * u)));
+    default: return u > 0 ? u * u : 0;
+  }
+}
+
+// One expert, `tokens` tokens, top 1: its error relative to double.
+static double layer(int isa, int h, int in, int tokens, int kind, int weight, int row, int hidden_type, int out_type, int rank, int dense_b) {
+  int gated = kind < SILU_NO_MUL, hp = (h + 31) / 32 * 32, ip = (in + 31) / 32 * 32, width = gated ? HALF : BLOCK;
+  struct matrix gate = matrix(in, h, weight, 2 / sqrt(h)), up = matrix(in, h, weight, 2 / sqrt(h)), down = matrix(h, in, weight, 2 / sqrt(in));
+  struct matrix x = matrix(tokens, h, hidden_type, 1.5), b13 = matrix(1, ip / width * BLOCK, TYPE_F32, 0.5), b2 = matrix(1, hp, TYPE_F32, 0.5);
+  struct matrix w = matrix(1, tokens, TYPE_F32, 1);
+  size_t ws = size_of(weight);
+  char *p13 = zeros((size_t)(ip / width) * BLOCK * hp * ws), *p2 = zeros((size_t)hp * ip * ws);
+  int64_t block13 = BLOCK * hp * (int64_t)ws, block2 = BLOCK * ip * (int64_t)ws;
+  for (int b = 0; b < ip / width; b++) {
+    int r0 = b * width, r1 = gated ? r0 : r0 + HALF, n0 = in - r0, n1 = in - r1;
+    n0 = n0 < 0 ? 0 : n0 > HALF ? HALF : n0;
+    n1 = n1 < 0 ? 0 : n1 > HALF ? HALF : n1;
+    struct matrix m0 = gated ? gate : up;
+    moe_pack(p13 + b * block13, weight, h, hp, m0.data + (n0 ? r0 * h * ws : 0), h * (int64_t)ws, n0, up.data + (n1 ? r1 * h * ws : 0), h * (int64_t)ws, n1);
+  }
+  for (int b = 0; b < hp / BLOCK; b++) {
+    int r0 = b * BLOCK, r1 = r0 + HALF, n0 = h - r0, n1 = h - r1;
+    n0 = n0 < 0 ? 0 : n0 > HALF ? HALF : n0;
+    n1 = n1 < 0 ? 0 : n1 > HALF ? HALF : n1;
+    moe_pack(p2 + b * block2, weight, in, ip, down.data + (n0 ? r0 * in * ws : 0), in * (int64_t)ws, n0, down.data + (n1 ? r1 * in * ws : 0), in * (int64_t)ws, n1);
+  }
+  // Tokens in two segments, and some without adapter; A [rank][in], B [out][rank] or [rank][out] in memory.
+  int cut[3] = {tokens / 3, tokens * 2 / 3, tokens};
+  struct matrix a[2][3], b[2][3];
+  struct moe_segment segments[2];
+  char *s = zeros((size_t)tokens * 3 * (rank + 16) * 4);
+  int64_t s_stride = 3 * (rank + 16) * 4;
+  memset(segments, 0, sizeof segments);
+  for (int g = 0; g < 2; g++) {
+    segments[g].from = cut[g];
+    segments[g].to = cut[g + 1];
+    for (int t = 0; t < 3; t++) {
+      int type = (g + t) % 2 ? TYPE_F32 : weight, from = t == DOWN ? in : h, to = t == DOWN ? h : in;
+      a[g][t] = matrix(rank ? rank : 1, from, type, 2 / sqrt(from));
+      b[g][t] = dense_b ? matrix(rank ? rank : 1, to, type, 0.5) : matrix(to, rank ? rank : 1, type, 0.5);
+      struct moe_target *q = segments[g].target + t;
+      int64_t size = (int64_t)size_of(type);
+      int shared = t == UP && g == 0;
+      *q = (struct moe_target){a[g][shared ? GATE : t].data, from * (int64_t)size_of(a[g][shared ? GATE : t].type), (int64_t)size_of(a[g][shared ? GATE : t].type), b[g][t].data,
+                               dense_b ? size : size * rank, dense_b ? size * to : size, (float *)(s + cut[g] * s_stride) + (shared ? 0 : t) * (rank + 16),
+                               (t == GATE && !gated) ? 0 : rank, a[g][shared ? GATE : t].type, type, !shared || !gated};
+      if (shared && !gated) {  // nobody else shrinks for it
+        q->s = (float *)(s + cut[g] * s_stride) + t * (rank + 16);
+      }
+    }
+  }
+  int32_t *pair = malloc(4 * tokens), *position = malloc(4 * tokens);
+  for (int t = 0; t < tokens; t++) {  // some other order
+    int p = tokens - 1 - t;
+    pair[p] = t;
+    position[t] = p;
+  }
+  int64_t x_stride = hp * 4 + 64, act_stride = ip * 4 + 64;
+  struct moe_call c = {.hidden = h, .intermediate = in, .hidden_padded = hp, .intermediate_padded = ip, .type13 = weight, .type2 = weight, .row_type = row, .isa = isa,
+                       .activation = kind, .alpha = 1.7f, .beta = 1, .limit = kind == SWIGLUOAI || kind == SWIGLU_STEP ? 0.8f : INFINITY, .w13 = p13, .w13_block = block13, .w2 = p2,
+                       .w2_block = block2, .b13 = (float *)b13.data, .b2 = (float *)b2.data, .x = zeros(tokens * x_stride), .x_stride = x_stride, .act = zeros(tokens * act_stride),
+                       .act_stride = act_stride, .y = zeros(tokens * x_stride), .y_stride = x_stride, .pair = pair, .position = position, .segments = segments, .s_stride = s_stride,
+                       .top_k = 1};
+  char *out = malloc((size_t)tokens * h * size_of(out_type));
+  int n = rank ? 2 : 0;
+  moe_gather(&c, x.data, hidden_type, 0, 0, 0, tokens);
+  for (int g = 0; g < n; g++) moe_shrink(&c, g, 0);
+  for (int r = 0; r < tokens; r += MAX_ROWS) {
+    int m = tokens - r < MAX_ROWS ? tokens - r : MAX_ROWS, half = ip / width / 2;
+    moe_w13(&c, 0, r, m, 0, half, 0, n);
+    moe_w13(&c, 0, r, m, half, ip / width - half, 0, n);
+  }
+  for (int g = 0; g < n; g++) moe_shrink(&c, g, 1);
+  for (int r = 0; r < tokens; r += MAX_ROWS) moe_w2(&c, 0, r, tokens - r < MAX_ROWS ? tokens - r : MAX_ROWS, 0, hp / BLOCK, 0, n);
+  moe_combine(&c, (float *)w.data, 0, 0, tokens, out, out_type);
+  double worst = 0, norm = 0;
+  double *act = malloc(in * sizeof(double));
+  for (int t = 0; t < tokens; t++) {
+    int p = position[t], g = !rank || p < cut[0] ? -1 : p < cut[1] ? 0 : 1;
+    double sg[64], su[64], sd[64];
+    const double *xe = x.exact + (long)t * h;
+    for (int r = 0; g >= 0 && r < rank; r++) {
+      struct matrix ua = a[g][g == 0 ? GATE : UP];
+      if (!gated && g == 0) ua = a[g][GATE];
+      sg[r] = su[r] = 0;
+      for (int i = 0; i < h; i++) {
+        sg[r] += a[g][GATE].exact[(long)r * h + i] * xe[i];
+        su[r] += ua.exact[(long)r * h + i] * xe[i];
+      }
+    }
+    for (int i = 0; i < in; i++) {
+      double gv = gated ? b13.exact[i / HALF * BLOCK + i % HALF] : 0, uv = b13.exact[gated ? i / HALF * BLOCK + HALF + i % HALF : i];
+      for (int j = 0; j < h; j++) {
+        gv += gate.exact[(long)i * h + j] * xe[j];
+        uv += up.exact[(long)i * h + j] * xe[j];
+      }
+      for (int r = 0; g >= 0 && r < rank; r++) {
+        gv += sg[r] * b[g][GATE].exact[dense_b ? (long)r * in + i : (long)i * rank + r];
+        uv += su[r] * b[g][UP].exact[dense_b ? (long)r * in + i : (long)i * rank + r];
+      }
+      act[i] = activation(kind, gv, uv, &c);
+      if (row == TYPE_BF16) {
+        char tmp[4];
+        act[i] = put(tmp, TYPE_BF16, act[i]);
+      }
+    }
+    for (int r = 0; g >= 0 && r < rank; r++) {
+      sd[r] = 0;
+      for (int i = 0; i < in; i++) sd[r] += a[g][DOWN].exact[(long)r * in + i] * act[i];
+    }
+    for (int o = 0; o < h; o++) {
+      double y = b2.exact[o];
+      for (int i = 0; i < in; i++) y += down.exact[(long)o * in + i] * act[i];
+      for (int r = 0; g >= 0 && r < rank; r++) y += sd[r] * b[g][DOWN].exact[dense_b ? (long)r * h + o : (long)o * rank + r];
+      y *= w.exact[t];
+      double e = get(out + ((size_t)t * h + o) * size_of(out_type), out_type) - y;
+      worst += e * e;
+      norm += y * y;
+      if (isnan(e)) worst = INFINITY;
+    }
+  }
+  free(act);
+  free(out);
+  free(c.x);
+  free(c.act);
+  free(c.y);
+  free(pair);
+  free(position);
+  free(s);
+  for (int g = 0; g < 2; g++)
+    for (int t = 0; t < 3; t++) {
+      drop(a[g][t]);
+      drop(b[g][t]);
+    }
+  free(p13);
+  free(p2);
+  drop(gate), drop(up), drop(down), drop(x), drop(b13), drop(b2), drop(w);
+  return sqrt(worst / norm);
+}
+
+int main(void) {
+  const char *names[] = {"none", "avx2", "avx512", "avx512bf16", "amx"};
+  int best = moe_isa(), bad = 0;
+  int shapes[][2] = {{64, 32}, {33, 17}, {1, 1}, {130, 70}, {96, 1056}};
+  int counts[] = {1, 3, 12, 17, 33, 65, 129};
+  for (int isa = 1; isa < ISAS; isa++) {
+    if (isa > best) {
+      printf("%s: skipped, this machine does not have it\n", names[isa]);
+      continue;
+    }
+    double worst = 0, worst_bf16 = 0;
+    int cases = 0;
+    for (int kind = SILU; kind <= RELU2_NO_MUL; kind++)
+      for (int s = 0; s < 5; s++)
+        for (int n = 0; n < 7; n++) {
+          int weight = cases % 3, rank = (int[]){0, 16, 3, 8}[cases % 4], hidden = cases / 3 % 3;
+          int bf = isa >= ISA_BF16 && cases % 2;
+          if (bf) weight = hidden = TYPE_BF16;
+          int h = shapes[s][0], in = shapes[s][1];
+          // Sums of very few terms may cancel.
+          double limit = bf ? 2e-3 : h < 33 ? 1e-4 : 1e-5;
+          double e = layer(isa, h, in, counts[n], kind, weight, bf ? TYPE_BF16 : TYPE_F32, hidden, TYPE_F32, rank, cases % 5 != 0);
+          cases++;
+          if (!(e <= limit)) {
+            printf("%s: activation %d, %d x %d, %d tokens, weights %d, rank %d%s: error %g\n", names[isa], kind, h, in, counts[n], weight, rank, bf ? ", rows of bf16" : "", e);
+            bad++;
+          }
+          if (bf) worst_bf16 = fmax(worst_bf16, e);
+          else worst = fmax(worst, e);
+        }
+    for (int out = TYPE_BF16; out <= TYPE_F16; out++) {
+      double e = layer(isa, 130, 70, 9, SILU, TYPE_F32, TYPE_F32, TYPE_F32, out, 0, 1);
+      if (!(e < (out == TYPE_BF16 ? 0x1p-8 : 0x1p-11))) {
+        printf("%s: output %d: error %g\n", names[isa], out, e);
+        bad++;
+      }
+    }
+    printf("%s: %d cases, largest error %.1e, with rows of bf16 %.1e\n", names[isa], cases, worst, worst_bf16);
+  }
+  return bad ? 1 : 0;
+}

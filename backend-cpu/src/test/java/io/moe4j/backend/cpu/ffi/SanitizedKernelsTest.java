@@ -1,0 +1,95 @@
+package io.moe4j.backend.cpu.ffi;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import java.io.File;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.TimeUnit;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/**
+ * The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer, against double, with every
+ * instruction set that the machine has. Needs gcc with its sanitizers; skipped without.
+ */
+class SanitizedKernelsTest {
+  private static final Path SOURCES = Path.of("src/main/c");
+  private static final List<String> SANITIZE =
+      List.of(
+          "-std=gnu11",
+          "-g",
+          "-O1",
+          "-ffp-contract=fast",
+          "-fsanitize=address,undefined",
+          "-fno-sanitize-recover=all",
+          "-fno-omit-frame-pointer");
+  private static final List<String> AVX512 =
+      List.of("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c");
+
+  @TempDir private Path out;
+
+  @Test
+  void nothingIsReadOrWrittenOutsideAndEveryResultIsRight() throws Exception {
+    assumeTrue(
+        System.getProperty("os.arch", "").equals("amd64") && works("gcc", "--version"),
+        "needs gcc on x86-64");
+    Path probe = Files.writeString(out.resolve("probe.c"), "int main(void) { return 0; }\n");
+    assumeTrue(
+        works("gcc", "-fsanitize=address,undefined", probe.toString(), "-o", out + "/probe")
+            && works(out + "/probe"),
+        "gcc has no sanitizers that run here");
+    List<String> objects = new ArrayList<>();
+    objects.add(compile("avx2.c", List.of("-mavx2", "-mfma", "-mf16c")));
+    objects.add(compile("avx512.c", AVX512));
+    List<String> bf16 = new ArrayList<>(AVX512);
+    bf16.add("-mavx512bf16");
+    objects.add(compile("avx512bf16.c", bf16));
+    objects.add(compile("amx.c", List.of("-mamx-tile", "-mamx-bf16")));
+    // The C library's own, which the sanitizers watch.
+    objects.add(compile("moe.c", List.of("-Dmemcpy=moe_memcpy", "-Dmemset=moe_memset")));
+    List<String> link = new ArrayList<>(List.of("gcc"));
+    link.addAll(SANITIZE);
+    link.addAll(List.of("-mf16c", "-I" + SOURCES, "src/test/c/kernels_test.c"));
+    link.addAll(objects);
+    link.addAll(List.of("-lm", "-o", out + "/kernels_test"));
+    run(link);
+    System.out.println(run(List.of(out + "/kernels_test")));
+  }
+
+  private String compile(String name, List<String> options) throws Exception {
+    List<String> command = new ArrayList<>(List.of("gcc"));
+    command.addAll(SANITIZE);
+    command.addAll(options);
+    String object = out.resolve(name + ".o").toString();
+    command.addAll(List.of("-c", SOURCES.resolve(name).toString(), "-o", object));
+    run(command);
+    return object;
+  }
+
+  private String run(List<String> command) throws Exception {
+    File log = Files.createTempFile(out, "run", ".log").toFile();
+    Process p = new ProcessBuilder(command).redirectErrorStream(true).redirectOutput(log).start();
+    assertThat(p.waitFor(20, TimeUnit.MINUTES)).isTrue();
+    String text = Files.readString(log.toPath());
+    assertThat(p.exitValue()).as("%s%n%s", String.join(" ", command), text).isZero();
+    return text;
+  }
+
+  private static boolean works(String... command) throws InterruptedException {
+    try {
+      Process p =
+          new ProcessBuilder(command)
+              .redirectErrorStream(true)
+              .redirectOutput(ProcessBuilder.Redirect.DISCARD)
+              .start();
+      return p.waitFor() == 0;
+    } catch (IOException e) {
+      return false;
+    }
+  }
+}

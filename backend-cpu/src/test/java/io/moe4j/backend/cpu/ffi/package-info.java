@@ -1,0 +1,4 @@
+@NullMarked
+package io.moe4j.backend.cpu.ffi;
+
+import org.jspecify.annotations.NullMarked;
