@@ -2,6 +2,7 @@
 module io.moe4j.oracle {
   requires transitive io.moe4j.api;
   requires static org.jspecify;
+  requires jdk.jfr;
   requires org.slf4j;
 
   exports io.moe4j.oracle;

@@ -34,6 +34,9 @@ import org.junit.jupiter.api.TestFactory;
  * <p>The composable backends know LoRA only by the default methods of {@link
  * io.moe4j.api.spi.LoraExperts} and the CPU punica wrapper: that they meet the same numbers as the
  * backends that fuse shows that both ways are one.
+ *
+ * <p>The monolithic one routes by itself: shared experts, latent projections and adapters of all of
+ * them through a layer.
  */
 class GoldenTest {
   private static final List<ExpertsBackend> BACKENDS =
@@ -42,7 +45,8 @@ class GoldenTest {
           new CpuReferenceBackend(),
           new BatchedCpuReferenceBackend(),
           new ComposableBackend(GateUpLayout.HALVES, false),
-          new ComposableBackend(GateUpLayout.INTERLEAVED, true));
+          new ComposableBackend(GateUpLayout.INTERLEAVED, true),
+          new MonolithicBackend());
 
   @Test
   void theModelsAreHere() {

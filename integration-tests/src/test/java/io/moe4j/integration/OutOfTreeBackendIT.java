@@ -83,7 +83,8 @@ class OutOfTreeBackendIT {
     for (String test : List.of("AcmeBackendTest", "AcmeBlockOpsTest")) {
       String report =
           Files.readString(
-              WORK.resolve("acme-device/target/surefire-reports/com.example.acme." + test + ".txt"));
+              WORK.resolve(
+                  "acme-device/target/surefire-reports/com.example.acme." + test + ".txt"));
       assertThat(report).contains("Failures: 0, Errors: 0").doesNotContain("Tests run: 0");
     }
   }

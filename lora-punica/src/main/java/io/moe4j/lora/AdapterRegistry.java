@@ -132,6 +132,7 @@ public final class AdapterRegistry implements AutoCloseable {
         evicted = oldestUnpinned(adapter.name());
         dropped = remove(evicted);
         hostEvictions.incrementAndGet();
+        AdapterEvent.commit("evicted from the host cache", evicted.name, -1);
       }
       int index = 0;
       while (byIndex.get(index) != null) {
@@ -144,6 +145,7 @@ public final class AdapterRegistry implements AutoCloseable {
       entry.lastUse = slots.tick();
       byIndex.set(index, entry);
       byName.put(entry.name, entry);
+      AdapterEvent.commit("loaded", entry.name, -1);
       return entry.handle;
     } finally {
       slots.lock().unlock();
@@ -179,6 +181,7 @@ public final class AdapterRegistry implements AutoCloseable {
       entry.setCurrent(version(entry, checked, packed));
       unused = null;
       dropped = slots.retire(old);
+      AdapterEvent.commit("replaced", entry.name, -1);
     } finally {
       slots.lock().unlock();
       dropAll(dropped, unused);
@@ -200,6 +203,7 @@ public final class AdapterRegistry implements AutoCloseable {
         return false;
       }
       dropped = remove(entry);
+      AdapterEvent.commit("unloaded", name, -1);
       return true;
     } finally {
       slots.lock().unlock();

@@ -182,9 +182,11 @@ final class AdapterSlots {
     List<Transfers.Leaving> out = dropped;
     if (victim != null) {
       evictions++;
+      AdapterEvent.commit("evicted from its slot", victim.entry.name, best);
       out = vacate(victim, dropped);
     }
     slots[best] = version;
+    AdapterEvent.commit("brought into a slot", version.entry.name, best);
     version.enter(best, reads.set(best, List.of()));
     return out;
   }

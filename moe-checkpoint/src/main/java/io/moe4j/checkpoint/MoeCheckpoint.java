@@ -89,7 +89,9 @@ public final class MoeCheckpoint implements AutoCloseable {
               model,
               tensors,
               QuantisedNames.method(directory, List.of(model.config(), top)));
-      return new MoeCheckpoint(directory, arena, tensors, model, scan.run(options.root()));
+      return ReadFault.guard(
+          directory,
+          () -> new MoeCheckpoint(directory, arena, tensors, model, scan.run(options.root())));
     } catch (RuntimeException | Error e) {
       arena.close();
       throw e;
@@ -255,6 +257,7 @@ public final class MoeCheckpoint implements AutoCloseable {
   @Override
   public void close() {
     if (arena.scope().isAlive()) {
+      tensors.files().forEach(SafetensorsFile::release);
       arena.close();
     }
   }

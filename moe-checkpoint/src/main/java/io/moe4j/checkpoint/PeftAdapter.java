@@ -94,8 +94,8 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
       AdapterPolicy policy,
       Arena arena,
       LoadProgress progress) {
-    PeftAdapter loaded = read(directory, name, model, policy, arena, progress, true);
-    return loaded;
+    return ReadFault.guard(
+        directory, () -> read(directory, name, model, policy, arena, progress, true));
   }
 
   /**
@@ -112,7 +112,9 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
       Path directory, AdapterTargetModel model, AdapterPolicy policy) {
     String name = String.valueOf(directory.toAbsolutePath().normalize().getFileName());
     try (Arena arena = Arena.ofShared()) {
-      return read(directory, name, model, policy, arena, LoadProgress.NONE, false).report();
+      return ReadFault.guard(
+          directory,
+          () -> read(directory, name, model, policy, arena, LoadProgress.NONE, false).report());
     }
   }
 

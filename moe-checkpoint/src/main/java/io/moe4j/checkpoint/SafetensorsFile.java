@@ -5,19 +5,19 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import java.io.IOException;
+import java.io.RandomAccessFile;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
-import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
-import java.nio.file.StandardOpenOption;
 import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Optional;
+import org.slf4j.LoggerFactory;
 
 /**
  * A safetensors file, mapped into memory: tensors are views of the mapping, nothing is copied. The
@@ -26,9 +26,12 @@ import java.util.Optional;
  * class hands out cannot reach outside the file.
  *
  * <p>Views live until {@link #close()}, or as long as the arena given to {@link #open(Path,
- * Arena)}. Immutable and safe to share between threads. A file must not be shortened in place while
- * it is mapped: reading the lost part ends in an {@link InternalError}. Replacing it by a rename is
- * fine.
+ * Arena)}. Immutable and safe to share between threads.
+ *
+ * <p>A file must not be changed in place while it is mapped; replacing it by a rename is fine. One
+ * that became shorter or longer is noticed by {@link #requireIntact()}, which layers call before
+ * and after each forward. Reading the lost part by oneself ends in an {@link InternalError}, on
+ * HotSpot. What nobody notices is a file that is overwritten at its full length.
  */
 public final class SafetensorsFile implements AutoCloseable {
   private static final int LENGTH_BYTES = 8;
@@ -39,16 +42,19 @@ public final class SafetensorsFile implements AutoCloseable {
   private final Map<String, String> opaque;
   private final Map<String, String> metadata;
   private final Optional<Arena> ownArena;
+  private final MappedFile mapped;
 
   private SafetensorsFile(
       Path path,
       long fileSize,
+      MappedFile mapped,
       Map<String, Tensor> tensors,
       Map<String, String> opaque,
       Map<String, String> metadata,
       Optional<Arena> ownArena) {
     this.path = path;
     this.fileSize = fileSize;
+    this.mapped = mapped;
     this.tensors = Collections.unmodifiableMap(tensors);
     this.opaque = Collections.unmodifiableMap(opaque);
     this.metadata = metadata;
@@ -89,61 +95,88 @@ public final class SafetensorsFile implements AutoCloseable {
     if (Files.exists(path) && !Files.isRegularFile(path)) {
       throw new CheckpointException(path + " is not a regular file");
     }
-    try (FileChannel channel = FileChannel.open(path, StandardOpenOption.READ)) {
-      long size = channel.size();
-      requireKind(path, channel, size);
-      if (size < LENGTH_BYTES + 2) {
-        throw new CheckpointException(
-            path + " has " + size + " bytes; the shortest safetensors file has 10");
-      }
-      long headerSize =
-          ByteBuffer.wrap(readAt(channel, path, 0, LENGTH_BYTES))
-              .order(ByteOrder.LITTLE_ENDIAN)
-              .getLong();
-      if (headerSize < 2 || headerSize > SafetensorsHeader.MAX_HEADER_BYTES) {
-        throw new CheckpointException(
-            path
-                + ": the header length is "
-                + Long.toUnsignedString(headerSize)
-                + ", accepted are 2.."
-                + SafetensorsHeader.MAX_HEADER_BYTES
-                + " (is this a safetensors file?)");
-      }
-      if (headerSize > size - LENGTH_BYTES) {
-        throw new CheckpointException(
-            path
-                + ": the header length is "
-                + headerSize
-                + ", but the file has only "
-                + size
-                + " bytes (truncated?)");
-      }
-      long dataStart = LENGTH_BYTES + headerSize;
-      SafetensorsHeader header =
-          SafetensorsHeader.parse(
-              path,
-              readAt(channel, path, LENGTH_BYTES, Math.toIntExact(headerSize)),
-              size - dataStart);
-      MemorySegment data =
-          size == dataStart
-              ? MemorySegment.NULL
-              : channel.map(FileChannel.MapMode.READ_ONLY, dataStart, size - dataStart, arena);
-      HostMemory memory = new HostMemory(data);
-      Map<String, Tensor> tensors = LinkedHashMap.newLinkedHashMap(header.entries().size());
-      Map<String, String> opaque = new LinkedHashMap<>();
-      for (SafetensorsHeader.Entry e : header.entries()) {
-        if (e.dtype() == null) {
-          opaque.put(e.name(), e.described());
-        } else {
-          tensors.put(e.name(), view(path, e, e.dtype(), memory));
-        }
-      }
-      return new SafetensorsFile(path, size, tensors, opaque, header.metadata(), own);
-    } catch (NoSuchFileException e) {
-      throw new CheckpointException(path + " does not exist", e);
+    if (!Files.exists(path)) {
+      throw new CheckpointException(path + " does not exist");
+    }
+    RandomAccessFile opened = null;
+    try {
+      opened = new RandomAccessFile(path.toFile(), "r");
+      SafetensorsFile file = read(path, opened, arena, own);
+      opened = null; // the file has it now
+      return file;
     } catch (IOException e) {
       throw new CheckpointException(path + " cannot be read: " + e, e);
+    } finally {
+      if (opened != null) {
+        closeQuietly(path, opened);
+      }
     }
+  }
+
+  private static void closeQuietly(Path path, RandomAccessFile file) {
+    try {
+      file.close();
+    } catch (IOException e) {
+      LoggerFactory.getLogger(SafetensorsFile.class)
+          .warn("{} could not be closed: {}", path, e.toString());
+    }
+  }
+
+  /** Does not close the channel: it is the open file's, which outlives this call. */
+  @SuppressWarnings("resource")
+  private static SafetensorsFile read(
+      Path path, RandomAccessFile opened, Arena arena, Optional<Arena> own) throws IOException {
+    FileChannel channel = opened.getChannel();
+    long size = channel.size();
+    requireKind(path, channel, size);
+    if (size < LENGTH_BYTES + 2) {
+      throw new CheckpointException(
+          path + " has " + size + " bytes; the shortest safetensors file has 10");
+    }
+    long headerSize =
+        ByteBuffer.wrap(readAt(channel, path, 0, LENGTH_BYTES))
+            .order(ByteOrder.LITTLE_ENDIAN)
+            .getLong();
+    if (headerSize < 2 || headerSize > SafetensorsHeader.MAX_HEADER_BYTES) {
+      throw new CheckpointException(
+          path
+              + ": the header length is "
+              + Long.toUnsignedString(headerSize)
+              + ", accepted are 2.."
+              + SafetensorsHeader.MAX_HEADER_BYTES
+              + " (is this a safetensors file?)");
+    }
+    if (headerSize > size - LENGTH_BYTES) {
+      throw new CheckpointException(
+          path
+              + ": the header length is "
+              + headerSize
+              + ", but the file has only "
+              + size
+              + " bytes (truncated?)");
+    }
+    long dataStart = LENGTH_BYTES + headerSize;
+    SafetensorsHeader header =
+        SafetensorsHeader.parse(
+            path,
+            readAt(channel, path, LENGTH_BYTES, Math.toIntExact(headerSize)),
+            size - dataStart);
+    MemorySegment data =
+        size == dataStart
+            ? MemorySegment.NULL
+            : channel.map(FileChannel.MapMode.READ_ONLY, dataStart, size - dataStart, arena);
+    MappedFile mapped = new MappedFile(path, size, opened);
+    HostMemory memory = new HostMemory(data, mapped);
+    Map<String, Tensor> tensors = LinkedHashMap.newLinkedHashMap(header.entries().size());
+    Map<String, String> opaque = new LinkedHashMap<>();
+    for (SafetensorsHeader.Entry e : header.entries()) {
+      if (e.dtype() == null) {
+        opaque.put(e.name(), e.described());
+      } else {
+        tensors.put(e.name(), view(path, e, e.dtype(), memory));
+      }
+    }
+    return new SafetensorsFile(path, size, mapped, tensors, opaque, header.metadata(), own);
   }
 
   private static void requireKind(Path path, FileChannel channel, long size) throws IOException {
@@ -187,6 +220,15 @@ public final class SafetensorsFile implements AutoCloseable {
   /** {@return where the file is} */
   public Path path() {
     return path;
+  }
+
+  /**
+   * Checks that the file still is as long as it was when it was mapped.
+   *
+   * @throws CheckpointException if not; the message names both lengths
+   */
+  public void requireIntact() {
+    mapped.requireIntact();
   }
 
   /** {@return its length in bytes} */
@@ -241,10 +283,16 @@ public final class SafetensorsFile implements AutoCloseable {
     return tensor;
   }
 
+  /** The mapping's arena is about to be closed by the one who gave it. */
+  void release() {
+    mapped.close();
+  }
+
   /** Unmaps the file, if this object owns the mapping; every view becomes unusable. */
   @Override
   public void close() {
     ownArena.ifPresent(arena -> {
+      mapped.close();
       if (arena.scope().isAlive()) {
         arena.close();
       }

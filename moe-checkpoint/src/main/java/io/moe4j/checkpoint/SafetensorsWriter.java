@@ -26,10 +26,11 @@ import java.util.UUID;
  * Writes a safetensors file without holding it in memory: names, dtypes and shapes are given first,
  * then each tensor's elements, in any order. The bytes go to a temporary file beside the target,
  * which {@link #commit()} moves over it in one step; a writer closed before that leaves the target
- * as it was. Not thread-safe.
+ * as it was. Only regular files are replaced; of a symbolic link, what it means. Not thread-safe.
  */
 public final class SafetensorsWriter implements AutoCloseable {
   private static final int CHUNK_BYTES = 1 << 20;
+  private static final int MAX_LINKS = 40;
 
   /**
    * What a tensor will be.
@@ -117,7 +118,11 @@ public final class SafetensorsWriter implements AutoCloseable {
       throw new IllegalArgumentException("a tensor cannot be called __metadata__");
     }
     byte[] header = header(copy, metadata);
-    Path absolute = target.toAbsolutePath();
+    Path absolute = behindLinks(target);
+    if (Files.exists(absolute) && !Files.isRegularFile(absolute)) {
+      throw new CheckpointException(
+          target + " is not a regular file (a directory, a device, a pipe); it is not replaced");
+    }
     // Not Files.createTempFile: the finished file should get the user's usual permissions.
     Path temporary =
         absolute.resolveSibling(
@@ -149,6 +154,22 @@ public final class SafetensorsWriter implements AutoCloseable {
       tensors.forEach(writer::put);
       writer.commit();
     }
+  }
+
+  /** A link stays one: the file that it means is replaced. */
+  private static Path behindLinks(Path target) {
+    Path at = target.toAbsolutePath();
+    try {
+      for (int i = 0; i < MAX_LINKS && Files.isSymbolicLink(at); i++) {
+        at = at.resolveSibling(Files.readSymbolicLink(at)).normalize();
+      }
+    } catch (IOException e) {
+      throw new CheckpointException(target + " cannot be written: " + e, e);
+    }
+    if (Files.isSymbolicLink(at)) {
+      throw new CheckpointException(target + " cannot be written: its links lead in a circle");
+    }
+    return at;
   }
 
   private void begin(byte[] header) throws IOException {

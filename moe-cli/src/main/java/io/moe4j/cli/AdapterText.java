@@ -35,7 +35,7 @@ final class AdapterText {
     s.append(c.variants().isEmpty() ? "" : ", " + String.join(", ", c.variants()));
     s.append(c.peftVersion().map(v -> ", written by PEFT " + v).orElse(""));
     s.append(c.baseModel().map(m -> ", for " + m).orElse(""));
-    return s.toString();
+    return Text.line(s.toString());
   }
 
   private static String number(double d) {
@@ -44,7 +44,7 @@ final class AdapterText {
 
   static void print(AdapterReport r, PrintWriter out) {
     Map<Disposition, Integer> counts = r.counts();
-    out.println(r.directory() + ": PEFT adapter, " + words(r.config()));
+    out.println(Text.line(r.directory().toString()) + ": PEFT adapter, " + words(r.config()));
     out.println(
         "  "
             + r.tensors().size()
@@ -81,7 +81,7 @@ final class AdapterText {
         groups(of).forEach(line -> out.println("    " + line));
       }
     }
-    r.notes().forEach(n -> out.println("  note: " + n));
+    r.notes().forEach(n -> out.println("  note: " + Text.line(n)));
     if (!r.accepted()) {
       out.println("  This adapter would be REFUSED: " + AdapterOptions.inOptions(r.advice()) + ".");
     }
@@ -100,11 +100,13 @@ final class AdapterText {
       TensorEntry first = group.getFirst();
       String name = group.size() == 1 ? first.tensor() : key.substring(0, key.indexOf('\n'));
       lines.add(
-          name
+          Text.line(name)
               + " "
               + first.described()
               + (group.size() == 1 ? "" : " x" + group.size())
-              + (first.reason().isEmpty() ? "" : ": " + AdapterOptions.inOptions(first.reason())));
+              + (first.reason().isEmpty()
+                  ? ""
+                  : ": " + Text.line(AdapterOptions.inOptions(first.reason()))));
     });
     return lines;
   }
@@ -129,7 +131,7 @@ final class AdapterText {
   }
 
   static ObjectNode json(AdapterReport r) {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("inspect.adapter");
     root.put("kind", "adapter");
     root.put("name", r.name());
     root.put("directory", r.directory().toString());

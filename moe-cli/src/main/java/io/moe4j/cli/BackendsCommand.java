@@ -38,7 +38,11 @@ final class BackendsCommand implements Callable<Integer> {
           "Choose for this checkpoint. Default: for a layer like Qwen3-30B-A3B's, in BF16.")
   private @Nullable Path model;
 
-  @Option(names = "--layer", paramLabel = "N", description = "Which MoE layer. Default: the first.")
+  @Option(
+      names = "--layer",
+      paramLabel = "N",
+      completionCandidates = Candidates.OneLayer.class,
+      description = "Which MoE layer. Default: the first.")
   private @Nullable Integer layer;
 
   @Option(
@@ -72,9 +76,10 @@ final class BackendsCommand implements Callable<Integer> {
               oracle.catalog().detectPlatform(),
               Optional.ofNullable(oracleOptions.backend));
       if (json) {
-        ObjectNode root = SelectionJson.of(selection);
+        ObjectNode root = Json.document("backends");
+        root.setAll(SelectionJson.of(selection));
         root.put("layer_of", layerOf());
-        moe.terminal().out().println(Json.text(root));
+        moe.terminal().json(root);
       } else {
         print(selection);
       }
@@ -96,7 +101,7 @@ final class BackendsCommand implements Callable<Integer> {
           b.deviceType(),
           b.activationFormat(),
           b.supportsLora() ? "yes" : "no",
-          b.backend().description(),
+          b.description(),
           b.origin().location());
     }
     out.print(table.render(""));
@@ -112,15 +117,20 @@ final class BackendsCommand implements Callable<Integer> {
         : (layer == null ? "the first MoE layer" : "layer " + layer) + " of " + model;
   }
 
+  /** A layer like those of a released model, to ask backends about. */
+  static MoeConfig defaultConfig() {
+    return MoeConfig.builder(2048, 768, 128, 8)
+        .inputDtype(DType.BF16)
+        .weightDtype(DType.BF16)
+        .build();
+  }
+
   private MoeConfig config() {
     if (model == null) {
       if (layer != null) {
         throw CliException.usage("--layer goes with --model DIR");
       }
-      return MoeConfig.builder(2048, 768, 128, 8)
-          .inputDtype(DType.BF16)
-          .weightDtype(DType.BF16)
-          .build();
+      return defaultConfig();
     }
     RunInput.requireDirectory("--model", model);
     try (MoeCheckpoint checkpoint = MoeCheckpoint.open(model)) {

@@ -9,7 +9,6 @@ import io.moe4j.cli.bench.LayerBench;
 import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.MoeOracle;
 import java.io.IOException;
-import java.io.PrintWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Instant;
@@ -42,6 +41,8 @@ import picocli.CommandLine.ParentCommand;
 final class BenchCommand implements Callable<Integer> {
   private static final List<Integer> TOKENS = List.of(1, 4, 16, 64, 256, 1024);
   private static final List<Integer> MANY_TOKENS = List.of(4096, 8192);
+  private static final List<String> FILES =
+      List.of("bench.md", "bench.json", "bench.svg", "bench.html");
   private static final int ADAPTERS = 8;
   private static final int RANK = 16;
 
@@ -50,6 +51,7 @@ final class BenchCommand implements Callable<Integer> {
   @Option(
       names = "--shape",
       paramLabel = "NAME",
+      completionCandidates = Candidates.Shapes.class,
       split = ",",
       description =
           "olmoe, qwen3-30b-a3b, mixtral-small, tiny, gpt-oss-120b-like, mixtral-8x7b, or sizes as"
@@ -59,6 +61,7 @@ final class BenchCommand implements Callable<Integer> {
   @Option(
       names = "--dtype",
       paramLabel = "DTYPE",
+      completionCandidates = Candidates.Dtypes.class,
       split = ",",
       description = "Weights: bf16, f16 or f32.")
   private List<String> dtypes = new ArrayList<>();
@@ -88,6 +91,7 @@ final class BenchCommand implements Callable<Integer> {
   @Option(
       names = "--device",
       paramLabel = "TYPE",
+      completionCandidates = Candidates.Devices.class,
       description = "cpu or cuda. Default: ${DEFAULT-VALUE}.",
       defaultValue = "cpu")
   private String device;
@@ -132,6 +136,7 @@ final class BenchCommand implements Callable<Integer> {
     if (out != null) {
       createDirectory(out);
     }
+    BenchReport report;
     try (MoeOracle oracle = oracleOptions.discover();
         LayerBench bench = new LayerBench(oracle, plan);
         Progress progress =
@@ -168,11 +173,10 @@ final class BenchCommand implements Callable<Integer> {
       if (measured == 0) {
         throw new CliException(ExitCode.DEVICE, "Nothing fits the memory; try --shape tiny.");
       }
-      BenchReport report =
-          bench.report(Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine());
-      write(report);
-      return ExitCode.OK;
+      report = bench.report(Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine());
     }
+    write(report);
+    return ExitCode.OK;
   }
 
   private int onDevice() {
@@ -199,6 +203,7 @@ final class BenchCommand implements Callable<Integer> {
     if (out != null) {
       createDirectory(out);
     }
+    DeviceBenchReport report;
     try (MoeOracle oracle = oracleOptions.discover();
         DeviceBench bench = DeviceBench.open(oracle, oracleOptions.backend, counts, grid, rest);
         Progress progress =
@@ -211,23 +216,21 @@ final class BenchCommand implements Callable<Integer> {
               progress.step();
             });
       }
-      DeviceBenchReport report = bench.report();
-      moe.terminal()
-          .out()
-          .println(json ? Json.text(report.json()) : report.markdown().stripTrailing());
-      if (out != null) {
-        writeFile("bench.md", report.markdown());
-        writeFile("bench.json", Json.text(report.json()) + "\n");
-        moe.note("Written: bench.md and bench.json in " + out);
-      }
-      return ExitCode.OK;
+      report = bench.report();
     }
+    moe.terminal().print(json ? report.json() : null, report::markdown);
+    if (out != null) {
+      writeFile("bench.md", report.markdown());
+      writeFile("bench.json", Json.text(report.json()) + "\n");
+      moe.note("Written: bench.md and bench.json in " + out);
+    }
+    return ExitCode.OK;
   }
 
   private void writeFile(String name, String text) {
     Path directory = Objects.requireNonNull(out);
     try {
-      Files.writeString(directory.resolve(name), text);
+      Files.writeString(OutputTarget.resolve("--out", directory.resolve(name)), text);
     } catch (IOException e) {
       throw new CliException(
           ExitCode.OUTPUT, "The report could not be written to " + directory + ": " + e, e);
@@ -269,16 +272,20 @@ final class BenchCommand implements Callable<Integer> {
   }
 
   static BenchShape shape(String text) {
-    return BenchShape.parse(text)
-        .orElseThrow(() ->
-            CliException.usage(
-                "--shape is \""
-                    + text
-                    + "\"; known are "
-                    + BenchShape.named().stream()
-                        .map(BenchShape::name)
-                        .collect(Collectors.joining(", "))
-                    + ", and sizes as ExKxHxI, like 64x8x2048x1024"));
+    try {
+      return BenchShape.parse(text)
+          .orElseThrow(() ->
+              CliException.usage(
+                  "--shape is \""
+                      + text
+                      + "\"; known are "
+                      + BenchShape.named().stream()
+                          .map(BenchShape::name)
+                          .collect(Collectors.joining(", "))
+                      + ", and sizes as ExKxHxI, like 64x8x2048x1024"));
+    } catch (IllegalArgumentException e) {
+      throw CliException.usage("--shape is \"" + text + "\": " + e.getMessage());
+    }
   }
 
   private List<Line> lines() {
@@ -330,26 +337,25 @@ final class BenchCommand implements Callable<Integer> {
   }
 
   private void write(BenchReport report) {
-    PrintWriter stdout = moe.terminal().out();
-    stdout.println(json ? Json.text(report.json()) : report.markdown().stripTrailing());
+    moe.terminal().print(json ? report.json() : null, report::markdown);
+    report.warning().ifPresent(w -> moe.note("Warning: " + w + "."));
     if (out == null) {
       return;
     }
-    try {
-      Files.writeString(out.resolve("bench.md"), report.markdown());
-      Files.writeString(out.resolve("bench.json"), Json.text(report.json()) + "\n");
-      Files.writeString(out.resolve("bench.svg"), report.svg());
-      Files.writeString(out.resolve("bench.html"), report.html());
-    } catch (IOException e) {
-      throw new CliException(
-          ExitCode.OUTPUT, "The report could not be written to " + out + ": " + e, e);
-    }
+    writeFile("bench.md", report.markdown());
+    writeFile("bench.json", Json.text(report.json()) + "\n");
+    writeFile("bench.svg", report.svg());
+    writeFile("bench.html", report.html());
     moe.note("Written: bench.md, bench.json, bench.svg and bench.html in " + out);
   }
 
+  /** Before anything is measured: the folder, and that its files can be written. */
   private static void createDirectory(Path directory) {
     try {
       Files.createDirectories(directory);
+      for (String name : FILES) {
+        OutputTarget.resolve("--out", directory.resolve(name));
+      }
     } catch (IOException e) {
       throw new CliException(ExitCode.OUTPUT, "--out " + directory + " cannot be created: " + e, e);
     }

@@ -5,10 +5,14 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.MoeException;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.ExternalBackend;
+import io.moe4j.api.spi.ExternalStatus;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.TunableBackend;
 import io.moe4j.api.spi.TuningStatus;
 import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.BackendCatalog;
+import io.moe4j.oracle.Candidate;
 import io.moe4j.oracle.FoundBackend;
 import io.moe4j.oracle.MoeOracle;
 import io.moe4j.oracle.PluginFailure;
@@ -17,6 +21,7 @@ import java.lang.management.ManagementFactory;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
+import java.util.Optional;
 import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
 import picocli.CommandLine.Command;
@@ -32,6 +37,10 @@ import picocli.CommandLine.ParentCommand;
             + " what to change. Ends with exit code 1 if something does not work.")
 final class DoctorCommand implements Callable<Integer> {
   private static final int NEEDED_JAVA = 25;
+
+  /** Turns the CPU backend's fast kernels off. */
+  private static final String CPU_SCALAR = "moe4j.cpu.scalar";
+
   private static final long SMALL_MEMORY = 4L << 30;
 
   @ParentCommand private Moe moe;
@@ -70,7 +79,7 @@ final class DoctorCommand implements Callable<Integer> {
     oracle();
     boolean fault = findings.stream().anyMatch(f -> f.verdict() == Verdict.FAULT);
     if (json) {
-      moe.terminal().out().println(Json.text(json(fault)));
+      moe.terminal().json(json(fault));
     } else {
       print(fault);
     }
@@ -88,11 +97,15 @@ final class DoctorCommand implements Callable<Integer> {
         Machine.java() + ", " + System.getProperty("java.home"),
         Runtime.version().feature() >= NEEDED_JAVA ? "" : "install a JDK " + NEEDED_JAVA);
     boolean vectors = Machine.hasVectorModule();
+    String scalar = System.getProperty(CPU_SCALAR);
+    boolean turnedOff = scalar != null && !scalar.strip().equalsIgnoreCase("false");
     add(
-        vectors ? Verdict.OK : Verdict.SLOW,
+        vectors && !turnedOff ? Verdict.OK : Verdict.SLOW,
         "Vector API",
-        Machine.vectors(),
-        vectors ? "" : "start Java with --add-modules=jdk.incubator.vector");
+        Machine.vectors() + (turnedOff ? ", turned off by -D" + CPU_SCALAR + "=" + scalar : ""),
+        !vectors
+            ? "start Java with --add-modules=jdk.incubator.vector"
+            : turnedOff ? "leave out -D" + CPU_SCALAR : "");
     boolean access = DoctorCommand.class.getModule().isNativeAccessEnabled();
     add(
         access ? Verdict.OK : Verdict.NOTE,
@@ -151,12 +164,21 @@ final class DoctorCommand implements Callable<Integer> {
       platform
           .absent()
           .forEach((type, why) -> add(Verdict.NOTE, "device " + type, "none: " + why, ""));
-      for (FoundBackend b : catalog.backends()) {
+      for (Candidate c :
+          oracle
+              .evaluate(BackendsCommand.defaultConfig(), platform, Optional.empty())
+              .candidates()) {
+        FoundBackend b = c.backend();
+        String broken =
+            c.support().reasons().stream()
+                .filter(r -> r.code() == Support.Code.LOAD_FAILURE)
+                .map(Support.Reason::message)
+                .collect(Collectors.joining("; "));
         add(
-            Verdict.OK,
+            broken.isEmpty() ? Verdict.OK : Verdict.FAULT,
             "backend " + b.name(),
-            b.backend().description() + ", from " + b.origin(),
-            "");
+            (broken.isEmpty() ? b.description() : broken) + ", from " + b.origin(),
+            broken.isEmpty() ? "" : "remove or update the jar");
       }
       for (FoundBackend b : catalog.backends()) {
         if (b.backend() instanceof TunableBackend t) {
@@ -166,6 +188,17 @@ final class DoctorCommand implements Callable<Integer> {
               "tuning of " + b.name(),
               s.file().map(f -> f + ": ").orElse("") + s.explanation(),
               s.usable() ? "" : "the built-in table serves; moe tune writes the file anew");
+        }
+      }
+      for (FoundBackend b : catalog.backends()) {
+        if (b.backend() instanceof ExternalBackend external) {
+          for (ExternalStatus s : external.externalStatus(platform)) {
+            add(
+                s.usable() ? Verdict.OK : Verdict.NOTE,
+                s.what() + " for " + b.name(),
+                s.found(),
+                s.remedy());
+          }
         }
       }
       if (catalog.backends().isEmpty()) {
@@ -181,9 +214,9 @@ final class DoctorCommand implements Callable<Integer> {
       add(
           Verdict.OK,
           "plugins",
-          oracleOptions.plugins == null
+          oracleOptions.plugins() == null
               ? "no directory given (--plugins DIR or MOE_PLUGINS)"
-              : "looked into " + oracleOptions.plugins,
+              : "looked into " + oracleOptions.plugins(),
           "");
     } catch (MoeException e) {
       add(Verdict.FAULT, "backends", String.valueOf(e.getMessage()), "");
@@ -210,7 +243,7 @@ final class DoctorCommand implements Callable<Integer> {
   }
 
   private ObjectNode json(boolean fault) {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("doctor");
     root.put("version", Version.current());
     root.put("works", !fault);
     ArrayNode all = root.putArray("findings");

@@ -47,6 +47,7 @@ final class ErrorPrinter implements IExecutionExceptionHandler, IParameterExcept
   int report(Throwable e) {
     int code = exitCode(e);
     String message = message(e, code);
+    Progress.clearLine();
     moe.terminal().err().println(Text.wrap("moe: " + message, moe.terminal().columns()));
     if (moe.verbose()) {
       e.printStackTrace(moe.terminal().err());
@@ -64,8 +65,14 @@ final class ErrorPrinter implements IExecutionExceptionHandler, IParameterExcept
       case AdapterException _ -> ExitCode.ADAPTER_REFUSED;
       case UnsupportedConfigException _ -> ExitCode.UNSUPPORTED;
       case DeviceException _, OutOfMemoryError _ -> ExitCode.DEVICE;
+      case InternalError i when isMemoryFault(i) -> ExitCode.BAD_INPUT;
       default -> ExitCode.INTERNAL;
     };
+  }
+
+  /** What HotSpot throws where a mapped page is no longer there. */
+  private static boolean isMemoryFault(InternalError e) {
+    return String.valueOf(e.getMessage()).contains("memory access");
   }
 
   private static String message(Throwable e, int code) {
@@ -83,6 +90,8 @@ final class ErrorPrinter implements IExecutionExceptionHandler, IParameterExcept
               .lines()
               .filter(new HashSet<>()::add)
               .collect(Collectors.joining("\n"));
+      case InternalError i when isMemoryFault(i) ->
+          "a file was changed in place while it was read (" + said + ").";
       case AdapterException _, CheckpointException _ ->
           AdapterOptions.inOptions(String.valueOf(said));
       case OutOfMemoryError _ ->
@@ -93,8 +102,12 @@ final class ErrorPrinter implements IExecutionExceptionHandler, IParameterExcept
               + "; set MOE_JAVA_OPTS=-Xmx8g or so to allow more.";
       default ->
           code == ExitCode.INTERNAL
-              ? "this is a fault in moe4j or in a plugin: " + e
-              : said == null ? e.getClass().getSimpleName() : said;
+              ? "this is a fault in moe4j or in a plugin: " + Text.line(e.toString())
+              : said == null
+                  ? e.getClass().getSimpleName()
+                  : e instanceof CliException || e instanceof AdapterException
+                      ? said
+                      : Text.line(said);
     };
   }
 }

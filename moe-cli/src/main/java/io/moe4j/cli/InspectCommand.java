@@ -106,7 +106,7 @@ final class InspectCommand implements Callable<Integer> {
         MoeCheckpoint.open(path, adapterOptions.checkpoint(LoadProgress.NONE))) {
       CheckpointDescription d = checkpoint.describe();
       if (json) {
-        moe.terminal().out().println(Json.text(json(d)));
+        moe.terminal().json(json(d));
       } else {
         print(d);
       }
@@ -116,7 +116,7 @@ final class InspectCommand implements Callable<Integer> {
 
   private void print(CheckpointDescription d) {
     PrintWriter out = moe.terminal().out();
-    out.println(d.directory() + ": checkpoint of model_type " + d.modelType());
+    out.println(Text.line(d.directory() + ": checkpoint of model_type " + d.modelType()));
     out.println(
         "  "
             + d.tensors()
@@ -124,7 +124,7 @@ final class InspectCommand implements Callable<Integer> {
             + d.files().size()
             + (d.files().size() == 1 ? " file, " : " files, ")
             + Text.bytes(d.bytes())
-            + (d.root().isEmpty() ? "" : ", names begin with " + d.root()));
+            + (d.root().isEmpty() ? "" : ", names begin with " + Text.line(d.root())));
     out.println("  " + d.numLayers() + " layers, " + d.layers().size() + " of them MoE:");
     // Layers that are alike share a line.
     Map<String, List<CheckpointDescription.Layer>> alike = new LinkedHashMap<>();
@@ -136,7 +136,7 @@ final class InspectCommand implements Callable<Integer> {
       out.println("    layers " + ranges(layers) + " (" + Text.bytes(bytes) + ")");
       out.print(text);
     });
-    d.notes().forEach(n -> out.println("  note: " + n));
+    d.notes().forEach(n -> out.println("  note: " + Text.line(n)));
   }
 
   private static String text(CheckpointDescription.Layer l) {
@@ -179,7 +179,7 @@ final class InspectCommand implements Callable<Integer> {
   }
 
   private static ObjectNode json(CheckpointDescription d) {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("inspect.checkpoint");
     root.put("kind", "checkpoint");
     root.put("directory", d.directory().toString());
     root.put("model_type", d.modelType());
@@ -224,7 +224,7 @@ final class InspectCommand implements Callable<Integer> {
       AdapterReport r =
           PeftAdapter.inspect(path, checkpoint.adapterTarget(), adapterOptions.policy());
       if (json) {
-        moe.terminal().out().println(Json.text(AdapterText.json(r)));
+        moe.terminal().json(AdapterText.json(r));
       } else {
         AdapterText.print(r, moe.terminal().out());
       }
@@ -242,19 +242,21 @@ final class InspectCommand implements Callable<Integer> {
       }
     }
     if (json) {
-      ObjectNode root = Json.object();
+      ObjectNode root = Json.document("inspect.adapter");
       root.put("kind", "adapter");
       root.put("directory", path.toString());
       root.set("config", AdapterText.config(config));
       root.set("tensors", tensors(tensors));
       root.put("note", "give --model DIR to learn what is applied");
-      moe.terminal().out().println(Json.text(root));
+      moe.terminal().json(root);
     } else {
       PrintWriter out = moe.terminal().out();
-      out.println(path + ": PEFT adapter, " + AdapterText.words(config));
+      out.println(Text.line(path.toString()) + ": PEFT adapter, " + AdapterText.words(config));
       out.print(table(tensors));
       out.println(
-          "Which of these are applied depends on the model: moe inspect " + path + " --model DIR");
+          "Which of these are applied depends on the model: moe inspect "
+              + Text.line(path.toString())
+              + " --model DIR");
     }
     return ExitCode.OK;
   }
@@ -282,18 +284,18 @@ final class InspectCommand implements Callable<Integer> {
   private int file() {
     try (SafetensorsFile file = SafetensorsFile.open(path)) {
       if (json) {
-        ObjectNode root = Json.object();
+        ObjectNode root = Json.document("inspect.file");
         root.put("kind", "safetensors");
         root.put("file", path.toString());
         root.put("bytes", file.fileSize());
         ObjectNode metadata = root.putObject("metadata");
         file.metadata().forEach(metadata::put);
         root.set("tensors", tensors(described(file)));
-        moe.terminal().out().println(Json.text(root));
+        moe.terminal().json(root);
       } else {
         PrintWriter out = moe.terminal().out();
         out.println(
-            path
+            Text.line(path.toString())
                 + ": safetensors file, "
                 + described(file).size()
                 + " tensors, "

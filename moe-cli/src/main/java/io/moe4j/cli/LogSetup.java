@@ -12,8 +12,9 @@ import ch.qos.logback.core.spi.ContextAwareBase;
 import org.slf4j.LoggerFactory;
 
 /**
- * Logging of the command: to stderr, warnings, and the oracle's one line on its choice. In Java and
- * not in XML because that starts faster; {@code -Dlogback.configurationFile=...} still wins.
+ * Logging of the command: to stderr, warnings only (what was chosen is part of the results). In
+ * Java and not in XML because that starts faster; {@code -Dlogback.configurationFile=...} still
+ * wins.
  */
 @ConfiguratorRank(ConfiguratorRank.CUSTOM_HIGH_PRIORITY)
 public final class LogSetup extends ContextAwareBase implements Configurator {
@@ -29,9 +30,18 @@ public final class LogSetup extends ContextAwareBase implements Configurator {
     }
     PatternLayoutEncoder encoder = new PatternLayoutEncoder();
     encoder.setContext(context);
-    encoder.setPattern("%-5level %logger{0}: %msg%n%ex{0}");
+    // Plugins bring texts of their own.
+    encoder.setPattern(
+        "%-5level %logger{0}: %replace(%msg){'[\\p{Cc}\\p{Cf}&&[^\\n]]', '?'}%n%ex{0}");
     encoder.start();
-    ConsoleAppender<ILoggingEvent> appender = new ConsoleAppender<>();
+    ConsoleAppender<ILoggingEvent> appender =
+        new ConsoleAppender<>() {
+          @Override
+          protected void append(ILoggingEvent event) {
+            Progress.clearLine();
+            super.append(event);
+          }
+        };
     appender.setContext(context);
     appender.setTarget("System.err");
     appender.setEncoder(encoder);
@@ -39,7 +49,6 @@ public final class LogSetup extends ContextAwareBase implements Configurator {
     Logger root = context.getLogger(org.slf4j.Logger.ROOT_LOGGER_NAME);
     root.addAppender(appender);
     root.setLevel(Level.WARN);
-    context.getLogger("io.moe4j.oracle").setLevel(Level.INFO);
     return ExecutionStatus.DO_NOT_INVOKE_NEXT_IF_ANY;
   }
 
@@ -52,8 +61,5 @@ public final class LogSetup extends ContextAwareBase implements Configurator {
     Logger root = context.getLogger(org.slf4j.Logger.ROOT_LOGGER_NAME);
     root.setLevel(verbose ? Level.INFO : quiet ? Level.ERROR : Level.WARN);
     context.getLogger("io.moe4j").setLevel(verbose ? Level.DEBUG : null);
-    context
-        .getLogger("io.moe4j.oracle")
-        .setLevel(verbose ? null : quiet ? Level.ERROR : Level.INFO);
   }
 }

@@ -36,6 +36,9 @@ import picocli.CommandLine.Spec;
       HelpCommand.class,
     })
 public final class Moe implements Runnable {
+  /** As narrow as picocli lays out help. */
+  private static final int MIN_HELP_COLUMNS = 55;
+
   private final Terminal terminal;
 
   @Mixin private final CommonOptions common = new CommonOptions();
@@ -73,11 +76,15 @@ public final class Moe implements Runnable {
     int code;
     try {
       code = line.execute(args);
-    } catch (OutOfMemoryError | StackOverflowError | LinkageError e) { // picocli handles exceptions
+    } catch (Throwable e) { // errors; picocli hands exceptions on
       code = new ErrorPrinter(line.getCommand()).report(e);
     }
-    terminal.out().flush();
-    terminal.err().flush();
+    String failure = terminal.failure();
+    if (failure != null) {
+      terminal.err().println("moe: the result could not be written to standard output: " + failure);
+      terminal.err().flush();
+      return code == ExitCode.OK ? ExitCode.OUTPUT : code;
+    }
     return code;
   }
 
@@ -92,11 +99,12 @@ public final class Moe implements Runnable {
         .description("Print a completion script for bash and zsh: source <(moe completion)");
     line.addSubcommand("completion", completion);
     ErrorPrinter errors = new ErrorPrinter(moe);
-    line.setOut(terminal.out())
+    line.setOut(terminal.help())
         .setErr(terminal.err())
+        .setExpandAtFiles(false) // a path may begin with @
         .setCaseInsensitiveEnumValuesAllowed(true)
         .setUsageHelpAutoWidth(false)
-        .setUsageHelpWidth(Math.max(80, terminal.columns()))
+        .setUsageHelpWidth(Math.max(MIN_HELP_COLUMNS, terminal.columns()))
         .setAbbreviatedOptionsAllowed(false)
         .setExecutionExceptionHandler(errors)
         .setParameterExceptionHandler(errors)
@@ -117,7 +125,7 @@ public final class Moe implements Runnable {
 
   @Override
   public void run() {
-    spec.commandLine().usage(terminal.out());
+    spec.commandLine().usage(terminal.help());
   }
 
   Terminal terminal() {
@@ -135,6 +143,7 @@ public final class Moe implements Runnable {
   /** A note on stderr, unless quiet. */
   void note(String message) {
     if (!common.quiet) {
+      Progress.clearLine();
       terminal.err().println(message);
     }
   }

@@ -10,12 +10,19 @@ final class OracleOptions {
   /** How many threads backend-cpu computes with. */
   private static final String CPU_THREADS = "moe4j.cpu.threads";
 
+  /** As many as backend-cpu takes. */
+  private static final int MAX_THREADS = 1024;
+
+  /** The folder of plugins where no option names one. */
+  static final String PLUGINS_VARIABLE = "MOE_PLUGINS";
+
   /** Where backend-triton looks for what moe tune found. */
   private static final String TILES = "moe4j.triton.tiles";
 
   @Option(
       names = "--backend",
       paramLabel = "NAME",
+      completionCandidates = Candidates.Backends.class,
       description = "Take this backend; refused with its reasons if it does not fit.")
   @Nullable String backend;
 
@@ -24,9 +31,8 @@ final class OracleOptions {
       paramLabel = "DIR",
       description =
           "Look for further backends here: each jar, and each folder of jars, is a plugin. Default:"
-              + " MOE_PLUGINS, if that is set.",
-      defaultValue = "$" + "{env:MOE_PLUGINS}")
-  @Nullable Path plugins;
+              + " MOE_PLUGINS, if that is set and not empty.")
+  private @Nullable String pluginsOption;
 
   @Option(
       names = "--threads",
@@ -42,6 +48,20 @@ final class OracleOptions {
               + " file in the user's cache directory, if it is there.")
   private @Nullable String tiles;
 
+  /** {@return the folder of plugins, by option or environment; null without one} */
+  @Nullable Path plugins() {
+    if (pluginsOption != null) {
+      if (pluginsOption.isBlank()) {
+        throw CliException.usage("--plugins is empty, must be a directory");
+      }
+      return Path.of(pluginsOption);
+    }
+    // Set and empty is like unset. As a path it would be the current directory, whose jars are
+    // nobody's choice.
+    String set = System.getenv(PLUGINS_VARIABLE);
+    return set == null || set.isBlank() ? null : Path.of(set);
+  }
+
   /** {@return threads of the CPU backend} */
   int threads() {
     return threads != null ? threads : Integer.getInteger(CPU_THREADS, Machine.processors());
@@ -50,8 +70,8 @@ final class OracleOptions {
   /** Finds the backends. Comes before any of them is used. */
   MoeOracle discover() {
     if (threads != null) {
-      if (threads < 1) {
-        throw CliException.usage("--threads is " + threads + ", must be at least 1");
+      if (threads < 1 || threads > MAX_THREADS) {
+        throw CliException.usage("--threads is " + threads + ", must be 1.." + MAX_THREADS);
       }
       // Read by the backend when its threads start, at the first layer of this process.
       System.setProperty(CPU_THREADS, Integer.toString(threads));
@@ -62,10 +82,11 @@ final class OracleOptions {
       }
       System.setProperty(TILES, tiles);
     }
+    Path plugins = plugins();
     if (plugins == null) {
       return MoeOracle.discover();
     }
-    RunInput.requireDirectory("--plugins", plugins);
+    RunInput.requireDirectory(pluginsOption != null ? "--plugins" : PLUGINS_VARIABLE, plugins);
     return MoeOracle.discover(plugins);
   }
 }

@@ -23,35 +23,28 @@ final class OutputFile implements AutoCloseable {
   /**
    * Checks, before anything is computed, that a file can be written without harm.
    *
-   * @param target where the result goes
+   * @param given where the result goes
    * @param inputs files and directories that are read
+   * @return the file to write, behind symbolic links
    */
-  static void requireFresh(Path target, List<Path> inputs) {
-    Path parent = target.toAbsolutePath().getParent();
-    if (parent == null || !Files.isDirectory(parent)) {
-      throw output("--output " + target + ": the directory " + parent + " does not exist.");
-    }
-    if (Files.isDirectory(target)) {
-      throw output("--output " + target + " is a directory; a file is expected.");
-    }
-    if (!Files.isWritable(parent)) {
-      throw output("--output " + target + ": the directory " + parent + " may not be written.");
-    }
+  static Path requireFresh(Path given, List<Path> inputs) {
+    Path target = OutputTarget.resolve("--output", given);
     if (!Files.exists(target)) {
-      return;
+      return target;
     }
     for (Path input : inputs) {
       try (Stream<Path> files = Files.isDirectory(input) ? Files.list(input) : Stream.of(input)) {
         for (Path file : files.toList()) {
           if (Files.exists(file) && Files.isSameFile(file, target)) {
             throw CliException.usage(
-                "--output " + target + " is one of the inputs, " + file + "; it would be lost.");
+                "--output " + given + " is one of the inputs, " + file + "; it would be lost.");
           }
         }
       } catch (IOException e) {
         throw new CliException(ExitCode.BAD_INPUT, input + " cannot be listed: " + e, e);
       }
     }
+    return target;
   }
 
   static OutputFile create(Path target, Map<String, SafetensorsWriter.Spec> specs) {

@@ -8,6 +8,11 @@ import org.jspecify.annotations.Nullable;
 
 /** A progress bar on a terminal's stderr; nothing at all elsewhere, or when asked to be quiet. */
 final class Progress implements AutoCloseable {
+  private static final String ERASE = "\r\u001b[K";
+
+  /** Whether a bar may be on the line that stderr is at. */
+  private static volatile boolean drawn;
+
   private final @Nullable ProgressBar bar;
 
   private Progress(@Nullable ProgressBar bar) {
@@ -19,6 +24,7 @@ final class Progress implements AutoCloseable {
     if (!terminal.interactive() || moe.quiet() || steps == 0) {
       return new Progress(null);
     }
+    drawn = true;
     return new Progress(
         new ProgressBarBuilder()
             .setTaskName(task)
@@ -32,10 +38,18 @@ final class Progress implements AutoCloseable {
             .build());
   }
 
+  /** To be called before anything else is written to stderr: takes the bar off its line. */
+  static void clearLine() {
+    if (drawn) {
+      System.err.print(ERASE);
+      System.err.flush();
+    }
+  }
+
   /** Says what is being done now. */
   void doing(String what) {
     if (bar != null) {
-      bar.setExtraMessage(what);
+      bar.setExtraMessage(Text.line(what));
     }
   }
 
@@ -44,7 +58,7 @@ final class Progress implements AutoCloseable {
     if (bar != null) {
       bar.maxHint(total);
       bar.stepTo(done);
-      bar.setExtraMessage(what);
+      bar.setExtraMessage(Text.line(what));
     }
   }
 
@@ -59,6 +73,8 @@ final class Progress implements AutoCloseable {
   public void close() {
     if (bar != null) {
       bar.close();
+      clearLine();
+      drawn = false;
     }
   }
 }

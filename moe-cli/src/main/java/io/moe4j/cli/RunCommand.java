@@ -52,6 +52,7 @@ final class RunCommand implements Callable<Integer> {
   @Option(
       names = "--layer",
       paramLabel = "N|all",
+      completionCandidates = Candidates.Layers.class,
       description =
           "Which MoE layer to run. With 'all' each layer gets the same input. Default: the first.")
   private @Nullable String layer;
@@ -82,7 +83,9 @@ final class RunCommand implements Callable<Integer> {
   @Option(
       names = "--output",
       paramLabel = "FILE",
-      description = "The safetensors file to write; replaced if it is there.")
+      description =
+          "The safetensors file to write. A regular file is replaced, a symbolic link followed;"
+              + " devices and pipes are refused.")
   private @Nullable Path output;
 
   @Mixin private OracleOptions oracleOptions = new OracleOptions();
@@ -122,7 +125,7 @@ final class RunCommand implements Callable<Integer> {
     Map<String, Path> named = AdapterFiles.parse(adapters);
     RunInput.requireDirectory("--model", modelDir);
     RunInput.requireFile(source.file());
-    OutputFile.requireFresh(target, inputs(modelDir, source, named));
+    Path file = OutputFile.requireFresh(target, inputs(modelDir, source, named));
     try (MoeOracle oracle = oracleOptions.discover();
         MoeCheckpoint checkpoint = open(modelDir);
         SafetensorsFile inputFile = SafetensorsFile.open(source.file())) {
@@ -145,7 +148,7 @@ final class RunCommand implements Callable<Integer> {
         if (runner.inputDtype() != hidden.dtype()) {
           moe.note(runner.rounding(hidden.dtype()));
         }
-        List<Done> done = runLayers(runner, checkpoint, layers, hidden, assignment, target);
+        List<Done> done = runLayers(runner, checkpoint, layers, hidden, assignment, file);
         report(checkpoint, source, files, assignment, done, target);
         return ExitCode.OK;
       }
@@ -241,7 +244,7 @@ final class RunCommand implements Callable<Integer> {
       uses[a]++;
     }
     if (json) {
-      moe.terminal().out().println(Json.text(json(checkpoint, source, files, uses, done, target)));
+      moe.terminal().json(json(checkpoint, source, files, uses, done, target));
       return;
     }
     PrintWriter out = moe.terminal().out();
@@ -252,7 +255,7 @@ final class RunCommand implements Callable<Integer> {
             + ", "
             + assignment.length
             + " tokens from "
-            + source
+            + Text.line(source.toString())
             + " (base "
             + uses[0]
             + adapterUses(files, uses)
@@ -268,7 +271,12 @@ final class RunCommand implements Callable<Integer> {
           String.format(ROOT, "%.0f", assignment.length * 1e9 / r.forwardNanos()));
     }
     out.print(table.render("  "));
-    out.println("Written: " + target + " (" + Text.bytes(OutputFile.size(target)) + ")");
+    out.println(
+        "Written: "
+            + Text.line(target.toString())
+            + " ("
+            + Text.bytes(OutputFile.size(target))
+            + ")");
   }
 
   private static String adapterUses(AdapterFiles files, int[] uses) {
@@ -286,7 +294,7 @@ final class RunCommand implements Callable<Integer> {
       int[] uses,
       List<Done> done,
       Path target) {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("run");
     root.put("model", checkpoint.directory().toString());
     root.put("model_type", checkpoint.modelType());
     root.put("input", source.toString());

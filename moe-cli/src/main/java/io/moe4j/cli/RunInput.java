@@ -8,6 +8,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.stream.Collectors;
 
 /**
  * What {@code moe run} reads besides model and adapters: hidden states, and who gets which adapter.
@@ -84,7 +85,7 @@ final class RunInput {
 
   private static String some(List<String> names) {
     int shown = Math.min(names.size(), 12);
-    return String.join(", ", names.subList(0, shown))
+    return names.subList(0, shown).stream().map(Text::line).collect(Collectors.joining(", "))
         + (names.size() > shown ? " and " + (names.size() - shown) + " more" : "");
   }
 

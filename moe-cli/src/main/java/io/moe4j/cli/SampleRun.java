@@ -74,7 +74,7 @@ final class SampleRun {
 
   int run() {
     List<Check> checks = new ArrayList<>();
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("run.sample");
     ArrayNode models = root.putArray("models");
     try (Sample sample = Sample.extract();
         MoeOracle oracle = oracleOptions.discover()) {
@@ -92,7 +92,7 @@ final class SampleRun {
     long failed = checks.stream().filter(c -> !c.passed()).count();
     if (json) {
       root.put("passed", failed == 0);
-      moe.terminal().out().println(Json.text(root));
+      moe.terminal().json(root);
     } else {
       moe.terminal()
           .out()

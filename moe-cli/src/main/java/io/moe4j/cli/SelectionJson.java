@@ -40,7 +40,7 @@ final class SelectionJson {
   static ObjectNode backend(FoundBackend b) {
     ObjectNode n = Json.object();
     n.put("name", b.name());
-    n.put("description", b.backend().description());
+    n.put("description", b.description());
     n.put("device", b.deviceType().name());
     n.put("activation_format", b.activationFormat().name().toLowerCase(Locale.ROOT));
     n.put("supports_lora", b.supportsLora());

@@ -37,6 +37,36 @@ final class Text {
   }
 
   /**
+   * {@return a name out of a file, fit for one line of a terminal: control characters, line breaks
+   * and what turns the direction of writing as {@code \\uXXXX}}
+   *
+   * @param name any text
+   */
+  static String line(String name) {
+    StringBuilder s = new StringBuilder();
+    name.codePoints()
+        .forEach(c ->
+            s.append(
+                c == '\n'
+                    ? "\\n"
+                    : isUnsafe(c) ? String.format(ROOT, "\\u%04x", c) : Character.toString(c)));
+    return s.toString();
+  }
+
+  /** Whether a character can do more to a terminal than appear on it. */
+  static boolean isUnsafe(int c) {
+    return switch (Character.getType(c)) {
+      case Character.CONTROL,
+          Character.FORMAT,
+          Character.LINE_SEPARATOR,
+          Character.PARAGRAPH_SEPARATOR,
+          Character.SURROGATE ->
+          true;
+      default -> false;
+    };
+  }
+
+  /**
    * Breaks lines at spaces. Lines that are already short enough, and lines that begin with spaces
    * (tables), stay as they are.
    */

@@ -28,7 +28,7 @@ final class TextTable {
     }
     List<String> row = new ArrayList<>();
     for (Object cell : cells) {
-      row.add(String.valueOf(cell));
+      row.add(Text.line(String.valueOf(cell)));
     }
     rows.add(row);
     return this;

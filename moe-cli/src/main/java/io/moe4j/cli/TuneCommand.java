@@ -14,7 +14,6 @@ import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.cli.bench.BenchShape;
 import io.moe4j.cli.bench.DeviceBench;
 import io.moe4j.cli.bench.DeviceTuning;
-import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.Candidate;
 import io.moe4j.oracle.FoundBackend;
 import io.moe4j.oracle.MoeOracle;
@@ -69,12 +68,17 @@ final class TuneCommand implements Callable<Integer> {
       description = "Tune for a layer of this checkpoint, with its weights.")
   private @Nullable Path model;
 
-  @Option(names = "--layer", paramLabel = "N", description = "Which MoE layer. Default: the first.")
+  @Option(
+      names = "--layer",
+      paramLabel = "N",
+      completionCandidates = Candidates.OneLayer.class,
+      description = "Which MoE layer. Default: the first.")
   private @Nullable Integer layer;
 
   @Option(
       names = "--shape",
       paramLabel = "NAME",
+      completionCandidates = Candidates.Shapes.class,
       split = ",",
       description =
           "Or for random weights of these sizes: a name that moe bench knows, or ExKxHxI, like"
@@ -84,6 +88,7 @@ final class TuneCommand implements Callable<Integer> {
   @Option(
       names = "--dtype",
       paramLabel = "DTYPE",
+      completionCandidates = Candidates.Dtypes.class,
       split = ",",
       description = "Random weights: bf16 or f16. Default: bf16.")
   private List<String> dtypes = new ArrayList<>();
@@ -195,7 +200,7 @@ final class TuneCommand implements Callable<Integer> {
     TuneReport report =
         new TuneReport(
             chosen.device().name(), chosen.found().name(), file, sizes, complete, rows, skipped);
-    moe.terminal().out().println(json ? Json.text(report.json()) : report.text().stripTrailing());
+    moe.terminal().print(json ? report.json() : null, report::text);
     return ExitCode.OK;
   }
 
@@ -310,12 +315,7 @@ final class TuneCommand implements Callable<Integer> {
     } catch (IOException e) {
       throw new CliException(ExitCode.OUTPUT, parent + " cannot be created: " + e, e);
     }
-    if (Files.isDirectory(file) || parent == null || !Files.isWritable(parent)) {
-      throw new CliException(
-          ExitCode.OUTPUT,
-          file + (Files.isDirectory(file) ? " is a directory" : " cannot be written") + ".");
-    }
-    return file;
+    return OutputTarget.resolve(output == null ? "the file of tuned choices" : "--output", file);
   }
 
   private List<DeviceTuning.Layer> randomLayers() {

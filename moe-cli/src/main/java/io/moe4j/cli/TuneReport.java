@@ -77,7 +77,7 @@ record TuneReport(
   }
 
   ObjectNode json() {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("tune");
     root.put("version", Version.current());
     root.put("device", device);
     root.put("backend", backend);

@@ -44,7 +44,7 @@ final class ErrorsTest {
         "runn | 2 | Did you mean: moe run",
         "run --layer 1 | 2 | go with --model DIR",
         "run --model x | 2 | give --input FILE.safetensors:TENSOR and --output",
-        "run --threads 0 | 2 | --threads is 0, must be at least 1",
+        "run --threads 0 | 2 | --threads is 0, must be 1..1024",
         "run --threads many | 2 | 'many' is not an int",
         "run --plugins /no/such/folder | 3 | --plugins /no/such/folder does not exist",
         "run --backend nonsense | 5 | backend \"nonsense\" was asked for and is not known",

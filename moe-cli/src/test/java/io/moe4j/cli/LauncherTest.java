@@ -86,6 +86,168 @@ final class LauncherTest {
             "<*>");
   }
 
+  /** A source tree that was never built, with a Maven that only makes the folder. */
+  private Path tree() throws IOException {
+    Path tree = Files.createDirectories(dir.resolve("tree"));
+    Files.writeString(tree.resolve("pom.xml"), "<project/>");
+    Files.createDirectories(tree.resolve("moe-cli/target"));
+    Files.copy(SCRIPT, tree.resolve("moe"), java.nio.file.StandardCopyOption.COPY_ATTRIBUTES);
+    executable(
+        dir.resolve("mvn"),
+        "#!/bin/sh\necho built >>"
+            + dir.resolve("builds")
+            + "\nmkdir -p moe-cli/target/dist/lib\n"
+            + "touch moe-cli/target/dist/lib/moe-cli-0.jar\n");
+    return tree;
+  }
+
+  private Run runTree(Path tree) throws Exception {
+    Path jdk = jdk("jdk", "25");
+    executable(jdk.resolve("bin/javac"), "#!/bin/sh\n");
+    return run(
+        tree.resolve("moe"),
+        Map.of("MOE_JAVA_HOME", jdk.toString(), "MOE_MVN", dir.resolve("mvn").toString()),
+        "doctor");
+  }
+
+  @Test
+  void locksOfDeadBuildsAreBroken() throws Exception {
+    for (String pid : new String[] {null, "", "1", "999999999", "not a number"}) {
+      Path tree = tree();
+      Path lock = Files.createDirectories(tree.resolve("moe-cli/target/.building"));
+      if (pid != null) {
+        Files.writeString(lock.resolve("pid"), pid);
+      }
+      Run r = runTree(tree);
+      assertThat(r.code()).as(r.text()).isEqualTo(5);
+      assertThat(r.text()).contains("java of jdk");
+      assertThat(lock).doesNotExist();
+      deleteTree(tree);
+    }
+  }
+
+  @Test
+  void theScriptsOwnNumberInALockIsNobodys() throws Exception {
+    Path tree = tree();
+    Path lock = Files.createDirectories(tree.resolve("moe-cli/target/.building"));
+    Path jdk = jdk("jdk", "25");
+    executable(jdk.resolve("bin/javac"), "#!/bin/sh\n");
+    Path wrapper = dir.resolve("restart");
+    executable(
+        wrapper,
+        "#!/bin/sh\necho $$ >"
+            + lock.resolve("pid")
+            + "\nexec "
+            + tree.resolve("moe")
+            + " doctor\n");
+    Run r =
+        run(
+            wrapper,
+            Map.of("MOE_JAVA_HOME", jdk.toString(), "MOE_MVN", dir.resolve("mvn").toString()));
+    assertThat(r.code()).as(r.text()).isEqualTo(5);
+  }
+
+  @Test
+  void aBuildThatWasCutOffIsDoneAgain() throws Exception {
+    Path tree = tree();
+    Path lib = Files.createDirectories(tree.resolve("moe-cli/target/dist/lib"));
+    Files.writeString(lib.resolve("moe-cli-0.jar"), ""); // the others were to be copied after it
+    Run r = runTree(tree);
+    assertThat(r.code()).as(r.text()).isEqualTo(5);
+    assertThat(Files.readString(dir.resolve("builds"))).isEqualTo("built\n");
+    assertThat(runTree(tree).code()).isEqualTo(5);
+    assertThat(Files.readString(dir.resolve("builds"))).isEqualTo("built\n");
+  }
+
+  @Test
+  void aBuildByMavenAloneCounts() throws Exception {
+    Path tree = tree();
+    Path dist = Files.createDirectories(tree.resolve("moe-cli/target/dist/lib")).getParent();
+    Files.writeString(dist.resolve("lib/moe-cli-0.jar"), "");
+    Files.writeString(dist.resolve(".complete"), "");
+    assertThat(runTree(tree).code()).isEqualTo(5);
+    assertThat(dir.resolve("builds")).doesNotExist();
+  }
+
+  @Test
+  void whereNothingCanBeWrittenWhatIsBuiltIsRun() throws Exception {
+    Path tree = tree();
+    Path target = tree.resolve("moe-cli/target");
+    Files.delete(target);
+    Files.writeString(
+        target, "stands in for a read-only file system, which even root may not write");
+    Run not = runTree(tree);
+    assertThat(not.code()).as(not.text()).isEqualTo(1);
+    assertThat(not.text()).contains("cannot write to", "has not been built yet");
+    Files.delete(target);
+    Path dist = Files.createDirectories(target.resolve("dist/lib")).getParent();
+    Files.writeString(dist.resolve(".built"), "");
+    Files.writeString(target.resolve(".building"), "a file, so that no lock can be made");
+    Path newer = tree.resolve("moe-cli/src/main/New.java");
+    Files.createDirectories(newer.getParent());
+    Files.writeString(newer, "");
+    Files.setLastModifiedTime(
+        newer, java.nio.file.attribute.FileTime.from(java.time.Instant.now().plusSeconds(60)));
+    Run old = runTree(tree);
+    assertThat(old.code()).as(old.text()).isEqualTo(5);
+    assertThat(old.text()).contains("sources are newer than what is built", "java of jdk");
+  }
+
+  @Test
+  void aColonInThePathDoesNotCutIt() throws Exception {
+    Path dist = Files.createDirectories(dir.resolve("a:b"));
+    Files.createDirectories(dist.resolve("lib"));
+    Files.copy(SCRIPT, dist.resolve("moe"), java.nio.file.StandardCopyOption.COPY_ATTRIBUTES);
+    Run r = run(dist.resolve("moe"), Map.of("MOE_JAVA_HOME", jdk("jdk", "25").toString()), "run");
+    assertThat(r.text())
+        .satisfiesAnyOf(
+            t -> assertThat(t).contains("</proc/self/fd/9/*>"),
+            t -> assertThat(t).contains("there is a ':' in the path"));
+  }
+
+  @Test
+  void withoutALocaleNamesAreUtf8() throws Exception {
+    Path dist = distribution();
+    Path jdk = jdk("jdk", "25");
+    executable(jdk.resolve("bin/java"), "#!/bin/sh\necho \"locale $LC_ALL $LC_CTYPE $LANG\"\n");
+    for (String variable : new String[] {"LANG", "LC_ALL", "LC_CTYPE"}) {
+      Map<String, String> environment = new java.util.HashMap<>();
+      environment.put("MOE_JAVA_HOME", jdk.toString());
+      environment.put("LANG", "");
+      environment.put("LC_ALL", "");
+      environment.put("LC_CTYPE", "");
+      environment.put(variable, "C");
+      Run r = run(dist.resolve("moe"), environment, "inspect", "\u00fcber");
+      assertThat(r.text().toLowerCase(java.util.Locale.ROOT).replace("-", "")).contains("utf8");
+      environment.put(variable, "de_DE.ISO-8859-1"); // somebody's choice
+      assertThat(run(dist.resolve("moe"), environment, "inspect", "x").text())
+          .contains("de_DE.ISO-8859-1")
+          .doesNotContain("UTF");
+    }
+  }
+
+  @Test
+  void whatComputesNothingGoesWithoutTheIncubatorModule() throws Exception {
+    Path dist = distribution();
+    Path jdk = jdk("jdk", "25");
+    for (String command : new String[] {"inspect", "help", "completion", "--version", "--help"}) {
+      assertThat(run(dist.resolve("moe"), Map.of("MOE_JAVA_HOME", jdk.toString()), command).text())
+          .doesNotContain("jdk.incubator.vector");
+    }
+    for (String command : new String[] {"run", "bench", "tune", "backends", "doctor"}) {
+      assertThat(run(dist.resolve("moe"), Map.of("MOE_JAVA_HOME", jdk.toString()), command).text())
+          .contains("<--add-modules=jdk.incubator.vector>");
+    }
+  }
+
+  private static void deleteTree(Path tree) throws IOException {
+    try (java.util.stream.Stream<Path> all = Files.walk(tree)) {
+      for (Path p : all.sorted(java.util.Comparator.reverseOrder()).toList()) {
+        Files.delete(p);
+      }
+    }
+  }
+
   @Test
   void worksThroughLinksOfLinks() throws Exception {
     Path dist = distribution();

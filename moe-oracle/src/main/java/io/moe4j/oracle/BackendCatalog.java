@@ -23,6 +23,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -34,9 +35,11 @@ import org.slf4j.LoggerFactory;
  * before everything but the API, SLF4J and the JDK.
  *
  * <p>Whatever cannot be loaded is kept in {@link #failures()}; nothing a plugin does makes
- * discovery fail, except two backends of one name, which cannot be told apart later. Immutable and
- * safe for threads. Closing it closes the plugins' class loaders: close what was made from their
- * backends first.
+ * discovery fail. Of two backends of one name neither is used, because they could not be told apart
+ * later, and both are failures that name the other; but no plugin takes a name away from the class
+ * path or module path. The same holds for two device providers of one type. Immutable and safe for
+ * threads. Closing it closes the plugins' class loaders: close what was made from their backends
+ * first.
  */
 public final class BackendCatalog implements AutoCloseable {
   private static final Logger LOG = LoggerFactory.getLogger(BackendCatalog.class);
@@ -49,29 +52,34 @@ public final class BackendCatalog implements AutoCloseable {
   private final List<PluginClassLoader> loaders;
 
   private BackendCatalog(Discovery found) {
+    this(found, new Ambiguities(found));
+  }
+
+  private BackendCatalog(Discovery found, Ambiguities unique) {
     loaders = List.copyOf(found.loaders);
-    backends = found.backends.stream().sorted(Comparator.comparing(FoundBackend::name)).toList();
-    deviceProviders = List.copyOf(found.deviceProviders);
+    backends = unique.backends().stream().sorted(Comparator.comparing(FoundBackend::name)).toList();
     blockOps = List.copyOf(found.blockOps);
     exchanges = List.copyOf(found.exchanges);
-    failures = List.copyOf(found.failures);
-    try {
-      requireUniqueNames();
-      requireUniqueDeviceTypes();
-    } catch (MoeException e) {
-      close();
-      throw e;
-    }
+    deviceProviders = unique.deviceProviders();
+    failures =
+        Stream.concat(found.failures.stream(), unique.failures().stream()).distinct().toList();
     for (PluginFailure f : failures) {
-      LOG.warn("Plugin {} from {} is not used: {}", f.name(), f.origin(), f.reason().message());
+      LOG.warn(
+          "Plugin {} from {} is not used: {}",
+          Printable.line(f.name()),
+          f.origin(),
+          Printable.line(f.reason().message()));
+      Events.plugin(f.name(), f.origin(), false, f.reason().message());
     }
+    backends.forEach(b -> Events.plugin(b.name(), b.origin(), true, b.description()));
+    deviceProviders.forEach(p ->
+        Events.plugin(p.type() + " devices", p.origin(), true, p.provider().getClass().getName()));
   }
 
   /**
    * What is on the class path and module path.
    *
    * @return the catalog, owned by the caller
-   * @throws MoeException if two backends have one name
    */
   public static BackendCatalog discover() {
     return new BackendCatalog(scanned(null));
@@ -82,7 +90,7 @@ public final class BackendCatalog implements AutoCloseable {
    *
    * @param plugins an existing directory
    * @return the catalog, owned by the caller
-   * @throws MoeException if the directory cannot be read, or two backends have one name
+   * @throws MoeException if the directory cannot be read
    */
   public static BackendCatalog discover(Path plugins) {
     return new BackendCatalog(scanned(Objects.requireNonNull(plugins, "plugins")));
@@ -118,53 +126,11 @@ public final class BackendCatalog implements AutoCloseable {
       List<? extends BlockOpsProvider> blockOps) {
     Discovery discovery = new Discovery();
     discovery.addGiven(backends, deviceProviders, blockOps);
-    return new BackendCatalog(discovery);
-  }
-
-  private void requireUniqueNames() {
-    for (int i = 1; i < backends.size(); i++) {
-      FoundBackend a = backends.get(i - 1);
-      FoundBackend b = backends.get(i);
-      if (a.name().equals(b.name())) {
-        throw new MoeException(
-            "two backends are named \""
-                + a.name()
-                + "\": "
-                + a.backend().getClass().getName()
-                + " from "
-                + a.origin()
-                + " and "
-                + b.backend().getClass().getName()
-                + " from "
-                + b.origin()
-                + "; remove one of the two jars");
-      }
+    Ambiguities unique = new Ambiguities(discovery);
+    if (!unique.failures().isEmpty()) {
+      throw new MoeException(unique.failures().getFirst().reason().message());
     }
-  }
-
-  /**
-   * Plugins may each bring a provider for their own backends; one class loader may not bring two.
-   */
-  private void requireUniqueDeviceTypes() {
-    for (int i = 0; i < deviceProviders.size(); i++) {
-      FoundDeviceProvider a = deviceProviders.get(i);
-      for (FoundDeviceProvider b : deviceProviders.subList(0, i)) {
-        if (a.type().equals(b.type()) && a.origin().plugin().equals(b.origin().plugin())) {
-          throw new MoeException(
-              "two device providers open "
-                  + a.type()
-                  + " devices: "
-                  + a.provider().getClass().getName()
-                  + " from "
-                  + a.origin()
-                  + " and "
-                  + b.provider().getClass().getName()
-                  + " from "
-                  + b.origin()
-                  + "; remove one of the two jars");
-        }
-      }
-    }
+    return new BackendCatalog(discovery, unique);
   }
 
   /** {@return the backends that can be asked, by name} */
@@ -209,7 +175,8 @@ public final class BackendCatalog implements AutoCloseable {
         continue; // another plugin's provider told of the same devices
       }
       try {
-        DeviceProvider.Probe probe = PluginFault.guard(p.provider()::probe);
+        DeviceProvider.Probe probe =
+            PluginFault.guard("the " + p.type() + " devices of " + p.origin(), p.provider()::probe);
         if (probe == null) {
           absent.putIfAbsent(p.type(), p.origin() + " broke its contract: probe() is null");
         } else if (probe.devices().isEmpty()) {
@@ -261,7 +228,26 @@ public final class BackendCatalog implements AutoCloseable {
                         + device.type()
                         + " device; "
                         + noProvider(device.type())));
-    return provider.provider().open(device.ordinal());
+    Device opened;
+    try {
+      opened = provider.provider().open(device.ordinal());
+    } catch (MoeException e) {
+      throw e;
+    } catch (Throwable e) {
+      throw new DeviceException(
+          "the provider from "
+              + provider.origin()
+              + " failed to open "
+              + device
+              + ": "
+              + PluginFault.describe(e),
+          e);
+    }
+    if (opened == null) { // strangers are not null-checked
+      throw new DeviceException(
+          "the provider from " + provider.origin() + " opened " + device + " as null");
+    }
+    return opened;
   }
 
   private Optional<FoundDeviceProvider> provider(DeviceType type, PluginOrigin asker) {

@@ -7,9 +7,8 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.ExpertsBackend;
-import java.io.BufferedReader;
 import java.io.IOException;
-import java.io.InputStreamReader;
+import java.io.InputStream;
 import java.lang.reflect.Modifier;
 import java.net.MalformedURLException;
 import java.net.URL;
@@ -40,6 +39,11 @@ final class Discovery {
   private static final Pattern NAME = Pattern.compile("[a-z0-9][a-z0-9-]*");
   private static final int MAX_MODULE_ERRORS = 100;
 
+  /** A services file is a few lines. A jar of megabytes can hold one of gigabytes. */
+  private static final int MAX_SERVICES_BYTES = 1 << 20;
+
+  private static final int MAX_SERVICES_NAMES = 1000;
+
   final List<FoundBackend> backends = new ArrayList<>();
   final List<FoundDeviceProvider> deviceProviders = new ArrayList<>();
   final List<FoundBlockOps> blockOps = new ArrayList<>();
@@ -69,13 +73,15 @@ final class Discovery {
     for (int errors = 0; more && errors < MAX_MODULE_ERRORS; ) {
       try {
         more =
-            PluginFault.guard(() ->
-                all.tryAdvance(p -> {
-                  Class<? extends S> type = p.type();
-                  if (seenTypes.add(type)) {
-                    add(type.getName(), PluginOrigin.of(type), p::get, adder);
-                  }
-                }));
+            PluginFault.guard(
+                "the module path",
+                () ->
+                    all.tryAdvance(p -> {
+                      Class<? extends S> type = p.type();
+                      if (seenTypes.add(type)) {
+                        add(type.getName(), PluginOrigin.of(type), p::get, adder);
+                      }
+                    }));
       } catch (PluginFault e) {
         errors++;
         PluginOrigin modulePath =
@@ -136,15 +142,21 @@ final class Discovery {
     URLConnection connection = file.openConnection();
     connection.setUseCaches(false); // a cached jar would stay open after its class loader closed
     Set<String> names = new LinkedHashSet<>();
-    try (BufferedReader in =
-        new BufferedReader(
-            new InputStreamReader(connection.getInputStream(), StandardCharsets.UTF_8))) {
-      for (String line = in.readLine(); line != null; line = in.readLine()) {
-        int comment = line.indexOf('#');
-        String name = (comment < 0 ? line : line.substring(0, comment)).strip();
-        if (!name.isEmpty()) {
-          names.add(name);
-        }
+    byte[] bytes;
+    try (InputStream in = connection.getInputStream()) {
+      bytes = in.readNBytes(MAX_SERVICES_BYTES + 1);
+    }
+    if (bytes.length > MAX_SERVICES_BYTES) {
+      throw new IOException("it is longer than " + MAX_SERVICES_BYTES + " bytes");
+    }
+    for (String line : new String(bytes, StandardCharsets.UTF_8).lines().toList()) {
+      int comment = line.indexOf('#');
+      String name = (comment < 0 ? line : line.substring(0, comment)).strip();
+      if (!name.isEmpty()) {
+        names.add(name);
+      }
+      if (names.size() > MAX_SERVICES_NAMES) {
+        throw new IOException("it names more than " + MAX_SERVICES_NAMES + " classes");
       }
     }
     return names;
@@ -154,7 +166,7 @@ final class Discovery {
       ClassLoader loader, Class<S> service, String name, PluginOrigin named, Adder<S> adder) {
     Class<?> type;
     try {
-      type = PluginFault.guard(() -> Class.forName(name, false, loader));
+      type = PluginFault.guard(waiting(name, named), () -> Class.forName(name, false, loader));
     } catch (PluginFault e) {
       boolean itself =
           e.getCause() instanceof ClassNotFoundException && name.equals(cause(e).getMessage());
@@ -215,7 +227,7 @@ final class Discovery {
       String name, PluginOrigin origin, PluginFault.Call<S> construct, Adder<S> adder) {
     S provider;
     try {
-      provider = PluginFault.guard(construct);
+      provider = PluginFault.guard(waiting(name, origin), construct);
     } catch (PluginFault e) {
       failures.add(
           PluginFailure.of(name, origin, "cannot be created: " + e.getMessage(), e.getCause()));
@@ -233,34 +245,48 @@ final class Discovery {
   }
 
   private void addBackend(ExpertsBackend backend, PluginOrigin origin) throws PluginFault, Refusal {
-    String name = answer("name()", PluginFault.guard(backend::name));
+    String who = waiting(backend.getClass().getName(), origin);
+    String name = answer("name()", PluginFault.guard(who, backend::name));
     if (!NAME.matcher(name).matches()) {
       throw new Refusal(
           "name() is \"" + name + "\", must be lower-case letters, digits and dashes");
     }
-    String description = answer("description()", PluginFault.guard(backend::description));
-    DeviceType device = answer("deviceType()", PluginFault.guard(backend::deviceType));
+    String description = answer("description()", PluginFault.guard(who, backend::description));
+    DeviceType device = answer("deviceType()", PluginFault.guard(who, backend::deviceType));
     ActivationFormat format =
-        answer("activationFormat()", PluginFault.guard(backend::activationFormat));
-    boolean lora = PluginFault.guard(backend::supportsLora);
+        answer("activationFormat()", PluginFault.guard(who, backend::activationFormat));
+    boolean lora = PluginFault.guard(who, backend::supportsLora);
     backends.add(new FoundBackend(backend, name, description, device, format, lora, origin));
   }
 
   private void addDeviceProvider(DeviceProvider provider, PluginOrigin origin)
       throws PluginFault, Refusal {
-    DeviceType type = answer("type()", PluginFault.guard(provider::type));
+    DeviceType type =
+        answer(
+            "type()",
+            PluginFault.guard(waiting(provider.getClass().getName(), origin), provider::type));
     deviceProviders.add(new FoundDeviceProvider(provider, type, origin));
+  }
+
+  private static String waiting(String name, PluginOrigin origin) {
+    return name + " from " + origin;
   }
 
   private void addBlockOps(BlockOpsProvider provider, PluginOrigin origin)
       throws PluginFault, Refusal {
-    DeviceType type = answer("deviceType()", PluginFault.guard(provider::deviceType));
+    DeviceType type =
+        answer(
+            "deviceType()",
+            PluginFault.guard(
+                waiting(provider.getClass().getName(), origin), provider::deviceType));
     blockOps.add(new FoundBlockOps(provider, type, origin));
   }
 
   private void addExchange(ExpertExchangeProvider provider, PluginOrigin origin)
       throws PluginFault, Refusal {
-    answer("name()", PluginFault.guard(provider::name));
+    answer(
+        "name()",
+        PluginFault.guard(waiting(provider.getClass().getName(), origin), provider::name));
     exchanges.add(provider);
   }
 

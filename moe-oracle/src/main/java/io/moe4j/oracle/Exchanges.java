@@ -17,7 +17,7 @@ import org.jspecify.annotations.Nullable;
 /** Which exchange goes with a layer's experts and ranks, and why not the others. */
 final class Exchanges {
   /** One rank, or ranks whose parts the caller sums: no rows move. */
-  private static final class Local implements ExpertExchangeProvider {
+  static final class Local implements ExpertExchangeProvider {
     @Override
     public String name() {
       return "local";
@@ -44,12 +44,12 @@ final class Exchanges {
     @Override
     public ExpertExchange open(
         MoeConfig config, @Nullable Communicator communicator, BlockOps block, Device device) {
-      return new LocalExchange(config, block);
+      return new LocalExchange(config, block, device);
     }
   }
 
   /** All rows to all ranks, through host memory. */
-  private static final class Gather implements ExpertExchangeProvider {
+  static final class Gather implements ExpertExchangeProvider {
     @Override
     public String name() {
       return "gather";
@@ -79,7 +79,7 @@ final class Exchanges {
       return new GatherExchange(
           config,
           java.util.Objects.requireNonNull(communicator, "communicator"),
-          new LocalExchange(config, block));
+          new LocalExchange(config, block, device));
     }
   }
 

@@ -288,6 +288,10 @@ final class ForwardChecks {
       startA = a.deviceAddress();
       startB = b.deviceAddress();
     } else if (a.memory() instanceof HostMemory ha && b.memory() instanceof HostMemory hb) {
+      if (ha.segment().isReadOnly() || hb.segment().isReadOnly()) {
+        // Such a segment does not tell which array it is of.
+        return a.segment().asOverlappingSlice(b.segment()).isPresent();
+      }
       Object baseA = ha.segment().heapBase().orElse(null);
       Object baseB = hb.segment().heapBase().orElse(null);
       if (baseA != baseB) {

@@ -102,7 +102,7 @@ final class GatherExchange implements ExpertExchange {
     Places small = new Places(0, dtype);
     Tensor count = small.count.in(workspace);
     Tensor counts = small.counts.in(workspace);
-    count.set(tokens, 0);
+    count.set((double) tokens, 0);
     communicator.allGather(count, counts, stream);
     long n = Arrays.stream(counts.toInts()).max().orElse(0);
 

@@ -82,20 +82,18 @@ final class LayerParts {
       ExpertExchangeProvider exchanges,
       @Nullable Communicator communicator,
       List<AutoCloseable> owned) {
-    BlockOps block = catalog.prepareBlock(backend, config, weights, device);
+    BlockOps block = prepareBlock(config, weights, catalog, backend, device);
     owned.add(block);
     Experts experts;
     try {
       experts = backend.backend().prepare(config, weights.experts(), device);
+      Faults.settle();
+    } catch (IllegalArgumentException e) {
+      throw e; // speaks of the weights
     } catch (LinkageError e) {
-      throw new MoeException(
-          "backend " + backend.name() + " from " + backend.origin() + " is incomplete: " + e, e);
-    } catch (MoeException | IllegalArgumentException e) {
-      throw e; // speaks for itself
-    } catch (RuntimeException e) {
-      throw new MoeException(
-          "backend " + backend.name() + " from " + backend.origin() + " failed to prepare: " + e,
-          e);
+      throw Faults.of(Faults.who(backend), "is incomplete", e);
+    } catch (Throwable e) {
+      throw Faults.of(Faults.who(backend), "failed to prepare", e);
     }
     if (experts == null) { // strangers are not null-checked
       throw broken(backend, "prepare returned null");
@@ -132,6 +130,23 @@ final class LayerParts {
               + " backend or leave the communicator out");
     }
     return new LayerParts(config, experts, block, map, bias, exchange, communicator, owned);
+  }
+
+  private static BlockOps prepareBlock(
+      MoeConfig config,
+      MoeLayerWeights weights,
+      BackendCatalog catalog,
+      FoundBackend backend,
+      Device device) {
+    try {
+      BlockOps block = catalog.prepareBlock(backend, config, weights, device);
+      Faults.settle();
+      return block;
+    } catch (IllegalArgumentException | MoeException e) {
+      throw e; // speaks of the weights, or of the device
+    } catch (Throwable e) {
+      throw Faults.of("device " + device.info().id(), "failed to prepare the block", e);
+    }
   }
 
   private static MoeException broken(FoundBackend backend, String how) {
@@ -330,7 +345,7 @@ final class LayerParts {
     for (AutoCloseable c : new ArrayList<>(owned).reversed()) {
       try {
         c.close();
-      } catch (Exception e) {
+      } catch (Throwable e) {
         if (failure == null) {
           failure = e instanceof RuntimeException r ? r : new MoeException("close failed: " + e, e);
         } else {

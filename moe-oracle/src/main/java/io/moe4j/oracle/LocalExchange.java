@@ -2,6 +2,7 @@ package io.moe4j.oracle;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.device.WorkspaceLayout;
@@ -22,11 +23,13 @@ import java.util.Optional;
 final class LocalExchange implements ExpertExchange {
   private final MoeConfig config;
   private final BlockOps block;
+  private final Device device;
   private final boolean batched;
 
-  LocalExchange(MoeConfig config, BlockOps block) {
+  LocalExchange(MoeConfig config, BlockOps block, Device device) {
     this.config = config;
     this.block = block;
+    this.device = device;
     this.batched = config.activationFormat() == ActivationFormat.BATCHED;
   }
 
@@ -107,7 +110,10 @@ final class LocalExchange implements ExpertExchange {
       Workspace workspace,
       DeviceStream stream) {
     if (!batched) {
-      return; // the experts wrote where the result is wanted
+      if (!output.equals(routed)) { // a layer lets the experts write where the result is wanted
+        device.copy(output, routed, stream);
+      }
+      return;
     }
     Places at = new Places(inputs.hidden().size(0), inputs.hidden().dtype());
     block.combine(output, inputs.routing(), routed, Workspaces.part(workspace, at.scratch), stream);

@@ -10,12 +10,14 @@ import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
+import java.lang.foreign.Arena;
 import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 import java.util.Set;
+import java.util.concurrent.atomic.LongAdder;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -43,6 +45,15 @@ import org.jspecify.annotations.Nullable;
  * its own experts, plus the shared expert. Where the parts of several ranks are summed, leave the
  * shared expert out of the config of all but one.
  *
+ * <p><b>Mapped files.</b> Weights of a checkpoint are views of mapped files, and on the host a
+ * layer reads them at every forward. Files must not be changed in place meanwhile (replacing them
+ * by a rename is fine). If one becomes shorter or longer, forwards throw {@link
+ * io.moe4j.api.CheckpointException}, before they compute or, if it happens while they do, after:
+ * the length of each file is asked both times. The process lives: on HotSpot a read of a page that
+ * is gone becomes an exception in the kernels of {@code backend-cpu} too. Not covered are files
+ * overwritten at their full length, backends that read mapped weights in native code, and virtual
+ * machines other than HotSpot. {@link Builder#copyWeights()} takes a layer off its files.
+ *
  * <p><b>Closing</b> waits for the forwards that are running, refuses new ones with {@link
  * IllegalStateException}, and releases everything, open sessions included. It is harmless twice.
  */
@@ -54,6 +65,12 @@ public final class MoeLayer implements AutoCloseable {
   private final ForwardChecks checks;
   private final ScratchPool pool;
   private final ScratchLayout layout;
+  private final MappedSources sources;
+  private final long weightBytes;
+  private final LongAdder forwards = new LongAdder();
+  private final LongAdder failures = new LongAdder();
+  private final LongAdder tokensDone = new LongAdder();
+  private final LongAdder nanos = new LongAdder();
   private final InFlightCalls calls = new InFlightCalls("the layer");
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
@@ -62,12 +79,15 @@ public final class MoeLayer implements AutoCloseable {
       Device device,
       LayerParts parts,
       MoeLayerWeights weights,
-      ScratchPool pool) {
+      ScratchPool pool,
+      MappedSources sources) {
     this.config = selection.config();
     this.selection = selection;
     this.device = device;
     this.parts = parts;
     this.pool = pool;
+    this.sources = sources;
+    this.weightBytes = WeightTensors.byteSize(weights);
     this.layout = parts.layout(config.maxTokens());
     this.checks =
         new ForwardChecks(
@@ -99,6 +119,48 @@ public final class MoeLayer implements AutoCloseable {
     return selection;
   }
 
+  /** {@return what it has done so far, and the memory it stands for} */
+  public LayerStats stats() {
+    return new LayerStats(
+        forwards.sum(), failures.sum(), tokensDone.sum(), nanos.sum(), weightBytes, layout.bytes());
+  }
+
+  /** {@return where its forwards get their scratch memory} */
+  public ScratchPool scratchPool() {
+    return pool;
+  }
+
+  /**
+   * What a layer will take, before its weights are there: for this machine, on the backend that
+   * {@link Builder#build()} would choose. The backend prepares weights without contents, which
+   * takes no memory worth speaking of where it leaves weights in their place, as {@code
+   * backend-cpu} does with those that are not quantised.
+   *
+   * @param config the layer
+   * @return bytes of weights and scratch
+   * @throws UnsupportedConfigException if no backend fits
+   * @since 0.1.0
+   */
+  public static LayerPlan plan(MoeConfig config) {
+    try (MoeOracle oracle = MoeOracle.discover()) {
+      return LayerPlan.of(config, oracle, null);
+    }
+  }
+
+  /**
+   * {@link #plan(MoeConfig)} with the choice in the caller's hands.
+   *
+   * @param config the layer
+   * @param oracle who chooses
+   * @param backend the backend to take, or null for the best one
+   * @return bytes of weights and scratch
+   * @throws UnsupportedConfigException if no backend fits, or the one asked for does not
+   * @since 0.1.0
+   */
+  public static LayerPlan plan(MoeConfig config, MoeOracle oracle, @Nullable String backend) {
+    return LayerPlan.of(config, oracle, backend);
+  }
+
   /** {@return the device it runs on; open as long as the layer is, unless the caller gave it} */
   public Device device() {
     return device;
@@ -123,18 +185,27 @@ public final class MoeLayer implements AutoCloseable {
    * @throws IllegalArgumentException naming the argument, what was given, what is accepted: shapes,
    *     dtypes, memory of another device; on the host also ids outside {@code -1..E-1} and slots
    *     outside {@code -1..maxLoras-1}
+   * @throws io.moe4j.api.CheckpointException if a mapped file with weights or inputs was changed in
+   *     place; what the output then holds is undefined
+   * @throws io.moe4j.api.MoeException if the backend or the device fails, whatever it threw; the
+   *     message names it and its jar
+   * @throws io.moe4j.api.DeviceException if no scratch memory became free within the pool's
+   *     deadline, where it has one
    * @throws IllegalStateException if the layer is closed
    */
   public void forward(MoeForward request) {
     calls.enter();
     try {
-      checks.require(request);
-      if (request.hidden().size(0) == 0 && !parts.isCollective()) {
+      if (!admit(request)) {
         return;
       }
+      Events.Forward event = new Events.Forward();
+      event.begin();
+      long start = System.nanoTime();
       Scratch scratch = pool.borrow(layout.bytes());
+      event.scratchWait = System.nanoTime() - start;
       try {
-        parts.forward(request, layout, scratch, device.defaultStream());
+        compute(request, layout, scratch, device.defaultStream(), event, start);
       } finally {
         pool.giveBack(scratch);
       }
@@ -143,13 +214,70 @@ public final class MoeLayer implements AutoCloseable {
     }
   }
 
+  /** {@return whether there is anything to do} */
+  private boolean admit(MoeForward request) {
+    sources.requireIntact(request);
+    try {
+      checks.require(request);
+    } catch (InternalError e) { // ids and mappings may be mapped
+      throw Faults.of(toString(), "could not read the request", e);
+    }
+    return request.hidden().size(0) > 0 || parts.isCollective();
+  }
+
+  private void compute(
+      MoeForward request,
+      ScratchLayout at,
+      Scratch scratch,
+      DeviceStream stream,
+      Events.Forward event,
+      long start) {
+    boolean done = false;
+    try {
+      compute(request, at, scratch, stream);
+      done = true;
+    } finally {
+      long tokens = request.hidden().size(0);
+      if (done) {
+        forwards.increment();
+        tokensDone.add(tokens);
+        nanos.add(System.nanoTime() - start);
+      } else {
+        failures.increment();
+      }
+      event.end();
+      if (event.shouldCommit()) {
+        event.backend = selection.chosenBackend().name();
+        event.device = device.info().id().toString();
+        event.tokens = tokens;
+        event.lora = request.lora() != null && request.lora().hasLora();
+        event.failed = !done;
+        event.commit();
+      }
+    }
+  }
+
+  private void compute(MoeForward request, ScratchLayout at, Scratch scratch, DeviceStream stream) {
+    try {
+      parts.forward(request, at, scratch, stream);
+      Faults.settle();
+    } catch (Throwable e) {
+      if (Faults.isMemoryFault(e)) {
+        sources.requireIntact(request); // says which file it was
+      }
+      throw Faults.of(Faults.who(selection.chosenBackend()), "failed in a forward", e);
+    }
+    sources.requireIntact(request); // what was cut off in a page's middle reads as zeros
+  }
+
   /** A session's forward. */
   void run(MoeForward request, ScratchLayout layout, Scratch scratch, DeviceStream stream) {
     calls.enter();
     try {
-      checks.require(request);
-      if (request.hidden().size(0) > 0 || parts.isCollective()) {
-        parts.forward(request, layout, scratch, stream);
+      if (admit(request)) {
+        Events.Forward event = new Events.Forward();
+        event.begin();
+        compute(request, layout, scratch, stream, event, System.nanoTime());
       }
     } finally {
       calls.leave();
@@ -206,9 +334,12 @@ public final class MoeLayer implements AutoCloseable {
     synchronized (sessions) {
       open = List.copyOf(sessions);
     }
-    open.forEach(MoeSession::close);
-    device.defaultStream().synchronize();
-    parts.close();
+    try {
+      open.forEach(MoeSession::close);
+      device.defaultStream().synchronize();
+    } finally {
+      parts.close();
+    }
   }
 
   @Override
@@ -225,6 +356,7 @@ public final class MoeLayer implements AutoCloseable {
     private @Nullable Platform platform;
     private @Nullable Device device;
     private @Nullable ScratchPool pool;
+    private boolean copyWeights;
     private @Nullable Communicator communicator;
 
     private Builder(MoeConfig config, MoeLayerWeights weights) {
@@ -289,6 +421,18 @@ public final class MoeLayer implements AutoCloseable {
     }
 
     /**
+     * Copies weights out of mapped files when the layer is built, so that it does not depend on the
+     * files any more. It costs memory of the weights' size, which mapped weights share with other
+     * processes and give back under pressure. Not needed on a GPU, where weights are uploaded.
+     *
+     * @return this
+     */
+    public Builder copyWeights() {
+      this.copyWeights = true;
+      return this;
+    }
+
+    /**
      * The ranks that share the layer with this one. Every rank builds its layer, and every forward
      * runs on all of them, with {@code T = 0} where a rank has no tokens; adapters stand in the
      * same slots everywhere.
@@ -311,13 +455,26 @@ public final class MoeLayer implements AutoCloseable {
      * @throws UnsupportedConfigException if no backend fits, or the one asked for does not
      * @throws io.moe4j.api.DeviceException if the device cannot be opened; names the jar to add if
      *     one is missing
-     * @throws io.moe4j.api.MoeException if the backend breaks its contract
+     * @throws io.moe4j.api.CheckpointException if a mapped file with weights is closed, or was
+     *     changed in place
+     * @throws io.moe4j.api.MoeException if the backend fails or breaks its contract, whatever it
+     *     threw; the message names it and its jar
      */
     public MoeLayer build() {
       weights.requireFits(config);
+      MappedSources files = MappedSources.of(weights);
+      files.requireIntact();
       List<AutoCloseable> owned = new ArrayList<>();
       try {
-        return build(owned);
+        MoeLayerWeights used = weights;
+        if (copyWeights) {
+          Arena arena = Arena.ofShared();
+          owned.add(arena::close);
+          used = WeightTensors.copyMapped(weights, arena);
+        }
+        MoeLayer layer = build(used, owned);
+        files.requireIntact();
+        return layer;
       } catch (RuntimeException | Error e) {
         try {
           LayerParts.closeAll(owned);
@@ -328,7 +485,7 @@ public final class MoeLayer implements AutoCloseable {
       }
     }
 
-    private MoeLayer build(List<AutoCloseable> owned) {
+    private MoeLayer build(MoeLayerWeights used, List<AutoCloseable> owned) {
       MoeOracle who = oracle;
       if (who == null) {
         who = MoeOracle.discover();
@@ -357,16 +514,12 @@ public final class MoeLayer implements AutoCloseable {
       Exchanges.Choice exchange = Exchanges.choose(config, communicator, who.catalog().exchanges());
       LayerParts parts =
           LayerParts.prepare(
-              config,
-              weights,
-              who.catalog(),
-              chosen,
-              where,
-              exchange.provider(),
-              communicator,
-              owned);
+              config, used, who.catalog(), chosen, where, exchange.provider(), communicator, owned);
+      // Elsewhere the weights have been uploaded.
+      MappedSources read =
+          ScratchPool.isHost(where) ? MappedSources.of(used) : MappedSources.none();
       return new MoeLayer(
-          selection.withExchange(exchange.explanation()), where, parts, weights, scratch);
+          selection.withExchange(exchange.explanation()), where, parts, used, scratch, read);
     }
 
     /** A given device is the only one that may be chosen for. */

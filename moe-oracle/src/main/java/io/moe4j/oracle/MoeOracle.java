@@ -46,7 +46,6 @@ public final class MoeOracle implements AutoCloseable {
    * Over what is on the class path and module path.
    *
    * @return the oracle, owned by the caller
-   * @throws io.moe4j.api.MoeException if two backends have one name
    */
   public static MoeOracle discover() {
     return new MoeOracle(BackendCatalog.discover());
@@ -57,8 +56,7 @@ public final class MoeOracle implements AutoCloseable {
    *
    * @param plugins an existing directory, see {@link BackendCatalog}
    * @return the oracle, owned by the caller
-   * @throws io.moe4j.api.MoeException if the directory cannot be read, or two backends have one
-   *     name
+   * @throws io.moe4j.api.MoeException if the directory cannot be read
    */
   public static MoeOracle discover(Path plugins) {
     return new MoeOracle(BackendCatalog.discover(plugins));
@@ -105,6 +103,13 @@ public final class MoeOracle implements AutoCloseable {
       throw new UnsupportedConfigException(selection);
     }
     log(selection);
+    Events.Choice event = new Events.Choice();
+    if (event.isEnabled()) {
+      event.chosen = selection.chosenBackend().name();
+      event.requested = requested.orElse("");
+      event.summary = selection.summary();
+      event.commit();
+    }
     return selection;
   }
 
@@ -187,7 +192,9 @@ public final class MoeOracle implements AutoCloseable {
     reasons.addAll(ownReasons(b, config, platform));
     OptionalInt priority = OptionalInt.empty();
     try {
-      priority = OptionalInt.of(PluginFault.guard(() -> b.backend().priority(config, platform)));
+      priority =
+          OptionalInt.of(
+              PluginFault.guard(Faults.who(b), () -> b.backend().priority(config, platform)));
     } catch (PluginFault e) {
       reasons.add(new Reason(Code.LOAD_FAILURE, "priority failed: " + e.getMessage()));
     }
@@ -198,7 +205,8 @@ public final class MoeOracle implements AutoCloseable {
 
   private static List<Reason> ownReasons(FoundBackend b, MoeConfig config, Platform platform) {
     try {
-      Support own = PluginFault.guard(() -> b.backend().isSupportedConfig(config, platform));
+      Support own =
+          PluginFault.guard(Faults.who(b), () -> b.backend().isSupportedConfig(config, platform));
       if (own == null) { // strangers are not null-checked
         return List.of(new Reason(Code.LOAD_FAILURE, "isSupportedConfig returned null"));
       }

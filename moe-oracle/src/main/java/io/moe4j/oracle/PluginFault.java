@@ -6,8 +6,9 @@ import java.lang.reflect.InvocationTargetException;
  * A plugin threw something. {@link #guard} is the only place of this module that catches errors of
  * every kind: providers are strangers, may be written in a language that ignores Java's checked
  * exceptions or throws bare {@link Error}s, and may be linked against classes that are not there;
- * whatever they do must end as a row in a table. What says that the virtual machine itself is in
- * trouble is passed on.
+ * whatever they do must end as a row in a table. That holds for a {@link VirtualMachineError} too:
+ * a plugin that calls itself without end, or asks for more memory than there is, has failed, and
+ * the virtual machine goes on.
  */
 final class PluginFault extends Exception {
   private static final long serialVersionUID = 1L;
@@ -21,24 +22,21 @@ final class PluginFault extends Exception {
     T run() throws Exception;
   }
 
-  static <T> T guard(Call<T> call) throws PluginFault {
-    try {
+  /**
+   * @param who whom a user would wait for, if this took long
+   */
+  static <T> T guard(String who, Call<T> call) throws PluginFault {
+    try (SlowPlugins _ = SlowPlugins.watch(who)) {
       return call.run();
-    } catch (VirtualMachineError e) {
-      throw e;
     } catch (InvocationTargetException e) {
-      Throwable thrown = e.getTargetException();
-      if (thrown instanceof VirtualMachineError fatal) {
-        throw fatal;
-      }
-      throw new PluginFault(thrown);
-    } catch (Exception | Error e) {
+      throw new PluginFault(e.getTargetException());
+    } catch (Throwable e) {
       throw new PluginFault(e);
     }
   }
 
   /** A readable clause. */
-  private static String describe(Throwable t) {
+  static String describe(Throwable t) {
     Throwable shown = t;
     if (t instanceof ExceptionInInitializerError && t.getCause() != null) {
       shown = t.getCause();
@@ -56,7 +54,7 @@ final class PluginFault extends Exception {
       default ->
           shown.getMessage() == null
               ? shown.getClass().getName()
-              : shown.getClass().getName() + ": " + text;
+              : shown.getClass().getName() + ": " + Printable.text(text);
     };
   }
 }

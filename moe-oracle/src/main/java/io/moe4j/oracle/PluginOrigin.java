@@ -4,13 +4,15 @@ import java.net.URI;
 import java.net.URISyntaxException;
 import java.net.URL;
 import java.nio.file.FileSystemNotFoundException;
+import java.nio.file.FileSystems;
 import java.nio.file.Path;
 import java.security.CodeSource;
 import java.util.Objects;
 import java.util.Optional;
 
 /**
- * Where a provider came from, as messages name it.
+ * Where a provider came from, as messages name it. A plugin states its version by {@code
+ * Implementation-Version} in its jar's manifest, or as a module by its own version.
  *
  * @param location path of the jar or of the directory of classes; {@value #CLASS_PATH} where
  *     nothing more is known
@@ -78,7 +80,11 @@ public record PluginOrigin(String location, Optional<String> version, Optional<S
 
   private static String path(URL url) {
     try {
-      return Path.of(url.toURI()).toString();
+      Path path = Path.of(url.toURI());
+      // A path inside a jar says nothing without the jar.
+      return path.getFileSystem().equals(FileSystems.getDefault())
+          ? path.toString()
+          : url.toExternalForm();
     } catch (URISyntaxException | FileSystemNotFoundException | IllegalArgumentException e) {
       return url.toExternalForm(); // not a file: a jar inside a jar, the run-time image
     }
@@ -86,9 +92,13 @@ public record PluginOrigin(String location, Optional<String> version, Optional<S
 
   /** {@return the last part of the location, enough to tell jars apart in a table} */
   public String shortLocation() {
-    int slash = Math.max(location.lastIndexOf('/'), location.lastIndexOf('\\'));
-    boolean classes = !location.endsWith(".jar");
-    return slash < 0 || classes ? location : location.substring(slash + 1);
+    String jar = location;
+    while (jar.endsWith("/") || jar.endsWith("!")) { // a jar in a jar ends like this
+      jar = jar.substring(0, jar.length() - 1);
+    }
+    int slash = Math.max(jar.lastIndexOf('/'), jar.lastIndexOf('\\'));
+    boolean classes = !jar.endsWith(".jar");
+    return slash < 0 || classes ? location : jar.substring(slash + 1);
   }
 
   /**
@@ -98,6 +108,6 @@ public record PluginOrigin(String location, Optional<String> version, Optional<S
    */
   @Override
   public String toString() {
-    return location + version.map(v -> " (" + v + ")").orElse("");
+    return Printable.line(location + version.map(v -> " (" + v + ")").orElse(""));
   }
 }

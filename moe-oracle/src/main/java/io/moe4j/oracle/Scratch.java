@@ -1,5 +1,6 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.DeviceException;
 import io.moe4j.api.device.Device;
 import org.jspecify.annotations.Nullable;
 
@@ -12,8 +13,20 @@ final class Scratch {
   private int tokens = -1;
 
   Scratch(Device device, long bytes) {
-    this.buffer = device.allocate(bytes);
+    this.buffer = allocate(device, bytes);
     this.bytes = bytes;
+  }
+
+  private static Device.Buffer allocate(Device device, long bytes) {
+    String who = "device " + device.info().id();
+    try {
+      return device.allocate(bytes);
+    } catch (OutOfMemoryError e) {
+      throw new DeviceException(
+          who + " has not enough memory for " + bytes + " bytes of scratch: " + e.getMessage(), e);
+    } catch (Throwable e) {
+      throw Faults.of(who, "could not give " + bytes + " bytes of scratch", e);
+    }
   }
 
   long bytes() {

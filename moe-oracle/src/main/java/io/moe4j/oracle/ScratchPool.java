@@ -1,10 +1,14 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.DeviceException;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
+import java.time.Duration;
 import java.util.ArrayDeque;
 import java.util.Deque;
 import java.util.Objects;
+import java.util.concurrent.TimeUnit;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Scratch memory for the forwards of one or many layers on one device. Each running forward holds
@@ -19,8 +23,13 @@ public final class ScratchPool implements AutoCloseable {
 
   private final Device device;
   private final int maxConcurrent;
+  private final @Nullable Duration maxWait;
   private final Deque<Scratch> idle = new ArrayDeque<>();
   private int lent;
+  private long bytes;
+  private long waits;
+  private long waitNanos;
+  private long timeouts;
   private boolean closed;
 
   /**
@@ -32,12 +41,20 @@ public final class ScratchPool implements AutoCloseable {
    *     enqueued on the device's default stream
    */
   public ScratchPool(Device device, int maxConcurrent) {
-    this.device = Objects.requireNonNull(device, "device");
-    if (maxConcurrent < 1) {
-      throw new IllegalArgumentException(
-          "maxConcurrent is " + maxConcurrent + ", must be at least 1");
-    }
-    this.maxConcurrent = isHost(device) ? maxConcurrent : 1;
+    this(maxConcurrent, device, null);
+  }
+
+  /**
+   * A pool whose callers do not wait for ever.
+   *
+   * @param device where the memory is; outlives the pool
+   * @param maxConcurrent forwards at a time, at least 1; one on a device other than the host
+   * @param maxWait after waiting so long a forward throws {@link DeviceException} and has done
+   *     nothing; zero = never wait
+   * @since 0.1.0
+   */
+  public ScratchPool(Device device, int maxConcurrent, Duration maxWait) {
+    this(maxConcurrent, device, requireNotNegative(maxWait));
   }
 
   /**
@@ -47,6 +64,23 @@ public final class ScratchPool implements AutoCloseable {
    */
   public ScratchPool(Device device) {
     this(device, Math.clamp(Runtime.getRuntime().availableProcessors(), 2, MAX_DEFAULT));
+  }
+
+  private ScratchPool(int maxConcurrent, Device device, @Nullable Duration maxWait) {
+    this.device = Objects.requireNonNull(device, "device");
+    if (maxConcurrent < 1) {
+      throw new IllegalArgumentException(
+          "maxConcurrent is " + maxConcurrent + ", must be at least 1");
+    }
+    this.maxConcurrent = isHost(device) ? maxConcurrent : 1;
+    this.maxWait = maxWait;
+  }
+
+  private static Duration requireNotNegative(Duration maxWait) {
+    if (maxWait.isNegative()) {
+      throw new IllegalArgumentException("maxWait is " + maxWait + ", must not be negative");
+    }
+    return maxWait;
   }
 
   static boolean isHost(Device device) {
@@ -67,32 +101,69 @@ public final class ScratchPool implements AutoCloseable {
     return lent + idle.size();
   }
 
+  /** {@return pieces, bytes and waits} */
+  public synchronized ScratchStats stats() {
+    return new ScratchStats(size(), lent, bytes, waits, waitNanos, timeouts);
+  }
+
   /** Waits for a piece; not interruptible, because a forward is not. */
-  synchronized Scratch borrow(long bytes) {
-    boolean interrupted = false;
-    while (!closed && idle.isEmpty() && lent == maxConcurrent) {
-      try {
-        wait();
-      } catch (InterruptedException e) {
-        interrupted = true;
-      }
-    }
-    if (interrupted) {
-      Thread.currentThread().interrupt();
+  synchronized Scratch borrow(long needed) {
+    if (mustWait()) {
+      await();
     }
     if (closed) {
       throw new IllegalStateException("the scratch pool is closed");
     }
     Scratch scratch = idle.poll();
-    if (scratch != null && scratch.bytes() < bytes) {
+    if (scratch != null && scratch.bytes() < needed) {
       free(scratch);
       scratch = null;
     }
     if (scratch == null) {
-      scratch = new Scratch(device, bytes);
+      scratch = new Scratch(device, needed);
+      bytes += needed;
     }
     lent++;
     return scratch;
+  }
+
+  private boolean mustWait() {
+    return !closed && idle.isEmpty() && lent == maxConcurrent;
+  }
+
+  private void await() {
+    waits++;
+    long start = System.nanoTime();
+    boolean interrupted = false;
+    try {
+      while (mustWait()) {
+        long left =
+            maxWait == null ? Long.MAX_VALUE : maxWait.toNanos() - (System.nanoTime() - start);
+        if (left <= 0) {
+          timeouts++;
+          throw new DeviceException(
+              "no scratch memory became free within "
+                  + maxWait
+                  + ": "
+                  + lent
+                  + " forwards run, and the pool of "
+                  + device.info().id()
+                  + " lends to "
+                  + maxConcurrent
+                  + " at a time");
+        }
+        try {
+          TimeUnit.NANOSECONDS.timedWait(this, Math.max(left, 1_000_000));
+        } catch (InterruptedException e) {
+          interrupted = true;
+        }
+      }
+    } finally {
+      waitNanos += System.nanoTime() - start;
+      if (interrupted) {
+        Thread.currentThread().interrupt();
+      }
+    }
   }
 
   synchronized void giveBack(Scratch scratch) {
@@ -106,6 +177,7 @@ public final class ScratchPool implements AutoCloseable {
   }
 
   private void free(Scratch scratch) {
+    bytes -= scratch.bytes();
     device.defaultStream().synchronize(); // work that reads it may still be under way
     scratch.close();
   }

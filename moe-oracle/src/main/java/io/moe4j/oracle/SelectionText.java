@@ -37,10 +37,10 @@ final class SelectionText {
   private static String refusals(Selection s) {
     List<String> all = new ArrayList<>();
     for (Candidate c : s.refused()) {
-      all.add(c.name() + ": " + c.support());
+      all.add(c.name() + ": " + Printable.line(c.support().toString()));
     }
     for (PluginFailure f : s.failures()) {
-      all.add(f.name() + ": " + f.reason().message());
+      all.add(Printable.line(f.name()) + ": " + Printable.line(f.reason().message()));
     }
     return all.isEmpty() ? "" : " (refused: " + String.join(" | ", all) + ")";
   }
@@ -57,8 +57,20 @@ final class SelectionText {
     }
     String name = s.requested().get();
     return s.candidate(name)
-        .map(
-            c -> "backend \"" + name + "\" was asked for and cannot run this layer: " + c.support())
+        .map(c ->
+            "backend \""
+                + name
+                + "\" was asked for and cannot run this layer: "
+                + Printable.line(c.support().toString()))
+        .or(() ->
+            s.failures().stream()
+                .filter(f -> f.name().equals(name))
+                .findFirst()
+                .map(f ->
+                    "backend \""
+                        + name
+                        + "\" was asked for and cannot be used: "
+                        + Printable.line(f.reason().message())))
         .orElseGet(() ->
             "backend \""
                 + name
@@ -101,6 +113,7 @@ final class SelectionText {
         + machine(s)
         + "\n"
         + headline(s)
+        + s.chosen().map(c -> ": " + Printable.line(c.backend().description())).orElse("")
         + (movesRows(s) ? "\n" + s.exchange() : "")
         + (s.candidates().isEmpty() && s.failures().isEmpty() ? "" : "\n\n" + table(rows));
   }
@@ -123,14 +136,14 @@ final class SelectionText {
     List<String> lines =
         reasons.isEmpty()
             ? List.of(verdict)
-            : reasons.stream().map(Support.Reason::message).toList();
+            : reasons.stream().map(r -> Printable.line(r.message())).toList();
     rows.add(
         List.of(
             mark,
-            name,
+            Printable.line(name),
             priority,
-            origin.shortLocation(),
-            origin.version().orElse("-"),
+            Printable.line(origin.shortLocation()),
+            Printable.line(origin.version().orElse("-")),
             lines.getFirst()));
     for (String more : lines.subList(1, lines.size())) {
       rows.add(List.of("", "", "", "", "", more));
@@ -172,7 +185,7 @@ final class SelectionText {
             .map(d ->
                 d.id()
                     + " "
-                    + d.name()
+                    + Printable.line(d.name())
                     + d.capability().map(c -> " (capability " + c + ")").orElse(""))
             .collect(Collectors.joining(", "));
   }

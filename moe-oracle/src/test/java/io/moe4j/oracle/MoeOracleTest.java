@@ -195,15 +195,18 @@ class MoeOracleTest {
   }
 
   @Test
-  void virtualMachineErrorsArePassedOn() {
-    try (MoeOracle oracle =
-        Zoo.oracle(
-            new FakeBackend("eats", DeviceType.CPU)
-                .support((c, p) -> {
-                  throw new OutOfMemoryError("of this test");
-                }))) {
-      assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.CPU_ONLY, Optional.empty()))
-          .isInstanceOf(OutOfMemoryError.class);
+  void virtualMachineErrorsAreReasonsToo() {
+    for (Error e : List.of(new OutOfMemoryError("of this test"), new StackOverflowError())) {
+      try (MoeOracle oracle =
+          Zoo.oracle(
+              new FakeBackend("eats", DeviceType.CPU)
+                  .support((c, p) -> {
+                    throw e;
+                  }))) {
+        assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.CPU_ONLY, Optional.empty()))
+            .isInstanceOf(UnsupportedConfigException.class)
+            .hasMessageContaining(e.getClass().getName());
+      }
     }
   }
 
@@ -225,7 +228,7 @@ class MoeOracleTest {
               "layer:   E=64 top_k=8 H=2048 I=1024, BF16 weights, BF16 input, SILU, STANDARD, LoRA"
                   + " on (4 slots, rank up to 32)",
               "machine: cpu:0 some CPU",
-              "chosen: cpu (highest priority of 2 that fit)",
+              "chosen: cpu (highest priority of 2 that fit): fake cpu",
               "");
       List<String> table = lines.subList(4, lines.size());
       assertThat(table).hasSize(6);

@@ -315,22 +315,144 @@ class PluginsTest {
   }
 
   @Test
-  void twoBackendsOfOneNameAreAnErrorNamingBothJars() throws IOException {
+  void twoPluginsOfOneNameAreARowEachAndNeitherIsUsed() throws IOException {
     drop("first.jar", "com.acme.First", "twin");
     drop("second.jar", "com.acme.Second", "twin");
-    assertThatThrownBy(() -> BackendCatalog.discover(plugins))
-        .isInstanceOf(MoeException.class)
-        .hasMessageContaining("two backends are named \"twin\"")
-        .hasMessageContaining(plugins.resolve("first.jar").toString())
-        .hasMessageContaining(plugins.resolve("second.jar").toString());
+    drop("third.jar", "com.acme.Third", "other");
+    try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
+      assertThat(catalog.backend("twin")).isEmpty();
+      assertThat(catalog.backend("other")).isPresent();
+      assertThat(catalog.failures())
+          .hasSize(2)
+          .allSatisfy(f ->
+              assertThat(f.reason().message())
+                  .contains("ambiguous: two backends are named \"twin\"")
+                  .contains(plugins.resolve("first.jar").toString())
+                  .contains(plugins.resolve("second.jar").toString()));
+      MoeOracle oracle = MoeOracle.of(catalog);
+      assertThat(
+              oracle
+                  .select(Zoo.config().build(), Zoo.CPU_ONLY, Optional.of("other"))
+                  .chosenBackend()
+                  .name())
+          .isEqualTo("other");
+      assertThatThrownBy(
+              () -> oracle.select(Zoo.config().build(), Zoo.CPU_ONLY, Optional.of("twin")))
+          .isInstanceOf(UnsupportedConfigException.class)
+          .hasMessageContaining("\"twin\" was asked for and cannot be used: ambiguous");
+    }
   }
 
   @Test
-  void virtualMachineErrorsArePassedOn() throws IOException {
+  void everyErrorThatAPluginThrowsIsARow() throws IOException {
     broken("oom.jar", "Oom", "public Oom() { throw new OutOfMemoryError(\"of this test\"); }");
-    assertThatThrownBy(() -> BackendCatalog.discover(plugins))
-        .isInstanceOf(OutOfMemoryError.class)
-        .hasMessage("of this test");
+    broken(
+        "soe.jar",
+        "Soe",
+        "public Soe() { deeper(0); } int deeper(int i) { return deeper(i + 1) + 1; }");
+    broken(
+        "soestatic.jar",
+        "SoeStatic",
+        "static int x = deeper(0); static int deeper(int i) { return deeper(i + 1) + 1; }");
+    broken("internal.jar", "Internal", "public Internal() { throw new InternalError(\"mine\"); }");
+    broken("unknown.jar", "Unknown", "public Unknown() { throw new UnknownError(\"mine\"); }");
+    broken("bare.jar", "Bare", "public Bare() { throw new Error(); }");
+    broken(
+        "assertion.jar", "Assertion", "public Assertion() { throw new AssertionError(\"mine\"); }");
+    broken(
+        "sneaky.jar",
+        "Sneaky",
+        "public Sneaky() throws Throwable { throw new Throwable(\"mine\"); }");
+    try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
+      assertThat(catalog.failures())
+          .extracting(f -> f.origin().shortLocation())
+          .containsExactlyInAnyOrder(
+              "oom.jar",
+              "soe.jar",
+              "soestatic.jar",
+              "internal.jar",
+              "unknown.jar",
+              "bare.jar",
+              "assertion.jar",
+              "sneaky.jar");
+      assertThat(catalog.failures())
+          .allSatisfy(f -> assertThat(f.reason().message()).startsWith("cannot be created: "));
+    }
+  }
+
+  /** Bytes turned anywhere in a jar: whatever comes of it is a row, or a backend. */
+  @Test
+  void damagedJarsAreRows() throws IOException {
+    drop("whole.jar", "com.acme.Backend", "acme");
+    byte[] whole = Files.readAllBytes(plugins.resolve("whole.jar"));
+    Files.delete(plugins.resolve("whole.jar"));
+    java.util.SplittableRandom rng = new java.util.SplittableRandom(20261129);
+    long end = System.nanoTime() + 1_000_000_000L * Long.getLong("moe.fuzz.seconds", 10);
+    for (int round = 0; round < 20 || System.nanoTime() < end; round++) {
+      for (int i = 0; i < 20; i++) {
+        byte[] bytes = whole.clone();
+        for (int n = 1 + rng.nextInt(8); n > 0; n--) {
+          bytes[rng.nextInt(bytes.length)] = (byte) rng.nextInt();
+        }
+        int length = rng.nextInt(4) == 0 ? rng.nextInt(bytes.length) : bytes.length;
+        Files.write(plugins.resolve(i + ".jar"), Arrays.copyOf(bytes, length));
+      }
+      try (BackendCatalog catalog = BackendCatalog.discover(plugins);
+          MoeOracle oracle = MoeOracle.of(catalog)) {
+        String text =
+            oracle.evaluate(Zoo.config().build(), Zoo.CPU_ONLY, Optional.empty()).explain();
+        assertThat(text.chars().filter(c -> c != '\n' && c < ' ')).isEmpty();
+      }
+    }
+  }
+
+  @Test
+  void servicesFilesHaveALimit() throws IOException {
+    jar(plugins.resolve("long.jar"), "1", Map.of(SPI, "#".repeat((1 << 20) + 1)));
+    jar(
+        plugins.resolve("many.jar"),
+        "1",
+        Map.of(
+            SPI,
+            java.util.stream.IntStream.range(0, 2000)
+                .mapToObj(i -> "x.C" + i)
+                .collect(java.util.stream.Collectors.joining("\n"))));
+    try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
+      assertThat(catalog.failures())
+          .hasSize(2)
+          .extracting(f -> f.reason().message())
+          .anySatisfy(m -> assertThat(m).contains("longer than 1048576 bytes"))
+          .anySatisfy(m -> assertThat(m).contains("more than 1000 classes"));
+    }
+  }
+
+  @Test
+  void aPluginThatTakesLongIsNamedWhileItDoes() throws IOException {
+    broken(
+        "slow.jar",
+        "Slow",
+        "public Slow() throws Exception { Thread.sleep(2500); throw new Exception(\"at last\"); }");
+    try (LogCapture log = new LogCapture(SlowPlugins.class);
+        BackendCatalog catalog = BackendCatalog.discover(plugins)) {
+      assertThat(onlyFailure(catalog).reason().message()).contains("at last");
+      assertThat(log.at(Level.WARN))
+          .anySatisfy(m -> assertThat(m).contains("Still waiting", "slow.jar"));
+    }
+  }
+
+  @Test
+  void whatAPluginSaysStaysOnItsLine() throws IOException {
+    broken(
+        "rude.jar",
+        "Rude",
+        "public Rude() { throw new IllegalStateException(\"\\u001b[2J\\nmoe: all is well\"); }");
+    try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
+      String text =
+          MoeOracle.of(catalog)
+              .evaluate(Zoo.config().build(), Zoo.CPU_ONLY, Optional.empty())
+              .explain();
+      assertThat(text).contains("\\u001b[2J\\nmoe: all is well").doesNotContain("\u001b");
+    }
   }
 
   @Test
@@ -376,7 +498,8 @@ class PluginsTest {
       var cpu = io.moe4j.api.platform.DeviceId.CPU;
       for (String name : List.of("with-device", "plain")) {
         assertThatThrownBy(() -> catalog.openDevice(catalog.backend(name).orElseThrow(), cpu))
-            .hasMessage("plugin's 0");
+            .hasMessageContaining("device.jar")
+            .hasMessageContaining("plugin's 0");
       }
     }
   }

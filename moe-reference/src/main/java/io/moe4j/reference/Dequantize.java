@@ -87,7 +87,7 @@ public final class Dequantize {
     int perWord = Integer.SIZE / bits;
     boolean alongIn = packing == Packing.WORDS_ALONG_IN;
     int word = (int) t.get(alongIn ? out : out / perWord, alongIn ? in / perWord : in);
-    return word >>> packing.shift(out, in, bits) & (1 << bits) - 1;
+    return (word >>> packing.shift(out, in, bits)) & ((1 << bits) - 1);
   }
 
   private static double zeroPoint(Weight weight, long out, long group) {

@@ -32,7 +32,17 @@ public final class InProcessGroup {
   private @Nullable CommException failure;
 
   /** What a rank brings to a call. */
-  private record Call(String what, Tensor tensor, long[] rows) {
+  private static final class Call {
+    final String what;
+    final Tensor tensor;
+    final long[] rows;
+
+    Call(String what, Tensor tensor, long[] rows) {
+      this.what = what;
+      this.tensor = tensor;
+      this.rows = rows;
+    }
+
     boolean sameShape(Call other) {
       return what.equals(other.what)
           && tensor.dtype() == other.tensor.dtype()

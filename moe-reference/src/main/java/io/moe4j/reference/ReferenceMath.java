@@ -64,7 +64,7 @@ public final class ReferenceMath {
    * Tensor#get} would do for all of them, an order of magnitude slower.
    */
   private static double dotRow(Tensor matrix, int row, double[] x) {
-    if (!(matrix.memory() instanceof HostMemory(MemorySegment segment))) {
+    if (!(matrix.memory() instanceof HostMemory(MemorySegment segment, var _))) {
       throw new IllegalArgumentException(matrix + " is on a device; the reference reads the host");
     }
     long bytes = matrix.dtype().bits() / Byte.SIZE;

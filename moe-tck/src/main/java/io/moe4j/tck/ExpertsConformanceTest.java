@@ -21,6 +21,7 @@ import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.Support;
+import io.moe4j.api.tensor.DType;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -154,7 +155,7 @@ public abstract class ExpertsConformanceTest {
 
   private void assumeStandard(String why) {
     if (kit().backend.activationFormat() != ActivationFormat.STANDARD) {
-      Assumptions.abort("unsupported: " + why);
+      kit().unsupported("FORMAT", why);
     }
   }
 
@@ -625,6 +626,109 @@ public abstract class ExpertsConformanceTest {
     java.util.Arrays.fill(but.mapping, -1);
     but.mapping[6] = 2;
     kit().verify("MOE-4.3", but);
+  }
+
+  // ---- 7: quantised weights
+
+  private void verifyQuantised(String rule, Object c) {
+    var quantised = (QuantCases.QuantCase) c;
+    kit().assumeSupported(quantised.config());
+    kit().verify(rule, quantised.problem(kit().own(quantised.config())));
+  }
+
+  /**
+   * Each scheme in each packing.
+   *
+   * @param c the case
+   */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("io.moe4j.tck.QuantCases#uniform")
+  public final void required_MOE_7_1_quantisedWeights(Object c) {
+    verifyQuantised("MOE-7.1", c);
+  }
+
+  /**
+   * Layers whose projections and experts differ in scheme.
+   *
+   * @param c the case
+   */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("io.moe4j.tck.QuantCases#mixed")
+  public final void required_MOE_7_2_mixedSchemes(Object c) {
+    verifyQuantised("MOE-7.2", c);
+  }
+
+  /**
+   * Adapters on quantised experts.
+   *
+   * @param c the case
+   */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("io.moe4j.tck.QuantCases#lora")
+  public final void required_MOE_7_3_deltasOnQuantisedWeights(Object c) {
+    verifyQuantised("MOE-7.3", c);
+  }
+
+  // ---- 8: experts that route by themselves
+
+  private void assumeMonolithic() {
+    if (!kit().isMonolithic(Grid.computed())) {
+      kit().unsupported("ROUTING", "modular experts are given their routing");
+    }
+  }
+
+  private void verifyRouting(Grid.Dtypes dtypes, DType logits) {
+    assumeMonolithic();
+    int verified = 0;
+    for (BlockCases.Route route : BlockCases.routes().toList()) {
+      if (route.experts() > 64) {
+        continue; // the block's own tests have those; here every expert has weights
+      }
+      MoeConfig config =
+          kit()
+              .own(
+                  Grid.layer(dtypes, 16, 8, route.experts(), route.topK())
+                      .routing(route.routing())
+                      .build());
+      if (!kit().supports(config)) {
+        continue;
+      }
+      Data data = new Data(route.hashCode());
+      int tokens = Math.min(route.tokens(), 7);
+      Problem p = new Problem(config, Layout.STACKED.random(config, data), tokens, 5);
+      double[] bias = p.correctionBias == null ? null : p.correctionBias.toDoubles();
+      double[][] z = new double[tokens][];
+      for (int t = 0; t < tokens; t++) {
+        z[t] = route.logits(data, bias, logits);
+      }
+      kit().verify("MOE-8.1", p.logits(logits, z), BlockCases.tolerance(config.numExperts()));
+      verified++;
+    }
+    if (verified == 0) {
+      kit().unsupported("ROUTING", "no routing rule with " + dtypes);
+    }
+  }
+
+  /**
+   * Every routing rule, ids and weights, from logits in f32.
+   *
+   * @param dtypes element types of the tensors
+   */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("io.moe4j.tck.Grid#dtypePairs")
+  public final void required_MOE_8_1_monolithicRouting(Object dtypes) {
+    verifyRouting((Grid.Dtypes) dtypes, DType.F32);
+  }
+
+  /**
+   * The same from logits in bf16.
+   *
+   * @param dtypes element types of the tensors
+   */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("io.moe4j.tck.Grid#dtypePairs")
+  public final void required_MOE_8_1_monolithicRoutingFromBf16Logits(Object dtypes) {
+    verifyRouting((Grid.Dtypes) dtypes, DType.BF16);
   }
 
   // ---- 5: threads, allocation, release

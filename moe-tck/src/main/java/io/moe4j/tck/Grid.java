@@ -134,9 +134,7 @@ final class Grid {
       for (DType weights : all) {
         MoeConfig config = layer(new Dtypes(hidden, weights)).build();
         for (DType output : all) {
-          if (output == DType.F32 || output == hidden) {
-            cases.add(new Case("output " + output, config, Layout.STACKED, 19, Grid::any, output));
-          }
+          cases.add(new Case("output " + output, config, Layout.STACKED, 19, Grid::any, output));
         }
       }
     }
@@ -152,6 +150,7 @@ final class Grid {
     all.add(Activation.plain(Activation.Kind.SWIGLU_STEP).withLimit(1.5f));
     all.add(new Activation(Activation.Kind.SWIGLUOAI, 1f, 0f, 2f));
     all.add(new Activation(Activation.Kind.SWIGLUOAI, 1.702f, 1f, 1.5f));
+    all.add(new Activation(Activation.Kind.SWIGLUOAI, 1.5f, -0.5f, Float.POSITIVE_INFINITY));
     return all;
   }
 

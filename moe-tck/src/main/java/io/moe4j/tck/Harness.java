@@ -35,6 +35,7 @@ final class Harness implements AutoCloseable {
   private final Map<Memory, Guarded> inputs = new HashMap<>();
   private final Tensor hidden;
   private final Tensor routerLogits;
+  private final @Nullable Tensor correctionBias;
   private final @Nullable ExpertRouting routing;
   private final @Nullable Tensor expertNumTokens;
   private final Optional<MoeLoraContext> lora;
@@ -60,6 +61,7 @@ final class Harness implements AutoCloseable {
     this.batched = standard ? null : problem.new Batched();
     this.hidden = input(batched == null ? problem.hidden : batched.hidden);
     this.routerLogits = input(problem.logits);
+    this.correctionBias = problem.correctionBias == null ? null : input(problem.correctionBias);
     Tensor map = problem.expertMap();
     this.routing =
         standard
@@ -122,7 +124,10 @@ final class Harness implements AutoCloseable {
       }
       case MonolithicExperts monolithic ->
           monolithic.apply(
-              new MonolithicInputs(hidden, routerLogits, null, output), lora, workspace, stream);
+              new MonolithicInputs(hidden, routerLogits, correctionBias, output),
+              lora,
+              workspace,
+              stream);
     }
     stream.synchronize();
   }
@@ -165,7 +170,7 @@ final class Harness implements AutoCloseable {
   private static long checksum(Problem problem) {
     CRC32C crc = new CRC32C();
     for (Tensor t : Layout.tensors(problem.weights)) {
-      if (t != null && t.memory() instanceof HostMemory(MemorySegment segment)) {
+      if (t != null && t.memory() instanceof HostMemory(MemorySegment segment, var _)) {
         crc.update(segment.asByteBuffer());
       }
     }

@@ -8,6 +8,8 @@ import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.MonolithicExperts;
 import io.moe4j.api.spi.Support;
+import java.util.List;
+import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.Assumptions;
 
 /**
@@ -18,6 +20,8 @@ final class Kit implements AutoCloseable {
   final Device device;
   final Platform platform;
   private final PunicaWrapper wrapper;
+  private final Skipped skipped = new Skipped();
+  private @Nullable Boolean monolithic;
 
   Kit(ExpertsBackend backend, Device device, PunicaWrapper wrapper) {
     this.backend = backend;
@@ -57,13 +61,38 @@ final class Kit implements AutoCloseable {
   /** Goes on only if it could: what is refused with good reasons is neither passed nor failed. */
   void assumeSupported(MoeConfig config) {
     if (config.lora().isPresent() && !backend.supportsLora()) {
-      Assumptions.abort("unsupported: " + backend.name() + " does not take LoRA");
+      unsupported("LORA", backend.name() + " does not take LoRA");
     }
     Support support = ask(own(config), platform);
     Refusals.requireReadable(config, platform, support);
     if (!support.isSupported()) {
-      Assumptions.abort("unsupported: " + support);
+      unsupported(support.reasons().getFirst().code().toString(), support.toString());
     }
+  }
+
+  /** Ends a test that says nothing about this backend, and counts it. */
+  void unsupported(String code, String why) {
+    skipped.add(code, why);
+    Assumptions.abort("unsupported: " + why);
+  }
+
+  /** {@return whether the experts route by themselves; false if it supports nothing} */
+  boolean isMonolithic(List<MoeConfig> candidates) {
+    if (monolithic == null) {
+      monolithic = false;
+      for (MoeConfig config : candidates) {
+        if (supports(config)) {
+          Layout layout = Layout.STACKED;
+          MoeConfig own = own(config);
+          Problem problem = new Problem(own, layout.random(own, new Data(1)), 1, 1);
+          try (Experts experts = prepare(problem)) {
+            monolithic = experts instanceof MonolithicExperts;
+          }
+          break;
+        }
+      }
+    }
+    return monolithic;
   }
 
   Experts prepare(Problem problem) {
@@ -80,19 +109,26 @@ final class Kit implements AutoCloseable {
 
   Harness harness(Problem problem, Experts experts) {
     if (problem.handRouted && experts instanceof MonolithicExperts) {
-      Assumptions.abort("unsupported: monolithic experts route by themselves");
+      unsupported("ROUTING", "monolithic experts route by themselves");
     }
     return new Harness(device, wrapper, problem, experts);
   }
 
   /** Prepares, runs once and compares with the truth. */
   void verify(String rule, Problem problem) {
+    verify(rule, problem, 0);
+  }
+
+  /**
+   * @param more tolerance on top of the experts' own, for what is done in front of them
+   */
+  void verify(String rule, Problem problem, double more) {
     assumeSupported(problem.config);
     double[][] truth = problem.truth(backend.activationFormat());
     try (Experts experts = prepare(problem);
         Harness harness = harness(problem, experts)) {
       apply(rule, problem, harness);
-      Compare.rows(rule, problem.toString(), truth, harness.result(), problem.tolerance());
+      Compare.rows(rule, problem.toString(), truth, harness.result(), problem.tolerance() + more);
       harness.requireNothingElseWritten();
     }
   }
@@ -107,6 +143,7 @@ final class Kit implements AutoCloseable {
 
   @Override
   public void close() {
+    skipped.print(backend.name());
     device.close();
   }
 }

@@ -26,7 +26,10 @@ final class Problem {
   final int tokens;
 
   /** {@code [T, E]}; what ids and weights come from, until a test changes those. */
-  final Tensor logits;
+  Tensor logits;
+
+  /** F32 {@code [E]}, or null where the routing has none. */
+  final @Nullable Tensor correctionBias;
 
   /** {@code [T, H]}. */
   final Tensor hidden;
@@ -75,6 +78,10 @@ final class Problem {
     this.logits = Data.empty(DType.F32, tokens, config.numExperts());
     this.ids = Data.empty(DType.I32, tokens, config.topK());
     this.topkWeights = Data.empty(DType.F32, tokens, config.topK());
+    this.correctionBias =
+        config.routing().correctionBias()
+            ? new Data(seed + 7).normal(DType.F32, 0.3, config.numExperts())
+            : null;
     for (int t = 0; t < tokens; t++) {
       for (int e = 0; e < config.numExperts(); e++) {
         logits.set(data.gaussian() + preference.applyAsInt(t, e), t, e);
@@ -91,11 +98,24 @@ final class Problem {
   private void route(int t) {
     int[] chosen = new int[config.topK()];
     double[] w = new double[config.topK()];
-    ReferenceRouting.route(config.routing(), logits.select(0, t).toDoubles(), null, chosen, w);
+    double[] bias = correctionBias == null ? null : correctionBias.toDoubles();
+    ReferenceRouting.route(config.routing(), logits.select(0, t).toDoubles(), bias, chosen, w);
     for (int k = 0; k < chosen.length; k++) {
       ids.set(chosen[k], t, k);
       topkWeights.set(w[k], t, k);
     }
+  }
+
+  /** Brings other logits, rounded to a dtype, and routes by them. */
+  Problem logits(DType dtype, double[][] values) {
+    logits = Data.empty(dtype, tokens, config.numExperts());
+    for (int t = 0; t < tokens; t++) {
+      for (int e = 0; e < config.numExperts(); e++) {
+        logits.set(values[t][e], t, e);
+      }
+      route(t);
+    }
+    return this;
   }
 
   /** Gives a pair another id. */

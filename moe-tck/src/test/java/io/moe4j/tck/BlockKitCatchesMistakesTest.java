@@ -3,13 +3,18 @@ package io.moe4j.tck;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.junit.platform.engine.discovery.DiscoverySelectors.selectMethod;
 
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.spi.BlockOpsProvider;
 import java.lang.reflect.Method;
+import java.lang.reflect.Modifier;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Assumptions;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
@@ -56,6 +61,35 @@ class BlockKitCatchesMistakesTest {
             "second close throws", WrongBlockOps::secondCloseThrows, "6_4_closeMayBeCalledTwice"));
   }
 
+  static Stream<Arguments> ruleMistakes() {
+    List<Arguments> all = new ArrayList<>();
+    WrongRules.fields().forEach((field, maker) -> all.add(rule(field + " ignored", maker)));
+    WrongRules.scorings()
+        .forEach((scoring, other) ->
+            all.add(rule(scoring + " taken for " + other, WrongRules.taking(scoring, other))));
+    all.add(rule("bias in weights", WrongRules.biasInWeights()));
+    all.add(rule("a group's sum where the rule says maximum", WrongRules.groupSumForMax()));
+    return all.stream();
+  }
+
+  private static Arguments rule(String name, WrongBlockOps.Maker maker) {
+    return wrong(name, maker, "6_1_routing");
+  }
+
+  /** What is added to the rule later gets a mistake, or this fails. */
+  @Test
+  void everyPartOfARoutingRuleHasAMistake() {
+    assertThat(WrongRules.scorings()).containsOnlyKeys(RoutingConfig.Scoring.values());
+    assertThat(WrongRules.fields().keySet())
+        .containsExactlyInAnyOrderElementsOf(
+            Arrays.stream(RoutingConfig.class.getMethods())
+                .filter(m -> m.getDeclaringClass() == RoutingConfig.class)
+                .filter(m -> m.getParameterCount() == 0 && !Modifier.isStatic(m.getModifiers()))
+                .map(Method::getName)
+                .filter(n -> !List.of("toBuilder", "hashCode", "toString").contains(n))
+                .toList());
+  }
+
   @AfterEach
   void noSubject() {
     subject = null;
@@ -66,7 +100,7 @@ class BlockKitCatchesMistakesTest {
   }
 
   @ParameterizedTest(name = "{0}: {1}")
-  @MethodSource("mistakes")
+  @MethodSource({"mistakes", "ruleMistakes"})
   void isCaught(String name, String test, WrongBlockOps.Maker maker) {
     subject = maker;
     Method method =

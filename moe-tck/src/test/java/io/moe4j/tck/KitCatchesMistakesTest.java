@@ -7,11 +7,17 @@ import static org.junit.platform.testkit.engine.EventConditions.event;
 import static org.junit.platform.testkit.engine.EventConditions.finishedWithFailure;
 import static org.junit.platform.testkit.engine.TestExecutionResultConditions.message;
 
+import io.moe4j.api.config.Activation;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.backend.cpu.reference.CpuReferenceBackend;
 import java.lang.reflect.Method;
+import java.lang.reflect.RecordComponent;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
 import java.util.function.Supplier;
+import java.util.function.UnaryOperator;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.Assumptions;
@@ -113,7 +119,18 @@ class KitCatchesMistakesTest {
         wrong(WrongBackends.SecondCloseThrows::new, "MOE-5.3", "closeMayBeCalledTwice"),
         wrong(WrongBackends.LeaksDeviceMemory::new, "MOE-5.3", "closeReleasesDeviceMemory"),
         wrong(WrongBackends.LastBitVaries::new, "MOE-5.4", "equalCallsGiveEqualBits"),
-        wrong(WrongBackends.BatchSizeShows::new, "MOE-5.4", "batchInvarianceIsBitExact"));
+        wrong(WrongBackends.BatchSizeShows::new, "MOE-5.4", "batchInvarianceIsBitExact"),
+        wrong(WrongWeights.PlainProjectionsForgotten::new, "MOE-7.2", "mixedSchemes"),
+        wrong(WrongWeights.ScaleOfTheNeighbour::new, "MOE-7.2", "mixedSchemes"),
+        wrong(WrongLoraBackends.LoraIgnored::new, "MOE-7.3", "deltasOnQuantisedWeights"),
+        wrong(WrongMonolithicBackends.MonolithicLoraIgnored::new, "MOE-4.2", "deltas"),
+        wrong(WrongMonolithicBackends.RoutingBiasIgnored::new, "MOE-8.1", "monolithicRouting"),
+        wrong(WrongMonolithicBackends.ScalingForgotten::new, "MOE-8.1", "monolithicRouting"),
+        wrong(WrongMonolithicBackends.OneRoutingForAll::new, "MOE-8.1", "monolithicRouting"),
+        wrong(
+            WrongMonolithicBackends.Bf16LogitsReadAsF16::new,
+            "MOE-8.1",
+            "monolithicRoutingFromBf16Logits"));
   }
 
   private static Arguments wrong(Supplier<ExpertsBackend> backend, String rule, String test) {
@@ -130,6 +147,100 @@ class KitCatchesMistakesTest {
         .assertThatEvents()
         .allSatisfy(
             e -> assertThat(e).is(event(finishedWithFailure(message(m -> m.contains(rule))))));
+  }
+
+  /** Each kind and each parameter of an activation is told from its neighbour. */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("activationMistakes")
+  void aWrongActivationIsCaught(String name, UnaryOperator<Activation> mistake) {
+    isCaught(name, "MOE-2.1", "activations", () -> new WrongActivations.Mistaken(mistake));
+  }
+
+  static Stream<Arguments> activationMistakes() {
+    List<Arguments> all = new ArrayList<>();
+    WrongActivations.kinds()
+        .forEach((kind, other) -> {
+          UnaryOperator<Activation> mistake =
+              a -> a.kind() == kind ? new Activation(other, a.alpha(), a.beta(), a.limit()) : a;
+          all.add(Arguments.of(kind + " taken for " + other, mistake));
+        });
+    WrongActivations.parameters()
+        .forEach((name, mistake) -> all.add(Arguments.of(name + " ignored", mistake)));
+    return all.stream();
+  }
+
+  /** What is added to an activation later gets a mistake, or this fails. */
+  @Test
+  void everyPartOfAnActivationHasAMistake() {
+    assertThat(WrongActivations.kinds()).containsOnlyKeys(Activation.Kind.values());
+    assertThat(WrongActivations.parameters().keySet())
+        .containsExactlyInAnyOrderElementsOf(
+            Arrays.stream(Activation.class.getRecordComponents())
+                .map(RecordComponent::getName)
+                .toList());
+  }
+
+  /** A mistake in quantised weights, and a case that shows it. */
+  static Stream<Arguments> weightMistakes() {
+    return Stream.of(
+        Arguments.of("gptq v1 int4", supplier(WrongWeights.ZeroPointOffByOne::new)),
+        Arguments.of("gptq v2 int8", supplier(WrongWeights.ZeroPointOffByOne::new)),
+        Arguments.of("awq group 32", supplier(WrongWeights.ZeroPointOffByOne::new)),
+        Arguments.of("gptq v1 group 128 int4", supplier(WrongWeights.GroupOrderReversed::new)),
+        Arguments.of(
+            "compressed-tensors int8 group 32", supplier(WrongWeights.GroupOrderReversed::new)),
+        Arguments.of("gptq act-order int4", supplier(WrongWeights.ActOrderIgnored::new)),
+        Arguments.of("gptq v1 act-order int8", supplier(WrongWeights.ActOrderIgnored::new)),
+        Arguments.of("awq group 128", supplier(WrongWeights.AwqOrderIgnored::new)),
+        Arguments.of("fp8 per tensor", supplier(WrongWeights.ScaleOfTheNeighbour::new)),
+        Arguments.of("fp8 per channel", supplier(WrongWeights.ScaleOfTheNeighbour::new)),
+        Arguments.of("int8 per channel", supplier(WrongWeights.ScaleOfTheNeighbour::new)),
+        Arguments.of("mxfp4", supplier(WrongWeights.ScaleOfTheNeighbour::new)),
+        Arguments.of("mxfp8", supplier(WrongWeights.ScaleOfTheNeighbour::new)),
+        Arguments.of("gptq v1 int4", supplier(WrongBackends.GateAndUpSwapped::new)),
+        Arguments.of("fp8 block", supplier(WrongBackends.GateAndUpSwapped::new)),
+        Arguments.of("mxfp4", supplier(WrongBackends.GateAndUpSwapped::new)),
+        Arguments.of("fp8 block", supplier(WrongWeights.PartialBlockMisread::new)),
+        Arguments.of(
+            "nvfp4, global scale multiplied", supplier(WrongWeights.GlobalScaleReciprocal::new)),
+        Arguments.of(
+            "nvfp4, global scale divided", supplier(WrongWeights.GlobalScaleReciprocal::new)),
+        Arguments.of(
+            "nvfp4, global scale multiplied", supplier(WrongWeights.GlobalScaleOfGateForUp::new)),
+        Arguments.of(
+            "nvfp4, global scale divided", supplier(WrongWeights.GlobalScaleOfGateForUp::new)));
+  }
+
+  private static Supplier<ExpertsBackend> supplier(Supplier<ExpertsBackend> s) {
+    return s;
+  }
+
+  @ParameterizedTest
+  @MethodSource("weightMistakes")
+  void aWrongWeightIsCaught(String stored, Supplier<ExpertsBackend> backend) {
+    List<QuantCases.QuantCase> cases = QuantCases.uniform().toList();
+    int[] these =
+        IntStream.range(0, cases.size()).filter(n -> cases.get(n).name().equals(stored)).toArray();
+    assertThat(these).as("cases of %s in every dtype", stored).hasSize(3);
+    subject = backend;
+    try {
+      Events events =
+          EngineTestKit.engine("junit-jupiter")
+              .selectors(
+                  selectIteration(
+                      selectMethod(Subject.class, method("MOE-7.1", "quantisedWeights")), these))
+              .execute()
+              .testEvents();
+      // in every dtype: what shows in f32 alone would be found too late
+      events.assertStatistics(s -> s.failed(3));
+      events
+          .failed()
+          .assertThatEvents()
+          .allSatisfy(e ->
+              assertThat(e).is(event(finishedWithFailure(message(m -> m.contains("MOE-7.1"))))));
+    } finally {
+      subject = null;
+    }
   }
 
   /** What is left to the contract's default methods and the kit's own wrapper is right. */

@@ -1,6 +1,7 @@
 package io.moe4j.backend.cpu;
 
 import io.moe4j.api.device.Workspace;
+import io.moe4j.api.device.WorkspaceLayout;
 import io.moe4j.backend.cpu.kernel.Kernels;
 
 /**
@@ -69,14 +70,14 @@ record MlpLayout(
                 Math.max(
                     4L * (2L * TOKEN_TILE + 4) * ROW_TILE, panels ? 4 * 4L * PanelPlan.SUMS : 0)));
     long lanes = panels ? PanelPlan.maxLanes(pairs, w.count(), mlp.kernels().lanes()) : 0;
-    long x = 0;
-    long act = x + xStride * (mlp.weightOnInput() ? pairs : tokens);
-    long y = act + actStride * pairs;
-    long delta = y + xStride * pairs;
-    long xPanels = delta + Workspace.align(deltaLane * (panels ? lanes : pairs));
-    long actPanels = xPanels + Workspace.align(4L * lanes * w.hidden);
-    long scratch = actPanels + Workspace.align(4L * lanes * w.intermediate);
-    long total = scratch + scratchStride * mlp.team().size();
+    WorkspaceLayout layout = new WorkspaceLayout();
+    long x = layout.reserve(xStride * (mlp.weightOnInput() ? pairs : tokens));
+    long act = layout.reserve(actStride * pairs);
+    long y = layout.reserve(xStride * pairs);
+    long delta = layout.reserve(deltaLane * (panels ? lanes : pairs));
+    long xPanels = layout.reserve(4L * lanes * w.hidden);
+    long actPanels = layout.reserve(4L * lanes * w.intermediate);
+    long scratch = layout.reserve(scratchStride * mlp.team().size());
     return new MlpLayout(
         tokens,
         x,
@@ -93,7 +94,7 @@ record MlpLayout(
         scratchStride,
         shrunk,
         rowStride,
-        total);
+        layout.byteSize());
   }
 
   /** {@return bytes of deltas for one lane: as many rows as the sums of w13 or w2 have} */

@@ -26,7 +26,7 @@ record Mlps(
 
   /** {@return what this JVM uses} */
   static Mlps chosen() {
-    if (Boolean.getBoolean(KernelSelection.SCALAR_PROPERTY)) {
+    if (KernelSelection.scalarAskedFor()) {
       return new Mlps(
           KernelSelection.kernels(),
           null,

@@ -74,7 +74,7 @@ final class Mxfp4 {
         for (int i = 0; i < GROUP / 2; i++) {
           byte two = from.get(ValueLayout.JAVA_BYTE, at++);
           put(to, out, VALUES[two & 15] * factor);
-          put(to, out + 2, VALUES[two >> 4 & 15] * factor);
+          put(to, out + 2, VALUES[(two >> 4) & 15] * factor);
           out += 4;
         }
       }

@@ -130,17 +130,27 @@ final class PackedWeights {
       int row1) {
     int k = m0.cols();
     long bytes = (long) BLOCK * padded(k) * m0.elementBytes();
-    kernels.pack(
-        to.asSlice(at, bytes).address(),
-        type,
-        k,
-        padded(k),
-        stretch(m0, row0),
-        m0.stride(),
-        valid(m0, row0),
-        stretch(m1, row1),
-        m1.stride(),
-        valid(m1, row1));
+    try (Arena arena = Arena.ofConfined()) {
+      kernels.pack(
+          to.asSlice(at, bytes).address(),
+          type,
+          k,
+          padded(k),
+          outOfFile(stretch(m0, row0), arena),
+          m0.stride(),
+          valid(m0, row0),
+          outOfFile(stretch(m1, row1), arena),
+          m1.stride(),
+          valid(m1, row1));
+    }
+  }
+
+  /**
+   * {@return the bytes in memory that nobody can take away}. A page that its file no longer has ends
+   * the process when C reads it, and is an error when the JVM does.
+   */
+  static MemorySegment outOfFile(MemorySegment s, Arena arena) {
+    return s.isMapped() ? arena.allocate(s.byteSize(), 64).copyFrom(s) : s;
   }
 
   private static int valid(Rows m, int row) {

@@ -6,6 +6,8 @@ import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.locks.LockSupport;
 import java.util.concurrent.locks.ReentrantLock;
 import org.jspecify.annotations.Nullable;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * The processor's threads, shared by every layer: the caller plus parked workers. A region is a
@@ -20,6 +22,7 @@ final class ThreadTeam {
   /** How many threads compute, the caller included; default: the processors of this JVM. */
   static final String THREADS_PROPERTY = "moe4j.cpu.threads";
 
+  private static final Logger LOG = LoggerFactory.getLogger(ThreadTeam.class);
   private static final long SPIN_NANOS = 100_000;
 
   /** A body of work. */
@@ -34,9 +37,10 @@ final class ThreadTeam {
     void tile(int index, int member);
   }
 
-  private static final class Holder {
-    static final ThreadTeam SHARED = new ThreadTeam(configuredThreads());
-  }
+  /** Beyond this, threads cost more than they compute. */
+  static final int MAX_THREADS = 1024;
+
+  private static volatile @Nullable ThreadTeam shared;
 
   /** Set in {@link #state} while workers may still join the current region. */
   private static final long OPEN = 1L << 31;
@@ -70,14 +74,40 @@ final class ThreadTeam {
     }
   }
 
-  /** {@return the team of this JVM, started at first use} */
+  /**
+   * {@return the team of this JVM, started at first use}
+   *
+   * @throws IllegalArgumentException if {@value #THREADS_PROPERTY} is no number of threads
+   */
   static ThreadTeam shared() {
-    return Holder.SHARED;
+    ThreadTeam team = shared;
+    return team != null ? team : start();
   }
 
-  private static int configuredThreads() {
-    int n = Integer.getInteger(THREADS_PROPERTY, Runtime.getRuntime().availableProcessors());
-    return Math.max(1, n);
+  private static synchronized ThreadTeam start() {
+    ThreadTeam team = shared;
+    if (team == null) {
+      team = new ThreadTeam(configuredThreads(System.getProperty(THREADS_PROPERTY)));
+      shared = team;
+    }
+    return team;
+  }
+
+  static int configuredThreads(@Nullable String property) {
+    if (property == null) {
+      return Math.min(MAX_THREADS, Runtime.getRuntime().availableProcessors());
+    }
+    int n;
+    try {
+      n = Integer.parseInt(property.strip());
+    } catch (NumberFormatException e) {
+      n = 0;
+    }
+    if (n < 1 || n > MAX_THREADS) {
+      throw new IllegalArgumentException(
+          "-D" + THREADS_PROPERTY + " is \"" + property + "\", must be 1.." + MAX_THREADS);
+    }
+    return n;
   }
 
   /** {@return members, the caller included} */
@@ -158,14 +188,39 @@ final class ThreadTeam {
       for (int i = next.getAndIncrement(); i < count; i = next.getAndIncrement()) {
         body.tile(i, member);
       }
+      settle();
     } catch (RuntimeException | Error t) {
       next.set(count);
       failure = t;
     }
   }
 
+  /**
+   * If a tile has read a page of a file that is gone, HotSpot throws the error at the thread's next
+   * stop, not at the load. A call into the virtual machine is one: here the error still belongs to
+   * its region.
+   */
+  private void settle() {
+    if (Thread.holdsLock(workers)) {
+      throw new IllegalStateException("nobody locks this");
+    }
+  }
+
   private void work(int member) {
     long seen = 0;
+    while (true) {
+      try {
+        seen = workOnce(member, seen);
+      } catch (Error e) {
+        // A worker outlives whatever reaches it between two regions.
+        LOG.warn("A worker of the CPU backend goes on after {}", e.toString());
+      }
+    }
+  }
+
+  /** Waits for a region that it has not seen, and takes part in it. */
+  private long workOnce(int member, long before) {
+    long seen = before;
     while (true) {
       long deadline = System.nanoTime() + SPIN_NANOS;
       long s = state.get();
@@ -174,13 +229,21 @@ final class ThreadTeam {
           Thread.onSpinWait();
         } else {
           LockSupport.park(this);
+          // Threads are for whoever finds them, and one that is interrupted does not park again.
+          if (Thread.interrupted()) {
+            LOG.debug("A worker of the CPU backend was interrupted; that means nothing to it");
+          }
         }
         s = state.get();
       }
       if (state.compareAndSet(s, s + 1)) {
         seen = s >>> 32;
-        take(region, tiles, member);
-        state.decrementAndGet();
+        try {
+          take(region, tiles, member);
+        } finally {
+          state.decrementAndGet(); // or the caller waits for ever
+        }
+        return seen;
       }
     }
   }

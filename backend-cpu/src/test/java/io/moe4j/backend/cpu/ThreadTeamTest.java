@@ -63,4 +63,76 @@ class ThreadTeamTest {
     }
     everyTileIsDoneOnce();
   }
+
+  /** A worker that does not park again would take a processor for ever. */
+  @Test
+  void anInterruptedWorkerParksAgain() throws Exception {
+    ThreadTeam team = new ThreadTeam(2);
+    team.run((i, member) -> {}, 8);
+    Thread worker =
+        Thread.getAllStackTraces().keySet().stream()
+            .filter(t -> t.getName().equals("moe4j-cpu-1") && t.isAlive())
+            .max(java.util.Comparator.comparingLong(Thread::threadId))
+            .orElseThrow();
+    awaitParked(worker);
+    for (int i = 0; i < 3; i++) {
+      worker.interrupt();
+      awaitParked(worker);
+      assertThat(worker.isInterrupted()).isFalse();
+    }
+    java.lang.management.ThreadMXBean beans =
+        java.lang.management.ManagementFactory.getThreadMXBean();
+    long before = beans.getThreadCpuTime(worker.threadId());
+    Thread.sleep(200);
+    assertThat(beans.getThreadCpuTime(worker.threadId()) - before).isLessThan(100_000_000);
+    AtomicIntegerArray done = new AtomicIntegerArray(1000);
+    team.run((i, member) -> done.incrementAndGet(i), 1000);
+    for (int i = 0; i < 1000; i++) {
+      assertThat(done.get(i)).isEqualTo(1);
+    }
+  }
+
+  private static void awaitParked(Thread worker) throws InterruptedException {
+    for (int i = 0;
+        i < 2000 && (worker.getState() != Thread.State.WAITING || worker.isInterrupted());
+        i++) {
+      Thread.sleep(5);
+    }
+    assertThat(worker.getState()).isEqualTo(Thread.State.WAITING);
+  }
+
+  @Test
+  void anInterruptedCallerGetsItsResult() {
+    Thread.currentThread().interrupt();
+    try {
+      everyTileIsDoneOnce();
+    } finally {
+      assertThat(Thread.interrupted()).isTrue();
+    }
+  }
+
+  @Test
+  void errorsOfTilesReachTheCallerAndTheTeamGoesOn() {
+    for (Error e : java.util.List.of(new InternalError("x"), new StackOverflowError("x"))) {
+      assertThatThrownBy(() ->
+              TEAM.run(
+                  (i, member) -> {
+                    throw e;
+                  },
+                  16))
+          .isSameAs(e);
+      everyTileIsDoneOnce();
+    }
+  }
+
+  @Test
+  void threadsPropertyIsChecked() {
+    assertThat(ThreadTeam.configuredThreads(null)).isPositive();
+    assertThat(ThreadTeam.configuredThreads(" 3 ")).isEqualTo(3);
+    for (String bad : new String[] {"abc", "", "0", "-1", "1025", "100000", "2.5"}) {
+      assertThatThrownBy(() -> ThreadTeam.configuredThreads(bad))
+          .isInstanceOf(IllegalArgumentException.class)
+          .hasMessage("-Dmoe4j.cpu.threads is \"" + bad + "\", must be 1..1024");
+    }
+  }
 }

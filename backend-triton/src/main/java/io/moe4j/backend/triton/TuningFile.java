@@ -338,7 +338,7 @@ final class TuningFile {
    * {@return what changes when any compiled kernel does: the first {@value #HASH_BYTES} bytes of a
    * SHA-256 over their hashes, in hexadecimal}
    *
-   * @param libraries the kernels
+   * @param kernels all of them
    */
   static String kernelSet(Stream<KernelSpec> kernels) {
     try {

@@ -33,7 +33,7 @@ final class Rooms {
 
   static {
     room("moe-api", "io.moe4j.api", "org.slf4j..");
-    room("moe-oracle", "io.moe4j.oracle", API, "org.slf4j..");
+    room("moe-oracle", "io.moe4j.oracle", API, "org.slf4j..", "jdk.jfr..");
     room(
         "backend-cpu",
         "io.moe4j.backend.cpu",
@@ -50,9 +50,14 @@ final class Rooms {
         CUDA + "..",
         "org.slf4j..",
         "com.fasterxml.jackson..");
-    for (String gpu : List.of("marlin", "flashinfer")) {
-      room("backend-" + gpu, "io.moe4j.backend." + gpu, API, CUDA + "..", "org.slf4j..");
-    }
+    room(
+        "backend-flashinfer",
+        "io.moe4j.backend.flashinfer",
+        API,
+        CUDA + "..",
+        "org.slf4j..",
+        "com.fasterxml.jackson..");
+    room("backend-marlin", "io.moe4j.backend.marlin", API, CUDA + "..", "org.slf4j..");
     room("moe-cuda", CUDA, API, "org.slf4j..", "jcuda..", "com.fasterxml.jackson..");
     room(
         "lora-punica",
@@ -60,6 +65,7 @@ final class Rooms {
         API,
         "io.moe4j.checkpoint..",
         "org.slf4j..",
+        "jdk.jfr..",
         "jdk.incubator.vector..");
     room("lora-punica-cuda", "io.moe4j.lora.cuda", API, CUDA + "..", "org.slf4j..");
     room("moe-checkpoint", "io.moe4j.checkpoint", API, "org.slf4j..", "com.fasterxml.jackson..", "com.google.re2j..");
@@ -86,6 +92,13 @@ final class Rooms {
         "me.tongfei.progressbar..",
         "jdk.incubator.vector..",
         "com.sun.management..");
+    room(
+        "moe-micrometer",
+        "io.moe4j.micrometer",
+        API,
+        "io.moe4j.oracle..",
+        "io.moe4j.lora..",
+        "io.micrometer..");
     // A bench may look at anything of ours, but reaches devices through moe-cuda like all others.
     room(
         "benchmarks",

@@ -42,6 +42,35 @@
  *   <li><b>MOE-6.3</b> {@code dispatch} MUST place pairs in ascending order and {@code combine}
  *       MUST undo it, each topk weight applied once.
  *   <li><b>MOE-6.4</b> Rules 2.2, 2.3, 3.1, 3.2, 5.1 and 5.3 hold for {@code BlockOps} as well.
+ *   <li><b>MOE-7.1</b> A quantised weight MUST count as what {@link io.moe4j.api.weights.Weight}
+ *       says, in every {@link io.moe4j.api.weights.Packing} that its scheme has. A backend refuses
+ *       a scheme by the config, not in {@code prepare}.
+ *   <li><b>MOE-7.2</b> Projections and experts of one layer MAY differ in scheme, plain ones among
+ *       them; each MUST be read by its own.
+ *   <li><b>MOE-7.3</b> LoRA on quantised weights: deltas MUST be computed from the unquantised
+ *       activation and added as to plain weights.
+ *   <li><b>MOE-8.1</b> {@link io.moe4j.api.spi.MonolithicExperts} MUST route as rule 6.1 says, by
+ *       F32 and by BF16 logits, with the correction bias they are given, and leave out what the
+ *       config's expert map gives to other ranks. Rules 2 to 5 and 7 hold for them as for modular
+ *       ones, LoRA included.
+ *   <li><b>MOE-9.1</b> A {@link io.moe4j.api.comm.Communicator} MUST deliver every row, in the
+ *       order of ranks, whatever the dtype and with no rows at all; it MUST NOT write anything
+ *       else.
+ *   <li><b>MOE-9.2</b> Sums MUST be made in f32 in the order of ranks and rounded once.
+ *   <li><b>MOE-9.3</b> A rank that aborts, does not come within the deadline, or makes another call
+ *       MUST end the group: whoever waits or comes later gets a {@link
+ *       io.moe4j.api.comm.CommException} that names the rank and the cause.
+ *   <li><b>MOE-9.4</b> {@code close} MAY be called twice.
+ *   <li><b>MOE-10.1</b> An {@link io.moe4j.api.spi.ExpertExchangeProvider} MUST answer for any
+ *       config and group without throwing or communicating.
+ *   <li><b>MOE-10.2</b> Every token MUST get the sum of its experts, wherever they are: uneven and
+ *       empty ranks, any placement, any routing; never more than {@code maxRows} rows.
+ *   <li><b>MOE-10.3</b> Adapter slots MUST travel with their rows.
+ *   <li><b>MOE-10.4</b> An exchange MUST apply topk weights to BATCHED rows, once, and leave them
+ *       to the experts for STANDARD ones.
+ *   <li><b>MOE-10.5</b> Equal calls MUST give equal bits.
+ *   <li><b>MOE-10.6</b> Rule 9.3 holds for {@code dispatch} and {@code combine}.
+ *   <li><b>MOE-10.7</b> {@code close} MAY be called twice; rules 3.1 and 3.2 hold for an exchange.
  * </ul>
  */
 @NullMarked

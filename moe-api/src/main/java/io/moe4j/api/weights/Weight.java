@@ -5,6 +5,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.function.UnaryOperator;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -224,6 +225,32 @@ public final class Weight {
    *
    * @return name, shape and scheme
    */
+  /**
+   * The same weight with other tensors: moved to other memory, or only looked at.
+   *
+   * @param move gets every tensor of this weight; gives one of the same dtype and shape
+   * @return the weight over what it gave
+   */
+  public Weight withTensors(UnaryOperator<Tensor> move) {
+    Builder b = new Builder(name, scheme, out, in, move.apply(values), packing);
+    if (scales != null) {
+      b.scales(move.apply(scales));
+    }
+    if (globalScale != null) {
+      b.globalScale(move.apply(globalScale), dividedByGlobal);
+    }
+    if (zeroPoints != null) {
+      b.zeroPoints(move.apply(zeroPoints), zeroPacking(), zeroOffset);
+    }
+    if (groupIndex != null) {
+      b.groupIndex(move.apply(groupIndex));
+    }
+    if (inputScale != null) {
+      b.inputScale(move.apply(inputScale));
+    }
+    return b.build();
+  }
+
   @Override
   public String toString() {
     return name

@@ -4,6 +4,7 @@ import static java.util.Locale.ROOT;
 
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
 
 /**
  * The report as one SVG that needs nothing else: a panel for each shape and dtype, in it the
@@ -32,8 +33,26 @@ final class BenchChart {
         @media(prefers-color-scheme:dark){.moe{--bg:#0d1117;--panel:#161b22;--edge:#30363d;--ink:#e6edf3;--soft:#8d96a0;--grid:#30363d;--base:#4493f8;--lora:#f0883e;--good:#3fb950;--warm:#d29922;--hot:#f85149}}
         .moe text{font-family:ui-sans-serif,system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif;fill:var(--ink)}
         .moe .soft{fill:var(--soft)}
+        .moe [data-fill=fill-bg]{fill:var(--bg)}.moe [data-fill=fill-panel]{fill:var(--panel)}.moe [data-fill=fill-good]{fill:var(--good)}.moe [data-fill=fill-warm]{fill:var(--warm)}.moe [data-fill=fill-hot]{fill:var(--hot)}
+        .moe [data-stroke=stroke-edge]{stroke:var(--edge)}.moe [data-stroke=stroke-grid]{stroke:var(--grid)}.moe [data-stroke=stroke-base]{stroke:var(--base)}.moe [data-stroke=stroke-lora]{stroke:var(--lora)}
+        .moe [data-stroke=stroke-good]{stroke:var(--good)}.moe [data-stroke=stroke-warm]{stroke:var(--warm)}.moe [data-stroke=stroke-hot]{stroke:var(--hot)}
       </style>
       """;
+
+  /** The light colours again, as attributes: what is no browser knows no variables. */
+  private static final Map<String, String> COLOURS =
+      Map.ofEntries(
+          Map.entry("--bg", "#ffffff"),
+          Map.entry("--panel", "#f6f8fa"),
+          Map.entry("--edge", "#d8dee4"),
+          Map.entry("--ink", "#1f2328"),
+          Map.entry("--soft", "#656d76"),
+          Map.entry("--grid", "#d8dee4"),
+          Map.entry("--base", "#0969da"),
+          Map.entry("--lora", "#bc4c00"),
+          Map.entry("--good", "#1a7f37"),
+          Map.entry("--warm", "#9a6700"),
+          Map.entry("--hot", "#cf222e"));
 
   private final BenchReport report;
   private final StringBuilder svg = new StringBuilder();
@@ -69,7 +88,7 @@ final class BenchChart {
     svg.append(STYLE);
     svg.append(
         String.format(
-            ROOT, "<rect width=\"%d\" height=\"%d\" fill=\"var(--bg)\"/>\n", width, height));
+            ROOT, "<rect width=\"%d\" height=\"%d\" " + fill("--bg") + "/>\n", width, height));
     text(MARGIN, 36, 20, 650, "start", "", "Fraction of the roofline, by tokens in one forward");
     legend(MARGIN, 60);
     for (int i = 0; i < series.size(); i++) {
@@ -98,8 +117,12 @@ final class BenchChart {
     svg.append(
         String.format(
             ROOT,
-            "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" rx=\"8\" fill=\"var(--panel)\""
-                + " stroke=\"var(--edge)\"/>\n",
+            "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" rx=\"8\" "
+                + fill("--panel")
+                + ""
+                + " "
+                + stroke("--edge")
+                + "/>\n",
             x,
             y,
             PANEL_W,
@@ -152,10 +175,10 @@ final class BenchChart {
     svg.append(
         String.format(
             ROOT,
-            "<polyline points=\"%s\" fill=\"none\" stroke=\"var(%s)\" stroke-width=\"2.5\""
+            "<polyline points=\"%s\" fill=\"none\" %s stroke-width=\"2.5\""
                 + " stroke-linejoin=\"round\"%s/>\n",
             points.toString().strip(),
-            colour,
+            stroke(colour),
             dash.isEmpty() ? "" : " stroke-dasharray=\"" + dash + "\""));
     for (BenchRow r : rows) {
       double cx = px(x, r.tokens());
@@ -163,11 +186,13 @@ final class BenchChart {
       svg.append(
           String.format(
               ROOT,
-              "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" fill=\"var(--panel)\" stroke=\"var(%s)\""
+              "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" "
+                  + fill("--panel")
+                  + " %s"
                   + " stroke-width=\"2\"><title>T=%d%s: %s, %.2f of the roofline, %.0f tokens/s</title></circle>\n",
               cx,
               cy,
-              colour,
+              stroke(colour),
               r.tokens(),
               r.hasLora() ? " with LoRA" : "",
               BenchReport.millis(r.medianNanos()),
@@ -188,14 +213,14 @@ final class BenchChart {
       svg.append(
           String.format(
               ROOT,
-              "<rect x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"%d\" rx=\"5\" fill=\"var(%s)\""
-                  + " fill-opacity=\"0.18\" stroke=\"var(%s)\" stroke-opacity=\"0.5\"/>\n",
+              "<rect x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"%d\" rx=\"5\" %s"
+                  + " fill-opacity=\"0.18\" %s stroke-opacity=\"0.5\"/>\n",
               px(x, r.tokens()) - w / 2,
               y,
               w,
               TAX_H,
-              colour,
-              colour));
+              fill(colour),
+              stroke(colour)));
       text(px(x, r.tokens()), y + 19, 11, 600, "middle", "", String.format(ROOT, "%.2f", r.tax()));
     }
   }
@@ -214,12 +239,12 @@ final class BenchChart {
     svg.append(
         String.format(
             ROOT,
-            "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"var(%s)\" stroke-width=\"%.1f\"%s/>\n",
+            "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" %s stroke-width=\"%.1f\"%s/>\n",
             x1,
             y1,
             x2,
             y2,
-            colour,
+            stroke(colour),
             w,
             dash.isEmpty() ? "" : " stroke-dasharray=\"" + dash + "\""));
   }
@@ -228,14 +253,38 @@ final class BenchChart {
     svg.append(
         String.format(
             ROOT,
-            "<text x=\"%.1f\" y=\"%.1f\" font-size=\"%d\" font-weight=\"%d\" text-anchor=\"%s\"%s>%s</text>\n",
+            "<text x=\"%.1f\" y=\"%.1f\" font-family=\"sans-serif\" font-size=\"%d\" font-weight=\"%d\""
+                + " text-anchor=\"%s\" fill=\"%s\"%s>%s</text>\n",
             x,
             y,
             size,
             weight,
             anchor,
+            COLOURS.getOrDefault("--" + (cls.isEmpty() ? "ink" : cls), "#1f2328"),
             cls.isEmpty() ? "" : " class=\"" + cls + "\"",
             escape(s)));
+  }
+
+  private static String fill(String colour) {
+    return paint("fill", colour);
+  }
+
+  private static String stroke(String colour) {
+    return paint("stroke", colour);
+  }
+
+  /** A plain attribute, which a browser's style overrides. */
+  private static String paint(String attribute, String colour) {
+    return attribute
+        + "=\""
+        + COLOURS.getOrDefault(colour, "#1f2328")
+        + "\" data-"
+        + attribute
+        + "=\""
+        + attribute
+        + "-"
+        + colour.substring(2)
+        + "\"";
   }
 
   static String escape(String s) {

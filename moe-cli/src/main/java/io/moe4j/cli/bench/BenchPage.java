@@ -10,10 +10,12 @@ final class BenchPage {
       @media(prefers-color-scheme:dark){:root{--bg:#0d1117;--ink:#e6edf3;--soft:#8d96a0;--edge:#30363d;--panel:#161b22}}
       body{margin:0 auto;padding:32px 24px;max-width:1040px;background:var(--bg);color:var(--ink);font:15px/1.5 ui-sans-serif,system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
       h1{font-size:26px;margin:0 0 4px}p{color:var(--soft);margin:6px 0}
+      .scroll{overflow-x:auto}dd{overflow-wrap:anywhere}
       dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 18px;margin:18px 0}dt{color:var(--soft)}dd{margin:0}
       svg{max-width:100%;height:auto;margin:8px 0 20px;border-radius:10px}
       table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:13px}
       th,td{padding:5px 10px;border-bottom:1px solid var(--edge);text-align:right}th{color:var(--soft);font-weight:600;position:sticky;top:0;background:var(--bg)}
+      @media(max-width:600px){body{padding:20px 12px}dl{grid-template-columns:minmax(0,1fr)}}
       th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}tr:hover td{background:var(--panel)}
       """;
 
@@ -36,10 +38,11 @@ final class BenchPage {
       fact(s, f.label(), f.value());
     }
     fact(s, "Limits", report.limitsText());
+    report.warning().ifPresent(w -> fact(s, "Warning", w));
     fact(s, "Measured", report.when());
     s.append("</dl>\n").append(BenchChart.svg(report));
     s.append(
-        "<table>\n<thead><tr><th>shape</th><th>weights</th><th>T</th><th>adapters</th><th>median</th>"
+        "<div class=\"scroll\">\n<table>\n<thead><tr><th>shape</th><th>weights</th><th>T</th><th>adapters</th><th>median</th>"
             + "<th>fastest</th><th>floor</th><th>set by</th><th>of roofline</th><th>LoRA tax</th>"
             + "<th>tokens/s</th></tr></thead>\n<tbody>\n");
     for (BenchRow r : report.rows()) {
@@ -57,7 +60,7 @@ final class BenchPage {
       cell(s, String.format(ROOT, "%.0f", r.tokensPerSecond()));
       s.append("</tr>\n");
     }
-    return s.append("</tbody>\n</table>\n</body>\n</html>\n").toString();
+    return s.append("</tbody>\n</table>\n</div>\n</body>\n</html>\n").toString();
   }
 
   private static void fact(StringBuilder s, String label, String value) {

@@ -5,8 +5,10 @@ import static java.util.Locale.ROOT;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.cli.json.Json;
+import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
+import java.util.Optional;
 import java.util.SequencedSet;
 
 /**
@@ -20,6 +22,8 @@ import java.util.SequencedSet;
  */
 public record BenchReport(
     String when, List<Fact> machine, Roofline.Limits limits, List<BenchRow> rows) {
+  /** A limit that moves by more than this is none. */
+  private static final double UNSTABLE = 2;
 
   /**
    * Something about the machine.
@@ -83,6 +87,23 @@ public record BenchReport(
         limits.gflops().count());
   }
 
+  /** {@return what to think of limits that were never the same; empty where they held still} */
+  public Optional<String> warning() {
+    List<String> moved = new ArrayList<>();
+    if (limits.readGbps().max() > UNSTABLE * limits.readGbps().min()) {
+      moved.add("read bandwidth");
+    }
+    if (limits.gflops().max() > UNSTABLE * limits.gflops().min()) {
+      moved.add("multiply-add peak");
+    }
+    return moved.isEmpty()
+        ? Optional.empty()
+        : Optional.of(
+            String.join(" and ", moved)
+                + " changed by more than a factor of two while this ran (something else used the"
+                + " machine): fractions of the roofline mean little here");
+  }
+
   /** {@return the report as Markdown} */
   public String markdown() {
     StringBuilder s = new StringBuilder("# moe bench\n\n");
@@ -90,6 +111,7 @@ public record BenchReport(
       s.append("- ").append(f.label()).append(": ").append(f.value()).append('\n');
     }
     s.append("- Limits, sampled between the cases: ").append(limitsText()).append('\n');
+    warning().ifPresent(w -> s.append("- **Warning**: ").append(w).append('\n'));
     s.append("- Measured: ").append(when).append("\n\n");
     s.append(
         """
@@ -156,8 +178,9 @@ public record BenchReport(
 
   /** {@return the report for programs: machine, limits, one row a case} */
   public ObjectNode json() {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("bench");
     root.put("measured", when);
+    warning().ifPresent(w -> root.put("warning", w));
     ObjectNode m = root.putObject("machine");
     machine.forEach(f -> m.put(f.key(), f.value()));
     ObjectNode l = root.putObject("limits");

@@ -46,17 +46,20 @@ public record BenchShape(
    * {@return a shape by its name, or by its sizes as {@code ExKxHxI}; empty if it is neither}
    *
    * @param text like {@code olmoe} or {@code 64x8x2048x1024}
+   * @throws IllegalArgumentException if no layer can have these sizes; says which and why
    */
   public static Optional<BenchShape> parse(String text) {
     Matcher m = SIZES.matcher(text);
     if (m.matches()) {
-      return Optional.of(
+      BenchShape shape =
           new BenchShape(
               text,
               Integer.parseInt(m.group(1)),
               Integer.parseInt(m.group(2)),
               Integer.parseInt(m.group(3)),
-              Integer.parseInt(m.group(4))));
+              Integer.parseInt(m.group(4)));
+      shape.config(DType.F32, 1).build(); // says which size no layer can have
+      return Optional.of(shape);
     }
     return named().stream().filter(s -> s.name().equals(text)).findFirst();
   }

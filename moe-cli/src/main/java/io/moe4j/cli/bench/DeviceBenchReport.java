@@ -31,6 +31,8 @@ public record DeviceBenchReport(DeviceInfo device, List<Row> rows, int restMilli
   private static final List<Ceiling> CEILINGS = List.of(new Ceiling("H200", 4.3e12, 790e12));
 
   /**
+   * Keeps what it works with.
+   *
    * @param device the card
    * @param rows copied
    * @param restMillis how long the card rested before each
@@ -175,7 +177,7 @@ public record DeviceBenchReport(DeviceInfo device, List<Row> rows, int restMilli
 
   /** {@return the report for programs: the device, one row a case} */
   public ObjectNode json() {
-    ObjectNode root = Json.object();
+    ObjectNode root = Json.document("bench.device");
     root.put("device", device.name());
     ArrayNode all = root.putArray("rows");
     for (Row r : rows) {

@@ -77,6 +77,8 @@ public final class DeviceTuning {
   private final Path file;
 
   /**
+   * Keeps what it works with.
+   *
    * @param backend whose kernels
    * @param device an open device of it; stays the caller's
    * @param file where choices go

@@ -136,7 +136,12 @@ public final class Roofline implements AutoCloseable {
    * @param gflops f32 multiply-adds, as 1e9 operations per second
    */
   public record Limits(int threads, String how, Spread readGbps, Spread gflops) {
-    /** {@return the least time that reading and multiplying this much takes, the slower of both} */
+    /**
+     * {@return the least time that reading and multiplying this much takes, the slower of both}
+     *
+     * @param bytes read
+     * @param flops additions and multiplications
+     */
     public double floorNanos(double bytes, double flops) {
       return Math.max(bytes / readGbps.median(), flops / gflops.median());
     }

@@ -13,11 +13,27 @@ public final class Json {
   private static final ObjectMapper MAPPER =
       new ObjectMapper().enable(SerializationFeature.INDENT_OUTPUT);
 
+  private static final int SCHEMA_VERSION = 1;
+
   private Json() {}
 
   /** {@return an empty object} */
   public static ObjectNode object() {
     return MAPPER.createObjectNode();
+  }
+
+  /**
+   * {@return the beginning of a command's document: which document this is, and the version of its
+   * form. The version changes when a key is renamed, removed or means something else; keys may be
+   * added without}
+   *
+   * @param command like {@code run}
+   */
+  public static ObjectNode document(String command) {
+    ObjectNode root = object();
+    root.put("schema", "moe4j." + command);
+    root.put("schema_version", SCHEMA_VERSION);
+    return root;
   }
 
   /** {@return an empty array} */

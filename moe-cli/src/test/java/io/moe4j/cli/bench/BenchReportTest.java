@@ -91,6 +91,43 @@ final class BenchReportTest {
     assertThat(svg).contains("olmoe &lt;&amp;&gt;, bf16").doesNotContain("href", "NaN", "Infinity");
   }
 
+  /** Outside of browsers there are no variables: without attributes everything is black. */
+  @Test
+  void everyShapeOfTheChartHasPlainColours() throws Exception {
+    Document chart =
+        DocumentBuilderFactory.newInstance()
+            .newDocumentBuilder()
+            .parse(new InputSource(new StringReader(report().svg())));
+    for (String shape : List.of("rect", "circle", "text")) {
+      var all = chart.getElementsByTagName(shape);
+      for (int i = 0; i < all.getLength(); i++) {
+        assertThat(((org.w3c.dom.Element) all.item(i)).getAttribute("fill"))
+            .matches("#[0-9a-f]{6}");
+      }
+    }
+    for (String shape : List.of("line", "polyline", "circle")) {
+      var all = chart.getElementsByTagName(shape);
+      assertThat(all.getLength()).isPositive();
+      for (int i = 0; i < all.getLength(); i++) {
+        assertThat(((org.w3c.dom.Element) all.item(i)).getAttribute("stroke"))
+            .matches("#[0-9a-f]{6}");
+      }
+    }
+  }
+
+  @Test
+  void limitsThatMovedAreNoLimits() {
+    assertThat(report().warning()).isEmpty();
+    Roofline.Limits moved =
+        new Roofline.Limits(
+            LIMITS.threads(), "x", new Roofline.Spread(20, 1.6, 24.4, 5), LIMITS.gflops());
+    BenchReport r = new BenchReport("now", List.of(), moved, report().rows());
+    assertThat(r.warning().orElseThrow()).contains("read bandwidth", "mean little");
+    assertThat(r.markdown()).contains("**Warning**: read bandwidth");
+    assertThat(r.html()).contains("Warning");
+    assertThat(r.json().path("warning").asText()).contains("read bandwidth");
+  }
+
   @Test
   void thePageHoldsTheChartAndEveryRow() {
     String html = report().html();

@@ -44,14 +44,24 @@ public final class CallStruct {
     s = where;
   }
 
-  /** Appends a size, a number or an address. */
+  /**
+   * Appends a size, a number or an address.
+   *
+   * @param value the field
+   * @return this
+   */
   public CallStruct put(long value) {
     s.set(I64, at, value);
     at += 8;
     return this;
   }
 
-  /** Appends a float. */
+  /**
+   * Appends a float.
+   *
+   * @param value the field
+   * @return this
+   */
   public CallStruct put(float value) {
     s.set(F32, at, value);
     at += 4;
@@ -63,7 +73,11 @@ public final class CallStruct {
     return at == CALL_BYTES;
   }
 
-  /** {@return a dtype's number in moe.h} */
+  /**
+   * {@return a dtype's number in moe.h}
+   *
+   * @param type F32, BF16 or F16
+   */
   public static int code(DType type) {
     return switch (type) {
       case F32 -> 0;
@@ -73,7 +87,11 @@ public final class CallStruct {
     };
   }
 
-  /** {@return an activation's number in moe.h} */
+  /**
+   * {@return an activation's number in moe.h}
+   *
+   * @param kind which function
+   */
   public static int code(Activation.Kind kind) {
     return switch (kind) {
       case SILU -> 0;
@@ -88,13 +106,26 @@ public final class CallStruct {
     };
   }
 
-  /** Writes the head of a {@code struct moe_segment}. */
+  /**
+   * Writes the head of a {@code struct moe_segment}.
+   *
+   * @param s where segments are
+   * @param at where the segment begins
+   * @param from first sorted position
+   * @param to behind the last
+   */
   public static void segment(MemorySegment s, long at, long from, long to) {
     s.set(I64, at, from);
     s.set(I64, at + 8, to);
   }
 
-  /** Writes an empty target of a segment. */
+  /**
+   * Writes an empty target of a segment.
+   *
+   * @param s where segments are
+   * @param segment where the segment begins
+   * @param which 0 gate, 1 up, 2 down
+   */
   public static void noTarget(MemorySegment s, long segment, int which) {
     s.set(I32, segment + 16 + which * TARGET_BYTES + 56, 0);
   }

@@ -27,7 +27,7 @@ public final class HugeMemory {
     MemorySegment all =
         MemorySegment.ofAddress(base).reinterpret(size, arena, s -> LibC.unmap(s.address(), size));
     long skip = -base & (HUGE_PAGE - 1);
-    LibC.adviseHugePages(base + skip, size - skip & -HUGE_PAGE);
+    LibC.adviseHugePages(base + skip, (size - skip) & -HUGE_PAGE);
     return all.asSlice(skip, bytes);
   }
 }

@@ -69,7 +69,11 @@ public final class NativeKernels {
     return choose(System.getProperty(PROPERTY, "auto"));
   }
 
-  /** {@return the kernels of one instruction set, empty where the machine lacks it} */
+  /**
+   * {@return the kernels of one instruction set, empty where the machine lacks it}
+   *
+   * @param isa which
+   */
   public static Optional<NativeKernels> of(Isa isa) {
     return Optional.ofNullable(choose(isa.name().toLowerCase(Locale.ROOT)).kernels());
   }
@@ -172,7 +176,13 @@ public final class NativeKernels {
     }
   }
 
-  /** A's product for one segment: of gate and up, or of down. */
+  /**
+   * A's product for one segment: of gate and up, or of down.
+   *
+   * @param call address of a {@code struct moe_call}
+   * @param segment its index
+   * @param down which of the two
+   */
   public void shrink(long call, long segment, boolean down) {
     try {
       NativeCalls.SHRINK.invokeExact(call, segment, down ? 1 : 0);
@@ -181,7 +191,18 @@ public final class NativeKernels {
     }
   }
 
-  /** The w13 product with everything up to the activations, for some blocks. */
+  /**
+   * The w13 product with everything up to the activations, for some blocks.
+   *
+   * @param call address of a {@code struct moe_call}
+   * @param expert whose weights
+   * @param row first sorted position
+   * @param rows positions, at most {@link CallStruct#MAX_ROWS}
+   * @param block first block of outputs
+   * @param blocks how many
+   * @param segment first segment that the positions meet
+   * @param segments how many
+   */
   public void w13(
       long call,
       long expert,
@@ -198,7 +219,18 @@ public final class NativeKernels {
     }
   }
 
-  /** The w2 product with bias and deltas, for some blocks. */
+  /**
+   * The w2 product with bias and deltas, for some blocks.
+   *
+   * @param call address of a {@code struct moe_call}
+   * @param expert whose weights
+   * @param row first sorted position
+   * @param rows positions, at most {@link CallStruct#MAX_ROWS}
+   * @param block first block of outputs
+   * @param blocks how many
+   * @param segment first segment that the positions meet
+   * @param segments how many
+   */
   public void w2(
       long call,
       long expert,

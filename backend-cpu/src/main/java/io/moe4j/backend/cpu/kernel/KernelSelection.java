@@ -1,5 +1,6 @@
 package io.moe4j.backend.cpu.kernel;
 
+import java.util.Locale;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -19,9 +20,33 @@ public final class KernelSelection {
     static final Kernels CHOSEN = choose();
   }
 
-  /** {@return the kernels to use} */
+  /**
+   * {@return the kernels to use}
+   *
+   * @throws IllegalArgumentException if {@value #SCALAR_PROPERTY} is neither true nor false
+   */
   public static Kernels kernels() {
+    scalarAskedFor(); // says what is wrong with it each time
     return Holder.CHOSEN;
+  }
+
+  /**
+   * {@return whether the scalar kernels are asked for}
+   *
+   * @throws IllegalArgumentException if {@value #SCALAR_PROPERTY} is neither true nor false
+   */
+  public static boolean scalarAskedFor() {
+    return scalarAskedFor(System.getProperty(SCALAR_PROPERTY, "false"));
+  }
+
+  static boolean scalarAskedFor(String property) {
+    return switch (property.strip().toLowerCase(Locale.ROOT)) {
+      case "", "true" -> true; // -Dx without a value means true everywhere
+      case "false" -> false;
+      default ->
+          throw new IllegalArgumentException(
+              "-D" + SCALAR_PROPERTY + " is \"" + property + "\", must be true or false");
+    };
   }
 
   /** {@return plain Java kernels, whatever this JVM offers} */
@@ -43,7 +68,7 @@ public final class KernelSelection {
           VECTOR_MODULE);
       return scalar();
     }
-    if (Boolean.getBoolean(SCALAR_PROPERTY)) {
+    if (scalarAskedFor()) {
       LOG.info("-D{}=true: the CPU backend runs its scalar kernels.", SCALAR_PROPERTY);
       return scalar();
     }

@@ -24,6 +24,7 @@ final class VectorLoads {
   private VectorLoads() {}
 
   static FloatVector f32(MemorySegment s, long offset) {
+    FaultMark.set();
     return FloatVector.fromMemorySegment(F, s, offset, LE);
   }
 
@@ -36,6 +37,7 @@ final class VectorLoads {
   }
 
   private static IntVector raw(MemorySegment s, long offset) {
+    FaultMark.set();
     ShortVector raw = ShortVector.fromMemorySegment(S, s, offset, LE);
     return (IntVector) raw.convertShape(VectorOperators.ZERO_EXTEND_S2I, I, 0);
   }

@@ -1,0 +1,263 @@
+package io.moe4j.backend.flashinfer;
+
+import io.moe4j.api.DeviceException;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
+import io.moe4j.api.spi.Tuner;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Optional;
+import java.util.function.BooleanSupplier;
+import java.util.function.Consumer;
+
+/**
+ * Measures the module's kernels in whole forwards: first those of the first product beside the
+ * module's choice for the second, then those of the second beside the best of the first. Only
+ * kernels that the module itself calls valid for the shape are run.
+ */
+final class CutlassTuner implements Tuner {
+  private static final int SAMPLES = 7;
+  private static final double SAMPLE_NANOS = 1e6;
+  private static final double WARM_NANOS = 3e6;
+  private static final int MOST_REPLAYS = 50;
+
+  /**
+   * How far another kernel's output may be from that of the module's choice, relative to its size.
+   */
+  private static final double TOLERANCE = 0.02;
+
+  private final MoeConfig config;
+  private final Device device;
+  private final DeviceStream stream;
+  private final CutlassExperts experts;
+  private final Path file;
+  private Tactics current = Tactics.MODULES_OWN;
+
+  CutlassTuner(
+      MoeConfig config,
+      ExpertWeights weights,
+      Device device,
+      CardKernels kernels,
+      FlashInferModule module,
+      Path file) {
+    this.config = config;
+    this.device = device;
+    this.stream = device.defaultStream();
+    this.file = file;
+    this.experts =
+        new CutlassExperts(config, weights, device, kernels, module, _ -> tokens -> current);
+  }
+
+  /** A pair that cannot be taken, with the reason. */
+  private static final class Rejected extends Exception {
+    private static final long serialVersionUID = 1L;
+
+    Rejected(String message) {
+      super(message);
+    }
+  }
+
+  @Override
+  public Optional<Outcome> tune(List<Call> pass, BooleanSupplier goOn, Consumer<String> listener) {
+    if (pass.isEmpty()) {
+      throw new IllegalArgumentException("pass is empty, must have at least one forward");
+    }
+    int tokens = Math.toIntExact(pass.getFirst().inputs().hidden().size(0));
+    for (Call c : pass) {
+      if (c.lora().isPresent()) {
+        throw new IllegalArgumentException(CutlassSupport.NO_LORA);
+      }
+      if (c.inputs().hidden().size(0) != tokens) {
+        throw new IllegalArgumentException(
+            "pass mixes forwards of other sizes: all must have "
+                + tokens
+                + " tokens, like the first");
+      }
+    }
+    try (Device.Buffer scratch = device.allocate(experts.workspaceBytes(tokens))) {
+      return new Search(pass, new Workspace(scratch.memory()), goOn, listener).run(tokens);
+    } catch (IOException e) {
+      throw new UncheckedIOException(e);
+    } finally {
+      current = Tactics.MODULES_OWN;
+    }
+  }
+
+  @Override
+  public void close() {
+    stream.synchronize();
+    experts.close();
+  }
+
+  /** One number of tokens. */
+  private final class Search {
+    private final List<Call> calls;
+    private final Workspace workspace;
+    private final BooleanSupplier goOn;
+    private final Consumer<String> listener;
+    private final List<String> dropped = new ArrayList<>();
+    private int measured;
+
+    Search(List<Call> calls, Workspace workspace, BooleanSupplier goOn, Consumer<String> listener) {
+      this.calls = calls;
+      this.workspace = workspace;
+      this.goOn = goOn;
+      this.listener = listener;
+    }
+
+    Optional<Outcome> run(int tokens) throws IOException {
+      current = Tactics.MODULES_OWN;
+      forward();
+      stream.synchronize();
+      float[] expected = outputs();
+      double builtIn;
+      try {
+        builtIn = measure(Tactics.MODULES_OWN, expected);
+      } catch (Rejected e) {
+        throw new DeviceException(
+            "FlashInfer's own choice of tactics does not give the same result twice on "
+                + device.info().name()
+                + ": "
+                + e.getMessage());
+      }
+      Tactics best = Tactics.MODULES_OWN;
+      double micros = builtIn;
+      long h = config.expertHiddenSize();
+      long i = config.intermediateSize();
+      boolean fourBit = CutlassScheme.of(config).orElseThrow().isFourBit();
+      for (int product = 1; product <= 2; product++) {
+        long columns = product == 1 ? (config.activation().isGated() ? 2 * i : i) : h;
+        for (long t :
+            experts.runner().validTactics(product, columns, product == 1 ? h : i, fourBit)) {
+          if (!goOn.getAsBoolean()) {
+            return Optional.empty();
+          }
+          Tactics tried =
+              product == 1 ? new Tactics(t, best.second()) : new Tactics(best.first(), t);
+          listener.accept(++measured + ": " + tried);
+          try {
+            double one = measure(tried, expected);
+            if (one < micros) {
+              micros = one;
+              best = tried;
+            }
+          } catch (Rejected e) {
+            dropped.add(tried + ": " + e.getMessage());
+          }
+        }
+      }
+      TacticFile.add(
+          file,
+          new TacticFile.Entry(
+              TacticKey.of(config, device.info(), experts.runner().library()),
+              tokens,
+              best.first(),
+              best.second(),
+              micros,
+              builtIn));
+      return Optional.of(
+          new Outcome(
+              best.toString(), micros, Tactics.MODULES_OWN.toString(), builtIn, measured, dropped));
+    }
+
+    private void forward() {
+      for (Call c : calls) {
+        experts.apply(c.inputs(), Optional.empty(), workspace, stream);
+      }
+    }
+
+    private double measure(Tactics tactics, float[] expected) throws Rejected {
+      current = tactics;
+      try {
+        forward();
+      } catch (DeviceException e) {
+        stream.synchronize(); // a card that failed says so again here
+        throw new Rejected(String.valueOf(e.getMessage()));
+      }
+      stream.synchronize();
+      float[] once = outputs();
+      compare(expected, once);
+      Optional<Device.Graph> graph = device.capture(stream, this::forward);
+      try {
+        double micros =
+            time(graph.<Runnable>map(g -> () -> g.launch(stream)).orElse(this::forward));
+        if (!Arrays.equals(once, outputs())) {
+          throw new Rejected("its result varies from run to run");
+        }
+        return micros / calls.size();
+      } finally {
+        graph.ifPresent(Device.Graph::close);
+      }
+    }
+
+    private void compare(float[] expected, float[] got) throws Rejected {
+      double difference = 0;
+      double size = 0;
+      for (int j = 0; j < expected.length; j++) {
+        double d = got[j] - expected[j];
+        difference += d * d;
+        size += (double) expected[j] * expected[j];
+      }
+      double relative = Math.sqrt(difference / Math.max(size, Double.MIN_NORMAL));
+      // Written so that NaN is an error as well.
+      if (!(relative <= TOLERANCE)) {
+        throw new Rejected(
+            "its result is %.3g away from that of the module's choice".formatted(relative));
+      }
+    }
+
+    /** {@return all outputs, on the host} */
+    private float[] outputs() {
+      float[] all = new float[0];
+      try (Arena arena = Arena.ofConfined()) {
+        for (Call c : calls) {
+          Tensor output = c.inputs().output();
+          MemorySegment bytes = arena.allocate(output.dtype().byteSize(output.elementCount()), 64);
+          Tensor host = Tensor.of(output.dtype(), bytes, output.shape());
+          device.copy(output, host, stream);
+          stream.synchronize();
+          float[] values = host.toFloats();
+          int at = all.length;
+          all = Arrays.copyOf(all, at + values.length);
+          System.arraycopy(values, 0, all, at, values.length);
+        }
+      }
+      return all;
+    }
+
+    /** {@return the median in microseconds} */
+    private double time(Runnable pass) {
+      long begin = System.nanoTime();
+      int warm = 0;
+      double one;
+      do {
+        pass.run();
+        stream.synchronize();
+        warm++;
+        one = (double) (System.nanoTime() - begin) / warm;
+      } while (one * warm < WARM_NANOS);
+      int replays = (int) Math.clamp(Math.ceil(SAMPLE_NANOS / one), 1, MOST_REPLAYS);
+      double[] times = new double[SAMPLES];
+      for (int s = 0; s < SAMPLES; s++) {
+        long start = System.nanoTime();
+        for (int r = 0; r < replays; r++) {
+          pass.run();
+        }
+        stream.synchronize();
+        times[s] = (System.nanoTime() - start) / 1e3 / replays;
+      }
+      Arrays.sort(times);
+      return times[SAMPLES / 2];
+    }
+  }
+}

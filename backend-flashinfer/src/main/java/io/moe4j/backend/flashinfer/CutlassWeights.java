@@ -1,0 +1,384 @@
+package io.moe4j.backend.flashinfer;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.Weight;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.List;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * A layer's experts as the {@code fused_moe} module wants them: all experts in one tensor, up rows
+ * before gate rows, four-bit weights interleaved and their scales folded by blocks of 64 rows and
+ * 128 columns, per-tensor scales multiplied out. Made on the host and the card while a layer is
+ * prepared; owned by the experts.
+ */
+final class CutlassWeights implements AutoCloseable {
+  private static final int FOLD_ROWS = 64;
+  private static final int FOLD_COLUMNS = 128;
+  private static final int FOLDED_ROWS = 16;
+  private static final int GROUP = 32;
+
+  private final DeviceTensors tensors;
+  private final CutlassScheme scheme;
+  private final boolean gated;
+  private final int experts;
+  private final long hidden;
+  private final long intermediate;
+  private final DType type;
+  private final Tensor w13;
+  private final Tensor w2;
+  private final @Nullable Tensor b13;
+  private final @Nullable Tensor b2;
+  private final List<Tensor> scales;
+  private final @Nullable Tensor inputScale;
+
+  /**
+   * @param config the layer
+   * @param weights fits {@code config}
+   * @param scheme the config's
+   * @param device where to
+   * @param interleave the module's function for four-bit weights: from, to
+   */
+  CutlassWeights(
+      MoeConfig config,
+      ExpertWeights weights,
+      CutlassScheme scheme,
+      Device device,
+      Interleave interleave) {
+    this.tensors = new DeviceTensors(device);
+    this.scheme = scheme;
+    this.gated = config.activation().isGated();
+    this.experts = weights.numExperts();
+    this.hidden = config.expertHiddenSize();
+    this.intermediate = config.intermediateSize();
+    this.type = config.inputDtype();
+    try {
+      switch (scheme) {
+        case PLAIN -> {
+          w13 = stackW13(tensors, weights, type, Weight::plain);
+          w2 = stackW2(tensors, weights, type, Weight::plain);
+          scales = List.of();
+          inputScale = null;
+        }
+        case FP8_TENSOR -> {
+          Fp8 fp8 = new Fp8(weights);
+          w13 = fp8.w13;
+          w2 = fp8.w2;
+          scales = fp8.scales;
+          inputScale = fp8.inputScale;
+        }
+        case MXFP4 -> {
+          w13 =
+              interleaved(in -> stackW13(in, weights, DType.U8, CutlassWeights::bytes), interleave);
+          w2 = interleaved(in -> stackW2(in, weights, DType.U8, CutlassWeights::bytes), interleave);
+          scales = List.of(foldedW13(weights), foldedW2(weights));
+          inputScale = null;
+        }
+        default -> throw new IllegalArgumentException("no weights of " + scheme);
+      }
+      boolean biased = config.expertBias();
+      b13 = biased ? biases13(weights) : null;
+      b2 = biased ? biases2(weights) : null;
+    } catch (RuntimeException | Error e) {
+      tensors.close();
+      throw e;
+    }
+  }
+
+  /** Brings four-bit weights {@code [E, rows, columns / 2]} into the mixed GEMM's order. */
+  interface Interleave {
+    /** From one tensor to another, which does not overlap it. */
+    void apply(Tensor from, Tensor to);
+  }
+
+  private interface Stacked {
+    Tensor in(DeviceTensors tensors);
+  }
+
+  private interface Elements {
+    Tensor of(Weight weight);
+  }
+
+  /** Two weights a byte, the first in the lower half, as bytes; rows may lie apart. */
+  private static Tensor bytes(Weight w) {
+    Tensor codes = w.values();
+    if (codes.stride(1) != 1 || codes.stride(0) % 2 != 0) {
+      throw new IllegalArgumentException(w + " is " + codes + ", must have rows without gaps");
+    }
+    return Tensor.strided(
+        DType.U8,
+        codes.memory(),
+        codes.byteOffset(),
+        new long[] {w.out(), w.in() / 2},
+        new long[] {codes.stride(0) / 2, 1});
+  }
+
+  private long rows13() {
+    return gated ? 2 * intermediate : intermediate;
+  }
+
+  /** The part of an expert's w13 for up (first) or gate (behind it). */
+  private Tensor half(Tensor stacked, int expert, boolean gate) {
+    return stacked.select(0, expert).narrow(0, gate ? intermediate : 0, intermediate);
+  }
+
+  private Tensor stackW13(DeviceTensors in, ExpertWeights weights, DType dtype, Elements elements) {
+    long columns = elements.of(weights.expert(0).up()).size(1);
+    Tensor to = in.allocate(dtype, experts, rows13(), columns);
+    for (int e = 0; e < experts; e++) {
+      ExpertWeights.Expert x = weights.expert(e);
+      tensors.copy(elements.of(x.up()), half(to, e, false));
+      Weight gate = x.gate();
+      if (gate != null) {
+        tensors.copy(elements.of(gate), half(to, e, true));
+      }
+    }
+    return to;
+  }
+
+  private Tensor stackW2(DeviceTensors in, ExpertWeights weights, DType dtype, Elements elements) {
+    long columns = elements.of(weights.expert(0).down()).size(1);
+    Tensor to = in.allocate(dtype, experts, hidden, columns);
+    for (int e = 0; e < experts; e++) {
+      tensors.copy(elements.of(weights.expert(e).down()), to.select(0, e));
+    }
+    return to;
+  }
+
+  /** Into a second tensor: the module's function does not work in place. */
+  private Tensor interleaved(Stacked stacked, Interleave interleave) {
+    Tensor to;
+    try (DeviceTensors between = new DeviceTensors(tensors.device())) {
+      Tensor plain = stacked.in(between);
+      to = tensors.allocate(DType.U8, plain.shape());
+      interleave.apply(plain, to);
+      tensors.device().defaultStream().synchronize();
+    }
+    return to;
+  }
+
+  private Tensor biases13(ExpertWeights weights) {
+    float[] all = new float[Math.toIntExact(experts * rows13())];
+    for (int e = 0; e < experts; e++) {
+      ExpertWeights.Expert x = weights.expert(e);
+      int at = Math.toIntExact(e * rows13());
+      put(x.upBias(), all, at);
+      if (gated) {
+        put(x.gateBias(), all, at + (int) intermediate);
+      }
+    }
+    return biases(all, rows13());
+  }
+
+  private Tensor biases2(ExpertWeights weights) {
+    float[] all = new float[Math.toIntExact(experts * hidden)];
+    for (int e = 0; e < experts; e++) {
+      put(weights.expert(e).downBias(), all, Math.toIntExact(e * hidden));
+    }
+    return biases(all, hidden);
+  }
+
+  /** A bias that is not there adds nothing: the module takes both or none. */
+  private void put(@Nullable Tensor bias, float[] to, int at) {
+    if (bias != null) {
+      try (Arena arena = Arena.ofConfined()) {
+        float[] values = tensors.onHost(bias, arena).toFloats();
+        System.arraycopy(values, 0, to, at, values.length);
+      }
+    }
+  }
+
+  private Tensor biases(float[] values, long width) {
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment bytes = arena.allocate(type.byteSize(values.length), 64);
+      Tensor flat = Tensor.of(type, bytes, values.length);
+      for (int i = 0; i < values.length; i++) {
+        flat.set(values[i], i);
+      }
+      return tensors.upload(type, bytes, experts, width);
+    }
+  }
+
+  private Tensor foldedW13(ExpertWeights weights) {
+    long groups = hidden / GROUP;
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment folded = arena.allocate(experts * rows13() * groups, 64);
+      for (int e = 0; e < experts; e++) {
+        ExpertWeights.Expert x = weights.expert(e);
+        fold(x.up(), arena, folded, e * rows13(), groups);
+        Weight gate = x.gate();
+        if (gate != null) {
+          fold(gate, arena, folded, e * rows13() + intermediate, groups);
+        }
+      }
+      return upload(folded, rows13(), hidden);
+    }
+  }
+
+  private Tensor foldedW2(ExpertWeights weights) {
+    long groups = intermediate / GROUP;
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment folded = arena.allocate(experts * hidden * groups, 64);
+      for (int e = 0; e < experts; e++) {
+        fold(weights.expert(e).down(), arena, folded, e * hidden, groups);
+      }
+      return upload(folded, hidden, intermediate);
+    }
+  }
+
+  private Tensor upload(MemorySegment folded, long rows, long columns) {
+    long lanes = (long) FOLD_ROWS / FOLDED_ROWS * (FOLD_COLUMNS / GROUP);
+    return tensors.upload(
+        DType.U8, folded, experts, rows / FOLD_ROWS, columns / FOLD_COLUMNS, FOLDED_ROWS, lanes);
+  }
+
+  /**
+   * Folds scales: a block of 64 rows and 128 columns becomes 16 rows of 16 bytes, in each of which
+   * four slices of 16 rows stand beside each other with their four groups.
+   *
+   * @param to all experts' folded scales
+   * @param firstRow of this weight among all rows; a multiple of 64
+   * @param groups of a row; a multiple of 4
+   */
+  private void fold(Weight w, Arena arena, MemorySegment to, long firstRow, long groups) {
+    Tensor scales = tensors.onHost(w.scales().orElseThrow(), arena);
+    MemorySegment from = scales.segment();
+    long perBlock = FOLD_COLUMNS / GROUP;
+    long blocks = groups / perBlock;
+    for (long row = 0; row < w.out(); row++) {
+      long all = firstRow + row;
+      long slice = all % FOLD_ROWS / FOLDED_ROWS;
+      for (long g = 0; g < groups; g++) {
+        long at =
+            ((all / FOLD_ROWS * blocks + g / perBlock) * FOLDED_ROWS + all % FOLDED_ROWS)
+                    * (FOLD_ROWS / FOLDED_ROWS * perBlock)
+                + slice * perBlock
+                + g % perBlock;
+        to.set(ValueLayout.JAVA_BYTE, at, from.get(ValueLayout.JAVA_BYTE, row * groups + g));
+      }
+    }
+  }
+
+  /**
+   * FP8 with one scale a tensor. The module has one scale for gate and up together and one input
+   * scale for all experts, so the larger is taken, and what had the smaller is coded anew.
+   */
+  private final class Fp8 {
+    private final Tensor w13;
+    private final Tensor w2;
+    private final List<Tensor> scales;
+    private final Tensor inputScale;
+
+    Fp8(ExpertWeights weights) {
+      float input = 0;
+      for (int e = 0; e < experts; e++) {
+        for (Weight w : first(weights.expert(e))) {
+          input = Math.max(input, number(w.inputScale().orElseThrow()));
+        }
+      }
+      float[] fc1 = new float[experts];
+      float[] quant = new float[experts];
+      float[] fc2 = new float[experts];
+      w13 = tensors.allocate(DType.F8_E4M3, experts, rows13(), hidden);
+      for (int e = 0; e < experts; e++) {
+        ExpertWeights.Expert x = weights.expert(e);
+        float common = 0;
+        for (Weight w : first(x)) {
+          common = Math.max(common, number(w.scales().orElseThrow()));
+        }
+        for (Weight w : first(x)) {
+          copyCoded(w, common, half(w13, e, w == x.gate()));
+        }
+        fc1[e] = common * input;
+        float down = number(x.down().inputScale().orElseThrow());
+        quant[e] = 1 / down;
+        fc2[e] = number(x.down().scales().orElseThrow()) * down;
+      }
+      w2 = stackW2(tensors, weights, DType.F8_E4M3, Weight::values);
+      inputScale = tensors.floats(new float[] {input});
+      scales =
+          List.of(
+              tensors.floats(fc1, experts),
+              tensors.floats(quant, experts),
+              tensors.floats(fc2, experts),
+              inputScale);
+    }
+
+    private List<Weight> first(ExpertWeights.Expert x) {
+      Weight gate = x.gate();
+      return gate == null ? List.of(x.up()) : List.of(x.up(), gate);
+    }
+
+    private float number(Tensor one) {
+      try (Arena arena = Arena.ofConfined()) {
+        return (float) tensors.onHost(one, arena).reshape(1).get(0);
+      }
+    }
+
+    private void copyCoded(Weight w, float common, Tensor to) {
+      float own = number(w.scales().orElseThrow());
+      if (own == common) {
+        tensors.copy(w.values(), to);
+        return;
+      }
+      try (Arena arena = Arena.ofConfined()) {
+        MemorySegment from = tensors.onHost(w.values(), arena).segment();
+        MemorySegment coded = arena.allocate(from.byteSize(), 64);
+        for (long i = 0; i < from.byteSize(); i++) {
+          float value = E4m3.value(from.get(ValueLayout.JAVA_BYTE, i)) * own;
+          coded.set(ValueLayout.JAVA_BYTE, i, E4m3.of(value / common));
+        }
+        tensors.copy(Tensor.of(DType.F8_E4M3, coded, w.values().shape()), to);
+      }
+    }
+  }
+
+  /** {@return {@code [E, 2I or I, H]}, packed where the scheme packs} */
+  Tensor w13() {
+    return w13;
+  }
+
+  /** {@return {@code [E, H, I]}, packed where the scheme packs} */
+  Tensor w2() {
+    return w2;
+  }
+
+  /** {@return {@code [E, 2I or I]} in the layer's dtype, or null} */
+  @Nullable Tensor b13() {
+    return b13;
+  }
+
+  /** {@return {@code [E, H]} in the layer's dtype, or null} */
+  @Nullable Tensor b2() {
+    return b2;
+  }
+
+  /** {@return the module's {@code quant_scales}, in its order; empty for none} */
+  List<Tensor> scales() {
+    return scales;
+  }
+
+  /** {@return the scale of e4m3 input, one F32 number; null where input is not quantised} */
+  @Nullable Tensor inputScale() {
+    return inputScale;
+  }
+
+  CutlassScheme scheme() {
+    return scheme;
+  }
+
+  int experts() {
+    return experts;
+  }
+
+  @Override
+  public void close() {
+    tensors.close();
+  }
+}

@@ -1,0 +1,178 @@
+package io.moe4j.backend.flashinfer;
+
+import io.moe4j.api.DeviceException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * A loaded module of FlashInfer. Each file is loaded once and kept until the process ends: its
+ * kernels hold on to the driver, and loading takes long. Loading touches no device. Safe for
+ * several threads.
+ */
+final class FlashInferModule {
+  private static final Logger LOG = LoggerFactory.getLogger(FlashInferModule.class);
+
+  /** What the loader says of a library that another one depends on. */
+  private static final Pattern MISSING =
+      Pattern.compile("^(lib[\\w.+-]+\\.so[\\w.]*): cannot open shared object file");
+
+  private static final int MOST_DEPENDENCIES = 8;
+  private static final Map<FlashInferLibrary, FlashInferModule> LOADED = new HashMap<>();
+
+  private final FlashInferLibrary library;
+  private final TvmRuntime runtime;
+  private final TvmModule module;
+
+  private FlashInferModule(FlashInferLibrary library, TvmRuntime runtime, TvmModule module) {
+    this.library = library;
+    this.runtime = runtime;
+    this.module = module;
+  }
+
+  /**
+   * Loads a module, with TVM-FFI before it and CUDA's libraries from where they lie.
+   *
+   * @param library what was found
+   * @param places where CUDA's libraries may lie, if the loader does not know them
+   * @return the module
+   * @throws UnavailableException in the loader's words, if something is missing or does not fit
+   */
+  static FlashInferModule load(FlashInferLibrary library, SearchPlaces places)
+      throws UnavailableException {
+    synchronized (LOADED) {
+      FlashInferModule known = LOADED.get(library);
+      if (known != null) {
+        return known;
+      }
+      TvmRuntime runtime = TvmRuntime.load(library.tvm());
+      loadDependencies(library, places);
+      try {
+        FlashInferModule now =
+            new FlashInferModule(library, runtime, runtime.module(library.module()));
+        LOADED.put(library, now);
+        LOG.info(
+            "FlashInfer {} ({}), apache-tvm-ffi {} ({})",
+            library.version(),
+            library.module(),
+            runtime.version(),
+            runtime.path());
+        return now;
+      } catch (DeviceException e) {
+        throw new UnavailableException(String.valueOf(e.getMessage()), e);
+      }
+    }
+  }
+
+  /** Python finds CUDA's libraries in packages of their own; here they are loaded by name. */
+  private static void loadDependencies(FlashInferLibrary library, SearchPlaces places)
+      throws UnavailableException {
+    for (int i = 0; ; i++) {
+      try {
+        NativeLibrary.tryOut(library.module());
+        return;
+      } catch (UnavailableException e) {
+        Matcher missing = MISSING.matcher(e.reason());
+        Optional<Path> file =
+            missing.find() && i < MOST_DEPENDENCIES
+                ? find(missing.group(1), library, places)
+                : Optional.empty();
+        if (file.isEmpty()) {
+          throw new UnavailableException(
+              library.module() + " could not be loaded: " + e.reason(), e);
+        }
+        NativeLibrary.loadForAll(file.get());
+      }
+    }
+  }
+
+  private static Optional<Path> find(String name, FlashInferLibrary library, SearchPlaces places) {
+    List<Path> folders = new ArrayList<>();
+    List<Path> sites = new ArrayList<>(places.sites());
+    Path site = library.site();
+    if (site != null) {
+      sites.addFirst(site);
+    }
+    for (Path s : sites) {
+      for (Path part : SearchPlaces.children(s.resolve("nvidia"), "")) {
+        folders.add(part.resolve("lib"));
+      }
+    }
+    folders.addAll(places.cuda());
+    return folders.stream().map(f -> f.resolve(name)).filter(Files::isRegularFile).findFirst();
+  }
+
+  FlashInferLibrary library() {
+    return library;
+  }
+
+  TvmRuntime runtime() {
+    return runtime;
+  }
+
+  /**
+   * A function of the module.
+   *
+   * @param name one that has no versions
+   * @return owned by the caller
+   * @throws UnavailableException if the module has none of that name
+   */
+  TvmFunction function(String name) throws UnavailableException {
+    return module.function(name);
+  }
+
+  /** A function with the argument list that it has in this version. */
+  Bound bind(TvmFunction function, String name) throws UnavailableException {
+    List<Signature> candidates = ArgumentLists.of(name, library.version());
+    if (candidates.isEmpty()) {
+      throw new UnavailableException(
+          "FlashInfer " + library.version() + " has no " + name + " that moe4j knows");
+    }
+    return bind(function, candidates);
+  }
+
+  /** A function whose argument list must be one of several. */
+  Bound bind(TvmFunction function, List<Signature> candidates) throws UnavailableException {
+    try {
+      return new Bound(function, Signature.match(function, candidates, library.version().text()));
+    } catch (UnavailableException | RuntimeException | Error e) {
+      function.close();
+      throw e;
+    }
+  }
+
+  /**
+   * A function and its argument list.
+   *
+   * @param function owned by this
+   * @param signature of this version
+   */
+  record Bound(TvmFunction function, Signature signature) implements AutoCloseable {
+    /** Calls, and drops whatever comes back. */
+    void call(NamedArguments arguments) {
+      try (TvmArguments a = arguments.inOrderOf(signature)) {
+        function.call(a);
+      }
+    }
+
+    /** Calls for an integer. */
+    long callForLong(NamedArguments arguments) {
+      try (TvmArguments a = arguments.inOrderOf(signature)) {
+        return function.callForLong(a);
+      }
+    }
+
+    @Override
+    public void close() {
+      function.close();
+    }
+  }
+}

@@ -1,0 +1,177 @@
+package io.moe4j.backend.flashinfer;
+
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.file.Files;
+import java.nio.file.InvalidPathException;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Optional;
+import java.util.Set;
+import java.util.function.Function;
+import java.util.stream.Stream;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * Where FlashInfer is looked for.
+ *
+ * @param given what the user named: a module's file, a folder of modules, or a folder of Python
+ *     packages; nothing else is looked at then
+ * @param version the version of what was given, where its surroundings do not tell
+ * @param tvm the file of TVM-FFI, if the user named one
+ * @param sites folders of Python packages, the preferred one first
+ * @param cache FlashInfer's cache of modules compiled on this machine
+ * @param cuda folders of CUDA's libraries
+ */
+record SearchPlaces(
+    Optional<Path> given,
+    Optional<String> version,
+    Optional<Path> tvm,
+    List<Path> sites,
+    Optional<Path> cache,
+    List<Path> cuda) {
+  /** A module, a folder of modules, or a folder of Python packages. */
+  static final String PATH_PROPERTY = "moe4j.flashinfer.path";
+
+  /** The same as an environment variable. */
+  static final String PATH_VARIABLE = "MOE_FLASHINFER_PATH";
+
+  /** The version of what {@link #PATH_PROPERTY} names. */
+  static final String VERSION_PROPERTY = "moe4j.flashinfer.version";
+
+  /** The file {@code libtvm_ffi.so}. */
+  static final String TVM_PROPERTY = "moe4j.flashinfer.tvm-ffi";
+
+  SearchPlaces {
+    sites = List.copyOf(sites);
+    cuda = List.copyOf(cuda);
+  }
+
+  /** {@return the places of this process: its properties, its environment, its user} */
+  static SearchPlaces ofThisProcess() {
+    return of(System::getProperty, System::getenv);
+  }
+
+  /** The same, for any properties and environment. */
+  static SearchPlaces of(
+      Function<String, @Nullable String> properties,
+      Function<String, @Nullable String> environment) {
+    Optional<Path> given =
+        path(properties.apply(PATH_PROPERTY)).or(() -> path(environment.apply(PATH_VARIABLE)));
+    Optional<Path> home = path(properties.apply("user.home"));
+    Optional<Path> base = path(environment.apply("FLASHINFER_WORKSPACE_BASE")).or(() -> home);
+    return new SearchPlaces(
+        given,
+        text(properties.apply(VERSION_PROPERTY)),
+        path(properties.apply(TVM_PROPERTY)),
+        sites(environment, home),
+        base.map(b -> b.resolve(".cache").resolve("flashinfer")),
+        cuda(environment));
+  }
+
+  private static Optional<String> text(@Nullable String text) {
+    return text == null || text.isBlank() ? Optional.empty() : Optional.of(text.strip());
+  }
+
+  private static Optional<Path> path(@Nullable String text) {
+    try {
+      return text(text).map(t -> Path.of(t).toAbsolutePath().normalize());
+    } catch (InvalidPathException e) {
+      return Optional.empty();
+    }
+  }
+
+  /** Active environments first, then the Python on the path, the user's packages, the system's. */
+  private static List<Path> sites(
+      Function<String, @Nullable String> environment, Optional<Path> home) {
+    Set<Path> found = new LinkedHashSet<>();
+    for (String variable : List.of("VIRTUAL_ENV", "CONDA_PREFIX")) {
+      path(environment.apply(variable)).ifPresent(p -> found.addAll(packagesUnder(p)));
+    }
+    for (String entry : split(environment.apply("PYTHONPATH"))) {
+      path(entry).filter(Files::isDirectory).ifPresent(found::add);
+    }
+    for (String entry : split(environment.apply("PATH"))) {
+      path(entry)
+          .map(p -> p.resolve("python3"))
+          .filter(Files::isExecutable)
+          .ifPresent(python -> {
+            // As it is linked (a virtual environment), and where it really lies.
+            found.addAll(packagesUnder(prefix(python)));
+            found.addAll(packagesUnder(prefix(real(python))));
+          });
+    }
+    home.ifPresent(h -> found.addAll(packagesUnder(h.resolve(".local"))));
+    found.addAll(packagesUnder(Path.of("/usr/local")));
+    found.addAll(packagesUnder(Path.of("/usr")));
+    return List.copyOf(found);
+  }
+
+  private static String[] split(@Nullable String list) {
+    return list == null || list.isEmpty() ? new String[0] : list.split(":");
+  }
+
+  private static Path real(Path file) {
+    try {
+      return file.toRealPath();
+    } catch (IOException e) {
+      return file;
+    }
+  }
+
+  private static Path prefix(Path python) {
+    Path bin = python.getParent();
+    Path prefix = bin == null ? null : bin.getParent();
+    return prefix == null ? python : prefix;
+  }
+
+  /** {@code lib/python3.N/site-packages} and its like under a prefix; newer Pythons first. */
+  private static List<Path> packagesUnder(Path prefix) {
+    List<Path> found = new ArrayList<>();
+    for (Path python : children(prefix.resolve("lib"), "python3")) {
+      for (String name : List.of("site-packages", "dist-packages")) {
+        Path packages = python.resolve(name);
+        if (Files.isDirectory(packages)) {
+          found.add(packages);
+        }
+      }
+    }
+    return found;
+  }
+
+  /** {@return folders in a folder whose names begin so, the last by name first; empty if none} */
+  static List<Path> children(Path folder, String beginning) {
+    if (!Files.isDirectory(folder)) {
+      return List.of();
+    }
+    try (Stream<Path> all = Files.list(folder)) {
+      return all.filter(p -> String.valueOf(p.getFileName()).startsWith(beginning))
+          .filter(Files::isDirectory)
+          .sorted((a, b) -> b.compareTo(a))
+          .toList();
+    } catch (IOException | UncheckedIOException e) {
+      return List.of(); // a folder that may not be read has nothing for us
+    }
+  }
+
+  private static List<Path> cuda(Function<String, @Nullable String> environment) {
+    List<Path> roots = new ArrayList<>();
+    for (String variable : List.of("CUDA_HOME", "CUDA_PATH")) {
+      path(environment.apply(variable)).ifPresent(roots::add);
+    }
+    roots.add(Path.of("/usr/local/cuda"));
+    roots.addAll(children(Path.of("/usr/local"), "cuda-"));
+    List<Path> found = new ArrayList<>();
+    for (Path root : roots) {
+      for (String name : List.of("lib64", "lib", "targets/x86_64-linux/lib")) {
+        Path libraries = root.resolve(name);
+        if (Files.isDirectory(libraries)) {
+          found.add(libraries);
+        }
+      }
+    }
+    return found;
+  }
+}

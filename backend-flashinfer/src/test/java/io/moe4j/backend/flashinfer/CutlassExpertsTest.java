@@ -1,0 +1,406 @@
+package io.moe4j.backend.flashinfer;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+
+import io.moe4j.api.DeviceException;
+import io.moe4j.api.config.Activation;
+import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.config.LoraConfig;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
+import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
+import io.moe4j.api.platform.DeviceId;
+import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.platform.Platform;
+import io.moe4j.api.routing.ExpertRouting;
+import io.moe4j.api.spi.BackendPriority;
+import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.ModularExperts;
+import io.moe4j.api.spi.Support;
+import io.moe4j.api.spi.Tuner;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.reference.ReferenceExperts;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Optional;
+import java.util.Random;
+import org.jspecify.annotations.Nullable;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/** What the kit does not ask: quantised weights, versions, tactics, refusals. */
+class CutlassExpertsTest {
+  private static final int TOKENS = 9;
+
+  @TempDir private Path temp;
+
+  private final HostCuda device = new HostCuda(9, 0);
+  private final List<Device.Buffer> buffers = new ArrayList<>();
+
+  @BeforeEach
+  void noTunedTactics() {
+    Standin.assumeCompiler();
+    System.setProperty(TacticTable.PROPERTY, "off");
+  }
+
+  @AfterEach
+  void giveBack() {
+    System.clearProperty(TacticTable.PROPERTY);
+    buffers.forEach(Device.Buffer::close);
+    assertThat(device.taken()).as("bytes nobody gave back").isZero();
+  }
+
+  private Tensor onDevice(Tensor host) {
+    Device.Buffer buffer = device.allocate(host.dtype().byteSize(host.elementCount()));
+    buffers.add(buffer);
+    Tensor t = Tensor.of(host.dtype(), buffer.memory(), host.shape());
+    device.copy(host, t, device.defaultStream());
+    return t;
+  }
+
+  /** A batch and where its output goes. */
+  private record Batch(ExpertsInputs host, ExpertsInputs device) {}
+
+  private Batch batch(MoeConfig c, DType outputDtype, @Nullable Tensor map) {
+    Random random = new Random(5);
+    Tensor hidden = Layers.random(random, 0.7, c.inputDtype(), TOKENS, c.hiddenSize());
+    Tensor ids = Layers.empty(DType.I32, TOKENS, c.topK());
+    Tensor weights = Layers.empty(DType.F32, TOKENS, c.topK());
+    for (int t = 0; t < TOKENS; t++) {
+      for (int k = 0; k < c.topK(); k++) {
+        ids.set(t == 3 && k == 0 ? -1 : (t + 3 * k) % c.numExperts(), t, k);
+        weights.set(random.nextDouble(), t, k);
+      }
+    }
+    Tensor output = Layers.empty(DType.F32, TOKENS, c.hiddenSize());
+    ExpertsInputs host =
+        ExpertsInputs.standard(hidden, new ExpertRouting(ids, weights, map), output);
+    ExpertRouting routing =
+        new ExpertRouting(onDevice(ids), onDevice(weights), map == null ? null : onDevice(map));
+    ExpertsInputs there =
+        ExpertsInputs.standard(
+            onDevice(hidden), routing, onDevice(Layers.empty(outputDtype, TOKENS, c.hiddenSize())));
+    return new Batch(host, there);
+  }
+
+  private void run(ModularExperts experts, Batch b) {
+    Device.Buffer scratch = device.allocate(experts.workspaceBytes(TOKENS));
+    try (scratch) {
+      experts.apply(
+          b.device(), Optional.empty(), new Workspace(scratch.memory()), device.stream(0x51));
+    }
+  }
+
+  private static void assertClose(MoeConfig c, ExpertWeights w, Batch b, double tolerance) {
+    try (ReferenceExperts truth = new ReferenceExperts(c, w)) {
+      truth.apply(
+          b.host(),
+          Optional.empty(),
+          new Workspace(Layers.empty(DType.U8, 1).memory()),
+          DeviceStream.HOST);
+    }
+    double[] expected = b.host().output().toDoubles();
+    double[] got = HostCuda.onHost(b.device().output()).toDoubles();
+    double difference = 0;
+    double size = 0;
+    for (int i = 0; i < expected.length; i++) {
+      difference += (got[i] - expected[i]) * (got[i] - expected[i]);
+      size += expected[i] * expected[i];
+    }
+    assertThat(size).isPositive();
+    assertThat(Math.sqrt(difference / size)).isLessThan(tolerance);
+  }
+
+  private void check(
+      FlashInferCutlassBackend backend, MoeConfig c, ExpertWeights w, double tolerance) {
+    assertThat(backend.isSupportedConfig(c, Platform.of(device.info()))).isEqualTo(Support.yes());
+    for (DType out : List.of(DType.BF16, DType.F32)) {
+      Tensor map = c.expertMap().map(m -> Tensor.ofInts(m.toArray(), c.numExperts())).orElse(null);
+      Batch b = batch(c, out, map);
+      long live = Standin.liveObjects();
+      long taken = device.taken();
+      try (ModularExperts experts = (ModularExperts) backend.prepare(c, w, device)) {
+        run(experts, b);
+        assertClose(c, w, b, tolerance);
+      }
+      assertThat(Standin.liveObjects()).isEqualTo(live);
+      assertThat(device.taken()).isEqualTo(taken);
+    }
+  }
+
+  @ParameterizedTest
+  @CsvSource({"HALVES", "INTERLEAVED"})
+  void mxfp4(GateUpLayout layout) {
+    MoeConfig c =
+        Layers.config(256, 128, 5, 2)
+            .quantScheme(QuantScheme.MXFP4)
+            .activation(Activation.SWIGLUOAI)
+            .expertBias(true)
+            .build();
+    check(Standin.cutlass(), c, Layers.mxfp4(c, 7, layout), 0.01);
+  }
+
+  @Test
+  void fp8WithStaticActivations() {
+    MoeConfig c =
+        Layers.config(64, 32, 5, 2)
+            .quantScheme(Layers.FP8_STATIC)
+            .quantizedActivations(true)
+            .build();
+    // Codes of the smaller of two scales are rounded once more, which the reference does not do.
+    check(Standin.cutlass(), c, Layers.fp8(c, 8), 0.05);
+  }
+
+  @Test
+  void fp8WithoutQuantisedActivationsIsAnotherScheme() {
+    MoeConfig c = Layers.config(64, 32, 5, 2).quantScheme(Layers.FP8_STATIC).build();
+    assertThat(Standin.cutlass().isSupportedConfig(c, Platform.of(device.info())).toString())
+        .contains("without quantised activations is none of: none; fp8 per tensor");
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "0.6.5, 7, 24",
+    "0.6.12, 7, 25",
+    "0.6.15, 8, 25",
+    "0.6.16, 9, 26",
+    "0.6.16.post4, 8, 26",
+    "0.6.17, 8, 26",
+    "0.6.18, 9, 26",
+    "0.6.18, 9, 28"
+  })
+  void everyKnownVersion(String version, int init, int run) {
+    Path module =
+        Standin.build(
+            "moe-" + init + "-" + run,
+            "fused_moe_90.so",
+            "moe.c",
+            "-DINIT_ARGS=" + init,
+            "-DRUN_MOE_ARGS=" + run);
+    FlashInferCutlassBackend backend =
+        new FlashInferCutlassBackend(Standin.installed(module, version), _ -> new HostKernels());
+    MoeConfig c = Layers.config(32, 16, 6, 2).activation(Activation.SILU.withLimit(0.8f)).build();
+    check(backend, c, Layers.plain(c, 3, GateUpLayout.HALVES), 0.01);
+  }
+
+  @Test
+  void aModuleThatIsNotWhatItsVersionSaysIsRefused() {
+    FlashInferCutlassBackend backend =
+        new FlashInferCutlassBackend(
+            Standin.installed(Standin.moe(), "0.6.8"), _ -> new HostKernels());
+    MoeConfig c = Layers.config(32, 16, 6, 2).build();
+    ExpertWeights w = Layers.plain(c, 3, GateUpLayout.HALVES);
+    assertThatThrownBy(() -> backend.prepare(c, w, device))
+        .isInstanceOf(DeviceException.class)
+        .hasMessage("init of FlashInfer 0.6.8 takes 9 arguments, moe4j knows it with [7]");
+  }
+
+  @Test
+  void f16AndEveryActivationItHas() {
+    for (Activation a :
+        List.of(
+            Activation.SILU,
+            Activation.GELU,
+            Activation.GELU_TANH,
+            Activation.SWIGLUOAI,
+            Activation.RELU2_NO_MUL,
+            Activation.plain(Activation.Kind.SILU_NO_MUL),
+            Activation.plain(Activation.Kind.SWIGLU_STEP).withLimit(0.5f))) {
+      MoeConfig c =
+          Layers.config(32, 16, 6, 2)
+              .inputDtype(DType.F16)
+              .weightDtype(DType.F16)
+              .activation(a)
+              .build();
+      check(Standin.cutlass(), c, Layers.plain(c, 4, GateUpLayout.INTERLEAVED), 0.005);
+    }
+  }
+
+  @Test
+  void blocksOfExperts() {
+    MoeConfig c = Layers.config(32, 16, 6, 2).parallel(ParallelConfig.expert(3, 1)).build();
+    assertThat(ExpertBlock.of(c)).contains(new ExpertBlock(2, 3, 1));
+    check(Standin.cutlass(), c, Layers.plain(c, 4, GateUpLayout.HALVES), 0.01);
+    MoeConfig uneven = Layers.config(32, 16, 7, 2).parallel(ParallelConfig.expert(3, 1)).build();
+    assertThat(Standin.cutlass().isSupportedConfig(uneven, Platform.of(device.info())).toString())
+        .contains("expert map");
+  }
+
+  @Test
+  void whatPrepareCannotDoLeavesNothingBehind() {
+    MoeConfig c = Layers.config(32, 16, 6, 2).build();
+    ExpertWeights w = Layers.plain(c, 3, GateUpLayout.HALVES);
+    FlashInferCutlassBackend backend = Standin.cutlass();
+    backend.isSupportedConfig(c, Platform.of(device.info()));
+    long live = Standin.liveObjects();
+    new Standin.Controls(Standin.moe()).failNext("RuntimeError", "no kernel image");
+    assertThatThrownBy(() -> backend.prepare(c, w, device))
+        .isInstanceOf(DeviceException.class)
+        .hasMessage("init of FlashInfer failed: RuntimeError: no kernel image");
+    assertThat(Standin.liveObjects()).isEqualTo(live);
+    device.limit(7000);
+    assertThatThrownBy(() -> backend.prepare(c, w, device)).isInstanceOf(DeviceException.class);
+    device.limit(Long.MAX_VALUE);
+    assertThat(Standin.liveObjects()).isEqualTo(live);
+    assertThat(device.taken()).isZero();
+  }
+
+  @Test
+  void aForwardThatFailsSaysWhyAndTheNextOneWorks() {
+    MoeConfig c = Layers.config(32, 16, 6, 2).build();
+    ExpertWeights w = Layers.plain(c, 3, GateUpLayout.HALVES);
+    Batch b = batch(c, DType.BF16, null);
+    Standin.Controls module = new Standin.Controls(Standin.moe());
+    try (ModularExperts experts = (ModularExperts) Standin.cutlass().prepare(c, w, device)) {
+      module.failNext("RuntimeError", "an error of the card");
+      assertThatThrownBy(() -> run(experts, b))
+          .isInstanceOf(DeviceException.class)
+          .hasMessage("run_moe of FlashInfer failed: RuntimeError: an error of the card");
+      run(experts, b);
+      assertThat(module.ask("standin_last_stream")).isEqualTo(0x51);
+      assertClose(c, w, b, 0.01);
+      Device.Buffer small = device.allocate(1 << 11);
+      try (small) {
+        Workspace workspace = new Workspace(small.memory());
+        assertThatThrownBy(() ->
+                experts.apply(b.device(), Optional.empty(), workspace, device.defaultStream()))
+            .isInstanceOf(DeviceException.class)
+            .hasMessageContaining("workspace_buffer too small: need");
+      }
+      experts.close();
+      assertThatThrownBy(() -> run(experts, b)).isInstanceOf(IllegalStateException.class);
+    }
+  }
+
+  @Test
+  void loraIsRefusedWithTheReason() {
+    MoeConfig c = Layers.config(32, 16, 6, 2).lora(new LoraConfig(4, 16)).build();
+    FlashInferCutlassBackend backend = Standin.cutlass();
+    assertThat(backend.supportsLora()).isFalse();
+    assertThat(backend.isSupportedConfig(c, Platform.of(device.info())).reasons())
+        .extracting(Support.Reason::code, Support.Reason::message)
+        .contains(org.assertj.core.groups.Tuple.tuple(Support.Code.LORA, CutlassSupport.NO_LORA));
+  }
+
+  @Test
+  void absenceIsARow() {
+    MoeConfig c = Layers.config(32, 16, 6, 2).build();
+    FlashInferCutlassBackend backend =
+        new FlashInferCutlassBackend(
+            Standin.installed(temp.resolve("none"), "0.6.18"), _ -> new HostKernels());
+    Platform h200 = Platform.of(DeviceInfo.cuda(0, "NVIDIA H200", 9, 0));
+    assertThat(backend.isSupportedConfig(c, h200).toString())
+        .isEqualTo("there is no module fused_moe_90 of FlashInfer at " + temp.resolve("none"));
+    assertThat(backend.externalStatus(h200)).hasSize(1);
+    assertThat(backend.externalStatus(h200).getFirst().usable()).isFalse();
+    assertThat(backend.externalStatus(Platform.cpuOnly()).getFirst().found())
+        .startsWith("not looked for: no cuda device");
+    Platform old = Platform.of(DeviceInfo.cuda(0, "Tesla T4", 7, 5));
+    assertThat(backend.isSupportedConfig(c, old).toString())
+        .contains("FlashInfer has no fused_moe module for capability 7.5");
+    assertThat(backend.isSupportedConfig(c, Platform.cpuOnly()).toString())
+        .contains("no cuda device");
+    assertThat(Standin.cutlass().externalStatus(h200))
+        .extracting(s -> s.what() + " " + s.usable())
+        .containsExactly("FlashInfer true", "TVM-FFI true");
+  }
+
+  @Test
+  void prioritiesFollowTheFigures() {
+    Platform h200 = Platform.of(DeviceInfo.cuda(0, "NVIDIA H200", 9, 0));
+    Platform b200 = Platform.of(DeviceInfo.cuda(0, "NVIDIA B200", 10, 0));
+    MoeConfig plain = Layers.config(32, 16, 6, 2).build();
+    MoeConfig fp8 =
+        Layers.config(64, 32, 5, 2)
+            .quantScheme(Layers.FP8_STATIC)
+            .quantizedActivations(true)
+            .build();
+    FlashInferCutlassBackend backend = Standin.cutlass();
+    assertThat(backend.priority(plain, h200)).isLessThan(BackendPriority.GPU_PORTABLE);
+    assertThat(backend.priority(fp8, h200))
+        .isGreaterThan(BackendPriority.GPU_PORTABLE)
+        .isLessThan(BackendPriority.GPU_TUNED);
+    assertThat(backend.priority(fp8, b200)).isLessThan(BackendPriority.GPU_PORTABLE);
+    assertThat(backend.priority(plain, Platform.of(DeviceInfo.of(DeviceId.CPU, "CPU"))))
+        .isLessThan(BackendPriority.GPU_PORTABLE);
+  }
+
+  @Test
+  void tuningTriesValidKernelsOnlyAndPrepareTakesWhatItFound() throws IOException {
+    Path file = temp.resolve("sub/tactics.json");
+    System.setProperty(TacticTable.PROPERTY, file.toString());
+    MoeConfig c = Layers.config(128, 128, 4, 2).quantScheme(QuantScheme.MXFP4).build();
+    ExpertWeights w = Layers.mxfp4(c, 9, GateUpLayout.HALVES);
+    FlashInferCutlassBackend backend = Standin.cutlass();
+    assertThat(backend.tuningFile()).contains(file);
+    assertThat(backend.tuningStatus(device.info()).entries()).isZero();
+    Batch b = batch(c, DType.BF16, null);
+    List<String> tried = new ArrayList<>();
+    try (Tuner tuner = backend.tuner(c, w, device, file)) {
+      Tuner.Outcome found =
+          tuner
+              .tune(List.of(new Tuner.Call(b.device(), Optional.empty())), () -> true, tried::add)
+              .orElseThrow();
+      // Tiles of 256 and 512 do not fit K = 128, and the card has no room for kernel 3.
+      assertThat(tried).hasSize(2 + 3);
+      assertThat(found.measured()).isEqualTo(5);
+      assertThat(found.dropped()).isEmpty();
+      assertThat(found.micros()).isLessThanOrEqualTo(found.builtInMicros());
+      assertThat(
+              tuner.tune(
+                  List.of(new Tuner.Call(b.device(), Optional.empty())), () -> false, tried::add))
+          .isEmpty();
+    }
+    assertThat(backend.tuningStatus(device.info()).applying()).isEqualTo(1);
+    // Another choice than the module's, so that it shows.
+    String text = Files.readString(file);
+    Files.writeString(
+        file,
+        text.replaceAll("\"first\" : -?\\d+", "\"first\" : 1")
+            .replaceAll("\"second\" : -?\\d+", "\"second\" : 6"));
+    try (ModularExperts experts = (ModularExperts) backend.prepare(c, w, device)) {
+      run(experts, b);
+      assertClose(c, w, b, 0.01);
+    }
+    Standin.Controls module = new Standin.Controls(Standin.moe());
+    assertThat(module.ask("standin_last_tactics")).isEqualTo(1006);
+    for (String broken :
+        List.of(
+            text.replace("a stand-in", "another card"),
+            text.replaceAll("\"second\" : -?\\d+", "\"second\" : 99"),
+            "{",
+            "{\"format\": 2, \"entries\": []}",
+            "{\"format\": 1}")) {
+      Files.writeString(file, broken);
+      try (ModularExperts experts = (ModularExperts) backend.prepare(c, w, device)) {
+        run(experts, b);
+      }
+      assertThat(module.ask("standin_last_tactics")).as(broken).isEqualTo(-1001);
+      assertThat(backend.tuningStatus(device.info()).explanation()).isNotEmpty();
+    }
+  }
+
+  @Test
+  void placesOfTheFile() {
+    assertThat(TacticTable.file("off", null, "/home/me")).isEmpty();
+    assertThat(TacticTable.file("/x/y.json", null, null)).contains(Path.of("/x/y.json"));
+    assertThat(TacticTable.file(null, "/cache", "/home/me"))
+        .contains(Path.of("/cache/moe4j/flashinfer-tactics.json"));
+    assertThat(TacticTable.file(" ", "relative", "/home/me"))
+        .contains(Path.of("/home/me/.cache/moe4j/flashinfer-tactics.json"));
+    assertThat(TacticTable.file(null, null, null)).isEmpty();
+  }
+}

@@ -1,0 +1,124 @@
+package io.moe4j.backend.flashinfer;
+
+import io.moe4j.api.config.ActivationQuant;
+import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.Packing;
+import io.moe4j.api.weights.Weight;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Random;
+
+/** Random layers in host memory, in each way of storing weights. */
+final class Layers {
+  static final QuantScheme FP8_STATIC =
+      QuantScheme.builder(QuantScheme.Format.FP8)
+          .perTensor()
+          .activations(ActivationQuant.FP8_STATIC)
+          .build();
+
+  private Layers() {}
+
+  static Tensor empty(DType dtype, long... shape) {
+    long count = 1;
+    for (long s : shape) {
+      count *= s;
+    }
+    return Tensor.of(dtype, Arena.ofAuto().allocate(dtype.byteSize(count), 64), shape);
+  }
+
+  static Tensor random(Random random, double scale, DType dtype, long... shape) {
+    Tensor t = empty(dtype, shape);
+    Tensor flat = t.reshape(t.elementCount());
+    for (long i = 0; i < flat.elementCount(); i++) {
+      flat.set(random.nextGaussian() * scale, i);
+    }
+    return t;
+  }
+
+  static MoeConfig.Builder config(int h, int i, int e, int k) {
+    return MoeConfig.builder(h, i, e, k)
+        .inputDtype(DType.BF16)
+        .weightDtype(DType.BF16)
+        .maxTokens(64);
+  }
+
+  static ExpertWeights plain(MoeConfig c, long seed, GateUpLayout layout) {
+    Random random = new Random(seed);
+    int e = c.numLocalExperts();
+    int h = c.hiddenSize();
+    int i = c.intermediateSize();
+    boolean gated = c.activation().isGated();
+    long rows = gated ? 2L * i : i;
+    DType d = c.weightDtype();
+    return ExpertWeights.ofStacked(
+        random(random, 1 / Math.sqrt(h), d, e, rows, h),
+        random(random, 1 / Math.sqrt(i), d, e, h, i),
+        c.expertBias() ? random(random, 0.3, d, e, rows) : null,
+        c.expertBias() ? random(random, 0.3, d, e, h) : null,
+        gated,
+        layout);
+  }
+
+  static ExpertWeights mxfp4(MoeConfig c, long seed, GateUpLayout layout) {
+    Random random = new Random(seed);
+    int e = c.numLocalExperts();
+    int h = c.hiddenSize();
+    int i = c.intermediateSize();
+    return ExpertWeights.ofStackedMxfp4(
+        bytes(random, 0, 256, DType.F4, e, 2L * i, h),
+        bytes(random, 120, 124, DType.F8_E8M0, e, 2L * i, h / 32),
+        bytes(random, 0, 256, DType.F4, e, h, i),
+        bytes(random, 120, 124, DType.F8_E8M0, e, h, i / 32),
+        c.expertBias() ? random(random, 0.3, DType.F32, e, 2L * i) : null,
+        c.expertBias() ? random(random, 0.3, DType.F32, e, h) : null,
+        true,
+        layout);
+  }
+
+  private static Tensor bytes(Random random, int from, int to, DType dtype, long... shape) {
+    Tensor t = empty(dtype, shape);
+    MemorySegment s = t.segment();
+    for (long b = 0; b < s.byteSize(); b++) {
+      s.set(ValueLayout.JAVA_BYTE, b, (byte) random.nextInt(from, to));
+    }
+    return t;
+  }
+
+  /** FP8 with scales of their own for gate, up, down and their inputs. */
+  static ExpertWeights fp8(MoeConfig c, long seed) {
+    Random random = new Random(seed);
+    List<ExpertWeights.Expert> experts = new ArrayList<>();
+    for (int e = 0; e < c.numLocalExperts(); e++) {
+      long h = c.hiddenSize();
+      long i = c.intermediateSize();
+      experts.add(
+          ExpertWeights.Expert.of(
+              fp8(random, "gate", i, h, 0.01f),
+              fp8(random, "up", i, h, 0.01f),
+              fp8(random, "down", h, i, 0.02f)));
+    }
+    return new ExpertWeights(experts);
+  }
+
+  private static Weight fp8(Random random, String name, long out, long in, float inputScale) {
+    float scale = 0.001f * (1 + random.nextInt(4));
+    Tensor codes = empty(DType.F8_E4M3, out, in);
+    MemorySegment s = codes.segment();
+    for (long b = 0; b < s.byteSize(); b++) {
+      float w = (float) (random.nextGaussian() / Math.sqrt(in));
+      s.set(ValueLayout.JAVA_BYTE, b, E4m3.of(w / scale));
+    }
+    return Weight.builder(name, FP8_STATIC, out, in, codes, Packing.DENSE)
+        .scales(Tensor.ofFloats(new float[] {scale}, 1, 1))
+        .inputScale(Tensor.ofFloats(new float[] {inputScale}, 1))
+        .build();
+  }
+}
