@@ -81,8 +81,8 @@ class RouterLoraTest {
     int maxTokens = Integer.parseInt(backendAndTokens.substring(backend.length() + 1));
     Map<Integer, MoeConfig> configs = configs(new LoraConfig(2, 8).withRouter(), maxTokens);
     if (backend.startsWith("batched")) {
-      configs.replaceAll((layer, c) ->
-          c.toBuilder().activationFormat(ActivationFormat.BATCHED).build());
+      configs.replaceAll(
+          (layer, c) -> c.toBuilder().activationFormat(ActivationFormat.BATCHED).build());
     }
     try (SafetensorsFile in = SafetensorsFile.open(CASE.resolve("input.safetensors"));
         SafetensorsFile out = SafetensorsFile.open(CASE.resolve("expected.safetensors"));

@@ -196,7 +196,10 @@ final class CheckpointScan {
     List<String> models = new ArrayList<>();
     for (String root : roots) {
       if (("." + root).contains(".mtp.")) {
-        notes.add("tensors under '" + StrictJson.shorten(root) + "' are left out: multi-token prediction");
+        notes.add(
+            "tensors under '"
+                + StrictJson.shorten(root)
+                + "' are left out: multi-token prediction");
       } else {
         models.add(root);
       }
