@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.AdapterException;
+import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraTarget;
@@ -74,11 +75,15 @@ class RouterLoraTest {
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"cpu 9", "cpu 4", "cpu-reference 9", "cpu-batched-reference 3"})
+  @ValueSource(strings = {"cpu 9", "cpu 4", "cpu-reference 9", "batched-cpu-reference 3"})
   void onlyTokensOfTheAdapterAreRoutedByIt(String backendAndTokens) {
     String backend = backendAndTokens.substring(0, backendAndTokens.indexOf(' '));
     int maxTokens = Integer.parseInt(backendAndTokens.substring(backend.length() + 1));
     Map<Integer, MoeConfig> configs = configs(new LoraConfig(2, 8).withRouter(), maxTokens);
+    if (backend.startsWith("batched")) {
+      configs.replaceAll(
+          (layer, c) -> c.toBuilder().activationFormat(ActivationFormat.BATCHED).build());
+    }
     try (SafetensorsFile in = SafetensorsFile.open(CASE.resolve("input.safetensors"));
         SafetensorsFile out = SafetensorsFile.open(CASE.resolve("expected.safetensors"));
         AdapterRegistry slots = AdapterRegistry.builder(configs).build()) {

@@ -90,7 +90,7 @@ final class CheckpointScan {
     for (Map.Entry<Integer, Map<String, Tensor>> e :
         byRoot.getOrDefault(root, new TreeMap<>()).entrySet()) {
       int layer = e.getKey();
-      String where = directory + ": " + root + "layer " + layer;
+      String where = directory + ": " + StrictJson.shorten(root) + "layer " + layer;
       boolean hasExperts = hasExperts(e.getValue().keySet());
       if (hasExperts && layer >= numLayers) {
         predictionLayers = Math.max(predictionLayers, layer - numLayers + 1);
@@ -206,9 +206,9 @@ final class CheckpointScan {
     List<String> models = new ArrayList<>();
     for (String root : roots) {
       if (("." + root).contains(".mtp.")) {
-        notes.add("tensors under '" + root + "' are left out: multi-token prediction");
+        notes.add("tensors under '" + StrictJson.shorten(root) + "' are left out: multi-token prediction");
       } else if (roots.size() > 1 && OutsideNames.isOtherTower(root)) {
-        notes.add("tensors under '" + root + "' are left out: not the language model");
+        notes.add("tensors under '" + StrictJson.shorten(root) + "' are left out: not the language model");
       } else {
         models.add(root);
       }

@@ -205,7 +205,7 @@ public final class ModelConfig {
     }
     JsonNode node = json.get(name);
     if (node instanceof ObjectNode object) {
-      return Optional.of(new ModelConfig(source + " (" + name + ")", object));
+      return Optional.of(new ModelConfig(source + " (" + StrictJson.shorten(name) + ")", object));
     }
     throw bad(name, node, "a JSON object");
   }
@@ -237,7 +237,7 @@ public final class ModelConfig {
     return new CheckpointException(
         source
             + ": '"
-            + name
+            + StrictJson.shorten(name)
             + "' is "
             + StrictJson.shorten(found.isMissingNode() ? "missing" : text(found))
             + ", must be "

@@ -160,9 +160,13 @@ final class ModulePlaces {
     }
     if (roots.size() > 1 && !model.root().equals(Optional.of(match.root()))) {
       return new ModulePlace.Unappliable(
-          "the adapter has MoE blocks under several roots "
-              + roots
-              + model.root().map(r -> ", the model's is '" + r + "'").orElse(""));
+          "the adapter has MoE blocks under several roots: "
+              + StrictJson.shorten(
+                  String.join(", ", roots.stream().map(r -> "'" + r + "'").toList()))
+              + model
+                  .root()
+                  .map(r -> "; the model's is '" + StrictJson.shorten(r) + "'")
+                  .orElse(""));
     }
     return inMoeBlock(module, rest, layer, config);
   }

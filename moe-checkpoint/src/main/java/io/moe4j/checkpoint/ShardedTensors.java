@@ -264,7 +264,7 @@ final class ShardedTensors {
   }
 
   /** Every series of numbered shards whose files are there is whole. */
-  private static void requireComplete(Path dir, Map<String, Path> names) {
+  static void requireComplete(Path dir, Map<String, Path> names) {
     Map<String, Integer> counts = new HashMap<>();
     for (String name : names.keySet()) {
       Matcher m = NUMBERED.matcher(name);

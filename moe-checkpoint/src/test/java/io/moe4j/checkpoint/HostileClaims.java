@@ -192,18 +192,6 @@ final class HostileClaims {
             MoeCheckpoint.open(dir).close();
           });
     }
-    cases.add(
-        "claim: two thousand shards of nothing",
-        dir -> {
-          Files.writeString(
-              dir.resolve("config.json"), new ObjectMapper().writeValueAsString(config(1, 2)));
-          for (int i = 1; i <= 2000; i++) {
-            new Sparse()
-                .put("x" + i, DType.U8, 0)
-                .write(dir.resolve("m-%05d-of-02000.safetensors".formatted(i)));
-          }
-          MoeCheckpoint.open(dir).close();
-        });
   }
 
   private void adapter(String name, Map<String, Object> more, Sparse tensors) {

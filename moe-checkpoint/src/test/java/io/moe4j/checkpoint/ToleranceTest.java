@@ -2,6 +2,7 @@ package io.moe4j.checkpoint;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.junit.jupiter.api.Assertions.assertTimeoutPreemptively;
 
 import com.fasterxml.jackson.databind.ObjectMapper;
 import io.moe4j.api.AdapterException;
@@ -14,9 +15,11 @@ import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.time.Duration;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.TreeMap;
 import java.util.function.Predicate;
 import org.jspecify.annotations.NullUnmarked;
 import org.junit.jupiter.api.Test;
@@ -120,6 +123,22 @@ class ToleranceTest extends AdapterTestBase {
     }
     shard("c.safetensors", t, n -> n.equals(UP));
     assertThatThrownBy(this::open).hasMessageContaining(UP).hasMessageContaining("one shard only");
+  }
+
+  /** Looked at once each: twice for every pair would take minutes. */
+  @Test
+  void manyShards() {
+    Map<String, Path> names = new TreeMap<>();
+    for (int i = 1; i <= 30_000; i++) {
+      String name = "m-%05d-of-30000.safetensors".formatted(i);
+      names.put(name, dir.resolve(name));
+    }
+    assertTimeoutPreemptively(
+        Duration.ofSeconds(30), () -> ShardedTensors.requireComplete(dir, names));
+    names.remove("m-02999-of-30000.safetensors");
+    assertThatThrownBy(() -> ShardedTensors.requireComplete(dir, names))
+        .isInstanceOf(CheckpointException.class)
+        .hasMessageContaining("m-02999-of-30000.safetensors: a shard is missing");
   }
 
   /** A file with one more tensor, of a type that only the header knows. */

@@ -68,7 +68,13 @@ final class Rooms {
         "jdk.jfr..",
         "jdk.incubator.vector..");
     room("lora-punica-cuda", "io.moe4j.lora.cuda", API, CUDA + "..", "org.slf4j..");
-    room("moe-checkpoint", "io.moe4j.checkpoint", API, "org.slf4j..", "com.fasterxml.jackson..");
+    room(
+        "moe-checkpoint",
+        "io.moe4j.checkpoint",
+        API,
+        "org.slf4j..",
+        "com.fasterxml.jackson..",
+        "com.google.re2j..");
     // The kit compares with the reference, and with nothing else of any backend.
     room(
         "moe-tck",
