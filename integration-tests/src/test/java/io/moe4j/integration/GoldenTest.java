@@ -138,7 +138,8 @@ class GoldenTest {
             fixture.config(index).toBuilder().activationFormat(backend.activationFormat()).build();
         if (backend instanceof MonolithicBackend
             && MonolithicExperts.isSupportedRouting(config) instanceof Support.No no) {
-          assertThatThrownBy(() -> oracle.select(config)).hasMessageContaining(no.reasons().getFirst().message());
+          assertThatThrownBy(() -> oracle.select(config))
+              .hasMessageContaining(no.reasons().getFirst().message());
           continue;
         }
         try (MoeLayer layer =

@@ -20,7 +20,11 @@ class TruncatedFileTest {
 
   @ParameterizedTest
   @CsvSource({
-    "mixtral, off", "qwen3_moe, off", "deepseek_v3, off", "mixtral, auto", "deepseek_v3, auto",
+    "mixtral, off",
+    "qwen3_moe, off",
+    "deepseek_v3, off",
+    "mixtral, auto",
+    "deepseek_v3, auto",
   })
   void theProcessLives(String model, String kernelsInC) throws Exception {
     List<String> command = new ArrayList<>();

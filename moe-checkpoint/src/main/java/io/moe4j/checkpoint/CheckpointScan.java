@@ -206,9 +206,15 @@ final class CheckpointScan {
     List<String> models = new ArrayList<>();
     for (String root : roots) {
       if (("." + root).contains(".mtp.")) {
-        notes.add("tensors under '" + StrictJson.shorten(root) + "' are left out: multi-token prediction");
+        notes.add(
+            "tensors under '"
+                + StrictJson.shorten(root)
+                + "' are left out: multi-token prediction");
       } else if (roots.size() > 1 && OutsideNames.isOtherTower(root)) {
-        notes.add("tensors under '" + StrictJson.shorten(root) + "' are left out: not the language model");
+        notes.add(
+            "tensors under '"
+                + StrictJson.shorten(root)
+                + "' are left out: not the language model");
       } else {
         models.add(root);
       }

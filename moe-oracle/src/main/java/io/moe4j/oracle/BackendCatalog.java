@@ -304,7 +304,10 @@ public final class BackendCatalog implements AutoCloseable {
       return List.of(); // preparing says so
     }
     try {
-      Support support = PluginFault.guard("the block operations of " + found.get().origin(), () -> found.get().provider().isSupportedConfig(config));
+      Support support =
+          PluginFault.guard(
+              "the block operations of " + found.get().origin(),
+              () -> found.get().provider().isSupportedConfig(config));
       return support == null // strangers are not null-checked
           ? List.of(
               new Reason(Code.LOAD_FAILURE, "BlockOpsProvider's isSupportedConfig returned null"))

@@ -190,8 +190,7 @@ public abstract class BlockOpsConformanceTest {
           logits[t][e] = (float) (2 * data.gaussian());
         }
       }
-      verifyRouting(
-          MoeConfig.builder(4, 4, 8, 3).routing(routing).build(), null, logits, tokenIds);
+      verifyRouting(MoeConfig.builder(4, 4, 8, 3).routing(routing).build(), null, logits, tokenIds);
     }
   }
 

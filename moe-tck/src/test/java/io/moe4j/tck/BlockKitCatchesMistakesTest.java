@@ -76,8 +76,7 @@ class BlockKitCatchesMistakesTest {
     WrongRules.fields()
         .forEach((field, maker) ->
             all.add(
-                wrong(
-                    field + " ignored", maker, elsewhere.getOrDefault(field, "6_1_routing"))));
+                wrong(field + " ignored", maker, elsewhere.getOrDefault(field, "6_1_routing"))));
     WrongRules.scorings()
         .forEach((scoring, other) ->
             all.add(rule(scoring + " taken for " + other, WrongRules.taking(scoring, other))));

@@ -276,14 +276,15 @@ final class NativeForward {
   private void gatherTile(int index, int member) {
     int from = index * POSITIONS_PER_TILE;
     int to = Math.min(plan.size, from + POSITIONS_PER_TILE);
-    mlp.kernels().gather(
-        call,
-        hidden,
-        hiddenType,
-        mlp.options().weightOnInput() ? topkWeights : null,
-        chunkStart,
-        from,
-        to);
+    mlp.kernels()
+        .gather(
+            call,
+            hidden,
+            hiddenType,
+            mlp.options().weightOnInput() ? topkWeights : null,
+            chunkStart,
+            from,
+            to);
   }
 
   private void shrink13Tile(int segment, int member) {
@@ -299,15 +300,16 @@ final class NativeForward {
     int block = tasks13.block[index];
     int blocks = tasks13.blocks[index];
     check(u, block, blocks, w.blocks13());
-    mlp.kernels().w13(
-        call,
-        unitExpert[u],
-        unitRow[u],
-        unitRows[u],
-        block,
-        blocks,
-        unitSegment[u],
-        unitSegments[u]);
+    mlp.kernels()
+        .w13(
+            call,
+            unitExpert[u],
+            unitRow[u],
+            unitRows[u],
+            block,
+            blocks,
+            unitSegment[u],
+            unitSegments[u]);
   }
 
   private void product2Tile(int index, int member) {
@@ -315,15 +317,16 @@ final class NativeForward {
     int block = tasks2.block[index];
     int blocks = tasks2.blocks[index];
     check(u, block, blocks, w.blocks2());
-    mlp.kernels().w2(
-        call,
-        unitExpert[u],
-        unitRow[u],
-        unitRows[u],
-        block,
-        blocks,
-        unitSegment[u],
-        unitSegments[u]);
+    mlp.kernels()
+        .w2(
+            call,
+            unitExpert[u],
+            unitRow[u],
+            unitRows[u],
+            block,
+            blocks,
+            unitSegment[u],
+            unitSegments[u]);
   }
 
   /** The kernels trust what they are told, so a mistake in the plan must end here. */
@@ -338,13 +341,14 @@ final class NativeForward {
   private void combineTile(int index, int member) {
     int from = index * TOKENS_PER_TILE;
     int to = Math.min(chunkTokens, from + TOKENS_PER_TILE);
-    mlp.kernels().combine(
-        call,
-        mlp.options().weightOnInput() ? null : topkWeights,
-        chunkStart,
-        from,
-        to,
-        output,
-        outputType);
+    mlp.kernels()
+        .combine(
+            call,
+            mlp.options().weightOnInput() ? null : topkWeights,
+            chunkStart,
+            from,
+            to,
+            output,
+            outputType);
   }
 }

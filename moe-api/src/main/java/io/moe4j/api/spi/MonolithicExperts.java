@@ -27,9 +27,7 @@ public non-sealed interface MonolithicExperts extends Experts {
     Support.Checks checks = Support.checks();
     String who = " experts that route by themselves";
     checks.require(
-        !config.routing().byTokenId(),
-        Code.ROUTING,
-        () -> "routing by token id is not for" + who);
+        !config.routing().byTokenId(), Code.ROUTING, () -> "routing by token id is not for" + who);
     checks.require(
         !config.routing().expertScale(),
         Code.ROUTING,
