@@ -28,7 +28,10 @@ class MoeConfigTest {
     }
   }
 
+  private record SomeOptions(String backend) implements BackendOptions {}
+
   static List<Setting> settings() {
+    SomeOptions options = new SomeOptions("some");
     RoutingConfig routing = RoutingConfig.deepseekV3(4, 2, true, 2.5f);
     SharedExpertConfig shared = new SharedExpertConfig(64, Activation.SILU, true);
     ParallelConfig parallel = ParallelConfig.expert(3, 1);
@@ -77,6 +80,14 @@ class MoeConfigTest {
             ActivationFormat.BATCHED),
         new Setting("parallel", b -> b.parallel(parallel), MoeConfig::parallel, parallel),
         new Setting("maxTokens", b -> b.maxTokens(77), MoeConfig::maxTokens, 77),
+        new Setting("zeroExperts", b -> b.zeroExperts(2), MoeConfig::zeroExperts, 2),
+        new Setting(
+            "inputNorm",
+            b -> b.inputNorm(Optional.of(new RmsNorm(1e-5f))),
+            MoeConfig::inputNorm,
+            Optional.of(new RmsNorm(1e-5f))),
+        new Setting("outputBias", b -> b.outputBias(true), MoeConfig::outputBias, true),
+        new Setting("options", b -> b.options(options), MoeConfig::options, List.of(options)),
         new Setting(
             "batchInvariant", b -> b.batchInvariant(true), MoeConfig::batchInvariant, true));
   }
