@@ -162,11 +162,13 @@ final class RunCommandTest {
       SafetensorsWriter.write(bf16, Map.of("x", half), Map.of());
       Cli.run("run", "--model", model, "--input", bf16 + ":x", "--output", output().toString())
           .succeeds();
+      // With bf16 hidden states, kernels may round what is between the products to bf16 once.
+      double bf16UnitRoundoff = Math.scalb(1.0, -8);
       try (SafetensorsFile got = SafetensorsFile.open(output())) {
         assertThat(
                 SampleRun.relativeError(
                     got.tensor("layers.0.output"), file.tensor("layers.0.output.base")))
-            .isLessThan(1e-5);
+            .isLessThan(bf16UnitRoundoff);
       }
     }
   }
