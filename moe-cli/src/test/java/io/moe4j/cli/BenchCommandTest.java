@@ -34,9 +34,9 @@ final class BenchCommandTest {
       assertThat(row.path("backend").asText()).isEqualTo("cpu");
     }
     assertThat(json.path("rows").path(0).path("tokens").asInt()).isEqualTo(1);
-    // One token: 2 of 8 experts, each 3 * 64 * 32 bf16; the router; input and output in f32.
+    // One token: 2 of 8 experts, each 3 * 64 * 32 bf16; the router; input in bf16, output in f32.
     assertThat(json.path("rows").path(0).path("bytes").asLong())
-        .isEqualTo(2 * 3 * 64 * 32 * 2 + 8 * 64 * 2 + 2 * 64 * 4);
+        .isEqualTo(2 * 3 * 64 * 32 * 2 + 8 * 64 * 2 + 64 * 2 + 64 * 4);
     assertThat(json.path("rows").path(1).path("lora_tax").asDouble()).isPositive();
     assertThat(out.resolve("bench.md")).content().startsWith("# moe bench");
     assertThat(out.resolve("bench.json")).content().isEqualTo(r.out());

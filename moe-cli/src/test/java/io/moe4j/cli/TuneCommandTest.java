@@ -39,7 +39,7 @@ final class TuneCommandTest {
     assertThat(r.code()).isEqualTo(ExitCode.DEVICE);
     assertThat(r.out()).isEmpty();
     assertThat(r.error())
-        .startsWith("moe: moe tune measures on a GPU, and this machine has none for triton: ")
+        .startsWith("moe: moe tune measures on a GPU, and this machine has none for flashinfer-cutlass, triton: ")
         .endsWith("without a file of tuned choices the built-in table serves.");
     assertThat(file.getParent()).doesNotExist();
     assertThat(Cli.run("tune", "--model", Cli.fixture("olmoe/model")).code())
@@ -58,7 +58,7 @@ final class TuneCommandTest {
         "--dtype f32 | --dtype is \"f32\"; moe tune takes bf16 and f16",
         "--layer 3 | --layer goes with --model DIR",
         "--model . --shape tiny | --model brings its own sizes and dtype",
-        "--backend cpu | --backend is \"cpu\", which has nothing to tune; what can be tuned: triton",
+        "--backend cpu | --backend is \"cpu\", which has nothing to tune; what can be tuned: flashinfer-cutlass, triton",
         "--tiles= | --tiles is empty, must be a file or off",
       })
   void wrongCommandLines(String arguments, String message) {
