@@ -39,7 +39,8 @@ final class TuneCommandTest {
     assertThat(r.code()).isEqualTo(ExitCode.DEVICE);
     assertThat(r.out()).isEmpty();
     assertThat(r.error())
-        .startsWith("moe: moe tune measures on a GPU, and this machine has none for flashinfer-cutlass, triton: ")
+        .startsWith(
+            "moe: moe tune measures on a GPU, and this machine has none for flashinfer-cutlass, triton: ")
         .endsWith("without a file of tuned choices the built-in table serves.");
     assertThat(file.getParent()).doesNotExist();
     assertThat(Cli.run("tune", "--model", Cli.fixture("olmoe/model")).code())
