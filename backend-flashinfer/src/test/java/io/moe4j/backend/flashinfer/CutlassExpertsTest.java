@@ -42,6 +42,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
 /** What the kit does not ask: quantised weights, versions, tactics, refusals. */
+@SuppressWarnings("try") // closing before the end is what is tested
 class CutlassExpertsTest {
   private static final int TOKENS = 9;
 

@@ -18,6 +18,7 @@ import java.util.concurrent.atomic.AtomicLong;
  * A CUDA device that is none: its memory is the host's, its streams are names, and what is enqueued
  * has happened when the call returns. What the stand-in libraries read and write.
  */
+@SuppressWarnings("restricted") // plays the card: its addresses are host memory
 final class HostCuda implements Device {
   private final DeviceInfo info;
   private final AtomicLong taken = new AtomicLong();

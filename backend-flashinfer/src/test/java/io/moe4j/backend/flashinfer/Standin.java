@@ -22,6 +22,7 @@ import java.util.concurrent.ConcurrentHashMap;
  * The stand-in libraries of {@code src/test/resources/standin}, compiled by the machine's C
  * compiler when first asked for. Tests that need one are skipped where there is no compiler.
  */
+@SuppressWarnings("restricted") // calls the compiled stand-in
 final class Standin {
   private static final Path SOURCES = Path.of("src/test/resources/standin").toAbsolutePath();
   private static final Path OUTPUT = Path.of("target/standin").toAbsolutePath();
