@@ -11,16 +11,16 @@ BOTH int narrow_stages(int q) { return code_bits(q) == 4 ? 4 : 3; }
 template <int Q, class T, int NT, int SG, bool GATED>
 DEV void narrow(GEMM_PARAMETERS) {
   SHARED(memory);
-  constexpr int NJ = NT / 8, STAGES = narrow_stages(Q), CODES = CHUNK * 16 * code_bits(Q) / 8, WORDS = code_bits(Q) / 4;
+  constexpr int NJ = NT / 8, STAGES = narrow_stages(Q), WORDS = code_bits(Q) / 4;
   if (wait == 0) wait_for_predecessor();
   if (early) launch_dependents();
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4;
   const int wk = warp % warps_k, wr = warp / warps_k;
   const int rows_a_warp = GATED ? 16 : 32;
   const Tile t = find_tile(first, NARROW_WARPS / warps_k * rows_a_warp, ids, expert_map, mapping, gtile, nums, has_map, lora, naive, P, TOPK,
-                           N, EG, E, NS, GM);
+                           N, EG, E, NS, 0);
   if (!t.some) return;
-  const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK), groups = SG == 1 ? ceil_div(chunks, chunks_a_group) : chunks;
+  const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
   const int n0 = (t.block * (NARROW_WARPS / warps_k) + wr) * rows_a_warp;
   const int n[2] = {n0, GATED ? n0 : n0 + 16};
   int64_t tile[2];
@@ -29,28 +29,22 @@ DEV void narrow(GEMM_PARAMETERS) {
 
   // Shared memory: x, then the slots.
   const int xrow = (phase * CHUNK + 8) * 2;
-  const int extra = SG * 128 * (1 + has_zero), slot_bytes = 2 * (CODES + extra);
   const uint32_t xs = shared_address(memory);
-  const uint32_t slots = xs + ceil_div((naive ? 1 : NT) * xrow, 128) * 128 + warp * STAGES * slot_bytes;
-  auto prefetch = [&](int c, int stage) {
-    if (c < chunks) {
-      const uint32_t to = slots + stage * slot_bytes;
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const uint8_t* from = w + (tile[i] * chunks + c) * CODES + lane * 16;
-#pragma unroll
-        for (int h = 0; h < CODES / 512; h++) copy16(to + i * (CODES + extra) + h * 512 + lane * 16, from + h * 512);
-        if constexpr (SG > 0) {
-          int64_t at = ((tile[i] * groups + (SG == 1 ? c / chunks_a_group : c)) * 8 + g) * SG;
-          copy_words<4 * SG>(to + i * (CODES + extra) + CODES + lane * 4 * SG, ratio + at);
-          if (has_zero) copy_words<4 * SG>(to + i * (CODES + extra) + CODES + 128 * SG + lane * 4 * SG, zero + at);
-        }
-      }
-    }
+  const int slot_bytes = Stream<Q, SG>::slot_bytes(has_zero);
+  const uint32_t slots = xs + ceil_div((naive ? 1 : NT) * xrow, 128) * 128 + warp * STAGES * slot_bytes, slots_end = slots + STAGES * slot_bytes;
+  Stream<Q, SG> stream(w, ratio, zero, tile, chunks, group_shift, has_zero, lane);
+  uint32_t to = slots;
+  int next = wk;
+  auto prefetch = [&]() {
+    if (next < chunks) stream.copy(to, next, lane);
     copies_end();
+    next += warps_k;
+    to += slot_bytes;
+    if (to == slots_end) to = slots;
   };
 #pragma unroll
-  for (int i = 0; i < STAGES - 1; i++) prefetch(wk + i * warps_k, i);
+  for (int i = 0; i < STAGES - 1; i++) prefetch();
+  const float unit[2][2] = {{channel[tile[0] * 16 + g], channel[tile[0] * 16 + g + 8]}, {channel[tile[1] * 16 + g], channel[tile[1] * 16 + g + 8]}};
   if (wait == 1) wait_for_predecessor();
 
   float acc[2][NJ][4];
@@ -62,7 +56,7 @@ DEV void narrow(GEMM_PARAMETERS) {
       for (int v = 0; v < 4; v++) acc[i][j][v] = 0.0f;
 
   const int count = t.row1 - t.row0;
-  int stage = 0;
+  uint32_t from = slots;
   for (int p0 = 0; p0 < chunks; p0 += phase) {
     if (p0) block_sync();
     const int vectors = min(phase, chunks - p0) * (CHUNK / 8);
@@ -78,26 +72,11 @@ DEV void narrow(GEMM_PARAMETERS) {
     const int last = min(chunks, p0 + phase);
     for (int c = p0 + wk; c < last; c += warps_k) {
       copies_wait<STAGES - 2>();
-      prefetch(c + (STAGES - 1) * warps_k, (stage + STAGES - 1) % STAGES);
-      const uint32_t from = slots + stage * slot_bytes;
-      stage = (stage + 1) % STAGES;
+      prefetch();
       uint32_t codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const uint32_t own = from + i * (CODES + extra);
-#pragma unroll
-        for (int h = 0; h < WORDS; h++) *(uint4*)(codes[i] + 4 * h) = shared16(own + h * 512 + lane * 16);
-        if constexpr (SG > 0) {
-#pragma unroll
-          for (int b = 0; b < SG; b++) {
-            scale[i][b] = shared4(own + CODES + (lane * SG + b) * 4);
-            zeros[i][b] = (Q == U8 ? 128 : 8) * 0x10001;
-            if (has_zero) zeros[i][b] = shared4(own + CODES + 128 * SG + (lane * SG + b) * 4);
-          }
-        } else {
-          zeros[i][0] = (Q == U8 ? 128 : 8) * 0x10001;
-        }
-      }
+      stream.load(from, codes, scale, zeros, lane);
+      from += slot_bytes;
+      if (from == slots_end) from = slots;
       float sum[2][SG > 0 ? NJ : 1][4];
 #pragma unroll
       for (int pair = 0; pair < 2; pair++) {
@@ -140,16 +119,11 @@ DEV void narrow(GEMM_PARAMETERS) {
   copies_wait<0>();
   if (!early) launch_dependents();
 #pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const float c0 = channel[tile[i] * 16 + g], c1 = channel[tile[i] * 16 + g + 8];
+  for (int i = 0; i < 2; i++)
 #pragma unroll
-    for (int j = 0; j < NJ; j++) {
-      acc[i][j][0] *= c0;
-      acc[i][j][1] *= c0;
-      acc[i][j][2] *= c1;
-      acc[i][j][3] *= c1;
-    }
-  }
+    for (int j = 0; j < NJ; j++)
+#pragma unroll
+      for (int v = 0; v < 4; v++) acc[i][j][v] *= unit[i][v / 2];
   block_sync();  // x and the slots have been read: their place serves the sums
   if (lora) {
     if (wait == 2) wait_for_predecessor();

@@ -57,7 +57,7 @@ DEV float scale_at(const void* p, int type, int64_t at) {
 // n_block: rows that share a scale. zero points: as codes of `bits`, neighbours along n, or null; zero_add: stored zero points are less by it.
 KERNEL(128, 1) moe_repack_scales(const void* scales, const float* global, const uint8_t* zeros, uint16_t* ratio, uint16_t* zero, float* channel,
                                  int64_t n_stride, int64_t g_stride, int64_t zero_n_stride, int64_t zero_g_stride, int type, int divide, int n_block,
-                                 int group, int bits, int awq, int zero_add, int zero_word_bytes, int SG, int group_chunks, int N, int KD) {
+                                 int group, int bits, int awq, int zero_add, int zero_word_bytes, int SG, int group_shift, int N, int KD) {
   const int n = BLOCK * 128 + THREAD, rows = (N + 15) / 16 * 16;
   if (n >= rows) return;
   const bool live = n < N;
@@ -79,8 +79,8 @@ KERNEL(128, 1) moe_repack_scales(const void* scales, const float* global, const 
   const uint32_t exponent = (float_bits(most) >> 23) + 1;  // most < 2^(exponent - 127)
   const float power = bits_float((exponent > 254 ? 254 : exponent) << 23);
   channel[n] = !live ? 0.0f : finite ? power * unit : bits_float(0x7FFFFFFF);
-  const int chunks = (KD + 63) / 64, columns = SG == 1 ? group_chunks * 64 : 64 / SG;
-  const int groups = SG == 1 ? (chunks + group_chunks - 1) / group_chunks : chunks * SG;
+  const int chunks = (KD + 63) / 64, columns = SG == 1 ? 64 << group_shift : 64 / SG;
+  const int groups = SG == 1 ? (chunks + (1 << group_shift) - 1) >> group_shift : chunks * SG;
   const Source z = {zeros, zero_g_stride, zero_n_stride, zero_word_bytes, bits, 0, awq, 0};
   for (int i = 0; i < groups; i++) {
     const int k = i * columns, from = (k < KD ? k : KD - 1) / group;

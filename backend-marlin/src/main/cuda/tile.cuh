@@ -10,7 +10,7 @@ constexpr int PAGE = 16;   // ranks
 
 // Weights: tiles of 16 rows x 64 columns, [experts][matrices][row tiles][chunks], each lane's codes together, see repack.cu.
 // ratio, zero: [experts][matrices][row tiles][groups][8][SG] words of the values of rows g (low half) and g + 8; SG groups a chunk, or
-// `chunks_a_group` chunks a group (SG = 1), or none (SG = 0). channel: [experts][matrices][row tiles * 16] f32.
+// 2^group_shift chunks a group (SG = 1), or none (SG = 0). channel: [experts][matrices][row tiles * 16] f32.
 // wait: 0 at once, 1 before x, 2 before s.
 #define GEMM_PARAMETERS                                                                                                                    \
   const uint16_t *x, const uint8_t *w, const uint32_t *ratio, const uint32_t *zero, const float *channel, const float *bias, const float *tw, \
@@ -18,11 +18,11 @@ constexpr int PAGE = 16;   // ranks
       const int *nums, const int *seg_of, const int64_t *pga, const int64_t *pgb, const int64_t *pgm, const uint16_t *s, const float *part,   \
       int has_map, int has_bias, int on_input, int first, int gather, int lora, int naive, int act, float alpha, float beta, float limit, int P,         \
       int TOPK, int N, int KD, int EG, int E, int NS, int RS, int SU, int SPLIT, int GM, int wait, int early, int has_zero,                   \
-      int chunks_a_group, int warps_k, int phase
+      int group_shift, int warps_k, int phase
 #define GEMM_ARGUMENTS                                                                                                                     \
   x, w, ratio, zero, channel, bias, tw, y, table, ids, expert_map, mapping, pairs, gtile, nums, seg_of, pga, pgb, pgm, s, part, has_map,      \
       has_bias, on_input, first, gather, lora, naive, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM, wait, early, has_zero,   \
-      chunks_a_group, warps_k, phase
+      group_shift, warps_k, phase
 
 DEV int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -35,17 +35,19 @@ struct Tile {
   int block;          // which rows of the weights
 };
 
+// GM: that many tiles of an expert's rows take turns with its blocks, so that both are still in the L2 cache; 0: a tile's blocks in a row.
 DEV Tile find_tile(int first, int rows_a_block, const int* ids, const int* expert_map, const int* mapping, const int* gtile, const int* nums,
                    int has_map, int lora, int naive, int P, int TOPK, int N, int EG, int E, int NS, int GM) {
   Tile t;
   int nn = ceil_div(N, rows_a_block), pid = BLOCK;
-  int nm = naive ? P : *(volatile const int*)nums;
   t.slot = -1;
   t.e = t.row0 = t.row1 = t.lora0 = t.begin = t.end = t.block = 0;
-  t.some = pid < nm * nn;
-  if (!t.some) return t;
   if (naive) {
     int mt = pid / nn;
+    if (mt >= P) {
+      t.some = false;
+      return t;
+    }
     t.block = pid % nn;
     t.row0 = mt;
     t.row1 = mt + 1;
@@ -60,10 +62,17 @@ DEV Tile find_tile(int first, int rows_a_block, const int* ids, const int* exper
     t.slot = slot >= 0 && slot < NS ? slot : -1;
     return t;
   }
-  int group = pid / (GM * nn), gm = min(nm - group * GM, GM), in = pid % (GM * nn);
-  int mt = group * GM + in % gm;
-  t.block = in / gm;
-  const volatile int* about = gtile + mt * TILE_WORDS;
+  int mt = pid / nn;
+  t.block = pid % nn;
+  int nm = *(volatile const int*)nums;
+  t.some = pid < nm * nn;
+  if (GM > 0) {
+    if (!t.some) return t;
+    int group = pid / (GM * nn), gm = min(nm - group * GM, GM), in = pid % (GM * nn);
+    mt = group * GM + in % gm;
+    t.block = in / gm;
+  }
+  const volatile int* about = gtile + mt * TILE_WORDS;  // in bounds, whether there is such a tile or not
   t.e = about[0];
   t.row0 = about[1];
   t.row1 = about[2];
@@ -75,6 +84,65 @@ DEV Tile find_tile(int first, int rows_a_block, const int* ids, const int* exper
   }
   return t;
 }
+
+// A warp's two tiles of the weights on their way through its own slots of shared memory: codes, then ratios, then zero points. A lane reads only
+// what it copied itself, so nobody waits for anybody.
+template <int Q, int SG>
+struct Stream {
+  static constexpr int CODES = CHUNK * 16 * code_bits(Q) / 8, WORDS = code_bits(Q) / 4, SCALES = SG * 128;
+  const uint8_t* codes[2];
+  const uint32_t *ratio[2], *zero[2];
+  int shift, has_zero;
+
+  static DEV int slot_bytes(int has_zero) { return 2 * (CODES + SCALES * (1 + has_zero)); }
+
+  DEV Stream(const uint8_t* w, const uint32_t* ratios, const uint32_t* zeros, const int64_t (&tile)[2], int chunks, int group_shift, int has_zero,
+             int lane)
+      : shift(group_shift), has_zero(has_zero) {
+    const int groups = SG == 1 ? (chunks + (1 << group_shift) - 1) >> group_shift : chunks;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      codes[i] = w + tile[i] * chunks * CODES + lane * 16;
+      ratio[i] = ratios + (tile[i] * groups * 8 + lane / 4) * SG;
+      zero[i] = zeros + (tile[i] * groups * 8 + lane / 4) * SG;
+    }
+  }
+
+  DEV void copy(uint32_t slot, int c, int lane) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint8_t* from = codes[i] + (int64_t)c * CODES;
+#pragma unroll
+      for (int h = 0; h < CODES / 512; h++) copy16(slot + i * CODES + h * 512 + lane * 16, from + h * 512);
+    }
+    if constexpr (SG > 0) {
+      const int at = (SG == 1 ? c >> shift : c) * 8 * SG;
+#pragma unroll
+      for (int i = 0; i < 2; i++) copy_words<4 * SG>(slot + 2 * CODES + i * SCALES + lane * 4 * SG, ratio[i] + at);
+      if (has_zero) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) copy_words<4 * SG>(slot + 2 * (CODES + SCALES) + i * SCALES + lane * 4 * SG, zero[i] + at);
+      }
+    }
+  }
+
+  DEV void load(uint32_t slot, uint32_t (&code)[2][4 * WORDS], uint32_t (&scale)[2][SG > 0 ? SG : 1], uint32_t (&zeros)[2][SG > 0 ? SG : 1], int lane) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+#pragma unroll
+      for (int h = 0; h < WORDS; h++) *(uint4*)(code[i] + 4 * h) = shared16(slot + i * CODES + h * 512 + lane * 16);
+      zeros[i][0] = (Q == U8 ? 128 : 8) * 0x10001;
+      if constexpr (SG > 0) {
+#pragma unroll
+        for (int b = 0; b < SG; b++) {
+          scale[i][b] = shared4(slot + 2 * CODES + i * SCALES + (lane * SG + b) * 4);
+          zeros[i][b] = (Q == U8 ? 128 : 8) * 0x10001;
+          if (has_zero) zeros[i][b] = shared4(slot + 2 * (CODES + SCALES) + i * SCALES + (lane * SG + b) * 4);
+        }
+      }
+    }
+  }
+};
 
 DEV float sigmoid(float v) { return 1.0f / (1.0f + expf(-v)); }
 DEV float at_most(float v, float limit) { return v > limit ? limit : v; }  // keeps NaN

@@ -71,6 +71,7 @@ def timeit(fn, R, reps=11, warm=0.02):
         for i in range(R):
             fn(i)
         return 1.0
+    torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for i in range(R):
@@ -108,7 +109,7 @@ def plans(m, T, wide_only=False):
         out += [("narrow", 32, wk) for wk in (4, 2)]
     if 6 <= rows <= 64:
         out += [("wide", 32, 1)]
-    if rows >= 16:
+    if rows >= 12:
         out += [("wide", 64, 1)]
     if rows >= 48:
         out += [("wide", 128, 1)]

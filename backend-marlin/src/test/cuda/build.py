@@ -16,7 +16,7 @@ def kernels():
                     for kind, heights in (("narrow", (8, 16, 32, 64)), ("wide", (16, 32, 64, 128))):
                         for nt in heights:
                             name = f"moe_{kind}_{q.lower()}_{t.lower()}_{nt}_{sg}_{gated}"
-                            blocks = 2 if nt <= (16 if kind == "narrow" else 64) else 1
+                            blocks = (3 if nt == 8 else 2 if nt <= 32 else 1) if kind == "narrow" else 2 if nt <= 64 else 1
                             yield kind, name, f"{kind.upper()}({name},{q},{t},{nt},{sg},{str(bool(gated)).lower()},{blocks})"
 
 

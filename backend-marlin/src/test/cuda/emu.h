@@ -117,6 +117,14 @@ template <> inline uint16_t code<F16>(float v) { return to_f16(v); }
 
 inline uint32_t shared_address(const void* p) { return (uint32_t)((const uint8_t*)p - emu::shared); }
 inline void block_sync() { emu::meet(emu::whole, emu::threads); }
+inline uint32_t lanes_with(bool v) {
+  emu::deposit[THREAD][0] = v;
+  emu::meet_warp();
+  uint32_t r = 0;
+  for (int i = 0; i < 32; i++) r |= (emu::deposit[THREAD / 32 * 32 + i][0] & 1) << i;
+  emu::meet_warp();
+  return r;
+}
 inline bool any_lane(bool v) {
   emu::deposit[THREAD][0] = v;
   emu::meet_warp();

@@ -35,7 +35,7 @@ struct Matrix {  // one [N, KD] of one expert
 
 template <class T>
 struct Weights {
-  int E, M, N, KD, SG, chunks_a_group, has_zero, tiles, chunks;
+  int E, M, N, KD, SG, chunks_a_group, group_shift, has_zero, tiles, chunks;
   std::vector<double> w;  // [E, M, N, KD]
   std::vector<uint32_t> codes, ratio, zero;
   std::vector<float> channel;
@@ -49,6 +49,9 @@ struct Weights {
     SG = f.group == 0 ? 0 : group % 64 == 0 ? 1 : group % 32 == 0 ? 2 : 4;
     chunks_a_group = SG == 1 ? group / 64 : 1;
     has_zero = f.asym;
+    group_shift = 0;
+    while (chunks_a_group % 2 == 0) chunks_a_group /= 2, group_shift++;
+    chunks_a_group = 1 << group_shift;
     int G = (KD + group - 1) / group, stored = SG == 1 ? (chunks + chunks_a_group - 1) / chunks_a_group : chunks * SG;
     w.resize((size_t)E * M * N * KD);
     codes.assign((size_t)E * M * tiles * chunks * (bits == 4 ? 128 : 256), 0xDEADBEEF);
@@ -129,7 +132,7 @@ struct Weights {
           moe_repack_scales(sb.data(), f.global ? &global : nullptr, f.asym ? (const uint8_t*)zw.data() : nullptr,
                             (uint16_t*)(ratio.data() + mat * tiles * stored * 8), f.asym ? (uint16_t*)(zero.data() + mat * tiles * stored * 8) : nullptr,
                             channel.data() + mat * tiles * 16, turned ? 1 : G, turned ? SN : 1, zn, zg, f.scale_type, 0, bn, group, bits,
-                            f.layout == 1, add, 4, SG, chunks_a_group, N, KD);
+                            f.layout == 1, add, 4, SG, group_shift, N, KD);
         });
       }
   }
@@ -248,12 +251,13 @@ static bool run(const Format& f, int tokens, int N, int KD, bool first, bool ada
   int nums[2] = {tiles, 0};
   float alpha = 1.7f, beta = 1.0f, limit = act == 0 ? INFINITY : 1.5f;
   int rows = WIDE_ONE ? (GATED ? 128 : 256) : 8 / warps_k * (GATED ? 16 : 32), grid = (naive ? P : tiles) * ((N + rows - 1) / rows);
+  gtile.resize(gtile.size() + 64);
   emu::launch(grid + 1, 256, [&] {
     auto call = [&](auto kernel) {
       kernel(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(), bias.data(), tw.data(), y.data(),
              table.data(), ids.data(), ids.data(), mapping.data(), pairs.data(), gtile.data(), nums, seg_of.data(), pga.data(), pgb.data(),
              pgm.data(), s.data(), part.data(), 0, 1, on_input, first, gather, adapters, naive, act, alpha, beta, limit, P, TOPK, N, KD, E, E, 3,
-             RS, SU, SPLIT, 2, adapters ? 2 : first ? 0 : 1, 0, w.has_zero, w.chunks_a_group, warps_k, phase);
+             RS, SU, SPLIT, 2, adapters ? 2 : first ? 0 : 1, 0, w.has_zero, w.group_shift, warps_k, phase);
     };
     if constexpr (WIDE_ONE) call(wide<Q, T, NT, SG, GATED>);
     else call(narrow<Q, T, NT, SG, GATED>);

@@ -65,6 +65,8 @@ class Packed:
 
     def __init__(self, q, E, M, N, K, SG, chunks_a_group, asym):
         self.q, self.E, self.M, self.N, self.K, self.SG, self.chunks_a_group, self.has_zero = q, E, M, N, K, SG, chunks_a_group, int(asym)
+        self.group_shift = (chunks_a_group & -chunks_a_group).bit_length() - 1
+        self.chunks_a_group = chunks_a_group = 1 << self.group_shift
         self.tiles, self.chunks = cdiv(N, 16), cdiv(K, 64)
         self.groups = cdiv(self.chunks, chunks_a_group) if SG == 1 else self.chunks
         i32 = lambda *z: torch.empty(z, dtype=torch.int32, device=gpu.DEV)
@@ -223,11 +225,12 @@ class Layer:
         if kind == "wide":
             rows = 128 if gated else 256
             stages = (6 if BITS[p.q] == 4 else 5) if NT >= 128 else 5 if BITS[p.q] == 4 else 4
-            shared = max(stages * cdiv(NT * 128 + 8 * slot, 1024) * 1024, NT * (rows + 8) * 2)
+            shared = max(stages * cdiv(NT * 128 + 8 * slot, 1024) * 1024, NT * (rows + 8) * 2,
+                         3 * (4 if NT >= 128 else 2) * (8192 + NT * 32 * (1 + gated)) if lora else 0)
         else:
             rows = 8 // wk * (16 if gated else 32)
             height = 1 if self.naive else NT
-            phase = min(p.chunks, max(wk, self.plan.get("x_bytes", 71680) // (height * 128) // wk * wk))
+            phase = min(p.chunks, max(wk, self.plan.get("x_bytes", 33000) // (height * 128) // wk * wk))
             shared = max(cdiv(height * (phase * 64 + 8) * 2, 128) * 128 + 8 * (4 if BITS[p.q] == 4 else 3) * slot, NT * 1024, 8 * self.R)
         name = f"moe_{kind}_{CODES[p.q]}_{ELEMENT[self.dt]}_{NT}_{p.SG}_{int(gated)}"
         pg = (self.pg13a, self.pg13b, self.pg13m) if first else (self.pg2a, self.pg2a, self.pg2m)
@@ -238,7 +241,7 @@ class Layer:
             on_input=self.on_input if first else 0, first=int(first), gather=int(gather), lora=int(lora), naive=int(self.naive),
             act=self.act if first else -1, alpha=alpha, beta=beta, limit=limit, N=N, KD=K, RS=self.RS if first else self.R, SU=self.R,
             SPLIT=self.sh[i][2] if lora else 1, GM=self.plan.get("GM", 8), wait=2 if lora else 0 if first or p.perm is not None else 1,
-            has_zero=p.has_zero, chunks_a_group=p.chunks_a_group, warps_k=wk, phase=phase), shared=shared)
+            has_zero=p.has_zero, group_shift=p.group_shift, warps_k=wk, phase=phase), shared=shared)
 
     def combine(self, a):
         width = 1024 if self.T >= 64 else 256
@@ -339,7 +342,7 @@ def pack(fmt, E, M, N, K, g):
             args = dict(scales=scales[e, m], zeros=zw[e, m] if asym else None, ratio=p.ratio[e, m] if SG else None, zero=p.zero[e, m] if asym else None,
                         channel=p.channel[e, m], n_stride=1 if turned else G, g_stride=SN if turned else 1, zero_n_stride=zn, zero_g_stride=zg,
                         type=types.index(kind), divide=0, n_block=bn, group=group, bits=bits, awq=int(layout == "awq"), zero_add=lo if asym else 0,
-                        zero_word_bytes=4, SG=SG, group_chunks=p.chunks_a_group, N=N, KD=K)
+                        zero_word_bytes=4, SG=SG, group_shift=p.group_shift, N=N, KD=K)
             args["global"] = unit[e, m] if unit is not None else None
             rs(cdiv(p.tiles * 16, 128), args)
     if not gpu.DRY:
