@@ -8,10 +8,11 @@
 constexpr int NARROW_WARPS = 8;
 BOTH int narrow_stages(int q) { return code_bits(q) == 4 ? 4 : 3; }
 
-template <int Q, class T, int NT, int SG, bool GATED>
+template <int Q, class T, int NT, int SG, bool ZERO, bool GATED>
 DEV void narrow(GEMM_PARAMETERS) {
   SHARED(memory);
   constexpr int NJ = NT / 8, STAGES = narrow_stages(Q), WORDS = code_bits(Q) / 4;
+  constexpr bool LAZY = !ZERO && has_bias_form<Q, T>() && NT <= 16, SUMS = SG > 0 || LAZY;
   if (wait == 0) wait_for_predecessor();
   if (early) launch_dependents();
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4;
@@ -30,9 +31,9 @@ DEV void narrow(GEMM_PARAMETERS) {
   // Shared memory: x, then the slots.
   const int xrow = (phase * CHUNK + 8) * 2;
   const uint32_t xs = shared_address(memory);
-  const int slot_bytes = Stream<Q, SG>::slot_bytes(has_zero);
+  constexpr int slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES;
   const uint32_t slots = xs + ceil_div((naive ? 1 : NT) * xrow, 128) * 128 + warp * STAGES * slot_bytes, slots_end = slots + STAGES * slot_bytes;
-  Stream<Q, SG> stream(w, ratio, zero, tile, chunks, group_shift, has_zero, lane);
+  Stream<Q, SG, ZERO> stream(w, ratio, zero, tile, chunks, group_shift, lane);
   uint32_t to = slots;
   int next = wk;
   auto prefetch = [&]() {
@@ -56,7 +57,9 @@ DEV void narrow(GEMM_PARAMETERS) {
       for (int v = 0; v < 4; v++) acc[i][j][v] = 0.0f;
 
   const int count = t.row1 - t.row0;
-  uint32_t from = slots;
+  uint32_t from = slots, xlane[NJ];
+#pragma unroll
+  for (int j = 0; j < NJ; j++) xlane[j] = xs + min(8 * j + lane % 8, count - 1) * xrow + lane / 8 * 16;
   for (int p0 = 0; p0 < chunks; p0 += phase) {
     if (p0) block_sync();
     const int vectors = min(phase, chunks - p0) * (CHUNK / 8);
@@ -77,34 +80,47 @@ DEV void narrow(GEMM_PARAMETERS) {
       stream.load(from, codes, scale, zeros, lane);
       from += slot_bytes;
       if (from == slots_end) from = slots;
-      float sum[2][SG > 0 ? NJ : 1][4];
+      // LAZY: what the biased codes add too much is bias times the sum of x, which one more product with ones gives.
+      float sum[2][SUMS ? NJ : 1][4], total[LAZY ? NJ : 1][4];
 #pragma unroll
       for (int pair = 0; pair < 2; pair++) {
         uint32_t xb[NJ][4];
 #pragma unroll
-        for (int j = 0; j < NJ; j++) {
-          const int row = min(8 * j + lane % 8, count - 1);
-          load_matrices(xb[j], xs + row * xrow + ((c - p0) * CHUNK + pair * 32 + lane / 8 * 8) * 2);
-        }
+        for (int j = 0; j < NJ; j++) load_matrices(xb[j], xlane[j] + (c - p0) * (CHUNK * 2) + pair * 64);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           const int step = pair * 2 + half, group = SG == 4 ? step : SG == 2 ? pair : 0;
           const bool begins = SG == 4 || (SG == 2 && half == 0) || step == 0, ends = SG == 4 || (SG == 2 && half == 1) || step == 3;
+          if constexpr (LAZY) {
+            const uint32_t ones[4] = {one<T>(), one<T>(), one<T>(), one<T>()};
+#pragma unroll
+            for (int j = 0; j < NJ; j++) {
+              if (begins) total[j][0] = total[j][1] = total[j][2] = total[j][3] = 0.0f;
+              multiply<T>(total[j], ones, xb[j][2 * half], xb[j][2 * half + 1]);
+            }
+          }
 #pragma unroll
           for (int i = 0; i < 2; i++) {
             uint32_t a[4];
-            widen<Q, T>(a, codes[i] + step * WORDS, zero_word<Q, T>(zeros[i][group] & 0xFFFF), zero_word<Q, T>(zeros[i][group] >> 16));
-            if constexpr (SG > 0) {
-              const float r0 = half_float((uint16_t)scale[i][group]), r1 = half_float((uint16_t)(scale[i][group] >> 16));
+            if constexpr (LAZY) widen_biased<Q, T>(a, codes[i] + step * WORDS);
+            else widen<Q, T>(a, codes[i] + step * WORDS, zero_word<Q, T>(zeros[i][group] & 0xFFFF), zero_word<Q, T>(zeros[i][group] >> 16));
+            if constexpr (SUMS) {
+              float r[2] = {1.0f, 1.0f};
+              if constexpr (SG > 0) {
+                r[0] = half_float((uint16_t)scale[i][group]);
+                r[1] = half_float((uint16_t)(scale[i][group] >> 16));
+              }
 #pragma unroll
               for (int j = 0; j < NJ; j++) {
                 if (begins) sum[i][j][0] = sum[i][j][1] = sum[i][j][2] = sum[i][j][3] = 0.0f;
                 multiply<T>(sum[i][j], a, xb[j][2 * half], xb[j][2 * half + 1]);
                 if (ends) {
-                  acc[i][j][0] += r0 * sum[i][j][0];
-                  acc[i][j][1] += r0 * sum[i][j][1];
-                  acc[i][j][2] += r1 * sum[i][j][2];
-                  acc[i][j][3] += r1 * sum[i][j][3];
+#pragma unroll
+                  for (int v = 0; v < 4; v++) {
+                    float own = sum[i][j][v];
+                    if constexpr (LAZY) own -= code_bias<Q, T>() * total[j][v];
+                    acc[i][j][v] += r[v / 2] * own;
+                  }
                 }
               }
             } else {
@@ -216,11 +232,5 @@ DEV void narrow(GEMM_PARAMETERS) {
   }
 }
 
-#define NARROW(NAME, Q, T, NT, SG, GATED, BLOCKS) \
-  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { narrow<Q, T, NT, SG, GATED>(GEMM_ARGUMENTS); }
-
-#ifdef ONE_KERNEL
-ONE_KERNEL
-#elif !defined(EMU)
-#include "narrow_kernels.inc"
-#endif
+#define NARROW(NAME, Q, T, NT, SG, ZERO, GATED, BLOCKS) \
+  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { narrow<Q, T, NT, SG, ZERO, GATED>(GEMM_ARGUMENTS); }

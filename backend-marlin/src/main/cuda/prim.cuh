@@ -116,6 +116,17 @@ DEV uint32_t pack2<F16>(float low, float high) {
 DEV float half_float(uint16_t v) { return __half2float(__ushort_as_half(v)); }
 DEV uint16_t float_half(float v) { return __half_as_ushort(__float2half_rn(v)); }
 DEV uint32_t permute(uint32_t a, uint32_t b, uint32_t how) { return __byte_perm(a, b, how); }
+// (v & mask) | more in one instruction, which may have one immediate: the compiler makes two of it where both are known.
+DEV uint32_t mask_or(uint32_t v, uint32_t mask, uint32_t more) {
+  uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(v), "r"(mask), "r"(more));
+  return d;
+}
+// Keeps the compiler from taking a pointer apart again.
+template <class A>
+DEV void whole(A*& p) {
+  asm volatile("" : "+l"(p));
+}
 DEV float bits_float(uint32_t v) { return __uint_as_float(v); }
 DEV uint32_t float_bits(float v) { return __float_as_uint(v); }
 

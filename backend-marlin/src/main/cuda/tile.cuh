@@ -17,11 +17,11 @@ constexpr int PAGE = 16;   // ranks
       uint16_t *y, const int64_t *table, const int *ids, const int *expert_map, const int *mapping, const int *pairs, const int *gtile,       \
       const int *nums, const int *seg_of, const int64_t *pga, const int64_t *pgb, const int64_t *pgm, const uint16_t *s, const float *part,   \
       int has_map, int has_bias, int on_input, int first, int gather, int lora, int naive, int act, float alpha, float beta, float limit, int P,         \
-      int TOPK, int N, int KD, int EG, int E, int NS, int RS, int SU, int SPLIT, int GM, int wait, int early, int has_zero,                   \
+      int TOPK, int N, int KD, int EG, int E, int NS, int RS, int SU, int SPLIT, int GM, int wait, int early,                   \
       int group_shift, int warps_k, int phase
 #define GEMM_ARGUMENTS                                                                                                                     \
   x, w, ratio, zero, channel, bias, tw, y, table, ids, expert_map, mapping, pairs, gtile, nums, seg_of, pga, pgb, pgm, s, part, has_map,      \
-      has_bias, on_input, first, gather, lora, naive, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM, wait, early, has_zero,   \
+      has_bias, on_input, first, gather, lora, naive, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM, wait, early,   \
       group_shift, warps_k, phase
 
 DEV int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -85,44 +85,48 @@ DEV Tile find_tile(int first, int rows_a_block, const int* ids, const int* exper
   return t;
 }
 
-// A warp's two tiles of the weights on their way through its own slots of shared memory: codes, then ratios, then zero points. A lane reads only
-// what it copied itself, so nobody waits for anybody.
-template <int Q, int SG>
+// A warp's two tiles of the weights on their way through its own slots of shared memory: codes, then ratios, then zero points (ZERO; else codes
+// are symmetric). A lane reads only what it copied itself, so nobody waits for anybody.
+template <int Q, int SG, bool ZERO>
 struct Stream {
   static constexpr int CODES = CHUNK * 16 * code_bits(Q) / 8, WORDS = code_bits(Q) / 4, SCALES = SG * 128;
+  static constexpr int SLOT_BYTES = 2 * (CODES + SCALES * (ZERO ? 2 : 1));
   const uint8_t* codes[2];
   const uint32_t *ratio[2], *zero[2];
-  int shift, has_zero;
+  int shift;
 
-  static DEV int slot_bytes(int has_zero) { return 2 * (CODES + SCALES * (1 + has_zero)); }
-
-  DEV Stream(const uint8_t* w, const uint32_t* ratios, const uint32_t* zeros, const int64_t (&tile)[2], int chunks, int group_shift, int has_zero,
-             int lane)
-      : shift(group_shift), has_zero(has_zero) {
+  DEV Stream(const uint8_t* w, const uint32_t* ratios, const uint32_t* zeros, const int64_t (&tile)[2], int chunks, int group_shift, int lane)
+      : shift(group_shift) {
     const int groups = SG == 1 ? (chunks + (1 << group_shift) - 1) >> group_shift : chunks;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       codes[i] = w + tile[i] * chunks * CODES + lane * 16;
-      ratio[i] = ratios + (tile[i] * groups * 8 + lane / 4) * SG;
-      zero[i] = zeros + (tile[i] * groups * 8 + lane / 4) * SG;
+      whole(codes[i]);
+      if constexpr (SG > 0) {
+        ratio[i] = ratios + (tile[i] * groups * 8 + lane / 4) * SG;
+        whole(ratio[i]);
+      }
+      if constexpr (ZERO) {
+        zero[i] = zeros + (tile[i] * groups * 8 + lane / 4) * SG;
+        whole(zero[i]);
+      }
     }
   }
 
+  // slot: the lane's place in it. Offsets in a row of tiles fit 32 bits.
   DEV void copy(uint32_t slot, int c, int lane) {
+    const uint32_t codes_at = (uint32_t)c * CODES, at = (uint32_t)(SG == 1 ? c >> shift : c) * 8 * SG;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const uint8_t* from = codes[i] + (int64_t)c * CODES;
+    for (int i = 0; i < 2; i++)
 #pragma unroll
-      for (int h = 0; h < CODES / 512; h++) copy16(slot + i * CODES + h * 512 + lane * 16, from + h * 512);
-    }
+      for (int h = 0; h < CODES / 512; h++) copy16(slot + lane * 16 + i * CODES + h * 512, codes[i] + codes_at + h * 512);
     if constexpr (SG > 0) {
-      const int at = (SG == 1 ? c >> shift : c) * 8 * SG;
 #pragma unroll
-      for (int i = 0; i < 2; i++) copy_words<4 * SG>(slot + 2 * CODES + i * SCALES + lane * 4 * SG, ratio[i] + at);
-      if (has_zero) {
+      for (int i = 0; i < 2; i++) copy_words<4 * SG>(slot + lane * 4 * SG + 2 * CODES + i * SCALES, ratio[i] + at);
+    }
+    if constexpr (ZERO) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) copy_words<4 * SG>(slot + 2 * (CODES + SCALES) + i * SCALES + lane * 4 * SG, zero[i] + at);
-      }
+      for (int i = 0; i < 2; i++) copy_words<4 * SG>(slot + lane * 4 * SG + 2 * (CODES + SCALES) + i * SCALES, zero[i] + at);
     }
   }
 
@@ -130,15 +134,12 @@ struct Stream {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
 #pragma unroll
-      for (int h = 0; h < WORDS; h++) *(uint4*)(code[i] + 4 * h) = shared16(slot + i * CODES + h * 512 + lane * 16);
-      zeros[i][0] = (Q == U8 ? 128 : 8) * 0x10001;
-      if constexpr (SG > 0) {
+      for (int h = 0; h < WORDS; h++) *(uint4*)(code[i] + 4 * h) = shared16(slot + lane * 16 + i * CODES + h * 512);
 #pragma unroll
-        for (int b = 0; b < SG; b++) {
-          scale[i][b] = shared4(slot + 2 * CODES + i * SCALES + (lane * SG + b) * 4);
-          zeros[i][b] = (Q == U8 ? 128 : 8) * 0x10001;
-          if (has_zero) zeros[i][b] = shared4(slot + 2 * (CODES + SCALES) + i * SCALES + (lane * SG + b) * 4);
-        }
+      for (int b = 0; b < (SG > 0 ? SG : 1); b++) {
+        zeros[i][b] = (Q == U8 ? 128 : 8) * 0x10001;
+        if constexpr (SG > 0) scale[i][b] = shared4(slot + lane * 4 * SG + 2 * CODES + i * SCALES + b * 4);
+        if constexpr (ZERO) zeros[i][b] = shared4(slot + lane * 4 * SG + 2 * (CODES + SCALES) + i * SCALES + b * 4);
       }
     }
   }

@@ -1,4 +1,4 @@
-// wgmma with A in registers: m64, k16, every N that wide.cu has. Written by make_wgmma.py.
+// wgmma with A in registers: m64, k16, every N that wide.cu has.
 #pragma once
 #include "prim.cuh"
 #ifndef EMU

@@ -113,7 +113,7 @@ DEV void expand_staged(float (&acc)[2][NT / 8][4], uint32_t base, const uint16_t
   copies_wait<0>();
 }
 
-template <int Q, class T, int NT, int SG, bool GATED>
+template <int Q, class T, int NT, int SG, bool ZERO, bool GATED>
 DEV void wide(GEMM_PARAMETERS) {
   SHARED(memory);
   constexpr int NJ = NT / 8, STAGES = wide_stages(Q, NT), WORDS = code_bits(Q) / 4, BLOCK_ROWS = GATED ? 128 : 256;
@@ -129,9 +129,9 @@ DEV void wide(GEMM_PARAMETERS) {
   tile[1] = (int64_t)(t.e * (GATED ? 2 : 1) + (GATED ? 1 : 0)) * tiles + min(n[1] / 16, tiles - 1);
 
   // A stage: x, [NT][64] with its 16-byte columns swizzled as the tensor cores want them, then the slots of the warps.
-  const int slot_bytes = Stream<Q, SG>::slot_bytes(has_zero), stage_bytes = ceil_div(NT * 128 + 8 * slot_bytes, 1024) * 1024;
+  constexpr int slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, stage_bytes = (NT * 128 + 8 * slot_bytes + 1023) / 1024 * 1024;
   const uint32_t base = shared_address(memory), base_end = base + STAGES * stage_bytes, own_slot = NT * 128 + warp * slot_bytes;
-  Stream<Q, SG> stream(w, ratio, zero, tile, chunks, group_shift, has_zero, lane);
+  Stream<Q, SG, ZERO> stream(w, ratio, zero, tile, chunks, group_shift, lane);
   constexpr int XROWS = NT * 8 >= 256 ? NT / 32 : 1;
   const uint16_t* from_x[XROWS];
   const int xcol = THREAD % 8;
@@ -142,6 +142,7 @@ DEV void wide(GEMM_PARAMETERS) {
     int row = min(t.row0 + THREAD / 8 + 32 * i, t.row1 - 1);
     if (gather) row = *(volatile const int*)(pairs + row) / TOPK;
     from_x[i] = x + (int64_t)row * KD + xcol * 8;
+    whole(from_x[i]);
   }
   uint32_t to = base;
   int next = 0;
@@ -266,11 +267,5 @@ DEV void wide(GEMM_PARAMETERS) {
   }
 }
 
-#define WIDE(NAME, Q, T, NT, SG, GATED, BLOCKS) \
-  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { wide<Q, T, NT, SG, GATED>(GEMM_ARGUMENTS); }
-
-#ifdef ONE_KERNEL
-ONE_KERNEL
-#elif !defined(EMU)
-#include "wide_kernels.inc"
-#endif
+#define WIDE(NAME, Q, T, NT, SG, ZERO, GATED, BLOCKS) \
+  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { wide<Q, T, NT, SG, ZERO, GATED>(GEMM_ARGUMENTS); }

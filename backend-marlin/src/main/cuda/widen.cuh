@@ -48,17 +48,37 @@ DEV uint32_t unit() {
   return Q == E4M3 ? (half ? 0x5C005C00u : 0x7B807B80u) : Q == E2M1 ? (half ? 0x74007400u : 0x7E807E80u) : one<T>();
 }
 
+// Codes as floats, `bias` too large: or'ed into the mantissa of a large number.
+template <int Q, class T>
+DEV void widen_biased(uint32_t* a, const uint32_t* w) {
+  constexpr bool half = Zero<U4, T>::BASE == 0xE400E400;
+  if constexpr (Q == U4) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) a[i] = mask_or(w[0] >> (4 * i), 0x000F000F, half ? 0x64006400 : 0x43004300);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++) a[i] = permute(w[i / 2], 0x64646464, i & 1 ? 0x4341 : 0x4240);
+  }
+}
+// There is such a number: 8 bits do not fit bf16's mantissa.
+template <int Q, class T>
+BOTH bool has_bias_form() {
+  return Q == U4 || (Q == U8 && Zero<U4, T>::BASE == 0xE400E400);
+}
+// What a symmetric code is then too large by.
+template <int Q, class T>
+BOTH float code_bias() {
+  return (Zero<U4, T>::BASE == 0xE400E400 ? 1024.0f : 128.0f) + (Q == U4 ? 8.0f : 128.0f);
+}
+
 // Integers with their zero point taken off, floats without `unit`.
 template <int Q, class T>
 DEV void widen_raw(uint32_t* a, const uint32_t* w, uint32_t z0, uint32_t z1) {
   constexpr bool half = Zero<U4, T>::BASE == 0xE400E400;
-  if constexpr (Q == U4) {
-    constexpr uint32_t BIG = half ? 0x64006400 : 0x43004300;
+  if constexpr (has_bias_form<Q, T>()) {
+    widen_biased<Q, T>(a, w);
 #pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = fma2<T>(((w[0] >> (4 * i)) & 0x000F000F) | BIG, one<T>(), i & 1 ? z1 : z0);
-  } else if constexpr (Q == U8 && half) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = fma2<T>(permute(w[i / 2], 0x64646464, i & 1 ? 0x4341 : 0x4240), one<T>(), i & 1 ? z1 : z0);
+    for (int i = 0; i < 4; i++) a[i] = fma2<T>(a[i], one<T>(), i & 1 ? z1 : z0);
   } else if constexpr (Q == U8) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -68,18 +88,16 @@ DEV void widen_raw(uint32_t* a, const uint32_t* w, uint32_t z0, uint32_t z1) {
       a[i] = pack2<T>(low, high);
     }
   } else if constexpr (Q == E4M3) {
-    constexpr int DOWN = half ? 1 : 4;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       uint32_t v = i & 1 ? w[i / 2] : w[i / 2] << 8;
-      a[i] = (v & 0x80008000) | ((v & 0x7F007F00) >> DOWN);
+      a[i] = mask_or(v, 0x80008000, (v & 0x7F007F00) >> (half ? 1 : 4));
     }
   } else {
-    constexpr uint32_t MASK = half ? 0x0E000E00 : 0x01C001C0;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       uint32_t v = w[0] << (12 - 4 * i);
-      a[i] = (v & 0x80008000) | ((v >> (half ? 3 : 6)) & MASK);
+      a[i] = mask_or(v, 0x80008000, (v >> (half ? 3 : 6)) & (half ? 0x0E000E00 : 0x01C001C0));
     }
   }
 }

@@ -10,14 +10,14 @@ SOURCES = Path(__file__).resolve().parents[2] / "main/cuda"
 
 def kernels():
     for q, groups in (("U4", (0, 1, 2, 4)), ("U8", (0, 1, 2, 4)), ("E4M3", (0, 1)), ("E2M1", (2, 4))):
-        for sg in groups:
+        for sg, zero in [(sg, z) for sg in groups for z in ((0, 1) if q[0] == "U" and sg else (0,))]:
             for t in ("Bf16", "F16"):
                 for gated in (0, 1):
                     for kind, heights in (("narrow", (8, 16, 32, 64)), ("wide", (16, 32, 64, 128))):
                         for nt in heights:
-                            name = f"moe_{kind}_{q.lower()}_{t.lower()}_{nt}_{sg}_{gated}"
+                            name = f"moe_{kind}_{q.lower()}_{t.lower()}_{nt}_{sg}{"z" * zero}_{gated}"
                             blocks = (3 if nt == 8 else 2 if nt <= 32 else 1) if kind == "narrow" else 2 if nt <= 64 else 1
-                            yield kind, name, f"{kind.upper()}({name},{q},{t},{nt},{sg},{str(bool(gated)).lower()},{blocks})"
+                            yield kind, name, f"{kind.upper()}({name},{q},{t},{nt},{sg},{str(bool(zero)).lower()},{str(bool(gated)).lower()},{blocks})"
 
 
 def build(out, job):
@@ -25,7 +25,7 @@ def build(out, job):
     source = SOURCES / (kind + ".cu")
     if text:
         source = out / (name + ".cu")
-        source.write_text(f'#define ONE_KERNEL\n#include "{kind}.cu"\n{text}\n')
+        source.write_text(f'#include "{kind}.cu"\n{text}\n')
     r = subprocess.run(["nvcc", "-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", "-I", str(SOURCES), "-cubin", str(source), "-o",
                         str(out / (name + ".cubin"))], capture_output=True, text=True)
     if r.returncode or "arning" in r.stderr:

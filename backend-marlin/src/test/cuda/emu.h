@@ -189,6 +189,8 @@ inline uint32_t permute(uint32_t a, uint32_t b, uint32_t how) {
   for (int i = 0; i < 4; i++) r |= (uint32_t)(all >> 8 * (how >> 4 * i & 7) & 0xFF) << 8 * i;
   return r;
 }
+inline uint32_t mask_or(uint32_t v, uint32_t mask, uint32_t more) { return (v & mask) | more; }
+template <class A> void whole(A*&) {}
 inline float bits_float(uint32_t v) { float f; memcpy(&f, &v, 4); return f; }
 inline uint32_t float_bits(float v) { uint32_t b; memcpy(&b, &v, 4); return b; }
 inline void launch_dependents() {}

@@ -148,8 +148,8 @@ static std::vector<uint16_t> random16(size_t n, double scale) {
 struct Adapter { int r[3]; };
 static int pages(int r) { return (r + 15) / 16; }
 
-template <int Q, class T, int NT, int SG, bool GATED, bool WIDE_ONE>
-static bool run(const Format& f, int tokens, int N, int KD, bool first, bool adapters, bool naive, int warps_k, int phase, int act, bool on_input) {
+template <int Q, class T, int NT, int SG, bool GATED, bool WIDE_ONE, bool ZERO>
+static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool adapters, bool naive, int warps_k, int phase, int act, bool on_input) {
   constexpr int E = 3;
   int TOPK = 2, P = tokens * TOPK, M = GATED ? 2 : 1;
   Weights<T> w(f, E, M, N, KD);
@@ -257,10 +257,10 @@ static bool run(const Format& f, int tokens, int N, int KD, bool first, bool ada
       kernel(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(), bias.data(), tw.data(), y.data(),
              table.data(), ids.data(), ids.data(), mapping.data(), pairs.data(), gtile.data(), nums, seg_of.data(), pga.data(), pgb.data(),
              pgm.data(), s.data(), part.data(), 0, 1, on_input, first, gather, adapters, naive, act, alpha, beta, limit, P, TOPK, N, KD, E, E, 3,
-             RS, SU, SPLIT, 2, adapters ? 2 : first ? 0 : 1, 0, w.has_zero, w.group_shift, warps_k, phase);
+             RS, SU, SPLIT, 2, adapters ? 2 : first ? 0 : 1, 0, w.group_shift, warps_k, phase);
     };
-    if constexpr (WIDE_ONE) call(wide<Q, T, NT, SG, GATED>);
-    else call(narrow<Q, T, NT, SG, GATED>);
+    if constexpr (WIDE_ONE) call(wide<Q, T, NT, SG, ZERO, GATED>);
+    else call(narrow<Q, T, NT, SG, ZERO, GATED>);
   });
   double error = 0, norm = 0;
   for (int r = 0; r < P; r++) {
@@ -289,6 +289,14 @@ static bool run(const Format& f, int tokens, int N, int KD, bool first, bool ada
          GATED ? "gated " : "single", NT, first ? "first " : "second", tokens, N, KD, adapters ? " lora" : "", naive ? " naive" : "", on_input ? " input" : "",
          warps_k, phase, act, error, ok ? "" : " WRONG");
   return ok;
+}
+
+template <int Q, class T, int NT, int SG, bool GATED, bool WIDE_ONE, class... A>
+static bool run(const Format& f, A... a) {
+  if constexpr (is_integer(Q) && SG > 0) {
+    if (f.asym) return run_one<Q, T, NT, SG, GATED, WIDE_ONE, true>(f, a...);
+  }
+  return run_one<Q, T, NT, SG, GATED, WIDE_ONE, false>(f, a...);
 }
 
 int main() {

@@ -110,7 +110,7 @@ class Library:
 GEMM = [(n, t) for t, names in (
     ("pointer", "x w ratio zero channel bias tw y table ids expert_map mapping pairs gtile nums seg_of pga pgb pgm s part"),
     ("i32", "has_map has_bias on_input first gather lora naive act"), ("f32", "alpha beta limit"),
-    ("i32", "P TOPK N KD EG E NS RS SU SPLIT GM wait early has_zero group_shift warps_k phase")) for n in names.split()]
+    ("i32", "P TOPK N KD EG E NS RS SU SPLIT GM wait early group_shift warps_k phase")) for n in names.split()]
 REPACK_CODES = [("data", "pointer"), ("perm", "pointer"), ("out", "pointer"), ("k_stride", "i64"), ("n_stride", "i64")] + [
     (n, "i32") for n in "word_bytes bits along_k awq flip N KD".split()]
 REPACK_SCALES = [(n, "pointer") for n in "scales global zeros ratio zero channel".split()] + [

@@ -232,7 +232,7 @@ class Layer:
             height = 1 if self.naive else NT
             phase = min(p.chunks, max(wk, self.plan.get("x_bytes", 33000) // (height * 128) // wk * wk))
             shared = max(cdiv(height * (phase * 64 + 8) * 2, 128) * 128 + 8 * (4 if BITS[p.q] == 4 else 3) * slot, NT * 1024, 8 * self.R)
-        name = f"moe_{kind}_{CODES[p.q]}_{ELEMENT[self.dt]}_{NT}_{p.SG}_{int(gated)}"
+        name = f"moe_{kind}_{CODES[p.q]}_{ELEMENT[self.dt]}_{NT}_{p.SG}{'z' * p.has_zero}_{int(gated)}"
         pg = (self.pg13a, self.pg13b, self.pg13m) if first else (self.pg2a, self.pg2a, self.pg2m)
         alpha, beta, limit = self.params
         OWN.get(name, GEMM)(self.max_gt * cdiv(N, rows), dict(
@@ -241,7 +241,7 @@ class Layer:
             on_input=self.on_input if first else 0, first=int(first), gather=int(gather), lora=int(lora), naive=int(self.naive),
             act=self.act if first else -1, alpha=alpha, beta=beta, limit=limit, N=N, KD=K, RS=self.RS if first else self.R, SU=self.R,
             SPLIT=self.sh[i][2] if lora else 1, GM=self.plan.get("GM", 8), wait=2 if lora else 0 if first or p.perm is not None else 1,
-            has_zero=p.has_zero, group_shift=p.group_shift, warps_k=wk, phase=phase), shared=shared)
+            group_shift=p.group_shift, warps_k=wk, phase=phase), shared=shared)
 
     def combine(self, a):
         width = 1024 if self.T >= 64 else 256

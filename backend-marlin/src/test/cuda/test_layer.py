@@ -128,7 +128,7 @@ def main():
         fmt, p = a[0], a[1]
         names = [f"moe_{p['kind'][i]}_{L.CODES[fmt['q']]}_{L.ELEMENT[b.get('dtype', torch.bfloat16)]}_{p['NT']}_" for i in (0, 1)]
         sg = 0 if fmt["group"] == 0 else 1 if fmt["group"] < 0 or fmt["group"] % 64 == 0 else 2 if fmt["group"] % 32 == 0 else 4
-        if not all(L.OWN.has(f"{n}{sg}_{int(i == 0 and b.get('act', 0) < 5)}") for i, n in enumerate(names)):
+        if not all(L.OWN.has(f"{n}{sg}{'z' if fmt.get('asym') else ''}_{int(i == 0 and b.get('act', 0) < 5)}") for i, n in enumerate(names)):
             return
         total += 1
         try:
