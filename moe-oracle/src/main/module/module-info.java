@@ -7,5 +7,6 @@ module io.moe4j.oracle {
   exports io.moe4j.oracle;
 
   uses io.moe4j.api.spi.ExpertsBackend;
-  uses io.moe4j.api.spi.DeviceProvider;
+  uses io.moe4j.api.device.DeviceProvider;
+  uses io.moe4j.api.spi.BlockOpsProvider;
 }

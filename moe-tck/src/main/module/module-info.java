@@ -3,7 +3,7 @@ module io.moe4j.tck {
   requires transitive io.moe4j.api;
   requires static transitive org.jspecify;
   requires transitive org.junit.jupiter.api;
-  requires io.moe4j.backend.cpu;
+  requires io.moe4j.reference;
   requires jdk.management;
   requires org.junit.jupiter.params;
 
@@ -12,6 +12,7 @@ module io.moe4j.tck {
   opens io.moe4j.tck to
       org.junit.platform.commons;
 
-  uses io.moe4j.api.spi.DeviceProvider;
+  uses io.moe4j.api.device.DeviceProvider;
+  uses io.moe4j.api.spi.BlockOpsProvider;
   uses io.moe4j.api.spi.ExpertsBackend;
 }

@@ -2,17 +2,17 @@ package io.moe4j.benchmarks;
 
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.ModularExperts;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -104,13 +104,10 @@ final class SampleLayer implements AutoCloseable {
     List<ExpertWeights.Expert> list = new ArrayList<>();
     for (int e = 0; e < shape.experts; e++) {
       list.add(
-          new ExpertWeights.Expert(
+          ExpertWeights.Expert.plain(
               tensor(dtype, shape.intermediate, shape.hidden),
               tensor(dtype, shape.intermediate, shape.hidden),
-              tensor(dtype, shape.hidden, shape.intermediate),
-              null,
-              null,
-              null));
+              tensor(dtype, shape.hidden, shape.intermediate)));
     }
     return list;
   }

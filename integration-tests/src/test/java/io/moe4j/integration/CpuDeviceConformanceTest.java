@@ -1,12 +1,12 @@
 package io.moe4j.integration;
 
-import io.moe4j.api.spi.DeviceProvider;
-import io.moe4j.backend.cpu.CpuDeviceProvider;
+import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.backend.cpu.CpuBlockOpsProvider;
 import io.moe4j.tck.BlockOpsConformanceTest;
 
 class CpuDeviceConformanceTest extends BlockOpsConformanceTest {
   @Override
-  protected DeviceProvider provider() {
-    return new CpuDeviceProvider();
+  protected BlockOpsProvider blockOps() {
+    return new CpuBlockOpsProvider();
   }
 }

@@ -3,7 +3,7 @@ package io.moe4j.integration;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.spi.Device;
+import io.moe4j.api.device.Device;
 import io.moe4j.checkpoint.AdapterPolicy;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.PeftAdapter;

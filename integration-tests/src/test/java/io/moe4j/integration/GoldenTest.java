@@ -8,6 +8,7 @@ import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.backend.cpu.CpuBlockOpsProvider;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
 import io.moe4j.backend.cpu.CpuExpertsBackend;
 import io.moe4j.backend.cpu.reference.BatchedCpuReferenceBackend;
@@ -104,7 +105,11 @@ class GoldenTest {
   }
 
   private static MoeOracle oracle(ExpertsBackend backend) {
-    return MoeOracle.of(BackendCatalog.of(List.of(backend), List.of(new CpuDeviceProvider())));
+    return MoeOracle.of(
+        BackendCatalog.of(
+            List.of(backend),
+            List.of(new CpuDeviceProvider()),
+            List.of(new CpuBlockOpsProvider())));
   }
 
   private static DynamicContainer model(String name) {

@@ -8,13 +8,15 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.RoutingConfig;
-import io.moe4j.api.spi.Device;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.backend.cpu.CpuBlockOpsProvider;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
 import io.moe4j.backend.cpu.reference.CpuReferenceBackend;
 import io.moe4j.backend.triton.BatchedTritonBackend;
 import io.moe4j.backend.triton.TritonBackend;
+import io.moe4j.cuda.CudaBlockOpsProvider;
 import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.lora.AdapterRegistry;
 import io.moe4j.oracle.BackendCatalog;
@@ -59,8 +61,7 @@ class GpuGoldenTest {
    * kernels give the same 1.005e-2.
    */
   private static boolean againstReference(MoeConfig config) {
-    return config.routing().scoring() == RoutingConfig.Scoring.SPARSE_MIXER
-        || !config.quantScheme().isNone();
+    return config.routing().scoring() == RoutingConfig.Scoring.SPARSE_MIXER || config.isQuantized();
   }
 
   private static LayerCheck check(
@@ -73,7 +74,11 @@ class GpuGoldenTest {
         Device device = new CudaDeviceProvider().open(0);
         AdapterRegistry registry = fixture.registryOn(device);
         MoeOracle oracle =
-            MoeOracle.of(BackendCatalog.of(List.of(backend), List.of(new CudaDeviceProvider())))) {
+            MoeOracle.of(
+                BackendCatalog.of(
+                    List.of(backend),
+                    List.of(new CudaDeviceProvider()),
+                    List.of(new CudaBlockOpsProvider())))) {
       for (int index : fixture.checkpoint.layers()) {
         MoeConfig config =
             fixture.config(index).toBuilder()
@@ -94,7 +99,9 @@ class GpuGoldenTest {
           try (MoeOracle host =
                   MoeOracle.of(
                       BackendCatalog.of(
-                          List.of(new CpuReferenceBackend()), List.of(new CpuDeviceProvider())));
+                          List.of(new CpuReferenceBackend()),
+                          List.of(new CpuDeviceProvider()),
+                          List.of(new CpuBlockOpsProvider())));
               MoeLayer truth =
                   MoeLayer.builder(
                           config.toBuilder().activationFormat(ActivationFormat.STANDARD).build(),

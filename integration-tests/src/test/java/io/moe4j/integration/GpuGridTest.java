@@ -7,16 +7,17 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.backend.cpu.reference.ReferenceRouting;
 import io.moe4j.cuda.CudaGraph;
 import io.moe4j.cuda.CudaStream;
 import io.moe4j.lora.AdapterBatch;
 import io.moe4j.oracle.MoeForward;
 import io.moe4j.oracle.MoeSession;
+import io.moe4j.reference.ReferenceRouting;
 import io.moe4j.tck.GpuTest;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -76,7 +77,7 @@ class GpuGridTest {
             .routing(RoutingConfig.SOFTMAX)
             .maxTokens(tokens);
     if (ranks > 1) {
-      b.expertMap(someLocal(experts, ranks, random));
+      b.parallel(ParallelConfig.expert(2, 0)).expertMap(someLocal(experts, ranks, random));
     }
     try (GpuLayer g = new GpuLayer(b.build(), 0.1, 0.1);
         CudaStream stream = g.device.newStream();
@@ -236,7 +237,7 @@ class GpuGridTest {
             .routerWeightOnInput(topK == 1 && bias)
             .lora(new LoraConfig(3, rank));
     if (map) {
-      b.expertMap(someLocal(16, 2, new Random(topK)));
+      b.parallel(ParallelConfig.expert(2, 0)).expertMap(someLocal(16, 2, new Random(topK)));
     }
     try (GpuLayer g = new GpuLayer(b.build(), 1 / Math.sqrt(hidden), 1 / Math.sqrt(intermediate))) {
       checkAdapters(g, 1, 1e-2);

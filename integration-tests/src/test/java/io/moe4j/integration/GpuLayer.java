@@ -4,23 +4,24 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
-import io.moe4j.backend.cpu.reference.ReferenceMoe;
+import io.moe4j.api.weights.Weight;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.lora.AdapterRegistry;
 import io.moe4j.oracle.MoeLayer;
+import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -91,24 +92,23 @@ final class GpuLayer implements AutoCloseable {
   private ExpertWeights.Expert expert(double deviation, double deviation2) {
     int h = config.hiddenSize();
     int i = config.intermediateSize();
-    boolean mxfp4 = config.quantScheme().equals(QuantScheme.MXFP4);
-    return new ExpertWeights.Expert(
-        mxfp4 ? bytes(DType.F4, 0, 255, i, h) : host(deviation, i, h),
-        mxfp4 ? bytes(DType.F4, 0, 255, i, h) : host(deviation, i, h),
-        mxfp4 ? bytes(DType.F4, 0, 255, h, i) : host(deviation2, h, i),
-        config.expertBias() ? host(0.3, i) : null,
-        config.expertBias() ? host(0.3, i) : null,
-        config.expertBias() ? host(0.3, h) : null,
-        mxfp4
-            ? new ExpertWeights.Scales(
-                scales(deviation, i, h), scales(deviation, i, h), scales(deviation2, h, i))
-            : null);
+    ExpertWeights.Expert expert =
+        config.isQuantized()
+            ? ExpertWeights.Expert.of(
+                mxfp4(deviation, i, h), mxfp4(deviation, i, h), mxfp4(deviation2, h, i))
+            : ExpertWeights.Expert.plain(
+                host(deviation, i, h), host(deviation, i, h), host(deviation2, h, i));
+    return config.expertBias() ? expert.withBias(host(0.3, i), host(0.3, i), host(0.3, h)) : expert;
+  }
+
+  private Weight mxfp4(double deviation, int rows, int columns) {
+    return Weight.mxfp4(bytes(DType.F4, 0, 255, rows, columns), scales(deviation, rows, columns));
   }
 
   /** The sixteen numbers of 4 bits, all equally likely, have a deviation of 3. */
   private Tensor scales(double deviation, int rows, int columns) {
     int middle = 127 + Math.getExponent(deviation / 3);
-    int groups = columns / QuantScheme.MXFP4.groupSize();
+    int groups = columns / QuantScheme.MXFP4.scaleColumns();
     return bytes(DType.F8_E8M0, middle - 2, middle + 1, rows, groups);
   }
 

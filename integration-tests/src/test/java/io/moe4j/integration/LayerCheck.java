@@ -3,8 +3,8 @@ package io.moe4j.integration;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.lora.AdapterBatch;

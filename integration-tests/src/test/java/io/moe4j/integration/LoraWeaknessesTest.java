@@ -4,7 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.catchThrowableOfType;
 
 import io.moe4j.api.config.ActivationFormat;
-import io.moe4j.api.config.ExpertMap;
+import io.moe4j.api.config.ActivationQuant;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.ParallelConfig;
@@ -203,13 +203,10 @@ class LoraWeaknessesTest {
             new ExpertWeights(
                 IntStream.range(first, first + count)
                     .mapToObj(e ->
-                        new ExpertWeights.Expert(
+                        ExpertWeights.Expert.plain(
                             tensor(new double[][][] {gate[e]}),
                             tensor(new double[][][] {up[e]}),
-                            tensor(new double[][][] {down[e]}),
-                            null,
-                            null,
-                            null))
+                            tensor(new double[][][] {down[e]})))
                     .toList()),
             null,
             null,
@@ -282,11 +279,7 @@ class LoraWeaknessesTest {
       FoundBackend backend = oracle.catalog().backend(name).orElseThrow();
       double[] sum = new double[TOKENS.length * H];
       for (int rank = 0; rank < 3; rank++) {
-        MoeConfig c =
-            config(backend)
-                .expertMap(ExpertMap.linear(E, 3, rank))
-                .parallel(new ParallelConfig(1, 0, 3, rank, 1))
-                .build();
+        MoeConfig c = config(backend).parallel(ParallelConfig.expert(3, rank)).build();
         double[] part = run(oracle, name, c, 2 * rank, 2).toDoubles();
         for (int i = 0; i < sum.length; i++) {
           sum[i] += part[i];
@@ -302,7 +295,14 @@ class LoraWeaknessesTest {
   void quantisedWithLora(String name) {
     try (MoeOracle oracle = MoeOracle.discover()) {
       FoundBackend backend = oracle.catalog().backend(name).orElseThrow();
-      MoeConfig c = config(backend).quantScheme(new QuantScheme("fp8", 8, 128)).build();
+      MoeConfig c =
+          config(backend)
+              .quantScheme(
+                  QuantScheme.FP8_BLOCK.toBuilder()
+                      .activations(ActivationQuant.FP8_PER_BLOCK)
+                      .build())
+              .quantizedActivations(true)
+              .build();
       UnsupportedConfigException e =
           catchThrowableOfType(
               UnsupportedConfigException.class,

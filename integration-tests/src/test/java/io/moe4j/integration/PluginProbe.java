@@ -39,13 +39,10 @@ final class PluginProbe {
     List<ExpertWeights.Expert> experts = new ArrayList<>();
     for (int e = 0; e < EXPERTS; e++) {
       experts.add(
-          new ExpertWeights.Expert(
+          ExpertWeights.Expert.plain(
               tensor(random, INTERMEDIATE, HIDDEN),
               tensor(random, INTERMEDIATE, HIDDEN),
-              tensor(random, HIDDEN, INTERMEDIATE),
-              null,
-              null,
-              null));
+              tensor(random, HIDDEN, INTERMEDIATE)));
     }
     var weights =
         new MoeLayerWeights(

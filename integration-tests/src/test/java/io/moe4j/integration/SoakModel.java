@@ -161,8 +161,7 @@ final class SoakModel {
       return new MoeLayerWeights(
           new ExpertWeights(
               IntStream.range(0, EXPERTS)
-                  .mapToObj(
-                      e -> new ExpertWeights.Expert(gate[e], up[e], down[e], null, null, null))
+                  .mapToObj(e -> ExpertWeights.Expert.plain(gate[e], up[e], down[e]))
                   .toList()),
           new RouterWeights(router, null, null),
           null,

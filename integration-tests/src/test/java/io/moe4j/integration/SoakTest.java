@@ -6,6 +6,7 @@ import io.moe4j.api.AdapterException;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.backend.cpu.CpuBlockOpsProvider;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
 import io.moe4j.backend.cpu.CpuExpertsBackend;
 import io.moe4j.lora.AdapterBatch;
@@ -78,7 +79,11 @@ class SoakTest {
                 .slotWait(Duration.ofMinutes(2))
                 .build();
         MoeOracle oracle =
-            MoeOracle.of(BackendCatalog.of(backends, List.of(new CpuDeviceProvider())));
+            MoeOracle.of(
+                BackendCatalog.of(
+                    backends,
+                    List.of(new CpuDeviceProvider()),
+                    List.of(new CpuBlockOpsProvider())));
         Layers fused = new Layers(oracle, "cpu");
         Layers composed = new Layers(oracle, "composable-halves");
         ExecutorService pool = Executors.newFixedThreadPool(READERS + WRITERS)) {

@@ -1,9 +1,9 @@
 package io.moe4j.lora;
 
 import io.moe4j.api.AdapterException;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Arrays;
 import java.util.List;

@@ -2,11 +2,12 @@ package io.moe4j.lora;
 
 import io.moe4j.api.AdapterException;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.lora.SlotsKey;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
@@ -36,10 +37,10 @@ import org.slf4j.LoggerFactory;
  *       registry's, which runs beside forwards. Nobody waits for it but, on the device, the first
  *       forward of each layer ({@link io.moe4j.api.lora.MoeLoraContext#awaitFactors}). A batch
  *       released behind its work on a stream ({@link AdapterBatch#release(
- *       io.moe4j.api.spi.DeviceStream)}) need not have finished: whoever gets its slots waits for
- *       it, on the device, before anything that it reads is written over, and memory is given back
- *       behind it. Loading, replacing and unloading take and give page-locked memory, which may
- *       wait for what the device is doing; batches do not.
+ *       io.moe4j.api.device.DeviceStream)}) need not have finished: whoever gets its slots waits
+ *       for it, on the device, before anything that it reads is written over, and memory is given
+ *       back behind it. Loading, replacing and unloading take and give page-locked memory, which
+ *       may wait for what the device is doing; batches do not.
  *   <li><b>Versions.</b> {@link #replace} and {@link #unload} take effect for the next batch. Open
  *       batches keep reading what they began with, whose slot is free once the last of them ends.
  *       The memory of a replaced or unloaded adapter must therefore stay valid until then.
@@ -67,7 +68,7 @@ public final class AdapterRegistry implements AutoCloseable {
   private final @Nullable Transfers transfers;
   private final SlotTable slots;
   // One a layer: what its contexts have in common.
-  private final Object[] slotsKeys;
+  private final SlotsKey[] slotsKeys;
   // Read without, changed under the slot table's lock; generation only under it.
   private final ConcurrentHashMap<String, AdapterEntry> byName = new ConcurrentHashMap<>();
   private final AtomicReferenceArray<@Nullable AdapterEntry> byIndex;
@@ -84,7 +85,8 @@ public final class AdapterRegistry implements AutoCloseable {
       @Nullable Transfers transfers) {
     this.layers = b.layers;
     this.layerIndices = layers.keySet().stream().mapToInt(Integer::intValue).toArray();
-    this.slotsKeys = layers.values().stream().map(c -> new Object()).toArray();
+    this.slotsKeys =
+        layers.keySet().stream().map(l -> new SlotsKey("layer " + l)).toArray(SlotsKey[]::new);
     this.capacity = capacity;
     this.punica = punica;
     this.ownsPunica = ownsPunica;
@@ -364,7 +366,11 @@ public final class AdapterRegistry implements AutoCloseable {
     return transfers;
   }
 
-  Object slotsKey(int ordinal) {
+  int layerIndex(int ordinal) {
+    return layerIndices[ordinal];
+  }
+
+  SlotsKey slotsKey(int ordinal) {
     return slotsKeys[ordinal];
   }
 

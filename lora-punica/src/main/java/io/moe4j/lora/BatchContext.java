@@ -1,12 +1,14 @@
 package io.moe4j.lora;
 
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
-import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.lora.SlotsKey;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Objects;
+import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
 
 /** A batch as one layer sees it. Shows only the slots that the batch leases. */
@@ -19,6 +21,11 @@ final class BatchContext implements MoeLoraContext {
     this.batch = batch;
     this.ordinal = ordinal;
     this.otherMapping = otherMapping;
+  }
+
+  @Override
+  public OptionalInt layerIndex() {
+    return OptionalInt.of(batch.registry().layerIndex(ordinal));
   }
 
   @Override
@@ -48,7 +55,7 @@ final class BatchContext implements MoeLoraContext {
   }
 
   @Override
-  public Object slotsKey() {
+  public SlotsKey slotsKey() {
     return batch.registry().slotsKey(ordinal);
   }
 

@@ -1,13 +1,13 @@
 package io.moe4j.lora;
 
 import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.List;
@@ -71,111 +71,90 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
   }
 
   @Override
-  public void addLoraW13(
-      MoeLoraContext context,
-      Tensor y,
-      Tensor x,
-      ExpertRouting routing,
-      boolean gated,
-      GateUpLayout layout,
-      boolean addInputs,
-      DeviceStream stream) {
+  public void addLoraW13(PunicaWrapper.W13 call, DeviceStream stream) {
     requireHost(stream);
-    int tokens = Math.toIntExact(routing.topkIds().size(0));
-    int topK = Math.toIntExact(routing.topkIds().size(1));
+    int tokens = Math.toIntExact(call.routing().topkIds().size(0));
+    int topK = Math.toIntExact(call.routing().topkIds().size(1));
     int pairs = Math.multiplyExact(tokens, topK);
-    requireFloat("y", y, 3);
-    requireFloat("x", x, 2);
-    if (y.size(0) != tokens || y.size(1) != topK || (gated && y.size(2) % 2 != 0)) {
+    requireFloat("y", call.y(), 3);
+    requireFloat("x", call.x(), 2);
+    if (call.y().size(0) != tokens || call.y().size(1) != topK || (call.gated() && call.y().size(2) % 2 != 0)) {
       throw new IllegalArgumentException(
-          "y is " + y + ", must be [" + tokens + ", " + topK + (gated ? ", 2I]" : ", I]"));
+          "y is " + call.y() + ", must be [" + tokens + ", " + topK + (call.gated() ? ", 2I]" : ", I]"));
     }
-    if (x.size(0) != tokens && x.size(0) != pairs) {
+    if (call.x().size(0) != tokens && call.x().size(0) != pairs) {
       throw new IllegalArgumentException(
           "x is "
-              + x
+              + call.x()
               + ", must have "
               + tokens
               + " rows, one a token, or "
               + pairs
               + ", one a pair");
     }
-    if (pairs == 0 || !context.hasLora()) {
+    if (pairs == 0 || !call.context().hasLora()) {
       return;
     }
-    Rows in = x.size(0) == tokens ? Rows.perToken(x, topK) : Rows.flatPairs(x, topK);
+    Rows in = call.x().size(0) == tokens ? Rows.perToken(call.x(), topK) : Rows.flatPairs(call.x(), topK);
     List<Rows> out;
-    if (gated) {
-      long width = y.size(2) / 2;
-      boolean halves = layout == GateUpLayout.HALVES;
-      Tensor gate = halves ? y.narrow(2, 0, width) : y.sliced(2, 0, width, 2);
-      Tensor up = halves ? y.narrow(2, width, width) : y.sliced(2, 1, width, 2);
+    if (call.gated()) {
+      long width = call.y().size(2) / 2;
+      boolean halves = call.layout() == GateUpLayout.HALVES;
+      Tensor gate = halves ? call.y().narrow(2, 0, width) : call.y().sliced(2, 0, width, 2);
+      Tensor up = halves ? call.y().narrow(2, width, width) : call.y().sliced(2, 1, width, 2);
       out = List.of(Rows.perPair(gate), Rows.perPair(up));
     } else {
-      out = List.of(Rows.perPair(y));
+      out = List.of(Rows.perPair(call.y()));
     }
-    DeltaTile.Job job = new DeltaTile.Job(gated ? GATE_UP : UP, out, in, null, addInputs);
-    run(context, job, pairs, routing);
+    DeltaTile.Job job = new DeltaTile.Job(call.gated() ? GATE_UP : UP, out, in, null, call.addInputs());
+    run(call.context(), job, pairs, call.routing());
   }
 
   @Override
-  public void addLoraW2(
-      MoeLoraContext context,
-      Tensor y,
-      Tensor x,
-      ExpertRouting routing,
-      boolean mulRoutedWeight,
-      boolean addInputs,
-      DeviceStream stream) {
+  public void addLoraW2(PunicaWrapper.W2 call, DeviceStream stream) {
     requireHost(stream);
-    int tokens = Math.toIntExact(routing.topkIds().size(0));
-    int topK = Math.toIntExact(routing.topkIds().size(1));
+    int tokens = Math.toIntExact(call.routing().topkIds().size(0));
+    int topK = Math.toIntExact(call.routing().topkIds().size(1));
     int pairs = Math.multiplyExact(tokens, topK);
-    requireFloat("y", y, 3);
-    requireFloat("x", x, 2);
-    if (y.size(0) != tokens || y.size(1) != topK) {
+    requireFloat("y", call.y(), 3);
+    requireFloat("x", call.x(), 2);
+    if (call.y().size(0) != tokens || call.y().size(1) != topK) {
       throw new IllegalArgumentException(
-          "y is " + y + ", must be [" + tokens + ", " + topK + ", H]");
+          "y is " + call.y() + ", must be [" + tokens + ", " + topK + ", H]");
     }
-    if (x.size(0) != pairs) {
+    if (call.x().size(0) != pairs) {
       throw new IllegalArgumentException(
-          "x is " + x + ", must have " + pairs + " rows, one a pair");
+          "x is " + call.x() + ", must have " + pairs + " rows, one a pair");
     }
-    if (pairs == 0 || !context.hasLora()) {
+    if (pairs == 0 || !call.context().hasLora()) {
       return;
     }
-    Rows in = Rows.flatPairs(x, topK);
-    Rows weights = mulRoutedWeight ? Rows.scalars(routing.topkWeights()) : null;
-    DeltaTile.Job job = new DeltaTile.Job(DOWN, List.of(Rows.perPair(y)), in, weights, addInputs);
-    run(context, job, pairs, routing);
+    Rows in = Rows.flatPairs(call.x(), topK);
+    Rows weights = call.mulRoutedWeight() ? Rows.scalars(call.routing().topkWeights()) : null;
+    DeltaTile.Job job = new DeltaTile.Job(DOWN, List.of(Rows.perPair(call.y())), in, weights, call.addInputs());
+    run(call.context(), job, pairs, call.routing());
   }
 
   @Override
-  public void addLoraLinear(
-      MoeLoraContext context,
-      LoraTarget target,
-      Tensor y,
-      Tensor x,
-      boolean addInputs,
-      DeviceStream stream) {
+  public void addLoraLinear(PunicaWrapper.Linear call, DeviceStream stream) {
     requireHost(stream);
-    if (target.isRouted()) {
+    if (call.target().isRouted()) {
       throw new IllegalArgumentException(
-          "target is " + target + ", a map of the routed experts; use addLoraW13 or addLoraW2");
+          "target is " + call.target() + ", a map of the routed experts; use addLoraW13 or addLoraW2");
     }
-    requireFloat("y", y, 2);
-    requireFloat("x", x, 2);
-    if (x.size(0) != y.size(0)) {
-      throw new IllegalArgumentException("x is " + x + " and y " + y + ", must have equal rows");
+    requireFloat("y", call.y(), 2);
+    requireFloat("x", call.x(), 2);
+    if (call.x().size(0) != call.y().size(0)) {
+      throw new IllegalArgumentException("x is " + call.x() + " and y " + call.y() + ", must have equal rows");
     }
-    int tokens = Math.toIntExact(y.size(0));
-    if (tokens == 0 || !context.hasLora()) {
+    int tokens = Math.toIntExact(call.y().size(0));
+    if (tokens == 0 || !call.context().hasLora()) {
       return;
     }
     run(
-        context,
+        call.context(),
         new DeltaTile.Job(
-            List.of(target), List.of(Rows.perToken(y, 1)), Rows.perToken(x, 1), null, addInputs),
+            List.of(call.target()), List.of(Rows.perToken(call.y(), 1)), Rows.perToken(call.x(), 1), null, call.addInputs()),
         tokens,
         null);
   }

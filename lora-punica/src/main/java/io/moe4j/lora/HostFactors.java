@@ -1,10 +1,10 @@
 package io.moe4j.lora;
 
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;

@@ -1,8 +1,8 @@
 package io.moe4j.lora;
 
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraLayer;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import java.util.ArrayList;
 import java.util.List;
 import org.jspecify.annotations.Nullable;

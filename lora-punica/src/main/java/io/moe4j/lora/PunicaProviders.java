@@ -1,7 +1,7 @@
 package io.moe4j.lora;
 
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.PunicaWrapper;
-import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.PunicaProvider;
 import java.util.ArrayList;
 import java.util.LinkedHashSet;

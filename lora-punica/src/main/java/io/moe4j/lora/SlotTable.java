@@ -1,7 +1,7 @@
 package io.moe4j.lora;
 
 import io.moe4j.api.AdapterException;
-import io.moe4j.api.spi.Device;
+import io.moe4j.api.device.Device;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Arrays;

@@ -1,9 +1,9 @@
 package io.moe4j.lora;
 
 import io.moe4j.api.DeviceException;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraLayer;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import java.util.ArrayList;
 import java.util.Iterator;
 import java.util.List;

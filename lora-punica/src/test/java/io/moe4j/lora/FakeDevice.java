@@ -1,18 +1,15 @@
 package io.moe4j.lora;
 
 import io.moe4j.api.DeviceException;
-import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.api.weights.MoeLayerWeights;
 import java.lang.foreign.MemorySegment;
 import java.util.Map;
 import java.util.Objects;
@@ -94,11 +91,6 @@ class FakeDevice implements Device {
     long[] strides = new long[t.dims()];
     java.util.Arrays.setAll(strides, t::stride);
     return Tensor.strided(t.dtype(), new HostMemory(bytes), t.byteOffset(), t.shape(), strides);
-  }
-
-  @Override
-  public BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights) {
-    throw new UnsupportedOperationException();
   }
 
   @Override

@@ -1,7 +1,7 @@
 package io.moe4j.lora;
 
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.platform.DeviceId;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;

@@ -263,16 +263,13 @@ final class KnownLayouts {
       return sizes(config, "moe_intermediate_size")
           .activation(ActivationNames.gated(config, "hidden_act"))
           .routing(
-              new RoutingConfig(
-                  Scoring.SOFTMAX,
-                  false,
-                  0f,
-                  config.optionalFloat("routed_scaling_factor", 1f),
-                  groups ? config.requireInt("n_group") : 1,
-                  groups ? config.requireInt("topk_group") : 1,
-                  GroupScore.MAX,
-                  false,
-                  0f));
+              RoutingConfig.builder(Scoring.SOFTMAX)
+                  .scalingFactor(config.optionalFloat("routed_scaling_factor", 1f))
+                  .groups(
+                      groups ? config.requireInt("n_group") : 1,
+                      groups ? config.requireInt("topk_group") : 1,
+                      GroupScore.MAX)
+                  .build());
     }
 
     @Override

@@ -11,6 +11,7 @@ import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.api.weights.Weight;
 import io.moe4j.checkpoint.ExpertForm.Mxfp4Stacked;
 import io.moe4j.checkpoint.ExpertForm.Orientation;
 import io.moe4j.checkpoint.ExpertForm.PerExpert;
@@ -80,7 +81,7 @@ final class LayerReader {
   private Block read(MoeConfig.Builder builder) {
     MoeConfig sizes = builder.build();
     ExpertWeights experts = readExperts(sizes);
-    if (experts.expert(0).scales() == null) {
+    if (experts.expert(0).up().isPlain()) {
       builder.weightDtype(dtype(experts));
     } else {
       builder.quantScheme(QuantScheme.MXFP4).weightDtype(DType.BF16);
@@ -91,9 +92,7 @@ final class LayerReader {
     shared.ifPresent(s ->
         builder.sharedExpert(
             new SharedExpertConfig(
-                Math.toIntExact(s.mlp().up().size(0)),
-                sizes.activation(),
-                s.sigmoidGate() != null)));
+                Math.toIntExact(s.mlp().up().out()), sizes.activation(), s.sigmoidGate() != null)));
     Optional<LatentWeights> latent = readLatent(sizes);
     requireAllUsed();
     MoeConfig config = builder.build();
@@ -155,13 +154,10 @@ final class LayerReader {
     for (int e = 0; e < sizes.numExperts(); e++) {
       int expert = e;
       experts.add(
-          new ExpertWeights.Expert(
-              form.gate().map(g -> take(PerExpert.name(g, expert), i, h)).orElse(null),
-              take(PerExpert.name(form.up(), e), i, h),
-              take(PerExpert.name(form.down(), e), h, i),
-              null,
-              null,
-              null));
+          ExpertWeights.Expert.of(
+              form.gate().map(g -> weight(PerExpert.name(g, expert), i, h)).orElse(null),
+              weight(PerExpert.name(form.up(), e), i, h),
+              weight(PerExpert.name(form.down(), e), h, i)));
     }
     return new ExpertWeights(experts);
   }
@@ -195,8 +191,8 @@ final class LayerReader {
     boolean gated = sizes.activation().isGated();
     long wide = gated ? 2 * i : i;
     boolean inOut = form.orientation() == Orientation.IN_OUT;
-    Tensor w13 = inOut ? take(form.w13(), e, h, wide) : take(form.w13(), e, wide, h);
-    Tensor w2 = inOut ? take(form.w2(), e, i, h) : take(form.w2(), e, h, i);
+    Tensor w13 = floats(inOut ? take(form.w13(), e, h, wide) : take(form.w13(), e, wide, h));
+    Tensor w2 = floats(inOut ? take(form.w2(), e, i, h) : take(form.w2(), e, h, i));
     return ExpertWeights.ofStacked(
         inOut ? w13.transpose(1, 2) : w13,
         inOut ? w2.transpose(1, 2) : w2,
@@ -212,15 +208,15 @@ final class LayerReader {
     long i = sizes.intermediateSize();
     boolean gated = sizes.activation().isGated();
     long wide = gated ? 2 * i : i;
-    return ExpertWeights.ofStacked(
-            blocks(form.w13(), e, wide, h),
-            blocks(form.w2(), e, h, i),
-            form.b13().map(b -> take(b, e, wide)).orElse(null),
-            form.b2().map(b -> take(b, e, h)).orElse(null),
-            gated,
-            form.gateUp())
-        .withStackedScales(
-            scales(form.w13(), e, wide, h), scales(form.w2(), e, h, i), form.gateUp());
+    return ExpertWeights.ofStackedMxfp4(
+        blocks(form.w13(), e, wide, h),
+        scales(form.w13(), e, wide, h),
+        blocks(form.w2(), e, h, i),
+        scales(form.w2(), e, h, i),
+        form.b13().map(b -> take(b, e, wide)).orElse(null),
+        form.b2().map(b -> take(b, e, h)).orElse(null),
+        gated,
+        form.gateUp());
   }
 
   /** {@code U8 [E, out, in / 32, 16]} seen as {@code F4 [E, out, in]}. */
@@ -232,7 +228,7 @@ final class LayerReader {
             experts,
             out,
             groups,
-            QuantScheme.MXFP4.groupSize() * DType.F4.bits() / 8);
+            QuantScheme.MXFP4.scaleColumns() * DType.F4.bits() / 8);
     requireBytes(name + Mxfp4Stacked.BLOCKS, t);
     return Tensor.strided(
         DType.F4,
@@ -255,7 +251,7 @@ final class LayerReader {
   }
 
   private long groups(String name, long in) {
-    int group = QuantScheme.MXFP4.groupSize();
+    int group = QuantScheme.MXFP4.scaleColumns();
     if (in % group != 0) {
       throw new CheckpointException(
           where
@@ -276,23 +272,31 @@ final class LayerReader {
   }
 
   private DType dtype(ExpertWeights experts) {
-    DType dtype = experts.expert(0).up().dtype();
+    DType dtype = experts.expert(0).up().plain().dtype();
     for (int e = 0; e < experts.numExperts(); e++) {
-      ExpertWeights.Expert x = experts.expert(e);
-      for (@Nullable Tensor t : Arrays.asList(x.gate(), x.up(), x.down())) {
-        if (t != null && t.dtype() != dtype) {
+      for (Weight w : experts.expert(e).projections()) {
+        if (w.plain().dtype() != dtype) {
           throw new CheckpointException(
               where
                   + ": expert "
                   + e
                   + " holds "
-                  + t
+                  + w.plain()
                   + " beside "
                   + dtype
                   + "; all experts of a layer must have one dtype");
         }
       }
     }
+    return dtype;
+  }
+
+  private Weight weight(String name, long out, long in) {
+    return Weight.plain(name, floats(take(name, out, in)));
+  }
+
+  private Tensor floats(Tensor t) {
+    DType dtype = t.dtype();
     if (dtype != DType.F32 && dtype != DType.BF16 && dtype != DType.F16) {
       throw new CheckpointException(
           where
@@ -301,7 +305,7 @@ final class LayerReader {
               + "; accepted are F32, BF16 and F16. Quantised weights are not read here: use a"
               + " checkpoint that was dequantised to bf16");
     }
-    return dtype;
+    return t;
   }
 
   private RouterWeights readRouter(MoeConfig sizes) {
@@ -345,13 +349,14 @@ final class LayerReader {
     long i = any.size(0);
     boolean gated = sizes.activation().isGated();
     ExpertWeights.Expert mlp =
-        new ExpertWeights.Expert(
-            gated ? takeFloating(name + ".gate_proj.weight", i, h) : null,
-            takeFloating(name + ".up_proj.weight", i, h),
-            takeFloating(name + ".down_proj.weight", h, i),
-            gated ? takeFirst(List.of(name + ".gate_proj.bias"), i) : null,
-            takeFirst(List.of(name + ".up_proj.bias"), i),
-            takeFirst(List.of(name + ".down_proj.bias"), h));
+        ExpertWeights.Expert.plain(
+                gated ? takeFloating(name + ".gate_proj.weight", i, h) : null,
+                takeFloating(name + ".up_proj.weight", i, h),
+                takeFloating(name + ".down_proj.weight", h, i))
+            .withBias(
+                gated ? takeFirst(List.of(name + ".gate_proj.bias"), i) : null,
+                takeFirst(List.of(name + ".up_proj.bias"), i),
+                takeFirst(List.of(name + ".down_proj.bias"), h));
     Tensor gate =
         layout.sharedExpertGate().map(g -> takeFloating(g + ".weight", 1, h)).orElse(null);
     return Optional.of(new SharedExpertWeights(mlp, gate));

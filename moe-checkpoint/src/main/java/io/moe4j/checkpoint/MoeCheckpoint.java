@@ -383,7 +383,7 @@ public final class MoeCheckpoint implements AutoCloseable {
    * @return views, valid until this is closed
    */
   public MoeLayerWeights weights(int layer) {
-    return block(layer).weights();
+    return block(layer).weights().withLayerIndex(layer);
   }
 
   /**
@@ -411,7 +411,11 @@ public final class MoeCheckpoint implements AutoCloseable {
       }
     }
     return new MoeLayerWeights(
-        new ExpertWeights(List.copyOf(local.values())), all.router(), all.shared(), all.latent());
+            new ExpertWeights(List.copyOf(local.values())),
+            all.router(),
+            all.shared(),
+            all.latent())
+        .withLayerIndex(layer);
   }
 
   /** {@return what an adapter needs to know of this model} */

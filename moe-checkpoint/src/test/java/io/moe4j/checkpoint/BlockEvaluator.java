@@ -110,17 +110,14 @@ final class BlockEvaluator {
       @Nullable LoraFactors up,
       @Nullable LoraFactors down,
       int expert) {
-    ExpertWeights.Scales s = e.scales();
-    scale(e.up(), s == null ? null : s.up());
-    scale(e.gate(), s == null ? null : s.gate());
-    scale(e.down(), s == null ? null : s.down());
-    double[] u = mapped(e.up(), e.upBias(), x, up, expert);
+    e.projections().forEach(w -> scale(w.values(), w.scales().orElse(null)));
+    double[] u = mapped(e.up().values(), e.upBias(), x, up, expert);
     double[] act = new double[u.length];
-    double[] g = e.gate() == null ? u : mapped(e.gate(), e.gateBias(), x, gate, expert);
+    double[] g = e.gate() == null ? u : mapped(e.gate().values(), e.gateBias(), x, gate, expert);
     for (int i = 0; i < act.length; i++) {
       act[i] = activate(activation, g[i], u[i]);
     }
-    return mapped(e.down(), e.downBias(), act, down, expert);
+    return mapped(e.down().values(), e.downBias(), act, down, expert);
   }
 
   private static double activate(Activation a, double g, double u) {

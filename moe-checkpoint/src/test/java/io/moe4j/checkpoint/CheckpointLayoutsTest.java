@@ -8,6 +8,7 @@ import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.lora.LoraTarget;
@@ -42,9 +43,9 @@ class CheckpointLayoutsTest {
     for (int e = 0; e < expected.experts().numExperts(); e++) {
       ExpertWeights.Expert a = actual.experts().expert(e);
       ExpertWeights.Expert x = expected.experts().expert(e);
-      assertSame(a.gate(), x.gate());
-      assertSame(a.up(), x.up());
-      assertSame(a.down(), x.down());
+      assertSame(a.gate().plain(), x.gate().plain());
+      assertSame(a.up().plain(), x.up().plain());
+      assertSame(a.down().plain(), x.down().plain());
     }
   }
 
@@ -207,9 +208,9 @@ class CheckpointLayoutsTest {
       assertThat(c.config(1).weightDtype()).isEqualTo(DType.F16);
       for (int x = 0; x < e; x++) {
         ExpertWeights.Expert expert = c.weights(2).experts().expert(x);
-        assertThat(expert.gate().get(3, 5)).isEqualTo(w13.get(x, 3, 5));
-        assertThat(expert.up().get(3, 5)).isEqualTo(w13.get(x, i + 3, 5));
-        assertThat(expert.down().get(9, 2)).isEqualTo(w2.get(x, 9, 2));
+        assertThat(expert.gate().values().get(3, 5)).isEqualTo(w13.get(x, 3, 5));
+        assertThat(expert.up().values().get(3, 5)).isEqualTo(w13.get(x, i + 3, 5));
+        assertThat(expert.down().values().get(9, 2)).isEqualTo(w2.get(x, 9, 2));
       }
     }
   }
@@ -221,9 +222,9 @@ class CheckpointLayoutsTest {
       Tensor b13 = c.tensors().get("model.layers.1.mlp.experts.gate_up_proj_bias");
       Tensor w2 = c.tensors().get("model.layers.1.mlp.experts.down_proj");
       ExpertWeights.Expert x = c.weights(1).experts().expert(3);
-      assertThat(x.gate().get(10, 20)).isEqualTo(w13.get(3, 20, 20));
-      assertThat(x.up().get(10, 20)).isEqualTo(w13.get(3, 20, 21));
-      assertThat(x.down().get(10, 20)).isEqualTo(w2.get(3, 20, 10));
+      assertThat(x.gate().values().get(10, 20)).isEqualTo(w13.get(3, 20, 20));
+      assertThat(x.up().values().get(10, 20)).isEqualTo(w13.get(3, 20, 21));
+      assertThat(x.down().values().get(10, 20)).isEqualTo(w2.get(3, 20, 10));
       assertThat(x.upBias().get(10)).isEqualTo(b13.get(3, 21));
       assertThat(c.config(1).expertBias()).isTrue();
       assertThat(c.config(1).activation()).isEqualTo(Activation.SWIGLUOAI);
@@ -237,10 +238,12 @@ class CheckpointLayoutsTest {
       ExpertMap map = ExpertMap.of(-1, 2, -1, 0, -1, -1, 1, -1);
       ExpertWeights local = c.weights(0, map).experts();
       assertThat(local.numExperts()).isEqualTo(3);
-      assertSame(local.expert(0).up(), c.weights(0).experts().expert(3).up());
-      assertSame(local.expert(1).up(), c.weights(0).experts().expert(6).up());
-      assertSame(local.expert(2).up(), c.weights(0).experts().expert(1).up());
-      c.weights(0, map).requireFits(c.config(0).toBuilder().expertMap(map).build());
+      assertSame(local.expert(0).up().plain(), c.weights(0).experts().expert(3).up().plain());
+      assertSame(local.expert(1).up().plain(), c.weights(0).experts().expert(6).up().plain());
+      assertSame(local.expert(2).up().plain(), c.weights(0).experts().expert(1).up().plain());
+      c.weights(0, map)
+          .requireFits(
+              c.config(0).toBuilder().parallel(ParallelConfig.expert(2, 0)).expertMap(map).build());
     }
   }
 
@@ -286,7 +289,7 @@ class CheckpointLayoutsTest {
         MoeCheckpoint.open(model, CheckpointOptions.DEFAULT.withLayout(layout))) {
       assertThat(c.layers()).containsExactly(1, 2);
       assertSame(
-          c.weights(1).experts().expert(2).down(),
+          c.weights(1).experts().expert(2).down().plain(),
           t.tensors.get("model.stack.1.moe.bank.2.down_proj.weight"));
       Path adapter =
           TinyCheckpoint.adapter(2, 2)
@@ -312,13 +315,13 @@ class CheckpointLayoutsTest {
     scales.set(130, 2, 5, 1);
     Path model = t.writeModel(dir.resolve("mxfp4"));
     try (MoeCheckpoint c = MoeCheckpoint.open(model)) {
-      assertThat(c.config(0).quantScheme()).isEqualTo(QuantScheme.MXFP4);
+      assertThat(c.config(0).quantSchemes()).containsExactly(QuantScheme.MXFP4);
       assertThat(c.config(0).weightDtype()).isEqualTo(DType.BF16);
       ExpertWeights.Expert expert = c.weights(0).experts().expert(2);
       // row 5 of interleaved rows is up row 2; group 1, byte 3 holds columns 38 and 39
-      assertThat(expert.up().get(2, 38)).isEqualTo(-0.5);
-      assertThat(expert.up().get(2, 39)).isEqualTo(6);
-      assertThat(expert.scales().up().get(2, 1)).isEqualTo(8);
+      assertThat(expert.up().values().get(2, 38)).isEqualTo(-0.5);
+      assertThat(expert.up().values().get(2, 39)).isEqualTo(6);
+      assertThat(expert.up().scales().orElseThrow().get(2, 1)).isEqualTo(8);
     }
   }
 

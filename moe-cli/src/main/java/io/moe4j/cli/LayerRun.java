@@ -2,9 +2,9 @@ package io.moe4j.cli;
 
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;

@@ -4,10 +4,10 @@ import static java.util.Locale.ROOT;
 
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.TunableBackend;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.checkpoint.MoeCheckpoint;

@@ -1,20 +1,22 @@
 package io.moe4j.cuda;
 
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.SharedExpertConfig;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.api.weights.Weight;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
@@ -85,9 +87,10 @@ final class CudaBlockOps implements BlockOps {
     }
     SharedExpertWeights s = w.shared();
     if (s != null) {
-      sharedGate = s.mlp().gate() == null ? null : weights.dense(s.mlp().gate());
-      sharedUp = weights.dense(s.mlp().up());
-      sharedDown = weights.dense(s.mlp().down());
+      Weight gate = s.mlp().gate();
+      sharedGate = gate == null ? null : weights.dense(gate.plain());
+      sharedUp = weights.dense(s.mlp().up().plain());
+      sharedDown = weights.dense(s.mlp().down().plain());
       sharedGateBias = weights.floats(s.mlp().gateBias());
       sharedUpBias = weights.floats(s.mlp().upBias());
       sharedDownBias = weights.floats(s.mlp().downBias());
@@ -210,7 +213,7 @@ final class CudaBlockOps implements BlockOps {
       DeviceStream stream) {
     gemm.run(x, w, bias, y, stream);
     if (lora.isPresent() && lora.get().hasLora()) {
-      lora.get().punicaWrapper().addLoraLinear(lora.get(), target, y, x, true, stream);
+      lora.get().punicaWrapper().addLoraLinear(PunicaWrapper.Linear.of(lora.get(), target, y, x), stream);
     }
   }
 

@@ -1,13 +1,10 @@
 package io.moe4j.cuda;
 
-import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.platform.DeviceInfo;
-import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.cuda.ffi.CudaDriver;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
@@ -321,11 +318,6 @@ public final class CudaDevice implements Device {
   @Override
   public Optional<Graph> capture(DeviceStream stream, Runnable work) {
     return Optional.of(CudaGraph.capture(this, stream, work));
-  }
-
-  @Override
-  public BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights) {
-    return CudaBlockOps.prepare(this, config, weights);
   }
 
   @Override

@@ -1,10 +1,10 @@
 package io.moe4j.cuda;
 
 import io.moe4j.api.DeviceException;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.ComputeCapability;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceProvider;
 import java.util.Optional;
 
 /**

@@ -1,10 +1,10 @@
 package io.moe4j.cuda;
 
+import io.moe4j.api.device.DeviceProvider.Probe;
 import io.moe4j.api.platform.ComputeCapability;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceProvider.Probe;
 import java.io.IOException;
 import java.lang.foreign.Arena;
 import java.lang.foreign.SymbolLookup;

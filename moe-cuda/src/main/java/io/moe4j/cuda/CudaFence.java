@@ -1,7 +1,7 @@
 package io.moe4j.cuda;
 
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 
 /**
  * An event that is recorded once and destroyed as soon as it is seen to be done, so that those who

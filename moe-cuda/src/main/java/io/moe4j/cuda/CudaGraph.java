@@ -1,7 +1,7 @@
 package io.moe4j.cuda;
 
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.cuda.ffi.CudaDriver;
 import java.util.concurrent.atomic.AtomicBoolean;
 import jcuda.driver.CUgraph;

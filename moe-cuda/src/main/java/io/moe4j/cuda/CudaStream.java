@@ -1,9 +1,9 @@
 package io.moe4j.cuda;
 
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.cuda.ffi.CudaDriver;
 import java.lang.foreign.MemorySegment;
 import java.util.concurrent.atomic.AtomicBoolean;

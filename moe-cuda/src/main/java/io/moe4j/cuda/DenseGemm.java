@@ -1,6 +1,6 @@
 package io.moe4j.cuda;
 
-import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Map;

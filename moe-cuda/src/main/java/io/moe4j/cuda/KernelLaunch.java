@@ -1,7 +1,7 @@
 package io.moe4j.cuda;
 
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.ffi.CUlaunchConfig_st;
 import io.moe4j.cuda.ffi.CudaDriver;

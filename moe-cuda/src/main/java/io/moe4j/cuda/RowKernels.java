@@ -1,8 +1,8 @@
 package io.moe4j.cuda;
 
 import io.moe4j.api.config.Activation;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Map;

@@ -5,11 +5,12 @@ import static org.assertj.core.api.Assertions.assertThat;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.config.SharedExpertConfig;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
@@ -18,7 +19,7 @@ import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
-import io.moe4j.backend.cpu.reference.ReferenceBlockOps;
+import io.moe4j.reference.ReferenceBlockOps;
 import java.lang.foreign.MemorySegment;
 import java.util.Collections;
 import java.util.Optional;
@@ -46,8 +47,7 @@ class CudaBlockOpsTest {
   private MoeLayerWeights weights(MoeConfig c, DType t) {
     int width = c.expertHiddenSize();
     ExpertWeights.Expert expert =
-        new ExpertWeights.Expert(
-            weight(t, I, width), weight(t, I, width), weight(t, width, I), null, null, null);
+        ExpertWeights.Expert.plain(weight(t, I, width), weight(t, I, width), weight(t, width, I));
     int s = c.sharedExpert().orElseThrow().intermediateSize();
     // A transposed view: the device wants dense rows, the file does not have them.
     Tensor up = weight(t, H, s).transpose(0, 1);
@@ -55,8 +55,7 @@ class CudaBlockOpsTest {
         new ExpertWeights(Collections.nCopies(c.numLocalExperts(), expert)),
         new RouterWeights(weight(DType.F32, E, H), weight(DType.F32, 1, E).reshape(E), null),
         new SharedExpertWeights(
-            new ExpertWeights.Expert(weight(t, s, H), up, weight(t, H, s), null, null, null),
-            weight(t, 1, H)),
+            ExpertWeights.Expert.plain(weight(t, s, H), up, weight(t, H, s)), weight(t, 1, H)),
         c.latentSize() == 0 ? null : new LatentWeights(weight(t, D, H), weight(t, H, D)));
   }
 
@@ -86,7 +85,7 @@ class CudaBlockOpsTest {
     BlockOps reference = new ReferenceBlockOps(config, weights);
     double tolerance = input == DType.F32 ? 3e-6 : input == DType.F16 ? 2e-3 : 1e-2;
     try (Gpu gpu = new Gpu();
-        BlockOps ops = gpu.device.prepareBlock(config, weights)) {
+        BlockOps ops = new CudaBlockOpsProvider().prepare(config, weights, gpu.device)) {
       Workspace guarded = guarded(gpu, ops.workspaceBytes(tokens));
 
       Tensor logits = gpu.empty(DType.F32, tokens, E);
@@ -129,6 +128,7 @@ class CudaBlockOpsTest {
     MoeConfig config =
         MoeConfig.builder(H, I, E, K)
             .inputDtype(input)
+            .parallel(ParallelConfig.expert(2, 0))
             .expertMap(map)
             .routerWeightOnInput(weightOnInput)
             .maxTokens(tokens)
@@ -162,7 +162,7 @@ class CudaBlockOpsTest {
     reference.combine(wantBatched, host, wantRouted, NONE, DeviceStream.HOST);
 
     try (Gpu gpu = new Gpu();
-        BlockOps ops = gpu.device.prepareBlock(config, weights)) {
+        BlockOps ops = new CudaBlockOpsProvider().prepare(config, weights, gpu.device)) {
       Workspace workspace = guarded(gpu, ops.workspaceBytes(tokens));
       ExpertRouting routing =
           new ExpertRouting(

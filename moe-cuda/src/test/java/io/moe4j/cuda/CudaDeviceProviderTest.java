@@ -4,8 +4,8 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.DeviceException;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceProvider;
 import java.util.ServiceLoader;
 import org.junit.jupiter.api.Test;
 

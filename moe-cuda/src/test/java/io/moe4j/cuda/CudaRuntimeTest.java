@@ -7,9 +7,9 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.RoutingConfig;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -230,13 +230,10 @@ class CudaRuntimeTest {
     MoeConfig config = MoeConfig.builder(64, 32, 8, 2).maxTokens(16).build();
     Random random = new Random(7);
     ExpertWeights.Expert expert =
-        new ExpertWeights.Expert(
+        ExpertWeights.Expert.plain(
             Gpu.host(DType.BF16, new float[32 * 64], 32, 64),
             Gpu.host(DType.BF16, new float[32 * 64], 32, 64),
-            Gpu.host(DType.BF16, new float[32 * 64], 64, 32),
-            null,
-            null,
-            null);
+            Gpu.host(DType.BF16, new float[32 * 64], 64, 32));
     MoeLayerWeights weights =
         new MoeLayerWeights(
             new ExpertWeights(
@@ -261,7 +258,7 @@ class CudaRuntimeTest {
 
   private static void cycle(MoeConfig config, MoeLayerWeights weights) {
     try (CudaDevice device = new CudaDeviceProvider().open(0);
-        BlockOps ops = device.prepareBlock(config, weights);
+        BlockOps ops = new CudaBlockOpsProvider().prepare(config, weights, device);
         CudaStream stream = device.newStream();
         CudaEvent event = device.newEvent(true);
         PinnedBuffer pinned = device.allocatePinned(1 << 16);

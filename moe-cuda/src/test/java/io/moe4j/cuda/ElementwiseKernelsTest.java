@@ -4,10 +4,10 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.backend.cpu.reference.ReferenceMath;
+import io.moe4j.reference.ReferenceMath;
 import java.util.List;
 import java.util.Random;
 import org.junit.jupiter.api.Test;

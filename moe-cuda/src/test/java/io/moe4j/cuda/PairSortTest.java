@@ -2,7 +2,7 @@ package io.moe4j.cuda;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.ArrayList;

@@ -7,7 +7,7 @@ import io.moe4j.api.config.RoutingConfig.GroupScore;
 import io.moe4j.api.config.RoutingConfig.Scoring;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.backend.cpu.reference.ReferenceRouting;
+import io.moe4j.reference.ReferenceRouting;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -21,7 +21,10 @@ import org.junit.jupiter.params.provider.MethodSource;
 @GpuTest
 class TopkKernelTest {
   private static final RoutingConfig GROUPED_MAX =
-      new RoutingConfig(Scoring.SOFTMAX, false, 0f, 16f, 4, 2, GroupScore.MAX, false, 0f);
+      RoutingConfig.builder(Scoring.SOFTMAX)
+          .scalingFactor(16f)
+          .groups(4, 2, GroupScore.MAX)
+          .build();
 
   static Stream<Arguments> methods() {
     return Stream.of(
@@ -68,7 +71,12 @@ class TopkKernelTest {
   @MethodSource("grouped")
   void groupedLikeVllm(int tokens, Scoring scoring, boolean renormalize, float scale) {
     RoutingConfig routing =
-        new RoutingConfig(scoring, renormalize, 0f, scale, 8, 2, GroupScore.SUM_OF_TOP2, true, 0f);
+        RoutingConfig.builder(scoring)
+            .renormalize(renormalize)
+            .scalingFactor(scale)
+            .groups(8, 2, GroupScore.SUM_OF_TOP2)
+            .correctionBias(true)
+            .build();
     compare(routing, 16, 2, tokens);
   }
 

@@ -2,13 +2,17 @@ package io.moe4j.oracle;
 
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.MoeException;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.spi.BlockOps;
+import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.api.weights.MoeLayerWeights;
 import java.io.IOException;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -38,6 +42,7 @@ public final class BackendCatalog implements AutoCloseable {
 
   private final List<FoundBackend> backends;
   private final List<FoundDeviceProvider> deviceProviders;
+  private final List<FoundBlockOps> blockOps;
   private final List<PluginFailure> failures;
   private final List<PluginClassLoader> loaders;
 
@@ -45,6 +50,7 @@ public final class BackendCatalog implements AutoCloseable {
     loaders = List.copyOf(found.loaders);
     backends = found.backends.stream().sorted(Comparator.comparing(FoundBackend::name)).toList();
     deviceProviders = List.copyOf(found.deviceProviders);
+    blockOps = List.copyOf(found.blockOps);
     failures = List.copyOf(found.failures);
     try {
       requireUniqueNames();
@@ -99,13 +105,16 @@ public final class BackendCatalog implements AutoCloseable {
    *
    * @param backends the backends
    * @param deviceProviders what opens their devices
+   * @param blockOps what prepares the parts around the experts on those devices
    * @return the catalog
    * @throws MoeException if two backends have one name
    */
   public static BackendCatalog of(
-      List<? extends ExpertsBackend> backends, List<? extends DeviceProvider> deviceProviders) {
+      List<? extends ExpertsBackend> backends,
+      List<? extends DeviceProvider> deviceProviders,
+      List<? extends BlockOpsProvider> blockOps) {
     Discovery discovery = new Discovery();
-    discovery.addGiven(backends, deviceProviders);
+    discovery.addGiven(backends, deviceProviders, blockOps);
     return new BackendCatalog(discovery);
   }
 
@@ -250,19 +259,55 @@ public final class BackendCatalog implements AutoCloseable {
   private Optional<FoundDeviceProvider> provider(DeviceType type, PluginOrigin asker) {
     return deviceProviders.stream()
         .filter(p -> p.type().equals(type))
-        .min(
-            Comparator.comparingInt(p ->
-                p.origin().plugin().equals(asker.plugin())
-                    ? 0
-                    : p.origin().plugin().isEmpty() ? 1 : 2));
+        .min(Comparator.comparingInt(p -> distance(p.origin(), asker)));
+  }
+
+  /** The asker's own plugin first, then the class path, then other plugins. */
+  private static int distance(PluginOrigin origin, PluginOrigin asker) {
+    return origin.plugin().equals(asker.plugin()) ? 0 : origin.plugin().isEmpty() ? 1 : 2;
+  }
+
+  /**
+   * Prepares the parts of a block around a backend's experts: by the provider of the backend's own
+   * plugin where there is one, else that of the class path, else any.
+   *
+   * @param backend whose block it is
+   * @param config the layer
+   * @param weights fits {@code config}; views that stay valid until the result is closed
+   * @param device an open device of the backend's type
+   * @return the operations, owned by the caller
+   * @throws DeviceException if no jar here serves such devices; the message names the one to add
+   */
+  BlockOps prepareBlock(
+      FoundBackend backend, MoeConfig config, MoeLayerWeights weights, Device device) {
+    return blockOps.stream()
+        .filter(p -> p.type().equals(backend.deviceType()))
+        .min(Comparator.comparingInt(p -> distance(p.origin(), backend.origin())))
+        .orElseThrow(() ->
+            new DeviceException(
+                "backend "
+                    + backend.name()
+                    + " computes on "
+                    + backend.deviceType()
+                    + ", and nothing on the class path or among the plugins has a router, shared"
+                    + " expert and dispatch for such devices: add "
+                    + jarFor(backend.deviceType(), "BlockOpsProvider")))
+        .provider()
+        .prepare(config, weights, device);
   }
 
   private static String noProvider(DeviceType type) {
-    String jar =
-        type.equals(DeviceType.CPU)
-            ? "backend-cpu"
-            : type.equals(DeviceType.CUDA) ? "moe-cuda" : "the jar with a DeviceProvider for it";
-    return "nothing on the class path or among the plugins opens " + type + " devices: add " + jar;
+    return "nothing on the class path or among the plugins opens "
+        + type
+        + " devices: add "
+        + jarFor(type, "DeviceProvider");
+  }
+
+  private static String jarFor(DeviceType type, String provider) {
+    if (type.equals(DeviceType.CPU)) {
+      return "backend-cpu";
+    }
+    return type.equals(DeviceType.CUDA) ? "moe-cuda" : "the jar with a " + provider + " for it";
   }
 
   /** Closes the class loaders of the plugins. Harmless when called twice. */

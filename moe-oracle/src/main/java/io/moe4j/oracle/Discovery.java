@@ -2,8 +2,9 @@ package io.moe4j.oracle;
 
 import io.moe4j.api.MoeException;
 import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.spi.ExpertsBackend;
 import java.io.BufferedReader;
 import java.io.IOException;
@@ -40,6 +41,7 @@ final class Discovery {
 
   final List<FoundBackend> backends = new ArrayList<>();
   final List<FoundDeviceProvider> deviceProviders = new ArrayList<>();
+  final List<FoundBlockOps> blockOps = new ArrayList<>();
   final List<PluginFailure> failures = new ArrayList<>();
   final List<PluginClassLoader> loaders = new ArrayList<>();
 
@@ -54,6 +56,7 @@ final class Discovery {
     }
     scanModules(ServiceLoader.load(layer, ExpertsBackend.class), this::addBackend);
     scanModules(ServiceLoader.load(layer, DeviceProvider.class), this::addDeviceProvider);
+    scanModules(ServiceLoader.load(layer, BlockOpsProvider.class), this::addBlockOps);
   }
 
   private <S> void scanModules(ServiceLoader<S> providers, Adder<S> adder) {
@@ -88,6 +91,7 @@ final class Discovery {
   void scanLoader(ClassLoader loader) {
     scanLoader(loader, ExpertsBackend.class, this::addBackend);
     scanLoader(loader, DeviceProvider.class, this::addDeviceProvider);
+    scanLoader(loader, BlockOpsProvider.class, this::addBlockOps);
   }
 
   private <S> void scanLoader(ClassLoader loader, Class<S> service, Adder<S> adder) {
@@ -244,6 +248,12 @@ final class Discovery {
     deviceProviders.add(new FoundDeviceProvider(provider, type, origin));
   }
 
+  private void addBlockOps(BlockOpsProvider provider, PluginOrigin origin)
+      throws PluginFault, Refusal {
+    DeviceType type = answer("deviceType()", PluginFault.guard(provider::deviceType));
+    blockOps.add(new FoundBlockOps(provider, type, origin));
+  }
+
   private static <T> T answer(String method, T value) throws Refusal {
     if (value == null) { // strangers are not null-checked
       throw new Refusal(method + " is null");
@@ -252,12 +262,18 @@ final class Discovery {
   }
 
   /** Adds providers that the caller made. */
-  void addGiven(List<? extends ExpertsBackend> given, List<? extends DeviceProvider> devices) {
+  void addGiven(
+      List<? extends ExpertsBackend> given,
+      List<? extends DeviceProvider> devices,
+      List<? extends BlockOpsProvider> blocks) {
     for (ExpertsBackend b : given) {
       add(b.getClass().getName(), PluginOrigin.of(b.getClass()), () -> b, this::addBackend);
     }
     for (DeviceProvider d : devices) {
       add(d.getClass().getName(), PluginOrigin.of(d.getClass()), () -> d, this::addDeviceProvider);
+    }
+    for (BlockOpsProvider b : blocks) {
+      add(b.getClass().getName(), PluginOrigin.of(b.getClass()), () -> b, this::addBlockOps);
     }
   }
 
@@ -321,7 +337,7 @@ final class Discovery {
   }
 
   private int found() {
-    return backends.size() + deviceProviders.size() + failures.size();
+    return backends.size() + deviceProviders.size() + blockOps.size() + failures.size();
   }
 
   private static PluginOrigin at(Path where, String plugin) {

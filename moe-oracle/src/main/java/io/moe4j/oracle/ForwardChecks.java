@@ -14,6 +14,7 @@ import java.lang.foreign.ValueLayout;
 import java.nio.ByteOrder;
 import java.util.Arrays;
 import java.util.List;
+import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
 
 /** The door of a layer: after it, shapes, dtypes, memory, ids and slots are what they should be. */
@@ -30,19 +31,27 @@ final class ForwardChecks {
   private final DeviceId device;
   private final boolean onHost;
   private final boolean hasRouter;
+  private final OptionalInt layerIndex;
   private final String routesByItself;
 
   /** What fitted last time, by slot. Immutable values, so a race costs a second check, no more. */
   private final @Nullable LoraLayer[] fitting;
 
   /**
+   * @param layerIndex of the layer in its model, where it is known
    * @param routesByItself name of the backend if its experts are monolithic, else empty
    */
-  ForwardChecks(MoeConfig config, DeviceId device, boolean hasRouter, String routesByItself) {
+  ForwardChecks(
+      MoeConfig config,
+      DeviceId device,
+      boolean hasRouter,
+      OptionalInt layerIndex,
+      String routesByItself) {
     this.config = config;
     this.device = device;
     this.onHost = device.type().equals(DeviceType.CPU);
     this.hasRouter = hasRouter;
+    this.layerIndex = layerIndex;
     this.routesByItself = routesByItself;
     this.fitting = new LoraLayer[config.lora().map(l -> l.maxLoras()).orElse(0)];
   }
@@ -68,7 +77,7 @@ final class ForwardChecks {
           "output is " + f.output() + ", its dtype must be one of " + OUTPUT_DTYPES);
     }
     requireTensor("output", f.output(), f.output().dtype(), t, config.hiddenSize());
-    requireTensor("routerLogits", f.routerLogits(), DType.F32, t, config.numExperts());
+    requireTensor("routerLogits", f.routerLogits(), logitsDtype(f), t, config.numExperts());
     requireTensor("topkIds", f.topkIds(), DType.I32, t, config.topK());
     requireTensor("topkWeights", f.topkWeights(), DType.F32, t, config.topK());
     requireTensor("topkIdsOut", f.topkIdsOut(), DType.I32, t, config.topK());
@@ -94,7 +103,25 @@ final class ForwardChecks {
     }
   }
 
+  /** Experts that route by themselves may take logits as the router's product leaves them. */
+  private DType logitsDtype(MoeForward f) {
+    Tensor given = f.routerLogits();
+    boolean bf16 = given != null && given.dtype() == DType.BF16 && !routesByItself.isEmpty();
+    return bf16 ? DType.BF16 : DType.F32;
+  }
+
   private void requireLora(MoeLoraContext context, long t) {
+    OptionalInt theirs = context.layerIndex();
+    if (layerIndex.isPresent() && theirs.isPresent() && !layerIndex.equals(theirs)) {
+      throw new IllegalArgumentException(
+          "lora is the context of layer "
+              + theirs.getAsInt()
+              + ", this is layer "
+              + layerIndex.getAsInt()
+              + "; take batch.context("
+              + layerIndex.getAsInt()
+              + ")");
+    }
     int slots =
         config
             .lora()

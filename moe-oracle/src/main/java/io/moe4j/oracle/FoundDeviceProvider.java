@@ -1,7 +1,7 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceProvider;
 
 /**
  * A device provider that was found.

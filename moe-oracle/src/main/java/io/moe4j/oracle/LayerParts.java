@@ -3,17 +3,18 @@ package io.moe4j.oracle;
 import io.moe4j.api.MoeException;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
-import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.spi.MonolithicInputs;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
@@ -58,10 +59,11 @@ final class LayerParts {
   static LayerParts prepare(
       MoeConfig config,
       MoeLayerWeights weights,
+      BackendCatalog catalog,
       FoundBackend backend,
       Device device,
       List<AutoCloseable> owned) {
-    BlockOps block = device.prepareBlock(config, weights);
+    BlockOps block = catalog.prepareBlock(backend, config, weights, device);
     owned.add(block);
     Experts experts;
     try {
@@ -205,7 +207,10 @@ final class LayerParts {
           route(f, logits, v, stream); // only because the caller wants to see it
         }
         monolithic.apply(
-            in, Objects.requireNonNull(logits), correctionBias, sum, workspace, stream);
+            new MonolithicInputs(in, Objects.requireNonNull(logits), correctionBias, sum),
+            lora,
+            workspace,
+            stream);
       }
     }
     if (!Objects.equals(sum, output) || ScratchLayout.needsFinish(config)) {

@@ -8,35 +8,41 @@ import org.jspecify.annotations.Nullable;
 /**
  * What one forward reads and writes. All tensors are contiguous and in the memory of the layer's
  * device, owned by the caller; nothing that is written may overlap anything else. Host memory is of
- * an arena that every thread may use, not a confined one.
+ * an arena that every thread may use, not a confined one. Immutable: each {@code with} gives a new
+ * request.
  *
- * @param hidden {@code [T, H]}, the config's {@code inputDtype}; any {@code T}, 0 included
- * @param output {@code [T, H]}, F32, BF16 or F16, overwritten
- * @param lora the batch's adapters, or null; its mapping is int32 {@code [T]}
- * @param routerLogits F32 {@code [T, E]} that replace the layer's own router, or null
- * @param topkIds int32 {@code [T, K]}, global expert ids, -1 = no expert: routing that the caller
- *     has done; null = the layer routes. For BATCHED experts the ids of a token differ from each
- *     other
- * @param topkWeights F32 {@code [T, K]}, together with {@code topkIds}
- * @param topkIdsOut int32 {@code [T, K]} that receives the layer's choice, or null
- * @param topkWeightsOut F32 {@code [T, K]}, together with {@code topkIdsOut}
- * @param logitsOut F32 {@code [T, E]} that receives the layer's router logits, or null
+ * @since 0.1.0
  */
-public record MoeForward(
-    Tensor hidden,
-    Tensor output,
-    @Nullable MoeLoraContext lora,
-    @Nullable Tensor routerLogits,
-    @Nullable Tensor topkIds,
-    @Nullable Tensor topkWeights,
-    @Nullable Tensor topkIdsOut,
-    @Nullable Tensor topkWeightsOut,
-    @Nullable Tensor logitsOut) {
+public final class MoeForward {
+  private final Tensor hidden;
+  private final Tensor output;
+  private final @Nullable MoeLoraContext lora;
+  private final @Nullable Tensor routerLogits;
+  private final @Nullable Tensor topkIds;
+  private final @Nullable Tensor topkWeights;
+  private final @Nullable Tensor topkIdsOut;
+  private final @Nullable Tensor topkWeightsOut;
+  private final @Nullable Tensor logitsOut;
 
-  /** Checks what goes together; shapes are checked by the layer. */
-  public MoeForward {
-    Objects.requireNonNull(hidden, "hidden");
-    Objects.requireNonNull(output, "output");
+  private MoeForward(
+      Tensor hidden,
+      Tensor output,
+      @Nullable MoeLoraContext lora,
+      @Nullable Tensor routerLogits,
+      @Nullable Tensor topkIds,
+      @Nullable Tensor topkWeights,
+      @Nullable Tensor topkIdsOut,
+      @Nullable Tensor topkWeightsOut,
+      @Nullable Tensor logitsOut) {
+    this.hidden = Objects.requireNonNull(hidden, "hidden");
+    this.output = Objects.requireNonNull(output, "output");
+    this.lora = lora;
+    this.routerLogits = routerLogits;
+    this.topkIds = topkIds;
+    this.topkWeights = topkWeights;
+    this.topkIdsOut = topkIdsOut;
+    this.topkWeightsOut = topkWeightsOut;
+    this.logitsOut = logitsOut;
     requirePair("topkIds", topkIds, "topkWeights", topkWeights);
     requirePair("topkIdsOut", topkIdsOut, "topkWeightsOut", topkWeightsOut);
     if (topkIds != null && (routerLogits != null || topkIdsOut != null || logitsOut != null)) {
@@ -55,6 +61,57 @@ public record MoeForward(
       throw new IllegalArgumentException(
           a + " is " + ta + " and " + b + " is " + tb + "; give both or neither");
     }
+  }
+
+  /** {@return {@code [T, H]}, the config's {@code inputDtype}; any {@code T}, 0 included} */
+  public Tensor hidden() {
+    return hidden;
+  }
+
+  /** {@return {@code [T, H]}, F32, BF16 or F16, overwritten} */
+  public Tensor output() {
+    return output;
+  }
+
+  /** {@return the batch's adapters, or null; its mapping is int32 {@code [T]}} */
+  public @Nullable MoeLoraContext lora() {
+    return lora;
+  }
+
+  /**
+   * {@return {@code [T, E]} that replace the layer's own router, or null; F32, or BF16 for experts that
+   * route by themselves}
+   */
+  public @Nullable Tensor routerLogits() {
+    return routerLogits;
+  }
+
+  /**
+   * {@return int32 {@code [T, K]}, global expert ids, -1 = no expert: routing that the caller has done;
+   * null = the layer routes. For BATCHED experts the ids of a token differ from each other}
+   */
+  public @Nullable Tensor topkIds() {
+    return topkIds;
+  }
+
+  /** {@return F32 {@code [T, K]}, together with {@code topkIds}} */
+  public @Nullable Tensor topkWeights() {
+    return topkWeights;
+  }
+
+  /** {@return int32 {@code [T, K]} that receives the layer's choice, or null} */
+  public @Nullable Tensor topkIdsOut() {
+    return topkIdsOut;
+  }
+
+  /** {@return F32 {@code [T, K]}, together with {@code topkIdsOut}} */
+  public @Nullable Tensor topkWeightsOut() {
+    return topkWeightsOut;
+  }
+
+  /** {@return F32 {@code [T, E]} that receives the layer's router logits, or null} */
+  public @Nullable Tensor logitsOut() {
+    return logitsOut;
   }
 
   /**

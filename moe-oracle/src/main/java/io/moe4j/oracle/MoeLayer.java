@@ -1,12 +1,12 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import java.util.ArrayList;
@@ -57,7 +57,7 @@ public final class MoeLayer implements AutoCloseable {
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
   private MoeLayer(
-      Selection selection, Device device, LayerParts parts, boolean hasRouter, ScratchPool pool) {
+      Selection selection, Device device, LayerParts parts, MoeLayerWeights weights, ScratchPool pool) {
     this.config = selection.config();
     this.selection = selection;
     this.device = device;
@@ -68,7 +68,8 @@ public final class MoeLayer implements AutoCloseable {
         new ForwardChecks(
             config,
             device.info().id(),
-            hasRouter,
+            weights.router() != null,
+            weights.layerIndex(),
             parts.isMonolithic() ? selection.chosenBackend().name() : "");
   }
 
@@ -332,8 +333,8 @@ public final class MoeLayer implements AutoCloseable {
                 + ", the layer on "
                 + where.info().id());
       }
-      LayerParts parts = LayerParts.prepare(config, weights, chosen, where, owned);
-      return new MoeLayer(selection, where, parts, weights.router() != null, scratch);
+      LayerParts parts = LayerParts.prepare(config, weights, who.catalog(), chosen, where, owned);
+      return new MoeLayer(selection, where, parts, weights, scratch);
     }
 
     /** A given device is the only one that may be chosen for. */

@@ -1,7 +1,7 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.DeviceStream;
 import java.util.Objects;
 
 /**

@@ -1,6 +1,6 @@
 package io.moe4j.oracle;
 
-import io.moe4j.api.spi.Device;
+import io.moe4j.api.device.Device;
 import org.jspecify.annotations.Nullable;
 
 /** One piece of scratch memory, and the views that its last user cut from it. */

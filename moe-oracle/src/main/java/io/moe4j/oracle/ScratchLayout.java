@@ -2,9 +2,9 @@ package io.moe4j.oracle;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.Experts;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.HostMemory;

@@ -1,7 +1,7 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
 import java.util.ArrayDeque;
 import java.util.Deque;
 import java.util.Objects;

@@ -140,13 +140,16 @@ final class SelectionText {
         + c.intermediateSize()
         + (c.latentSize() > 0 ? " D=" + c.latentSize() : "")
         + ", "
-        + (c.quantScheme().isNone() ? c.weightDtype().toString() : c.quantScheme().toString())
+        + c.quantSchemes().stream()
+            .map(q -> q.isNone() ? c.weightDtype().toString() : q.toString())
+            .collect(Collectors.joining(" and "))
         + " weights, "
         + c.inputDtype()
         + " input, "
         + c.activation().kind()
         + ", "
         + c.activationFormat()
+        + (c.quantizedActivations() ? ", quantised activations" : "")
         + ", LoRA "
         + c.lora()
             .map(l -> "on (" + l.maxLoras() + " slots, rank up to " + l.maxRank() + ")")

@@ -6,10 +6,10 @@ import static org.mockito.Mockito.mock;
 import static org.mockito.Mockito.when;
 
 import io.moe4j.api.MoeException;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.DeviceProvider;
 import java.util.List;
 import org.junit.jupiter.api.Test;
 
@@ -31,7 +31,8 @@ class CatalogTest {
     try (BackendCatalog catalog =
         BackendCatalog.of(
             List.of(Zoo.cpuBackend(), Zoo.onlyOn("tpu", DeviceType.TPU)),
-            List.of(new FakeDevice().provider(), cuda, rocm, xpu))) {
+            List.of(new FakeDevice().provider(), cuda, rocm, xpu),
+            List.of())) {
       Platform p = catalog.detectPlatform();
       assertThat(p.devices()).hasSize(1);
       assertThat(p.device(DeviceType.CPU)).isPresent();
@@ -46,7 +47,7 @@ class CatalogTest {
   @Test
   void twoProvidersOfOneTypeAreAnErrorNamingBoth() {
     List<DeviceProvider> two = List.of(new FakeDevice().provider(), new FakeDevice().provider());
-    assertThatThrownBy(() -> BackendCatalog.of(List.of(), two))
+    assertThatThrownBy(() -> BackendCatalog.of(List.of(), two, List.of()))
         .isInstanceOf(MoeException.class)
         .hasMessageContaining("two device providers open cpu devices");
   }
@@ -60,7 +61,7 @@ class CatalogTest {
 
   @Test
   void deviceOfAnotherTypeThanTheBackends() {
-    try (BackendCatalog catalog = BackendCatalog.of(List.of(Zoo.triton()), List.of())) {
+    try (BackendCatalog catalog = BackendCatalog.of(List.of(Zoo.triton()), List.of(), List.of())) {
       FoundBackend triton = catalog.backend("triton").orElseThrow();
       assertThatThrownBy(() -> catalog.openDevice(triton, DeviceId.CPU))
           .isInstanceOf(IllegalArgumentException.class)

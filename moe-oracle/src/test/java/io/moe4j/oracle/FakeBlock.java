@@ -1,11 +1,11 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Optional;
 

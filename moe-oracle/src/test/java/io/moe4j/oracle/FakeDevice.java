@@ -1,13 +1,14 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceProvider;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceProvider;
-import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
@@ -59,6 +60,21 @@ final class FakeDevice implements Device {
       public Device open(int ordinal) {
         events.add("open " + ordinal);
         return FakeDevice.this;
+      }
+    };
+  }
+
+  /** Operations on this device. */
+  BlockOpsProvider blockOps() {
+    return new BlockOpsProvider() {
+      @Override
+      public DeviceType deviceType() {
+        return id.type();
+      }
+
+      @Override
+      public BlockOps prepare(MoeConfig config, MoeLayerWeights weights, Device device) {
+        return new FakeBlock(FakeDevice.this, config);
       }
     };
   }
@@ -139,11 +155,6 @@ final class FakeDevice implements Device {
       to.segment().copyFrom(from.segment());
     }
     events.add("copy " + from);
-  }
-
-  @Override
-  public BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights) {
-    return new FakeBlock(this, config);
   }
 
   @Override

@@ -1,14 +1,15 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
-import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.spi.MonolithicInputs;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
@@ -133,13 +134,14 @@ final class FakeExperts {
 
     @Override
     public void apply(
-        Tensor hidden,
-        Tensor routerLogits,
-        @Nullable Tensor correctionBias,
-        Tensor output,
+        MonolithicInputs inputs,
+        Optional<MoeLoraContext> lora,
         Workspace workspace,
         DeviceStream stream) {
-      device.events.add("monolithic " + hidden + " bias " + correctionBias);
+      Tensor hidden = inputs.hidden();
+      Tensor routerLogits = inputs.routerLogits();
+      Tensor output = inputs.output();
+      device.events.add("monolithic " + hidden + " bias " + inputs.correctionBias());
       for (long t = 0; t < hidden.size(0); t++) {
         int best = 0;
         for (int e = 1; e < routerLogits.size(1); e++) {

@@ -3,6 +3,7 @@ package io.moe4j.oracle;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.SharedExpertConfig;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.ExpertsBackend;
@@ -11,8 +12,10 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.Packing;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.api.weights.Weight;
 import java.lang.foreign.MemorySegment;
 import java.util.List;
 import java.util.stream.IntStream;
@@ -43,7 +46,7 @@ final class LayerFixture {
     return new MoeLayerWeights(
         new ExpertWeights(
             IntStream.range(0, c.numLocalExperts())
-                .mapToObj(e -> mlp(I, c.expertHiddenSize()))
+                .mapToObj(e -> mlp(c, I, c.expertHiddenSize()))
                 .toList()),
         new RouterWeights(zeros(E, H), null, c.routing().correctionBias() ? zeros(E) : null),
         c.sharedExpert().isPresent() ? new SharedExpertWeights(mlp(2, H), null) : null,
@@ -52,8 +55,21 @@ final class LayerFixture {
             : null);
   }
 
+  private static ExpertWeights.Expert mlp(MoeConfig c, int i, int h) {
+    QuantScheme scheme = c.quantSchemes().getFirst();
+    return scheme.isNone()
+        ? mlp(i, h)
+        : ExpertWeights.Expert.of(fp8(scheme, i, h), fp8(scheme, i, h), fp8(scheme, h, i));
+  }
+
+  private static Weight fp8(QuantScheme scheme, int out, int in) {
+    return Weight.builder("w", scheme, out, in, empty(DType.F8_E4M3, out, in), Packing.DENSE)
+        .scales(zeros(scheme.scaleRowCount(out), scheme.scaleColumnCount(in)))
+        .build();
+  }
+
   private static ExpertWeights.Expert mlp(int i, int h) {
-    return new ExpertWeights.Expert(zeros(i, h), zeros(i, h), zeros(h, i), null, null, null);
+    return ExpertWeights.Expert.plain(zeros(i, h), zeros(i, h), zeros(h, i));
   }
 
   static Tensor zeros(long... shape) {
@@ -107,7 +123,9 @@ final class LayerFixture {
   }
 
   static MoeOracle oracle(FakeDevice device, ExpertsBackend... backends) {
-    return MoeOracle.of(BackendCatalog.of(List.of(backends), List.of(device.provider())));
+    return MoeOracle.of(
+        BackendCatalog.of(
+            List.of(backends), List.of(device.provider()), List.of(device.blockOps())));
   }
 
   static MoeLayer layer(FakeDevice device, FakeBackend backend, MoeConfig config) {

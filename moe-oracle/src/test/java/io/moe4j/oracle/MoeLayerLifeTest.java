@@ -19,10 +19,11 @@ import io.moe4j.api.DeviceException;
 import io.moe4j.api.MoeException;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Memory;
@@ -293,7 +294,11 @@ class MoeLayerLifeTest {
 
   @Test
   void whatABuildOpenedIsClosedWhenItFails() {
-    MoeConfig c = config().expertMap(ExpertMap.of(0, 1, -1, -1)).build();
+    MoeConfig c =
+        config()
+            .parallel(ParallelConfig.expert(2, 0))
+            .expertMap(ExpertMap.of(0, 1, -1, -1))
+            .build();
     FakeBackend fails =
         new FakeBackend("fails", DeviceType.CPU)
             .prepares((cfg, w, d) -> {
@@ -328,7 +333,11 @@ class MoeLayerLifeTest {
   @Test
   void weightsThatDoNotFitAreRefusedBeforeAnythingIsOpened() {
     MoeConfig c = config().build();
-    MoeConfig other = config().expertMap(ExpertMap.of(0, -1, -1, -1)).build();
+    MoeConfig other =
+        config()
+            .parallel(ParallelConfig.expert(2, 0))
+            .expertMap(ExpertMap.of(0, -1, -1, -1))
+            .build();
     try (MoeOracle oracle = oracle(device, modular(device))) {
       assertThatThrownBy(() -> MoeLayer.builder(c, weights(other)).oracle(oracle).build())
           .isInstanceOf(IllegalArgumentException.class)
@@ -342,7 +351,9 @@ class MoeLayerLifeTest {
     MoeConfig c = config().build();
     FakeBackend onGpu = new FakeBackend("gpu-only", DeviceType.CUDA);
     try (MoeOracle oracle =
-        MoeOracle.of(BackendCatalog.of(List.of(modular(device), onGpu), List.of()))) {
+        MoeOracle.of(
+            BackendCatalog.of(
+                List.of(modular(device), onGpu), List.of(), List.of(device.blockOps())))) {
       // Nobody looked for a processor: the table says what to add.
       assertThatThrownBy(() -> MoeLayer.builder(c, weights(c)).oracle(oracle).build())
           .isInstanceOf(UnsupportedConfigException.class)
@@ -366,7 +377,12 @@ class MoeLayerLifeTest {
     FakeBackend onGpu =
         new FakeBackend("on-gpu", DeviceType.CUDA)
             .prepares((cfg, w, d) -> FakeExperts.modular(gpu));
-    try (MoeOracle oracle = oracle(device, better, onGpu);
+    try (MoeOracle oracle =
+            MoeOracle.of(
+                BackendCatalog.of(
+                    List.of(better, onGpu),
+                    List.of(device.provider()),
+                    List.of(device.blockOps(), gpu.blockOps())));
         MoeLayer layer = MoeLayer.builder(c, weights(c)).oracle(oracle).device(gpu).build()) {
       assertThat(layer.selection().chosenBackend().name()).isEqualTo("on-gpu");
       assertThat(layer.device()).isSameAs(gpu);

@@ -21,6 +21,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -141,6 +142,7 @@ class MoeLayerTest {
     MoeConfig c =
         config()
             .activationFormat(ActivationFormat.BATCHED)
+            .parallel(ParallelConfig.expert(2, 0))
             .expertMap(ExpertMap.of(0, -1, 1, 2))
             .build();
     Tensor batched = zeros(5, H);
@@ -206,7 +208,11 @@ class MoeLayerTest {
 
   @Test
   void expertMapIsUploadedOnceAndReachesTheExperts() {
-    MoeConfig c = config().expertMap(ExpertMap.of(-1, 0, -1, -1)).build();
+    MoeConfig c =
+        config()
+            .parallel(ParallelConfig.expert(2, 0))
+            .expertMap(ExpertMap.of(-1, 0, -1, -1))
+            .build();
     try (MoeLayer layer = layer(device, modular(device), c)) {
       Tensor output = zeros(4, H);
       layer.forward(hidden(4), output);

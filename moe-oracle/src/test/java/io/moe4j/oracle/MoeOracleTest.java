@@ -140,7 +140,7 @@ class MoeOracleTest {
           .startsWith(
               "Using triton experts backend out of candidates [triton, flashinfer-trtllm, cpu,"
                   + " reference] (refused: ")
-          .contains("marlin: weights are none, takes 4 bits")
+          .contains("marlin: weights are [none], takes 4 bits")
           .contains("tpu: no tpu device; this machine has cuda:0, cpu:0");
       oracle.select(Zoo.loraConfig().build(), Zoo.HOPPER, Optional.empty());
       assertThat(log.at(Level.INFO)).hasSize(2); // another decision, LoRA or not

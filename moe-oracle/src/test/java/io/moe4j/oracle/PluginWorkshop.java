@@ -129,6 +129,7 @@ final class PluginWorkshop {
     package %s;
     import io.moe4j.api.config.*;
     import io.moe4j.api.platform.*;
+    import io.moe4j.api.device.*;
     import io.moe4j.api.spi.*;
     import io.moe4j.api.weights.*;
     public class %s implements ExpertsBackend {

@@ -8,7 +8,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ch.qos.logback.classic.Level;
 import io.moe4j.api.MoeException;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import java.io.IOException;
@@ -347,6 +347,7 @@ class PluginsTest {
         """
         package com.acme;
         import io.moe4j.api.platform.*;
+        import io.moe4j.api.device.*;
         import io.moe4j.api.spi.*;
         import java.util.List;
         public class Provider implements DeviceProvider {

@@ -44,7 +44,7 @@ final class Zoo {
   }
 
   static MoeConfig.Builder epConfig() {
-    return config().parallel(new ParallelConfig(1, 0, 2, 0, 1));
+    return config().parallel(ParallelConfig.expert(2, 0));
   }
 
   static FakeBackend triton() {
@@ -55,9 +55,9 @@ final class Zoo {
             Support.checks()
                 .require(atLeast(p, 8), Code.CAPABILITY, () -> "compute capability below 8.0")
                 .require(
-                    c.quantScheme().isNone(),
+                    !c.isQuantized(),
                     Code.QUANTIZATION,
-                    () -> "weights are " + c.quantScheme() + ", takes none")
+                    () -> "weights are " + c.quantSchemes() + ", takes none")
                 .result());
   }
 
@@ -78,9 +78,9 @@ final class Zoo {
         .support((c, p) ->
             Support.checks()
                 .require(
-                    c.quantScheme().bits() == 4,
+                    c.quantSchemes().stream().allMatch(q -> q.bits() == 4),
                     Code.QUANTIZATION,
-                    () -> "weights are " + c.quantScheme() + ", takes 4 bits")
+                    () -> "weights are " + c.quantSchemes() + ", takes 4 bits")
                 .result());
   }
 
@@ -99,9 +99,9 @@ final class Zoo {
                     Code.ACTIVATION,
                     () -> "activation is SWIGLUOAI, takes SILU, RELU2_NO_MUL")
                 .require(
-                    c.parallel().dpSize() == 1,
+                    c.parallel().tpSize() == 1,
                     Code.PARALLEL,
-                    () -> "dp size is " + c.parallel().dpSize() + ", takes 1")
+                    () -> "tp size is " + c.parallel().tpSize() + ", takes 1")
                 .result());
   }
 
@@ -144,10 +144,10 @@ final class Zoo {
   }
 
   static MoeOracle oracle(ExpertsBackend... backends) {
-    return MoeOracle.of(BackendCatalog.of(List.of(backends), List.of()));
+    return MoeOracle.of(BackendCatalog.of(List.of(backends), List.of(), List.of()));
   }
 
   static MoeOracle oracle(List<ExpertsBackend> backends) {
-    return MoeOracle.of(BackendCatalog.of(backends, List.of()));
+    return MoeOracle.of(BackendCatalog.of(backends, List.of(), List.of()));
   }
 }

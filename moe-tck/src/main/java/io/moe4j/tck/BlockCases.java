@@ -14,7 +14,7 @@ import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
-import io.moe4j.backend.cpu.reference.ReferenceRouting;
+import io.moe4j.reference.ReferenceRouting;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -112,8 +112,12 @@ final class BlockCases {
           float epsilon = n % 2 == 0 ? 0f : 1e-20f;
           routes.add(
               new Route(
-                  new RoutingConfig(
-                      scoring, renormalize, epsilon, scaling, 1, 1, GroupScore.MAX, bias, 0),
+                  RoutingConfig.builder(scoring)
+                      .renormalize(renormalize)
+                      .epsilon(epsilon)
+                      .scalingFactor(scaling)
+                      .correctionBias(bias)
+                      .build(),
                   sizes[n][0],
                   sizes[n][1],
                   sizes[n][2]));
@@ -138,8 +142,13 @@ final class BlockCases {
             GroupScore score = bias ? GroupScore.SUM_OF_TOP2 : GroupScore.MAX;
             routes.add(
                 new Route(
-                    new RoutingConfig(
-                        scoring, renormalize, 1e-20f, scaling, g[2], g[3], score, bias, 0),
+                    RoutingConfig.builder(scoring)
+                        .renormalize(renormalize)
+                        .epsilon(1e-20f)
+                        .scalingFactor(scaling)
+                        .groups(g[2], g[3], score)
+                        .correctionBias(bias)
+                        .build(),
                     g[0],
                     g[1],
                     g[4]));
@@ -199,13 +208,10 @@ final class BlockCases {
       int i = s.intermediateSize();
       Tensor gate = s.activation().isGated() ? data.normal(dtype, 1 / Math.sqrt(h), i, h) : null;
       return new SharedExpertWeights(
-          new ExpertWeights.Expert(
+          ExpertWeights.Expert.plain(
               gate,
               data.normal(dtype, 1 / Math.sqrt(h), i, h),
-              data.normal(dtype, 1 / Math.sqrt(i), h, i),
-              null,
-              null,
-              null),
+              data.normal(dtype, 1 / Math.sqrt(i), h, i)),
           s.sigmoidGate() ? data.normal(dtype, 1 / Math.sqrt(h), 1, h) : null);
     }
   }

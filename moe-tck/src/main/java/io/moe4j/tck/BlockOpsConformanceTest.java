@@ -7,21 +7,22 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.SharedExpertConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceProvider;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
-import io.moe4j.backend.cpu.reference.ReferenceMoe;
-import io.moe4j.backend.cpu.reference.ReferenceRouting;
+import io.moe4j.reference.ReferenceMoe;
+import io.moe4j.reference.ReferenceRouting;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
@@ -36,7 +37,7 @@ import org.junit.jupiter.params.provider.MethodSource;
 /**
  * What the {@link BlockOps} of a device have to hold, compared with the float64 reference: routing,
  * router, shared expert, latent projections, dispatch and combine. Extend this class, say which
- * provider; see {@link ExpertsConformanceTest} for outcomes, tolerances and guard bands. On a
+ * providers; see {@link ExpertsConformanceTest} for outcomes, tolerances and guard bands. On a
  * machine without such a device everything is skipped.
  */
 @TestInstance(TestInstance.Lifecycle.PER_CLASS)
@@ -46,8 +47,16 @@ public abstract class BlockOpsConformanceTest {
   /** For subclasses. */
   protected BlockOpsConformanceTest() {}
 
-  /** {@return who opens the device under test} */
-  protected abstract DeviceProvider provider();
+  /** {@return who makes the operations under test} */
+  protected abstract BlockOpsProvider blockOps();
+
+  /**
+   * {@return an open device for the operations; by default the preferred one that a {@link
+   * io.moe4j.api.device.DeviceProvider} on the class path opens. Closed after the tests}
+   */
+  protected Device openDevice() {
+    return Devices.open(blockOps().deviceType());
+  }
 
   /**
    * {@return what adds deltas where the operations do not fuse them; by default one that computes
@@ -61,16 +70,20 @@ public abstract class BlockOpsConformanceTest {
 
   /** Opens the device. */
   @BeforeAll
-  public final void openDevice() {
-    openDevice = Devices.open(provider());
+  public final void openKit() {
+    openDevice = openDevice();
   }
 
   /** Closes the device. */
   @AfterAll
-  public final void closeDevice() {
+  public final void closeKit() {
     if (openDevice != null) {
       openDevice.close();
     }
+  }
+
+  private BlockOps prepare(MoeConfig config, MoeLayerWeights weights) {
+    return blockOps().prepare(config, weights, device());
   }
 
   private Device device() {
@@ -139,7 +152,7 @@ public abstract class BlockOpsConformanceTest {
         z.set(logits[t][e], t, e);
       }
     }
-    try (BlockOps ops = device().prepareBlock(config, withBias(config, bias));
+    try (BlockOps ops = prepare(config, withBias(config, bias));
         Bench bench = new Bench(device())) {
       Tensor ids = bench.output(DType.I32, tokens, topK);
       Tensor weights = bench.output(DType.F32, tokens, topK);
@@ -204,7 +217,7 @@ public abstract class BlockOpsConformanceTest {
         Data data = new Data(tokens);
         MoeLayerWeights weights = block.weights(data, bias);
         Tensor hidden = hidden(block.config(), data, tokens);
-        try (BlockOps ops = device().prepareBlock(block.config(), weights);
+        try (BlockOps ops = prepare(block.config(), weights);
             Bench bench = new Bench(device())) {
           Tensor logits = bench.output(DType.F32, tokens, block.config().numExperts());
           ops.routerLogits(
@@ -234,7 +247,7 @@ public abstract class BlockOpsConformanceTest {
     MoeConfig config = MoeConfig.builder(4, 4, 2, 1).weightDtype(DType.F32).build();
     MoeLayerWeights weights =
         new MoeLayerWeights(Layout.STACKED.random(config, new Data(1)), null, null, null);
-    try (BlockOps ops = device().prepareBlock(config, weights);
+    try (BlockOps ops = prepare(config, weights);
         Bench bench = new Bench(device())) {
       Tensor hidden = bench.input(Data.empty(DType.F32, 1, 4));
       Tensor logits = bench.output(DType.F32, 1, 2);
@@ -267,7 +280,7 @@ public abstract class BlockOpsConformanceTest {
     Tensor routed = data.normal(DType.F32, 1, tokens, config.expertHiddenSize());
     List<Optional<LoraLayer>> slots = denseAdapters(config, data);
     int[] mapping = mapping(tokens);
-    try (BlockOps ops = device().prepareBlock(config, weights);
+    try (BlockOps ops = prepare(config, weights);
         Bench bench = new Bench(device())) {
       Tensor result = bench.output(output, tokens, config.hiddenSize());
       ops.finish(
@@ -302,7 +315,7 @@ public abstract class BlockOpsConformanceTest {
     MoeLayerWeights weights = ((BlockCases.Block) c).weights(data, false);
     Tensor hidden = hidden(config, data, tokens);
     Tensor routed = data.normal(DType.F32, 1, tokens, config.hiddenSize());
-    try (BlockOps ops = device().prepareBlock(config, weights);
+    try (BlockOps ops = prepare(config, weights);
         Bench bench = new Bench(device())) {
       Tensor both = bench.inout(routed);
       ops.finish(
@@ -335,7 +348,7 @@ public abstract class BlockOpsConformanceTest {
       Tensor hidden = hidden(config, data, tokens);
       List<Optional<LoraLayer>> slots = denseAdapters(config, data);
       int[] mapping = mapping(tokens);
-      try (BlockOps ops = device().prepareBlock(config, weights);
+      try (BlockOps ops = prepare(config, weights);
           Bench bench = new Bench(device())) {
         Tensor latent = bench.output(DType.F32, tokens, config.latentSize());
         ops.latentIn(
@@ -446,7 +459,11 @@ public abstract class BlockOpsConformanceTest {
         MoeConfig.Builder b =
             Grid.layer((Grid.Dtypes) dtypes, 17, 5, 6, 3).routerWeightOnInput(onInput);
         verifyDispatch(b.build(), tokens);
-        verifyDispatch(b.expertMap(ExpertMap.of(1, -1, 0, 2, -1, -1)).build(), tokens);
+        verifyDispatch(
+            b.parallel(ParallelConfig.expert(2, 0))
+                .expertMap(ExpertMap.of(1, -1, 0, 2, -1, -1))
+                .build(),
+            tokens);
       }
     }
   }
@@ -461,7 +478,7 @@ public abstract class BlockOpsConformanceTest {
       p.mapping[t] = t;
     }
     Problem.Batched expected = p.new Batched();
-    try (BlockOps ops = device().prepareBlock(config, weights);
+    try (BlockOps ops = prepare(config, weights);
         Bench bench = new Bench(device())) {
       Tensor map = p.expertMap();
       var routing =
@@ -553,7 +570,7 @@ public abstract class BlockOpsConformanceTest {
             .build();
     Data data = new Data(5);
     MoeLayerWeights weights = new BlockCases.Block("shared", config).weights(data, true);
-    try (BlockOps ops = device().prepareBlock(config, weights)) {
+    try (BlockOps ops = prepare(config, weights)) {
       List<Runnable> work = new ArrayList<>();
       List<Bench> benches = new ArrayList<>();
       for (int tokens : new int[] {1, 9, 33, 64}) {
@@ -588,7 +605,7 @@ public abstract class BlockOpsConformanceTest {
   @Test
   public final void required_MOE_6_4_closeMayBeCalledTwice() {
     MoeConfig config = MoeConfig.builder(4, 4, 2, 1).weightDtype(DType.F32).build();
-    BlockOps ops = device().prepareBlock(config, withBias(config, null));
+    BlockOps ops = prepare(config, withBias(config, null));
     ops.close();
     ops.close();
   }

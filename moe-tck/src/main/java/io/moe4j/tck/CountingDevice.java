@@ -1,13 +1,10 @@
 package io.moe4j.tck;
 
-import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.platform.DeviceInfo;
-import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.api.weights.MoeLayerWeights;
 import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicLong;
 
@@ -59,11 +56,6 @@ final class CountingDevice implements Device {
   @Override
   public void copy(Tensor from, Tensor to, DeviceStream stream) {
     device.copy(from, to, stream);
-  }
-
-  @Override
-  public BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights) {
-    return device.prepareBlock(config, weights);
   }
 
   @Override

@@ -1,8 +1,12 @@
 package io.moe4j.tck;
 
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceProvider;
+import io.moe4j.api.platform.DeviceId;
+import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.reference.HostDevice;
+import java.util.Optional;
 import java.util.ServiceLoader;
 import org.junit.jupiter.api.Assumptions;
 
@@ -10,19 +14,25 @@ import org.junit.jupiter.api.Assumptions;
 final class Devices {
   private Devices() {}
 
-  /** {@return the preferred device of a type; without one the tests are skipped, saying why} */
+  /**
+   * {@return the preferred device of a type; without one the tests are skipped, saying why. The
+   * host processor is always there, with or without a provider}
+   */
   static Device open(DeviceType type) {
-    DeviceProvider provider =
+    Optional<DeviceProvider> provider =
         ServiceLoader.load(DeviceProvider.class).stream()
             .map(ServiceLoader.Provider::get)
             .filter(p -> p.type().equals(type))
-            .findFirst()
-            .orElseThrow(() ->
-                new AssertionError(
-                    "no DeviceProvider for \""
-                        + type
-                        + "\" on the class path; override openDevice()"));
-    return open(provider);
+            .findFirst();
+    if (provider.isEmpty() && type.equals(DeviceType.CPU)) {
+      return new HostDevice(DeviceInfo.of(DeviceId.CPU, "host"));
+    }
+    return open(
+        provider.orElseThrow(() ->
+            new AssertionError(
+                "no DeviceProvider for \""
+                    + type
+                    + "\" on the class path; override openDevice()")));
   }
 
   static Device open(DeviceProvider provider) {

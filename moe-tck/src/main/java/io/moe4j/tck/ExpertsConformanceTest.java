@@ -10,12 +10,13 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.LoraExperts;
@@ -56,10 +57,10 @@ import org.junit.jupiter.params.provider.MethodSource;
  * wrong. A refusal is never a failure, except that a backend must support something. Without a
  * device of the backend's type everything is skipped.
  *
- * <p>Results are compared with the float64 reference of {@code io.moe4j.backend.cpu.reference}. The
- * tolerance follows from the dtypes and the lengths of the sums and cannot be changed. Inputs are
- * put on the device with {@link Device#allocate} and {@link Device#copy}, between guard bands, so
- * the same tests serve any device.
+ * <p>Results are compared with the float64 reference of {@code io.moe4j.reference}. The tolerance
+ * follows from the dtypes and the lengths of the sums and cannot be changed. Inputs are put on the
+ * device with {@link Device#allocate} and {@link Device#copy}, between guard bands, so the same
+ * tests serve any device.
  *
  * <p>Rules that say SHOULD are tests named {@code recommended_...}; a backend that has reasons not
  * to follow one says so in {@link #declined()}.
@@ -76,7 +77,7 @@ public abstract class ExpertsConformanceTest {
 
   /**
    * {@return an open device for the backend; by default the preferred one that a {@link
-   * io.moe4j.api.spi.DeviceProvider} on the class path opens. Closed after the tests}
+   * io.moe4j.api.device.DeviceProvider} on the class path opens. Closed after the tests}
    */
   protected Device openDevice() {
     return Devices.open(backend().deviceType());
@@ -402,7 +403,7 @@ public abstract class ExpertsConformanceTest {
                 .id(4, 0, 1000)
                 .id(4, 1, -2));
     MoeConfig mapped =
-        Grid.layer((Grid.Dtypes) dtypes).expertMap(ExpertMap.linear(8, 2, 1)).build();
+        Grid.layer((Grid.Dtypes) dtypes).parallel(ParallelConfig.expert(2, 1)).build();
     if (kit().supports(mapped)) {
       kit()
           .verify(
@@ -418,7 +419,7 @@ public abstract class ExpertsConformanceTest {
         List.of(
             ExpertMap.linear(8, 2, 0),
             ExpertMap.linear(8, 2, 1),
-            ExpertMap.of(-1, -1, -1, -1, -1, 0, -1, -1),
+            ExpertMap.of(-1, -1, -1, -1, -1, 0, -1, -1).forRank(2, 0),
             ExpertMap.of(7, 6, 5, 4, 3, 2, 1, 0))) {
       kit().verify("MOE-2.2", problem(Grid.layer((Grid.Dtypes) dtypes).expertMap(map).build(), 29));
     }
@@ -483,7 +484,7 @@ public abstract class ExpertsConformanceTest {
     MoeConfig rich =
         plain.toBuilder()
             .expertBias(true)
-            .expertMap(ExpertMap.linear(8, 2, 1))
+            .parallel(ParallelConfig.expert(2, 1))
             .routerWeightOnInput(true)
             .lora(new LoraConfig(8, 256))
             .build();

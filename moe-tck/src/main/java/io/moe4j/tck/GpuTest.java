@@ -1,7 +1,7 @@
 package io.moe4j.tck;
 
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceProvider;
 import java.lang.annotation.ElementType;
 import java.lang.annotation.Retention;
 import java.lang.annotation.RetentionPolicy;

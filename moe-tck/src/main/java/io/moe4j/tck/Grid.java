@@ -1,6 +1,7 @@
 package io.moe4j.tck;
 
 import io.moe4j.api.config.Activation;
+import io.moe4j.api.config.ActivationQuant;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
@@ -219,7 +220,8 @@ final class Grid {
         boolean onInput = (bits & 2) != 0;
         MoeConfig.Builder b = layer(d).expertBias(bias).routerWeightOnInput(onInput);
         if ((bits & 4) != 0) {
-          b.expertMap(ExpertMap.of(-1, 2, -1, 0, 1, -1, 3, -1));
+          b.parallel(ParallelConfig.expert(2, 0))
+              .expertMap(ExpertMap.of(-1, 2, -1, 0, 1, -1, 3, -1));
         }
         cases.add(plain(b.build(), "features", 23));
       }
@@ -240,7 +242,7 @@ final class Grid {
               9));
       cases.add(
           plain(
-              layer(d, 48, 40, 9, 3).expertMap(ExpertMap.linear(9, 4, 1)).build(),
+              layer(d, 48, 40, 9, 3).parallel(ParallelConfig.expert(4, 1)).build(),
               "expert-parallel rank 1 of 4",
               9));
     }
@@ -270,17 +272,30 @@ final class Grid {
     q.put("weights bf16", b -> b.weightDtype(DType.BF16));
     q.put("weights f16", b -> b.weightDtype(DType.F16));
     q.put("mxfp4", b -> b.quantScheme(QuantScheme.MXFP4));
-    q.put("int4", b -> b.quantScheme(new QuantScheme("gptq", 4, 128)));
-    q.put("unheard-of scheme", b -> b.quantScheme(new QuantScheme("zipped", 3, 7)));
+    q.put("int4", b -> b.quantScheme(QuantScheme.int4(128)));
+    q.put(
+        "unheard-of scheme",
+        b -> b.quantScheme(QuantScheme.builder(QuantScheme.Format.INT8).block(3, 7).build()));
     for (Activation a : activations()) {
       q.put(a.toString(), b -> b.activation(a));
     }
     q.put("bias", b -> b.expertBias(true));
     q.put("weight on input", b -> b.routerWeightOnInput(true));
-    q.put("map", b -> b.expertMap(ExpertMap.linear(8, 2, 1)));
-    q.put("tensor parallel", b -> b.parallel(new ParallelConfig(4, 1, 1, 0, 1)));
-    q.put("expert parallel", b -> b.parallel(new ParallelConfig(1, 0, 2, 1, 1)));
-    q.put("data parallel", b -> b.parallel(new ParallelConfig(1, 0, 1, 0, 8)));
+    q.put("map", b -> b.parallel(ParallelConfig.expert(2, 1)));
+    q.put("tensor parallel", b -> b.parallel(ParallelConfig.tensor(4, 1)));
+    q.put("expert parallel", b -> b.parallel(ParallelConfig.expert(2, 1)));
+    q.put(
+        "some experts plain",
+        b -> b.quantSchemes(List.of(QuantScheme.int4(128), QuantScheme.NONE)));
+    q.put(
+        "quantised activations",
+        b ->
+            b.quantScheme(
+                    QuantScheme.builder(QuantScheme.Format.INT8)
+                        .perChannel()
+                        .activations(ActivationQuant.INT8_PER_TOKEN)
+                        .build())
+                .quantizedActivations(true));
     q.put("batch invariant", b -> b.batchInvariant(true));
     q.put("lora", b -> b.lora(new LoraConfig(4, 16)));
     q.put("large lora", b -> b.lora(new LoraConfig(64, 512)));

@@ -1,8 +1,8 @@
 package io.moe4j.tck;
 
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.HostMemory;

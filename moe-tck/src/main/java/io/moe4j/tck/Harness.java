@@ -1,15 +1,16 @@
 package io.moe4j.tck;
 
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
+import io.moe4j.api.spi.MonolithicInputs;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
@@ -120,7 +121,8 @@ final class Harness implements AutoCloseable {
         modular.apply(call, lora, workspace, stream);
       }
       case MonolithicExperts monolithic ->
-          monolithic.apply(hidden, routerLogits, null, output, workspace, stream);
+          monolithic.apply(
+              new MonolithicInputs(hidden, routerLogits, null, output), lora, workspace, stream);
     }
     stream.synchronize();
   }

@@ -1,9 +1,9 @@
 package io.moe4j.tck;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.MonolithicExperts;

@@ -1,20 +1,20 @@
 package io.moe4j.tck;
 
 import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.backend.cpu.reference.ReferenceMath;
-import io.moe4j.backend.cpu.reference.ReferenceMoe;
+import io.moe4j.reference.ReferenceMath;
+import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import org.jspecify.annotations.Nullable;
 
@@ -30,52 +30,37 @@ final class KitPunicaWrapper implements PunicaWrapper {
   }
 
   @Override
-  public void addLoraW13(
-      MoeLoraContext context,
-      Tensor y,
-      Tensor x,
-      ExpertRouting routing,
-      boolean gated,
-      GateUpLayout layout,
-      boolean addInputs,
-      DeviceStream stream) {
-    long i = gated ? y.size(2) / 2 : y.size(2);
-    Tensor rows = fetch(y, stream);
+  public void addLoraW13(PunicaWrapper.W13 call, DeviceStream stream) {
+    long i = call.gated() ? call.y().size(2) / 2 : call.y().size(2);
+    Tensor rows = fetch(call.y(), stream);
     forEachPair(
-        context,
-        x,
-        routing,
+        call.context(),
+        call.x(),
+        call.routing(),
         stream,
         (t, k, lora, input, ids) -> {
           Tensor row = rows.select(0, t).select(0, k);
-          if (!gated) {
-            add(row, lora, LoraTarget.UP, input, ids, 1, addInputs);
+          if (!call.gated()) {
+            add(row, lora, LoraTarget.UP, input, ids, 1, call.addInputs());
             return;
           }
-          boolean halves = layout == GateUpLayout.HALVES;
+          boolean halves = call.layout() == GateUpLayout.HALVES;
           Tensor gate = halves ? row.narrow(0, 0, i) : row.sliced(0, 0, i, 2);
           Tensor up = halves ? row.narrow(0, i, i) : row.sliced(0, 1, i, 2);
-          add(gate, lora, LoraTarget.GATE, input, ids, 1, addInputs);
-          add(up, lora, LoraTarget.UP, input, ids, 1, addInputs);
+          add(gate, lora, LoraTarget.GATE, input, ids, 1, call.addInputs());
+          add(up, lora, LoraTarget.UP, input, ids, 1, call.addInputs());
         });
-    store(rows, y, stream);
+    store(rows, call.y(), stream);
   }
 
   @Override
-  public void addLoraW2(
-      MoeLoraContext context,
-      Tensor y,
-      Tensor x,
-      ExpertRouting routing,
-      boolean mulRoutedWeight,
-      boolean addInputs,
-      DeviceStream stream) {
-    Tensor rows = fetch(y, stream);
-    Tensor weights = fetch(routing.topkWeights(), stream);
+  public void addLoraW2(PunicaWrapper.W2 call, DeviceStream stream) {
+    Tensor rows = fetch(call.y(), stream);
+    Tensor weights = fetch(call.routing().topkWeights(), stream);
     forEachPair(
-        context,
-        x,
-        routing,
+        call.context(),
+        call.x(),
+        call.routing(),
         stream,
         (t, k, lora, input, ids) ->
             add(
@@ -84,30 +69,24 @@ final class KitPunicaWrapper implements PunicaWrapper {
                 LoraTarget.DOWN,
                 input,
                 ids,
-                mulRoutedWeight ? weights.get(t, k) : 1,
-                addInputs));
-    store(rows, y, stream);
+                call.mulRoutedWeight() ? weights.get(t, k) : 1,
+                call.addInputs()));
+    store(rows, call.y(), stream);
   }
 
   @Override
-  public void addLoraLinear(
-      MoeLoraContext context,
-      LoraTarget target,
-      Tensor y,
-      Tensor x,
-      boolean addInputs,
-      DeviceStream stream) {
-    Tensor rows = fetch(y, stream);
-    Tensor inputs = fetch(x, stream);
-    Tensor mapping = mapping(context, stream);
+  public void addLoraLinear(PunicaWrapper.Linear call, DeviceStream stream) {
+    Tensor rows = fetch(call.y(), stream);
+    Tensor inputs = fetch(call.x(), stream);
+    Tensor mapping = mapping(call.context(), stream);
     for (int t = 0; t < rows.size(0); t++) {
-      LoraLayer lora = slot(context, mapping.get(t), stream);
+      LoraLayer lora = slot(call.context(), mapping.get(t), stream);
       if (lora != null) {
         double[] input = inputs.select(0, t).toDoubles();
-        add(rows.select(0, t), lora, target, input, n -> 0, 1, addInputs);
+        add(rows.select(0, t), lora, call.target(), input, n -> 0, 1, call.addInputs());
       }
     }
-    store(rows, y, stream);
+    store(rows, call.y(), stream);
   }
 
   private interface PairVisitor {

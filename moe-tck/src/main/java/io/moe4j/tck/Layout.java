@@ -6,10 +6,12 @@ import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.Weight;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /** The ways in which checkpoints keep the weights of experts; all of them reach {@code prepare}. */
@@ -35,17 +37,16 @@ enum Layout {
     Tensor b2 = config.expertBias() ? data.normal(dtype, 0.7, experts, h) : null;
     double d13 = 1 / Math.sqrt(h);
     double d2 = 1 / Math.sqrt(i);
-    if (config.quantScheme().equals(QuantScheme.MXFP4)) {
-      GateUpLayout gateUp = this == STACKED ? GateUpLayout.HALVES : GateUpLayout.INTERLEAVED;
-      return ExpertWeights.ofStacked(
-              data.bytes(DType.F4, 0, 255, experts, rows, h),
-              data.bytes(DType.F4, 0, 255, experts, h, i),
-              b13,
-              b2,
-              gated,
-              gateUp)
-          .withStackedScales(
-              scales(data, d13, experts, rows, h), scales(data, d2, experts, h, i), gateUp);
+    if (config.uniformScheme().equals(Optional.of(QuantScheme.MXFP4))) {
+      return ExpertWeights.ofStackedMxfp4(
+          data.bytes(DType.F4, 0, 255, experts, rows, h),
+          scales(data, d13, experts, rows, h),
+          data.bytes(DType.F4, 0, 255, experts, h, i),
+          scales(data, d2, experts, h, i),
+          b13,
+          b2,
+          gated,
+          this == STACKED ? GateUpLayout.HALVES : GateUpLayout.INTERLEAVED);
     }
     return switch (this) {
       case STACKED ->
@@ -77,13 +78,14 @@ enum Layout {
         for (int e = 0; e < experts; e++) {
           Tensor bias13 = b13 == null ? null : b13.select(0, e);
           list.add(
-              new ExpertWeights.Expert(
-                  gated ? unaligned(data.normal(dtype, d13, i, h)) : null,
-                  unaligned(data.normal(dtype, d13, i, h)),
-                  unaligned(data.normal(dtype, d2, h, i)),
-                  gated && bias13 != null ? bias13.narrow(0, 0, i) : null,
-                  bias13 == null ? null : bias13.narrow(0, rows - i, i),
-                  b2 == null ? null : b2.select(0, e)));
+              ExpertWeights.Expert.plain(
+                      gated ? unaligned(data.normal(dtype, d13, i, h)) : null,
+                      unaligned(data.normal(dtype, d13, i, h)),
+                      unaligned(data.normal(dtype, d2, h, i)))
+                  .withBias(
+                      gated && bias13 != null ? bias13.narrow(0, 0, i) : null,
+                      bias13 == null ? null : bias13.narrow(0, rows - i, i),
+                      b2 == null ? null : b2.select(0, e)));
         }
         yield new ExpertWeights(list);
       }
@@ -93,7 +95,7 @@ enum Layout {
   /** Elements have a standard deviation of 3; scales go up and down by a factor of 4 around it. */
   private static Tensor scales(Data data, double deviation, int experts, int rows, int columns) {
     int middle = 127 + Math.getExponent(deviation / 3);
-    int groups = columns / QuantScheme.MXFP4.groupSize();
+    int groups = columns / QuantScheme.MXFP4.scaleColumns();
     return data.bytes(DType.F8_E8M0, middle - 2, middle + 1, experts, rows, groups);
   }
 
@@ -110,17 +112,16 @@ enum Layout {
   static List<@Nullable Tensor> tensors(ExpertWeights weights) {
     List<@Nullable Tensor> all = new ArrayList<>();
     for (ExpertWeights.Expert x : weights.experts()) {
-      all.add(x.gate());
-      all.add(x.up());
-      all.add(x.down());
+      for (Weight w : x.projections()) {
+        all.add(w.values());
+        all.add(w.scales().orElse(null));
+        all.add(w.globalScale().orElse(null));
+        all.add(w.zeroPoints().orElse(null));
+        all.add(w.groupIndex().orElse(null));
+      }
       all.add(x.gateBias());
       all.add(x.upBias());
       all.add(x.downBias());
-      if (x.scales() != null) {
-        all.add(x.scales().gate());
-        all.add(x.scales().up());
-        all.add(x.scales().down());
-      }
     }
     return all;
   }

@@ -4,6 +4,7 @@ import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
@@ -139,7 +140,11 @@ final class LoraCases {
           MIX);
       add.with("mixed, weight on input", b -> b.routerWeightOnInput(true), 23, MIXED, MIX);
       add.with(
-          "mixed, expert map", b -> b.expertMap(ExpertMap.of(-1, 1, -1, 0, 2)), 23, MIXED, MIX);
+          "mixed, expert map",
+          b -> b.parallel(ParallelConfig.expert(2, 0)).expertMap(ExpertMap.of(-1, 1, -1, 0, 2)),
+          23,
+          MIXED,
+          MIX);
       if (d.weights() == DType.BF16) {
         cases.add(
             new LoraCase(

@@ -2,18 +2,18 @@ package io.moe4j.tck;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.Support;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.reference.CpuReferenceBackend;
 import java.util.Locale;
@@ -94,10 +94,13 @@ abstract class Altered implements ExpertsBackend {
     return right.isSupportedConfig(config, platform);
   }
 
+  /** Both, so that an anonymous class can be it. */
+  interface ModularLora extends ModularExperts, LoraExperts {}
+
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
     var experts = (ModularExperts) right.prepare(config(config), weights(weights), device);
-    return new LoraExperts() {
+    return new ModularLora() {
       private int closed;
 
       @Override

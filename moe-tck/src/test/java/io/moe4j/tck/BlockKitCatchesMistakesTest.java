@@ -3,7 +3,7 @@ package io.moe4j.tck;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.junit.platform.engine.discovery.DiscoverySelectors.selectMethod;
 
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.api.spi.BlockOpsProvider;
 import java.lang.reflect.Method;
 import java.util.Arrays;
 import java.util.stream.Stream;
@@ -23,7 +23,7 @@ class BlockKitCatchesMistakesTest {
   /** Run by the engine below, not by the build. */
   static final class Subject extends BlockOpsConformanceTest {
     @Override
-    protected DeviceProvider provider() {
+    protected BlockOpsProvider blockOps() {
       if (subject == null) {
         return Assumptions.abort("a part of BlockKitCatchesMistakesTest");
       }

@@ -1,11 +1,11 @@
 package io.moe4j.tck;
 
-import io.moe4j.api.spi.DeviceProvider;
-import io.moe4j.backend.cpu.CpuDeviceProvider;
+import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.backend.cpu.CpuBlockOpsProvider;
 
 class CpuBlockOpsConformanceTest extends BlockOpsConformanceTest {
   @Override
-  protected DeviceProvider provider() {
-    return new CpuDeviceProvider();
+  protected BlockOpsProvider blockOps() {
+    return new CpuBlockOpsProvider();
   }
 }

@@ -2,23 +2,23 @@ package io.moe4j.tck;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.Support;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.reference.BatchedCpuReferenceBackend;
-import io.moe4j.backend.cpu.reference.ReferenceMoe;
+import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Objects;
@@ -160,8 +160,7 @@ final class WrongBackends {
   public static final class BiasForgotten extends Altered {
     @Override
     ExpertWeights weights(ExpertWeights weights) {
-      return each(
-          weights, x -> new ExpertWeights.Expert(x.gate(), x.up(), x.down(), null, null, null));
+      return each(weights, x -> ExpertWeights.Expert.of(x.gate(), x.up(), x.down()));
     }
   }
 
@@ -174,8 +173,8 @@ final class WrongBackends {
           x ->
               x.gate() == null
                   ? x
-                  : new ExpertWeights.Expert(
-                      x.up(), x.gate(), x.down(), x.upBias(), x.gateBias(), x.downBias()));
+                  : ExpertWeights.Expert.of(x.up(), x.gate(), x.down())
+                      .withBias(x.upBias(), x.gateBias(), x.downBias()));
     }
   }
 
@@ -186,13 +185,11 @@ final class WrongBackends {
       return each(
           weights,
           x ->
-              new ExpertWeights.Expert(
-                  x.gate() == null ? null : dense(x.gate()),
-                  dense(x.up()),
-                  dense(x.down()),
-                  x.gateBias(),
-                  x.upBias(),
-                  x.downBias()));
+              ExpertWeights.Expert.plain(
+                      x.gate() == null ? null : dense(x.gate().values()),
+                      dense(x.up().values()),
+                      dense(x.down().values()))
+                  .withBias(x.gateBias(), x.upBias(), x.downBias()));
     }
 
     private static Tensor dense(Tensor t) {
@@ -333,7 +330,7 @@ final class WrongBackends {
 
     @Override
     void after(MoeConfig config, ExpertsInputs in, Workspace workspace) {
-      Objects.requireNonNull(given).expert(0).down().set(123, 0, 0);
+      Objects.requireNonNull(given).expert(0).down().values().set(123, 0, 0);
     }
   }
 

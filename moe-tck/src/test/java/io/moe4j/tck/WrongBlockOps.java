@@ -2,21 +2,19 @@ package io.moe4j.tck;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.RoutingConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceProvider;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
-import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
-import io.moe4j.backend.cpu.CpuDeviceProvider;
-import io.moe4j.backend.cpu.reference.ReferenceBlockOps;
+import io.moe4j.reference.ReferenceBlockOps;
 import java.util.Optional;
 
 /** The reference's operations with one thing changed. */
@@ -38,58 +36,19 @@ class WrongBlockOps implements BlockOps {
     BlockOps make(MoeConfig config, MoeLayerWeights weights);
   }
 
-  /** {@return a provider of the host processor with other operations} */
-  static DeviceProvider provider(Maker maker) {
-    return new DeviceProvider() {
-      private final CpuDeviceProvider cpu = new CpuDeviceProvider();
-
+  /** {@return a provider of such operations for the host processor} */
+  static BlockOpsProvider provider(Maker maker) {
+    return new BlockOpsProvider() {
       @Override
-      public DeviceType type() {
-        return cpu.type();
+      public DeviceType deviceType() {
+        return DeviceType.CPU;
       }
 
       @Override
-      public Probe probe() {
-        return cpu.probe();
-      }
-
-      @Override
-      public Device open(int ordinal) {
-        return new OtherOps(cpu.open(ordinal), maker);
+      public BlockOps prepare(MoeConfig config, MoeLayerWeights weights, Device device) {
+        return maker.make(config, weights);
       }
     };
-  }
-
-  private record OtherOps(Device device, Maker maker) implements Device {
-    @Override
-    public DeviceInfo info() {
-      return device.info();
-    }
-
-    @Override
-    public Buffer allocate(long byteSize) {
-      return device.allocate(byteSize);
-    }
-
-    @Override
-    public DeviceStream defaultStream() {
-      return device.defaultStream();
-    }
-
-    @Override
-    public void copy(Tensor from, Tensor to, DeviceStream stream) {
-      device.copy(from, to, stream);
-    }
-
-    @Override
-    public BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights) {
-      return maker.make(config, weights);
-    }
-
-    @Override
-    public void close() {
-      device.close();
-    }
   }
 
   static MoeConfig routing(
@@ -97,16 +56,14 @@ class WrongBlockOps implements BlockOps {
     RoutingConfig r = config.routing();
     return config.toBuilder()
         .routing(
-            new RoutingConfig(
-                r.scoring(),
-                renormalize,
-                r.epsilon(),
-                scaling,
-                groups,
-                kept,
-                r.groupScore(),
-                r.correctionBias(),
-                r.jitter()))
+            RoutingConfig.builder(r.scoring())
+                .renormalize(renormalize)
+                .epsilon(r.epsilon())
+                .scalingFactor(scaling)
+                .groups(groups, kept, r.groupScore())
+                .correctionBias(r.correctionBias())
+                .jitter(r.jitter())
+                .build())
         .build();
   }
 

@@ -1,23 +1,25 @@
 package io.moe4j.tck;
 
+import io.moe4j.api.spi.ModularExperts;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
-import io.moe4j.backend.cpu.reference.ReferenceMath;
-import io.moe4j.backend.cpu.reference.ReferenceMoe;
+import io.moe4j.reference.ReferenceMath;
+import io.moe4j.reference.ReferenceMoe;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Optional;
@@ -152,7 +154,7 @@ final class WrongLoraBackends {
 
     @Override
     public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-      return new LoraExperts() {
+      return new ModularLora() {
         @Override
         public long workspaceBytes(int maxTokens) {
           return 0;
@@ -268,7 +270,7 @@ final class WrongLoraBackends {
   }
 
   private record DefaultMethods(MoeConfig config, ExpertWeights weights, GateUpLayout layout)
-      implements LoraExperts {
+      implements ModularExperts, LoraExperts {
     @Override
     public long workspaceBytes(int maxTokens) {
       return 0;
@@ -306,7 +308,7 @@ final class WrongLoraBackends {
           }
         }
       }
-      lora.ifPresent(c -> applyW13Lora(c, w13, x, routing, gated, layout, stream));
+      lora.ifPresent(c -> applyW13Lora(PunicaWrapper.W13.of(c, w13, x, routing, gated, layout), stream));
       Tensor hidden = Data.empty(DType.F32, tokens * topK, i);
       Tensor w2 = Data.empty(DType.F32, tokens, topK, h);
       for (int t = 0; t < tokens; t++) {
@@ -327,7 +329,7 @@ final class WrongLoraBackends {
           put(w2.select(0, t).select(0, k), y, 0);
         }
       }
-      lora.ifPresent(c -> applyW2Lora(c, w2, hidden, routing, false, stream));
+      lora.ifPresent(c -> applyW2Lora(PunicaWrapper.W2.of(c, w2, hidden, routing), stream));
       for (int t = 0; t < tokens; t++) {
         for (int j = 0; j < h; j++) {
           double sum = 0;

@@ -1,9 +1,10 @@
 package io.moe4j.backend.cpu;
 
 import io.moe4j.api.DeviceException;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceProvider;
+import io.moe4j.reference.HostDevice;
 import java.util.List;
 
 /** Opens the host processor, which is always there: one device, ordinal 0. */
@@ -26,6 +27,6 @@ public final class CpuDeviceProvider implements DeviceProvider {
     if (ordinal != 0) {
       throw new DeviceException("cpu:" + ordinal + " does not exist; the host processor is cpu:0");
     }
-    return new CpuDevice();
+    return new HostDevice(CpuInfo.host());
   }
 }

@@ -1,14 +1,15 @@
 package io.moe4j.backend.cpu;
 
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -18,7 +19,7 @@ import java.lang.foreign.MemorySegment;
 import java.util.Optional;
 
 /** Prepared experts of one layer. LoRA is fused: the context's punica wrapper is not called. */
-final class CpuExperts implements LoraExperts {
+final class CpuExperts implements ModularExperts, LoraExperts {
   private final MoeConfig config;
   private final Arena arena = Arena.ofShared();
   private final GroupedMlp mlp;
@@ -28,7 +29,7 @@ final class CpuExperts implements LoraExperts {
     boolean done = false;
     try {
       ExpertWeights plain =
-          config.quantScheme().equals(QuantScheme.MXFP4)
+          config.uniformScheme().equals(Optional.of(QuantScheme.MXFP4))
               ? Mxfp4.dequantise(weights, arena)
               : weights;
       mlp =

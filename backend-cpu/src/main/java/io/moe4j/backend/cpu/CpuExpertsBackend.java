@@ -3,10 +3,10 @@ package io.moe4j.backend.cpu;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.BackendPriority;
-import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
@@ -67,9 +67,16 @@ public final class CpuExpertsBackend implements ExpertsBackend {
             Support.Code.DEVICE,
             () -> platform.whyAbsent(DeviceType.CPU))
         .require(
-            config.quantScheme().isNone() || config.quantScheme().equals(QuantScheme.MXFP4),
+            config
+                .uniformScheme()
+                .filter(s -> s.isNone() || s.equals(QuantScheme.MXFP4))
+                .isPresent(),
             Support.Code.QUANTIZATION,
-            () -> "quantisation " + config.quantScheme() + ", accepted: none, mxfp4")
+            () -> "quantisation " + config.quantSchemes() + ", accepted: none, mxfp4")
+        .require(
+            config.parallel().tpSize() == 1,
+            Support.Code.PARALLEL,
+            () -> "tensor-parallel size " + config.parallel().tpSize() + ", accepted: 1")
         .result();
   }
 

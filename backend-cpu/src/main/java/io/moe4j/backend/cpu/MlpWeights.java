@@ -5,6 +5,7 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.Weight;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.List;
@@ -40,10 +41,10 @@ final class MlpWeights {
       Activation activation, List<ExpertWeights.Expert> experts, Arena arena, boolean shared) {
     this.activation = activation;
     ExpertWeights.Expert first = experts.getFirst();
-    upType = Rows.requireFloat("up", first.up());
-    downType = Rows.requireFloat("down", first.down());
-    intermediate = Math.toIntExact(first.up().size(0));
-    hidden = Math.toIntExact(first.up().size(1));
+    upType = Rows.requireFloat("up", first.up().plain());
+    downType = Rows.requireFloat("down", first.down().plain());
+    intermediate = Math.toIntExact(first.up().out());
+    hidden = Math.toIntExact(first.up().in());
     int n = experts.size();
     gate = new Rows[activation.isGated() ? n : 0];
     up = new Rows[n];
@@ -53,20 +54,20 @@ final class MlpWeights {
     downBias = new MemorySegment[n];
     for (int e = 0; e < n; e++) {
       ExpertWeights.Expert x = experts.get(e);
-      Tensor g = x.gate();
+      Weight g = x.gate();
       if (activation.isGated()) {
-        if (g == null || g.dtype() != upType) {
+        if (g == null || g.plain().dtype() != upType) {
           throw new IllegalArgumentException(
               "expert " + e + " has gate " + g + " and up " + x.up() + "; dtypes must agree");
         }
-        gate[e] = Rows.of(g, arena);
+        gate[e] = Rows.of(g.plain(), arena);
       }
-      if (x.up().dtype() != upType || x.down().dtype() != downType) {
+      if (x.up().plain().dtype() != upType || x.down().plain().dtype() != downType) {
         throw new IllegalArgumentException(
             "expert " + e + " has up " + x.up() + " and down " + x.down() + ", unlike expert 0");
       }
-      up[e] = Rows.of(x.up(), arena);
-      down[e] = Rows.of(x.down(), arena);
+      up[e] = Rows.of(x.up().plain(), arena);
+      down[e] = Rows.of(x.down().plain(), arena);
       gateBias[e] = bias(x.gateBias(), arena);
       upBias[e] = bias(x.upBias(), arena);
       downBias[e] = bias(x.downBias(), arena);

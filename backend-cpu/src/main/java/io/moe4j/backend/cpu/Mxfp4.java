@@ -4,7 +4,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.ExpertWeights.Expert;
-import io.moe4j.api.weights.ExpertWeights.Scales;
+import io.moe4j.api.weights.Weight;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -37,20 +37,17 @@ final class Mxfp4 {
   }
 
   private static Expert dequantise(Expert x, Arena arena) {
-    Scales scales = x.scales();
-    if (scales == null) {
-      throw new IllegalArgumentException("mxfp4 weights lack their scales: up is " + x.up());
-    }
-    return new Expert(
-        x.gate() == null || scales.gate() == null ? null : matrix(x.gate(), scales.gate(), arena),
-        matrix(x.up(), scales.up(), arena),
-        matrix(x.down(), scales.down(), arena),
-        x.gateBias(),
-        x.upBias(),
-        x.downBias());
+    Weight gate = x.gate();
+    return Expert.plain(
+            gate == null ? null : matrix(gate, arena),
+            matrix(x.up(), arena),
+            matrix(x.down(), arena))
+        .withBias(x.gateBias(), x.upBias(), x.downBias());
   }
 
-  private static Tensor matrix(Tensor w, Tensor scale, Arena arena) {
+  private static Tensor matrix(Weight weight, Arena arena) {
+    Tensor w = weight.values();
+    Tensor scale = weight.scales().orElseThrow();
     int rows = Math.toIntExact(w.size(0));
     int cols = Math.toIntExact(w.size(1));
     if (w.dtype() != DType.F4

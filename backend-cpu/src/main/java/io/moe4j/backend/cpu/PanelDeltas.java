@@ -1,6 +1,6 @@
 package io.moe4j.backend.cpu;
 
-import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;

@@ -7,14 +7,14 @@ import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.SharedExpertConfig;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
@@ -23,7 +23,7 @@ import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
 import io.moe4j.backend.cpu.kernel.KernelSelection;
-import io.moe4j.backend.cpu.reference.ReferenceBlockOps;
+import io.moe4j.reference.ReferenceBlockOps;
 import java.lang.foreign.Arena;
 import java.util.Arrays;
 import java.util.EnumMap;
@@ -140,13 +140,10 @@ class CpuBlockOpsTest {
       MoeConfig config = b.build();
       SharedExpertWeights s =
           new SharedExpertWeights(
-              new io.moe4j.api.weights.ExpertWeights.Expert(
+              io.moe4j.api.weights.ExpertWeights.Expert.plain(
                   Samples.random(rnd, arena, DType.F16, 0.2, 70, h),
                   Samples.random(rnd, arena, DType.F16, 0.2, 70, h),
-                  Samples.random(rnd, arena, DType.F16, 0.2, h, 70),
-                  null,
-                  null,
-                  null),
+                  Samples.random(rnd, arena, DType.F16, 0.2, h, 70)),
               kind.contains("gated") ? Samples.random(rnd, arena, DType.F16, 0.2, 1, h) : null);
       LatentWeights l =
           new LatentWeights(

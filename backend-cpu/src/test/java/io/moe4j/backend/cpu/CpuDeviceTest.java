@@ -4,11 +4,11 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.DeviceException;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceProvider;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceProvider;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;

@@ -10,6 +10,7 @@ import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.Weight;
 import java.lang.foreign.Arena;
 import java.util.ArrayList;
 import java.util.List;
@@ -50,13 +51,14 @@ final class Samples {
     boolean gated = c.activation().isGated();
     for (int e = 0; e < c.numLocalExperts(); e++) {
       list.add(
-          new ExpertWeights.Expert(
-              gated ? random(rnd, arena, d, 1 / Math.sqrt(h), i, h) : null,
-              random(rnd, arena, d, 1 / Math.sqrt(h), i, h),
-              random(rnd, arena, d, 1 / Math.sqrt(i), h, i),
-              c.expertBias() && gated ? random(rnd, arena, d, 0.3, i) : null,
-              c.expertBias() ? random(rnd, arena, d, 0.3, i) : null,
-              c.expertBias() ? random(rnd, arena, d, 0.3, h) : null));
+          ExpertWeights.Expert.plain(
+                  gated ? random(rnd, arena, d, 1 / Math.sqrt(h), i, h) : null,
+                  random(rnd, arena, d, 1 / Math.sqrt(h), i, h),
+                  random(rnd, arena, d, 1 / Math.sqrt(i), h, i))
+              .withBias(
+                  c.expertBias() && gated ? random(rnd, arena, d, 0.3, i) : null,
+                  c.expertBias() ? random(rnd, arena, d, 0.3, i) : null,
+                  c.expertBias() ? random(rnd, arena, d, 0.3, h) : null));
     }
     return new ExpertWeights(list);
   }
@@ -125,14 +127,14 @@ final class Samples {
     LoraFactors fg = lora == null ? null : lora.get(LoraTarget.GATE);
     LoraFactors fu = lora == null ? null : lora.get(LoraTarget.UP);
     LoraFactors fd = lora == null ? null : lora.get(LoraTarget.DOWN);
-    Tensor gate = x.gate();
-    double[] g = gate == null ? new double[0] : linear(gate, x.gateBias(), fg, e, in);
-    double[] u = linear(x.up(), x.upBias(), fu, e, in);
+    Weight gate = x.gate();
+    double[] g = gate == null ? new double[0] : linear(gate.plain(), x.gateBias(), fg, e, in);
+    double[] u = linear(x.up().plain(), x.upBias(), fu, e, in);
     double[] a = new double[u.length];
     for (int i = 0; i < a.length; i++) {
       a[i] = activation(act, gate == null ? 0 : g[i], u[i]);
     }
-    return linear(x.down(), x.downBias(), fd, e, a);
+    return linear(x.down().plain(), x.downBias(), fd, e, a);
   }
 
   /**

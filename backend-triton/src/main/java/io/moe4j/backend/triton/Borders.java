@@ -1,8 +1,8 @@
 package io.moe4j.backend.triton;
 
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;

@@ -1,13 +1,14 @@
 package io.moe4j.backend.triton;
 
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.LoraExperts;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
@@ -160,19 +161,12 @@ final class ComposedLora implements AutoCloseable {
 
   private void w13(
       MoeLoraContext context, Tensor y, Tensor x, ExpertRouting byRow, DeviceStream stream) {
-    owner.applyW13Lora(
-        context,
-        y.reshape(y.size(0), 1, y.size(1)),
-        x,
-        byRow,
-        config.activation().isGated(),
-        GateUpLayout.HALVES,
-        stream);
+    owner.applyW13Lora(PunicaWrapper.W13.of(context, y.reshape(y.size(0), 1, y.size(1)), x, byRow, config.activation().isGated(), GateUpLayout.HALVES), stream);
   }
 
   private void w2(
       MoeLoraContext context, Tensor y, Tensor x, ExpertRouting byRow, DeviceStream stream) {
-    owner.applyW2Lora(context, y.reshape(y.size(0), 1, y.size(1)), x, byRow, false, stream);
+    owner.applyW2Lora(PunicaWrapper.W2.of(context, y.reshape(y.size(0), 1, y.size(1)), x, byRow), stream);
   }
 
   /** Rows to which nothing applies are not written, so what is there must be nothing. */

@@ -2,14 +2,14 @@ package io.moe4j.backend.triton;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
-import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.Weight;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.DeviceBuffer;
 import io.moe4j.cuda.DeviceWeights;
-import java.util.Objects;
 import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
 
@@ -41,13 +41,13 @@ final class ExpertMatrices implements AutoCloseable {
         ExpertWeights.Expert x = weights.expert(e);
         Tensor rows = w13.select(0, e);
         if (x.gate() != null) {
-          put.in(x.gate(), rows.narrow(0, 0, inter));
+          put.in(x.gate().values(), rows.narrow(0, 0, inter));
         }
-        put.in(x.up(), gated ? rows.narrow(0, inter, inter) : rows);
-        put.in(x.down(), w2.select(0, e));
+        put.in(x.up().values(), gated ? rows.narrow(0, inter, inter) : rows);
+        put.in(x.down().values(), w2.select(0, e));
       }
-      boolean mxfp4 = config.quantScheme().equals(QuantScheme.MXFP4);
-      int group = QuantScheme.MXFP4.groupSize();
+      boolean mxfp4 = TritonSupport.isMxfp4(config);
+      int group = QuantScheme.MXFP4.scaleColumns();
       scales13 =
           mxfp4
               ? memory.allocate(DType.F8_E8M0, experts, gated ? 2 * inter : inter, hidden / group)
@@ -67,13 +67,14 @@ final class ExpertMatrices implements AutoCloseable {
   }
 
   private void scales(ExpertWeights.Expert x, Tensor first, Tensor second) {
-    ExpertWeights.Scales s = Objects.requireNonNull(x.scales(), "scales of mxfp4 weights");
-    long inter = s.up().size(0);
-    if (s.gate() != null) {
-      memory.upload(s.gate(), first.narrow(0, 0, inter));
+    long inter = x.up().out();
+    Weight gate = x.gate();
+    if (gate != null) {
+      memory.upload(gate.scales().orElseThrow(), first.narrow(0, 0, inter));
     }
-    memory.upload(s.up(), s.gate() == null ? first : first.narrow(0, inter, inter));
-    memory.upload(s.down(), second);
+    memory.upload(
+        x.up().scales().orElseThrow(), gate == null ? first : first.narrow(0, inter, inter));
+    memory.upload(x.down().scales().orElseThrow(), second);
   }
 
   /** Brings matrices to their place, with zeros around them where that is larger. */
@@ -86,7 +87,7 @@ final class ExpertMatrices implements AutoCloseable {
     Put(CudaDevice device, DeviceWeights memory, MoeConfig config) {
       this.device = device;
       this.memory = memory;
-      this.type = config.quantScheme().equals(QuantScheme.MXFP4) ? DType.F4 : config.weightDtype();
+      this.type = TritonSupport.isMxfp4(config) ? DType.F4 : config.weightDtype();
       long hidden = config.expertHiddenSize();
       long inter = config.intermediateSize();
       boolean fits = new Widths((int) hidden, (int) inter).equals(Widths.of(config));

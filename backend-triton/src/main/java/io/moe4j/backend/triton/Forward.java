@@ -1,6 +1,6 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
 import org.jspecify.annotations.Nullable;
 

@@ -1,6 +1,6 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.device.Workspace;
 
 /**
  * Where the parts of one forward's scratch lie, as byte offsets. All sizes grow with tokens, slots

@@ -1,8 +1,8 @@
 package io.moe4j.backend.triton;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaStream;
 import java.util.ArrayList;

@@ -2,11 +2,11 @@ package io.moe4j.backend.triton;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.BackendPriority;
-import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.TunableBackend;

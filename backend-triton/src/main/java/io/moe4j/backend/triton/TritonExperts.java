@@ -1,15 +1,15 @@
 package io.moe4j.backend.triton;
 
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
@@ -35,7 +35,7 @@ import org.jspecify.annotations.Nullable;
  * fixed order. Nothing is allocated on the device, read by the host or waited for, so a forward can
  * be captured once its kernels are loaded (run it once before).
  */
-final class TritonExperts implements LoraExperts {
+final class TritonExperts implements ModularExperts, LoraExperts {
   private static final int PAGE = 16;
 
   private final MoeConfig config;
@@ -182,7 +182,7 @@ final class TritonExperts implements LoraExperts {
             slotCount == 0 ? 0 : Math.max(1, used),
             rank,
             batched(),
-            config.quantScheme().equals(QuantScheme.MXFP4));
+            TritonSupport.isMxfp4(config));
     TilePlan plan = tiles.choose(problem);
     if (composed != null) {
       plan = TileTable.composed(problem, plan);

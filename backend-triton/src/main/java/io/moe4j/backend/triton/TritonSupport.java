@@ -36,18 +36,18 @@ final class TritonSupport {
         c.inputDtype() == w,
         Code.DTYPE,
         () -> "input dtype " + c.inputDtype() + " is not the weights' " + w);
-    boolean mxfp4 = c.quantScheme().equals(QuantScheme.MXFP4);
+    boolean mxfp4 = isMxfp4(c);
     checks.require(
-        c.quantScheme().isNone() || mxfp4,
+        !c.isQuantized() || mxfp4,
         Code.QUANTIZATION,
-        () -> "quantisation " + c.quantScheme() + " is none of: none, mxfp4");
+        () -> "quantisation " + c.quantSchemes() + " is none of: none, mxfp4");
     checks.require(
         !mxfp4 || c.activation().isGated(),
         Code.ACTIVATION,
         () -> "mxfp4 with " + c.activation() + ", which has no gate");
     checks.require(
         !mxfp4 || w == DType.BF16, Code.DTYPE, () -> "mxfp4 dequantised to " + w + ", not to BF16");
-    int group = QuantScheme.MXFP4.groupSize();
+    int group = QuantScheme.MXFP4.scaleColumns();
     checks.require(
         !mxfp4 || (c.expertHiddenSize() % group == 0 && c.intermediateSize() % group == 0),
         Code.SIZE,
@@ -62,6 +62,10 @@ final class TritonSupport {
         c.numLocalExperts() <= SortLaunches.MAX_EXPERTS,
         Code.SIZE,
         () -> c.numLocalExperts() + " local experts > " + SortLaunches.MAX_EXPERTS);
+    checks.require(
+        c.parallel().tpSize() == 1,
+        Code.PARALLEL,
+        () -> "tensor-parallel size " + c.parallel().tpSize() + " is not 1");
     checks.require(
         !c.batchInvariant(),
         Code.BATCH_INVARIANCE,
@@ -96,5 +100,10 @@ final class TritonSupport {
       checks.require(false, Code.LORA, () -> String.valueOf(e.getMessage()));
       return LoraMode.FUSED;
     }
+  }
+
+  /** {@return whether all weights are MXFP4, computed with unquantised activations} */
+  static boolean isMxfp4(MoeConfig config) {
+    return config.uniformScheme().equals(Optional.of(QuantScheme.MXFP4));
   }
 }

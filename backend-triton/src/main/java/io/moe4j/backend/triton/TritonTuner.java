@@ -2,10 +2,10 @@ package io.moe4j.backend.triton;
 
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.spi.Tuner;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.triton.TileTable.Problem;

@@ -2,7 +2,6 @@ package io.moe4j.backend.triton;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.spi.TuningStatus;
 import io.moe4j.backend.triton.TileTable.Problem;
@@ -151,7 +150,7 @@ final class TuningCache {
   }
 
   private static boolean mxfp4(MoeConfig config) {
-    return config.quantScheme().equals(QuantScheme.MXFP4);
+    return TritonSupport.isMxfp4(config);
   }
 
   private static String activation(MoeConfig config, DeviceInfo device) {

@@ -1,6 +1,6 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.api.spi.Device;
+import io.moe4j.api.device.Device;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.tck.ExpertsConformanceTest;

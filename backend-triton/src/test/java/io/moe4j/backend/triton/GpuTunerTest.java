@@ -5,16 +5,17 @@ import static org.assertj.core.api.Assertions.assertThat;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.lora.SlotsKey;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.Tuner;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -116,7 +117,10 @@ class GpuTunerTest {
         GateUpLayout.HALVES);
   }
 
-  private record Slots(List<LoraLayer> layers, Tensor tokenLoraMapping) implements MoeLoraContext {
+  private final SlotsKey key = new SlotsKey("test");
+
+  private record Slots(SlotsKey slotsKey, List<LoraLayer> layers, Tensor tokenLoraMapping)
+      implements MoeLoraContext {
     @Override
     public int maxLoras() {
       return layers.size();
@@ -133,18 +137,13 @@ class GpuTunerTest {
     }
 
     @Override
-    public Object slotsKey() {
-      return layers;
-    }
-
-    @Override
     public PunicaWrapper punicaWrapper() {
       throw new IllegalStateException("LoRA is fused");
     }
 
     @Override
     public MoeLoraContext withTokenLoraMapping(Tensor mapping) {
-      return new Slots(layers, mapping);
+      return new Slots(slotsKey, layers, mapping);
     }
   }
 
@@ -184,7 +183,7 @@ class GpuTunerTest {
             normal(1, tokens, HIDDEN)),
         slots == null
             ? Optional.empty()
-            : Optional.of(new Slots(slots, put(Tensor.ofInts(mapping, tokens)))));
+            : Optional.of(new Slots(key, slots, put(Tensor.ofInts(mapping, tokens)))));
   }
 
   private double[] run(MoeConfig config, ExpertWeights weights, Tuner.Call call, String tiles) {

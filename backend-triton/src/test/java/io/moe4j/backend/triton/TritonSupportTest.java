@@ -121,7 +121,7 @@ class TritonSupportTest {
                 H200))
         .hasSize(3)
         .allMatch(m -> m.startsWith("mxfp4 "));
-    assertThat(why(gptOss.toBuilder().quantScheme(new QuantScheme("gptq", 4, 128)).build(), H200))
+    assertThat(why(gptOss.toBuilder().quantScheme(QuantScheme.int4(128)).build(), H200))
         .containsExactly("quantisation gptq(4 bits, group 128) is none of: none, mxfp4");
   }
 

@@ -38,9 +38,11 @@ final class Rooms {
         "backend-cpu",
         "io.moe4j.backend.cpu",
         API,
+        "io.moe4j.reference..",
         "org.slf4j..",
         "jdk.incubator.vector..",
         "com.sun.management..");
+    room("moe-reference", "io.moe4j.reference", API);
     room(
         "backend-triton",
         "io.moe4j.backend.triton",
@@ -66,7 +68,7 @@ final class Rooms {
         "moe-tck",
         "io.moe4j.tck",
         API,
-        "io.moe4j.backend.cpu.reference..",
+        "io.moe4j.reference..",
         "org.junit.jupiter..",
         "org.slf4j..",
         "com.sun.management..");

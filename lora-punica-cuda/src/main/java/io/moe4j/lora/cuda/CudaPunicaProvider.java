@@ -1,8 +1,8 @@
 package io.moe4j.lora.cuda;
 
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.PunicaProvider;
 import io.moe4j.cuda.CudaDevice;
 

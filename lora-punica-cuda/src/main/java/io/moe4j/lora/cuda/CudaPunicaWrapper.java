@@ -1,11 +1,11 @@
 package io.moe4j.lora.cuda;
 
 import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
@@ -95,65 +95,44 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
   }
 
   @Override
-  public void addLoraW13(
-      MoeLoraContext context,
-      Tensor y,
-      Tensor x,
-      ExpertRouting routing,
-      boolean gated,
-      GateUpLayout layout,
-      boolean addInputs,
-      DeviceStream stream) {
-    run(w13(context, y, x, routing, gated, layout, addInputs, stream));
+  public void addLoraW13(PunicaWrapper.W13 call, DeviceStream stream) {
+    run(w13(call.context(), call.y(), call.x(), call.routing(), call.gated(), call.layout(), call.addInputs(), stream));
   }
 
   @Override
-  public void addLoraW2(
-      MoeLoraContext context,
-      Tensor y,
-      Tensor x,
-      ExpertRouting routing,
-      boolean mulRoutedWeight,
-      boolean addInputs,
-      DeviceStream stream) {
-    run(w2(context, y, x, routing, mulRoutedWeight, addInputs, stream));
+  public void addLoraW2(PunicaWrapper.W2 call, DeviceStream stream) {
+    run(w2(call.context(), call.y(), call.x(), call.routing(), call.mulRoutedWeight(), call.addInputs(), stream));
   }
 
   @Override
-  public void addLoraLinear(
-      MoeLoraContext context,
-      LoraTarget target,
-      Tensor y,
-      Tensor x,
-      boolean addInputs,
-      DeviceStream stream) {
-    if (target.isRouted()) {
+  public void addLoraLinear(PunicaWrapper.Linear call, DeviceStream stream) {
+    if (call.target().isRouted()) {
       throw new IllegalArgumentException(
-          "target is " + target + ", a map of the routed experts; use addLoraW13 or addLoraW2");
+          "target is " + call.target() + ", a map of the routed experts; use addLoraW13 or addLoraW2");
     }
-    if (y.dims() != 2) {
-      throw new IllegalArgumentException("y is " + y + ", must be [T, out]");
+    if (call.y().dims() != 2) {
+      throw new IllegalArgumentException("y is " + call.y() + ", must be [T, out]");
     }
-    int tokens = Math.toIntExact(y.size(0));
+    int tokens = Math.toIntExact(call.y().size(0));
     Tensor rows =
         Tensor.strided(
-            y.dtype(),
-            y.memory(),
-            y.byteOffset(),
-            new long[] {tokens, 1, y.size(1)},
-            new long[] {y.stride(0), y.stride(0), y.stride(1)});
+            call.y().dtype(),
+            call.y().memory(),
+            call.y().byteOffset(),
+            new long[] {tokens, 1, call.y().size(1)},
+            new long[] {call.y().stride(0), call.y().stride(0), call.y().stride(1)});
     run(
         new LoraCall(
-            context,
+            call.context(),
             rows,
-            x,
+            call.x(),
             null,
-            target,
+            call.target(),
             1,
-            Math.toIntExact(y.size(1)),
+            Math.toIntExact(call.y().size(1)),
             false,
             false,
-            addInputs,
+            call.addInputs(),
             tokens,
             1,
             stream));

@@ -1,7 +1,7 @@
 package io.moe4j.lora.cuda;
 
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaStream;
 import java.util.ArrayList;

@@ -1,13 +1,13 @@
 package io.moe4j.lora.cuda;
 
 import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
@@ -421,8 +421,8 @@ public final class LoraBenchmark {
     ExpertRouting routing = in.routings.get(i);
     var stream = device.defaultStream();
     if (two == null) {
-      wrapper.addLoraW13(context, in.y13, in.x, routing, true, GateUpLayout.HALVES, true, stream);
-      wrapper.addLoraW2(context, in.y2, in.act, routing, false, true, stream);
+      wrapper.addLoraW13(PunicaWrapper.W13.of(context, in.y13, in.x, routing, true, GateUpLayout.HALVES), stream);
+      wrapper.addLoraW2(PunicaWrapper.W2.of(context, in.y2, in.act, routing), stream);
     } else {
       Tensor d13 = part(in.delta, in.y13);
       Tensor d2 = part(in.delta, in.y2);

@@ -1,10 +1,10 @@
 package io.moe4j.lora.cuda;
 
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import org.jspecify.annotations.Nullable;

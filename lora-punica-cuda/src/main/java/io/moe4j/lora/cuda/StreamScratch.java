@@ -1,7 +1,7 @@
 package io.moe4j.lora.cuda;
 
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.DeviceBuffer;
 import io.moe4j.cuda.PairSort;

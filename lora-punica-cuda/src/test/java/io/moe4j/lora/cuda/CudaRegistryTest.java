@@ -1,5 +1,6 @@
 package io.moe4j.lora.cuda;
 
+import io.moe4j.api.lora.PunicaWrapper;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.api.config.GateUpLayout;
@@ -8,7 +9,7 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaEvent;
@@ -116,15 +117,7 @@ class CudaRegistryTest {
               batch
                   .context(0)
                   .punicaWrapper()
-                  .addLoraW13(
-                      batch.context(0),
-                      y.tensor,
-                      there,
-                      routing,
-                      true,
-                      GateUpLayout.HALVES,
-                      true,
-                      rig.stream);
+                  .addLoraW13(PunicaWrapper.W13.of(batch.context(0), y.tensor, there, routing, true, GateUpLayout.HALVES), rig.stream);
       forward.run();
       y.compare(reference(y, x, first), "eager");
       y.reset();
@@ -186,28 +179,12 @@ class CudaRegistryTest {
             first
                 .context(0)
                 .punicaWrapper()
-                .addLoraW13(
-                    first.context(0),
-                    y.tensor,
-                    there,
-                    routing,
-                    true,
-                    GateUpLayout.HALVES,
-                    repeat > 0 ? false : true,
-                    rig.stream);
+                .addLoraW13(PunicaWrapper.W13.of(first.context(0), y.tensor, there, routing, true, GateUpLayout.HALVES).withAddInputs(repeat > 0 ? false : true), rig.stream);
             if (repeat == 0) {
               second
                   .context(0)
                   .punicaWrapper()
-                  .addLoraW13(
-                      second.context(0),
-                      y2.tensor,
-                      there,
-                      routing,
-                      true,
-                      GateUpLayout.HALVES,
-                      true,
-                      other);
+                  .addLoraW13(PunicaWrapper.W13.of(second.context(0), y2.tensor, there, routing, true, GateUpLayout.HALVES), other);
             }
           }
           rig.stream.synchronize();
@@ -301,8 +278,7 @@ class CudaRegistryTest {
     batch
         .context(0)
         .punicaWrapper()
-        .addLoraW13(
-            batch.context(0), y.tensor, x, routing, true, GateUpLayout.HALVES, true, stream);
+        .addLoraW13(PunicaWrapper.W13.of(batch.context(0), y.tensor, x, routing, true, GateUpLayout.HALVES), stream);
   }
 
   /** Loading, taking slots, losing them, unloading: whoever ends last, everything is given back. */

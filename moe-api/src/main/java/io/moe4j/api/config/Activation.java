@@ -41,7 +41,7 @@ public record Activation(Kind kind, float alpha, float beta, float limit) {
   /** gpt-oss: alpha 1.702, beta 1, limit 7. */
   public static final Activation SWIGLUOAI = new Activation(Kind.SWIGLUOAI, 1.702f, 1f, 7f);
 
-  /** The functions. */
+  /** The functions. Open: later versions may add some, so a switch needs a default. */
   public enum Kind {
     /** See {@link Activation}. */
     SILU(true),

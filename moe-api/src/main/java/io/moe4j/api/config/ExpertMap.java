@@ -1,17 +1,40 @@
 package io.moe4j.api.config;
 
 import java.util.Arrays;
+import java.util.Optional;
 
 /**
  * Global expert id to local expert index, -1 where another rank owns the expert. Local indices are
  * {@code 0..numLocalExperts-1}, each used once. Immutable.
  */
 public final class ExpertMap {
+  /**
+   * One rank of expert parallelism.
+   *
+   * @param epSize ranks that share the experts
+   * @param epRank this one
+   * @since 0.2.0
+   */
+  public record Rank(int epSize, int epRank) {
+    /**
+     * @param epSize at least 1
+     * @param epRank {@code 0..epSize-1}
+     */
+    public Rank {
+      if (epSize < 1 || epRank < 0 || epRank >= epSize) {
+        throw new IllegalArgumentException(
+            "epRank is " + epRank + " of " + epSize + ", must be 0.." + (epSize - 1));
+      }
+    }
+  }
+
   private final int[] globalToLocal;
   private final int numLocal;
+  private final Optional<Rank> rank;
 
-  private ExpertMap(int[] globalToLocal) {
+  private ExpertMap(int[] globalToLocal, Optional<Rank> rank) {
     this.globalToLocal = globalToLocal;
+    this.rank = rank;
     int n = 0;
     for (int local : globalToLocal) {
       n += local >= 0 ? 1 : 0;
@@ -43,7 +66,7 @@ public final class ExpertMap {
    *     each
    */
   public static ExpertMap of(int... globalToLocal) {
-    return new ExpertMap(globalToLocal.clone());
+    return new ExpertMap(globalToLocal.clone(), Optional.empty());
   }
 
   /**
@@ -56,9 +79,7 @@ public final class ExpertMap {
    * @return the map
    */
   public static ExpertMap linear(int numExperts, int epSize, int epRank) {
-    if (epSize < 1 || epRank < 0 || epRank >= epSize) {
-      throw new IllegalArgumentException("epRank is " + epRank + ", must be 0.." + (epSize - 1));
-    }
+    Rank rank = new Rank(epSize, epRank);
     int base = numExperts / epSize;
     int extra = numExperts % epSize;
     int start = epRank * base + Math.min(epRank, extra);
@@ -68,7 +89,23 @@ public final class ExpertMap {
     for (int i = 0; i < count; i++) {
       map[start + i] = i;
     }
-    return new ExpertMap(map);
+    return new ExpertMap(map, Optional.of(rank));
+  }
+
+  /**
+   * This map for a known rank: a config that says another rank then refuses it.
+   *
+   * @param epSize ranks that share the experts
+   * @param epRank whose map this is
+   * @return the map
+   */
+  public ExpertMap forRank(int epSize, int epRank) {
+    return new ExpertMap(globalToLocal, Optional.of(new Rank(epSize, epRank)));
+  }
+
+  /** {@return the rank it was made for, where that is known} */
+  public Optional<Rank> rank() {
+    return rank;
   }
 
   /** {@return the number of global experts} */

@@ -1,60 +1,64 @@
 package io.moe4j.api.config;
 
 import io.moe4j.api.tensor.DType;
+import java.util.Collection;
+import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
 
 /**
- * One MoE layer: what an oracle selects a backend for, and what a backend is prepared with.
+ * One MoE layer: what an oracle selects a backend for, and what a backend is prepared with. A
+ * value; equal layers are equal. Immutable, safe for threads.
  *
- * @param hiddenSize {@code H}
- * @param intermediateSize {@code I} of one routed expert, on this rank
- * @param numExperts {@code E}, global
- * @param topK experts per token
- * @param activation between w13 and w2
- * @param routing from logits to topk ids and weights
- * @param inputDtype dtype of hidden states: F32, BF16 or F16
- * @param weightDtype dtype of the experts' weights: F32, BF16 or F16 (with quantisation: the dtype
- *     they dequantise to)
- * @param quantScheme how the experts' weights are quantised
- * @param expertBias whether w13 and w2 have biases
- * @param routerWeightOnInput whether the topk weight multiplies the expert's input instead of its
- *     output (llama4). Any {@code topK} is accepted. LoRA sees the weighted input too, as if it
- *     were merged into the weights.
- * @param latentSize {@code D}, if experts work between projections {@code [D, H]} and {@code [H,
- *     D]} (nemotron_h); 0 = no
- * @param sharedExpert the dense MLP beside the routed experts
- * @param expertMap which experts are here; empty = all
- * @param lora LoRA settings; empty = off, and a forward with adapters is refused
- * @param activationFormat what the experts take
- * @param parallel how the layer is spread
- * @param maxTokens the largest {@code T} of one forward: sizes workspaces
- * @param batchInvariant whether a token's result must not depend on the other tokens of its batch,
- *     bit for bit
+ * @since 0.1.0
  */
-public record MoeConfig(
-    int hiddenSize,
-    int intermediateSize,
-    int numExperts,
-    int topK,
-    Activation activation,
-    RoutingConfig routing,
-    DType inputDtype,
-    DType weightDtype,
-    QuantScheme quantScheme,
-    boolean expertBias,
-    boolean routerWeightOnInput,
-    int latentSize,
-    Optional<SharedExpertConfig> sharedExpert,
-    Optional<ExpertMap> expertMap,
-    Optional<LoraConfig> lora,
-    ActivationFormat activationFormat,
-    ParallelConfig parallel,
-    int maxTokens,
-    boolean batchInvariant) {
+public final class MoeConfig {
+  private final int hiddenSize;
+  private final int intermediateSize;
+  private final int numExperts;
+  private final int topK;
+  private final Activation activation;
+  private final RoutingConfig routing;
+  private final DType inputDtype;
+  private final DType weightDtype;
+  private final List<QuantScheme> quantSchemes;
+  private final boolean quantizedActivations;
+  private final boolean expertBias;
+  private final boolean routerWeightOnInput;
+  private final int latentSize;
+  private final Optional<SharedExpertConfig> sharedExpert;
+  private final Optional<ExpertMap> expertMap;
+  private final Optional<LoraConfig> lora;
+  private final ActivationFormat activationFormat;
+  private final ParallelConfig parallel;
+  private final int maxTokens;
+  private final boolean batchInvariant;
+  private final List<BackendOptions> options;
 
-  /** Checks sizes and that the parts fit each other; see the record for what each one means. */
-  public MoeConfig {
+  private MoeConfig(Builder b) {
+    hiddenSize = b.hiddenSize;
+    intermediateSize = b.intermediateSize;
+    numExperts = b.numExperts;
+    topK = b.topK;
+    activation = b.activation;
+    routing = b.routing;
+    inputDtype = b.inputDtype;
+    weightDtype = b.weightDtype;
+    quantSchemes = List.copyOf(new LinkedHashSet<>(b.quantSchemes));
+    quantizedActivations = b.quantizedActivations;
+    expertBias = b.expertBias;
+    routerWeightOnInput = b.routerWeightOnInput;
+    latentSize = b.latentSize;
+    sharedExpert = b.sharedExpert;
+    lora = b.lora;
+    activationFormat = b.activationFormat;
+    parallel = parallel(b);
+    maxTokens = b.maxTokens;
+    batchInvariant = b.batchInvariant;
+    options = List.copyOf(b.options.values());
     requireAtLeastOne("hiddenSize", hiddenSize);
     requireAtLeastOne("intermediateSize", intermediateSize);
     requireAtLeastOne("numExperts", numExperts);
@@ -68,7 +72,7 @@ public record MoeConfig(
     }
     Objects.requireNonNull(activation, "activation");
     Objects.requireNonNull(routing, "routing");
-    Objects.requireNonNull(quantScheme, "quantScheme");
+    Objects.requireNonNull(quantSchemes, "quantSchemes");
     Objects.requireNonNull(sharedExpert, "sharedExpert");
     Objects.requireNonNull(lora, "lora");
     Objects.requireNonNull(activationFormat, "activationFormat");
@@ -103,13 +107,60 @@ public record MoeConfig(
     if (routing.scoring() == RoutingConfig.Scoring.SPARSE_MIXER && topK != 2) {
       throw new IllegalArgumentException("SPARSE_MIXER routing has top_k 2, not " + topK);
     }
-    if (expertMap.isPresent() && expertMap.get().numGlobalExperts() != numExperts) {
+    if (quantSchemes.isEmpty()) {
       throw new IllegalArgumentException(
-          "expertMap covers "
-              + expertMap.get().numGlobalExperts()
-              + " experts, numExperts is "
-              + numExperts);
+          "quantSchemes is empty, must name at least one scheme (QuantScheme.NONE for plain floats)");
     }
+    expertMap = expertMap(b);
+  }
+
+  /** A map that was made for a rank says which one this is. */
+  private static ParallelConfig parallel(Builder b) {
+    Objects.requireNonNull(b.parallel, "parallel");
+    Optional<ExpertMap.Rank> rank = b.expertMap.flatMap(ExpertMap::rank);
+    return rank.isPresent() && b.parallel.equals(ParallelConfig.SINGLE)
+        ? ParallelConfig.expert(rank.get().epSize(), rank.get().epRank())
+        : b.parallel;
+  }
+
+  /**
+   * The map of this rank. Expert parallelism without a map means consecutive experts; a map without
+   * expert parallelism must hold every expert, because nobody else would compute the others.
+   */
+  private Optional<ExpertMap> expertMap(Builder b) {
+    if (b.expertMap.isEmpty()) {
+      return parallel.epSize() == 1
+          ? Optional.empty()
+          : Optional.of(ExpertMap.linear(numExperts, parallel.epSize(), parallel.epRank()));
+    }
+    ExpertMap map = b.expertMap.get();
+    if (map.numGlobalExperts() != numExperts) {
+      throw new IllegalArgumentException(
+          "expertMap covers " + map.numGlobalExperts() + " experts, numExperts is " + numExperts);
+    }
+    if (parallel.epSize() == 1 && map.numLocalExperts() != numExperts) {
+      throw new IllegalArgumentException(
+          "expertMap leaves "
+              + (numExperts - map.numLocalExperts())
+              + " of "
+              + numExperts
+              + " experts to other ranks, but parallel is "
+              + parallel
+              + ": say ParallelConfig.expert(epSize, epRank)");
+    }
+    map.rank()
+        .ifPresent(rank -> {
+          if (rank.epSize() != parallel.epSize() || rank.epRank() != parallel.epRank()) {
+            throw new IllegalArgumentException(
+                "expertMap was made for expert-parallel rank "
+                    + rank.epRank()
+                    + " of "
+                    + rank.epSize()
+                    + ", parallel is "
+                    + parallel);
+          }
+        });
+    return Optional.of(map);
   }
 
   private static void requireAtLeastOne(String name, int value) {
@@ -122,6 +173,160 @@ public record MoeConfig(
     if (dtype != DType.F32 && dtype != DType.BF16 && dtype != DType.F16) {
       throw new IllegalArgumentException(name + " is " + dtype + ", must be F32, BF16 or F16");
     }
+  }
+
+  /** {@return {@code H}} */
+  public int hiddenSize() {
+    return hiddenSize;
+  }
+
+  /** {@return {@code I} of one routed expert, on this rank} */
+  public int intermediateSize() {
+    return intermediateSize;
+  }
+
+  /** {@return {@code E}, global} */
+  public int numExperts() {
+    return numExperts;
+  }
+
+  /** {@return experts per token} */
+  public int topK() {
+    return topK;
+  }
+
+  /** {@return what stands between w13 and w2} */
+  public Activation activation() {
+    return activation;
+  }
+
+  /** {@return from logits to topk ids and weights} */
+  public RoutingConfig routing() {
+    return routing;
+  }
+
+  /** {@return dtype of hidden states: F32, BF16 or F16} */
+  public DType inputDtype() {
+    return inputDtype;
+  }
+
+  /**
+   * {@return dtype of plain expert weights: F32, BF16 or F16; of quantised ones, the dtype they
+   * dequantise to}
+   */
+  public DType weightDtype() {
+    return weightDtype;
+  }
+
+  /**
+   * {@return every scheme that occurs among the experts' weights, in the order given; one of them
+   * may be {@link QuantScheme#NONE} where some experts or projections are not quantised}
+   */
+  public List<QuantScheme> quantSchemes() {
+    return quantSchemes;
+  }
+
+  /**
+   * {@return whether activations are quantised as {@link QuantScheme#activations()} says; by
+   * default they are not, whatever the checkpoint was tuned for. LoRA reads the unquantised
+   * activation in either case}
+   */
+  public boolean quantizedActivations() {
+    return quantizedActivations;
+  }
+
+  /** {@return whether w13 and w2 have biases} */
+  public boolean expertBias() {
+    return expertBias;
+  }
+
+  /**
+   * {@return whether the topk weight multiplies the expert's input instead of its output (llama4).
+   * Any {@code topK} is accepted. LoRA sees the weighted input too, as if it were merged into the
+   * weights}
+   */
+  public boolean routerWeightOnInput() {
+    return routerWeightOnInput;
+  }
+
+  /**
+   * {@return {@code D}, if experts work between projections {@code [D, H]} and {@code [H, D]}
+   * (nemotron_h); 0 = no}
+   */
+  public int latentSize() {
+    return latentSize;
+  }
+
+  /** {@return the dense MLP beside the routed experts} */
+  public Optional<SharedExpertConfig> sharedExpert() {
+    return sharedExpert;
+  }
+
+  /** {@return which experts are on this rank; empty = all of them} */
+  public Optional<ExpertMap> expertMap() {
+    return expertMap;
+  }
+
+  /** {@return LoRA settings; empty = off, and a forward with adapters is refused} */
+  public Optional<LoraConfig> lora() {
+    return lora;
+  }
+
+  /** {@return what the experts take} */
+  public ActivationFormat activationFormat() {
+    return activationFormat;
+  }
+
+  /** {@return how the layer is spread over ranks} */
+  public ParallelConfig parallel() {
+    return parallel;
+  }
+
+  /** {@return the largest {@code T} of one forward: sizes workspaces} */
+  public int maxTokens() {
+    return maxTokens;
+  }
+
+  /**
+   * {@return whether a token's result must not depend on the other tokens of its batch, bit for
+   * bit}
+   */
+  public boolean batchInvariant() {
+    return batchInvariant;
+  }
+
+  /** {@return settings of single backends} */
+  public List<BackendOptions> options() {
+    return options;
+  }
+
+  /**
+   * {@return the settings of one type}
+   *
+   * @param type as the backend defines it
+   * @param <T> that type
+   */
+  public <T extends BackendOptions> Optional<T> options(Class<T> type) {
+    return options.stream().filter(type::isInstance).map(type::cast).findFirst();
+  }
+
+  /** {@return whether any expert weight is quantised} */
+  public boolean isQuantized() {
+    return !quantSchemes.equals(List.of(QuantScheme.NONE));
+  }
+
+  /**
+   * The one scheme that a backend has to compute, where all weights agree: activations included if
+   * {@link #quantizedActivations()}, else without them.
+   *
+   * @return empty where experts or projections differ
+   */
+  public Optional<QuantScheme> uniformScheme() {
+    List<QuantScheme> computed =
+        quantizedActivations
+            ? quantSchemes
+            : quantSchemes.stream().map(QuantScheme::weightOnly).distinct().toList();
+    return computed.size() == 1 ? Optional.of(computed.getFirst()) : Optional.empty();
   }
 
   /** {@return the experts on this rank} */
@@ -158,18 +363,26 @@ public record MoeConfig(
     b.routing = routing;
     b.inputDtype = inputDtype;
     b.weightDtype = weightDtype;
-    b.quantScheme = quantScheme;
+    b.quantSchemes = quantSchemes;
+    b.quantizedActivations = quantizedActivations;
     b.expertBias = expertBias;
     b.routerWeightOnInput = routerWeightOnInput;
     b.latentSize = latentSize;
     b.sharedExpert = sharedExpert;
-    b.expertMap = expertMap;
+    // A map that only follows from the rank follows again from whatever rank comes next.
+    b.expertMap = expertMap.filter(m -> !isImplied(m));
     b.lora = lora;
     b.activationFormat = activationFormat;
     b.parallel = parallel;
     b.maxTokens = maxTokens;
     b.batchInvariant = batchInvariant;
+    options.forEach(b::options);
     return b;
+  }
+
+  private boolean isImplied(ExpertMap map) {
+    return parallel.epSize() > 1
+        && map.equals(ExpertMap.linear(numExperts, parallel.epSize(), parallel.epRank()));
   }
 
   /**
@@ -185,7 +398,8 @@ public record MoeConfig(
     private RoutingConfig routing = RoutingConfig.SOFTMAX_RENORMALIZE;
     private DType inputDtype = DType.F32;
     private DType weightDtype = DType.BF16;
-    private QuantScheme quantScheme = QuantScheme.NONE;
+    private Collection<QuantScheme> quantSchemes = List.of(QuantScheme.NONE);
+    private boolean quantizedActivations;
     private boolean expertBias;
     private boolean routerWeightOnInput;
     private int latentSize;
@@ -196,6 +410,7 @@ public record MoeConfig(
     private ParallelConfig parallel = ParallelConfig.SINGLE;
     private int maxTokens = 4096;
     private boolean batchInvariant;
+    private final Map<Class<?>, BackendOptions> options = new LinkedHashMap<>();
 
     private Builder(int hiddenSize, int intermediateSize, int numExperts, int topK) {
       this.hiddenSize = hiddenSize;
@@ -249,13 +464,34 @@ public record MoeConfig(
     }
 
     /**
-     * Sets quantScheme.
+     * Sets the one scheme of all experts' weights.
      *
-     * @param quantScheme see {@link MoeConfig}
+     * @param quantScheme {@link QuantScheme#NONE} unless set
      * @return this
      */
     public Builder quantScheme(QuantScheme quantScheme) {
-      this.quantScheme = quantScheme;
+      return quantSchemes(List.of(quantScheme));
+    }
+
+    /**
+     * Sets the schemes of a layer whose experts or projections differ.
+     *
+     * @param quantSchemes not empty; repetitions are dropped
+     * @return this
+     */
+    public Builder quantSchemes(Collection<QuantScheme> quantSchemes) {
+      this.quantSchemes = List.copyOf(quantSchemes);
+      return this;
+    }
+
+    /**
+     * Sets quantizedActivations.
+     *
+     * @param quantizedActivations see {@link MoeConfig}
+     * @return this
+     */
+    public Builder quantizedActivations(boolean quantizedActivations) {
+      this.quantizedActivations = quantizedActivations;
       return this;
     }
 
@@ -304,6 +540,16 @@ public record MoeConfig(
     }
 
     /**
+     * There is no shared expert.
+     *
+     * @return this
+     */
+    public Builder noSharedExpert() {
+      this.sharedExpert = Optional.empty();
+      return this;
+    }
+
+    /**
      * Sets expertMap.
      *
      * @param expertMap see {@link MoeConfig}
@@ -315,6 +561,16 @@ public record MoeConfig(
     }
 
     /**
+     * All experts are here, or consecutive ones with expert parallelism.
+     *
+     * @return this
+     */
+    public Builder noExpertMap() {
+      this.expertMap = Optional.empty();
+      return this;
+    }
+
+    /**
      * Sets lora.
      *
      * @param lora see {@link MoeConfig}
@@ -322,6 +578,16 @@ public record MoeConfig(
      */
     public Builder lora(LoraConfig lora) {
       this.lora = Optional.of(lora);
+      return this;
+    }
+
+    /**
+     * LoRA is off.
+     *
+     * @return this
+     */
+    public Builder noLora() {
+      this.lora = Optional.empty();
       return this;
     }
 
@@ -370,31 +636,103 @@ public record MoeConfig(
     }
 
     /**
+     * Settings of one backend; they replace earlier ones of the same type.
+     *
+     * @param options as that backend defines them
+     * @return this
+     */
+    public Builder options(BackendOptions options) {
+      this.options.put(options.getClass(), options);
+      return this;
+    }
+
+    /**
      * {@return the config}
      *
      * @throws IllegalArgumentException if a value is out of range or two of them do not fit
      */
     public MoeConfig build() {
-      return new MoeConfig(
-          hiddenSize,
-          intermediateSize,
-          numExperts,
-          topK,
-          activation,
-          routing,
-          inputDtype,
-          weightDtype,
-          quantScheme,
-          expertBias,
-          routerWeightOnInput,
-          latentSize,
-          sharedExpert,
-          expertMap,
-          lora,
-          activationFormat,
-          parallel,
-          maxTokens,
-          batchInvariant);
+      return new MoeConfig(this);
     }
+  }
+
+  private List<Object> values() {
+    return List.of(
+        hiddenSize,
+        intermediateSize,
+        numExperts,
+        topK,
+        activation,
+        routing,
+        inputDtype,
+        weightDtype,
+        quantSchemes,
+        quantizedActivations,
+        expertBias,
+        routerWeightOnInput,
+        latentSize,
+        sharedExpert,
+        expertMap,
+        lora,
+        activationFormat,
+        parallel,
+        maxTokens,
+        batchInvariant,
+        options);
+  }
+
+  @Override
+  public boolean equals(Object o) {
+    return o instanceof MoeConfig c && c.values().equals(values());
+  }
+
+  @Override
+  public int hashCode() {
+    return values().hashCode();
+  }
+
+  @Override
+  public String toString() {
+    return "MoeConfig[E="
+        + numExperts
+        + " top_k="
+        + topK
+        + " H="
+        + hiddenSize
+        + " I="
+        + intermediateSize
+        + ", activation="
+        + activation
+        + ", routing="
+        + routing
+        + ", inputDtype="
+        + inputDtype
+        + ", weightDtype="
+        + weightDtype
+        + ", quantSchemes="
+        + quantSchemes
+        + ", quantizedActivations="
+        + quantizedActivations
+        + ", expertBias="
+        + expertBias
+        + ", routerWeightOnInput="
+        + routerWeightOnInput
+        + ", latentSize="
+        + latentSize
+        + ", sharedExpert="
+        + sharedExpert
+        + ", expertMap="
+        + expertMap
+        + ", lora="
+        + lora
+        + ", activationFormat="
+        + activationFormat
+        + ", parallel="
+        + parallel
+        + ", maxTokens="
+        + maxTokens
+        + ", batchInvariant="
+        + batchInvariant
+        + "]";
   }
 }

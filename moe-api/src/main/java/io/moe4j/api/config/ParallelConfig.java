@@ -1,45 +1,90 @@
 package io.moe4j.api.config;
 
 /**
- * How the layer is spread over processes; {@link #SINGLE} is the whole layer in one.
+ * How the layer is spread over ranks (processes, or threads with devices of their own); {@link
+ * #SINGLE} is the whole layer in one. Tokens are not part of it: every rank brings its own, and the
+ * layer's {@link io.moe4j.api.spi.ExpertExchange} moves them.
  *
- * @param tpSize tensor-parallel ranks that split {@code I}
+ * <p>Rank numbers of a communicator are {@code epRank * tpSize + tpRank}.
+ *
+ * @param tpSize tensor-parallel ranks that split {@code I} of every expert
  * @param tpRank this one
  * @param epSize expert-parallel ranks that split {@code E}
  * @param epRank this one
- * @param dpSize data-parallel ranks
  */
-public record ParallelConfig(int tpSize, int tpRank, int epSize, int epRank, int dpSize) {
+public record ParallelConfig(int tpSize, int tpRank, int epSize, int epRank) {
   /** One process. */
-  public static final ParallelConfig SINGLE = new ParallelConfig(1, 0, 1, 0, 1);
+  public static final ParallelConfig SINGLE = new ParallelConfig(1, 0, 1, 0);
 
   /**
    * @param tpSize at least 1
    * @param tpRank {@code 0..tpSize-1}
    * @param epSize at least 1
    * @param epRank {@code 0..epSize-1}
-   * @param dpSize at least 1
    */
   public ParallelConfig {
-    if (tpSize < 1
-        || epSize < 1
-        || dpSize < 1
-        || tpRank < 0
-        || tpRank >= tpSize
-        || epRank < 0
-        || epRank >= epSize) {
+    require("tp", tpSize, tpRank);
+    require("ep", epSize, epRank);
+  }
+
+  private static void require(String what, int size, int rank) {
+    if (size < 1 || rank < 0 || rank >= size) {
       throw new IllegalArgumentException(
-          "tp "
-              + tpRank
-              + "/"
-              + tpSize
-              + ", ep "
-              + epRank
-              + "/"
-              + epSize
-              + ", dp size "
-              + dpSize
-              + ": sizes must be at least 1 and ranks below their size");
+          what
+              + "Rank is "
+              + rank
+              + " and "
+              + what
+              + "Size "
+              + size
+              + "; the size must be at least 1 and the rank 0..size-1");
     }
+  }
+
+  /**
+   * Expert parallelism alone.
+   *
+   * @param epSize ranks that split {@code E}
+   * @param epRank this one
+   * @return the config
+   */
+  public static ParallelConfig expert(int epSize, int epRank) {
+    return new ParallelConfig(1, 0, epSize, epRank);
+  }
+
+  /**
+   * Tensor parallelism alone.
+   *
+   * @param tpSize ranks that split {@code I}
+   * @param tpRank this one
+   * @return the config
+   */
+  public static ParallelConfig tensor(int tpSize, int tpRank) {
+    return new ParallelConfig(tpSize, tpRank, 1, 0);
+  }
+
+  /** {@return all ranks} */
+  public int worldSize() {
+    return Math.multiplyExact(tpSize, epSize);
+  }
+
+  /** {@return this rank among all of them} */
+  public int rank() {
+    return epRank * tpSize + tpRank;
+  }
+
+  /**
+   * Like {@code ep 1/4}.
+   *
+   * @return ranks and sizes
+   */
+  @Override
+  public String toString() {
+    if (worldSize() == 1) {
+      return "one rank";
+    }
+    String tp = tpSize > 1 ? "tp " + tpRank + "/" + tpSize : "";
+    String ep = epSize > 1 ? "ep " + epRank + "/" + epSize : "";
+    return tp + (tp.isEmpty() || ep.isEmpty() ? "" : ", ") + ep;
   }
 }

@@ -1,5 +1,6 @@
 package io.moe4j.api.config;
 
+import java.util.List;
 import java.util.Objects;
 
 /**
@@ -22,27 +23,11 @@ import java.util.Objects;
  * with {@code (m - z) / max(|z|, m) > 2 * jitter} are masked; weight = softmax over the rest, at
  * the maximum; the winner is masked for the next round.
  *
- * @param scoring the score function
- * @param renormalize whether chosen weights are divided by their sum
- * @param epsilon added to that sum
- * @param scalingFactor factor on every weight
- * @param numGroups 1 = no grouping
- * @param topkGroups groups that stay
- * @param groupScore how a group is scored
- * @param correctionBias whether a selection bias {@code [E]} comes with the router's weights
- * @param jitter SPARSE_MIXER's threshold; 0 elsewhere
+ * <p>A value; equal rules are equal.
+ *
+ * @since 0.1.0
  */
-public record RoutingConfig(
-    Scoring scoring,
-    boolean renormalize,
-    float epsilon,
-    float scalingFactor,
-    int numGroups,
-    int topkGroups,
-    GroupScore groupScore,
-    boolean correctionBias,
-    float jitter) {
-
+public final class RoutingConfig {
   /** Softmax over all experts, weights as they are (olmoe, qwen2_moe). */
   public static final RoutingConfig SOFTMAX = of(Scoring.SOFTMAX, false);
 
@@ -55,7 +40,7 @@ public record RoutingConfig(
   /** Sigmoid of the chosen logits (llama4, which also applies the weight on the expert's input). */
   public static final RoutingConfig SIGMOID = of(Scoring.SIGMOID, false);
 
-  /** Score functions. */
+  /** Score functions. Open: later versions may add some, so a switch needs a default. */
   public enum Scoring {
     /** Softmax over all {@code E} logits. */
     SOFTMAX,
@@ -69,7 +54,7 @@ public record RoutingConfig(
     SPARSE_MIXER
   }
 
-  /** How a group of experts is scored. */
+  /** How a group of experts is scored. Open: later versions may add some. */
   public enum GroupScore {
     /** Sum of the two largest selection scores in the group (DeepSeek-V3). */
     SUM_OF_TOP2,
@@ -77,20 +62,26 @@ public record RoutingConfig(
     MAX
   }
 
-  /**
-   * @param scoring the score function
-   * @param renormalize divide chosen weights by their sum
-   * @param epsilon not negative
-   * @param scalingFactor finite
-   * @param numGroups at least 1
-   * @param topkGroups {@code 1..numGroups}
-   * @param groupScore how a group is scored
-   * @param correctionBias a selection bias exists
-   * @param jitter not negative
-   */
-  public RoutingConfig {
-    Objects.requireNonNull(scoring, "scoring");
-    Objects.requireNonNull(groupScore, "groupScore");
+  private final Scoring scoring;
+  private final boolean renormalize;
+  private final float epsilon;
+  private final float scalingFactor;
+  private final int numGroups;
+  private final int topkGroups;
+  private final GroupScore groupScore;
+  private final boolean correctionBias;
+  private final float jitter;
+
+  private RoutingConfig(Builder b) {
+    scoring = b.scoring;
+    renormalize = b.renormalize;
+    epsilon = b.epsilon;
+    scalingFactor = b.scalingFactor;
+    numGroups = b.numGroups;
+    topkGroups = b.topkGroups;
+    groupScore = b.groupScore;
+    correctionBias = b.correctionBias;
+    jitter = b.jitter;
     if (numGroups < 1 || topkGroups < 1 || topkGroups > numGroups) {
       throw new IllegalArgumentException(
           "numGroups is "
@@ -115,6 +106,108 @@ public record RoutingConfig(
   }
 
   /**
+   * A rule without groups, bias or renormalisation, with factor 1, unless said otherwise.
+   *
+   * @param scoring the score function
+   * @return a new builder
+   */
+  public static Builder builder(Scoring scoring) {
+    return new Builder(scoring);
+  }
+
+  /** {@return a builder that starts from this rule} */
+  public Builder toBuilder() {
+    return new Builder(scoring)
+        .renormalize(renormalize)
+        .epsilon(epsilon)
+        .scalingFactor(scalingFactor)
+        .groups(numGroups, topkGroups, groupScore)
+        .correctionBias(correctionBias)
+        .jitter(jitter);
+  }
+
+  /** {@return the score function} */
+  public Scoring scoring() {
+    return scoring;
+  }
+
+  /** {@return whether chosen weights are divided by their sum} */
+  public boolean renormalize() {
+    return renormalize;
+  }
+
+  /** {@return what is added to that sum} */
+  public float epsilon() {
+    return epsilon;
+  }
+
+  /** {@return factor on every weight} */
+  public float scalingFactor() {
+    return scalingFactor;
+  }
+
+  /** {@return groups of consecutive experts; 1 = no grouping} */
+  public int numGroups() {
+    return numGroups;
+  }
+
+  /** {@return groups that stay} */
+  public int topkGroups() {
+    return topkGroups;
+  }
+
+  /** {@return how a group is scored} */
+  public GroupScore groupScore() {
+    return groupScore;
+  }
+
+  /** {@return whether a selection bias {@code [E]} comes with the router's weights} */
+  public boolean correctionBias() {
+    return correctionBias;
+  }
+
+  /** {@return SPARSE_MIXER's threshold; 0 elsewhere} */
+  public float jitter() {
+    return jitter;
+  }
+
+  private List<Object> values() {
+    return List.of(
+        scoring,
+        renormalize,
+        epsilon,
+        scalingFactor,
+        numGroups,
+        topkGroups,
+        groupScore,
+        correctionBias,
+        jitter);
+  }
+
+  @Override
+  public boolean equals(Object o) {
+    return o instanceof RoutingConfig r && r.values().equals(values());
+  }
+
+  @Override
+  public int hashCode() {
+    return values().hashCode();
+  }
+
+  @Override
+  public String toString() {
+    return "RoutingConfig["
+        + scoring
+        + (renormalize ? " renormalize" : "")
+        + (epsilon != 0 ? " epsilon=" + epsilon : "")
+        + (scalingFactor != 1 ? " scalingFactor=" + scalingFactor : "")
+        + (numGroups > 1 ? " groups=" + topkGroups + "/" + numGroups + " " + groupScore : "")
+        + (correctionBias ? " correctionBias" : "")
+        + (jitter != 0 ? " jitter=" + jitter : "")
+        + "]";
+  }
+
+  /**
    * No groups, no bias, factor 1.
    *
    * @param scoring the score function
@@ -122,7 +215,7 @@ public record RoutingConfig(
    * @return the config
    */
   public static RoutingConfig of(Scoring scoring, boolean renormalize) {
-    return new RoutingConfig(scoring, renormalize, 0f, 1f, 1, 1, GroupScore.MAX, false, 0f);
+    return builder(scoring).renormalize(renormalize).build();
   }
 
   /**
@@ -137,16 +230,13 @@ public record RoutingConfig(
    */
   public static RoutingConfig deepseekV3(
       int numGroups, int topkGroups, boolean renormalize, float scalingFactor) {
-    return new RoutingConfig(
-        Scoring.SIGMOID,
-        renormalize,
-        1e-20f,
-        scalingFactor,
-        numGroups,
-        topkGroups,
-        GroupScore.SUM_OF_TOP2,
-        true,
-        0f);
+    return builder(Scoring.SIGMOID)
+        .renormalize(renormalize)
+        .epsilon(1e-20f)
+        .scalingFactor(scalingFactor)
+        .groups(numGroups, topkGroups, GroupScore.SUM_OF_TOP2)
+        .correctionBias(true)
+        .build();
   }
 
   /**
@@ -156,7 +246,102 @@ public record RoutingConfig(
    * @return the config
    */
   public static RoutingConfig sparseMixer(float jitter) {
-    return new RoutingConfig(
-        Scoring.SPARSE_MIXER, false, 0f, 1f, 1, 1, GroupScore.MAX, false, jitter);
+    return builder(Scoring.SPARSE_MIXER).jitter(jitter).build();
+  }
+
+  /** Sets one thing at a time; not thread-safe. */
+  public static final class Builder {
+    private final Scoring scoring;
+    private boolean renormalize;
+    private float epsilon;
+    private float scalingFactor = 1;
+    private int numGroups = 1;
+    private int topkGroups = 1;
+    private GroupScore groupScore = GroupScore.MAX;
+    private boolean correctionBias;
+    private float jitter;
+
+    private Builder(Scoring scoring) {
+      this.scoring = Objects.requireNonNull(scoring, "scoring");
+    }
+
+    /**
+     * Whether chosen weights are divided by their sum.
+     *
+     * @param renormalize false unless set
+     * @return this
+     */
+    public Builder renormalize(boolean renormalize) {
+      this.renormalize = renormalize;
+      return this;
+    }
+
+    /**
+     * What is added to the sum that weights are divided by.
+     *
+     * @param epsilon not negative; 0 unless set
+     * @return this
+     */
+    public Builder epsilon(float epsilon) {
+      this.epsilon = epsilon;
+      return this;
+    }
+
+    /**
+     * Factor on every weight.
+     *
+     * @param scalingFactor finite; 1 unless set
+     * @return this
+     */
+    public Builder scalingFactor(float scalingFactor) {
+      this.scalingFactor = scalingFactor;
+      return this;
+    }
+
+    /**
+     * Consecutive groups of equal size, of which only the best are chosen from.
+     *
+     * @param numGroups at least 1
+     * @param topkGroups {@code 1..numGroups}
+     * @param groupScore how a group is scored
+     * @return this
+     */
+    public Builder groups(int numGroups, int topkGroups, GroupScore groupScore) {
+      this.numGroups = numGroups;
+      this.topkGroups = topkGroups;
+      this.groupScore = Objects.requireNonNull(groupScore, "groupScore");
+      return this;
+    }
+
+    /**
+     * Whether a selection bias comes with the router's weights.
+     *
+     * @param correctionBias false unless set
+     * @return this
+     */
+    public Builder correctionBias(boolean correctionBias) {
+      this.correctionBias = correctionBias;
+      return this;
+    }
+
+    /**
+     * SPARSE_MIXER's threshold.
+     *
+     * @param jitter not negative; 0 unless set
+     * @return this
+     */
+    public Builder jitter(float jitter) {
+      this.jitter = jitter;
+      return this;
+    }
+
+    /**
+     * {@return the rule}
+     *
+     * @throws IllegalArgumentException if a value is out of range or two of them do not fit
+     */
+    public RoutingConfig build() {
+      return new RoutingConfig(this);
+    }
   }
 }

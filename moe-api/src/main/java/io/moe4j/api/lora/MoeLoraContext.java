@@ -1,7 +1,8 @@
 package io.moe4j.api.lora;
 
-import io.moe4j.api.spi.DeviceStream;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
+import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -11,6 +12,14 @@ import org.jspecify.annotations.Nullable;
  * threads.
  */
 public interface MoeLoraContext {
+  /**
+   * {@return the index of the layer in its model that the factors belong to, where it is known; a
+   * layer that knows its own index refuses the context of another}
+   */
+  default OptionalInt layerIndex() {
+    return OptionalInt.empty();
+  }
+
   /** {@return the number of slots; slots are {@code 0..maxLoras-1}} */
   int maxLoras();
 
@@ -51,7 +60,7 @@ public interface MoeLoraContext {
    * {@linkplain #uses use} at one time, so a device-side copy of the slots can be kept for the key
    * and written in place: a slot changes hands only after the work that reads it has finished
    */
-  default @Nullable Object slotsKey() {
+  default @Nullable SlotsKey slotsKey() {
     return null;
   }
 

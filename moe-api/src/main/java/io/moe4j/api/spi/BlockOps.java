@@ -1,6 +1,9 @@
 package io.moe4j.api.spi;
 
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Optional;
 

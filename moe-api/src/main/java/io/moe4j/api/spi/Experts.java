@@ -1,5 +1,7 @@
 package io.moe4j.api.spi;
 
+import io.moe4j.api.device.Workspace;
+
 /**
  * The prepared experts of one layer: weights in place, kernels chosen. Either {@link
  * ModularExperts} or {@link MonolithicExperts}.

@@ -1,5 +1,6 @@
 package io.moe4j.api.spi;
 
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Objects;

@@ -1,16 +1,17 @@
 package io.moe4j.api.spi;
 
-import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.lora.PunicaWrapper;
 
 /**
- * Modular experts that apply LoRA. The default methods let the context's punica wrapper add the
+ * Experts that apply LoRA, modular or monolithic: what implements this implements {@link
+ * ModularExperts} or {@link MonolithicExperts} as well. The default methods let the context's punica wrapper add the
  * deltas: call {@link #applyW13Lora} between the w13 product and the activation, {@link
  * #applyW2Lora} between the w2 product and the weighted sum. A backend may instead read the factors
  * from the context and fuse; the result must be the same.
  */
-public interface LoraExperts extends ModularExperts {
+public interface LoraExperts {
   /**
    * Brings what the experts keep on the device about the slots up to date without computing
    * anything: to be called before the replay of a graph that was captured with a context of the
@@ -29,42 +30,20 @@ public interface LoraExperts extends ModularExperts {
   /**
    * Adds gate and up deltas.
    *
-   * @param context the batch's adapters
-   * @param y {@code [T, K, 2I]}, the w13 product
-   * @param x {@code [T, H]}, what it read
-   * @param routing ids
-   * @param gated whether {@code y} has gate columns
-   * @param layout where gate and up columns stand in {@code y}
+   * @param call the w13 product, what it read, and the batch's adapters
    * @param stream where to run
    */
-  default void applyW13Lora(
-      MoeLoraContext context,
-      Tensor y,
-      Tensor x,
-      ExpertRouting routing,
-      boolean gated,
-      GateUpLayout layout,
-      DeviceStream stream) {
-    context.punicaWrapper().addLoraW13(context, y, x, routing, gated, layout, true, stream);
+  default void applyW13Lora(PunicaWrapper.W13 call, DeviceStream stream) {
+    call.context().punicaWrapper().addLoraW13(call, stream);
   }
 
   /**
    * Adds down deltas.
    *
-   * @param context the batch's adapters
-   * @param y {@code [T, K, H]}, the w2 product
-   * @param x {@code [T * K, I]}, what it read
-   * @param routing ids and weights
-   * @param mulRoutedWeight whether {@code y} is weighted already
+   * @param call the w2 product, what it read, and the batch's adapters
    * @param stream where to run
    */
-  default void applyW2Lora(
-      MoeLoraContext context,
-      Tensor y,
-      Tensor x,
-      ExpertRouting routing,
-      boolean mulRoutedWeight,
-      DeviceStream stream) {
-    context.punicaWrapper().addLoraW2(context, y, x, routing, mulRoutedWeight, true, stream);
+  default void applyW2Lora(PunicaWrapper.W2 call, DeviceStream stream) {
+    call.context().punicaWrapper().addLoraW2(call, stream);
   }
 }

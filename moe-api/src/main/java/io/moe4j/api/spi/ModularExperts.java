@@ -1,5 +1,7 @@
 package io.moe4j.api.spi;
 
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import java.util.Optional;
 

@@ -1,7 +1,9 @@
 package io.moe4j.api.spi;
 
-import io.moe4j.api.tensor.Tensor;
-import org.jspecify.annotations.Nullable;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
+import io.moe4j.api.lora.MoeLoraContext;
+import java.util.Optional;
 
 /**
  * Experts that route by themselves. They own the routed experts only: shared experts and latent
@@ -11,18 +13,14 @@ public non-sealed interface MonolithicExperts extends Experts {
   /**
    * Routing, both products, activation, weighted sum.
    *
-   * @param hidden {@code [T, H]}
-   * @param routerLogits F32 {@code [T, E]}
-   * @param correctionBias F32 {@code [E]} or null, as the routing config says
-   * @param output {@code [T, H]}, overwritten
-   * @param workspace at least {@link #workspaceBytes} for this {@code T}
+   * @param inputs tensors in and out
+   * @param lora adapters of this batch; empty = none. Only {@link LoraExperts} are ever given any
+   * @param workspace at least {@link #workspaceBytes} for this call's {@code T}
    * @param stream where to run
    */
   void apply(
-      Tensor hidden,
-      Tensor routerLogits,
-      @Nullable Tensor correctionBias,
-      Tensor output,
+      MonolithicInputs inputs,
+      Optional<MoeLoraContext> lora,
       Workspace workspace,
       DeviceStream stream);
 }

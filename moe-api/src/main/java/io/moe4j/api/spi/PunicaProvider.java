@@ -1,5 +1,6 @@
 package io.moe4j.api.spi;
 
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.DeviceType;
 

@@ -1,6 +1,7 @@
 package io.moe4j.api.spi;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.weights.ExpertWeights;
 import java.nio.file.Path;

@@ -90,6 +90,15 @@ public final class Tensor {
    */
   public static Tensor strided(
       DType dtype, Memory memory, long byteOffset, long[] shape, long[] strides) {
+    return checked(dtype, memory, byteOffset, shape.clone(), strides.clone());
+  }
+
+  /**
+   * The one way to a tensor: every factory and every view ends here, so none of them can look
+   * outside its memory. Keeps the arrays.
+   */
+  private static Tensor checked(
+      DType dtype, Memory memory, long byteOffset, long[] shape, long[] strides) {
     Objects.requireNonNull(dtype, "dtype");
     Objects.requireNonNull(memory, "memory");
     if (shape.length != strides.length) {
@@ -103,42 +112,60 @@ public final class Tensor {
     if (byteOffset < 0) {
       throw new IllegalArgumentException("byteOffset is " + byteOffset + ", must not be negative");
     }
-    boolean empty = false;
-    long last = 0;
-    try {
-      long count = 1;
-      for (int d = 0; d < shape.length; d++) {
-        if (shape[d] < 0 || strides[d] < 0) {
-          throw new IllegalArgumentException(
-              "shape "
-                  + Arrays.toString(shape)
-                  + " with strides "
-                  + Arrays.toString(strides)
-                  + ": sizes and strides must not be negative");
-        }
-        empty |= shape[d] == 0;
-        count = Math.multiplyExact(count, shape[d]);
-        last = Math.addExact(last, Math.multiplyExact(Math.max(0, shape[d] - 1), strides[d]));
-      }
-      long bits = Math.multiplyExact(Math.addExact(last, 1), dtype.bits());
-      long needed = Math.addExact(byteOffset, empty ? 0 : Math.ceilDiv(bits, (long) Byte.SIZE));
-      if (needed > memory.byteSize()) {
+    for (int d = 0; d < shape.length; d++) {
+      if (shape[d] < 0 || strides[d] < 0) {
         throw new IllegalArgumentException(
-            dtype
-                + " tensor of shape "
+            "shape "
                 + Arrays.toString(shape)
-                + " at byte offset "
-                + byteOffset
-                + " needs "
-                + needed
-                + " bytes, the memory has "
-                + memory.byteSize());
+                + " with strides "
+                + Arrays.toString(strides)
+                + ": sizes and strides must not be negative");
       }
-    } catch (ArithmeticException e) {
-      throw new IllegalArgumentException(
-          "shape " + Arrays.toString(shape) + " overflows a 64-bit size", e);
     }
-    return new Tensor(dtype, shape.clone(), strides.clone(), memory, byteOffset);
+    long needed;
+    try {
+      needed = Math.addExact(byteOffset, span(dtype, shape, strides));
+    } catch (ArithmeticException e) {
+      throw overflow(shape, strides, e);
+    }
+    if (needed > memory.byteSize()) {
+      throw new IllegalArgumentException(
+          dtype
+              + " tensor of shape "
+              + Arrays.toString(shape)
+              + " at byte offset "
+              + byteOffset
+              + " needs "
+              + needed
+              + " bytes, the memory has "
+              + memory.byteSize());
+    }
+    return new Tensor(dtype, shape, strides, memory, byteOffset);
+  }
+
+  /** Bytes from the first element to the end of the last one; 0 where there is no element. */
+  private static long span(DType dtype, long[] shape, long[] strides) {
+    boolean empty = false;
+    long count = 1;
+    long last = 0;
+    for (int d = 0; d < shape.length; d++) {
+      empty |= shape[d] == 0;
+      count = Math.multiplyExact(count, shape[d]);
+      last = Math.addExact(last, Math.multiplyExact(Math.max(0, shape[d] - 1), strides[d]));
+    }
+    long bits = Math.multiplyExact(Math.addExact(last, 1), dtype.bits());
+    return empty ? 0 : Math.ceilDiv(bits, (long) Byte.SIZE);
+  }
+
+  private static IllegalArgumentException overflow(
+      long[] shape, long[] strides, ArithmeticException cause) {
+    return new IllegalArgumentException(
+        "shape "
+            + Arrays.toString(shape)
+            + " with strides "
+            + Arrays.toString(strides)
+            + " overflows a 64-bit size",
+        cause);
   }
 
   private static long[] rowMajorStrides(long[] shape) {
@@ -149,8 +176,7 @@ public final class Tensor {
       try {
         step = Math.multiplyExact(step, Math.max(1, shape[d]));
       } catch (ArithmeticException e) {
-        throw new IllegalArgumentException(
-            "shape " + Arrays.toString(shape) + " overflows a 64-bit size", e);
+        throw overflow(shape, strides, e);
       }
     }
     return strides;
@@ -271,8 +297,7 @@ public final class Tensor {
         newStrides[o++] = strides[d];
       }
     }
-    return new Tensor(
-        dtype, newShape, newStrides, memory, byteOffset + bytes(index * strides[dim]));
+    return checked(dtype, memory, offsetOf(dim, index), newShape, newStrides);
   }
 
   /**
@@ -298,10 +323,15 @@ public final class Tensor {
    */
   public Tensor sliced(int dim, long start, long length, long step) {
     Objects.checkIndex(dim, shape.length);
-    if (start < 0
-        || length < 0
-        || step < 1
-        || (length > 0 && start + (length - 1) * step >= shape[dim])) {
+    // Written so that nothing overflows: the last index taken is start + (length - 1) * step.
+    boolean inside =
+        start >= 0
+            && length >= 0
+            && step >= 1
+            && start <= shape[dim]
+            && (length == 0
+                || (shape[dim] > start && length - 1 <= (shape[dim] - 1 - start) / step));
+    if (!inside) {
       throw new IndexOutOfBoundsException(
           "start "
               + start
@@ -310,18 +340,40 @@ public final class Tensor {
               + ", step "
               + step
               + " outside size "
-              + shape[dim]);
+              + shape[dim]
+              + " of dimension "
+              + dim
+              + " of "
+              + this);
     }
     long[] newShape = shape.clone();
     long[] newStrides = strides.clone();
     newShape[dim] = length;
-    newStrides[dim] = strides[dim] * step;
-    return new Tensor(
-        dtype,
-        newShape,
-        newStrides,
-        memory,
-        length == 0 ? byteOffset : byteOffset + bytes(start * strides[dim]));
+    try {
+      // One index or none has no distance to the next.
+      newStrides[dim] = length <= 1 ? strides[dim] : Math.multiplyExact(strides[dim], step);
+    } catch (ArithmeticException e) {
+      throw overflow(newShape, newStrides, e);
+    }
+    return checked(
+        dtype, memory, length == 0 ? byteOffset : offsetOf(dim, start), newShape, newStrides);
+  }
+
+  /** Where the slice at an index of a dimension begins, in bytes. */
+  private long offsetOf(int dim, long index) {
+    try {
+      return Math.addExact(byteOffset, dtype.byteSize(Math.multiplyExact(index, strides[dim])));
+    } catch (ArithmeticException e) {
+      throw new IllegalArgumentException(
+          "index "
+              + index
+              + " of dimension "
+              + dim
+              + " of "
+              + this
+              + " does not begin at a whole byte of the memory",
+          e);
+    }
   }
 
   /**
@@ -332,13 +384,15 @@ public final class Tensor {
    * @return a view of the same elements
    */
   public Tensor transpose(int a, int b) {
+    Objects.checkIndex(a, shape.length);
+    Objects.checkIndex(b, shape.length);
     long[] newShape = shape.clone();
     long[] newStrides = strides.clone();
     newShape[a] = shape[b];
     newShape[b] = shape[a];
     newStrides[a] = strides[b];
     newStrides[b] = strides[a];
-    return new Tensor(dtype, newShape, newStrides, memory, byteOffset);
+    return checked(dtype, memory, byteOffset, newShape, newStrides);
   }
 
   /**
@@ -352,8 +406,7 @@ public final class Tensor {
     if (!isContiguous()) {
       throw new IllegalStateException(this + " is not contiguous");
     }
-    Tensor result =
-        new Tensor(dtype, newShape.clone(), rowMajorStrides(newShape), memory, byteOffset);
+    Tensor result = checked(dtype, memory, byteOffset, newShape.clone(), rowMajorStrides(newShape));
     if (result.elementCount() != elementCount()) {
       throw new IllegalArgumentException(this + " cannot be seen as " + Arrays.toString(newShape));
     }
@@ -363,8 +416,10 @@ public final class Tensor {
   /**
    * Repeats this tensor along a new outermost dimension with stride 0.
    *
-   * @param count size of the new dimension
+   * @param count size of the new dimension, not negative
    * @return a view with one dimension more
+   * @throws IllegalArgumentException if {@code count} is negative or the number of elements does
+   *     not fit a long
    */
   public Tensor expand(long count) {
     long[] newShape = new long[shape.length + 1];
@@ -372,11 +427,7 @@ public final class Tensor {
     newShape[0] = count;
     System.arraycopy(shape, 0, newShape, 1, shape.length);
     System.arraycopy(strides, 0, newStrides, 1, shape.length);
-    return new Tensor(dtype, newShape, newStrides, memory, byteOffset);
-  }
-
-  private long bytes(long elements) {
-    return dtype.byteSize(elements);
+    return checked(dtype, memory, byteOffset, newShape, newStrides);
   }
 
   /**
@@ -527,9 +578,34 @@ public final class Tensor {
           int exponent = Byte.toUnsignedInt(s.get(ValueLayout.JAVA_BYTE, base + i));
           yield exponent == 255 ? Double.NaN : Math.scalb(1.0, exponent - 127);
         }
-        case F8_E4M3, F8_E5M2, U64 ->
+        case F8_E4M3 -> fp8(s.get(ValueLayout.JAVA_BYTE, base + i), 3);
+        case F8_E5M2 -> fp8(s.get(ValueLayout.JAVA_BYTE, base + i), 2);
+        case U64 ->
             throw new IllegalStateException("elements of " + t + " cannot be read one by one");
       };
+    }
+
+    /**
+     * OCP 8-bit floating point: E4M3 without infinities (only all ones is NaN), E5M2 with those of
+     * IEEE 754.
+     */
+    private static double fp8(byte code, int mantissaBits) {
+      int bits = Byte.toUnsignedInt(code);
+      int exponentBits = 7 - mantissaBits;
+      int mantissa = bits & (1 << mantissaBits) - 1;
+      int exponent = bits >> mantissaBits & (1 << exponentBits) - 1;
+      int bias = (1 << exponentBits - 1) - 1;
+      double sign = bits < 128 ? 1 : -1;
+      if (mantissaBits == 3 && (bits & 127) == 127) {
+        return Double.NaN;
+      }
+      if (mantissaBits == 2 && exponent == 31) {
+        return mantissa == 0 ? sign * Double.POSITIVE_INFINITY : Double.NaN;
+      }
+      double fraction = mantissa / (double) (1 << mantissaBits);
+      return exponent == 0
+          ? sign * Math.scalb(fraction, 1 - bias)
+          : sign * Math.scalb(1 + fraction, exponent - bias);
     }
 
     static void write(MemorySegment s, DType t, long base, long i, double v) {

@@ -1,35 +1,90 @@
 package io.moe4j.api.weights;
 
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.QuantScheme;
-import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Arrays;
 import java.util.Objects;
+import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
 
 /**
- * All weights of one MoE block. Views only; see the package.
+ * All weights of one MoE block. Views only; see the package. Immutable.
  *
- * @param experts the routed experts on this rank
- * @param router the router; null if the caller always brings logits or topk ids
- * @param shared the shared expert, or null
- * @param latent the latent projections, or null
+ * @since 0.1.0
  */
-public record MoeLayerWeights(
-    ExpertWeights experts,
-    @Nullable RouterWeights router,
-    @Nullable SharedExpertWeights shared,
-    @Nullable LatentWeights latent) {
+public final class MoeLayerWeights {
+  private final ExpertWeights experts;
+  private final @Nullable RouterWeights router;
+  private final @Nullable SharedExpertWeights shared;
+  private final @Nullable LatentWeights latent;
+  private final OptionalInt layerIndex;
 
   /**
-   * @param experts the routed experts
-   * @param router the router or null
-   * @param shared the shared expert or null
-   * @param latent the latent projections or null
+   * Weights of a layer of no known index.
+   *
+   * @param experts the routed experts on this rank
+   * @param router the router; null if the caller always brings logits or topk ids
+   * @param shared the shared expert, or null
+   * @param latent the latent projections, or null
    */
-  public MoeLayerWeights {
-    Objects.requireNonNull(experts, "experts");
+  public MoeLayerWeights(
+      ExpertWeights experts,
+      @Nullable RouterWeights router,
+      @Nullable SharedExpertWeights shared,
+      @Nullable LatentWeights latent) {
+    this(experts, router, shared, latent, OptionalInt.empty());
+  }
+
+  private MoeLayerWeights(
+      ExpertWeights experts,
+      @Nullable RouterWeights router,
+      @Nullable SharedExpertWeights shared,
+      @Nullable LatentWeights latent,
+      OptionalInt layerIndex) {
+    this.experts = Objects.requireNonNull(experts, "experts");
+    this.router = router;
+    this.shared = shared;
+    this.latent = latent;
+    this.layerIndex = layerIndex;
+  }
+
+  /**
+   * The same weights as those of one layer of a model: a layer built from them refuses adapters of
+   * another one.
+   *
+   * @param index of the layer in its model, not negative
+   * @return new weights over the same memory
+   */
+  public MoeLayerWeights withLayerIndex(int index) {
+    if (index < 0) {
+      throw new IllegalArgumentException("layer index is " + index + ", must not be negative");
+    }
+    return new MoeLayerWeights(experts, router, shared, latent, OptionalInt.of(index));
+  }
+
+  /** {@return the routed experts on this rank} */
+  public ExpertWeights experts() {
+    return experts;
+  }
+
+  /** {@return the router; null if the caller always brings logits or topk ids} */
+  public @Nullable RouterWeights router() {
+    return router;
+  }
+
+  /** {@return the shared expert, or null} */
+  public @Nullable SharedExpertWeights shared() {
+    return shared;
+  }
+
+  /** {@return the latent projections, or null} */
+  public @Nullable LatentWeights latent() {
+    return latent;
+  }
+
+  /** {@return the index of the layer in its model, where it is known} */
+  public OptionalInt layerIndex() {
+    return layerIndex;
   }
 
   /**
@@ -55,9 +110,9 @@ public record MoeLayerWeights(
       ExpertWeights.Expert x = experts.expert(e);
       String who = "expert " + e + " ";
       requireMlp(who, x, config.activation().isGated(), i, h);
-      requireDtype(who + "up", x.up(), config);
-      requireDtype(who + "down", x.down(), config);
-      requireScales(who, x, config);
+      for (Weight w : x.projections()) {
+        requireScheme(who, w, config);
+      }
       if (config.expertBias() != (x.upBias() != null && x.downBias() != null)) {
         throw new IllegalArgumentException(
             who
@@ -114,8 +169,10 @@ public record MoeLayerWeights(
 
   private static void requireMlp(
       String who, ExpertWeights.Expert x, boolean gated, long i, long h) {
-    requireShape(who + "up", x.up(), i, h);
-    requireShape(who + "down", x.down(), h, i);
+    if (x.up().out() != i || x.up().in() != h) {
+      throw new IllegalArgumentException(
+          who + "up is " + x.up() + ", must have shape [" + i + ", " + h + "]");
+    }
     if (gated != (x.gate() != null)) {
       throw new IllegalArgumentException(
           who
@@ -127,47 +184,19 @@ public record MoeLayerWeights(
     }
   }
 
-  private static void requireDtype(String name, Tensor t, MoeConfig config) {
-    if (config.quantScheme().isNone() && t.dtype() != config.weightDtype()) {
+  private static void requireScheme(String who, Weight w, MoeConfig config) {
+    if (!config.quantSchemes().contains(w.scheme())) {
       throw new IllegalArgumentException(
-          name + " is " + t + ", the config says weightDtype " + config.weightDtype());
+          who + w + " is " + w.scheme() + ", the config says " + config.quantSchemes());
     }
-  }
-
-  /** Schemes that this library does not know answer for themselves in a backend's prepare. */
-  private static void requireScales(String who, ExpertWeights.Expert x, MoeConfig config) {
-    ExpertWeights.Scales scales = x.scales();
-    if (config.quantScheme().isNone() && scales != null) {
-      throw new IllegalArgumentException(who + "has scales, the config says quantScheme none");
-    }
-    if (!config.quantScheme().equals(QuantScheme.MXFP4)) {
-      return;
-    }
-    if (scales == null) {
+    if (w.isPlain() && w.plain().dtype() != config.weightDtype()) {
       throw new IllegalArgumentException(
-          who + "lacks scales, the config says quantScheme " + config.quantScheme());
-    }
-    requireMxfp4(who + "gate", x.gate(), scales.gate());
-    requireMxfp4(who + "up", x.up(), scales.up());
-    requireMxfp4(who + "down", x.down(), scales.down());
-  }
-
-  private static void requireMxfp4(String name, @Nullable Tensor t, @Nullable Tensor scale) {
-    if (t == null || scale == null) {
-      return;
-    }
-    if (t.dtype() != DType.F4
-        || t.stride(1) != 1
-        || scale.dtype() != DType.F8_E8M0
-        || scale.stride(1) != 1
-        || scale.size(1) * QuantScheme.MXFP4.groupSize() != t.size(1)) {
-      throw new IllegalArgumentException(
-          name
+          who
+              + w.name()
               + " is "
-              + t
-              + " with scales "
-              + scale
-              + "; mxfp4 needs F4 with F8_E8M0 scales, one for 32 columns, both dense along a row");
+              + w.plain()
+              + ", the config says weightDtype "
+              + config.weightDtype());
     }
   }
 

@@ -21,9 +21,9 @@ public record SharedExpertWeights(ExpertWeights.Expert mlp, @Nullable Tensor sig
     if (sigmoidGate != null
         && (sigmoidGate.dims() != 2
             || sigmoidGate.size(0) != 1
-            || sigmoidGate.size(1) != mlp.up().size(1))) {
+            || sigmoidGate.size(1) != mlp.up().in())) {
       throw new IllegalArgumentException(
-          "sigmoidGate is " + sigmoidGate + ", must be [1, " + mlp.up().size(1) + "]");
+          "sigmoidGate is " + sigmoidGate + ", must be [1, " + mlp.up().in() + "]");
     }
   }
 }

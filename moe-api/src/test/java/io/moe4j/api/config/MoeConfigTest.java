@@ -18,7 +18,7 @@ class MoeConfigTest {
             .expertBias(true)
             .latentSize(32)
             .sharedExpert(new SharedExpertConfig(64, Activation.SILU, true))
-            .expertMap(ExpertMap.linear(16, 3, 1))
+            .parallel(ParallelConfig.expert(3, 1))
             .lora(new LoraConfig(8, 64))
             .maxTokens(77)
             .build();
@@ -47,7 +47,11 @@ class MoeConfigTest {
             MoeConfig.builder(8, 8, 16, 5).routing(RoutingConfig.deepseekV3(4, 1, true, 1)).build())
         .withMessageContaining("exceeds the experts");
     assertThatIllegalArgumentException()
-        .isThrownBy(() -> MoeConfig.builder(8, 8, 4, 2).expertMap(ExpertMap.of(0, -1, 1)).build())
+        .isThrownBy(() ->
+            MoeConfig.builder(8, 8, 4, 2)
+                .parallel(ParallelConfig.expert(2, 0))
+                .expertMap(ExpertMap.of(0, -1, 1))
+                .build())
         .withMessageContaining("expertMap covers 3");
   }
 

@@ -45,10 +45,10 @@ class MoeLayerWeightsTest {
             null,
             true,
             GateUpLayout.INTERLEAVED);
-    assertThat(b.expert(0).up().toFloats()).containsExactly(10, 20, 30, 40);
-    assertThat(a.expert(0).up().toFloats()).isEqualTo(b.expert(0).up().toFloats());
-    assertThat(requireNonNull(a.expert(0).gate()).toFloats())
-        .isEqualTo(requireNonNull(b.expert(0).gate()).toFloats());
+    assertThat(b.expert(0).up().plain().toFloats()).containsExactly(10, 20, 30, 40);
+    assertThat(a.expert(0).up().plain().toFloats()).isEqualTo(b.expert(0).up().plain().toFloats());
+    assertThat(requireNonNull(a.expert(0).gate()).plain().toFloats())
+        .isEqualTo(requireNonNull(b.expert(0).gate()).plain().toFloats());
   }
 
   @Test

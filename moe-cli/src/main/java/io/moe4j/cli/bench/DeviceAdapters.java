@@ -3,6 +3,7 @@ package io.moe4j.cli.bench;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.lora.SlotsKey;
 import io.moe4j.api.tensor.Tensor;
 import java.util.List;
 import java.util.function.Supplier;
@@ -11,12 +12,16 @@ import org.jspecify.annotations.Nullable;
 /**
  * Adapters in all slots, for one batch.
  *
+ * @param slotsKey the same for all batches over these slots
  * @param slots one a slot
  * @param tokenLoraMapping slot of each token
  * @param punica asked only by backends that do not fuse LoRA
  */
 record DeviceAdapters(
-    List<LoraLayer> slots, Tensor tokenLoraMapping, Supplier<PunicaWrapper> punica)
+    SlotsKey slotsKey,
+    List<LoraLayer> slots,
+    Tensor tokenLoraMapping,
+    Supplier<PunicaWrapper> punica)
     implements MoeLoraContext {
   @Override
   public int maxLoras() {
@@ -34,17 +39,12 @@ record DeviceAdapters(
   }
 
   @Override
-  public Object slotsKey() {
-    return slots;
-  }
-
-  @Override
   public PunicaWrapper punicaWrapper() {
     return punica.get();
   }
 
   @Override
   public MoeLoraContext withTokenLoraMapping(Tensor mapping) {
-    return new DeviceAdapters(slots, mapping, punica);
+    return new DeviceAdapters(slotsKey, slots, mapping, punica);
   }
 }

@@ -3,13 +3,14 @@ package io.moe4j.cli.bench;
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.lora.SlotsKey;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
@@ -167,6 +168,7 @@ public final class DeviceBench implements AutoCloseable {
                     .device(device)
                     .build()) {
           List<LoraLayer> slots = new ArrayList<>();
+          SlotsKey key = new SlotsKey("bench");
           for (int a = 0; a < lora.adapters(); a++) {
             slots.add(factors.adapter(lora.rank()));
           }
@@ -176,7 +178,7 @@ public final class DeviceBench implements AutoCloseable {
                     + " T="
                     + c.tokens
                     + (slots.isEmpty() ? "" : " rank " + lora.rank() + " x " + slots.size()));
-            c.measure(layer, factors, slots, lora);
+            c.measure(layer, factors, slots, key, lora);
           }
         }
       }
@@ -203,12 +205,13 @@ public final class DeviceBench implements AutoCloseable {
       }
     }
 
-    void measure(MoeLayer layer, DeviceModel memory, List<LoraLayer> slots, Lora lora) {
+    void measure(
+        MoeLayer layer, DeviceModel memory, List<LoraLayer> slots, SlotsKey key, Lora lora) {
       MoeForward[] all = requests.clone();
       if (!slots.isEmpty()) {
         for (int i = 0; i < all.length; i++) {
           Tensor mapping = memory.put(batches[i].mapping(tokens, slots.size()));
-          all[i] = all[i].withLora(new DeviceAdapters(slots, mapping, DeviceBench.this::punica));
+          all[i] = all[i].withLora(new DeviceAdapters(key, slots, mapping, DeviceBench.this::punica));
         }
       }
       double micros;

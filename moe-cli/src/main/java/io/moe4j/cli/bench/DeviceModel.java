@@ -1,11 +1,11 @@
 package io.moe4j.cli.bench;
 
 import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;

@@ -2,9 +2,10 @@ package io.moe4j.cli.bench;
 
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraLayer;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.lora.SlotsKey;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.TunableBackend;
 import io.moe4j.api.spi.Tuner;
@@ -149,6 +150,7 @@ public final class DeviceTuning {
     try (DeviceModel factors = model.more();
         Tuner tuner = backend.tuner(config, weights, device, file)) {
       List<LoraLayer> slots = new ArrayList<>();
+      SlotsKey key = new SlotsKey("tune");
       for (int a = 0; a < lora.adapters(); a++) {
         slots.add(factors.adapter(lora.rank()));
       }
@@ -162,7 +164,7 @@ public final class DeviceTuning {
           Optional<Tuner.Outcome> found =
               goOn.getAsBoolean()
                   ? tuner.tune(
-                      pass(memory, shape, t, slots, dtype),
+                      pass(memory, shape, t, slots, key, dtype),
                       goOn,
                       variant -> listener.doing(what + ", " + variant))
                   : Optional.empty();
@@ -177,7 +179,12 @@ public final class DeviceTuning {
   }
 
   private static List<Tuner.Call> pass(
-      DeviceModel memory, BenchShape shape, int tokens, List<LoraLayer> slots, DType dtype) {
+      DeviceModel memory,
+      BenchShape shape,
+      int tokens,
+      List<LoraLayer> slots,
+      SlotsKey key,
+      DType dtype) {
     List<Tuner.Call> pass = new ArrayList<>();
     float[] weights = new float[tokens * shape.topK()];
     Arrays.fill(weights, 1f / shape.topK());
@@ -197,6 +204,7 @@ public final class DeviceTuning {
                   ? Optional.empty()
                   : Optional.of(
                       new DeviceAdapters(
+                          key,
                           slots,
                           memory.put(batch.mapping(tokens, slots.size())),
                           () -> {

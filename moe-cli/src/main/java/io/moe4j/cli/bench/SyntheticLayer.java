@@ -76,9 +76,7 @@ final class SyntheticLayer {
     long i = shape.intermediateSize();
     List<ExpertWeights.Expert> experts = new ArrayList<>();
     for (int e = 0; e < shape.numExperts(); e++) {
-      experts.add(
-          new ExpertWeights.Expert(
-              repeated(i, h), repeated(i, h), repeated(h, i), null, null, null));
+      experts.add(ExpertWeights.Expert.plain(repeated(i, h), repeated(i, h), repeated(h, i)));
     }
     Tensor router = normal(dtype, 1 / Math.sqrt(shape.hiddenSize()), shape.numExperts(), h);
     return new MoeLayerWeights(

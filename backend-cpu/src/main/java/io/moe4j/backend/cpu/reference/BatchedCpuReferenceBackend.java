@@ -2,14 +2,15 @@ package io.moe4j.backend.cpu.reference;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.BackendPriority;
-import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.reference.ReferenceExperts;
 
 /** {@code batched-cpu-reference}: as {@link CpuReferenceBackend}, for tokens sorted by expert. */
 public final class BatchedCpuReferenceBackend implements ExpertsBackend {

@@ -2,15 +2,15 @@ package io.moe4j.backend.cpu.reference;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.BackendPriority;
-import io.moe4j.api.spi.Device;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.reference.ReferenceExperts;
 
 /**
  * {@code cpu-reference}: float64 experts, one token after the other. Right and slow; the last
@@ -63,9 +63,9 @@ public final class CpuReferenceBackend implements ExpertsBackend {
   static Support support(MoeConfig config) {
     return Support.checks()
         .require(
-            config.quantScheme().isNone() || config.quantScheme().equals(QuantScheme.MXFP4),
+            !config.quantizedActivations(),
             Support.Code.QUANTIZATION,
-            () -> "quantisation " + config.quantScheme() + ", accepted: none, mxfp4")
+            () -> "quantised activations of " + config.quantSchemes() + ", accepted: unquantised")
         .require(
             config.parallel().tpSize() == 1,
             Support.Code.PARALLEL,

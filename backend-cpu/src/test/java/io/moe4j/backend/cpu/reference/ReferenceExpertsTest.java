@@ -5,26 +5,29 @@ import static org.assertj.core.api.Assertions.within;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.config.ActivationQuant;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.SharedExpertConfig;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.platform.Platform;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.ModularExperts;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.backend.cpu.CpuBlockOpsProvider;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
+import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import java.util.List;
 import java.util.Map;
@@ -43,8 +46,7 @@ class ReferenceExpertsTest {
 
   /** Expert e: u = (e + 1) * x0, y = [u^2, -u^2]. */
   private static ExpertWeights.Expert expert(int e) {
-    return new ExpertWeights.Expert(
-        null, floats(1, 2, e + 1, 0), floats(2, 1, 1, -1), null, null, null);
+    return ExpertWeights.Expert.plain(null, floats(1, 2, e + 1, 0), floats(2, 1, 1, -1));
   }
 
   private static final ExpertWeights WEIGHTS =
@@ -83,7 +85,8 @@ class ReferenceExpertsTest {
         Tensor result = Tensor.ofFloats(new float[3 * 4 * 2], 3, 4, 2);
         Tensor counts = Tensor.ofInts(new int[3], 3);
         try (var ops =
-            device.prepareBlock(config, new MoeLayerWeights(WEIGHTS, null, null, null))) {
+            new CpuBlockOpsProvider()
+                .prepare(config, new MoeLayerWeights(WEIGHTS, null, null, null), device)) {
           ops.dispatch(
               hidden,
               routing,
@@ -193,14 +196,20 @@ class ReferenceExpertsTest {
         new CpuReferenceBackend()
             .isSupportedConfig(
                 config()
-                    .quantScheme(new QuantScheme("gptq", 4, 128))
-                    .parallel(new io.moe4j.api.config.ParallelConfig(2, 0, 1, 0, 1))
+                    .quantScheme(
+                        QuantScheme.builder(QuantScheme.Format.INT8)
+                            .perChannel()
+                            .activations(ActivationQuant.INT8_PER_TOKEN)
+                            .build())
+                    .quantizedActivations(true)
+                    .parallel(io.moe4j.api.config.ParallelConfig.tensor(2, 0))
                     .build(),
                 Platform.cpuOnly());
     assertThat(support.reasons()).hasSize(2);
     assertThat(support)
         .hasToString(
-            "quantisation gptq(4 bits, group 128), accepted: none, mxfp4; tensor-parallel size 2, accepted: 1");
+            "quantised activations of [int8 per channel, activations int8 dynamic per token], accepted:"
+                + " unquantised; tensor-parallel size 2, accepted: 1");
   }
 
   @Test

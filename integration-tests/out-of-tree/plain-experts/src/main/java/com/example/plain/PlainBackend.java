@@ -6,7 +6,7 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.BackendPriority;
-import io.moe4j.api.spi.Device;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
@@ -64,9 +64,9 @@ public final class PlainBackend implements ExpertsBackend {
             Support.Code.ROUTER_WEIGHT_ON_INPUT,
             () -> "router weight on input, accepted: on output")
         .require(
-            config.quantScheme().isNone(),
+            !config.isQuantized(),
             Support.Code.QUANTIZATION,
-            () -> "quantisation " + config.quantScheme() + ", accepted: none")
+            () -> "quantisation " + config.quantSchemes() + ", accepted: none")
         .require(
             config.parallel().tpSize() == 1,
             Support.Code.PARALLEL,

@@ -1,13 +1,15 @@
 package com.example.plain;
 
+import io.moe4j.api.spi.ModularExperts;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
-import io.moe4j.api.spi.Workspace;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -17,7 +19,7 @@ import java.util.Optional;
  * Pair by pair. Products are stored in f32 in the workspace, so that the punica wrapper can add its
  * deltas to all of them at once; sums run in f64.
  */
-final class PlainExperts implements LoraExperts {
+final class PlainExperts implements ModularExperts, LoraExperts {
   private final int hiddenSize;
   private final int intermediateSize;
   private final int topK;
@@ -35,9 +37,9 @@ final class PlainExperts implements LoraExperts {
     up = new float[experts][];
     down = new float[experts][];
     for (int e = 0; e < experts; e++) {
-      gate[e] = weights.expert(e).gate().toFloats();
-      up[e] = weights.expert(e).up().toFloats();
-      down[e] = weights.expert(e).down().toFloats();
+      gate[e] = weights.expert(e).gate().plain().toFloats();
+      up[e] = weights.expert(e).up().plain().toFloats();
+      down[e] = weights.expert(e).down().plain().toFloats();
     }
   }
 
@@ -88,7 +90,7 @@ final class PlainExperts implements LoraExperts {
         }
       }
     }
-    lora.ifPresent(c -> applyW13Lora(c, w13, x, routing, true, GateUpLayout.HALVES, stream));
+    lora.ifPresent(c -> applyW13Lora(PunicaWrapper.W13.of(c, w13, x, routing, true, GateUpLayout.HALVES), stream));
 
     for (long t = 0; t < tokens; t++) {
       for (long k = 0; k < topK; k++) {
@@ -110,7 +112,7 @@ final class PlainExperts implements LoraExperts {
         }
       }
     }
-    lora.ifPresent(c -> applyW2Lora(c, w2, activated, routing, false, stream));
+    lora.ifPresent(c -> applyW2Lora(PunicaWrapper.W2.of(c, w2, activated, routing), stream));
 
     for (long t = 0; t < tokens; t++) {
       for (int h = 0; h < hiddenSize; h++) {

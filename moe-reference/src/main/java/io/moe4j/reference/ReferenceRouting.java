@@ -1,4 +1,4 @@
-package io.moe4j.backend.cpu.reference;
+package io.moe4j.reference;
 
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.RoutingConfig.GroupScore;

@@ -1,12 +1,12 @@
-package io.moe4j.backend.cpu.reference;
+package io.moe4j.reference;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.ExpertRouting;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
@@ -44,7 +44,7 @@ public final class ReferenceBlockOps implements BlockOps {
           "the layer's weights hold no router; bring logits or topk ids");
     }
     for (int t = 0; t < hidden.size(0); t++) {
-      Rows.write(ReferenceMoe.routerLogits(router, Rows.read(hidden, t)), logits, t);
+      TensorRows.write(ReferenceMoe.routerLogits(router, TensorRows.read(hidden, t)), logits, t);
     }
   }
 
@@ -55,8 +55,9 @@ public final class ReferenceBlockOps implements BlockOps {
     int[] ids = new int[Math.toIntExact(topkIds.size(1))];
     double[] chosenWeights = new double[ids.length];
     for (int t = 0; t < logits.size(0); t++) {
-      ReferenceRouting.route(config.routing(), Rows.read(logits, t), bias, ids, chosenWeights);
-      Rows.write(chosenWeights, topkWeights, t);
+      ReferenceRouting.route(
+          config.routing(), TensorRows.read(logits, t), bias, ids, chosenWeights);
+      TensorRows.write(chosenWeights, topkWeights, t);
       for (int k = 0; k < ids.length; k++) {
         topkIds.set(ids[k], t, k);
       }
@@ -88,7 +89,8 @@ public final class ReferenceBlockOps implements BlockOps {
     }
     for (int t = 0; t < hidden.size(0); t++) {
       LoraLayer adapter = ReferenceMoe.adapter(lora, t);
-      Rows.write(ReferenceMoe.latentIn(projections, Rows.read(hidden, t), adapter), latent, t);
+      TensorRows.write(
+          ReferenceMoe.latentIn(projections, TensorRows.read(hidden, t), adapter), latent, t);
     }
   }
 
@@ -102,7 +104,7 @@ public final class ReferenceBlockOps implements BlockOps {
       DeviceStream stream) {
     for (int t = 0; t < hidden.size(0); t++) {
       LoraLayer adapter = ReferenceMoe.adapter(lora, t);
-      double[] y = Rows.read(routed, t);
+      double[] y = TensorRows.read(routed, t);
       if (weights.latent() != null) {
         y = ReferenceMoe.latentOut(weights.latent(), y, adapter);
       }
@@ -111,13 +113,13 @@ public final class ReferenceBlockOps implements BlockOps {
             ReferenceMoe.sharedExpert(
                 config.sharedExpert().orElseThrow(),
                 weights.shared(),
-                Rows.read(hidden, t),
+                TensorRows.read(hidden, t),
                 adapter);
         for (int h = 0; h < y.length; h++) {
           y[h] += shared[h];
         }
       }
-      Rows.write(y, output, t);
+      TensorRows.write(y, output, t);
     }
   }
 
@@ -146,14 +148,14 @@ public final class ReferenceBlockOps implements BlockOps {
                     + batched.size(1)
                     + ")");
           }
-          double[] x = Rows.read(hidden, t);
+          double[] x = TensorRows.read(hidden, t);
           if (config.routerWeightOnInput()) {
             double weight = routing.topkWeights().get(t, k);
             for (int h = 0; h < x.length; h++) {
               x[h] *= weight;
             }
           }
-          Rows.write(x, batched, e, row);
+          TensorRows.write(x, batched, e, row);
           if (tokenLoraMapping.isPresent() && batchedLoraMapping.isPresent()) {
             batchedLoraMapping.get().set(tokenLoraMapping.get().get(t), e, row);
           }
@@ -177,13 +179,13 @@ public final class ReferenceBlockOps implements BlockOps {
         routing,
         (t, k, e) -> {
           double weight = config.routerWeightOnInput() ? 1 : routing.topkWeights().get(t, k);
-          double[] y = Rows.read(batched, e, rows[e]++);
+          double[] y = TensorRows.read(batched, e, rows[e]++);
           for (int h = 0; h < y.length; h++) {
             sums[t][h] += weight * y[h];
           }
         });
     for (int t = 0; t < tokens; t++) {
-      Rows.write(sums[t], routed, t);
+      TensorRows.write(sums[t], routed, t);
     }
   }
 

@@ -1,4 +1,4 @@
-package io.moe4j.backend.cpu.reference;
+package io.moe4j.reference;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.lora.LoraFactors;
@@ -6,6 +6,7 @@ import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.Weight;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.nio.ByteOrder;
@@ -39,22 +40,20 @@ public final class ReferenceMath {
   }
 
   /**
-   * {@return {@code matrix . x} of a matrix that may be quantised}
+   * {@return {@code weight . x} of a weight that may be quantised}
    *
-   * @param matrix host tensor {@code [out, in]}
-   * @param scales {@code [out, groups]}, see {@link io.moe4j.api.weights.ExpertWeights.Scales};
-   *     null = not quantised
+   * @param weight {@code [out, in]} in host memory
    * @param x {@code [in]}
    */
-  public static double[] multiply(Tensor matrix, @Nullable Tensor scales, double[] x) {
-    if (scales == null) {
-      return multiply(matrix, x);
+  public static double[] multiply(Weight weight, double[] x) {
+    if (weight.isPlain()) {
+      return multiply(weight.plain(), x);
     }
-    double[] y = new double[Math.toIntExact(matrix.size(0))];
-    int group = Math.toIntExact(x.length / scales.size(1));
+    double[] y = new double[Math.toIntExact(weight.out())];
     for (int o = 0; o < y.length; o++) {
+      double[] row = Dequantize.row(weight, o);
       for (int i = 0; i < x.length; i++) {
-        y[o] += matrix.get(o, i) * scales.get(o, i / group) * x[i];
+        y[o] += row[i] * x[i];
       }
     }
     return y;

@@ -1,4 +1,4 @@
-package io.moe4j.api.spi;
+package io.moe4j.api.device;
 
 import io.moe4j.api.platform.DeviceId;
 

@@ -1,10 +1,10 @@
-package io.moe4j.backend.cpu.reference;
+package io.moe4j.reference;
 
 import io.moe4j.api.tensor.Tensor;
 
 /** Vectors in and out of tensors; an index names a row, whatever the number of dimensions. */
-final class Rows {
-  private Rows() {}
+final class TensorRows {
+  private TensorRows() {}
 
   static double[] read(Tensor t, long... index) {
     return row(t, index).toDoubles();

@@ -1,22 +1,27 @@
-package io.moe4j.backend.cpu.reference;
+package io.moe4j.reference;
 
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.DeviceStream;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.util.Objects;
 import java.util.Optional;
 
 /** {@link ReferenceMoe} behind the contract, for both activation formats. Holds views only. */
-final class ReferenceExperts implements LoraExperts {
+public final class ReferenceExperts implements ModularExperts, LoraExperts {
   private final MoeConfig config;
   private final ExpertWeights weights;
 
-  ReferenceExperts(MoeConfig config, ExpertWeights weights) {
+  /**
+   * @param config the layer
+   * @param weights fits {@code config}, in host memory; stays valid until closed
+   */
+  public ReferenceExperts(MoeConfig config, ExpertWeights weights) {
     this.config = config;
     this.weights = weights;
   }
@@ -41,23 +46,25 @@ final class ReferenceExperts implements LoraExperts {
 
   private void standard(ExpertsInputs inputs, Optional<MoeLoraContext> lora) {
     for (int t = 0; t < inputs.hidden().size(0); t++) {
-      double[] x = Rows.read(inputs.hidden(), t);
+      double[] x = TensorRows.read(inputs.hidden(), t);
       double[] y =
           ReferenceMoe.experts(
               config, weights, inputs.requireRouting(), t, x, ReferenceMoe.adapter(lora, t));
-      Rows.write(y, inputs.output(), t);
+      TensorRows.write(y, inputs.output(), t);
     }
   }
 
-  /** Rows come weighted where the weight belongs on the input; whoever dispatched sums them. */
+  /**
+   * TensorRows come weighted where the weight belongs on the input; whoever dispatched sums them.
+   */
   private void batched(ExpertsInputs inputs, Tensor counts, Optional<MoeLoraContext> lora) {
     for (int e = 0; e < weights.numExperts(); e++) {
       for (int j = 0; j < counts.get(e); j++) {
-        double[] x = Rows.read(inputs.hidden(), e, j);
+        double[] x = TensorRows.read(inputs.hidden(), e, j);
         double[] y =
             ReferenceMoe.expert(
                 config.activation(), weights.expert(e), x, ReferenceMoe.adapter(lora, e, j), e);
-        Rows.write(y, inputs.output(), e, j);
+        TensorRows.write(y, inputs.output(), e, j);
       }
     }
   }

@@ -1,4 +1,4 @@
-package io.moe4j.backend.cpu.reference;
+package io.moe4j.reference;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.within;
@@ -100,7 +100,7 @@ class ReferenceRoutingTest {
   @Test
   void theBiasChoosesAndTheScoreWeighs() {
     route(
-        new RoutingConfig(Scoring.SIGMOID, false, 0, 2.5f, 1, 1, GroupScore.MAX, true, 0),
+        RoutingConfig.builder(Scoring.SIGMOID).scalingFactor(2.5f).correctionBias(true).build(),
         new double[] {0, 0, 0.7, 0},
         logits(0.5, 0.6, 0.25, 0.1));
     assertThat(ids).containsExactly(2, 1);
@@ -122,7 +122,7 @@ class ReferenceRoutingTest {
   @Test
   void groupsByMaximum() {
     route(
-        new RoutingConfig(Scoring.SIGMOID, false, 0, 1, 4, 2, GroupScore.MAX, false, 0),
+        RoutingConfig.builder(Scoring.SIGMOID).groups(4, 2, GroupScore.MAX).build(),
         NO_BIAS,
         logits(0.9, 0.1, 0.55, 0.55, 0.89, 0.01, 0.5, 0.7));
     assertThat(ids).containsExactly(0, 4);
@@ -136,7 +136,10 @@ class ReferenceRoutingTest {
   @Test
   void excludedGroupsStayOutBelowNegativeScores() {
     route(
-        new RoutingConfig(Scoring.SIGMOID, false, 0, 1, 2, 1, GroupScore.MAX, true, 0),
+        RoutingConfig.builder(Scoring.SIGMOID)
+            .groups(2, 1, GroupScore.MAX)
+            .correctionBias(true)
+            .build(),
         new double[] {-5, -9, -6, -6},
         logits(0.5, 0.5, 0.5, 0.5));
     assertThat(ids).containsExactly(0, 1);

@@ -1,4 +1,4 @@
-package io.moe4j.backend.cpu.reference;
+package io.moe4j.reference;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
@@ -6,7 +6,7 @@ import io.moe4j.api.config.SharedExpertConfig;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.spi.ExpertRouting;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.LatentWeights;
@@ -62,9 +62,7 @@ public final class ReferenceMoe {
    * @param x {@code [H]}
    */
   public static double[] gateProduct(ExpertWeights.Expert weights, double[] x) {
-    ExpertWeights.Scales scales = weights.scales();
-    return ReferenceMath.multiply(
-        Objects.requireNonNull(weights.gate(), "gate"), scales == null ? null : scales.gate(), x);
+    return ReferenceMath.multiply(Objects.requireNonNull(weights.gate(), "gate"), x);
   }
 
   /**
@@ -74,8 +72,7 @@ public final class ReferenceMoe {
    * @param x {@code [H]}
    */
   public static double[] upProduct(ExpertWeights.Expert weights, double[] x) {
-    ExpertWeights.Scales scales = weights.scales();
-    return ReferenceMath.multiply(weights.up(), scales == null ? null : scales.up(), x);
+    return ReferenceMath.multiply(weights.up(), x);
   }
 
   /**
@@ -85,8 +82,7 @@ public final class ReferenceMoe {
    * @param x {@code [I]}
    */
   public static double[] downProduct(ExpertWeights.Expert weights, double[] x) {
-    ExpertWeights.Scales scales = weights.scales();
-    return ReferenceMath.multiply(weights.down(), scales == null ? null : scales.down(), x);
+    return ReferenceMath.multiply(weights.down(), x);
   }
 
   private static double[] mlp(

@@ -1,19 +1,17 @@
-package io.moe4j.api.spi;
+package io.moe4j.api.device;
 
-import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.api.weights.MoeLayerWeights;
 import java.lang.foreign.Arena;
 import java.util.Optional;
 import java.util.concurrent.atomic.AtomicBoolean;
 
 /**
- * An open device: memory, streams, and the parts of a MoE block around the experts. Safe for
- * several threads; close it after everything made from it.
+ * An open device: memory and streams. Safe for several threads; close it after everything made from
+ * it.
  */
 public interface Device extends AutoCloseable {
   /** Memory taken from a device; closing gives it back. */
@@ -205,15 +203,6 @@ public interface Device extends AutoCloseable {
   default Optional<Graph> capture(DeviceStream stream, Runnable work) {
     return Optional.empty();
   }
-
-  /**
-   * Prepares the parts of a block around the routed experts.
-   *
-   * @param config the layer
-   * @param weights fits {@code config}; views that stay valid until the result is closed
-   * @return the operations, owned by the caller
-   */
-  BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights);
 
   @Override
   void close();

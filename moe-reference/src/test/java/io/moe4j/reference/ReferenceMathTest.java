@@ -1,4 +1,4 @@
-package io.moe4j.backend.cpu.reference;
+package io.moe4j.reference;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;

@@ -1,26 +1,36 @@
-package io.moe4j.backend.cpu;
+package io.moe4j.reference;
 
 import io.moe4j.api.DeviceException;
-import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
 import io.moe4j.api.platform.DeviceInfo;
-import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.Device;
-import io.moe4j.api.spi.DeviceStream;
-import io.moe4j.api.spi.Workspace;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.api.weights.MoeLayerWeights;
-import io.moe4j.backend.cpu.kernel.KernelSelection;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
 
-/** The host processor as a device: native memory, one synchronous stream. Holds nothing itself. */
-final class CpuDevice implements Device {
+/**
+ * The host processor as a device: native memory, one synchronous stream. Holds nothing itself, so
+ * closing it frees nothing.
+ *
+ * @since 0.2.0
+ */
+public final class HostDevice implements Device {
+  private final DeviceInfo info;
+
+  /**
+   * @param info what is known of the processor
+   */
+  public HostDevice(DeviceInfo info) {
+    this.info = info;
+  }
+
   @Override
   public DeviceInfo info() {
-    return CpuInfo.host();
+    return info;
   }
 
   @Override
@@ -60,11 +70,6 @@ final class CpuDevice implements Device {
           "cannot copy " + from + " to " + to + "; shape and dtype must be the same");
     }
     to.segment().copyFrom(from.segment());
-  }
-
-  @Override
-  public BlockOps prepareBlock(MoeConfig config, MoeLayerWeights weights) {
-    return new CpuBlockOps(config, weights, KernelSelection.kernels(), ThreadTeam.shared());
   }
 
   @Override

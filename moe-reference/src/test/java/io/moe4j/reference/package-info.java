@@ -1,0 +1,4 @@
+@NullMarked
+package io.moe4j.reference;
+
+import org.jspecify.annotations.NullMarked;
