@@ -54,10 +54,10 @@ DEV float scale_at(const void* p, int type, int64_t at) {
 // Scales of a row: channel, a power of two above all of them, and each one's ratio to it in f16: exact for scales of 11 bits and fewer. Without
 // ratios (out == null) channel is the scale. global: multiplied to all, by division where `divide`. SG, group_chunks: how out counts groups, see
 // tile.cuh; group: columns of a group of the source, a multiple of 16 (or all of KD).
-// n_block: rows that share a scale. zero points: as codes of `bits`, neighbours along n, or null; zero_add: stored zero points are less by it.
+// n_block: rows that share a scale. zero points: as codes of a weight [rows, groups], or null; zero_add: stored zero points are less by it.
 KERNEL(128, 1) moe_repack_scales(const void* scales, const float* global, const uint8_t* zeros, uint16_t* ratio, uint16_t* zero, float* channel,
                                  int64_t n_stride, int64_t g_stride, int64_t zero_n_stride, int64_t zero_g_stride, int type, int divide, int n_block,
-                                 int group, int bits, int awq, int zero_add, int zero_word_bytes, int SG, int group_shift, int N, int KD) {
+                                 int group, int zero_bits, int zero_along_k, int zero_awq, int zero_flip, int zero_add, int zero_word_bytes, int SG, int group_shift, int N, int KD) {
   const int n = BLOCK * 128 + THREAD, rows = (N + 15) / 16 * 16;
   if (n >= rows) return;
   const bool live = n < N;
@@ -81,7 +81,7 @@ KERNEL(128, 1) moe_repack_scales(const void* scales, const float* global, const 
   channel[n] = !live ? 0.0f : finite ? power * unit : bits_float(0x7FFFFFFF);
   const int chunks = (KD + 63) / 64, columns = SG == 1 ? 64 << group_shift : 64 / SG;
   const int groups = SG == 1 ? (chunks + (1 << group_shift) - 1) >> group_shift : chunks * SG;
-  const Source z = {zeros, zero_g_stride, zero_n_stride, zero_word_bytes, bits, 0, awq, 0};
+  const Source z = {zeros, zero_g_stride, zero_n_stride, zero_word_bytes, zero_bits, zero_along_k, zero_awq, zero_flip};
   for (int i = 0; i < groups; i++) {
     const int k = i * columns, from = (k < KD ? k : KD - 1) / group;
     const int per = SG == 0 ? 1 : SG;

@@ -9,7 +9,7 @@ SOURCES = Path(__file__).resolve().parents[2] / "main/cuda"
 
 
 def kernels():
-    for q, groups in (("U4", (0, 1, 2, 4)), ("U8", (0, 1, 2, 4)), ("E4M3", (0, 1)), ("E2M1", (2, 4))):
+    for q, groups in (("U4", (0, 1, 2, 4)), ("U8", (0, 1, 2, 4)), ("E4M3", (0, 1, 2)), ("E2M1", (2, 4))):
         for sg, zero in [(sg, z) for sg in groups for z in ((0, 1) if q[0] == "U" and sg else (0,))]:
             for t in ("Bf16", "F16"):
                 for gated in (0, 1):
@@ -39,7 +39,7 @@ def main():
     jobs.sort(key=lambda j: j[0] != "wide")
     repack = out / "repack.cubin"
     with ThreadPoolExecutor(int(sys.argv[2])) as pool:
-        list(pool.map(lambda j: build(out, j), [("repack", "repack", "")] + jobs))
+        list(pool.map(lambda j: build(out, j), [("repack", "repack", ""), ("permute", "moe_permute_inputs", "")] + jobs))
     for entry in ("moe_repack_codes", "moe_repack_scales"):
         (out / (entry + ".cubin")).write_bytes(repack.read_bytes())
     print(len(jobs), "kernels", flush=True)

@@ -3,6 +3,7 @@
 #include "../../main/cuda/narrow.cu"
 #include "../../main/cuda/wide.cu"
 #include "../../main/cuda/repack.cu"
+#include "../../main/cuda/permute.cu"
 
 #include <random>
 #include <string>
@@ -131,8 +132,8 @@ struct Weights {
         emu::launch((tiles * 16 + 127) / 128, 128, [&] {
           moe_repack_scales(sb.data(), f.global ? &global : nullptr, f.asym ? (const uint8_t*)zw.data() : nullptr,
                             (uint16_t*)(ratio.data() + mat * tiles * stored * 8), f.asym ? (uint16_t*)(zero.data() + mat * tiles * stored * 8) : nullptr,
-                            channel.data() + mat * tiles * 16, turned ? 1 : G, turned ? SN : 1, zn, zg, f.scale_type, 0, bn, group, bits,
-                            f.layout == 1, add, 4, SG, group_shift, N, KD);
+                            channel.data() + mat * tiles * 16, turned ? 1 : G, turned ? SN : 1, zn, zg, f.scale_type, 0, bn, group, bits, 0,
+                            f.layout == 1, 0, add, 4, SG, group_shift, N, KD);
         });
       }
   }
@@ -240,18 +241,20 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
         s[(size_t)p * RS + c] = emu::code<T>(sum);
       }
   }
-  // Rows in another order than the checkpoint's: what the permute before the product does.
+  gtile.resize(gtile.size() + 64);
+  int nums[2] = {tiles, 0};
   std::vector<uint16_t> xp;
   if (f.order) {
-    xp.resize((size_t)P * KD);
-    for (int r = 0; r < P; r++)
-      for (int k = 0; k < KD; k++) xp[(size_t)r * KD + k] = x[(size_t)(first ? pairs[r] / TOPK : r) * KD + w.perm[k]];
+    std::vector<int> perm;
+    for (int e = 0; e < E; e++) perm.insert(perm.end(), w.perm.begin(), w.perm.end());
+    xp.assign((size_t)P * KD, 0xFFFF);
+    emu::launch(naive ? P : tiles + 1, 256, [&] {
+      moe_permute_inputs(x.data(), xp.data(), perm.data(), ids.data(), ids.data(), pairs.data(), gtile.data(), nums, 0, first, naive, P, TOPK, KD, E, E);
+    });
   }
   std::vector<uint16_t> y((size_t)P * N, 0xFFFF);
-  int nums[2] = {tiles, 0};
   float alpha = 1.7f, beta = 1.0f, limit = act == 0 ? INFINITY : 1.5f;
   int rows = WIDE_ONE ? (GATED ? 128 : 256) : 8 / warps_k * (GATED ? 16 : 32), grid = (naive ? P : tiles) * ((N + rows - 1) / rows);
-  gtile.resize(gtile.size() + 64);
   emu::launch(grid + 1, 256, [&] {
     auto call = [&](auto kernel) {
       kernel(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(), bias.data(), tw.data(), y.data(),
@@ -319,7 +322,9 @@ int main() {
   BOTH_KINDS(Q, F16, SG, F, true)     \
   BOTH_KINDS(Q, F16, SG, F, false)
   ALL(U4, 1, GPTQ)
-#ifndef QUICK
+#ifdef QUICK
+  BOTH_KINDS(U4, Bf16, 2, ASYM, true)
+#else
   ALL(U4, 2, ASYM)
   ALL(U4, 1, AWQ)
   ALL(U4, 4, CT16)

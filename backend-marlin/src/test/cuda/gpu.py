@@ -115,7 +115,10 @@ REPACK_CODES = [("data", "pointer"), ("perm", "pointer"), ("out", "pointer"), ("
     (n, "i32") for n in "word_bytes bits along_k awq flip N KD".split()]
 REPACK_SCALES = [(n, "pointer") for n in "scales global zeros ratio zero channel".split()] + [
     (n, "i64") for n in "n_stride g_stride zero_n_stride zero_g_stride".split()] + [
-    (n, "i32") for n in "type divide n_block group bits awq zero_add zero_word_bytes SG group_shift N KD".split()]
+    (n, "i32") for n in "type divide n_block group zero_bits zero_along_k zero_awq zero_flip zero_add zero_word_bytes SG group_shift N KD".split()]
+
+PERMUTE = [(n, "pointer") for n in "x out perm ids expert_map pairs gtile nums".split()] + [
+    (n, "i32") for n in "has_map gather naive P TOPK KD EG E".split()]
 
 
 class Cubins:

@@ -6,7 +6,7 @@ import sys
 import torch
 
 import gpu
-from gpu import GEMM, REPACK_CODES, REPACK_SCALES
+from gpu import GEMM, PERMUTE, REPACK_CODES, REPACK_SCALES
 
 ROOT = os.environ.get("MOE_ROOT", os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../.."))
 KERNELS = os.path.join(ROOT, "{0}/src/main/resources/META-INF/moe4j/kernels/{1}")
@@ -243,6 +243,13 @@ class Layer:
             SPLIT=self.sh[i][2] if lora else 1, GM=self.plan.get("GM", 8), wait=2 if lora else 0 if first or p.perm is not None else 1,
             group_shift=p.group_shift, warps_k=wk, phase=phase), shared=shared)
 
+    def permute(self, first, x, a):
+        p, out = (self.p13, self.xs) if first else (self.p2, self.ms)
+        if p.perm is None:
+            return x
+        OWN.get("moe_permute_inputs", PERMUTE)(self.max_gt, dict(a, x=x, out=out, perm=p.perm, gather=int(first), naive=int(self.naive), KD=x.shape[1]))
+        return out
+
     def combine(self, a):
         width = 1024 if self.T >= 64 else 256
         el = ELEMENT[self.dt]
@@ -252,13 +259,14 @@ class Layer:
     def forward(self, x, ids, tw, mapping=None):
         a = self.common(ids, ids if mapping is None else mapping, tw)
         self.route(a)
-        x13 = x
+        x13 = self.permute(True, x, a)
         if self.slots:
             self.shrink(True, x, a)
         self.gemm(True, x13, a)
+        mid = self.permute(False, self.mid, a)
         if self.slots:
             self.shrink(False, self.mid, a)
-        self.gemm(False, self.mid, a)
+        self.gemm(False, mid, a)
         self.combine(a)
         return self.out
 
@@ -299,10 +307,15 @@ def pack(fmt, E, M, N, K, g):
     unit = unit.float() if unit is not None else None
     if unit is not None:
         s = s * unit.double()
-    kg = torch.arange(K, device=dev) // group
+    perm = None
+    if fmt.get("order"):
+        perm = torch.stack([torch.randperm(K, generator=g) for _ in range(E)]).to(torch.int32).to(dev)
+        p.perm = perm
+    kg = (torch.arange(K, device=dev) if perm is None else perm.long().argsort(1)) // group
     sn = torch.arange(N, device=dev) // bn
-    v = (codes - z[..., kg]).double() if q in (U4, U8) else e4[codes] if q == E4M3 else e2[codes]
-    dq.copy_(v * s[:, :, sn][..., kg])
+    v = (codes - (z[..., kg] if perm is None else torch.gather(z, 3, kg[:, None, None, :].expand(E, M, N, K)))).double() if q in (U4, U8) else e4[codes] if q == E4M3 else e2[codes]
+    pick = lambda t: t[..., kg] if perm is None else torch.gather(t, 3, kg[:, None, None, :].expand(E, M, N, K))
+    dq.copy_(v * pick(s[:, :, sn]))
     order = [0, 4, 1, 5, 2, 6, 3, 7]
 
     def words(c, axis, awq=False):
@@ -337,11 +350,12 @@ def pack(fmt, E, M, N, K, g):
     rc, rs = OWN.get("moe_repack_codes", REPACK_CODES, 256, False), OWN.get("moe_repack_scales", REPACK_SCALES, 128, False)
     for e in range(E):
         for m in range(M):
-            rc(cdiv(p.codes[e, m].numel(), 256), dict(data=data[e, m], perm=None, out=p.codes[e, m], k_stride=ks, n_stride=ns, word_bytes=wb, bits=bits,
+            rc(cdiv(p.codes[e, m].numel(), 256), dict(data=data[e, m], perm=perm[e] if perm is not None else None, out=p.codes[e, m], k_stride=ks, n_stride=ns, word_bytes=wb, bits=bits,
                                                       along_k=along, awq=int(layout == "awq"), flip=flip, N=N, KD=K))
             args = dict(scales=scales[e, m], zeros=zw[e, m] if asym else None, ratio=p.ratio[e, m] if SG else None, zero=p.zero[e, m] if asym else None,
                         channel=p.channel[e, m], n_stride=1 if turned else G, g_stride=SN if turned else 1, zero_n_stride=zn, zero_g_stride=zg,
-                        type=types.index(kind), divide=0, n_block=bn, group=group, bits=bits, awq=int(layout == "awq"), zero_add=lo if asym else 0,
+                        type=types.index(kind), divide=0, n_block=bn, group=group, zero_bits=bits, zero_along_k=0,
+                        zero_awq=int(layout == "awq"), zero_flip=0, zero_add=lo if asym else 0,
                         zero_word_bytes=4, SG=SG, group_shift=p.group_shift, N=N, KD=K)
             args["global"] = unit[e, m] if unit is not None else None
             rs(cdiv(p.tiles * 16, 128), args)

@@ -11,6 +11,7 @@ from layer import E2M1, E4M3, U4, U8
 FORMATS = {
     "gptq4 g128": dict(q=U4, group=128, scale="f16", layout="gptq"),
     "gptq4 asym g32": dict(q=U4, group=32, scale="f16", layout="gptq", asym=True),
+    "gptq4 asym g32 act-order": dict(q=U4, group=32, scale="f16", layout="gptq", asym=True, order=True),
     "awq g64": dict(q=U4, group=64, scale="f16", layout="awq", asym=True),
     "ct4 asym g16": dict(q=U4, group=16, scale="bf16", layout="ct", asym=True),
     "ct4 channel": dict(q=U4, group=0, scale="bf16", layout="ct"),
@@ -20,6 +21,7 @@ FORMATS = {
     "ct8 g16": dict(q=U8, group=16, scale="bf16", layout="ct"),
     "fp8 channel": dict(q=E4M3, group=0, scale="bf16", layout="bytes"),
     "fp8 block": dict(q=E4M3, group=-1, scale="f32", layout="bytes"),
+    "mxfp8": dict(q=E4M3, group=32, scale="e8m0", layout="bytes"),
     "nvfp4": dict(q=E2M1, group=16, scale="e4m3", layout="ct", **{"global": True}),
     "mxfp4": dict(q=E2M1, group=32, scale="e8m0", layout="ct"),
 }
