@@ -14,8 +14,12 @@ template <int N>
 DEV void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-// What ordinary copies wrote is visible to the tensor cores.
-DEV void fence_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// What ordinary copies wrote is visible to the tensor cores. NO_PROXY_FENCE: to measure what it costs, see the README.
+DEV void fence_for_products() {
+#ifndef NO_PROXY_FENCE
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 #endif
 
 BOTH int wide_stages(int q, int nt) { return nt >= 128 ? (code_bits(q) == 4 ? 6 : 5) : (code_bits(q) == 4 ? 5 : 4); }
@@ -179,9 +183,7 @@ DEV void wide(GEMM_PARAMETERS) {
     for (int i = 0; i < 2; i++) {
       const uint32_t z0 = zero_word<Q, T>(zeros[i][group] & 0xFFFF), z1 = zero_word<Q, T>(zeros[i][group] >> 16);
       if constexpr (SG > 0) {
-        uint32_t s0, s1;
-        scale_words<Q, T>(s0, s1, scale[i][group]);
-        widen_scaled<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, s0, s1);
+        widen_scaled<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T>(scale[i][group]));
       } else {
         widen<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1);
       }

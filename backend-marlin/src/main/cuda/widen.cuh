@@ -111,28 +111,45 @@ DEV void widen(uint32_t* a, const uint32_t* w, uint32_t z0, uint32_t z1) {
   }
 }
 
-// Widened and multiplied with the ratios of rows g and g + 8, pairs as scale_words makes them.
-template <int Q, class T>
-DEV void widen_scaled(uint32_t* a, const uint32_t* w, uint32_t z0, uint32_t z1, uint32_t s0, uint32_t s1) {
-  widen_raw<Q, T>(a, w, z0, z1);
-#pragma unroll
-  for (int i = 0; i < 4; i++) a[i] = fma2<T>(a[i], i & 1 ? s1 : s0, minus_zero<T>());
-}
+// Ratios of rows g and g + 8 as factors of a pair. bf16 has fewer bits than a ratio: what it leaves is a second factor, so that a weight is rounded
+// once, as if the scale had been exact.
+struct Factors {
+  uint32_t high[2], rest[2];
+};
 
-// Two ratios (f16) as factors of widen_scaled.
+// ratio: two of f16.
 template <int Q, class T>
-DEV void scale_words(uint32_t& s0, uint32_t& s1, uint32_t ratio) {
+DEV Factors factors_of(uint32_t ratio) {
   constexpr bool half = Zero<U4, T>::BASE == 0xE400E400;
+  Factors f;
   if constexpr (half) {
-    s0 = permute(ratio, ratio, 0x1010);
-    s1 = permute(ratio, ratio, 0x3232);
+    f.high[0] = permute(ratio, ratio, 0x1010);
+    f.high[1] = permute(ratio, ratio, 0x3232);
+    f.rest[0] = f.rest[1] = 0;
   } else {
-    float r0 = half_float((uint16_t)ratio), r1 = half_float((uint16_t)(ratio >> 16));
-    s0 = pack2<T>(r0, r0);
-    s1 = pack2<T>(r1, r1);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const float r = half_float((uint16_t)(ratio >> 16 * i));
+      f.high[i] = pack2<T>(r, r);
+      const float rest = r - bits_float(f.high[i] << 16);
+      f.rest[i] = pack2<T>(rest, rest);
+    }
   }
   if constexpr (!is_integer(Q)) {
-    s0 = fma2<T>(s0, unit<Q, T>(), minus_zero<T>());
-    s1 = fma2<T>(s1, unit<Q, T>(), minus_zero<T>());
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      f.high[i] = fma2<T>(f.high[i], unit<Q, T>(), minus_zero<T>());
+      f.rest[i] = fma2<T>(f.rest[i], unit<Q, T>(), minus_zero<T>());
+    }
   }
+  return f;
+}
+
+// Widened and multiplied with the ratios.
+template <int Q, class T>
+DEV void widen_scaled(uint32_t* a, const uint32_t* w, uint32_t z0, uint32_t z1, const Factors& f) {
+  constexpr bool half = Zero<U4, T>::BASE == 0xE400E400;
+  widen_raw<Q, T>(a, w, z0, z1);
+#pragma unroll
+  for (int i = 0; i < 4; i++) a[i] = fma2<T>(a[i], f.high[i & 1], half ? minus_zero<T>() : fma2<T>(a[i], f.rest[i & 1], minus_zero<T>()));
 }

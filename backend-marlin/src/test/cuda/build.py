@@ -1,4 +1,5 @@
-"""Compiles kernels of this module to cubins for tests on a card: build.py OUT WORKERS REGEX.."""
+"""Compiles kernels of this module to cubins for tests on a card: build.py OUT WORKERS REGEX.. (MOE_NVCC_FLAGS: more flags)"""
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def build(out, job):
     if text:
         source = out / (name + ".cu")
         source.write_text(f'#include "{kind}.cu"\n{text}\n')
-    r = subprocess.run(["nvcc", "-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", "-I", str(SOURCES), "-cubin", str(source), "-o",
+    r = subprocess.run(["nvcc", "-gencode=arch=compute_90a,code=sm_90a", "-O3", "-std=c++17", *os.environ.get("MOE_NVCC_FLAGS", "").split(), "-I", str(SOURCES), "-cubin", str(source), "-o",
                         str(out / (name + ".cubin"))], capture_output=True, text=True)
     if r.returncode or "arning" in r.stderr:
         print(name, r.stderr[:600], flush=True)
