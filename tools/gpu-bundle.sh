@@ -10,9 +10,10 @@
 # In the folder:
 #   jre/        a run-time image cut from a JDK 25          lib/     jars, the driver half of JCuda's natives among them
 #   tests/M/    test classes of module M                    testdata/
-#   ./test      runs the gpu tests; arguments go to JUnit's console
+#   ./test      runs the gpu tests: a JVM for each module, side by side, then what needs the card alone; its last line is
+#               "N passed, N failed, N skipped", logs are in test-logs/. Arguments go to JUnit's console instead, in one JVM
 #   ./moe       the command line, like ./moe bench --device cuda
-#   ./java      java with the right flags and class path
+#   ./java      java with the right flags and class path, as for ./java io.moe4j.benchmarks.cuda.HostCosts, LaunchCosts, LoraBenchmark
 #
 # MAVEN_ARGS: flags for Maven, -q if unset (with -o, the JUnit console must have been downloaded before).
 set -euo pipefail
@@ -44,7 +45,7 @@ done
 rm -rf "$out" "$out.tar.xz"
 mkdir -p "$out/lib" "$out/tests"
 out=$(cd "$out" && pwd)
-list=$(IFS=,; echo "${modules[*]}"),moe-cli
+list=$(IFS=,; echo "${modules[*]}"),moe-cli,benchmarks
 # shellcheck disable=SC2086 # a list of words
 JAVA_HOME=$jdk mvn ${MAVEN_ARGS:--q} -pl "$list" -am -DskipTests package dependency:copy-dependencies -DincludeScope=test \
   -DoutputDirectory="$out/lib"
@@ -54,7 +55,7 @@ JAVA_HOME=$jdk mvn ${MAVEN_ARGS:--q} -N dependency:copy -DoutputDirectory="$out/
   -Dartifact="org.junit.platform:junit-platform-console-standalone:$version"
 # The console brings the whole of JUnit; nothing here mocks.
 find "$out/lib" -name 'junit-*' ! -name 'junit-platform-console-standalone-*' -delete
-rm -f "$out"/lib/{apiguardian-api,opentest4j,mockito-core,objenesis,byte-buddy,byte-buddy-agent}-*.jar
+rm -f "$out"/lib/{jmh-core,jopt-simple,commons-math3,apiguardian-api,opentest4j,mockito-core,objenesis,byte-buddy,byte-buddy-agent}-*.jar
 for m in $(sed -n 's|.*<module>\(.*\)</module>.*|\1|p' pom.xml); do
   find "$m/target" -maxdepth 1 -name "$m-*.jar" ! -name '*-sources.jar' ! -name '*-javadoc.jar' ! -name '*-tests.jar' \
     -exec cp {} "$out/lib/" \; 2> /dev/null || true
@@ -88,10 +89,67 @@ END_JAVA
 cat > "$out/test" << 'END_TEST'
 #!/bin/sh
 here=$(cd "$(dirname "$0")" && pwd)
-scan=$(find "$here/tests" -mindepth 1 -maxdepth 1 -type d | sort | tr '\n' ':')
-[ $# -gt 0 ] || set -- --scan-classpath "$scan" --include-tag gpu
 cd "$here" || exit
-exec "$here/java" org.junit.platform.console.ConsoleLauncher execute --disable-banner --disable-ansi-colors --details=tree "$@"
+console() {
+  "$here/java" org.junit.platform.console.ConsoleLauncher execute --disable-banner --disable-ansi-colors --details=tree "$@"
+}
+if [ $# -gt 0 ]; then
+  console "$@"
+  exit
+fi
+logs=$here/test-logs
+rm -rf "$logs"
+mkdir -p "$logs"
+running=
+# shellcheck disable=SC2086 # a list of process ids
+trap 'kill $running 2> /dev/null; exit 130' INT TERM
+
+one() { # one NAME ARGUMENTS...: runs tests into logs/NAME.log, keeps the exit code beside it
+  name=$1
+  shift
+  console "$@" > "$logs/$name.log" 2>&1
+  echo $? > "$logs/$name.code"
+}
+summary() { # summary NAME: one line of counts, what failed, and the sums
+  awk -v name="$1" -v code="$(cat "$logs/$1.code" 2> /dev/null || echo none)" -v sums="$logs/sums" '
+    $1 == "[" && $3 == "tests" { n[$4] = $2 }
+    $1 == "[" && $3 == "containers" && $4 == "failed" { groups = $2 }
+    /^Failures \(/ { listing = 1 }
+    /^Test run finished/ { listing = 0; seconds = $(NF - 1) / 1000 }
+    listing { failures = failures "  " $0 "\n" }
+    END {
+      failed = n["failed"] + groups
+      # 0: all passed; 1: some failed; anything else, or a run without its last lines, is a failure that no count shows.
+      if (failed == 0 && (code != 0 || !("found" in n))) {
+        failed = 1
+        failures = "  ended with exit code " code "; see test-logs/" name ".log\n"
+      }
+      skipped = n["skipped"] + n["aborted"]
+      printf "%-24s %6d passed %4d failed %6d skipped %7.1f s\n%s", name, n["successful"], failed, skipped, seconds, failures
+      print n["successful"] + 0, failed + 0, skipped + 0 >> sums
+    }' "$logs/$1.log"
+}
+for d in "$here"/tests/*/; do
+  name=$(basename "$d")
+  one "$name" --scan-classpath "$d" --include-tag "gpu & !gpu-alone" &
+  running="$running $!"
+done
+# shellcheck disable=SC2086
+wait $running
+running=
+for d in "$here"/tests/*/; do
+  summary "$(basename "$d")"
+done
+# What these measure, other work on the card would change.
+one alone --scan-classpath "$(find "$here/tests" -mindepth 1 -maxdepth 1 -type d | sort | tr '\n' ':')" --include-tag gpu-alone
+summary alone
+awk '
+  { p += $1; f += $2; s += $3 }
+  END {
+    if (p + f == 0) print "no test ran; ./moe doctor says what is missing"
+    printf "%d passed, %d failed, %d skipped\n", p, f, s
+    exit f > 0 || p == 0
+  }' "$logs/sums"
 END_TEST
 cat > "$out/moe" << 'END_MOE'
 #!/bin/sh

@@ -2,7 +2,8 @@
 
 Reads src/main/cuda/kernels.json of the module. `for` repeats an entry for every combination of values; the values fill
 {placeholders} and become the kernel's constants. A parameter is `name*` (pointer) or `name:type`. A file with `split` gets a PTX
-file an entry: the driver compiles what it is given, and large kernels take it long.
+file an entry: the driver compiles what it is given, and large kernels take it long. `includes` are headers beside the source, `shared`
+those of moe-cuda.
 """
 import itertools
 import json
@@ -13,6 +14,8 @@ import tempfile
 from pathlib import Path
 
 import manifest
+
+SHARED = "../moe-cuda/src/main/cuda/"
 
 
 def parameter(text):
@@ -36,12 +39,13 @@ def main(module_dir):
     writer = manifest.Writer(module_dir, spec["module"])
     for file in spec["files"]:
         source = "src/main/cuda/" + file["source"]
-        sources = writer.sources(source, *("src/main/cuda/" + i for i in file.get("includes", [])))
+        sources = writer.sources(source, *("src/main/cuda/" + i for i in file.get("includes", [])),
+                                 *(SHARED + i for i in file.get("shared", [])))
         for arch in file.get("archs", spec["archs"]):
             options = ["-ptx", f"-arch={arch}", *spec["options"]]
             with tempfile.TemporaryDirectory() as tmp:
                 out = Path(tmp) / "out.ptx"
-                subprocess.run(["nvcc", *options, str(module_dir / source), "-o", str(out)], check=True)
+                subprocess.run(["nvcc", *options, "-I", str(module_dir / SHARED), str(module_dir / source), "-o", str(out)], check=True)
                 text = out.read_text()
             whole = None if file.get("split") else writer.ptx(arch, Path(source).stem, text)
             for kernel in file["kernels"]:

@@ -2,7 +2,8 @@
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../main/triton"))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.join(HERE, "../../main/triton"), os.path.join(HERE, "../../../../moe-cuda/src/main/triton")]
 from variants import t as tile  # noqa: E402
 
 

@@ -9,7 +9,9 @@ import torch
 import triton
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../main/triton"))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.join(HERE, "../../main/triton"), os.path.join(HERE, "../../../../moe-cuda/src/main/triton")]
+import combine  # noqa: E402
 import gemm  # noqa: E402
 import shrink as shrinks  # noqa: E402
 import sort  # noqa: E402
@@ -214,7 +216,7 @@ class Layer:
     def combine(self, tw, ids):
         BN = 1024 if self.T >= 64 else 256
         mp = ids if self.map is None else self.map
-        self.launch(gemm.combine_kernel, (self.T, cdiv(self.H, BN)), self.y, self.pos_of, ids, mp, tw, self.out, self.has_map(), self.on_input, 0,
+        self.launch(combine.combine_kernel, (self.T, cdiv(self.H, BN)), self.y, self.pos_of, ids, mp, tw, self.out, self.has_map(), self.on_input, 0,
                     self.H, self.K, self.EG, self.E, K=self.K if self.K in (1, 2, 4, 6, 8) else 0, NAIVE=self.naive, BN=BN, **self.meta(4))
 
     def forward(self, x, ids, tw, mapping=None):

@@ -6,6 +6,7 @@ module io.moe4j.api {
   requires static transitive org.jspecify;
 
   exports io.moe4j.api;
+  exports io.moe4j.api.comm;
   exports io.moe4j.api.config;
   exports io.moe4j.api.device;
   exports io.moe4j.api.lora;

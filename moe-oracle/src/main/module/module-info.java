@@ -9,4 +9,5 @@ module io.moe4j.oracle {
   uses io.moe4j.api.spi.ExpertsBackend;
   uses io.moe4j.api.device.DeviceProvider;
   uses io.moe4j.api.spi.BlockOpsProvider;
+  uses io.moe4j.api.spi.ExpertExchangeProvider;
 }

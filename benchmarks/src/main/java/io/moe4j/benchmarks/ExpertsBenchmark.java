@@ -1,9 +1,7 @@
 package io.moe4j.benchmarks;
 
 import io.moe4j.api.tensor.DType;
-import io.moe4j.backend.cpu.bench.CpuRoofline;
-import java.util.ArrayList;
-import java.util.List;
+import io.moe4j.cli.bench.Roofline;
 import java.util.concurrent.TimeUnit;
 import org.jspecify.annotations.Nullable;
 import org.openjdk.jmh.annotations.Benchmark;
@@ -57,16 +55,14 @@ public class ExpertsBenchmark {
   @Param({"0", "8"})
   public int adapters;
 
-  private final List<Double> bandwidth = new ArrayList<>();
-  private final List<Double> speed = new ArrayList<>();
   private @Nullable SampleLayer layer;
-  private @Nullable CpuRoofline roofline;
+  private @Nullable Roofline roofline;
 
   /** Takes memory; some hundred megabytes. */
   @Setup
   public void open() {
     layer = new SampleLayer(shape, dtype, tokens, adapters, RANK);
-    roofline = new CpuRoofline(Runtime.getRuntime().availableProcessors());
+    roofline = new Roofline(Runtime.getRuntime().availableProcessors());
   }
 
   /** Samples the limits. */
@@ -74,8 +70,7 @@ public class ExpertsBenchmark {
   public void sample() {
     if (roofline != null) {
       for (int i = 0; i < 3; i++) {
-        bandwidth.add(roofline.readGigabytesPerSecond());
-        speed.add(roofline.fmaGigaflops());
+        roofline.sample();
       }
     }
   }
@@ -92,17 +87,16 @@ public class ExpertsBenchmark {
   @TearDown
   public void report() {
     if (layer != null && roofline != null) {
-      double byBytes = layer.bytes() / median(bandwidth) / 1e6;
-      double byFlops = layer.flops() / median(speed) / 1e6;
+      Roofline.Limits limits = roofline.limits();
+      double bandwidth = limits.readGbps().median();
+      double speed = limits.gflops().median();
+      double byBytes = layer.bytes() / bandwidth / 1e6;
+      double byFlops = layer.flops() / speed / 1e6;
       System.out.printf(
           "%nroofline %.1f GB/s, %.0f GFLOP/s: floor %.3f ms (bytes %.3f, operations %.3f)%n",
-          median(bandwidth), median(speed), Math.max(byBytes, byFlops), byBytes, byFlops);
+          bandwidth, speed, Math.max(byBytes, byFlops), byBytes, byFlops);
       layer.close();
       roofline.close();
     }
-  }
-
-  private static double median(List<Double> samples) {
-    return samples.stream().sorted().skip(samples.size() / 2).findFirst().orElse(0.0);
   }
 }

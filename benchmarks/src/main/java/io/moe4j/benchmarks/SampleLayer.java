@@ -165,7 +165,7 @@ final class SampleLayer implements AutoCloseable {
     return new Slots(slots, Tensor.of(DType.I32, mapping, tokens));
   }
 
-  /** {@code [E, out, r]} with dense columns, as the CPU kernels like it best. */
+  /** {@code [E, out, r]} with dense columns, the fastest layout for the CPU kernels. */
   private Tensor packedB(int rank, int out) {
     return tensor(dtype, shape.experts, rank, out).transpose(1, 2);
   }

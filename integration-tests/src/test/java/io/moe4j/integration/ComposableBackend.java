@@ -1,7 +1,5 @@
 package io.moe4j.integration;
 
-import io.moe4j.api.spi.ModularExperts;
-import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
@@ -9,12 +7,14 @@ import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -125,7 +125,8 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
         }
       }
       Tensor y13 = Tensor.ofFloats(w13, tokens, topK, width);
-      lora.ifPresent(context -> applyW13Lora(PunicaWrapper.W13.of(context, y13, x13, routing, gated, layout), stream));
+      lora.ifPresent(context ->
+          applyW13Lora(PunicaWrapper.W13.of(context, y13, x13, routing, gated, layout), stream));
 
       float[] act = new float[tokens * topK * i];
       float[] w2 = new float[tokens * topK * h];
@@ -149,7 +150,9 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
       Tensor y2 = Tensor.ofFloats(w2, tokens, topK, h);
       Tensor x2 = Tensor.ofFloats(act, (long) tokens * topK, i);
       boolean weighted = weightFirst && !config.routerWeightOnInput();
-      lora.ifPresent(context -> applyW2Lora(PunicaWrapper.W2.of(context, y2, x2, routing).withMulRoutedWeight(weighted), stream));
+      lora.ifPresent(context ->
+          applyW2Lora(
+              PunicaWrapper.W2.of(context, y2, x2, routing).withMulRoutedWeight(weighted), stream));
 
       for (int t = 0; t < tokens; t++) {
         for (int c = 0; c < h; c++) {

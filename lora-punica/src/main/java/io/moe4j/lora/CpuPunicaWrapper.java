@@ -78,9 +78,17 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     int pairs = Math.multiplyExact(tokens, topK);
     requireFloat("y", call.y(), 3);
     requireFloat("x", call.x(), 2);
-    if (call.y().size(0) != tokens || call.y().size(1) != topK || (call.gated() && call.y().size(2) % 2 != 0)) {
+    if (call.y().size(0) != tokens
+        || call.y().size(1) != topK
+        || (call.gated() && call.y().size(2) % 2 != 0)) {
       throw new IllegalArgumentException(
-          "y is " + call.y() + ", must be [" + tokens + ", " + topK + (call.gated() ? ", 2I]" : ", I]"));
+          "y is "
+              + call.y()
+              + ", must be ["
+              + tokens
+              + ", "
+              + topK
+              + (call.gated() ? ", 2I]" : ", I]"));
     }
     if (call.x().size(0) != tokens && call.x().size(0) != pairs) {
       throw new IllegalArgumentException(
@@ -95,7 +103,8 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     if (pairs == 0 || !call.context().hasLora()) {
       return;
     }
-    Rows in = call.x().size(0) == tokens ? Rows.perToken(call.x(), topK) : Rows.flatPairs(call.x(), topK);
+    Rows in =
+        call.x().size(0) == tokens ? Rows.perToken(call.x(), topK) : Rows.flatPairs(call.x(), topK);
     List<Rows> out;
     if (call.gated()) {
       long width = call.y().size(2) / 2;
@@ -106,7 +115,8 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     } else {
       out = List.of(Rows.perPair(call.y()));
     }
-    DeltaTile.Job job = new DeltaTile.Job(call.gated() ? GATE_UP : UP, out, in, null, call.addInputs());
+    DeltaTile.Job job =
+        new DeltaTile.Job(call.gated() ? GATE_UP : UP, out, in, null, call.addInputs());
     run(call.context(), job, pairs, call.routing());
   }
 
@@ -131,7 +141,8 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     }
     Rows in = Rows.flatPairs(call.x(), topK);
     Rows weights = call.mulRoutedWeight() ? Rows.scalars(call.routing().topkWeights()) : null;
-    DeltaTile.Job job = new DeltaTile.Job(DOWN, List.of(Rows.perPair(call.y())), in, weights, call.addInputs());
+    DeltaTile.Job job =
+        new DeltaTile.Job(DOWN, List.of(Rows.perPair(call.y())), in, weights, call.addInputs());
     run(call.context(), job, pairs, call.routing());
   }
 
@@ -140,12 +151,15 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     requireHost(stream);
     if (call.target().isRouted()) {
       throw new IllegalArgumentException(
-          "target is " + call.target() + ", a map of the routed experts; use addLoraW13 or addLoraW2");
+          "target is "
+              + call.target()
+              + ", a map of the routed experts; use addLoraW13 or addLoraW2");
     }
     requireFloat("y", call.y(), 2);
     requireFloat("x", call.x(), 2);
     if (call.x().size(0) != call.y().size(0)) {
-      throw new IllegalArgumentException("x is " + call.x() + " and y " + call.y() + ", must have equal rows");
+      throw new IllegalArgumentException(
+          "x is " + call.x() + " and y " + call.y() + ", must have equal rows");
     }
     int tokens = Math.toIntExact(call.y().size(0));
     if (tokens == 0 || !call.context().hasLora()) {
@@ -154,7 +168,11 @@ public final class CpuPunicaWrapper implements PunicaWrapper {
     run(
         call.context(),
         new DeltaTile.Job(
-            List.of(call.target()), List.of(Rows.perToken(call.y(), 1)), Rows.perToken(call.x(), 1), null, call.addInputs()),
+            List.of(call.target()),
+            List.of(Rows.perToken(call.y(), 1)),
+            Rows.perToken(call.x(), 1),
+            null,
+            call.addInputs()),
         tokens,
         null);
   }

@@ -1,6 +1,5 @@
 package io.moe4j.lora;
 
-import io.moe4j.api.lora.PunicaWrapper;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
 import static org.assertj.core.api.Assertions.fail;
@@ -10,6 +9,7 @@ import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -143,7 +143,11 @@ class CpuPunicaWrapperTest {
       Tensor x = TestTensors.random(rng, style.x(), s.tokens(), s.hidden());
       DeltaReference ref = new DeltaReference(y.old(), style.y());
       ref.w13(plain, x, gated, style.layout(), s.inter());
-      wrapper.addLoraW13(PunicaWrapper.W13.of(context, y.tensor, x, routing, gated, style.layout()).withAddInputs(style.add()), DeviceStream.HOST);
+      wrapper.addLoraW13(
+          PunicaWrapper.W13
+              .of(context, y.tensor, x, routing, gated, style.layout())
+              .withAddInputs(style.add()),
+          DeviceStream.HOST);
       compare(y, ref);
       outputs.add(y.bytes);
 
@@ -160,7 +164,12 @@ class CpuPunicaWrapperTest {
               style.weights() ? rows(weights) : null,
               style.add());
       ref2.w2(call, act, s.hidden());
-      wrapper.addLoraW2(PunicaWrapper.W2.of(context, y2.tensor, act, routing).withMulRoutedWeight(style.weights()).withAddInputs(style.add()), DeviceStream.HOST);
+      wrapper.addLoraW2(
+          PunicaWrapper.W2
+              .of(context, y2.tensor, act, routing)
+              .withMulRoutedWeight(style.weights())
+              .withAddInputs(style.add()),
+          DeviceStream.HOST);
       compare(y2, ref2);
       outputs.add(y2.bytes);
 
@@ -172,7 +181,10 @@ class CpuPunicaWrapperTest {
           LoraTarget.SHARED_UP,
           x,
           s.inter());
-      wrapper.addLoraLinear(PunicaWrapper.Linear.of(context, LoraTarget.SHARED_UP, y3.tensor, x).withAddInputs(style.add()), DeviceStream.HOST);
+      wrapper.addLoraLinear(
+          PunicaWrapper.Linear.of(context, LoraTarget.SHARED_UP, y3.tensor, x)
+              .withAddInputs(style.add()),
+          DeviceStream.HOST);
       compare(y3, ref3);
       outputs.add(y3.bytes);
     }
@@ -302,11 +314,20 @@ class CpuPunicaWrapperTest {
     CpuPunicaWrapper wrapper = new CpuPunicaWrapper(2);
     TestContext context = new TestContext(slots, Tensor.ofInts(mapping, mapping.length));
     Guarded y = new Guarded(rng, x.dtype(), false, 16, 4, 64);
-    wrapper.addLoraW13(PunicaWrapper.W13.of(context, y.tensor, x, routing, true, GateUpLayout.HALVES).withAddInputs(add), DeviceStream.HOST);
+    wrapper.addLoraW13(
+        PunicaWrapper.W13
+            .of(context, y.tensor, x, routing, true, GateUpLayout.HALVES)
+            .withAddInputs(add),
+        DeviceStream.HOST);
     assertThat(y.untouched()).isTrue();
     Guarded y2 = new Guarded(rng, x.dtype(), false, 16, 4, 64);
     Tensor act = TestTensors.random(rng, x.dtype(), 64, 32);
-    wrapper.addLoraW2(PunicaWrapper.W2.of(context, y2.tensor, act, routing).withMulRoutedWeight(true).withAddInputs(add), DeviceStream.HOST);
+    wrapper.addLoraW2(
+        PunicaWrapper.W2
+            .of(context, y2.tensor, act, routing)
+            .withMulRoutedWeight(true)
+            .withAddInputs(add),
+        DeviceStream.HOST);
     assertThat(y2.untouched()).isTrue();
   }
 
@@ -320,9 +341,21 @@ class CpuPunicaWrapperTest {
             Tensor.ofInts(new int[0], 0, 2), Tensor.ofFloats(new float[0], 0, 2), null);
     Guarded y = new Guarded(rng, DType.F32, false, 0, 2, 12);
     CpuPunicaWrapper wrapper = CpuPunicaWrapper.shared();
-    wrapper.addLoraW13(PunicaWrapper.W13.of(context, y.tensor, Tensor.ofFloats(new float[0], 0, 8), routing, true, GateUpLayout.HALVES), DeviceStream.HOST);
+    wrapper.addLoraW13(
+        PunicaWrapper.W13.of(
+            context,
+            y.tensor,
+            Tensor.ofFloats(new float[0], 0, 8),
+            routing,
+            true,
+            GateUpLayout.HALVES),
+        DeviceStream.HOST);
     Guarded y2 = new Guarded(rng, DType.F32, false, 0, 2, 8);
-    wrapper.addLoraW2(PunicaWrapper.W2.of(context, y2.tensor, Tensor.ofFloats(new float[0], 0, 6), routing).withMulRoutedWeight(true), DeviceStream.HOST);
+    wrapper.addLoraW2(
+        PunicaWrapper.W2
+            .of(context, y2.tensor, Tensor.ofFloats(new float[0], 0, 6), routing)
+            .withMulRoutedWeight(true),
+        DeviceStream.HOST);
     assertThat(y.untouched() && y2.untouched()).isTrue();
   }
 
@@ -363,7 +396,9 @@ class CpuPunicaWrapperTest {
     DeltaReference ref = new DeltaReference(y.old(), DType.F32);
     ref.w13(call, x, false, GateUpLayout.HALVES, 14);
     CpuPunicaWrapper.shared()
-        .addLoraW13(PunicaWrapper.W13.of(context, y.tensor, x, routing, false, GateUpLayout.HALVES), DeviceStream.HOST);
+        .addLoraW13(
+            PunicaWrapper.W13.of(context, y.tensor, x, routing, false, GateUpLayout.HALVES),
+            DeviceStream.HOST);
     compare(y, ref);
     Guarded y2 = new Guarded(rng, DType.F32, true, 7, 2, 20);
     Tensor act = TestTensors.random(rng, DType.F32, 14, 14);
@@ -389,10 +424,14 @@ class CpuPunicaWrapperTest {
     Tensor clean = Tensor.ofFloats(new float[12 * 2 * 32], 12, 2, 32);
     Tensor dirty = Tensor.ofFloats(new float[12 * 2 * 32], 12, 2, 32);
     CpuPunicaWrapper w = CpuPunicaWrapper.shared();
-    w.addLoraW13(PunicaWrapper.W13.of(context, clean, x, routing, true, GateUpLayout.HALVES), DeviceStream.HOST);
+    w.addLoraW13(
+        PunicaWrapper.W13.of(context, clean, x, routing, true, GateUpLayout.HALVES),
+        DeviceStream.HOST);
     x.set(Double.NaN, 5, 3);
     x.set(Double.POSITIVE_INFINITY, 7, 0);
-    w.addLoraW13(PunicaWrapper.W13.of(context, dirty, x, routing, true, GateUpLayout.HALVES), DeviceStream.HOST);
+    w.addLoraW13(
+        PunicaWrapper.W13.of(context, dirty, x, routing, true, GateUpLayout.HALVES),
+        DeviceStream.HOST);
     for (int t = 0; t < 12; t++) {
       double[] row = dirty.select(0, t).toDoubles();
       if (t == 5 || t == 7) {
@@ -415,22 +454,52 @@ class CpuPunicaWrapperTest {
     CpuPunicaWrapper w = CpuPunicaWrapper.shared();
     assertThatIllegalArgumentException()
         .isThrownBy(() ->
-            w.addLoraW13(PunicaWrapper.W13.of(context, y.tensor, TestTensors.random(rng, DType.F32, 4, 9), routing, true, GateUpLayout.HALVES), DeviceStream.HOST))
+            w.addLoraW13(
+                PunicaWrapper.W13.of(
+                    context,
+                    y.tensor,
+                    TestTensors.random(rng, DType.F32, 4, 9),
+                    routing,
+                    true,
+                    GateUpLayout.HALVES),
+                DeviceStream.HOST))
         .withMessageContaining("GATE factors")
         .withMessageContaining("rows of 9");
     assertThatIllegalArgumentException()
         .isThrownBy(() ->
-            w.addLoraW13(PunicaWrapper.W13.of(context, y.tensor, TestTensors.random(rng, DType.F32, 5, 8), routing, true, GateUpLayout.HALVES), DeviceStream.HOST))
+            w.addLoraW13(
+                PunicaWrapper.W13.of(
+                    context,
+                    y.tensor,
+                    TestTensors.random(rng, DType.F32, 5, 8),
+                    routing,
+                    true,
+                    GateUpLayout.HALVES),
+                DeviceStream.HOST))
         .withMessageContaining("x is F32[5, 8]")
         .withMessageContaining("4 rows");
     assertThatIllegalArgumentException()
         .isThrownBy(() ->
-            w.addLoraLinear(PunicaWrapper.Linear.of(context, LoraTarget.UP, TestTensors.random(rng, DType.F32, 4, 6), TestTensors.random(rng, DType.F32, 4, 8)), DeviceStream.HOST))
+            w.addLoraLinear(
+                PunicaWrapper.Linear.of(
+                    context,
+                    LoraTarget.UP,
+                    TestTensors.random(rng, DType.F32, 4, 6),
+                    TestTensors.random(rng, DType.F32, 4, 8)),
+                DeviceStream.HOST))
         .withMessageContaining("target is UP");
     TestContext wrongMapping = new TestContext(context.slots(), Tensor.ofInts(new int[3], 3));
     assertThatIllegalArgumentException()
         .isThrownBy(() ->
-            w.addLoraW13(PunicaWrapper.W13.of(wrongMapping, y.tensor, TestTensors.random(rng, DType.F32, 4, 8), routing, true, GateUpLayout.HALVES), DeviceStream.HOST))
+            w.addLoraW13(
+                PunicaWrapper.W13.of(
+                    wrongMapping,
+                    y.tensor,
+                    TestTensors.random(rng, DType.F32, 4, 8),
+                    routing,
+                    true,
+                    GateUpLayout.HALVES),
+                DeviceStream.HOST))
         .withMessageContaining("tokenLoraMapping is I32[3]");
     assertThat(y.untouched()).isTrue();
   }

@@ -1,12 +1,12 @@
 package io.moe4j.lora;
 
-import io.moe4j.api.lora.PunicaWrapper;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.tensor.Tensor;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
@@ -46,7 +46,13 @@ class NoVectorModuleTest {
                       Tensor.ofFloats(new float[] {1, 2}, 1, 2, 1))));
       Tensor y = Tensor.ofFloats(new float[2], 1, 2);
       CpuPunicaWrapper.shared()
-          .addLoraLinear(PunicaWrapper.Linear.of(new TestContext(List.of(layer), Tensor.ofInts(new int[1], 1)), LoraTarget.SHARED_UP, y, Tensor.ofFloats(new float[] {1, 2, 3}, 1, 3)), DeviceStream.HOST);
+          .addLoraLinear(
+              PunicaWrapper.Linear.of(
+                  new TestContext(List.of(layer), Tensor.ofInts(new int[1], 1)),
+                  LoraTarget.SHARED_UP,
+                  y,
+                  Tensor.ofFloats(new float[] {1, 2, 3}, 1, 3)),
+              DeviceStream.HOST);
       System.out.println(FloatKernels.best().getClass().getSimpleName());
       System.out.println(java.util.Arrays.toString(y.toFloats()));
     }

@@ -3,11 +3,15 @@ package io.moe4j.api;
 /**
  * A checkpoint or adapter file is damaged, lies about itself, or holds what this library does not
  * know.
+ *
+ * @since 0.1.0
  */
 public class CheckpointException extends MoeException {
   private static final long serialVersionUID = 1L;
 
   /**
+   * Creates an exception with a message.
+   *
    * @param message names the file, the tensor or key, what was found and what is accepted
    */
   public CheckpointException(String message) {
@@ -15,6 +19,8 @@ public class CheckpointException extends MoeException {
   }
 
   /**
+   * Creates an exception with a message and its cause.
+   *
    * @param message names the file, the tensor or key, what was found and what is accepted
    * @param cause the parser's or the file system's error
    */

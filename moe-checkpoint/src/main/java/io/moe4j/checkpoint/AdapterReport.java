@@ -54,6 +54,8 @@ public record AdapterReport(
       Set<LoraTarget> targets,
       String reason) {
     /**
+     * Checks and copies the components.
+     *
      * @param tensor its name
      * @param described dtype and shape
      * @param disposition what became of it

@@ -19,6 +19,8 @@ import java.util.TreeMap;
 public record AdapterTargetModel(
     CheckpointLayout layout, Map<Integer, MoeConfig> layers, int numLayers) {
   /**
+   * Checks and copies the components.
+   *
    * @param layout how the family names its modules
    * @param layers copied
    * @param numLayers at least one more than the last MoE layer's index

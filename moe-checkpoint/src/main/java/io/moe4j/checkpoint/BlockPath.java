@@ -23,6 +23,8 @@ public record BlockPath(String template) {
   public record Match(String root, int layer, String rest) {}
 
   /**
+   * Checks the components.
+   *
    * @param template must contain {@code {L}} once, between dots
    */
   public BlockPath {

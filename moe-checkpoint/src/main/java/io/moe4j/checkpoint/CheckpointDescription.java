@@ -8,7 +8,7 @@ import java.nio.file.Path;
 import java.util.List;
 
 /**
- * What a checkpoint holds, for people.
+ * A readable summary of a checkpoint.
  *
  * @param directory where it is
  * @param modelType the language model's {@code model_type}

@@ -12,11 +12,13 @@ import java.util.Objects;
  * @param progress told about each file
  */
 public record CheckpointOptions(Map<String, CheckpointLayout> layouts, LoadProgress progress) {
-  /** The known families, nobody told. */
+  /** The known families, no progress reported. */
   public static final CheckpointOptions DEFAULT =
       new CheckpointOptions(Map.of(), LoadProgress.NONE);
 
   /**
+   * Checks and copies the components.
+   *
    * @param layouts copied
    * @param progress told about each file
    */
@@ -37,7 +39,7 @@ public record CheckpointOptions(Map<String, CheckpointLayout> layouts, LoadProgr
   }
 
   /**
-   * {@return these options with somebody told}
+   * {@return these options with progress reported}
    *
    * @param progress told about each file
    */

@@ -25,6 +25,8 @@ public sealed interface ExpertForm {
     static final String EXPERT = "{E}";
 
     /**
+     * Checks the components.
+     *
      * @param gate template or empty
      * @param up template
      * @param down template

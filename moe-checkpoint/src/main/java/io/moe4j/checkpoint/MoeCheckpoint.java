@@ -425,7 +425,7 @@ public final class MoeCheckpoint implements AutoCloseable {
     return new AdapterTargetModel(layout, configs, layout.rules().numLayers(config));
   }
 
-  /** {@return what the checkpoint holds, for people} */
+  /** {@return a readable summary of the checkpoint} */
   public CheckpointDescription describe() {
     Function<Map.Entry<Integer, LayerReader.Block>, CheckpointDescription.Layer> layer =
         e ->

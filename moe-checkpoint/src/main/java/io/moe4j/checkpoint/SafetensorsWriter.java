@@ -40,6 +40,8 @@ public final class SafetensorsWriter implements AutoCloseable {
   @SuppressWarnings("ArrayRecordComponent") // copied on the way in and out, compared by content
   public record Spec(DType dtype, long... shape) {
     /**
+     * Checks and copies the components.
+     *
      * @param dtype element type
      * @param shape copied
      */

@@ -9,6 +9,7 @@ import io.moe4j.checkpoint.AdapterReport;
 import io.moe4j.checkpoint.AdapterReport.Disposition;
 import io.moe4j.checkpoint.AdapterReport.TargetEntry;
 import io.moe4j.checkpoint.AdapterReport.TensorEntry;
+import io.moe4j.cli.json.Json;
 import java.io.PrintWriter;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;

@@ -5,6 +5,7 @@ import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.checkpoint.MoeCheckpoint;
+import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.FoundBackend;
 import io.moe4j.oracle.MoeOracle;
 import io.moe4j.oracle.Selection;

@@ -6,6 +6,7 @@ import io.moe4j.cli.bench.BenchShape;
 import io.moe4j.cli.bench.DeviceBench;
 import io.moe4j.cli.bench.DeviceBenchReport;
 import io.moe4j.cli.bench.LayerBench;
+import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.MoeOracle;
 import java.io.IOException;
 import java.io.PrintWriter;

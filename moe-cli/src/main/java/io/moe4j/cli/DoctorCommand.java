@@ -7,6 +7,7 @@ import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.TunableBackend;
 import io.moe4j.api.spi.TuningStatus;
+import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.BackendCatalog;
 import io.moe4j.oracle.FoundBackend;
 import io.moe4j.oracle.MoeOracle;

@@ -12,6 +12,7 @@ import io.moe4j.checkpoint.CheckpointDescription;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.PeftAdapter;
 import io.moe4j.checkpoint.SafetensorsFile;
+import io.moe4j.cli.json.Json;
 import java.io.PrintWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;

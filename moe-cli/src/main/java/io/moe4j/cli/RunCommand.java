@@ -12,6 +12,7 @@ import io.moe4j.checkpoint.CheckpointOptions;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.SafetensorsFile;
 import io.moe4j.checkpoint.SafetensorsWriter;
+import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.MoeOracle;
 import java.io.PrintWriter;
 import java.lang.foreign.Arena;

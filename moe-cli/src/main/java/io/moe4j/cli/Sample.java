@@ -20,7 +20,7 @@ final class Sample implements AutoCloseable {
    * One model of the sample.
    *
    * @param name folder, and model_type
-   * @param about one line for people
+   * @param about a one-line description
    * @param modelFiles what its checkpoint consists of
    * @param adapters in the order that the recorded assignment counts them, from 1
    * @param recorded which recorded mix to compare with

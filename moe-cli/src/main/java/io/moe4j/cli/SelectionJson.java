@@ -5,6 +5,7 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Support;
+import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.Candidate;
 import io.moe4j.oracle.FoundBackend;
 import io.moe4j.oracle.PluginFailure;

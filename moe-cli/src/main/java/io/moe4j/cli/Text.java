@@ -2,7 +2,7 @@ package io.moe4j.cli;
 
 import static java.util.Locale.ROOT;
 
-/** Numbers and paragraphs for people. */
+/** Formats numbers and paragraphs of the commands' output. */
 final class Text {
   private Text() {}
 

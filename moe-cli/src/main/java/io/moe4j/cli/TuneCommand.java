@@ -14,6 +14,7 @@ import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.cli.bench.BenchShape;
 import io.moe4j.cli.bench.DeviceBench;
 import io.moe4j.cli.bench.DeviceTuning;
+import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.Candidate;
 import io.moe4j.oracle.FoundBackend;
 import io.moe4j.oracle.MoeOracle;

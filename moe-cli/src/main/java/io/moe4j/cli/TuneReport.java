@@ -6,6 +6,7 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.spi.Tuner;
 import io.moe4j.cli.bench.DeviceTuning;
+import io.moe4j.cli.json.Json;
 import java.nio.file.Path;
 import java.util.List;
 

@@ -5,7 +5,6 @@ import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.ComputeCapability;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
-import java.util.Optional;
 
 /**
  * Opens NVIDIA devices. Looking for them happens once a process; a machine without driver, device
@@ -65,17 +64,6 @@ public final class CudaDeviceProvider implements DeviceProvider {
         .capability()
         .orElseThrow(
             () -> new IllegalArgumentException(device.id() + " has no compute capability"));
-  }
-
-  /**
-   * Why a device cannot run this module's own kernels (routing, dense products, combine), if it
-   * cannot: without them there is no layer on it, whatever a backend brings along.
-   *
-   * @param device its description
-   * @return one clause with the offending version and the needed one, for a backend's refusal
-   */
-  public static Optional<String> whyUnsupported(DeviceInfo device) {
-    return SharedKernels.LIBRARY.whyUnsupported(device);
   }
 
   /**

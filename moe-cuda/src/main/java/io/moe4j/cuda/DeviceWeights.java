@@ -19,6 +19,8 @@ public final class DeviceWeights implements AutoCloseable {
   private final List<DeviceBuffer> buffers = new ArrayList<>();
 
   /**
+   * An empty set of copies.
+   *
    * @param device where to
    */
   public DeviceWeights(CudaDevice device) {

@@ -15,6 +15,10 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
+import io.moe4j.cuda.ops.CudaBlockOpsProvider;
+import io.moe4j.cuda.ops.ElementwiseKernels;
+import io.moe4j.cuda.ops.PairSort;
+import io.moe4j.cuda.ops.TopkKernel;
 import java.lang.foreign.Arena;
 import java.util.Arrays;
 import java.util.List;
@@ -24,6 +28,7 @@ import java.util.concurrent.Callable;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 
 @GpuTest
@@ -104,7 +109,7 @@ class CudaRuntimeTest {
   @Test
   void launchesAreCheckedAgainstTheSignature() {
     try (Gpu gpu = new Gpu()) {
-      Kernel cast = SharedKernels.load(gpu.device, "cast", Map.of("in", "f32", "out", "f32"));
+      Kernel cast = gpu.kernel("cast", Map.of("in", "f32", "out", "f32"));
       assertThatThrownBy(() -> cast.begin().pointer(0L).i32(1))
           .isInstanceOf(IllegalArgumentException.class)
           .hasMessageContaining("cast{in=f32, out=f32}")
@@ -225,6 +230,8 @@ class CudaRuntimeTest {
     }
   }
 
+  // Free memory is that of the whole card: nobody else may use it meanwhile.
+  @Tag("gpu-alone")
   @Test
   void nothingIsLeftAfterAThousandCycles() {
     MoeConfig config = MoeConfig.builder(64, 32, 8, 2).maxTokens(16).build();

@@ -7,24 +7,34 @@ import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
 
 /**
  * The first card, and tensors on it between guard bands: closing checks that nothing was written
  * outside of them.
  */
-final class Gpu implements AutoCloseable {
+public final class Gpu implements AutoCloseable {
   private static final int GUARD = 256;
   private static final byte PATTERN = (byte) 0xa5;
 
   private record Guarded(DeviceBuffer buffer, long byteSize) {}
 
-  final CudaDevice device = new CudaDeviceProvider().open(0);
-  final CudaStream stream = device.defaultStream();
+  public final CudaDevice device = new CudaDeviceProvider().open(0);
+  public final CudaStream stream = device.defaultStream();
   private final List<Guarded> tensors = new ArrayList<>();
 
+  /** Opens it. */
+  public Gpu() {}
+
+  /** A kernel of this module. */
+  public Kernel kernel(String name, Map<String, String> constants) {
+    KernelLibrary library = KernelLibrary.of(CudaDevice.class, "moe-cuda");
+    return device.kernel(library, library.select(device.info(), name, constants));
+  }
+
   /** Filled with a pattern that is NaN in every float type. */
-  Tensor empty(DType dtype, long... shape) {
+  public Tensor empty(DType dtype, long... shape) {
     long elements = 1;
     for (long s : shape) {
       elements *= s;
@@ -45,22 +55,22 @@ final class Gpu implements AutoCloseable {
     return inner;
   }
 
-  Tensor upload(Tensor host) {
+  public Tensor upload(Tensor host) {
     Tensor t = empty(host.dtype(), host.shape());
     device.copy(host, t, stream);
     return t;
   }
 
-  Tensor ints(int[] values, long... shape) {
+  public Tensor ints(int[] values, long... shape) {
     return upload(Tensor.ofInts(values, shape));
   }
 
   /** Rounded to {@code dtype} on the way. */
-  Tensor floats(DType dtype, float[] values, long... shape) {
+  public Tensor floats(DType dtype, float[] values, long... shape) {
     return upload(host(dtype, values, shape));
   }
 
-  static Tensor host(DType dtype, float[] values, long... shape) {
+  public static Tensor host(DType dtype, float[] values, long... shape) {
     Tensor t =
         Tensor.of(
             dtype, MemorySegment.ofArray(new byte[(int) dtype.byteSize(values.length)]), shape);
@@ -71,7 +81,7 @@ final class Gpu implements AutoCloseable {
     return t;
   }
 
-  Tensor download(Tensor t) {
+  public Tensor download(Tensor t) {
     Tensor host =
         Tensor.of(
             t.dtype(),
@@ -82,15 +92,15 @@ final class Gpu implements AutoCloseable {
     return host;
   }
 
-  float[] floats(Tensor t) {
+  public float[] floats(Tensor t) {
     return download(t).toFloats();
   }
 
-  int[] ints(Tensor t) {
+  public int[] ints(Tensor t) {
     return download(t).toInts();
   }
 
-  static float[] random(Random random, int n, float scale) {
+  public static float[] random(Random random, int n, float scale) {
     float[] v = new float[n];
     for (int i = 0; i < n; i++) {
       v[i] = (float) random.nextGaussian() * scale;
@@ -99,7 +109,7 @@ final class Gpu implements AutoCloseable {
   }
 
   /** NaN fails; otherwise {@code |a - b| / |b|} over all elements. */
-  static void assertClose(float[] actual, double[] expected, double tolerance, String what) {
+  public static void assertClose(float[] actual, double[] expected, double tolerance, String what) {
     assertThat(actual).as(what).hasSameSizeAs(expected);
     double error = 0;
     double norm = 0;

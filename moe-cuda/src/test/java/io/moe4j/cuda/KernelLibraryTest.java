@@ -22,6 +22,12 @@ class KernelLibraryTest {
   @Test
   void ownManifestFitsItsSourcesAndPtx() {
     KernelManifestChecks.check(CudaDevice.class, "moe-cuda", Path.of("."));
+    KernelManifestChecks.check(CudaDevice.class, "moe-cuda-triton", Path.of("."));
+  }
+
+  @Test
+  void noMatrixInstructionReadsRegisters() {
+    KernelManifestChecks.checkMatrixOperands(KernelLibrary.of(CudaDevice.class, "moe-cuda-triton"));
   }
 
   @ParameterizedTest

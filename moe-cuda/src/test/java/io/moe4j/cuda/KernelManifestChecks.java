@@ -25,6 +25,9 @@ public final class KernelManifestChecks {
   private static final Pattern SIZE = Pattern.compile("\\.[busf](8|16|32|64)\\b");
   private static final Pattern ARRAY = Pattern.compile("\\[(\\d+)]");
 
+  private static final Pattern REGISTER_OPERAND =
+      Pattern.compile("wgmma\\.mma_async[^;{]*\\{[^}]*\\}\\s*,\\s*\\{");
+
   private KernelManifestChecks() {}
 
   /**
@@ -55,6 +58,34 @@ public final class KernelManifestChecks {
           .as("bytes of the parameters of %s", k.id())
           .isEqualTo(k.params().stream().map(p -> p.type().byteSize()).toList());
     }
+  }
+
+  /**
+   * No kernel has a {@code wgmma} whose first operand after the accumulators is a list of
+   * registers: one that a loop computes may still be read by the last iteration's {@code wgmma}
+   * while the next one overwrites it, since Triton leaves them in flight; see gemm.py of
+   * backend-triton.
+   *
+   * @param library of Triton kernels
+   * @return kernels that have a {@code wgmma} at all
+   */
+  public static int checkMatrixOperands(KernelLibrary library) {
+    int seen = 0;
+    for (KernelSpec k : library.kernels()) {
+      String ptx = new String(library.ptx(k), StandardCharsets.US_ASCII);
+      assertThat(readsRegisters(ptx)).as(k.id()).isFalse();
+      seen += ptx.contains("wgmma.mma_async") ? 1 : 0;
+    }
+    return seen;
+  }
+
+  /**
+   * {@return whether a {@code wgmma} reads registers}
+   *
+   * @param ptx the text
+   */
+  public static boolean readsRegisters(String ptx) {
+    return REGISTER_OPERAND.matcher(ptx).find();
   }
 
   private static List<Integer> parameterSizes(String ptx, String entry) {

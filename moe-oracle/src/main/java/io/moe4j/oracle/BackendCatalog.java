@@ -11,6 +11,7 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.weights.MoeLayerWeights;
 import java.io.IOException;
@@ -43,6 +44,7 @@ public final class BackendCatalog implements AutoCloseable {
   private final List<FoundBackend> backends;
   private final List<FoundDeviceProvider> deviceProviders;
   private final List<FoundBlockOps> blockOps;
+  private final List<ExpertExchangeProvider> exchanges;
   private final List<PluginFailure> failures;
   private final List<PluginClassLoader> loaders;
 
@@ -51,6 +53,7 @@ public final class BackendCatalog implements AutoCloseable {
     backends = found.backends.stream().sorted(Comparator.comparing(FoundBackend::name)).toList();
     deviceProviders = List.copyOf(found.deviceProviders);
     blockOps = List.copyOf(found.blockOps);
+    exchanges = List.copyOf(found.exchanges);
     failures = List.copyOf(found.failures);
     try {
       requireUniqueNames();
@@ -181,6 +184,11 @@ public final class BackendCatalog implements AutoCloseable {
   /** {@return the device providers, those of the class path first} */
   public List<FoundDeviceProvider> deviceProviders() {
     return deviceProviders;
+  }
+
+  /** {@return exchanges of other jars; those of the oracle itself are not among them} */
+  List<ExpertExchangeProvider> exchanges() {
+    return exchanges;
   }
 
   /** {@return what could not be loaded, and why} */

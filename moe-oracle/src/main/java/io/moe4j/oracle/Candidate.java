@@ -13,6 +13,8 @@ import java.util.OptionalInt;
  */
 public record Candidate(FoundBackend backend, OptionalInt priority, Support support) {
   /**
+   * Checks the components.
+   *
    * @param backend who
    * @param priority its priority
    * @param support its support

@@ -5,6 +5,7 @@ import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.ExpertsBackend;
 import java.io.BufferedReader;
 import java.io.IOException;
@@ -42,6 +43,7 @@ final class Discovery {
   final List<FoundBackend> backends = new ArrayList<>();
   final List<FoundDeviceProvider> deviceProviders = new ArrayList<>();
   final List<FoundBlockOps> blockOps = new ArrayList<>();
+  final List<ExpertExchangeProvider> exchanges = new ArrayList<>();
   final List<PluginFailure> failures = new ArrayList<>();
   final List<PluginClassLoader> loaders = new ArrayList<>();
 
@@ -57,6 +59,7 @@ final class Discovery {
     scanModules(ServiceLoader.load(layer, ExpertsBackend.class), this::addBackend);
     scanModules(ServiceLoader.load(layer, DeviceProvider.class), this::addDeviceProvider);
     scanModules(ServiceLoader.load(layer, BlockOpsProvider.class), this::addBlockOps);
+    scanModules(ServiceLoader.load(layer, ExpertExchangeProvider.class), this::addExchange);
   }
 
   private <S> void scanModules(ServiceLoader<S> providers, Adder<S> adder) {
@@ -92,6 +95,7 @@ final class Discovery {
     scanLoader(loader, ExpertsBackend.class, this::addBackend);
     scanLoader(loader, DeviceProvider.class, this::addDeviceProvider);
     scanLoader(loader, BlockOpsProvider.class, this::addBlockOps);
+    scanLoader(loader, ExpertExchangeProvider.class, this::addExchange);
   }
 
   private <S> void scanLoader(ClassLoader loader, Class<S> service, Adder<S> adder) {
@@ -254,6 +258,12 @@ final class Discovery {
     blockOps.add(new FoundBlockOps(provider, type, origin));
   }
 
+  private void addExchange(ExpertExchangeProvider provider, PluginOrigin origin)
+      throws PluginFault, Refusal {
+    answer("name()", PluginFault.guard(provider::name));
+    exchanges.add(provider);
+  }
+
   private static <T> T answer(String method, T value) throws Refusal {
     if (value == null) { // strangers are not null-checked
       throw new Refusal(method + " is null");
@@ -337,7 +347,11 @@ final class Discovery {
   }
 
   private int found() {
-    return backends.size() + deviceProviders.size() + blockOps.size() + failures.size();
+    return backends.size()
+        + deviceProviders.size()
+        + blockOps.size()
+        + exchanges.size()
+        + failures.size();
   }
 
   private static PluginOrigin at(Path where, String plugin) {

@@ -9,7 +9,7 @@ import io.moe4j.api.spi.ExpertsBackend;
  *
  * @param backend the provider itself
  * @param name its name, asked once
- * @param description what it is, for people
+ * @param description a one-line description
  * @param deviceType where it computes
  * @param activationFormat what its experts take
  * @param supportsLora whether they take adapters

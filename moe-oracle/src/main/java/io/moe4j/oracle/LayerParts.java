@@ -1,6 +1,8 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.MoeException;
+import io.moe4j.api.comm.Communicator;
+import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
@@ -9,6 +11,10 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
+import io.moe4j.api.spi.ExchangeInputs;
+import io.moe4j.api.spi.ExchangedRows;
+import io.moe4j.api.spi.ExpertExchange;
+import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
@@ -34,6 +40,8 @@ final class LayerParts {
   private final BlockOps block;
   private final @Nullable Tensor expertMap;
   private final @Nullable Tensor correctionBias;
+  private final ExpertExchange exchange;
+  private final @Nullable Communicator communicator;
 
   /** What was opened, in that order. */
   private final List<AutoCloseable> owned;
@@ -44,12 +52,16 @@ final class LayerParts {
       BlockOps block,
       @Nullable Tensor expertMap,
       @Nullable Tensor correctionBias,
+      ExpertExchange exchange,
+      @Nullable Communicator communicator,
       List<AutoCloseable> owned) {
     this.config = config;
     this.experts = experts;
     this.block = block;
     this.expertMap = expertMap;
     this.correctionBias = correctionBias;
+    this.exchange = exchange;
+    this.communicator = communicator;
     this.owned = owned;
   }
 
@@ -62,6 +74,8 @@ final class LayerParts {
       BackendCatalog catalog,
       FoundBackend backend,
       Device device,
+      ExpertExchangeProvider exchanges,
+      @Nullable Communicator communicator,
       List<AutoCloseable> owned) {
     BlockOps block = catalog.prepareBlock(backend, config, weights, device);
     owned.add(block);
@@ -103,7 +117,16 @@ final class LayerParts {
     if (experts instanceof MonolithicExperts && config.routing().correctionBias()) {
       bias = correctionBias(weights, backend, device, owned);
     }
-    return new LayerParts(config, experts, block, map, bias, owned);
+    ExpertExchange exchange = exchanges.open(config, communicator, block, device);
+    owned.add(exchange);
+    if (experts instanceof MonolithicExperts && communicator != null) {
+      throw new IllegalArgumentException(
+          "backend "
+              + backend.name()
+              + " routes by itself, so its tokens cannot go to other ranks first; choose a modular"
+              + " backend or leave the communicator out");
+    }
+    return new LayerParts(config, experts, block, map, bias, exchange, communicator, owned);
   }
 
   private static MoeException broken(FoundBackend backend, String how) {
@@ -140,7 +163,19 @@ final class LayerParts {
   }
 
   ScratchLayout layout(int capacity) {
-    return new ScratchLayout(config, block, experts, capacity);
+    return new ScratchLayout(config, block, experts, exchange, isDirect(), capacity);
+  }
+
+  /** Whether the experts read and write the layer's own tensors. */
+  private boolean isDirect() {
+    return experts instanceof MonolithicExperts
+        || (exchange instanceof LocalExchange
+            && config.activationFormat() == ActivationFormat.STANDARD);
+  }
+
+  /** Whether every rank has to take part in every forward. */
+  boolean isCollective() {
+    return communicator != null && communicator.size() > 1;
   }
 
   boolean isMonolithic() {
@@ -165,19 +200,30 @@ final class LayerParts {
     }
     long total = f.hidden().size(0);
     if (total <= layout.capacity()) {
-      run(f, scratch.views(layout, (int) total), stream);
+      run(f, layout, scratch.views(layout, (int) total), stream);
       return;
+    }
+    if (isCollective()) {
+      throw new IllegalArgumentException(
+          "hidden has "
+              + total
+              + " tokens, more than the "
+              + layout.capacity()
+              + " of one piece; on several ranks a forward is one piece, so that all ranks make the"
+              + " same calls");
     }
     for (long start = 0; start < total; start += layout.capacity()) {
       int count = (int) Math.min(layout.capacity(), total - start);
-      run(f.tokens(start, count), scratch.views(layout, count), stream);
+      run(f.tokens(start, count), layout, scratch.views(layout, count), stream);
     }
   }
 
-  private void run(MoeForward f, ScratchLayout.Views v, DeviceStream stream) {
+  private void run(MoeForward f, ScratchLayout layout, ScratchLayout.Views v, DeviceStream stream) {
     Workspace workspace = v.workspace();
-    // Without a token that has an adapter the base path is the whole result.
-    Optional<MoeLoraContext> lora = Optional.ofNullable(f.lora()).filter(MoeLoraContext::hasLora);
+    // Without a token that has an adapter the base path is the whole result, unless rows of other
+    // ranks come with theirs.
+    Optional<MoeLoraContext> lora =
+        Optional.ofNullable(f.lora()).filter(l -> isCollective() || l.hasLora());
     Tensor logits = null;
     if (f.topkIds() == null) {
       logits = f.routerLogits();
@@ -196,8 +242,8 @@ final class LayerParts {
     switch (experts) {
       case ModularExperts modular -> {
         ExpertRouting routing = route(f, logits, v, stream);
-        if (v.batch() != null) {
-          runBatched(modular, in, routing, lora, sum, v, stream);
+        if (v.exchanged() != null) {
+          runExchanged(modular, in, routing, lora, sum, layout, v, stream);
         } else {
           modular.apply(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
         }
@@ -221,7 +267,7 @@ final class LayerParts {
   /** The output itself wherever what comes after the experts allows it. */
   private Tensor sumTarget(Tensor output, ScratchLayout.Views v) {
     boolean sameWidth = config.latentSize() == 0;
-    boolean mustBeF32 = v.batch() != null || ScratchLayout.needsFinish(config);
+    boolean mustBeF32 = v.exchanged() != null || ScratchLayout.needsFinish(config);
     if (sameWidth && (!mustBeF32 || output.dtype() == DType.F32)) {
       return output;
     }
@@ -239,35 +285,27 @@ final class LayerParts {
     return new ExpertRouting(ids, weights, expertMap);
   }
 
-  private void runBatched(
+  private void runExchanged(
       ModularExperts modular,
       Tensor in,
       ExpertRouting routing,
       Optional<MoeLoraContext> lora,
       Tensor sum,
+      ScratchLayout layout,
       ScratchLayout.Views v,
       DeviceStream stream) {
-    ScratchLayout.Batch b = Objects.requireNonNull(v.batch());
-    Optional<Tensor> batchedMapping = lora.isPresent() ? Optional.of(mapping(b)) : Optional.empty();
-    block.dispatch(
-        in,
-        routing,
-        lora.map(MoeLoraContext::tokenLoraMapping),
-        b.in(),
-        b.counts(),
-        batchedMapping,
-        v.workspace(),
-        stream);
+    Workspace exchanged = Objects.requireNonNull(v.exchanged());
+    Tensor mapping = lora.map(MoeLoraContext::tokenLoraMapping).orElse(null);
+    ExchangeInputs inputs = new ExchangeInputs(in, routing, mapping);
+    ExchangedRows rows = exchange.dispatch(inputs, exchanged, stream);
+    Tensor out = layout.expertsOut(v, rows.hidden().shape());
+    Tensor slots = rows.loraMapping();
     modular.apply(
-        ExpertsInputs.batched(b.in(), b.counts(), b.out()),
-        lora.map(l -> l.withTokenLoraMapping(mapping(b))),
+        rows.inputs(out),
+        slots == null ? Optional.empty() : lora.map(l -> l.withTokenLoraMapping(slots)),
         v.workspace(),
         stream);
-    block.combine(b.out(), routing, sum, v.workspace(), stream);
-  }
-
-  private static Tensor mapping(ScratchLayout.Batch b) {
-    return Objects.requireNonNull(b.loraMapping());
+    exchange.combine(out, rows, inputs, sum, exchanged, stream);
   }
 
   void close() {

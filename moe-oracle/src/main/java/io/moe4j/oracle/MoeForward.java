@@ -79,16 +79,16 @@ public final class MoeForward {
   }
 
   /**
-   * {@return {@code [T, E]} that replace the layer's own router, or null; F32, or BF16 for experts that
-   * route by themselves}
+   * {@return {@code [T, E]} that replace the layer's own router, or null; F32, or BF16 for experts
+   * that route by themselves}
    */
   public @Nullable Tensor routerLogits() {
     return routerLogits;
   }
 
   /**
-   * {@return int32 {@code [T, K]}, global expert ids, -1 = no expert: routing that the caller has done;
-   * null = the layer routes. For BATCHED experts the ids of a token differ from each other}
+   * {@return int32 {@code [T, K]}, global expert ids, -1 = no expert: routing that the caller has
+   * done; null = the layer routes. For BATCHED experts the ids of a token differ from each other}
    */
   public @Nullable Tensor topkIds() {
     return topkIds;

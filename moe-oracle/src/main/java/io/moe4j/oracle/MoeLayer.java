@@ -1,5 +1,6 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
@@ -57,7 +58,11 @@ public final class MoeLayer implements AutoCloseable {
   private final Set<MoeSession> sessions = new LinkedHashSet<>();
 
   private MoeLayer(
-      Selection selection, Device device, LayerParts parts, MoeLayerWeights weights, ScratchPool pool) {
+      Selection selection,
+      Device device,
+      LayerParts parts,
+      MoeLayerWeights weights,
+      ScratchPool pool) {
     this.config = selection.config();
     this.selection = selection;
     this.device = device;
@@ -124,7 +129,7 @@ public final class MoeLayer implements AutoCloseable {
     gate.enter();
     try {
       checks.require(request);
-      if (request.hidden().size(0) == 0) {
+      if (request.hidden().size(0) == 0 && !parts.isCollective()) {
         return;
       }
       Scratch scratch = pool.borrow(layout.bytes());
@@ -143,7 +148,7 @@ public final class MoeLayer implements AutoCloseable {
     gate.enter();
     try {
       checks.require(request);
-      if (request.hidden().size(0) > 0) {
+      if (request.hidden().size(0) > 0 || parts.isCollective()) {
         parts.forward(request, layout, scratch, stream);
       }
     } finally {
@@ -219,6 +224,7 @@ public final class MoeLayer implements AutoCloseable {
     private @Nullable Platform platform;
     private @Nullable Device device;
     private @Nullable ScratchPool pool;
+    private @Nullable Communicator communicator;
 
     private Builder(MoeConfig config, MoeLayerWeights weights) {
       this.config = Objects.requireNonNull(config, "config");
@@ -282,6 +288,20 @@ public final class MoeLayer implements AutoCloseable {
     }
 
     /**
+     * The ranks that share the layer with this one. Every rank builds its layer, and every forward
+     * runs on all of them, with {@code T = 0} where a rank has no tokens; adapters stand in the
+     * same slots everywhere.
+     *
+     * @param communicator of {@code config.parallel()}'s ranks; stays the caller's; open as long as
+     *     the layer is
+     * @return this
+     */
+    public Builder communicator(Communicator communicator) {
+      this.communicator = Objects.requireNonNull(communicator, "communicator");
+      return this;
+    }
+
+    /**
      * Chooses, opens, prepares. May be slow: weights are repacked and uploaded here.
      *
      * @return the layer, owned by the caller
@@ -333,8 +353,19 @@ public final class MoeLayer implements AutoCloseable {
                 + ", the layer on "
                 + where.info().id());
       }
-      LayerParts parts = LayerParts.prepare(config, weights, who.catalog(), chosen, where, owned);
-      return new MoeLayer(selection, where, parts, weights, scratch);
+      Exchanges.Choice exchange = Exchanges.choose(config, communicator, who.catalog().exchanges());
+      LayerParts parts =
+          LayerParts.prepare(
+              config,
+              weights,
+              who.catalog(),
+              chosen,
+              where,
+              exchange.provider(),
+              communicator,
+              owned);
+      return new MoeLayer(
+          selection.withExchange(exchange.explanation()), where, parts, weights, scratch);
     }
 
     /** A given device is the only one that may be chosen for. */

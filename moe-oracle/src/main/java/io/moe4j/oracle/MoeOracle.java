@@ -155,7 +155,7 @@ public final class MoeOracle implements AutoCloseable {
             .filter(c -> requested.isEmpty() || c.name().equals(requested.get()))
             .filter(Candidate::isSupported)
             .findFirst();
-    return new Selection(config, platform, requested, chosen, candidates, catalog.failures());
+    return new Selection(config, platform, requested, chosen, candidates, catalog.failures(), "");
   }
 
   private static Candidate ask(FoundBackend b, MoeConfig config, Platform platform) {

@@ -15,6 +15,8 @@ import org.jspecify.annotations.Nullable;
 public record PluginFailure(
     String name, PluginOrigin origin, Support.Reason reason, @Nullable Throwable cause) {
   /**
+   * Checks the components.
+   *
    * @param name provider class or jar
    * @param origin where it lies
    * @param reason what is wrong

@@ -37,7 +37,7 @@ final class PluginFault extends Exception {
     }
   }
 
-  /** One clause for people. */
+  /** A readable clause. */
   private static String describe(Throwable t) {
     Throwable shown = t;
     if (t instanceof ExceptionInInitializerError && t.getCause() != null) {

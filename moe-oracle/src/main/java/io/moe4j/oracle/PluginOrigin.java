@@ -10,7 +10,7 @@ import java.util.Objects;
 import java.util.Optional;
 
 /**
- * Where a provider came from, for people.
+ * Where a provider came from, as messages name it.
  *
  * @param location path of the jar or of the directory of classes; {@value #CLASS_PATH} where
  *     nothing more is known
@@ -25,6 +25,8 @@ public record PluginOrigin(String location, Optional<String> version, Optional<S
   public static final String MODULE_PATH = "module path";
 
   /**
+   * Checks the components.
+   *
    * @param location path or {@value #CLASS_PATH}
    * @param version from manifest or module
    * @param plugin entry of the plugins directory

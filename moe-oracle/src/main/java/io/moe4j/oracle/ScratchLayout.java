@@ -3,7 +3,10 @@ package io.moe4j.oracle;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Workspace;
+import io.moe4j.api.device.WorkspaceLayout;
+import io.moe4j.api.device.WorkspaceLayout.Part;
 import io.moe4j.api.spi.BlockOps;
+import io.moe4j.api.spi.ExpertExchange;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
@@ -21,48 +24,46 @@ final class ScratchLayout {
   private final MoeConfig config;
   private final int capacity;
   private final long workspaceBytes;
-  private final long logitsAt;
-  private final long idsAt;
-  private final long weightsAt;
-  private final long latentAt;
-  private final long routedAt;
-  private final long batchInAt;
-  private final long batchOutAt;
-  private final long countsAt;
-  private final long mappingAt;
+  private final Part logits;
+  private final Part ids;
+  private final Part weights;
+  private final Part latent;
+  private final Part routed;
+  private final Part exchanged;
+  private final Part expertsOut;
+  private final boolean direct;
   private final long bytes;
 
-  ScratchLayout(MoeConfig config, BlockOps block, Experts experts, int capacity) {
+  /**
+   * @param direct whether experts read and write the layer's own tensors, because no row moves
+   */
+  ScratchLayout(
+      MoeConfig config,
+      BlockOps block,
+      Experts experts,
+      ExpertExchange exchange,
+      boolean direct,
+      int capacity) {
     this.config = config;
     this.capacity = capacity;
     this.workspaceBytes =
-        Workspace.align(Math.max(block.workspaceBytes(capacity), experts.workspaceBytes(capacity)));
+        Workspace.align(
+            Math.max(
+                block.workspaceBytes(capacity),
+                experts.workspaceBytes(exchange.maxRows(capacity))));
+    this.direct = direct;
     long width = config.expertHiddenSize();
-    long rows = batched() ? Math.multiplyExact((long) config.numLocalExperts(), capacity) : 0;
-    long at = workspaceBytes;
-    logitsAt = at;
-    at = after(at, DType.F32, (long) capacity * config.numExperts());
-    idsAt = at;
-    at = after(at, DType.I32, (long) capacity * config.topK());
-    weightsAt = at;
-    at = after(at, DType.F32, (long) capacity * config.topK());
-    latentAt = at;
-    at = after(at, DType.F32, config.latentSize() > 0 ? capacity * width : 0);
-    routedAt = at;
-    at = after(at, DType.F32, needsRouted() ? capacity * width : 0);
-    batchInAt = at;
-    at = after(at, batchDtype(), Math.multiplyExact(rows, width));
-    batchOutAt = at;
-    at = after(at, DType.F32, Math.multiplyExact(rows, width));
-    countsAt = at;
-    at = after(at, DType.I32, batched() ? config.numLocalExperts() : 0);
-    mappingAt = at;
-    at = after(at, DType.I32, config.lora().isPresent() ? rows : 0);
-    bytes = at;
-  }
-
-  private static long after(long at, DType dtype, long count) {
-    return Workspace.align(Math.addExact(at, dtype.byteSize(count)));
+    long rows = direct ? 0 : exchange.maxRows(capacity);
+    WorkspaceLayout layout = new WorkspaceLayout();
+    layout.reserve(workspaceBytes);
+    logits = layout.reserve(DType.F32, capacity, config.numExperts());
+    ids = layout.reserve(DType.I32, capacity, config.topK());
+    weights = layout.reserve(DType.F32, capacity, config.topK());
+    latent = layout.reserve(DType.F32, config.latentSize() > 0 ? capacity : 0, width);
+    routed = layout.reserve(DType.F32, needsRouted() ? capacity : 0, width);
+    exchanged = layout.reserve(DType.U8, direct ? 0 : exchange.workspaceBytes(capacity));
+    expertsOut = layout.reserve(DType.F32, batched() ? config.numLocalExperts() : 1, rows, width);
+    bytes = layout.byteSize();
   }
 
   private boolean batched() {
@@ -70,16 +71,12 @@ final class ScratchLayout {
   }
 
   private boolean needsRouted() {
-    return batched() || needsFinish(config);
+    return !direct || needsFinish(config);
   }
 
   /** Whether something is to be done to the sum of the experts before it is the block's output. */
   static boolean needsFinish(MoeConfig config) {
     return config.sharedExpert().isPresent() || config.latentSize() > 0;
-  }
-
-  private DType batchDtype() {
-    return config.latentSize() > 0 ? DType.F32 : config.inputDtype();
   }
 
   /** {@return the largest T} */
@@ -95,54 +92,47 @@ final class ScratchLayout {
   /**
    * The parts for one T.
    *
+   * @param all the whole scratch
    * @param workspace what any one call may use
    * @param logits F32 {@code [T, E]}
    * @param topkIds int32 {@code [T, K]}
    * @param topkWeights F32 {@code [T, K]}
    * @param latent F32 {@code [T, D]} or null
    * @param routed F32 {@code [T, H or D]} or null
-   * @param batch for BATCHED experts, else null
+   * @param exchanged scratch of the exchange, null where no row moves
    */
   record Views(
+      Workspace all,
       Workspace workspace,
       Tensor logits,
       Tensor topkIds,
       Tensor topkWeights,
       @Nullable Tensor latent,
       @Nullable Tensor routed,
-      @Nullable Batch batch) {}
+      @Nullable Workspace exchanged) {}
 
   /**
-   * What BATCHED experts read and write.
+   * {@return where experts write what an exchange brought them, F32}
    *
-   * @param in {@code [E_local, T, H or D]}
-   * @param out F32, the same shape
-   * @param counts int32 {@code [E_local]}
-   * @param loraMapping int32 {@code [E_local, T]}, null where LoRA is off
+   * @param views of this layout
+   * @param shape of the rows that came
    */
-  record Batch(Tensor in, Tensor out, Tensor counts, @Nullable Tensor loraMapping) {}
+  Tensor expertsOut(Views views, long[] shape) {
+    return expertsOut.in(views.all(), shape);
+  }
 
   Views views(Memory memory, int tokens) {
     Workspace all = new Workspace(memory);
     long width = config.expertHiddenSize();
-    Batch batch = null;
-    if (batched()) {
-      long local = config.numLocalExperts();
-      batch =
-          new Batch(
-              all.tensor(batchInAt, batchDtype(), local, tokens, width),
-              all.tensor(batchOutAt, DType.F32, local, tokens, width),
-              all.tensor(countsAt, DType.I32, local),
-              config.lora().isPresent() ? all.tensor(mappingAt, DType.I32, local, tokens) : null);
-    }
     return new Views(
+        all,
         new Workspace(head(memory, workspaceBytes)),
-        all.tensor(logitsAt, DType.F32, tokens, config.numExperts()),
-        all.tensor(idsAt, DType.I32, tokens, config.topK()),
-        all.tensor(weightsAt, DType.F32, tokens, config.topK()),
-        config.latentSize() > 0 ? all.tensor(latentAt, DType.F32, tokens, width) : null,
-        needsRouted() ? all.tensor(routedAt, DType.F32, tokens, width) : null,
-        batch);
+        logits.in(all, tokens, config.numExperts()),
+        ids.in(all, tokens, config.topK()),
+        weights.in(all, tokens, config.topK()),
+        config.latentSize() > 0 ? latent.in(all, tokens, width) : null,
+        needsRouted() ? routed.in(all, tokens, width) : null,
+        direct ? null : Workspaces.part(all, exchanged));
   }
 
   private static Memory head(Memory memory, long size) {

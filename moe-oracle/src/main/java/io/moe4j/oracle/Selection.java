@@ -18,6 +18,8 @@ import java.util.Optional;
  * @param candidates every backend that was found: first those that fit, in the order of preference,
  *     then the others by name
  * @param failures what could not be loaded
+ * @param exchange how tokens come to the experts, and why not otherwise; empty before a layer is
+ *     built
  */
 public record Selection(
     MoeConfig config,
@@ -25,15 +27,19 @@ public record Selection(
     Optional<String> requested,
     Optional<Candidate> chosen,
     List<Candidate> candidates,
-    List<PluginFailure> failures) {
+    List<PluginFailure> failures,
+    String exchange) {
 
   /**
+   * Checks and copies the components.
+   *
    * @param config the layer
    * @param platform the machine
    * @param requested asked for by name
    * @param chosen who was taken
    * @param candidates copied
    * @param failures copied
+   * @param exchange one line
    */
   public Selection {
     Objects.requireNonNull(config, "config");
@@ -42,6 +48,12 @@ public record Selection(
     Objects.requireNonNull(chosen, "chosen");
     candidates = List.copyOf(candidates);
     failures = List.copyOf(failures);
+    Objects.requireNonNull(exchange, "exchange");
+  }
+
+  /** The same decision with the exchange that was chosen for it. */
+  Selection withExchange(String line) {
+    return new Selection(config, platform, requested, chosen, candidates, failures, line);
   }
 
   /** {@return whether the caller asked for a backend by name} */
@@ -87,7 +99,7 @@ public record Selection(
     return SelectionText.explain(this);
   }
 
-  /** {@return one sentence: who, out of whom, and who was refused why} */
+  /** {@return one sentence: the choice, the candidates, and why others were refused} */
   public String summary() {
     return SelectionText.summary(this);
   }

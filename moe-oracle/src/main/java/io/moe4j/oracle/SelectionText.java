@@ -1,5 +1,6 @@
 package io.moe4j.oracle;
 
+import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.spi.Support;
 import java.util.ArrayList;
@@ -100,7 +101,15 @@ final class SelectionText {
         + machine(s)
         + "\n"
         + headline(s)
+        + (movesRows(s) ? "\n" + s.exchange() : "")
         + (s.candidates().isEmpty() && s.failures().isEmpty() ? "" : "\n\n" + table(rows));
+  }
+
+  /** One rank with STANDARD experts is nothing to explain. */
+  private static boolean movesRows(Selection s) {
+    return !s.exchange().isEmpty()
+        && (s.config().parallel().worldSize() > 1
+            || s.config().activationFormat() == ActivationFormat.BATCHED);
   }
 
   private static void addRows(

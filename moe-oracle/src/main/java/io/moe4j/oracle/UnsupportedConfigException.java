@@ -14,6 +14,8 @@ public class UnsupportedConfigException extends MoeException {
   private final transient Selection selection;
 
   /**
+   * A refusal of every backend.
+   *
    * @param selection one without a chosen backend
    */
   public UnsupportedConfigException(Selection selection) {

@@ -12,7 +12,6 @@ import io.moe4j.api.spi.MonolithicExperts;
 import io.moe4j.api.spi.MonolithicInputs;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Optional;
-import org.jspecify.annotations.Nullable;
 
 /**
  * Local expert {@code e} multiplies by {@code e + 1}; a token with an adapter in slot {@code s}

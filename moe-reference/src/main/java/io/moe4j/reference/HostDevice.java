@@ -22,6 +22,8 @@ public final class HostDevice implements Device {
   private final DeviceInfo info;
 
   /**
+   * The processor as a device.
+   *
    * @param info what is known of the processor
    */
   public HostDevice(DeviceInfo info) {

@@ -23,6 +23,8 @@ public final class ReferenceBlockOps implements BlockOps {
   private final MoeLayerWeights weights;
 
   /**
+   * The reference of one layer.
+   *
    * @param config the layer
    * @param weights fits {@code config}, in host memory
    */

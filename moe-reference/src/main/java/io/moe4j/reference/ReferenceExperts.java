@@ -1,12 +1,12 @@
 package io.moe4j.reference;
 
-import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.util.Objects;
@@ -18,6 +18,8 @@ public final class ReferenceExperts implements ModularExperts, LoraExperts {
   private final ExpertWeights weights;
 
   /**
+   * The reference experts of one layer.
+   *
    * @param config the layer
    * @param weights fits {@code config}, in host memory; stays valid until closed
    */
@@ -55,7 +57,7 @@ public final class ReferenceExperts implements ModularExperts, LoraExperts {
   }
 
   /**
-   * TensorRows come weighted where the weight belongs on the input; whoever dispatched sums them.
+   * Rows come weighted where the weight belongs on the input; the dispatcher sums them.
    */
   private void batched(ExpertsInputs inputs, Tensor counts, Optional<MoeLoraContext> lora) {
     for (int e = 0; e < weights.numExperts(); e++) {

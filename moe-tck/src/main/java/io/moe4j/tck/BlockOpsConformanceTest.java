@@ -95,7 +95,11 @@ public abstract class BlockOpsConformanceTest {
 
   // ---- 6.1: routing
 
-  /** Scores, renormalisation, bias, scaling, groups. Ids exact and in order. */
+  /**
+   * Scores, renormalisation, bias, scaling, groups. Ids exact and in order.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#routes")
   public final void required_MOE_6_1_routing(Object c) {
@@ -207,7 +211,11 @@ public abstract class BlockOpsConformanceTest {
 
   // ---- 6.2: router, latent projections, shared expert
 
-  /** Logits in f32 from hidden states and weights of any dtype, with and without bias. */
+  /**
+   * Logits in f32 from hidden states and weights of any dtype, with and without bias.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
   public final void required_MOE_6_2_routerLogits(Object c) {
@@ -258,7 +266,11 @@ public abstract class BlockOpsConformanceTest {
     }
   }
 
-  /** Shared expert, gate, latent output, LoRA on all of them, each output dtype. */
+  /**
+   * Shared expert, gate, latent output, LoRA on all of them, each output dtype.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
   public final void required_MOE_6_2_finish(Object c) {
@@ -302,7 +314,11 @@ public abstract class BlockOpsConformanceTest {
     }
   }
 
-  /** The experts' sum and the block's output in one place. */
+  /**
+   * The experts' sum and the block's output in one place.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
   public final void required_MOE_6_2_outputMayBeRouted(Object c) {
@@ -336,7 +352,11 @@ public abstract class BlockOpsConformanceTest {
     }
   }
 
-  /** What latent experts read. */
+  /**
+   * What latent experts read.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.BlockCases#blocks")
   public final void required_MOE_6_2_latentIn(Object c) {
@@ -450,7 +470,11 @@ public abstract class BlockOpsConformanceTest {
 
   // ---- 6.3: dispatch and combine
 
-  /** Rows, counts and adapters of dispatched tokens; their weighted sum. */
+  /**
+   * Rows, counts and adapters of dispatched tokens; their weighted sum.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_6_3_dispatchAndCombine(Object dtypes) {
@@ -588,7 +612,7 @@ public abstract class BlockOpsConformanceTest {
             ops.finish(in, sum, Optional.empty(), out, workspace, bench.stream);
             bench.stream.synchronize();
             Compare.rows(
-                "MOE-5.1",
+                "MOE-6.4",
                 "finish beside three other threads",
                 truth,
                 bench.rows(out),
@@ -607,6 +631,10 @@ public abstract class BlockOpsConformanceTest {
     MoeConfig config = MoeConfig.builder(4, 4, 2, 1).weightDtype(DType.F32).build();
     BlockOps ops = prepare(config, withBias(config, null));
     ops.close();
-    ops.close();
+    try {
+      ops.close();
+    } catch (RuntimeException e) {
+      throw new AssertionError("MOE-6.4: the second close() threw", e);
+    }
   }
 }

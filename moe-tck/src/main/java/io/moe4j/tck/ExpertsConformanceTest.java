@@ -321,7 +321,11 @@ public abstract class ExpertsConformanceTest {
 
   // ---- 2: results
 
-  /** Sizes, one by one, on every pair of dtypes. */
+  /**
+   * Sizes, one by one, on every pair of dtypes.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#shapes")
   public final void required_MOE_2_1_shapes(Object c) {
@@ -329,42 +333,66 @@ public abstract class ExpertsConformanceTest {
     kit().verify("MOE-2.1", problem((Grid.Case) c));
   }
 
-  /** All dtypes of hidden states, weights and output. */
+  /**
+   * All dtypes of hidden states, weights and output.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypes")
   public final void required_MOE_2_1_dtypes(Object c) {
     kit().verify("MOE-2.1", problem((Grid.Case) c));
   }
 
-  /** All activations, with their clamps. */
+  /**
+   * All activations, with their clamps.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#activationCases")
   public final void required_MOE_2_1_activations(Object c) {
     kit().verify("MOE-2.1", problem((Grid.Case) c));
   }
 
-  /** Stacked, interleaved, transposed, separate and unaligned weights. */
+  /**
+   * Stacked, interleaved, transposed, separate and unaligned weights.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#layouts")
   public final void required_MOE_2_1_layouts(Object c) {
     kit().verify("MOE-2.1", problem((Grid.Case) c));
   }
 
-  /** Weights in 4 bits. */
+  /**
+   * Weights in 4 bits.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#quantised")
   public final void required_MOE_2_1_quantised(Object c) {
     kit().verify("MOE-2.1", problem((Grid.Case) c));
   }
 
-  /** Bias, expert map, weight on input, together and alone. */
+  /**
+   * Bias, expert map, weight on input, together and alone.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#features")
   public final void required_MOE_2_1_features(Object c) {
     kit().verify("MOE-2.1", problem((Grid.Case) c));
   }
 
-  /** Tensors that begin at any element of somebody's buffer. */
+  /**
+   * Tensors that begin at any element of somebody's buffer.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_2_1_tensorsAtAnyElement(Object dtypes) {
@@ -372,7 +400,11 @@ public abstract class ExpertsConformanceTest {
     kit().verify("MOE-2.1", problem(config, 9).shifted(4));
   }
 
-  /** Id -1 in some pairs, in all pairs of a token, in all pairs. */
+  /**
+   * Id -1 in some pairs, in all pairs of a token, in all pairs.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_2_2_pairsWithoutExpertContributeNothing(Object dtypes) {
@@ -387,7 +419,11 @@ public abstract class ExpertsConformanceTest {
     kit().verify("MOE-2.2", none);
   }
 
-  /** Ids that no expert has. */
+  /**
+   * Ids that no expert has.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_2_2_unknownIdsContributeNothing(Object dtypes) {
@@ -411,7 +447,11 @@ public abstract class ExpertsConformanceTest {
     }
   }
 
-  /** Experts of other ranks, tokens that are wholly elsewhere, local order unlike global order. */
+  /**
+   * Experts of other ranks, tokens that are wholly elsewhere, local order unlike global order.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_2_2_expertsOfOtherRanksContributeNothing(Object dtypes) {
@@ -425,14 +465,22 @@ public abstract class ExpertsConformanceTest {
     }
   }
 
-  /** No tokens. */
+  /**
+   * No tokens.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_2_3_zeroTokens(Object dtypes) {
     kit().verify("MOE-2.3", problem(Grid.layer((Grid.Dtypes) dtypes).build(), 0));
   }
 
-  /** Weights of zero, below zero, far from one. */
+  /**
+   * Weights of zero, below zero, far from one.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_2_4_weightsAreAppliedOnce(Object dtypes) {
@@ -448,7 +496,11 @@ public abstract class ExpertsConformanceTest {
     }
   }
 
-  /** A NaN in one token, infinities in another. */
+  /**
+   * A NaN in one token, infinities in another.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_2_5_faultsStayInTheirToken(Object dtypes) {
@@ -461,7 +513,11 @@ public abstract class ExpertsConformanceTest {
 
   // ---- 3: memory
 
-  /** Guard bands around output and workspace, patterns that read as NaN around inputs. */
+  /**
+   * Guard bands around output and workspace, patterns that read as NaN around inputs.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_3_1_nothingOutsideOutputAndWorkspaceIsTouched(Object dtypes) {
@@ -475,7 +531,11 @@ public abstract class ExpertsConformanceTest {
     }
   }
 
-  /** Inputs, weights, factors and mapping hold the same bytes afterwards. */
+  /**
+   * Inputs, weights, factors and mapping hold the same bytes afterwards.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_3_2_inputsAreNotWritten(Object dtypes) {
@@ -532,7 +592,11 @@ public abstract class ExpertsConformanceTest {
     }
   }
 
-  /** Ranks, projections, layouts of factors, mixtures. */
+  /**
+   * Ranks, projections, layouts of factors, mixtures.
+   *
+   * @param c the case
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.LoraCases#cases")
   public final void required_MOE_4_2_deltas(Object c) {
@@ -541,7 +605,11 @@ public abstract class ExpertsConformanceTest {
     kit().verify("MOE-4.2", lora.problem(kit().own(lora.config()), 5));
   }
 
-  /** Tokens without adapter, alone and between others. */
+  /**
+   * Tokens without adapter, alone and between others.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_4_3_tokensWithoutAdapterGetTheBaseResult(Object dtypes) {
@@ -561,7 +629,11 @@ public abstract class ExpertsConformanceTest {
 
   // ---- 5: threads, allocation, release
 
-  /** Four threads, one object, batches of different sizes, a workspace each. */
+  /**
+   * Four threads, one object, batches of different sizes, a workspace each.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_5_1_concurrentCallsDoNotDisturbEachOther(Object dtypes) {
@@ -582,7 +654,11 @@ public abstract class ExpertsConformanceTest {
     Concurrency.run(kit(), problems, 25);
   }
 
-  /** Bytes allocated on the Java heap by a call of 256 tokens, and by one of 64. */
+  /**
+   * Bytes allocated on the Java heap by a call of 256 tokens, and by one of 64.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void recommended_MOE_5_2_allocationDoesNotGrowWithTokens(Object dtypes) {
@@ -601,7 +677,11 @@ public abstract class ExpertsConformanceTest {
                 + "; scratch belongs in the workspace");
   }
 
-  /** {@code close()} twice. */
+  /**
+   * {@code close()} twice.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_5_3_closeMayBeCalledTwice(Object dtypes) {
@@ -619,7 +699,11 @@ public abstract class ExpertsConformanceTest {
     }
   }
 
-  /** Device memory taken by {@code prepare} and {@code apply} is given back. */
+  /**
+   * Device memory taken by {@code prepare} and {@code apply} is given back.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_5_3_closeReleasesDeviceMemory(Object dtypes) {
@@ -639,7 +723,11 @@ public abstract class ExpertsConformanceTest {
     assertEquals(before, after, "MOE-5.3: bytes of device memory in use before and after");
   }
 
-  /** The same call three times. */
+  /**
+   * The same call three times.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void recommended_MOE_5_4_equalCallsGiveEqualBits(Object dtypes) {
@@ -657,7 +745,11 @@ public abstract class ExpertsConformanceTest {
     }
   }
 
-  /** With {@code batchInvariant}: each token alone gives the bits it has in a batch. */
+  /**
+   * With {@code batchInvariant}: each token alone gives the bits it has in a batch.
+   *
+   * @param dtypes element types of the tensors
+   */
   @ParameterizedTest(name = "{0}")
   @MethodSource("io.moe4j.tck.Grid#dtypePairs")
   public final void required_MOE_5_4_batchInvarianceIsBitExact(Object dtypes) {

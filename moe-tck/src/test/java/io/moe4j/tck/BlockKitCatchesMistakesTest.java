@@ -47,7 +47,13 @@ class BlockKitCatchesMistakesTest {
         wrong(
             "dispatch forgets adapters",
             WrongBlockOps::dispatchForgetsAdapters,
-            "6_3_dispatchAndCombine"));
+            "6_3_dispatchAndCombine"),
+        wrong(
+            "scratch shared by threads",
+            WrongBlockOps::scratchShared,
+            "6_4_concurrentCallsDoNotDisturbEachOther"),
+        wrong(
+            "second close throws", WrongBlockOps::secondCloseThrows, "6_4_closeMayBeCalledTwice"));
   }
 
   @AfterEach

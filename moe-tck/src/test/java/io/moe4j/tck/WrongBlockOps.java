@@ -16,6 +16,7 @@ import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
 import io.moe4j.reference.ReferenceBlockOps;
 import java.util.Optional;
+import java.util.concurrent.locks.LockSupport;
 
 /** The reference's operations with one thing changed. */
 class WrongBlockOps implements BlockOps {
@@ -228,6 +229,48 @@ class WrongBlockOps implements BlockOps {
         if (hidden.elementCount() > 0) {
           hidden.set(hidden.get(0, 0) + 1, 0, 0);
         }
+      }
+    };
+  }
+
+  /** One scratch row for all callers. */
+  static BlockOps scratchShared(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      private double[] scratch = {};
+
+      @Override
+      public void finish(
+          Tensor hidden,
+          Tensor routed,
+          Optional<MoeLoraContext> lora,
+          Tensor output,
+          Workspace workspace,
+          DeviceStream stream) {
+        super.finish(hidden, routed, lora, output, workspace, stream);
+        for (int t = 0; t < output.size(0); t++) {
+          scratch = output.select(0, t).toDoubles();
+          LockSupport.parkNanos(1000);
+          double[] mine = scratch;
+          for (int h = 0; h < mine.length; h++) {
+            output.set(mine[h], t, h);
+          }
+        }
+      }
+    };
+  }
+
+  /** Frees twice. */
+  static BlockOps secondCloseThrows(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      private boolean closed;
+
+      @Override
+      public void close() {
+        if (closed) {
+          throw new IllegalStateException("already freed");
+        }
+        closed = true;
+        super.close();
       }
     };
   }

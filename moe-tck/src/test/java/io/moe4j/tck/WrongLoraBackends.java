@@ -1,7 +1,5 @@
 package io.moe4j.tck;
 
-import io.moe4j.api.spi.ModularExperts;
-import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
@@ -11,10 +9,12 @@ import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -308,7 +308,8 @@ final class WrongLoraBackends {
           }
         }
       }
-      lora.ifPresent(c -> applyW13Lora(PunicaWrapper.W13.of(c, w13, x, routing, gated, layout), stream));
+      lora.ifPresent(
+          c -> applyW13Lora(PunicaWrapper.W13.of(c, w13, x, routing, gated, layout), stream));
       Tensor hidden = Data.empty(DType.F32, tokens * topK, i);
       Tensor w2 = Data.empty(DType.F32, tokens, topK, h);
       for (int t = 0; t < tokens; t++) {

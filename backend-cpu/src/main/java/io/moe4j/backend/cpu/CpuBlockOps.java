@@ -62,14 +62,15 @@ final class CpuBlockOps implements BlockOps {
     } else {
       shared =
           new GroupedMlp(
-              new MlpWeights(c.activation(), List.of(s.mlp()), arena, true),
-              kernels,
-              team,
-              1,
-              false,
-              loras,
-              rank,
-              config.batchInvariant());
+              new MlpSpec(
+                  new MlpWeights(c.activation(), List.of(s.mlp()), arena, true),
+                  kernels,
+                  team,
+                  1,
+                  false,
+                  loras,
+                  rank,
+                  config.batchInvariant()));
       Tensor gate = s.sigmoidGate();
       sharedGate =
           gate == null ? null : dense(gate, LoraTarget.SHARED_EXPERT_GATE, team, loras, rank);
@@ -186,7 +187,7 @@ final class CpuBlockOps implements BlockOps {
     }
     if (shared != null) {
       shared.run(
-          new GroupedMlp.Call(
+          new MlpCall(
               hidden.segment(),
               type,
               tokens,

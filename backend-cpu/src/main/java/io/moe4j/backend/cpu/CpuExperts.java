@@ -1,6 +1,5 @@
 package io.moe4j.backend.cpu;
 
-import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
@@ -10,6 +9,7 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -34,14 +34,15 @@ final class CpuExperts implements ModularExperts, LoraExperts {
               : weights;
       mlp =
           new GroupedMlp(
-              new MlpWeights(config.activation(), plain.experts(), arena, false),
-              kernels,
-              team,
-              config.topK(),
-              config.routerWeightOnInput(),
-              config.lora().map(LoraConfig::maxLoras).orElse(0),
-              config.lora().map(LoraConfig::maxRank).orElse(0),
-              config.batchInvariant());
+              new MlpSpec(
+                  new MlpWeights(config.activation(), plain.experts(), arena, false),
+                  kernels,
+                  team,
+                  config.topK(),
+                  config.routerWeightOnInput(),
+                  config.lora().map(LoraConfig::maxLoras).orElse(0),
+                  config.lora().map(LoraConfig::maxRank).orElse(0),
+                  config.batchInvariant()));
       done = true;
     } finally {
       if (!done) {
@@ -69,9 +70,9 @@ final class CpuExperts implements ModularExperts, LoraExperts {
     ExpertRouting routing = inputs.requireRouting();
     Tensor map = routing.expertMap();
     int tokens = Math.toIntExact(hidden.size(0));
-    if (hidden.size(1) != mlp.weights.hidden) {
+    if (hidden.size(1) != mlp.weights().hidden) {
       throw new IllegalArgumentException(
-          "hidden is " + hidden + ", the experts read width " + mlp.weights.hidden);
+          "hidden is " + hidden + ", the experts read width " + mlp.weights().hidden);
     }
     if (routing.topkIds().size(1) != config.topK()) {
       throw new IllegalArgumentException(
@@ -85,7 +86,7 @@ final class CpuExperts implements ModularExperts, LoraExperts {
           "tokenLoraMapping is " + context.tokenLoraMapping() + " for " + tokens + " tokens");
     }
     mlp.run(
-        new GroupedMlp.Call(
+        new MlpCall(
             hidden.segment(),
             Rows.requireFloat("hidden", hidden),
             tokens,

@@ -18,8 +18,8 @@ import org.jspecify.annotations.Nullable;
  * projections, the shared expert's gate. Thread-safe like {@link GroupedMlp}.
  */
 final class DenseLayer {
-  private static final int ROW_TILE = GroupedMlp.ROW_TILE;
-  private static final int TOKEN_TILE = GroupedMlp.TOKEN_TILE;
+  private static final int ROW_TILE = MlpLayout.ROW_TILE;
+  private static final int TOKEN_TILE = MlpLayout.TOKEN_TILE;
   private static final int TOKENS_PER_TILE = 8;
   private static final MemberScratch[] NO_SCRATCH = {};
   private static final MemorySegment NONE = MemorySegment.ofArray(new byte[0]);

@@ -13,12 +13,12 @@ final class MemberScratch {
   private static final ConcurrentLinkedQueue<MemberScratch[]> POOL = new ConcurrentLinkedQueue<>();
 
   /** Rows of a tile widened; also tokens on their way into a panel. */
-  final float[] weights = new float[PanelTiles.TILE_ROWS * Kernels.PANEL_STRIDE];
+  final float[] weights = new float[PanelPlan.TILE_ROWS * Kernels.PANEL_STRIDE];
 
   /** {@code [panel, row, token]}: a tile's sums. */
-  final float[] sums = new float[PanelPlan.MAX_GROUP * PanelTiles.SUMS];
+  final float[] sums = new float[PanelPlan.MAX_GROUP * PanelPlan.SUMS];
 
-  /** A block that is turned over, of at most 64 lanes and rows. */
+  /** A block to be transposed, of at most 64 lanes and rows. */
   final float[] turned = new float[64 * 64];
 
   /** What dot products work in. */

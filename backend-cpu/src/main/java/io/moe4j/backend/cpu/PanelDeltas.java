@@ -1,6 +1,5 @@
 package io.moe4j.backend.cpu;
 
-import io.moe4j.api.device.Workspace;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -9,9 +8,9 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * The deltas of tokens in panels. A panel's segments leave rows of deltas, some columns at a time,
- * in memory that the thread uses again and again; turned over they lie as the sums of the base
- * product do, and those begin with them. The activations that down's A meets come out of the panel
- * by the same way.
+ * in memory that the thread uses again and again. Transposed, they lie as the sums of the base
+ * product do, and those begin with them. The activations that are multiplied by down's A are
+ * transposed out of the panel likewise.
  */
 final class PanelDeltas {
   private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
@@ -21,63 +20,35 @@ final class PanelDeltas {
   private static final int TURN = ROWS / 2;
 
   /** Outputs of B at a time. */
-  private static final int PIECE = 1024;
+  private static final int PIECE = MlpLayout.DELTA_PIECE;
 
-  private final MlpForward f;
-  private final GroupedMlp mlp;
+  private final ForwardState f;
   private final MlpWeights w;
+  private final int maxRank;
   private final Kernels kernels;
   private final int lanes;
   private final TokenPlan plan;
-  private final LoraDeltas lora;
+  private final PanelPlan panels;
+  private final LoraViews lora;
 
-  PanelDeltas(MlpForward f, GroupedMlp mlp, TokenPlan plan, LoraDeltas lora) {
+  PanelDeltas(ForwardState f, LoraViews lora) {
     this.f = f;
-    this.mlp = mlp;
-    this.plan = plan;
     this.lora = lora;
-    w = mlp.weights;
-    kernels = mlp.kernels;
+    plan = f.plan;
+    panels = f.panels;
+    w = f.mlp.weights();
+    maxRank = f.mlp.maxRank();
+    kernels = f.mlp.kernels();
     lanes = kernels.lanes();
   }
 
-  /** {@return bytes of deltas for one lane: as many rows as the sums of w13 or w2 have} */
-  static long laneBytes(MlpWeights w) {
-    long up = (long) Math.ceilDiv(w.intermediate, outputs13(w)) * ROWS;
-    return Workspace.align(4 * Math.max(up, (long) Math.ceilDiv(w.hidden, ROWS) * ROWS));
-  }
-
-  /** Outputs of w13 among {@link Kernels#PANEL_ROWS} rows. */
-  private static int outputs13(MlpWeights w) {
-    return w.activation.isGated() ? ROWS / 2 : ROWS;
-  }
-
-  /** {@return bytes from one row of a member's scratch to the next} */
-  static long rowStride(MlpWeights w) {
-    // Room for the vector behind the last, and an odd number of cache lines: sixteen rows that are
-    // turned over would share one set of the first-level cache otherwise.
-    long bytes = Workspace.align(4L * (Math.max(w.intermediate, PIECE) + 16));
-    return (bytes / Workspace.ALIGNMENT | 1) * Workspace.ALIGNMENT;
-  }
-
-  /** Where a member keeps its rows, behind what it shrunk. */
-  private long rows(int member) {
-    return lora.shrunk(member)
-        + Workspace.align(4L * ((long) mlp.maxRank * PanelTiles.MAX_WIDTH + 64));
-  }
-
   private long deltas(int panel) {
-    GroupedMlp.Layout l = f.where();
-    return l.delta() + f.panelPlan().panelLane[panel] * l.deltaLane();
+    MlpLayout l = f.where();
+    return l.delta() + panels.panelLane[panel] * l.deltaLane();
   }
 
   private int width(int panel) {
-    return f.panelPlan().panelVectors[panel] * lanes;
-  }
-
-  /** {@return the position behind a panel's last token} */
-  int end(int panel) {
-    return f.panelPlan().panelStart[panel] + f.panelPlan().panelTokens[panel];
+    return panels.panelVectors[panel] * lanes;
   }
 
   /** Takes deltas as sums. */
@@ -108,13 +79,13 @@ final class PanelDeltas {
     MemorySegment ws = f.workspace();
     float[] turned = f.scratch(member).turned;
     int width = width(panel);
-    int tokens = f.panelPlan().panelTokens[panel];
+    int tokens = panels.panelTokens[panel];
     long from = f.actPanel(panel);
-    long stride = rowStride(w);
+    long stride = f.where().rowStride();
     for (int k = 0; k < w.intermediate; k += lanes) {
       for (int t = 0; t < tokens; t += lanes) {
         long at = from + 4L * (k * width + t);
-        long to = rows(member) + t * stride + 4L * k;
+        long to = f.where().rowsOf(member) + t * stride + 4L * k;
         int m = Math.min(lanes, tokens - t);
         kernels.transpose(ws, at, 4L * width, turned, ws, to, stride, 0, TURN, m);
       }
@@ -131,10 +102,10 @@ final class PanelDeltas {
       LoraView[] views, LoraView @Nullable [] last, int panel, boolean first, int member) {
     MemorySegment ws = f.workspace();
     MemberScratch own = f.scratch(member);
-    int start = f.panelPlan().panelStart[panel];
-    int end = end(panel);
-    long stride = 4L * mlp.maxRank;
-    for (int s = lora.segmentAt(start); s < plan.segments && plan.segmentStart[s] < end; s++) {
+    int start = panels.panelStart[panel];
+    int end = panels.end(panel);
+    long stride = 4L * maxRank;
+    for (int s = plan.segmentAt(start); s < plan.segments && plan.segmentStart[s] < end; s++) {
       int slot = plan.segmentSlot[s];
       LoraView view = views[slot];
       boolean needed = view.rank() > 0 && (last == null || !view.sharesA(last[slot]));
@@ -142,9 +113,12 @@ final class PanelDeltas {
       for (int p = Math.max(start, plan.segmentStart[s]), m; p < to; p += m) {
         m = f.groupOf(to - p);
         for (int j = 0; j < m; j++) {
-          own.at[j] = first ? f.xRow(p + j) : rows(member) + (p + j - start) * rowStride(w);
+          own.at[j] =
+              first
+                  ? f.xRow(p + j)
+                  : f.where().rowsOf(member) + (p + j - start) * f.where().rowStride();
         }
-        long out = lora.shrunk(member) + (p - start) * stride;
+        long out = f.where().scratchOf(member) + (p - start) * stride;
         view.shrink(plan.segmentExpert[s], ws, own.at, m, ws, out, stride, own.dots);
       }
     }
@@ -160,8 +134,8 @@ final class PanelDeltas {
     MemorySegment ws = f.workspace();
     float[] turned = f.scratch(member).turned;
     int width = width(panel);
-    long rows = rows(member);
-    long stride = rowStride(w);
+    long rows = f.where().rowsOf(member);
+    long stride = f.where().rowStride();
     long to = deltas(panel) + 4L * row0 * width;
     for (int o = 0; o < outputs; o += PIECE) {
       int n = Math.min(PIECE, outputs - o);
@@ -180,12 +154,12 @@ final class PanelDeltas {
   private void expandRows(LoraView[] views, int panel, int o, int n, int member) {
     MemorySegment ws = f.workspace();
     MemberScratch own = f.scratch(member);
-    int start = f.panelPlan().panelStart[panel];
-    int end = end(panel);
-    long rows = rows(member);
-    long stride = rowStride(w);
+    int start = panels.panelStart[panel];
+    int end = panels.end(panel);
+    long rows = f.where().rowsOf(member);
+    long stride = f.where().rowStride();
     int done = start;
-    for (int s = lora.segmentAt(start); s < plan.segments && plan.segmentStart[s] < end; s++) {
+    for (int s = plan.segmentAt(start); s < plan.segments && plan.segmentStart[s] < end; s++) {
       LoraView view = views[plan.segmentSlot[s]];
       if (view.rank() == 0) {
         continue;
@@ -196,9 +170,9 @@ final class PanelDeltas {
         own.at[j] = rows + (from + j - start) * stride;
       }
       clear(done - start, from - start, n, member);
-      long shrunk = lora.shrunk(member) + (from - start) * 4L * mlp.maxRank;
+      long shrunk = f.where().scratchOf(member) + (from - start) * 4L * maxRank;
       int e = plan.segmentExpert[s];
-      view.expand(e, o, n, ws, shrunk, 4L * mlp.maxRank, to - from, ws, own.at, false);
+      view.expand(e, o, n, ws, shrunk, 4L * maxRank, to - from, ws, own.at, false);
       done = to;
     }
     clear(done - start, width(panel), n, member);
@@ -209,7 +183,8 @@ final class PanelDeltas {
     float[] zeros = f.scratch(member).turned;
     Arrays.fill(zeros, 0, n, 0f);
     for (int t = from; t < to; t++) {
-      MemorySegment.copy(zeros, 0, f.workspace(), F32, rows(member) + t * rowStride(w), n);
+      MemorySegment.copy(
+          zeros, 0, f.workspace(), F32, f.where().rowsOf(member) + t * f.where().rowStride(), n);
     }
   }
 }

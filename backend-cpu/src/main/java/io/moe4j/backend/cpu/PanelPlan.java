@@ -1,5 +1,6 @@
 package io.moe4j.backend.cpu;
 
+import io.moe4j.backend.cpu.kernel.Kernels;
 import java.util.Arrays;
 
 /**
@@ -11,6 +12,15 @@ import java.util.Arrays;
 final class PanelPlan {
   /** Panels of a group at most; bounds a tile's scratch. */
   static final int MAX_GROUP = 8;
+
+  /** Rows of a tile: widened, they fit a core's own cache beside everything else. */
+  static final int TILE_ROWS = 4 * Kernels.PANEL_ROWS;
+
+  /** Tokens of a panel at most. */
+  static final int MAX_WIDTH = 64;
+
+  /** Sums of a tile for one panel at most. */
+  static final int SUMS = TILE_ROWS * MAX_WIDTH;
 
   /** What the panels of a group should take at most, so that they stay in a core's own cache. */
   private static final long GROUP_BYTES = 1 << 20;
@@ -55,10 +65,24 @@ final class PanelPlan {
    * @param most vectors of a panel: 2 or 4
    * @param alone tokens of an expert that are left to dot products
    */
-  PanelPlan(int lanes, int most, int alone) {
+  private PanelPlan(int lanes, int most, int alone) {
     this.lanes = lanes;
     this.most = most;
     this.alone = alone;
+  }
+
+  /** {@return an empty plan for some kernels} */
+  static PanelPlan of(Kernels kernels) {
+    int lanes = kernels.lanes();
+    // Up to three passes over the weights with a few tokens each are quicker than a partly empty
+    // vector: dot products read from memory while they multiply, widening only reads.
+    int alone = lanes >= 8 ? 3 * kernels.dotTokens() : lanes / 2;
+    return new PanelPlan(lanes, Math.min(kernels.panelVectors(), MAX_WIDTH / lanes), alone);
+  }
+
+  /** {@return the position behind a panel's last token} */
+  int end(int panel) {
+    return panelStart[panel] + panelTokens[panel];
   }
 
   /** {@return the most lanes that some pairs can have, in panels or not} */

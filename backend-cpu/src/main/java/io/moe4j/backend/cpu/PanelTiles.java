@@ -18,43 +18,33 @@ final class PanelTiles {
   private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
   private static final int ROWS = Kernels.PANEL_ROWS;
 
-  /** Rows of a tile: widened, they fit a core's own cache beside everything else. */
-  static final int TILE_ROWS = 4 * ROWS;
-
-  /** Tokens of a panel at most. */
-  static final int MAX_WIDTH = 64;
-
-  /** Sums of a tile for one panel at most. */
-  static final int SUMS = TILE_ROWS * MAX_WIDTH;
-
   /** Columns multiplied at a time: that much of a panel fits a first-level cache. */
   private static final int PIECE = 128;
 
   /** Columns of tokens that are packed at a time. */
   private static final int PACK = 256;
 
-  private final MlpForward f;
+  private static final int TILE_ROWS = PanelPlan.TILE_ROWS;
+  private static final int SUMS = PanelPlan.SUMS;
+
+  private final ForwardState f;
   private final MlpWeights w;
   private final Kernels kernels;
   private final int lanes;
   private final boolean gated;
-  final PanelPlan plan;
+  private final PanelPlan plan;
+  private final LoraDeltas lora;
+  private final RowTiles rowTiles;
 
-  PanelTiles(MlpForward f, GroupedMlp mlp) {
+  PanelTiles(ForwardState f, LoraDeltas lora, RowTiles rowTiles) {
     this.f = f;
-    w = mlp.weights;
-    kernels = mlp.kernels;
+    this.lora = lora;
+    this.rowTiles = rowTiles;
+    w = f.mlp.weights();
+    kernels = f.mlp.kernels();
     lanes = kernels.lanes();
     gated = w.activation.isGated();
-    // Up to three passes over the weights with a few tokens each are quicker than a partly empty
-    // vector: dot products read from memory while they multiply, widening only reads.
-    int alone = lanes >= 8 ? 3 * kernels.dotTokens() : lanes / 2;
-    plan = new PanelPlan(lanes, Math.min(kernels.panelVectors(), MAX_WIDTH / lanes), alone);
-  }
-
-  /** What one member takes of the workspace: a panel's sums, the tail's gate, up and products. */
-  static long scratchBytes() {
-    return 4 * 4L * SUMS;
+    plan = f.panels;
   }
 
   int tiles13() {
@@ -79,17 +69,11 @@ final class PanelTiles {
 
   /** Where a member works, in the workspace. */
   private long scratch(int member, int part) {
-    GroupedMlp.Layout l = f.where();
-    return l.scratch() + member * l.scratchStride() + 4L * part * SUMS;
+    return f.where().scratchOf(member) + 4L * part * SUMS;
   }
 
   private long xPanel(int panel) {
     return f.where().xPanels() + 4L * plan.panelLane[panel] * w.hidden;
-  }
-
-  /** {@return where a panel's activations begin, {@code [intermediate, width]}} */
-  long actPanel(int panel) {
-    return f.where().actPanels() + 4L * plan.panelLane[panel] * w.intermediate;
   }
 
   /** Puts a panel's tokens side by side, and zeros where there are none. */
@@ -181,11 +165,11 @@ final class PanelTiles {
       int panel = plan.groupPanel[group] + i;
       int vectors = plan.panelVectors[panel];
       long row = 4L * vectors * lanes;
-      long x = first ? xPanel(panel) : actPanel(panel);
+      long x = first ? xPanel(panel) : f.actPanel(panel);
       int c = i * SUMS;
       int block = ROWS * vectors * lanes;
       if (k0 == 0) {
-        f.lora.start(panel, row0, sums, c, blocks * block);
+        lora.start(panel, row0, sums, c, blocks * block);
       }
       for (int at = 0; at < k; at += PIECE) {
         int n = Math.min(PIECE, k - at);
@@ -208,10 +192,9 @@ final class PanelTiles {
       return;
     }
     MemorySegment ws = f.workspace();
-    GroupedMlp.Layout l = f.where();
     MemberScratch s = f.scratch(member);
     for (int t = 0; t < tokens; t++) {
-      long x = first ? f.xRow(from + t) : l.act() + (from + t) * l.actStride();
+      long x = first ? f.xRow(from + t) : f.actRow(from + t);
       MemorySegment.copy(ws, F32, x + 4L * k0, s.dots, t * Kernels.PANEL_STRIDE, k);
     }
     long to = scratch(member, 3);
@@ -239,7 +222,7 @@ final class PanelTiles {
           addBias(w.gateBias[e], r0, count, g, width);
         }
         addBias(w.upBias[e], r0, count, u, width);
-        long act = actPanel(panel) + 4L * r0 * width;
+        long act = f.actPanel(panel) + 4L * r0 * width;
         kernels.activate(w.activation, ws, g, ws, u, ws, act, count * width);
       }
     }
@@ -261,7 +244,7 @@ final class PanelTiles {
           MemorySegment.copy(ws, row, ws, u + o, 4L * perBlock);
         }
       }
-      f.finish13(e, from, to, row0, outputs, g, u, stride);
+      rowTiles.finish13(e, from, to, row0, outputs, g, u, stride);
     }
   }
 
@@ -313,14 +296,14 @@ final class PanelTiles {
       multiply(group, row0, blocks, k0, k, member, false);
       multiplyTail(group, blocks, k0, k, member, false);
     }
-    GroupedMlp.Layout l = f.where();
+    MlpLayout l = f.where();
     float[] sums = f.scratch(member).sums;
     for (int i = 0; i < plan.groupPanels[group]; i++) {
       int panel = plan.groupPanel[group] + i;
       int start = plan.panelStart[panel];
       int end = start + plan.panelTokens[panel];
       unpack(sums, i * SUMS, outputs, panel, l.y() + 4L * row0, l.yStride());
-      f.addBias2(e, start, end, row0, outputs);
+      rowTiles.addBias2(e, start, end, row0, outputs);
     }
     int from = plan.tailStart[group];
     int to = from + plan.tailTokens[group];
@@ -330,7 +313,7 @@ final class PanelTiles {
         long products = scratch(member, 3) + 4L * (t - from) * TILE_ROWS;
         MemorySegment.copy(ws, products, ws, l.y() + t * l.yStride() + 4L * row0, 4L * outputs);
       }
-      f.addBias2(e, from, to, row0, outputs);
+      rowTiles.addBias2(e, from, to, row0, outputs);
     }
   }
 }

@@ -118,6 +118,21 @@ final class TokenPlan {
     return key[pair] % (slots + 1) - 1;
   }
 
+  /** {@return the first segment that ends after a position} */
+  int segmentAt(int sorted) {
+    int lo = 0;
+    int hi = segments;
+    while (lo < hi) {
+      int mid = (lo + hi) >>> 1;
+      if (segmentEnd[mid] > sorted) {
+        hi = mid;
+      } else {
+        lo = mid + 1;
+      }
+    }
+    return lo;
+  }
+
   private void findSegments(int width) {
     segments = 0;
     for (int e = 0; e < experts; e++) {

@@ -1,12 +1,12 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.tensor.DType;
@@ -15,7 +15,8 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaEvent;
 import io.moe4j.cuda.CudaStream;
-import io.moe4j.cuda.RowKernels;
+import io.moe4j.cuda.ops.PaddedSizes;
+import io.moe4j.cuda.ops.RowKernels;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -43,7 +44,7 @@ import org.jspecify.annotations.Nullable;
 final class ComposedLora implements AutoCloseable {
   private final CudaDevice device;
   private final MoeConfig config;
-  private final Widths widths;
+  private final PaddedSizes sizes;
   private final GemmLaunches gemm;
   private final RowKernels rows;
   private final LoraExperts owner;
@@ -58,14 +59,14 @@ final class ComposedLora implements AutoCloseable {
   ComposedLora(
       CudaDevice device,
       MoeConfig config,
-      Widths widths,
+      PaddedSizes sizes,
       int experts,
       GemmLaunches gemm,
       LoraExperts owner,
       LoraMode mode) {
     this.device = device;
     this.config = config;
-    this.widths = widths;
+    this.sizes = sizes;
     this.experts = experts;
     this.gemm = gemm;
     this.owner = owner;
@@ -95,8 +96,8 @@ final class ComposedLora implements AutoCloseable {
     DType type = config.weightDtype();
     DeviceStream stream = f.stream();
     int pairs = f.pairs();
-    int hidden = widths.hidden();
-    int inter = widths.intermediate();
+    int hidden = sizes.hidden();
+    int inter = sizes.intermediate();
     Activation activation = config.activation();
     int width = activation.isGated() ? 2 * inter : inter;
     boolean naive = f.plan().naive();
@@ -110,12 +111,11 @@ final class ComposedLora implements AutoCloseable {
         Tensor.of(
             type,
             new DeviceMemory(
-                device.info().id(), f.hidden(), type.byteSize((long) f.tokens() * hidden)),
-            f.tokens(),
+                device.info().id(), f.hidden(), type.byteSize((long) f.batch().tokens() * hidden)),
+            f.batch().tokens(),
             hidden),
         new RowKernels.Order(
-            naive ? 0 : f.address(at.pairs),
-            naive ? 0 : f.address(at.off) + (long) Integer.BYTES * experts),
+            naive ? 0 : f.address(at.lists.pairs()), naive ? 0 : f.address(at.lists.rowCount())),
         routing,
         config.routerWeightOnInput() && !f.batched(),
         context == null ? null : context.tokenLoraMapping(),
@@ -161,12 +161,21 @@ final class ComposedLora implements AutoCloseable {
 
   private void w13(
       MoeLoraContext context, Tensor y, Tensor x, ExpertRouting byRow, DeviceStream stream) {
-    owner.applyW13Lora(PunicaWrapper.W13.of(context, y.reshape(y.size(0), 1, y.size(1)), x, byRow, config.activation().isGated(), GateUpLayout.HALVES), stream);
+    owner.applyW13Lora(
+        PunicaWrapper.W13.of(
+            context,
+            y.reshape(y.size(0), 1, y.size(1)),
+            x,
+            byRow,
+            config.activation().isGated(),
+            GateUpLayout.HALVES),
+        stream);
   }
 
   private void w2(
       MoeLoraContext context, Tensor y, Tensor x, ExpertRouting byRow, DeviceStream stream) {
-    owner.applyW2Lora(PunicaWrapper.W2.of(context, y.reshape(y.size(0), 1, y.size(1)), x, byRow), stream);
+    owner.applyW2Lora(
+        PunicaWrapper.W2.of(context, y.reshape(y.size(0), 1, y.size(1)), x, byRow), stream);
   }
 
   /** Rows to which nothing applies are not written, so what is there must be nothing. */

@@ -10,6 +10,7 @@ import io.moe4j.api.weights.Weight;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.DeviceBuffer;
 import io.moe4j.cuda.DeviceWeights;
+import io.moe4j.cuda.ops.PaddedSizes;
 import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
 
@@ -29,9 +30,9 @@ final class ExpertMatrices implements AutoCloseable {
 
   ExpertMatrices(CudaDevice device, MoeConfig config, ExpertWeights weights) {
     int experts = weights.numExperts();
-    Widths widths = Widths.of(config);
-    long hidden = widths.hidden();
-    long inter = widths.intermediate();
+    PaddedSizes sizes = PaddedSizes.of(config);
+    long hidden = sizes.hidden();
+    long inter = sizes.intermediate();
     boolean gated = config.activation().isGated();
     memory = new DeviceWeights(device);
     try (Put put = new Put(device, memory, config)) {
@@ -90,7 +91,7 @@ final class ExpertMatrices implements AutoCloseable {
       this.type = TritonSupport.isMxfp4(config) ? DType.F4 : config.weightDtype();
       long hidden = config.expertHiddenSize();
       long inter = config.intermediateSize();
-      boolean fits = new Widths((int) hidden, (int) inter).equals(Widths.of(config));
+      boolean fits = PaddedSizes.isExact(config);
       this.dense = fits ? null : device.allocate(type.byteSize(hidden * inter));
     }
 

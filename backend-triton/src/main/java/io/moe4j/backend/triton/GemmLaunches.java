@@ -5,53 +5,61 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.backend.triton.TilePlan.Shrink;
 import io.moe4j.cuda.Kernel;
 import io.moe4j.cuda.KernelLaunch;
 import io.moe4j.cuda.TensorMaps;
+import io.moe4j.cuda.ops.CombineKernel;
+import io.moe4j.cuda.ops.ElementwiseKernels;
+import io.moe4j.cuda.ops.ExpertKernels;
+import io.moe4j.cuda.ops.PaddedSizes;
+import io.moe4j.cuda.ops.PairBatch;
+import io.moe4j.cuda.ops.ShrinkKernel;
+import io.moe4j.cuda.ops.TileLists;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 
 /**
- * Launches shrinks, GEMMs and the combine of {@code shrink.py} and {@code gemm.py}, and {@code
- * down.cu}.
+ * Everything after the sort: the GEMMs of {@code gemm.py} and {@code down.cu} between the shared
+ * shrinks and combine.
  */
 final class GemmLaunches {
   private static final int MAX_MAPS = 256;
-  private static final int WIDE_COMBINE = 1024;
-  private static final int NARROW_COMBINE = 256;
-  private static final int WIDE_COMBINE_TOKENS = 64;
   private static final int DOWN_ROWS = 8;
 
   private record MapKey(long address, long rows, long columns, String box) {}
 
   private final TritonKernels kernels;
   private final MoeConfig config;
-  private final Widths widths;
+  private final PaddedSizes sizes;
   private final int experts;
   private final ExpertMatrices matrices;
+  private final ShrinkKernel shrink;
+  private final CombineKernel combine;
   private final String type;
   private final Map<MapKey, MemorySegment> maps = new ConcurrentHashMap<>();
 
   GemmLaunches(
       TritonKernels kernels,
+      ExpertKernels shared,
       MoeConfig config,
-      Widths widths,
+      PaddedSizes sizes,
       int experts,
       ExpertMatrices matrices) {
     this.kernels = kernels;
     this.config = config;
-    this.widths = widths;
+    this.sizes = sizes;
     this.experts = experts;
     this.matrices = matrices;
     this.type = TritonKernels.type(config.weightDtype());
+    this.shrink = new ShrinkKernel(shared, config.weightDtype(), gated());
+    this.combine = new CombineKernel(shared, config.weightDtype());
   }
 
   void run(Forward f) {
-    int hidden = widths.hidden();
-    int inter = widths.intermediate();
+    int hidden = sizes.hidden();
+    int inter = sizes.intermediate();
     ForwardLayout at = f.at();
     long x = f.plan().permute() ? f.address(at.sorted) : f.hidden();
     if (f.lora()) {
@@ -95,89 +103,16 @@ final class GemmLaunches {
     return config.activation().isGated();
   }
 
-  /** Splits that fit the room for partial sums. */
-  private int splits(Forward f, Shrink s, int width, boolean first) {
-    int splits = s.splits();
-    long bytes =
-        f.plan().naive()
-            ? Float.BYTES * (long) f.pairs() * width
-            : Float.BYTES
-                * (long) f.shrinkTiles(experts)
-                * s.chunks()
-                * f.plan().shrinkRows()
-                * s.ranks();
-    while (splits > 1 && bytes * splits > ForwardLayout.PARTIAL_BYTES) {
-      splits /= 2;
-    }
-    if (f.plan().naive() && bytes > ForwardLayout.PARTIAL_BYTES) {
-      throw new IllegalArgumentException(
-          f.pairs()
-              + " pairs of rank "
-              + f.rank()
-              + " need "
-              + bytes
-              + " bytes for partial sums"
-              + (first ? " of w13" : " of w2"));
-    }
-    return splits;
-  }
-
-  private int width(Forward f, boolean first) {
-    return first && gated() ? 2 * f.rank() : f.rank();
-  }
-
   private void shrink(Forward f, boolean first, long x, int contraction) {
-    TilePlan plan = f.plan();
-    ForwardLayout at = f.at();
-    Shrink s = first ? plan.shrink13() : plan.shrink2();
-    int width = width(f, first);
-    int splits = splits(f, s, width, first);
-    kernels
-        .get(
-            "shrink",
-            "type",
-            type,
-            "of",
-            !first ? "down" : gated() ? "pair" : "single",
-            "step",
-            Integer.toString(s.step()),
-            "any",
-            s.any() ? "1" : "0",
-            "rows",
-            Integer.toString(plan.shrinkRows()),
-            "ranks",
-            Integer.toString(s.ranks()),
-            "gather",
-            first && !plan.permute() ? "1" : "0",
-            "naive",
-            plan.naive() ? "1" : "0")
-        .begin()
-        .pointer(0)
-        .pointer(x)
-        .pointer(f.address(first ? at.s1 : at.s2))
-        .pointer(f.address(at.partial))
-        .pointer(f.address(at.arrived))
-        .pointer(f.table())
-        .pointer(f.ids())
-        .pointer(f.expertMap())
-        .pointer(f.mapping())
-        .pointer(f.address(at.pairs))
-        .pointer(f.address(at.shrinkTiles))
-        .pointer(f.address(at.nums))
-        .i32(f.hasMap())
-        .i32(f.topK())
-        .i32(contraction)
-        .i32(f.globalExperts())
-        .i32(experts)
-        .i32(f.slots())
-        .i32(width)
-        .i32(f.rank())
-        .i32(s.chunks())
-        .i32(splits)
-        .i32(plan.sums() ? 1 : 0)
-        .launch(
-            f.stream(),
-            Math.multiplyExact(Math.multiplyExact(f.shrinkTiles(experts), s.chunks()), splits));
+    shrink.run(
+        f.batch(),
+        f.plan().shrinks(),
+        first,
+        x,
+        contraction,
+        f.base(),
+        f.at().lists,
+        f.at().shrinks);
   }
 
   private void gemm(Forward f, boolean first, long x, long y, int columns, int contraction) {
@@ -243,64 +178,49 @@ final class GemmLaunches {
       l.pointer(scales);
     }
     map(l, kernel, "wd", w.deviceAddress(), rows, contraction);
-    Shrink s = first ? plan.shrink13() : plan.shrink2();
-    int width = width(f, first);
+    PairBatch b = f.batch();
+    TileLists lists = at.lists;
     l.pointer(bias)
-        .pointer(f.weights())
+        .pointer(b.weights())
         .pointer(y)
-        .pointer(f.table())
-        .pointer(f.ids())
-        .pointer(f.expertMap())
-        .pointer(f.mapping())
-        .pointer(f.address(at.pairs))
-        .pointer(f.address(at.tiles))
-        .pointer(f.address(at.nums))
-        .pointer(f.address(at.segOf))
-        .pointer(f.address(first ? at.pages13a : at.pages2a))
-        .pointer(f.address(first ? at.pages13b : at.pages2a))
-        .pointer(f.address(first ? at.pages13m : at.pages2m))
-        .pointer(f.address(first ? at.s1 : at.s2))
-        .pointer(f.address(at.partial))
-        .i32(f.hasMap())
+        .pointer(b.table())
+        .pointer(b.ids())
+        .pointer(b.expertMap())
+        .pointer(b.mapping())
+        .pointer(f.address(lists.pairs()))
+        .pointer(f.address(lists.tiles()))
+        .pointer(f.address(lists.nums()))
+        .pointer(f.address(lists.segOf()))
+        .pointer(f.address(first ? lists.pages13First() : lists.pages2First()))
+        .pointer(f.address(first ? lists.pages13Second() : lists.pages2First()))
+        .pointer(f.address(first ? lists.pages13Words() : lists.pages2Words()))
+        .pointer(f.address(first ? at.shrinks.first() : at.shrinks.second()))
+        .pointer(f.address(at.shrinks.partial()))
+        .i32(b.hasMap())
         .i32(bias == null ? 0 : 1)
         .i32(config.routerWeightOnInput() && !f.batched() ? 1 : 0)
-        .i32(code(a.kind()))
+        .i32(ElementwiseKernels.code(a.kind()))
         .f32(a.alpha())
         .f32(a.beta())
         .f32(a.limit())
-        .i32(f.pairs())
-        .i32(f.topK())
+        .i32(b.pairs())
+        .i32(b.topK())
         .i32(columns)
         .i32(contraction)
-        .i32(f.globalExperts())
+        .i32(b.globalExperts())
         .i32(experts)
-        .i32(f.slots())
-        .i32(width)
-        .i32(f.rank())
-        .i32(f.lora() ? splits(f, s, width, first) : 1)
+        .i32(b.slots())
+        .i32(shrink.width(b, first))
+        .i32(b.rank())
+        .i32(b.lora() ? shrink.splits(b, plan.shrinks(), first) : 1)
         .i32(plan.groupTiles())
         .i32(plan.sums() ? 1 : 0);
-    int programs = Math.multiplyExact(f.tiles(experts), Math.ceilDiv(columns, tileColumns));
+    int programs = Math.multiplyExact(f.tiles(), Math.ceilDiv(columns, tileColumns));
     if (kernels.spreads(kernel.spec())) {
       l.sharedBytes(
           EvenSpread.sharedBytes(programs, kernels.multiprocessors(), kernel.spec().sharedBytes()));
     }
     l.launch(f.stream(), programs);
-  }
-
-  /** The kernels' number of a function, as in {@code activation.py}. */
-  static int code(Activation.Kind kind) {
-    return switch (kind) {
-      case SILU -> 0;
-      case GELU -> 1;
-      case GELU_TANH -> 2;
-      case SWIGLUOAI -> 3;
-      case SWIGLU_STEP -> 4;
-      case SILU_NO_MUL -> 5;
-      case GELU_NO_MUL -> 6;
-      case GELU_TANH_NO_MUL -> 7;
-      case RELU2_NO_MUL -> 8;
-    };
   }
 
   /** Passes a tensor map with its sizes, if the kernel takes one of that name. */
@@ -353,6 +273,7 @@ final class GemmLaunches {
    */
   private void down(Forward f, int columns, int contraction) {
     ForwardLayout at = f.at();
+    PairBatch b = f.batch();
     Tensor bias = matrices.bias2();
     kernels
         .get(
@@ -365,58 +286,35 @@ final class GemmLaunches {
         .pointer(f.address(at.middle))
         .pointer(matrices.w2())
         .pointer(bias)
-        .pointer(f.weights())
+        .pointer(b.weights())
         .pointer(f.output())
-        .pointer(f.table())
-        .pointer(f.ids())
-        .pointer(f.expertMap())
-        .pointer(f.mapping())
-        .pointer(f.address(at.partial))
+        .pointer(b.table())
+        .pointer(b.ids())
+        .pointer(b.expertMap())
+        .pointer(b.mapping())
+        .pointer(f.address(at.shrinks.partial()))
         .i32(config.routerWeightOnInput() ? 1 : 0)
-        .i32(f.topK())
+        .i32(b.topK())
         .i32(columns)
         .i32(contraction)
-        .i32(f.globalExperts())
+        .i32(b.globalExperts())
         .i32(experts)
-        .i32(f.slots())
-        .i32(f.rank())
-        .i32(f.lora() ? splits(f, f.plan().shrink2(), f.rank(), false) : 1)
+        .i32(b.slots())
+        .i32(b.rank())
+        .i32(b.lora() ? shrink.splits(b, f.plan().shrinks(), false) : 1)
         .launch(f.stream(), columns / DOWN_ROWS);
   }
 
   /** The weighted sum over k. */
   void combine(Forward f) {
-    int hidden = widths.hidden();
-    boolean naive = f.plan().naive();
-    boolean wide = !naive && f.tokens() >= WIDE_COMBINE_TOKENS;
-    int block = wide ? WIDE_COMBINE : NARROW_COMBINE;
-    kernels
-        .get(
-            "combine",
-            "type",
-            type,
-            "out",
-            TritonKernels.type(f.output().dtype()),
-            "k",
-            kernels.unrolled(f.topK()) ? Integer.toString(f.topK()) : "0",
-            "naive",
-            naive ? "1" : "0",
-            "width",
-            Integer.toString(block))
-        .begin()
-        .pointer(f.address(f.at().y))
-        .pointer(f.address(f.at().posOf))
-        .pointer(f.ids())
-        .pointer(f.expertMap())
-        .pointer(f.weights())
-        .pointer(f.output())
-        .i32(f.hasMap())
-        .i32(config.routerWeightOnInput() || f.batched() ? 1 : 0)
-        .i32(f.batched() ? 1 : 0)
-        .i32(hidden)
-        .i32(f.topK())
-        .i32(f.globalExperts())
-        .i32(experts)
-        .launch(f.stream(), f.tokens(), Math.ceilDiv(hidden, block), 1);
+    combine.run(
+        f.batch(),
+        f.plan().naive(),
+        f.address(f.at().y),
+        f.address(f.at().lists.posOf()),
+        !config.routerWeightOnInput() && !f.batched(),
+        f.batched(),
+        f.output(),
+        sizes.hidden());
   }
 }

@@ -1,5 +1,8 @@
 package io.moe4j.backend.triton;
 
+import io.moe4j.cuda.ops.Shrink;
+import io.moe4j.cuda.ops.ShrinkPlan;
+
 /**
  * How one forward is launched: a pure function of sizes, see {@link TileTable}.
  *
@@ -102,20 +105,8 @@ record TilePlan(
     return tile.endsWith("-any");
   }
 
-  /**
-   * A shrink.
-   *
-   * @param ranks ranks a program computes (of two projections together where there are two)
-   * @param step elements of the contraction a step
-   * @param any whether the contraction need not be a multiple of the step
-   * @param chunks programs along the ranks
-   * @param splits programs along the contraction
-   */
-  record Shrink(int ranks, int step, boolean any, int chunks, int splits) {
-    static final Shrink NONE = new Shrink(1, 1, false, 0, 1);
-
-    String text() {
-      return ranks + "x" + step + " / " + splits;
-    }
+  /** {@return how its shrinks are launched} */
+  ShrinkPlan shrinks() {
+    return new ShrinkPlan(naive, !permute, sums, shrinkRows, shrink13, shrink2);
   }
 }

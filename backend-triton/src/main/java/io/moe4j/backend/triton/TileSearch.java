@@ -1,7 +1,7 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.backend.triton.TilePlan.Shrink;
 import io.moe4j.backend.triton.TileTable.Problem;
+import io.moe4j.cuda.ops.Shrink;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;

@@ -1,11 +1,11 @@
 package io.moe4j.backend.triton;
 
 import io.moe4j.api.platform.ComputeCapability;
-import io.moe4j.backend.triton.TilePlan.Shrink;
 import io.moe4j.backend.triton.TileTable.Problem;
 import io.moe4j.cuda.KernelLibrary;
 import io.moe4j.cuda.KernelSpec;
 import io.moe4j.cuda.PtxVersion;
+import io.moe4j.cuda.ops.Shrink;
 import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.LinkedHashSet;
@@ -57,17 +57,23 @@ final class TileSet {
   }
 
   /**
-   * What a library has for a card.
+   * What there is for a card.
    *
-   * @param library this module's kernels, or others of the same names
+   * @param gemms the library with the GEMMs
+   * @param shrinks the library with the shrinks
    * @param card its capability
    * @param isa the newest PTX its driver compiles
    * @param kind of layer
    * @return the set
    */
-  static TileSet of(KernelLibrary library, ComputeCapability card, PtxVersion isa, Kind kind) {
+  static TileSet of(
+      KernelLibrary gemms,
+      KernelLibrary shrinks,
+      ComputeCapability card,
+      PtxVersion isa,
+      Kind kind) {
     TileSet set = new TileSet(kind);
-    for (KernelSpec k : newest(library.variants("gemm", card, isa), kind.type())) {
+    for (KernelSpec k : newest(gemms.variants("gemm", card, isa), kind.type())) {
       Map<String, String> c = k.constants();
       String stage = c.getOrDefault("stage", "");
       boolean first = stage.equals(kind.stage());
@@ -78,7 +84,7 @@ final class TileSet {
         (first ? set.tiles13 : set.tiles2).add(tile);
       }
     }
-    for (KernelSpec k : newest(library.variants("shrink", card, isa), kind.shrinkType())) {
+    for (KernelSpec k : newest(shrinks.variants("shrink", card, isa), kind.shrinkType())) {
       Map<String, String> c = k.constants();
       set.shrinks.add(
           new Down(

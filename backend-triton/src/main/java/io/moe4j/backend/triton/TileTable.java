@@ -1,6 +1,6 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.backend.triton.TilePlan.Shrink;
+import io.moe4j.cuda.ops.Shrink;
 
 /**
  * Which compiled tiles a forward runs with. The choices for Hopper in bf16 are those that won

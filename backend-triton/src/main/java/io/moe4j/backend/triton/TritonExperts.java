@@ -1,6 +1,5 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
@@ -10,12 +9,20 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaStream;
+import io.moe4j.cuda.ops.ExpertKernels;
+import io.moe4j.cuda.ops.PaddedSizes;
+import io.moe4j.cuda.ops.PaddedTensors;
+import io.moe4j.cuda.ops.PairBatch;
+import io.moe4j.cuda.ops.SlotTable;
+import io.moe4j.cuda.ops.SlotTables;
+import io.moe4j.cuda.ops.TileSort;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
@@ -36,16 +43,13 @@ import org.jspecify.annotations.Nullable;
  * be captured once its kernels are loaded (run it once before).
  */
 final class TritonExperts implements ModularExperts, LoraExperts {
-  private static final int PAGE = 16;
-
   private final MoeConfig config;
   private final CudaDevice device;
-  private final TritonKernels kernels;
-  private final Widths widths;
-  private final Borders borders;
+  private final PaddedSizes sizes;
+  private final PaddedTensors padded;
   private final ExpertMatrices matrices;
   private final @Nullable SlotTables slots;
-  private final SortLaunches sort;
+  private final TileSort sort;
   private final GemmLaunches gemm;
   private final int experts;
   private final @Nullable ComposedLora composed;
@@ -58,23 +62,24 @@ final class TritonExperts implements ModularExperts, LoraExperts {
     this.config = config;
     this.device = device;
     this.experts = weights.numExperts();
-    this.kernels = new TritonKernels(device);
-    this.widths = Widths.of(config);
-    this.borders = new Borders(device, kernels, config, batched());
+    ExpertKernels shared = new ExpertKernels(device);
+    this.sizes = PaddedSizes.of(config);
+    this.padded = new PaddedTensors(device, shared, config, batched());
     this.matrices = new ExpertMatrices(device, config, weights);
     boolean fused = mode == LoraMode.FUSED;
     this.slots =
         config
             .lora()
             .filter(l -> fused)
-            .map(l -> new SlotTables(device, kernels, config, l.maxLoras()))
+            .map(l -> new SlotTables(device, shared, config, l.maxLoras()))
             .orElse(null);
-    this.sort = new SortLaunches(kernels, widths, experts);
-    this.gemm = new GemmLaunches(kernels, config, widths, experts, matrices);
+    this.sort = new TileSort(shared);
+    this.gemm =
+        new GemmLaunches(new TritonKernels(device), shared, config, sizes, experts, matrices);
     this.composed =
         fused || config.lora().isEmpty()
             ? null
-            : new ComposedLora(device, config, widths, experts, gemm, this, mode);
+            : new ComposedLora(device, config, sizes, experts, gemm, this, mode);
   }
 
   private boolean batched() {
@@ -87,8 +92,8 @@ final class TritonExperts implements ModularExperts, LoraExperts {
         tokens,
         topK,
         experts,
-        widths.hidden(),
-        widths.intermediate(),
+        sizes.hidden(),
+        sizes.intermediate(),
         config.activation().isGated(),
         slotCount,
         rank,
@@ -110,7 +115,10 @@ final class TritonExperts implements ModularExperts, LoraExperts {
 
   /** The configured one, padded to a page; 0 without LoRA. */
   private int largestRank() {
-    return config.lora().map(l -> Math.ceilDiv(l.maxRank(), PAGE) * PAGE).orElse(0);
+    return config
+        .lora()
+        .map(l -> Math.ceilDiv(l.maxRank(), SlotTable.PAGE) * SlotTable.PAGE)
+        .orElse(0);
   }
 
   @Override
@@ -156,7 +164,7 @@ final class TritonExperts implements ModularExperts, LoraExperts {
     int topK = batched() ? 1 : Math.toIntExact(inputs.requireRouting().topkIds().size(1));
     Tensor output = inputs.output();
     ForwardLayout at =
-        layout(tokens, topK, slotCount, rank, borders.movesIn(hidden), borders.bytesOut(output));
+        layout(tokens, topK, slotCount, rank, padded.movesIn(hidden), padded.bytesOut(output));
     if (workspace.memory().byteSize() < at.byteSize()) {
       throw new IllegalArgumentException(
           "the workspace has "
@@ -167,8 +175,8 @@ final class TritonExperts implements ModularExperts, LoraExperts {
               + at.byteSize());
     }
     long base = ((DeviceMemory) workspace.memory()).address();
-    long x = borders.in(hidden, tokens, at.hidden, workspace, stream);
-    Tensor target = borders.target(output, tokens, at.output, at.y, workspace, stream);
+    long x = padded.in(hidden, tokens, at.hidden, workspace, stream);
+    Tensor target = padded.target(output, tokens, at.output, at.y, workspace, stream);
     TileTable.Problem problem =
         new TileTable.Problem(
             TritonKernels.tuned(device.info(), config.weightDtype()),
@@ -177,8 +185,8 @@ final class TritonExperts implements ModularExperts, LoraExperts {
             tokens,
             topK,
             experts,
-            widths.hidden(),
-            widths.intermediate(),
+            sizes.hidden(),
+            sizes.intermediate(),
             slotCount == 0 ? 0 : Math.max(1, used),
             rank,
             batched(),
@@ -192,42 +200,43 @@ final class TritonExperts implements ModularExperts, LoraExperts {
     Tensor globals = routing == null ? null : routing.expertMap();
     long mapping =
         slotCount == 0 || context == null ? 0 : context.tokenLoraMapping().deviceAddress();
-    Forward f =
-        new Forward(
-            plan,
-            at,
-            base,
+    PairBatch batch =
+        new PairBatch(
             stream,
-            x,
             routing == null ? base + at.ids : routing.topkIds().deviceAddress(),
             routing == null ? 0 : routing.topkWeights().deviceAddress(),
             map,
             mapping != 0 && batched() ? base + at.slotOf : mapping,
-            target,
-            batched(),
+            slotCount == 0 || table == null ? 0 : table.address(),
             tokens,
             topK,
             globals == null ? experts : Math.toIntExact(globals.size(0)),
-            slotCount == 0 || table == null ? 0 : table.address(),
+            experts,
             slotCount,
             rank);
+    Forward f = new Forward(plan, at, base, batch, x, target, batched());
     if (batched()) {
-      sort.batchedIds(f, inputs.expertNumTokens(), mapping, Math.toIntExact(hidden.size(1)));
+      sort.batchedIds(batch, inputs.expertNumTokens(), mapping, Math.toIntExact(hidden.size(1)));
     }
-    sort.run(f);
+    if (!plan.naive()) {
+      sort.run(batch, at.lists, base, plan.tileRows(), plan.shrinks());
+      if (plan.permute()) {
+        sort.permute(batch, x, f.address(at.lists.posOf()), f.address(at.sorted), sizes.hidden());
+      }
+    }
     if (composed != null) {
       composed.run(f, routing == null ? batchedRouting(f, workspace) : routing, context, workspace);
     } else {
       gemm.run(f);
     }
-    borders.out(target, output, tokens, at.y, workspace, stream);
+    padded.out(target, output, tokens, at.y, workspace, stream);
   }
 
   /** The rows of a BATCHED call as tokens with one expert each, -1 past an expert's count. */
   private static ExpertRouting batchedRouting(Forward f, Workspace workspace) {
     return new ExpertRouting(
-        workspace.tensor(f.at().ids, DType.I32, f.tokens(), 1),
-        workspace.tensor(f.at().rowWeights, DType.F32, f.tokens(), 1),
+        workspace.tensor(f.at().ids, DType.I32, f.batch().tokens(), 1),
+        workspace.tensor(f.at().rowWeights, DType.F32, f.batch().tokens(), 1),
         null);
   }
 

@@ -1,6 +1,5 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.api.DeviceException;
 import io.moe4j.api.platform.ComputeCapability;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.tensor.DType;
@@ -9,13 +8,11 @@ import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.cuda.Kernel;
 import io.moe4j.cuda.KernelLibrary;
 import io.moe4j.cuda.KernelSpec;
-import java.util.ArrayList;
-import java.util.HashMap;
+import io.moe4j.cuda.ops.ExpertKernels;
+import io.moe4j.cuda.ops.KernelSet;
 import java.util.List;
-import java.util.Map;
 import java.util.Optional;
-import java.util.TreeMap;
-import java.util.concurrent.ConcurrentHashMap;
+import java.util.Set;
 
 /** This module's kernels on one device, loaded when first asked for. Safe for several threads. */
 final class TritonKernels {
@@ -25,40 +22,27 @@ final class TritonKernels {
     static final KernelLibrary CUDA = KernelLibrary.of(TritonKernels.class, "backend-triton-cuda");
   }
 
-  private record Found(KernelLibrary library, KernelSpec spec) {}
-
   /** What a kernel's tensor maps are for is known from its parameters, not asked for. */
-  private static final List<String> DERIVED = List.of("xd", "xh", "wd");
-
-  private static final List<Integer> UNROLLED = List.of(1, 2, 4, 6, 8);
+  private static final Set<String> DERIVED = Set.of("xd", "xh", "wd");
 
   private static final int STAGES_120 = 2;
   private static final int STAGES = 3;
 
-  private final CudaDevice device;
-  private final Map<String, Found> specs = new HashMap<>();
-  private final Map<String, Kernel> loaded = new ConcurrentHashMap<>();
+  private final KernelSet set;
   private final ComputeCapability capability;
   private final int multiprocessors;
 
   TritonKernels(CudaDevice device) {
-    this.device = device;
     this.capability = CudaDeviceProvider.capability(device.info());
     this.multiprocessors =
         Integer.parseInt(device.info().properties().getOrDefault("multiprocessors", "1"));
-    for (KernelLibrary library : List.of(Holder.LIBRARY, Holder.CUDA)) {
-      for (String name : library.kernels().stream().map(KernelSpec::name).distinct().toList()) {
-        for (KernelSpec k :
-            library.variants(name, capability, CudaDeviceProvider.ptxIsa(device.info()))) {
-          Map<String, String> constants = new TreeMap<>(k.constants());
-          DERIVED.forEach(constants::remove);
-          // The same tile may be there for an older target with other boxes: the newer one wins.
-          specs.merge(
-              key(name, constants),
-              new Found(library, k),
-              (a, b) -> a.spec().arch().compareTo(b.spec().arch()) >= 0 ? a : b);
-        }
-      }
+    this.set =
+        new KernelSet(device, List.of(Holder.LIBRARY, Holder.CUDA), DERIVED, this::raiseLimits);
+  }
+
+  private void raiseLimits(Kernel kernel) {
+    if (spreads(kernel.spec())) {
+      kernel.allowSharedBytes(EvenSpread.MOST);
     }
   }
 
@@ -72,21 +56,19 @@ final class TritonKernels {
   }
 
   /**
-   * Why a card or its driver cannot run a layer, if it cannot. The kernels of CUDA C++ need the
-   * newer driver, so they are asked first: what they answer is enough for the others as well.
+   * Why a card or its driver cannot run a layer, if it cannot. The shared kernels need the newer
+   * driver, so they are asked first: what they answer is enough for the others as well.
    *
    * @param device a CUDA device
    * @return one clause for the oracle's table
    */
   static Optional<String> whyUnsupported(DeviceInfo device) {
-    return CudaDeviceProvider.whyUnsupported(device)
-        .or(() -> Holder.LIBRARY.whyUnsupported(device));
+    return ExpertKernels.whyUnsupported(device).or(() -> Holder.LIBRARY.whyUnsupported(device));
   }
 
   /** Whether the tiles tuned for Hopper are there for a type. */
   static boolean tuned(DeviceInfo info, DType type) {
-    ComputeCapability c = CudaDeviceProvider.capability(info);
-    return c.major() == 9 && c.minor() == 0 && type == DType.BF16;
+    return ExpertKernels.isHopper(CudaDeviceProvider.capability(info)) && type == DType.BF16;
   }
 
   /** Pipeline stages of the portable tiles for a card. */
@@ -102,40 +84,7 @@ final class TritonKernels {
    * @return the kernel, loaded
    */
   Kernel get(String name, String... constants) {
-    StringBuilder request = new StringBuilder(name);
-    for (String c : constants) {
-      request.append(' ').append(c);
-    }
-    Kernel known = loaded.get(request.toString());
-    return known != null ? known : load(request.toString(), name, constants);
-  }
-
-  private Kernel load(String request, String name, String... constants) {
-    Map<String, String> wanted = new TreeMap<>();
-    for (int i = 0; i < constants.length; i += 2) {
-      wanted.put(constants[i], constants[i + 1]);
-    }
-    Found found = specs.get(key(name, wanted));
-    if (found == null) {
-      List<String> there = new ArrayList<>();
-      specs.keySet().stream().filter(k -> k.startsWith(name + "{")).sorted().forEach(there::add);
-      throw new DeviceException(
-          "no kernel "
-              + key(name, wanted)
-              + " for compute capability "
-              + capability
-              + "; there are "
-              + there);
-    }
-    Kernel kernel = device.kernel(found.library(), found.spec());
-    if (spreads(found.spec())) {
-      kernel.allowSharedBytes(EvenSpread.MOST);
-    }
-    if (hopper() && found.spec().name().equals("sort")) {
-      kernel.allowSharedBytes(SortLaunches.HOPPER_SHARED_BYTES);
-    }
-    loaded.put(request, kernel);
-    return kernel;
+    return set.get(name, constants);
   }
 
   /**
@@ -156,18 +105,8 @@ final class TritonKernels {
     return multiprocessors;
   }
 
-  /** {@return whether the combine is there with this many pairs a token known at compile time} */
-  boolean unrolled(int topK) {
-    return hopper() && UNROLLED.contains(topK);
-  }
-
-  /** {@return whether the card's compute capability is 9.0} */
-  boolean hopper() {
-    return capability.major() == 9 && capability.minor() == 0;
-  }
-
-  private static String key(String name, Map<String, String> constants) {
-    return name + constants;
+  private boolean hopper() {
+    return ExpertKernels.isHopper(capability);
   }
 
   static String type(DType type) {

@@ -9,6 +9,9 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.cuda.ops.PaddedSizes;
+import io.moe4j.cuda.ops.SlotTable;
+import io.moe4j.cuda.ops.TileSort;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
@@ -59,9 +62,9 @@ final class TritonSupport {
                 + ", not both multiples of "
                 + group);
     checks.require(
-        c.numLocalExperts() <= SortLaunches.MAX_EXPERTS,
+        c.numLocalExperts() <= TileSort.MAX_EXPERTS,
         Code.SIZE,
-        () -> c.numLocalExperts() + " local experts > " + SortLaunches.MAX_EXPERTS);
+        () -> c.numLocalExperts() + " local experts > " + TileSort.MAX_EXPERTS);
     checks.require(
         c.parallel().tpSize() == 1,
         Code.PARALLEL,
@@ -76,7 +79,7 @@ final class TritonSupport {
                 mode != LoraMode.FUSED || l.maxRank() <= SlotTable.MAX_RANK,
                 Code.LORA,
                 () -> "LoRA rank " + l.maxRank() + " > " + SlotTable.MAX_RANK));
-    boolean padded = !Widths.of(c).equals(new Widths(c.expertHiddenSize(), c.intermediateSize()));
+    boolean padded = !PaddedSizes.isExact(c);
     checks.require(
         mode == LoraMode.FUSED || c.lora().isEmpty() || !padded,
         Code.LORA,
@@ -85,7 +88,7 @@ final class TritonSupport {
                 + " is "
                 + mode.text()
                 + ", which takes widths that are multiples of "
-                + Widths.VECTOR
+                + PaddedSizes.VECTOR
                 + ", not "
                 + c.expertHiddenSize()
                 + " and "

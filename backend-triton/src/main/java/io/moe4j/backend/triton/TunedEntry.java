@@ -1,7 +1,7 @@
 package io.moe4j.backend.triton;
 
-import io.moe4j.backend.triton.TilePlan.Shrink;
 import io.moe4j.backend.triton.TileTable.Problem;
+import io.moe4j.cuda.ops.Shrink;
 
 /**
  * The tiles that were fastest for forwards of one size. What follows from the sizes (columns,

@@ -6,6 +6,8 @@ import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.spi.TuningStatus;
 import io.moe4j.backend.triton.TileTable.Problem;
 import io.moe4j.cuda.CudaDeviceProvider;
+import io.moe4j.cuda.ops.ExpertKernels;
+import io.moe4j.cuda.ops.PaddedSizes;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -13,6 +15,7 @@ import java.nio.file.attribute.BasicFileAttributes;
 import java.nio.file.attribute.FileTime;
 import java.util.List;
 import java.util.Optional;
+import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -100,7 +103,7 @@ final class TuningCache {
 
   /** {@return a forward of the layer, of one token without adapters} */
   static Problem layer(MoeConfig config, DeviceInfo device, int localExperts) {
-    Widths widths = Widths.of(config);
+    PaddedSizes sizes = PaddedSizes.of(config);
     return new Problem(
         TritonKernels.tuned(device, config.weightDtype()),
         TritonKernels.portableStages(device),
@@ -108,8 +111,8 @@ final class TuningCache {
         1,
         config.topK(),
         localExperts,
-        widths.hidden(),
-        widths.intermediate(),
+        sizes.hidden(),
+        sizes.intermediate(),
         0,
         0,
         false,
@@ -121,6 +124,7 @@ final class TuningCache {
     String type = TritonKernels.type(config.weightDtype());
     return TileSet.of(
         TritonKernels.library(),
+        ExpertKernels.library(),
         CudaDeviceProvider.capability(device),
         CudaDeviceProvider.ptxIsa(device),
         new TileSet.Kind(
@@ -132,7 +136,7 @@ final class TuningCache {
 
   /** {@return what a layer's entries are kept under} */
   static TunedTable.Key key(MoeConfig config, DeviceInfo device, int localExperts) {
-    Widths widths = Widths.of(config);
+    PaddedSizes sizes = PaddedSizes.of(config);
     return new TunedTable.Key(
         device.name(),
         CudaDeviceProvider.capability(device).toString(),
@@ -141,12 +145,17 @@ final class TuningCache {
         config.activation().isGated() ? activation(config, device) : "none",
         localExperts,
         config.topK(),
-        widths.hidden(),
-        widths.intermediate());
+        sizes.hidden(),
+        sizes.intermediate());
   }
 
   private static String kernelSet() {
-    return TuningFile.kernelSet(TritonKernels.library(), TritonKernels.cudaLibrary());
+    return TuningFile.kernelSet(
+        Stream.of(
+                TritonKernels.library().kernels().stream(),
+                TritonKernels.cudaLibrary().kernels().stream(),
+                ExpertKernels.all())
+            .flatMap(s -> s));
   }
 
   private static boolean mxfp4(MoeConfig config) {

@@ -10,7 +10,6 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.SerializationFeature;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
-import io.moe4j.cuda.KernelLibrary;
 import io.moe4j.cuda.KernelSpec;
 import java.io.IOException;
 import java.io.InputStream;
@@ -341,11 +340,10 @@ final class TuningFile {
    *
    * @param libraries the kernels
    */
-  static String kernelSet(KernelLibrary... libraries) {
+  static String kernelSet(Stream<KernelSpec> kernels) {
     try {
       MessageDigest sha = MessageDigest.getInstance("SHA-256");
-      Stream.of(libraries)
-          .flatMap(l -> l.kernels().stream())
+      kernels
           .map(KernelSpec::ptxSha256)
           .sorted()
           .forEach(h -> sha.update(h.getBytes(StandardCharsets.US_ASCII)));

@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import io.moe4j.api.platform.ComputeCapability;
 import io.moe4j.backend.triton.TileTable.Problem;
 import io.moe4j.cuda.PtxVersion;
+import io.moe4j.cuda.ops.ExpertKernels;
 import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.List;
@@ -22,6 +23,7 @@ class TileSearchTest {
   static final TileSet HOPPER =
       TileSet.of(
           TritonKernels.library(),
+          ExpertKernels.library(),
           new ComputeCapability(9, 0),
           ANY,
           new TileSet.Kind("bf16", "bf16", true, "silu"));
@@ -213,6 +215,7 @@ class TileSearchTest {
     TileSet ada =
         TileSet.of(
             TritonKernels.library(),
+            ExpertKernels.library(),
             new ComputeCapability(8, 9),
             ANY,
             new TileSet.Kind("f16", "f16", true, "any"));
@@ -228,6 +231,7 @@ class TileSearchTest {
     TileSet set =
         TileSet.of(
             TritonKernels.library(),
+            ExpertKernels.library(),
             new ComputeCapability(9, 0),
             ANY,
             new TileSet.Kind("mxfp4", "bf16", true, "any"));

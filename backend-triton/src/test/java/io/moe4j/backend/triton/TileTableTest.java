@@ -6,6 +6,8 @@ import io.moe4j.api.platform.ComputeCapability;
 import io.moe4j.backend.triton.TileTable.Problem;
 import io.moe4j.cuda.KernelSpec;
 import io.moe4j.cuda.PtxVersion;
+import io.moe4j.cuda.ops.ExpertKernels;
+import io.moe4j.cuda.ops.Shrink;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
@@ -168,7 +170,7 @@ class TileTableTest {
               + k.constants().get("naive")
               + k.constants().get("gather"));
     }
-    for (KernelSpec k : TritonKernels.library().variants("shrink", card, ANY)) {
+    for (KernelSpec k : ExpertKernels.library().variants("shrink", card, ANY)) {
       there.add(
           k.constants().get("type")
               + k.constants().get("of")
@@ -242,7 +244,7 @@ class TileTableTest {
   }
 
   private static String shrink(
-      String type, String of, TilePlan plan, TilePlan.Shrink s, String gather, String naive) {
+      String type, String of, TilePlan plan, Shrink s, String gather, String naive) {
     return type
         + of
         + " "

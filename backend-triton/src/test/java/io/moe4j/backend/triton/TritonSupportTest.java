@@ -17,6 +17,7 @@ import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.cuda.PtxVersion;
+import io.moe4j.cuda.ops.ExpertKernels;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -69,6 +70,7 @@ class TritonSupportTest {
     assertThat(TritonKernels.library().kernels()).allMatch(k -> k.ptxIsa().compareTo(named) <= 0);
     assertThat(TritonKernels.cudaLibrary().kernels())
         .allMatch(k -> k.ptxIsa().compareTo(named) <= 0);
+    assertThat(ExpertKernels.all()).isNotEmpty().allMatch(k -> k.ptxIsa().compareTo(named) <= 0);
   }
 
   private static Platform card(int major, int minor, String isa) {

@@ -3,6 +3,7 @@ package io.moe4j.backend.triton;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.backend.triton.TileTable.Problem;
+import io.moe4j.cuda.ops.Shrink;
 import java.util.List;
 import org.junit.jupiter.api.Test;
 
@@ -63,8 +64,8 @@ class TunedTilesTest {
     TunedTiles t = tiles(entry(64, 8, 16, SHORT, "16x32x64-ptr-w4-s8"));
     TilePlan plan = t.choose(forward(100, 12, 32));
     assertThat(plan.w13()).isEqualTo(SHORT);
-    assertThat(plan.shrink13()).isEqualTo(new TilePlan.Shrink(32, 64, false, 2, 2));
-    assertThat(plan.shrink2()).isEqualTo(new TilePlan.Shrink(16, 128, false, 2, 1));
+    assertThat(plan.shrink13()).isEqualTo(new Shrink(32, 64, false, 2, 2));
+    assertThat(plan.shrink2()).isEqualTo(new Shrink(16, 128, false, 2, 1));
     for (Problem far :
         List.of(forward(64, 0, 0), forward(64, 32, 16), forward(64, 8, 64), forward(200, 8, 16))) {
       assertThat(t.choose(far)).isEqualTo(TileTable.choose(far));

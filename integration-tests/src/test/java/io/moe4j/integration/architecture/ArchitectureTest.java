@@ -175,6 +175,62 @@ class ArchitectureTest {
     }
   }
 
+  @Test
+  void cycleOfPackagesIsCaught() throws IOException {
+    JavaClasses classes =
+        compileAll(
+            "io.moe4j.one.First",
+            "public class First { io.moe4j.two.Second field; }",
+            "io.moe4j.two.Second",
+            "public class Second { io.moe4j.three.sub.Third field; }",
+            "io.moe4j.three.sub.Third",
+            "public class Third { io.moe4j.one.First field; }");
+    assertThatThrownBy(() -> Cycles.packages().check(classes))
+        .isInstanceOf(AssertionError.class)
+        .hasMessageContaining("one")
+        .hasMessageContaining("two")
+        .hasMessageContaining("three.sub");
+  }
+
+  @Test
+  void cycleOfClassesIsCaught() throws IOException {
+    JavaClasses classes =
+        compileAll(
+            "io.moe4j.one.First",
+            "public class First { static class Inner { Second field; } }",
+            "io.moe4j.one.Second",
+            "public class Second { First field; }");
+    assertThatThrownBy(() -> Cycles.classesOf("io.moe4j.one").check(classes))
+        .isInstanceOf(AssertionError.class)
+        .hasMessageContaining("io.moe4j.one.First$Inner")
+        .hasMessageContaining("io.moe4j.one.Second");
+  }
+
+  @Test
+  void publicTypesOfTheApiSaySinceWhen() throws IOException {
+    try (Stream<Path> files = Files.walk(PROJECT.resolve("moe-api/src/main/java"))) {
+      List<Path> sources = files.filter(f -> f.toString().endsWith(".java")).toList();
+      assertThat(sources).hasSizeGreaterThan(40);
+      assertThat(Since.missing(sources)).isEmpty();
+    }
+  }
+
+  @Test
+  void typeWithoutSinceIsFound() throws IOException {
+    Path with = temp.resolve("With.java");
+    Path without = temp.resolve("Without.java");
+    Path soon = temp.resolve("Soon.java");
+    Path hidden = temp.resolve("Hidden.java");
+    Files.writeString(with, "package p; /** A. @since x\n * @since 0.2.0 */ public class With {}");
+    Files.writeString(without, "package p; /** A. */ public record Without() {}");
+    Files.writeString(soon, "package p; /** A.\n * @since soon */ public interface Soon {}");
+    Files.writeString(hidden, "package p; class Hidden { public static class Nested {} }");
+    assertThat(Since.missing(List.of(with, without, soon, hidden)))
+        .satisfiesExactly(
+            m -> assertThat(m).startsWith("p.Without has no @since"),
+            m -> assertThat(m).startsWith("p.Soon has no @since"));
+  }
+
   /** What users may depend on has its version there; benchmarks are not published. */
   @ParameterizedTest
   @MethodSource("modules")
@@ -200,6 +256,17 @@ class ArchitectureTest {
 
   /** Compiles pairs of class name and body; gives the first. */
   private JavaClasses compile(String... namesAndBodies) throws IOException {
+    return new ClassFileImporter()
+        .importPath(
+            compiled(namesAndBodies).resolve(namesAndBodies[0].replace('.', '/') + ".class"));
+  }
+
+  /** Compiles pairs of class name and body; gives all of them. */
+  private JavaClasses compileAll(String... namesAndBodies) throws IOException {
+    return new ClassFileImporter().importPath(compiled(namesAndBodies));
+  }
+
+  private Path compiled(String... namesAndBodies) throws IOException {
     Path sources = Files.createTempDirectory(temp, "src");
     Path classes = Files.createTempDirectory(temp, "classes");
     List<Path> files = new ArrayList<>();
@@ -227,7 +294,6 @@ class ArchitectureTest {
               .call();
       assertThat(ok).as("%s", messages).isTrue();
     }
-    return new ClassFileImporter()
-        .importPath(classes.resolve(namesAndBodies[0].replace('.', '/') + ".class"));
+    return classes;
   }
 }

@@ -157,6 +157,8 @@ final class Rooms {
             .should()
             .notDependOnEachOther()
             .as("no backend imports another"));
+    rules.add(Cycles.packages());
+    rules.add(Cycles.classesOf("io.moe4j.backend.cpu"));
     rules.add(
         noClasses()
             .that()

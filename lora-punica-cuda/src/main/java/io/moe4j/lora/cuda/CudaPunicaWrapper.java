@@ -11,7 +11,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.DeviceBuffer;
 import io.moe4j.cuda.KernelLaunch;
-import io.moe4j.cuda.PairSort;
+import io.moe4j.cuda.ops.PairSort;
 import java.util.concurrent.ConcurrentHashMap;
 import org.jspecify.annotations.Nullable;
 
@@ -96,19 +96,38 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
 
   @Override
   public void addLoraW13(PunicaWrapper.W13 call, DeviceStream stream) {
-    run(w13(call.context(), call.y(), call.x(), call.routing(), call.gated(), call.layout(), call.addInputs(), stream));
+    run(
+        w13(
+            call.context(),
+            call.y(),
+            call.x(),
+            call.routing(),
+            call.gated(),
+            call.layout(),
+            call.addInputs(),
+            stream));
   }
 
   @Override
   public void addLoraW2(PunicaWrapper.W2 call, DeviceStream stream) {
-    run(w2(call.context(), call.y(), call.x(), call.routing(), call.mulRoutedWeight(), call.addInputs(), stream));
+    run(
+        w2(
+            call.context(),
+            call.y(),
+            call.x(),
+            call.routing(),
+            call.mulRoutedWeight(),
+            call.addInputs(),
+            stream));
   }
 
   @Override
   public void addLoraLinear(PunicaWrapper.Linear call, DeviceStream stream) {
     if (call.target().isRouted()) {
       throw new IllegalArgumentException(
-          "target is " + call.target() + ", a map of the routed experts; use addLoraW13 or addLoraW2");
+          "target is "
+              + call.target()
+              + ", a map of the routed experts; use addLoraW13 or addLoraW2");
     }
     if (call.y().dims() != 2) {
       throw new IllegalArgumentException("y is " + call.y() + ", must be [T, out]");

@@ -4,7 +4,7 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.DeviceBuffer;
-import io.moe4j.cuda.PairSort;
+import io.moe4j.cuda.ops.PairSort;
 import java.util.ArrayList;
 import java.util.List;
 import org.jspecify.annotations.Nullable;

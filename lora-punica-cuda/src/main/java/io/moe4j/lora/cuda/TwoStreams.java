@@ -1,9 +1,9 @@
 package io.moe4j.lora.cuda;
 
-import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
@@ -62,7 +62,9 @@ public final class TwoStreams implements AutoCloseable {
       GateUpLayout layout,
       CudaStream stream) {
     fork(0, stream);
-    punica.addLoraW13(PunicaWrapper.W13.of(context, delta, x, routing, gated, layout).withAddInputs(false), second);
+    punica.addLoraW13(
+        PunicaWrapper.W13.of(context, delta, x, routing, gated, layout).withAddInputs(false),
+        second);
     base.accept(stream);
     join(1, stream);
     punica.addDelta(
@@ -91,7 +93,12 @@ public final class TwoStreams implements AutoCloseable {
       boolean mulRoutedWeight,
       CudaStream stream) {
     fork(2, stream);
-    punica.addLoraW2(PunicaWrapper.W2.of(context, delta, x, routing).withMulRoutedWeight(mulRoutedWeight).withAddInputs(false), second);
+    punica.addLoraW2(
+        PunicaWrapper.W2
+            .of(context, delta, x, routing)
+            .withMulRoutedWeight(mulRoutedWeight)
+            .withAddInputs(false),
+        second);
     base.accept(stream);
     join(3, stream);
     punica.addDelta(

@@ -1,6 +1,5 @@
 package io.moe4j.lora.cuda;
 
-import io.moe4j.api.lora.PunicaWrapper;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
 
@@ -8,6 +7,7 @@ import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.lora.LoraFactors;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -219,7 +219,11 @@ class CudaPunicaWrapperTest {
         path ->
             wrappers
                 .get(path)
-                .addLoraW13(PunicaWrapper.W13.of(context, y.tensor, there, routing, s.slices == 2, style.layout).withAddInputs(style.add), rig.stream));
+                .addLoraW13(
+                    PunicaWrapper.W13
+                        .of(context, y.tensor, there, routing, s.slices == 2, style.layout)
+                        .withAddInputs(style.add),
+                    rig.stream));
 
     Tensor act = TestTensors.random(rng, style.x, s.tokens * s.topK, s.inter);
     var call2 =
@@ -235,7 +239,12 @@ class CudaPunicaWrapperTest {
         path ->
             wrappers
                 .get(path)
-                .addLoraW2(PunicaWrapper.W2.of(context, y2.tensor, act2, routing).withMulRoutedWeight(style.weights).withAddInputs(style.add), rig.stream));
+                .addLoraW2(
+                    PunicaWrapper.W2
+                        .of(context, y2.tensor, act2, routing)
+                        .withMulRoutedWeight(style.weights)
+                        .withAddInputs(style.add),
+                    rig.stream));
   }
 
   private interface Step {
@@ -281,10 +290,21 @@ class CudaPunicaWrapperTest {
       Rig.Output y = rig.new Output(rng, DType.BF16, 0, s.tokens, 2, 64);
       Tensor x = rig.upload(TestTensors.random(rng, DType.BF16, s.tokens, 64));
       CudaPunicaWrapper w = wrappers.get(path);
-      w.addLoraW13(PunicaWrapper.W13.of(context, y.tensor, x, routing, true, GateUpLayout.HALVES), rig.stream);
-      w.addLoraW13(PunicaWrapper.W13.of(context, y.tensor, x, routing, true, GateUpLayout.HALVES).withAddInputs(false), rig.stream);
+      w.addLoraW13(
+          PunicaWrapper.W13.of(context, y.tensor, x, routing, true, GateUpLayout.HALVES),
+          rig.stream);
+      w.addLoraW13(
+          PunicaWrapper.W13
+              .of(context, y.tensor, x, routing, true, GateUpLayout.HALVES)
+              .withAddInputs(false),
+          rig.stream);
       Tensor act = rig.upload(TestTensors.random(rng, DType.BF16, s.tokens * 2L, 32));
-      w.addLoraW2(PunicaWrapper.W2.of(context, y.tensor, act, routing).withMulRoutedWeight(true).withAddInputs(false), rig.stream);
+      w.addLoraW2(
+          PunicaWrapper.W2
+              .of(context, y.tensor, act, routing)
+              .withMulRoutedWeight(true)
+              .withAddInputs(false),
+          rig.stream);
       assertThat(y.download()).isEqualTo(y.before);
     }
   }
@@ -303,7 +323,15 @@ class CudaPunicaWrapperTest {
     Rig.Output y = rig.new Output(rng, DType.BF16, 0, 0, 2, 64);
     wrappers
         .get(path)
-        .addLoraW13(PunicaWrapper.W13.of(context, y.tensor, rig.upload(TestTensors.random(rng, DType.BF16, 0, 64)), routing, true, GateUpLayout.HALVES), rig.stream);
+        .addLoraW13(
+            PunicaWrapper.W13.of(
+                context,
+                y.tensor,
+                rig.upload(TestTensors.random(rng, DType.BF16, 0, 64)),
+                routing,
+                true,
+                GateUpLayout.HALVES),
+            rig.stream);
     assertThat(y.download()).isEqualTo(y.before);
   }
 
@@ -354,7 +382,10 @@ class CudaPunicaWrapperTest {
           path ->
               wrappers
                   .get(path)
-                  .addLoraW13(PunicaWrapper.W13.of(context, y.tensor, xThere, routing, false, GateUpLayout.HALVES), rig.stream));
+                  .addLoraW13(
+                      PunicaWrapper.W13.of(
+                          context, y.tensor, xThere, routing, false, GateUpLayout.HALVES),
+                      rig.stream));
       Tensor act = TestTensors.random(rng, DType.BF16, tokens * 2L, 40);
       Tensor actThere = rig.upload(act);
       Rig.Output y2 = rig.new Output(rng, DType.BF16, 0, tokens, 2, 64);
@@ -366,7 +397,8 @@ class CudaPunicaWrapperTest {
           path ->
               wrappers
                   .get(path)
-                  .addLoraW2(PunicaWrapper.W2.of(context, y2.tensor, actThere, routing), rig.stream));
+                  .addLoraW2(
+                      PunicaWrapper.W2.of(context, y2.tensor, actThere, routing), rig.stream));
     }
   }
 
@@ -400,7 +432,10 @@ class CudaPunicaWrapperTest {
           y,
           ref,
           path ->
-              wrappers.get(path).addLoraLinear(PunicaWrapper.Linear.of(context, target, y.tensor, there), rig.stream));
+              wrappers
+                  .get(path)
+                  .addLoraLinear(
+                      PunicaWrapper.Linear.of(context, target, y.tensor, there), rig.stream));
     }
   }
 
@@ -476,16 +511,22 @@ class CudaPunicaWrapperTest {
     Tensor wide = rig.upload(TestTensors.random(rng, DType.F32, 4, 9));
     assertThatIllegalArgumentException()
         .isThrownBy(() ->
-            w.addLoraW13(PunicaWrapper.W13.of(context, y.tensor, wide, routing, true, GateUpLayout.HALVES), rig.stream))
+            w.addLoraW13(
+                PunicaWrapper.W13.of(context, y.tensor, wide, routing, true, GateUpLayout.HALVES),
+                rig.stream))
         .withMessageContaining("GATE factors map 8 -> 6")
         .withMessageContaining("rows of 9");
     Tensor five = rig.upload(TestTensors.random(rng, DType.F32, 5, 8));
     assertThatIllegalArgumentException()
         .isThrownBy(() ->
-            w.addLoraW13(PunicaWrapper.W13.of(context, y.tensor, five, routing, true, GateUpLayout.HALVES), rig.stream))
+            w.addLoraW13(
+                PunicaWrapper.W13.of(context, y.tensor, five, routing, true, GateUpLayout.HALVES),
+                rig.stream))
         .withMessageContaining("x is F32[5, 8]");
     assertThatIllegalArgumentException()
-        .isThrownBy(() -> w.addLoraLinear(PunicaWrapper.Linear.of(context, LoraTarget.UP, y.tensor, five), rig.stream))
+        .isThrownBy(() ->
+            w.addLoraLinear(
+                PunicaWrapper.Linear.of(context, LoraTarget.UP, y.tensor, five), rig.stream))
         .withMessageContaining("target is UP");
     assertThat(y.download()).isEqualTo(y.before);
   }

@@ -1,6 +1,5 @@
 package io.moe4j.lora.cuda;
 
-import io.moe4j.api.lora.PunicaWrapper;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.api.config.GateUpLayout;
@@ -9,6 +8,7 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -117,7 +117,10 @@ class CudaRegistryTest {
               batch
                   .context(0)
                   .punicaWrapper()
-                  .addLoraW13(PunicaWrapper.W13.of(batch.context(0), y.tensor, there, routing, true, GateUpLayout.HALVES), rig.stream);
+                  .addLoraW13(
+                      PunicaWrapper.W13.of(
+                          batch.context(0), y.tensor, there, routing, true, GateUpLayout.HALVES),
+                      rig.stream);
       forward.run();
       y.compare(reference(y, x, first), "eager");
       y.reset();
@@ -179,12 +182,19 @@ class CudaRegistryTest {
             first
                 .context(0)
                 .punicaWrapper()
-                .addLoraW13(PunicaWrapper.W13.of(first.context(0), y.tensor, there, routing, true, GateUpLayout.HALVES).withAddInputs(repeat > 0 ? false : true), rig.stream);
+                .addLoraW13(
+                    PunicaWrapper.W13
+                        .of(first.context(0), y.tensor, there, routing, true, GateUpLayout.HALVES)
+                        .withAddInputs(repeat > 0 ? false : true),
+                    rig.stream);
             if (repeat == 0) {
               second
                   .context(0)
                   .punicaWrapper()
-                  .addLoraW13(PunicaWrapper.W13.of(second.context(0), y2.tensor, there, routing, true, GateUpLayout.HALVES), other);
+                  .addLoraW13(
+                      PunicaWrapper.W13.of(
+                          second.context(0), y2.tensor, there, routing, true, GateUpLayout.HALVES),
+                      other);
             }
           }
           rig.stream.synchronize();
@@ -278,7 +288,9 @@ class CudaRegistryTest {
     batch
         .context(0)
         .punicaWrapper()
-        .addLoraW13(PunicaWrapper.W13.of(batch.context(0), y.tensor, x, routing, true, GateUpLayout.HALVES), stream);
+        .addLoraW13(
+            PunicaWrapper.W13.of(batch.context(0), y.tensor, x, routing, true, GateUpLayout.HALVES),
+            stream);
   }
 
   /** Loading, taking slots, losing them, unloading: whoever ends last, everything is given back. */

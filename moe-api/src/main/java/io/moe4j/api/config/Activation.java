@@ -24,6 +24,7 @@ import java.util.Objects;
  * @param alpha factor inside the sigmoid of SWIGLUOAI; 1 elsewhere
  * @param beta added to {@code u} by SWIGLUOAI; 0 elsewhere
  * @param limit clamp, positive; {@link Float#POSITIVE_INFINITY} = none
+ * @since 0.1.0
  */
 public record Activation(Kind kind, float alpha, float beta, float limit) {
   /** Plain SiLU-and-mul, the most common one. */
@@ -75,6 +76,8 @@ public record Activation(Kind kind, float alpha, float beta, float limit) {
   }
 
   /**
+   * Checks the components.
+   *
    * @param kind the function
    * @param alpha finite
    * @param beta finite

@@ -55,6 +55,8 @@ public record ActivationQuant(QuantScheme.Format format, Scaling scaling, int gr
       new ActivationQuant(QuantScheme.Format.FP4, Scaling.STATIC_AND_PER_GROUP, 16);
 
   /**
+   * Checks the components.
+   *
    * @param format what an activation becomes
    * @param scaling where its scale comes from
    * @param groupSize at least 1 where groups have scales, else 0

@@ -6,6 +6,8 @@ import java.util.Optional;
 /**
  * Global expert id to local expert index, -1 where another rank owns the expert. Local indices are
  * {@code 0..numLocalExperts-1}, each used once. Immutable.
+ *
+ * @since 0.1.0
  */
 public final class ExpertMap {
   /**
@@ -17,6 +19,8 @@ public final class ExpertMap {
    */
   public record Rank(int epSize, int epRank) {
     /**
+     * Checks the components.
+     *
      * @param epSize at least 1
      * @param epRank {@code 0..epSize-1}
      */
@@ -60,6 +64,8 @@ public final class ExpertMap {
   }
 
   /**
+   * A map from an array of local indices, {@code -1} for experts of other ranks.
+   *
    * @param globalToLocal one entry per global expert, copied
    * @return the map
    * @throws IllegalArgumentException if local indices are not {@code -1} or {@code 0..n-1} once

@@ -1,6 +1,10 @@
 package io.moe4j.api.config;
 
-/** How gate and up share the {@code 2I} rows (or columns) of something stacked. */
+/**
+ * How gate and up share the {@code 2I} rows (or columns) of something stacked.
+ *
+ * @since 0.1.0
+ */
 public enum GateUpLayout {
   /** The first {@code I} are gate, the last {@code I} up. */
   HALVES,

@@ -6,9 +6,12 @@ package io.moe4j.api.config;
  * @param maxLoras slots: distinct adapters that one batch may mix, at least 1
  * @param maxRank largest rank of any projection of any adapter, at least 1; a limit, not a size
  *     that memory is padded to
+ * @since 0.1.0
  */
 public record LoraConfig(int maxLoras, int maxRank) {
   /**
+   * Checks the components.
+   *
    * @param maxLoras at least 1
    * @param maxRank at least 1
    */

@@ -125,7 +125,7 @@ public final class MoeConfig {
 
   /**
    * The map of this rank. Expert parallelism without a map means consecutive experts; a map without
-   * expert parallelism must hold every expert, because nobody else would compute the others.
+   * expert parallelism must hold every expert, because no other rank would compute the rest.
    */
   private Optional<ExpertMap> expertMap(Builder b) {
     if (b.expertMap.isEmpty()) {

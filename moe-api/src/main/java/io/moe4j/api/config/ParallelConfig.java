@@ -3,7 +3,7 @@ package io.moe4j.api.config;
 /**
  * How the layer is spread over ranks (processes, or threads with devices of their own); {@link
  * #SINGLE} is the whole layer in one. Tokens are not part of it: every rank brings its own, and the
- * layer's {@link io.moe4j.api.spi.ExpertExchange} moves them.
+ * layer's {@code ExpertExchange} moves them.
  *
  * <p>Rank numbers of a communicator are {@code epRank * tpSize + tpRank}.
  *
@@ -11,12 +11,15 @@ package io.moe4j.api.config;
  * @param tpRank this one
  * @param epSize expert-parallel ranks that split {@code E}
  * @param epRank this one
+ * @since 0.1.0
  */
 public record ParallelConfig(int tpSize, int tpRank, int epSize, int epRank) {
   /** One process. */
   public static final ParallelConfig SINGLE = new ParallelConfig(1, 0, 1, 0);
 
   /**
+   * Checks the components.
+   *
    * @param tpSize at least 1
    * @param tpRank {@code 0..tpSize-1}
    * @param epSize at least 1

@@ -9,9 +9,12 @@ import java.util.Objects;
  *     size)
  * @param activation its activation
  * @param sigmoidGate whether its output is multiplied by {@code sigmoid(x . gate^T)} (qwen2_moe)
+ * @since 0.1.0
  */
 public record SharedExpertConfig(int intermediateSize, Activation activation, boolean sigmoidGate) {
   /**
+   * Checks the components.
+   *
    * @param intermediateSize at least 1
    * @param activation its activation
    * @param sigmoidGate gated output

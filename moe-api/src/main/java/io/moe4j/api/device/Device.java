@@ -12,6 +12,8 @@ import java.util.concurrent.atomic.AtomicBoolean;
 /**
  * An open device: memory and streams. Safe for several threads; close it after everything made from
  * it.
+ *
+ * @since 0.1.0
  */
 public interface Device extends AutoCloseable {
   /** Memory taken from a device; closing gives it back. */
@@ -71,10 +73,10 @@ public interface Device extends AutoCloseable {
     /**
      * Makes a stream's later work wait until the work in front of the fence has finished. The host
      * does not wait. Does nothing to a stream whose work is being recorded: a recording cannot
-     * depend on what was enqueued outside, so whoever replays it waits before.
+     * depend on what was enqueued outside, so the caller waits before a replay.
      *
      * @param stream of the fence's device
-     * @return false if the work had finished, so that nobody need ask again
+     * @return false if the work had finished, so that there is no need to ask again
      */
     boolean holdBack(DeviceStream stream);
 

@@ -9,16 +9,20 @@ import java.util.Objects;
  * Opens the devices of one type. Found by {@link java.util.ServiceLoader}, one per type. Absent is
  * not broken: a machine without the device, its driver or its native library gives an empty {@link
  * Probe} with the reason, never an exception.
+ *
+ * @since 0.1.0
  */
 public interface DeviceProvider {
   /**
    * What was found.
    *
    * @param devices the preferred one first
-   * @param absent why there is none, for people; empty if there is one
+   * @param absent why there is none, a readable clause; empty if there is one
    */
   record Probe(List<DeviceInfo> devices, String absent) {
     /**
+     * Checks and copies the components.
+     *
      * @param devices copied
      * @param absent why there is none
      */

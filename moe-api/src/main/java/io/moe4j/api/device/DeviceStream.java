@@ -5,6 +5,8 @@ import io.moe4j.api.platform.DeviceId;
 /**
  * An ordered queue of work on a device. On the host there is one, {@link #HOST}, on which every
  * call has finished when it returns.
+ *
+ * @since 0.1.0
  */
 public interface DeviceStream {
   /** The host's stream: synchronous. */

@@ -6,16 +6,19 @@ import io.moe4j.api.tensor.Tensor;
 import java.util.Objects;
 
 /**
- * Scratch memory of one call at a time, owned by whoever allocated it (the layer's session).
+ * Scratch memory of one call at a time, owned by its allocator (the layer's session).
  * Contents are undefined at entry.
  *
  * @param memory on the call's device, aligned to 64 bytes or more
+ * @since 0.1.0
  */
 public record Workspace(Memory memory) {
   /** Every part handed out by {@link #tensor} should begin at a multiple of this many bytes. */
   public static final int ALIGNMENT = 64;
 
   /**
+   * Checks the components.
+   *
    * @param memory on the call's device
    */
   public Workspace {

@@ -12,9 +12,12 @@ import java.util.TreeMap;
  *
  * @param name the caller's name for it
  * @param layers by layer index of the model; a missing layer is left alone
+ * @since 0.1.0
  */
 public record LoraAdapter(String name, Map<Integer, LoraLayer> layers) {
   /**
+   * Checks and copies the components.
+   *
    * @param name not blank
    * @param layers copied
    */

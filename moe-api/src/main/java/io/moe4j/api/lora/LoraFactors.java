@@ -12,9 +12,12 @@ import io.moe4j.api.tensor.Tensor;
  * @param b {@code [E_local, out, r]} or {@code [1, out, r]}; any strides. On the host, where
  *     backends read it in place, {@code [E, r, out]} in memory (strides {@code r * out, 1, out}) is
  *     fastest, and what moe-checkpoint loads; devices get a dense copy anyway
+ * @since 0.1.0
  */
 public record LoraFactors(Tensor a, Tensor b) {
   /**
+   * Checks the components.
+   *
    * @param a {@code [E or 1, r, in]}
    * @param b {@code [E or 1, out, r]}
    */

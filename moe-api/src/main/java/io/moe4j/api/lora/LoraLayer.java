@@ -8,15 +8,18 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * What one adapter does to one MoE layer: factors for any subset of the targets, each with a rank
- * of its own. Immutable; the memory belongs to whoever loaded the adapter.
+ * of its own. Immutable; the memory belongs to the loader of the adapter.
  *
  * @param factors by target; a missing target has no delta
+ * @since 0.1.0
  */
 public record LoraLayer(Map<LoraTarget, LoraFactors> factors) {
   /** An adapter that leaves the layer alone. */
   public static final LoraLayer NONE = new LoraLayer(Map.of());
 
   /**
+   * Copies the components.
+   *
    * @param factors copied
    */
   public LoraLayer {

@@ -1,6 +1,10 @@
 package io.moe4j.api.lora;
 
-/** The linear maps of a MoE block that an adapter can change. */
+/**
+ * The linear maps of a MoE block that an adapter can change.
+ *
+ * @since 0.1.0
+ */
 public enum LoraTarget {
   /** Gate projection of the routed experts, {@code H -> I}. */
   GATE(true),

@@ -7,9 +7,11 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * Everything an experts backend needs to apply LoRA in one forward of one layer, handed over
- * explicitly: no hidden state, no patched methods. Valid until whoever made it releases it (for a
+ * explicitly: no hidden state, no patched methods. Valid until its maker releases it (for a
  * registry: until the batch is closed); slots do not change meanwhile. May be read by several
  * threads.
+ *
+ * @since 0.1.0
  */
 public interface MoeLoraContext {
   /**
@@ -56,7 +58,7 @@ public interface MoeLoraContext {
 
   /**
    * {@return what contexts of one layer's slots have in common, compared by identity; null if
-   * nobody keeps such a thing}. Contexts with the same key agree about every slot that both
+   * there is none}. Contexts with the same key agree about every slot that both
    * {@linkplain #uses use} at one time, so a device-side copy of the slots can be kept for the key
    * and written in place: a slot changes hands only after the work that reads it has finished
    */
@@ -68,8 +70,8 @@ public interface MoeLoraContext {
    * Makes a stream's later work wait, on the device, until it may read the factors of the
    * {@linkplain #uses used} slots (they may still be on their way) and may overwrite what it keeps
    * about those slots (earlier forwards may still read what stood there before). The host does not
-   * wait. A layer does so in front of every forward and refresh; whoever reads factors without one
-   * calls it. Does nothing to a stream that is being recorded, and nothing at all by default.
+   * wait. A layer does so in front of every forward and refresh; code that reads factors without a layer
+   * must call it. Does nothing to a stream that is being recorded, and nothing at all by default.
    *
    * @param stream of the factors' device
    */

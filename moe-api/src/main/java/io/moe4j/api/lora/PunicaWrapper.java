@@ -19,6 +19,8 @@ import io.moe4j.api.tensor.Tensor;
  * #addLoraW2} that is given the same context and routing objects as the call of {@link #addLoraW13}
  * before it on that stream may rely on what that one found in them: their contents must not change
  * in between.
+ *
+ * @since 0.1.0
  */
 public interface PunicaWrapper extends AutoCloseable {
   /**
@@ -81,8 +83,8 @@ public interface PunicaWrapper extends AutoCloseable {
    * @param y {@code [T, K, H]}
    * @param x {@code [T * K, I]}, what w2 read
    * @param routing ids and weights
-   * @param mulRoutedWeight whether the delta is multiplied by the pair's topk weight (when {@code y}
-   *     already is)
+   * @param mulRoutedWeight whether the delta is multiplied by the pair's topk weight (when {@code
+   *     y} already is)
    * @param addInputs add to {@code y} or overwrite
    * @since 0.2.0
    */
@@ -137,8 +139,7 @@ public interface PunicaWrapper extends AutoCloseable {
    * @param addInputs add to {@code y} or overwrite
    * @since 0.2.0
    */
-  record Linear(
-      MoeLoraContext context, LoraTarget target, Tensor y, Tensor x, boolean addInputs) {
+  record Linear(MoeLoraContext context, LoraTarget target, Tensor y, Tensor x, boolean addInputs) {
     /**
      * A delta that is added to {@code y}.
      *

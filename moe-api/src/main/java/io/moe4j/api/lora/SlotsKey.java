@@ -1,8 +1,8 @@
 package io.moe4j.api.lora;
 
 /**
- * Stands for the slots of one layer, compared by identity: whoever keeps adapters makes one a layer
- * and gives it out with every {@link MoeLoraContext}.
+ * Identifies the slots of one layer, compared by identity. An adapter registry makes one for each
+ * layer and hands it out with every {@link MoeLoraContext}.
  *
  * @since 0.2.0
  */
@@ -10,6 +10,8 @@ public final class SlotsKey {
   private final String description;
 
   /**
+   * A key that equals only itself.
+   *
    * @param description whose slots, for messages
    */
   public SlotsKey(String description) {

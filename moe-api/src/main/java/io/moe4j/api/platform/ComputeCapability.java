@@ -5,6 +5,7 @@ package io.moe4j.api.platform;
  *
  * @param major like 9 in 9.0
  * @param minor like 0 in 9.0
+ * @since 0.1.0
  */
 public record ComputeCapability(int major, int minor) implements Comparable<ComputeCapability> {
   @Override

@@ -7,12 +7,15 @@ import java.util.Objects;
  *
  * @param type its family
  * @param ordinal {@code 0..} within the family
+ * @since 0.1.0
  */
 public record DeviceId(DeviceType type, int ordinal) {
   /** The host processor. */
   public static final DeviceId CPU = new DeviceId(DeviceType.CPU, 0);
 
   /**
+   * Checks the components.
+   *
    * @param type its family
    * @param ordinal not negative
    */

@@ -13,8 +13,9 @@ import java.util.TreeMap;
  * @param capability compute capability of a CUDA device, empty elsewhere
  * @param memoryBytes its memory, 0 when unknown
  * @param properties anything else a backend may ask for ({@code cores}, {@code vector-bits}, {@code
- *     driver}, {@code arch}); keys are stable, values are for people unless a provider documents
+ *     driver}, {@code arch}); keys are stable, values are free text unless a provider documents
  *     otherwise
+ * @since 0.1.0
  */
 public record DeviceInfo(
     DeviceId id,
@@ -24,6 +25,8 @@ public record DeviceInfo(
     Map<String, String> properties) {
 
   /**
+   * Checks and copies the components.
+   *
    * @param id which one
    * @param name the vendor's name
    * @param capability for CUDA

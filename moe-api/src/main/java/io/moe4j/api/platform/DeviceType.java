@@ -7,6 +7,7 @@ import java.util.regex.Pattern;
  * A family of devices. Open on purpose: an out-of-tree backend names its own.
  *
  * @param name lower-case id, letters, digits and dashes, like {@code cuda}
+ * @since 0.1.0
  */
 public record DeviceType(String name) {
   private static final Pattern NAME = Pattern.compile("[a-z][a-z0-9-]*");
@@ -27,6 +28,8 @@ public record DeviceType(String name) {
   public static final DeviceType TPU = new DeviceType("tpu");
 
   /**
+   * Checks the components.
+   *
    * @param name lower-case id
    */
   public DeviceType {

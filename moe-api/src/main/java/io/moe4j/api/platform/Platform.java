@@ -12,10 +12,13 @@ import java.util.stream.Collectors;
  *
  * @param devices all devices, the preferred one of each type first
  * @param absent why a device type has no device here ({@code cuda} → "libcuda.so.1 was not found"),
- *     as far as somebody looked
+ *     as far as a provider looked
+ * @since 0.1.0
  */
 public record Platform(List<DeviceInfo> devices, Map<DeviceType, String> absent) {
   /**
+   * Checks and copies the components.
+   *
    * @param devices copied
    * @param absent copied
    */

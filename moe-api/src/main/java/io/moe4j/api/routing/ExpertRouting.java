@@ -7,15 +7,18 @@ import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Who goes where.
+ * Which expert each token goes to, and with what weight.
  *
  * @param topkIds int32 {@code [T, K]}, global expert ids, -1 = this pair does not exist
  * @param topkWeights F32 {@code [T, K]}
  * @param expertMap int32 {@code [E]} global to local, -1 = not on this rank; null = ids are local
  *     already
+ * @since 0.1.0
  */
 public record ExpertRouting(Tensor topkIds, Tensor topkWeights, @Nullable Tensor expertMap) {
   /**
+   * Checks the components.
+   *
    * @param topkIds int32 {@code [T, K]}
    * @param topkWeights F32 {@code [T, K]}
    * @param expertMap int32 {@code [E]} or null

@@ -11,6 +11,8 @@ package io.moe4j.api.spi;
  * <tr><td>{@value #GPU_PORTABLE}</td><td>GPU kernels that run on any supported card</td></tr>
  * <tr><td>{@value #GPU_TUNED}</td><td>GPU kernels for one architecture</td></tr>
  * </table>
+ *
+ * @since 0.1.0
  */
 public final class BackendPriority {
   /** Readable references. */

@@ -11,6 +11,8 @@ import java.util.Optional;
  * Everything of a MoE block but its routed experts, prepared for one layer on one device: router,
  * topk, latent projections, shared expert, and the dispatch and combine that BATCHED experts need.
  * Threads as for {@link Experts}: one workspace a call. All tensors contiguous and on the device.
+ *
+ * @since 0.1.0
  */
 public interface BlockOps extends AutoCloseable {
   /**

@@ -8,8 +8,8 @@ import io.moe4j.api.weights.MoeLayerWeights;
 /**
  * Prepares the parts of a MoE block around the routed experts on one type of device: router, topk,
  * latent projections, shared expert, local dispatch and combine. Found by {@link
- * java.util.ServiceLoader}; whoever brings a {@link io.moe4j.api.device.DeviceProvider} for a new
- * type of device brings one of these too. Constructing it and asking its type must not throw and
+ * java.util.ServiceLoader}; a {@link io.moe4j.api.device.DeviceProvider} for a new type of device
+ * needs one of these beside it. Constructing it and asking its type must not throw and
  * must not touch a device. Safe for several threads.
  *
  * @since 0.2.0

@@ -9,6 +9,8 @@ import io.moe4j.api.device.Workspace;
  * <p>Threads: {@code apply} may be called from several threads at once as long as each call has a
  * {@link Workspace} of its own (and, on a device, a stream of its own). {@code close} must not
  * overlap {@code apply}; it releases what {@code prepare} took and may be called twice.
+ *
+ * @since 0.1.0
  */
 public sealed interface Experts extends AutoCloseable permits ModularExperts, MonolithicExperts {
   /**

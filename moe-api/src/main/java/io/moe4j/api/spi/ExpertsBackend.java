@@ -13,6 +13,8 @@ import io.moe4j.api.weights.ExpertWeights;
  * {@link java.util.ServiceLoader}; the implementation has a public no-argument constructor that
  * does nothing costly and never fails for a missing device or driver. The rules are in the package
  * documentation.
+ *
+ * @since 0.1.0
  */
 public interface ExpertsBackend {
   /**
@@ -21,7 +23,7 @@ public interface ExpertsBackend {
    */
   String name();
 
-  /** {@return one line on what it is, for people} */
+  /** {@return a one-line description} */
   String description();
 
   /** {@return the devices it computes on; a {@link DeviceProvider} of this type opens them} */
@@ -34,7 +36,7 @@ public interface ExpertsBackend {
   boolean supportsLora();
 
   /**
-   * How much it wants to be taken for something it supports; larger wins, equal values by name. See
+   * Priority for a layer that it supports; the largest wins, ties are broken by name. See
    * {@link BackendPriority}.
    *
    * @param config the layer

@@ -18,6 +18,7 @@ import org.jspecify.annotations.Nullable;
  * @param output STANDARD: {@code [T, H]}, overwritten with the weighted sum over k (zero for a
  *     token without local experts); BATCHED: {@code [E_local, maxTokens, H]}, rows up to the count
  *     overwritten, unweighted. F32, BF16 or F16; may not overlap {@code hidden}
+ * @since 0.1.0
  */
 public record ExpertsInputs(
     Tensor hidden,
@@ -25,6 +26,8 @@ public record ExpertsInputs(
     @Nullable Tensor expertNumTokens,
     Tensor output) {
   /**
+   * Checks the components.
+   *
    * @param hidden what the experts read
    * @param routing STANDARD only
    * @param expertNumTokens BATCHED only

@@ -10,6 +10,8 @@ import io.moe4j.api.lora.PunicaWrapper;
  * deltas: call {@link #applyW13Lora} between the w13 product and the activation, {@link
  * #applyW2Lora} between the w2 product and the weighted sum. A backend may instead read the factors
  * from the context and fuse; the result must be the same.
+ *
+ * @since 0.1.0
  */
 public interface LoraExperts {
   /**

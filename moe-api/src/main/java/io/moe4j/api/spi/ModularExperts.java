@@ -5,7 +5,11 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import java.util.Optional;
 
-/** Experts that take topk ids and weights, so that routing, dispatch and LoRA stay outside. */
+/**
+ * Experts that take topk ids and weights, so that routing, dispatch and LoRA stay outside.
+ *
+ * @since 0.1.0
+ */
 public non-sealed interface ModularExperts extends Experts {
   /**
    * w13 product, activation, w2 product, weighted sum over k.

@@ -8,6 +8,8 @@ import java.util.Optional;
 /**
  * Experts that route by themselves. They own the routed experts only: shared experts and latent
  * projections are added by the layer, whatever the kind of experts.
+ *
+ * @since 0.1.0
  */
 public non-sealed interface MonolithicExperts extends Experts {
   /**

@@ -18,6 +18,8 @@ import org.jspecify.annotations.Nullable;
 public record MonolithicInputs(
     Tensor hidden, Tensor routerLogits, @Nullable Tensor correctionBias, Tensor output) {
   /**
+   * Checks the components.
+   *
    * @param hidden what the experts read
    * @param routerLogits what they route by
    * @param correctionBias added to scores for the choice only
@@ -35,22 +37,14 @@ public record MonolithicInputs(
         || routerLogits.size(0) != hidden.size(0)
         || (routerLogits.dtype() != DType.F32 && routerLogits.dtype() != DType.BF16)) {
       throw new IllegalArgumentException(
-          "routerLogits is "
-              + routerLogits
-              + ", must be F32 or BF16 ["
-              + hidden.size(0)
-              + ", E]");
+          "routerLogits is " + routerLogits + ", must be F32 or BF16 [" + hidden.size(0) + ", E]");
     }
     if (correctionBias != null
         && (correctionBias.dtype() != DType.F32
             || correctionBias.dims() != 1
             || correctionBias.size(0) != routerLogits.size(1))) {
       throw new IllegalArgumentException(
-          "correctionBias is "
-              + correctionBias
-              + ", must be F32 ["
-              + routerLogits.size(1)
-              + "]");
+          "correctionBias is " + correctionBias + ", must be F32 [" + routerLogits.size(1) + "]");
     }
   }
 }

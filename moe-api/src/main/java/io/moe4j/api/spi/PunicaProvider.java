@@ -8,6 +8,8 @@ import io.moe4j.api.platform.DeviceType;
  * Makes the punica wrappers of one device type. Found by {@link java.util.ServiceLoader}, beside
  * the device's own classes or on the class path; one per type. Creating the provider must not need
  * the device.
+ *
+ * @since 0.1.0
  */
 public interface PunicaProvider {
   /** {@return the type of device it serves} */

@@ -8,6 +8,8 @@ import java.util.stream.Collectors;
 /**
  * A backend's answer to "could you run this here?": yes, or no with every reason, not just the
  * first.
+ *
+ * @since 0.1.0
  */
 public sealed interface Support {
 
@@ -21,6 +23,8 @@ public sealed interface Support {
    */
   record No(List<Reason> reasons) implements Support {
     /**
+     * Copies the components.
+     *
      * @param reasons copied, not empty
      */
     public No {
@@ -40,7 +44,7 @@ public sealed interface Support {
    * One reason.
    *
    * @param code what kind, stable, for programs
-   * @param message one clause with the offending value and the accepted ones, for people: "compute
+   * @param message a readable clause with the offending value and the accepted ones: "compute
    *     capability 7.5 is below 8.0"
    */
   record Reason(Code code, String message) {}

@@ -14,6 +14,8 @@ import org.jspecify.annotations.Nullable;
  * #prepare} reads by itself; the backend owns the file's format. A file that is missing, damaged,
  * or was made on another card or with other kernels never fails anything: the built-in table
  * serves, and one log line says why.
+ *
+ * @since 0.1.0
  */
 public interface TunableBackend extends ExpertsBackend {
   /**
@@ -26,7 +28,7 @@ public interface TunableBackend extends ExpertsBackend {
    * What {@link #tuningFile} holds. Never throws: what is wrong with the file is in the answer.
    *
    * @param device the card to look for; null = there is none
-   * @return for people and for {@code moe doctor}
+   * @return the status, as {@code moe doctor} prints it
    */
   TuningStatus tuningStatus(@Nullable DeviceInfo device);
 

@@ -10,6 +10,8 @@ import java.util.function.Consumer;
 /**
  * Finds the fastest kernel variants for one layer on one device, see {@link TunableBackend}. Not
  * thread-safe; the device should have nothing else to do.
+ *
+ * @since 0.1.0
  */
 public interface Tuner extends AutoCloseable {
   /**
@@ -20,6 +22,8 @@ public interface Tuner extends AutoCloseable {
    */
   record Call(ExpertsInputs inputs, Optional<MoeLoraContext> lora) {
     /**
+     * Checks the components.
+     *
      * @param inputs on the device
      * @param lora adapters, empty for the base model
      */
@@ -48,6 +52,8 @@ public interface Tuner extends AutoCloseable {
       int measured,
       List<String> dropped) {
     /**
+     * Copies the components.
+     *
      * @param dropped copied
      */
     public Outcome {
@@ -57,8 +63,8 @@ public interface Tuner extends AutoCloseable {
 
   /**
    * Measures every variant that fits forwards of one size, compares each one's output with that of
-   * the built-in choice, and writes the fastest to the file at once, in one step: whoever reads it
-   * sees the file before or after.
+   * the built-in choice, and writes the fastest to the file at once, atomically: a reader sees
+   * the file before or after.
    *
    * @param pass forwards of one number of tokens, with other tokens and routings each, and outputs
    *     of their own, which are overwritten; they are run in turn so that none finds its experts in

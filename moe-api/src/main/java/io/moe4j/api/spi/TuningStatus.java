@@ -10,7 +10,8 @@ import java.util.Optional;
  * @param usable false if there is a file and it cannot be read
  * @param entries choices in it
  * @param applying those of them that were measured on this card with these kernels
- * @param explanation one clause for people, never empty
+ * @param explanation a readable clause, never empty
+ * @since 0.1.0
  */
 public record TuningStatus(
     Optional<Path> file, boolean usable, int entries, int applying, String explanation) {}

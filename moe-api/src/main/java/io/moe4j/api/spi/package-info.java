@@ -5,10 +5,10 @@
  *
  * <ul>
  *   <li><b>MOE-1.1</b> Constructing a backend and asking its name, description, format, priority or
- *       support MUST NOT throw and MUST NOT touch a device. Intent: the oracle asks everybody,
- *       everywhere.
+ *       support MUST NOT throw and MUST NOT touch a device. Intent: the oracle asks every
+ *       backend on every machine.
  *   <li><b>MOE-1.2</b> A refusal MUST carry every reason that holds, each with the offending value
- *       and what is accepted. Intent: nobody fixes one thing only to meet the next.
+ *       and what is accepted. Intent: one attempt shows all that has to change.
  *   <li><b>MOE-1.3</b> A backend MUST NOT say yes to a config that it then cannot prepare or
  *       computes wrongly.
  *   <li><b>MOE-2.1</b> The result MUST equal the float64 reference within the tolerance of its

@@ -1,6 +1,10 @@
 package io.moe4j.api.tensor;
 
-/** Element types, with the names the safetensors format uses. */
+/**
+ * Element types, with the names the safetensors format uses.
+ *
+ * @since 0.1.0
+ */
 public enum DType {
   /** IEEE binary64. */
   F64(64, true),

@@ -10,9 +10,12 @@ import java.util.Objects;
  * @param device the device whose address space {@code address} belongs to
  * @param address the device address, for CUDA a {@code CUdeviceptr}; treated as unsigned
  * @param byteSize length in bytes
+ * @since 0.1.0
  */
 public record DeviceMemory(DeviceId device, long address, long byteSize) implements Memory {
   /**
+   * Checks the components.
+   *
    * @param device the device
    * @param address the device address
    * @param byteSize length in bytes, not negative

@@ -7,9 +7,12 @@ import java.util.Objects;
  * Memory that Java can read: native, memory-mapped, or on the heap.
  *
  * @param segment the memory; its arena's rules on closing and threads hold
+ * @since 0.1.0
  */
 public record HostMemory(MemorySegment segment) implements Memory {
   /**
+   * Checks the components.
+   *
    * @param segment the memory
    */
   public HostMemory {

@@ -1,8 +1,10 @@
 package io.moe4j.api.tensor;
 
 /**
- * A stretch of memory on the host or on a device. It is a description: whoever allocated the memory
- * owns it and keeps it alive while any tensor over it is in use.
+ * A stretch of memory on the host or on a device. It is a description: the allocator owns
+ * the memory and keeps it alive while any tensor over it is in use.
+ *
+ * @since 0.1.0
  */
 public sealed interface Memory permits HostMemory, DeviceMemory {
   /** {@return the length in bytes} */

@@ -6,13 +6,15 @@ import java.util.Arrays;
 import java.util.Objects;
 
 /**
- * A typed, strided view of {@link Memory}. Immutable description, no ownership: closing or freeing
- * the memory is the business of whoever allocated it. Strides are in elements and not negative; 0
+ * A typed, strided view of {@link Memory}. Immutable description, no ownership: the allocator of the
+ * memory closes or frees it. Strides are in elements and not negative; 0
  * repeats one element along a dimension (factors shared across experts). Safe to share between
  * threads; the contents follow the memory's own rules.
  *
  * <p>Every factory checks that all elements lie inside the memory, so that a kernel that trusts
  * shape and strides cannot read out of bounds.
+ *
+ * @since 0.1.0
  */
 public final class Tensor {
   private final DType dtype;

@@ -1,4 +1,4 @@
-/** Dtypes, memory and tensors: descriptions of memory that somebody else owns. */
+/** Dtypes, memory and tensors: descriptions of memory owned elsewhere. */
 @NullMarked
 package io.moe4j.api.tensor;
 

@@ -15,6 +15,7 @@ import org.jspecify.annotations.Nullable;
  * are closed.
  *
  * @param experts local expert {@code 0..E_local-1}
+ * @since 0.1.0
  */
 public record ExpertWeights(List<Expert> experts) {
 
@@ -146,6 +147,8 @@ public record ExpertWeights(List<Expert> experts) {
   }
 
   /**
+   * Checks the components.
+   *
    * @param experts not empty, all of one shape
    */
   public ExpertWeights {

@@ -8,9 +8,12 @@ import io.moe4j.api.tensor.Tensor;
  *
  * @param in {@code [D, H]}
  * @param out {@code [H, D]}
+ * @since 0.1.0
  */
 public record LatentWeights(Tensor in, Tensor out) {
   /**
+   * Checks the components.
+   *
    * @param in {@code [D, H]}
    * @param out {@code [H, D]}
    */

@@ -10,9 +10,12 @@ import org.jspecify.annotations.Nullable;
  * @param weight {@code [E, H]}
  * @param bias {@code [E]} added to the logits, or null
  * @param correctionBias {@code [E]} added to the scores for the choice only, or null
+ * @since 0.1.0
  */
 public record RouterWeights(Tensor weight, @Nullable Tensor bias, @Nullable Tensor correctionBias) {
   /**
+   * Checks the components.
+   *
    * @param weight {@code [E, H]}
    * @param bias {@code [E]} or null
    * @param correctionBias {@code [E]} or null

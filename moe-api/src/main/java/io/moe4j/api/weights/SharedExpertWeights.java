@@ -10,9 +10,12 @@ import org.jspecify.annotations.Nullable;
  * @param mlp gate, up, down in the shapes of an expert: {@code [I_s, H]}, {@code [I_s, H]}, {@code
  *     [H, I_s]}
  * @param sigmoidGate {@code [1, H]}, or null where the output is not gated
+ * @since 0.1.0
  */
 public record SharedExpertWeights(ExpertWeights.Expert mlp, @Nullable Tensor sigmoidGate) {
   /**
+   * Checks the components.
+   *
    * @param mlp the MLP
    * @param sigmoidGate {@code [1, H]} or null
    */

@@ -4,27 +4,124 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
 
 import io.moe4j.api.tensor.DType;
+import java.lang.reflect.Method;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Optional;
+import java.util.function.Function;
+import java.util.function.UnaryOperator;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.MethodSource;
 
 class MoeConfigTest {
+  /** One setting off its default, and how it is read back. */
+  private record Setting(
+      String name, UnaryOperator<MoeConfig.Builder> set, Function<MoeConfig, Object> get, Object is) {
+    @Override
+    public String toString() {
+      return name;
+    }
+  }
+
+  static List<Setting> settings() {
+    RoutingConfig routing = RoutingConfig.deepseekV3(4, 2, true, 2.5f);
+    SharedExpertConfig shared = new SharedExpertConfig(64, Activation.SILU, true);
+    ParallelConfig parallel = ParallelConfig.expert(3, 1);
+    ExpertMap map = ExpertMap.of(IntStream.range(0, 16).map(i -> 15 - i).toArray());
+    LoraConfig lora = new LoraConfig(8, 64);
+    List<QuantScheme> mixed = List.of(QuantScheme.MXFP4, QuantScheme.NONE);
+    return List.of(
+        new Setting(
+            "activation",
+            b -> b.activation(Activation.SWIGLUOAI),
+            MoeConfig::activation,
+            Activation.SWIGLUOAI),
+        new Setting("routing", b -> b.routing(routing), MoeConfig::routing, routing),
+        new Setting("inputDtype", b -> b.inputDtype(DType.BF16), MoeConfig::inputDtype, DType.BF16),
+        new Setting(
+            "weightDtype", b -> b.weightDtype(DType.F16), MoeConfig::weightDtype, DType.F16),
+        new Setting(
+            "quantScheme",
+            b -> b.quantScheme(QuantScheme.MXFP4),
+            MoeConfig::quantSchemes,
+            List.of(QuantScheme.MXFP4)),
+        new Setting("quantSchemes", b -> b.quantSchemes(mixed), MoeConfig::quantSchemes, mixed),
+        new Setting(
+            "quantizedActivations",
+            b -> b.quantizedActivations(true),
+            MoeConfig::quantizedActivations,
+            true),
+        new Setting("expertBias", b -> b.expertBias(true), MoeConfig::expertBias, true),
+        new Setting(
+            "routerWeightOnInput",
+            b -> b.routerWeightOnInput(true),
+            MoeConfig::routerWeightOnInput,
+            true),
+        new Setting("latentSize", b -> b.latentSize(32), MoeConfig::latentSize, 32),
+        new Setting(
+            "sharedExpert",
+            b -> b.sharedExpert(shared),
+            MoeConfig::sharedExpert,
+            Optional.of(shared)),
+        new Setting("expertMap", b -> b.expertMap(map), MoeConfig::expertMap, Optional.of(map)),
+        new Setting("lora", b -> b.lora(lora), MoeConfig::lora, Optional.of(lora)),
+        new Setting(
+            "activationFormat",
+            b -> b.activationFormat(ActivationFormat.BATCHED),
+            MoeConfig::activationFormat,
+            ActivationFormat.BATCHED),
+        new Setting("parallel", b -> b.parallel(parallel), MoeConfig::parallel, parallel),
+        new Setting("maxTokens", b -> b.maxTokens(77), MoeConfig::maxTokens, 77),
+        new Setting("batchInvariant", b -> b.batchInvariant(true), MoeConfig::batchInvariant, true));
+  }
+
+  private static MoeConfig.Builder defaults() {
+    return MoeConfig.builder(128, 96, 16, 4);
+  }
+
+  @ParameterizedTest
+  @MethodSource("settings")
+  void settingIsKeptCopiedAndCompared(Setting setting) {
+    MoeConfig config = setting.set.apply(defaults()).build();
+    assertThat(setting.get.apply(defaults().build())).isNotEqualTo(setting.is);
+    assertThat(setting.get.apply(config)).isEqualTo(setting.is);
+    MoeConfig copy = config.toBuilder().build();
+    assertThat(setting.get.apply(copy)).isEqualTo(setting.is);
+    assertThat(copy).isEqualTo(config).hasSameHashCodeAs(config);
+    assertThat(config).isNotEqualTo(defaults().build());
+  }
+
   @Test
-  void builderRoundTrips() {
-    MoeConfig config =
-        MoeConfig.builder(128, 96, 16, 4)
-            .activation(Activation.SWIGLUOAI)
-            .routing(RoutingConfig.deepseekV3(4, 2, true, 2.5f))
-            .inputDtype(DType.BF16)
-            .weightDtype(DType.F16)
-            .expertBias(true)
-            .latentSize(32)
-            .sharedExpert(new SharedExpertConfig(64, Activation.SILU, true))
-            .parallel(ParallelConfig.expert(3, 1))
-            .lora(new LoraConfig(8, 64))
-            .maxTokens(77)
-            .build();
+  void everySettingOfTheBuilderIsTried() {
+    List<String> setters =
+        Arrays.stream(MoeConfig.Builder.class.getMethods())
+            .filter(m -> m.getReturnType() == MoeConfig.Builder.class && m.getParameterCount() == 1)
+            .map(Method::getName)
+            .toList();
+    assertThat(settings()).extracting(Setting::name).containsExactlyInAnyOrderElementsOf(setters);
+  }
+
+  @Test
+  void sizesAreKeptCopiedAndCompared() {
+    MoeConfig config = defaults().build();
+    assertThat(List.of(config.hiddenSize(), config.intermediateSize())).isEqualTo(List.of(128, 96));
+    assertThat(List.of(config.numExperts(), config.topK())).isEqualTo(List.of(16, 4));
     assertThat(config.toBuilder().build()).isEqualTo(config);
+    assertThat(config)
+        .isNotEqualTo(MoeConfig.builder(129, 96, 16, 4).build())
+        .isNotEqualTo(MoeConfig.builder(128, 97, 16, 4).build())
+        .isNotEqualTo(MoeConfig.builder(128, 96, 17, 4).build())
+        .isNotEqualTo(MoeConfig.builder(128, 96, 16, 5).build());
+  }
+
+  @Test
+  void sizesFollowFromRanksAndLatent() {
+    MoeConfig config = defaults().parallel(ParallelConfig.expert(3, 1)).latentSize(32).build();
     assertThat(config.numLocalExperts()).isEqualTo(5);
     assertThat(config.expertHiddenSize()).isEqualTo(32);
+    assertThat(defaults().build().expertHiddenSize()).isEqualTo(128);
   }
 
   @Test

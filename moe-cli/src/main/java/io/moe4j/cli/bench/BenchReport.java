@@ -4,7 +4,7 @@ import static java.util.Locale.ROOT;
 
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
-import io.moe4j.cli.Json;
+import io.moe4j.cli.json.Json;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.SequencedSet;
@@ -25,7 +25,7 @@ public record BenchReport(
    * Something about the machine.
    *
    * @param key for programs
-   * @param label for people
+   * @param label as tables show it
    * @param value for both
    */
   public record Fact(String key, String label, String value) {}

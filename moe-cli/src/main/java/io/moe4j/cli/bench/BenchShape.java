@@ -11,7 +11,7 @@ import java.util.stream.Stream;
 /**
  * The sizes of a layer under test.
  *
- * @param name for people and for {@code --shape}
+ * @param name as tables and {@code --shape} have it
  * @param numExperts {@code E}
  * @param topK experts per token
  * @param hiddenSize {@code H}

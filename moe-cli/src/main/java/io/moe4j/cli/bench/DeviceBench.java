@@ -211,7 +211,8 @@ public final class DeviceBench implements AutoCloseable {
       if (!slots.isEmpty()) {
         for (int i = 0; i < all.length; i++) {
           Tensor mapping = memory.put(batches[i].mapping(tokens, slots.size()));
-          all[i] = all[i].withLora(new DeviceAdapters(key, slots, mapping, DeviceBench.this::punica));
+          all[i] =
+              all[i].withLora(new DeviceAdapters(key, slots, mapping, DeviceBench.this::punica));
         }
       }
       double micros;

@@ -5,7 +5,7 @@ import static java.util.Locale.ROOT;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.platform.DeviceInfo;
-import io.moe4j.cli.Json;
+import io.moe4j.cli.json.Json;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Optional;

@@ -31,7 +31,7 @@ public final class DeviceTuning {
   /**
    * A layer to tune.
    *
-   * @param name for people
+   * @param name as tables show it
    * @param config in a 16-bit dtype or MXFP4, without LoRA
    * @param weights of the experts; null = random ones of the config's sizes, in its dtype
    */
@@ -60,7 +60,7 @@ public final class DeviceTuning {
      * Something is left out.
      *
      * @param sizes how many sizes
-     * @param why for people
+     * @param why a readable clause
      */
     void skipped(int sizes, String why);
 

@@ -23,7 +23,7 @@ interface HostProbe {
   /** {@return floating-point operations of one round; a multiply-add is two} */
   int flopsPerIteration();
 
-  /** {@return how it computes, for people} */
+  /** {@return how it computes, as reports name it} */
   String name();
 
   /** {@return the fastest probe that this JVM can run} */

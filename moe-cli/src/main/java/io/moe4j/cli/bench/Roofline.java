@@ -36,7 +36,7 @@ public final class Roofline implements AutoCloseable {
    *
    * @param threads how many threads the layers under test use
    */
-  Roofline(int threads) {
+  public Roofline(int threads) {
     this.threads = threads;
     long part = BUFFER_BYTES / threads / 64 * 64;
     parts =
@@ -57,7 +57,7 @@ public final class Roofline implements AutoCloseable {
   }
 
   /** Measures both limits once: some tens of milliseconds. */
-  void sample() {
+  public void sample() {
     long bytes = parts.getFirst().byteSize() * threads;
     long readNanos = all(t -> probe.read(parts.get(t)));
     long fmaNanos = all(_ -> probe.multiplyAdd(FMA_ITERATIONS));
@@ -97,7 +97,7 @@ public final class Roofline implements AutoCloseable {
   }
 
   /** {@return what was sampled so far} */
-  Limits limits() {
+  public Limits limits() {
     return new Limits(threads, probe.name(), Spread.of(gigabytes), Spread.of(gigaflops));
   }
 
@@ -137,7 +137,7 @@ public final class Roofline implements AutoCloseable {
    */
   public record Limits(int threads, String how, Spread readGbps, Spread gflops) {
     /** {@return the least time that reading and multiplying this much takes, the slower of both} */
-    double floorNanos(double bytes, double flops) {
+    public double floorNanos(double bytes, double flops) {
       return Math.max(bytes / readGbps.median(), flops / gflops.median());
     }
 

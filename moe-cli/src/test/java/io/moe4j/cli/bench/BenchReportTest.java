@@ -2,7 +2,7 @@ package io.moe4j.cli.bench;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
-import io.moe4j.cli.Json;
+import io.moe4j.cli.json.Json;
 import java.io.StringReader;
 import java.util.List;
 import javax.xml.parsers.DocumentBuilderFactory;

@@ -29,11 +29,6 @@ public final class KernelSelection {
     return new ScalarKernels();
   }
 
-  /** {@return loops that show the limits of what the chosen kernels could reach} */
-  public static Limits limits() {
-    return kernels().lanes() > 1 ? new VectorLimits() : new ScalarLimits();
-  }
-
   /** {@return whether the Vector API is present in this JVM} */
   public static boolean vectorModulePresent() {
     return ModuleLayer.boot().findModule(VECTOR_MODULE).isPresent();

@@ -108,7 +108,7 @@ public interface Kernels {
       boolean add);
 
   /**
-   * A square block of {@link #lanes} rows and columns turned over: {@code dst[j][i] = src[i][j]}.
+   * Transposes a square block of {@link #lanes} rows and columns: {@code dst[j][i] = src[i][j]}.
    *
    * @param src the block; afterwards it holds something else
    * @param at index of its first element
@@ -130,7 +130,7 @@ public interface Kernels {
       int columns);
 
   /**
-   * A block of up to {@link #lanes} rows and columns turned over, from memory to memory, zeros
+   * Transposes a block of up to {@link #lanes} rows and columns, from memory to memory, zeros
    * where there are no rows: {@code dst[row(first + j)][i] = src[i][j]}, where the rows of {@code
    * dst} come by six: {@code row(r) = r / 6 * jump + r % 6}.
    *

@@ -42,7 +42,7 @@ final class Lanes {
 
   /**
    * The sums of four vectors, in lanes 0 to 3. Each step adds neighbours (then pairs of lanes) and
-   * brings the results of two vectors together, as if the four were turned over and added up.
+   * brings the results of two vectors together, as if the four were transposed and added up.
    */
   static FloatVector fold4(FloatVector a, FloatVector b, FloatVector c, FloatVector d) {
     FloatVector ab = a.blend(b.rearrange(BACK_1), UPPER_1).add(a.rearrange(BY_1).blend(b, UPPER_1));

@@ -13,7 +13,7 @@ import jdk.incubator.vector.VectorSpecies;
  *
  * <p>Weights and sums are arrays, so that one register addresses all rows of weights and the
  * compiler checks the bounds before the loop. It also keeps the methods small: loading and storing
- * 24 accumulators through a segment made one that HotSpot's first compiler gives up on ("out of
+ * 24 accumulators through a segment made one that HotSpot's first compiler refuses ("out of
  * virtual registers"), and then it is interpreted, a thousand times slower, for seconds.
  */
 final class VectorPanel {

@@ -8,7 +8,7 @@ import jdk.incubator.vector.VectorShuffle;
 import jdk.incubator.vector.VectorSpecies;
 
 /**
- * Square blocks turned over, as many rows and columns as a vector has lanes. In log2(lanes) steps,
+ * Transposes square blocks of as many rows and columns as a vector has lanes. In log2(lanes) steps,
  * two of them at a time: a step of distance {@code d} takes rows {@code i} and {@code i + d} and
  * swaps the upper lanes of each 2d in the one with the lower lanes in the other (Eklundh 1972).
  */
@@ -44,7 +44,7 @@ final class VectorTranspose {
     return VectorMask.fromArray(F, on, 0);
   }
 
-  /** {@code dst[j][i] = src[i][j]}; the block is turned over where it stands. */
+  /** {@code dst[j][i] = src[i][j]}; the block is transposed in place. */
   static void block(
       float[] src,
       int at,

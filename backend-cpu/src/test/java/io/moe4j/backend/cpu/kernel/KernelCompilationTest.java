@@ -13,7 +13,7 @@ import java.util.List;
 import org.junit.jupiter.api.Test;
 
 /**
- * HotSpot's compilers must take every kernel. One that they give up on (too many values at once for
+ * HotSpot's compilers must take every kernel. One that they refuse (too many values at once for
  * the first compiler) stays interpreted and a thousand times slower, gives right results, and no
  * other test would notice.
  */

@@ -1,0 +1,118 @@
+package io.moe4j.oracle;
+
+import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
+import io.moe4j.api.device.WorkspaceLayout;
+import io.moe4j.api.device.WorkspaceLayout.Part;
+import io.moe4j.api.spi.BlockOps;
+import io.moe4j.api.spi.ExchangeInputs;
+import io.moe4j.api.spi.ExchangedRows;
+import io.moe4j.api.spi.ExpertExchange;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import java.util.Optional;
+
+/**
+ * Tokens stay where they are. STANDARD experts read the layer's own tensors; for BATCHED ones the
+ * device's {@link BlockOps#dispatch} and {@link BlockOps#combine} do the work: those are kernels of
+ * a device, which exchanges between ranks use as well.
+ */
+final class LocalExchange implements ExpertExchange {
+  private final MoeConfig config;
+  private final BlockOps block;
+  private final boolean batched;
+
+  LocalExchange(MoeConfig config, BlockOps block) {
+    this.config = config;
+    this.block = block;
+    this.batched = config.activationFormat() == ActivationFormat.BATCHED;
+  }
+
+  @Override
+  public String name() {
+    return "local";
+  }
+
+  @Override
+  public ActivationFormat activationFormat() {
+    return config.activationFormat();
+  }
+
+  @Override
+  public boolean outputIsReduced() {
+    return config.parallel().worldSize() == 1;
+  }
+
+  @Override
+  public int maxRows(int maxTokens) {
+    return maxTokens;
+  }
+
+  @Override
+  public long workspaceBytes(int maxTokens) {
+    return batched ? new Places(maxTokens, DType.F32).layout.byteSize() : 0;
+  }
+
+  /** Rows, counts and slots of the experts, and scratch of the device's operations. */
+  private final class Places {
+    final WorkspaceLayout layout = new WorkspaceLayout();
+    final Part rows;
+    final Part counts;
+    final Part slots;
+    final Part scratch;
+
+    Places(long tokens, DType dtype) {
+      long experts = config.numLocalExperts();
+      // Sized for the widest dtype, so that a place depends on the number of tokens alone.
+      long widest = DType.F32.bits() / dtype.bits();
+      rows = layout.reserve(dtype, experts, tokens, config.expertHiddenSize() * widest);
+      counts = layout.reserve(DType.I32, experts);
+      slots = layout.reserve(DType.I32, config.lora().isPresent() ? experts : 0, tokens);
+      scratch = layout.reserve(DType.U8, block.workspaceBytes(Math.toIntExact(tokens)));
+    }
+  }
+
+  @Override
+  public ExchangedRows dispatch(ExchangeInputs inputs, Workspace workspace, DeviceStream stream) {
+    Tensor given = inputs.tokenLoraMapping();
+    if (!batched) {
+      return new ExchangedRows(inputs.hidden(), inputs.routing(), null, given);
+    }
+    long experts = config.numLocalExperts();
+    long tokens = inputs.hidden().size(0);
+    Places at = new Places(tokens, inputs.hidden().dtype());
+    Tensor in = at.rows.in(workspace, experts, tokens, config.expertHiddenSize());
+    Tensor counts = at.counts.in(workspace);
+    Tensor slots = given == null ? null : at.slots.in(workspace, experts, tokens);
+    block.dispatch(
+        inputs.hidden(),
+        inputs.routing(),
+        Optional.ofNullable(given),
+        in,
+        counts,
+        Optional.ofNullable(slots),
+        Workspaces.part(workspace, at.scratch),
+        stream);
+    return new ExchangedRows(in, null, counts, slots);
+  }
+
+  @Override
+  public void combine(
+      Tensor output,
+      ExchangedRows rows,
+      ExchangeInputs inputs,
+      Tensor routed,
+      Workspace workspace,
+      DeviceStream stream) {
+    if (!batched) {
+      return; // the experts wrote where the result is wanted
+    }
+    Places at = new Places(inputs.hidden().size(0), inputs.hidden().dtype());
+    block.combine(output, inputs.routing(), routed, Workspaces.part(workspace, at.scratch), stream);
+  }
+
+  @Override
+  public void close() {}
+}
