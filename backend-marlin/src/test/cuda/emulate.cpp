@@ -30,10 +30,6 @@ struct Format {
   bool global, order;
 };
 
-struct Matrix {  // one [N, KD] of one expert
-  std::vector<double> w;
-};
-
 template <class T>
 struct Weights {
   int E, M, N, KD, SG, chunks_a_group, group_shift, has_zero, tiles, chunks;
@@ -321,8 +317,26 @@ int main() {
   BOTH_KINDS(Q, Bf16, SG, F, false)   \
   BOTH_KINDS(Q, F16, SG, F, true)     \
   BOTH_KINDS(Q, F16, SG, F, false)
+#ifdef FORMATS
+#define ONE(Q, SG, F)                                                                     \
+  ok &= run<Q, Bf16, 8, SG, true, false>(F, 9, 40, 328, true, true, false, 4, 8, 0, false); \
+  ok &= run<Q, Bf16, 16, SG, true, true>(F, 14, 264, 328, true, true, false, 1, 1, 3, false);
+  ONE(U4, 2, ASYM)
+  ONE(U4, 1, AWQ)
+  ONE(U4, 4, CT16)
+  ONE(U4, 0, ROW)
+  ONE(U8, 0, I8)
+  ONE(U8, 2, I8G)
+  ONE(U8, 1, I8A)
+  ONE(E4M3, 0, FC)
+  ONE(E4M3, 1, FB)
+  ONE(E2M1, 4, NV)
+  ONE(E2M1, 2, MX)
+#else
   ALL(U4, 1, GPTQ)
-#ifdef QUICK
+#endif
+#if defined(FORMATS)
+#elif defined(QUICK)
   BOTH_KINDS(U4, Bf16, 2, ASYM, true)
 #else
   ALL(U4, 2, ASYM)
