@@ -1,0 +1,4 @@
+@NullMarked
+package io.moe4j.backend.marlin;
+
+import org.jspecify.annotations.NullMarked;
