@@ -266,16 +266,28 @@ class ExpertParallelTest {
   }
 
   @Test
-  void theTableSaysHowRowsMove() throws Exception {
-    List<Communicator> group = InProcessGroup.create(1, Duration.ofSeconds(1));
-    MoeConfig config = config().activationFormat(ActivationFormat.BATCHED).build();
-    try (MoeLayer layer =
-        MoeLayer.builder(
-                config, new MoeLayerWeights(new ExpertWeights(experts), router, shared, null))
-            .communicator(group.getFirst())
-            .build()) {
+  void theTableSaysHowRowsMove() {
+    List<Communicator> group = InProcessGroup.create(2, Duration.ofSeconds(1));
+    MoeConfig config =
+        config()
+            .activationFormat(ActivationFormat.BATCHED)
+            .parallel(ParallelConfig.expert(2, 0))
+            .build();
+    MoeLayerWeights half =
+        new MoeLayerWeights(new ExpertWeights(experts.subList(0, E / 2)), router, shared, null);
+    try (MoeLayer layer = MoeLayer.builder(config, half).communicator(group.getFirst()).build()) {
       assertThat(layer.selection().explain())
-          .contains("exchange: gather, one rank over in-process, BATCHED rows");
+          .contains("exchange: gather, ep 0/2 over in-process, BATCHED rows")
+          .contains("local: a communicator of 2 ranks, moves nothing between ranks");
     }
+  }
+
+  @Test
+  void moreTokensThanOnePieceAreRefusedBeforeAnybodyWaits() {
+    List<Communicator> group = InProcessGroup.create(2, Duration.ofSeconds(60));
+    MoeConfig config = config().parallel(ParallelConfig.expert(2, 0)).maxTokens(4).build();
+    assertThatThrownBy(() -> run(config, group.getFirst(), normal(5, H), names(0)))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("hidden has 5 tokens, more than the 4 of one piece");
   }
 }

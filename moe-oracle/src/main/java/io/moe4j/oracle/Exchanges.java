@@ -12,6 +12,7 @@ import io.moe4j.api.spi.Support.Code;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
+import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 
 /** Which exchange goes with a layer's experts and ranks, and why not the others. */
@@ -66,6 +67,7 @@ final class Exchanges {
         return Support.no(Code.PARALLEL, "no communicator, needs one");
       }
       return Support.checks()
+          .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
           .require(
               communicator.deviceType().equals(DeviceType.CPU),
               Code.DEVICE,
@@ -78,7 +80,7 @@ final class Exchanges {
         MoeConfig config, @Nullable Communicator communicator, BlockOps block, Device device) {
       return new GatherExchange(
           config,
-          java.util.Objects.requireNonNull(communicator, "communicator"),
+          Objects.requireNonNull(communicator, "communicator"),
           new LocalExchange(config, block, device));
     }
   }

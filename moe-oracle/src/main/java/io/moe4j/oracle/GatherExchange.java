@@ -54,7 +54,7 @@ final class GatherExchange implements ExpertExchange {
 
   @Override
   public long workspaceBytes(int maxTokens) {
-    return new Places(maxTokens, DType.F32).layout.byteSize();
+    return new Places(maxTokens, ScratchLayout.rowDtype(config)).layout.byteSize();
   }
 
   /** What a rank sends and what all of them sent, {@code n} rows a rank. */

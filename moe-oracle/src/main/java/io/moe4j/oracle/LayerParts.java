@@ -1,6 +1,7 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.MoeException;
+import io.moe4j.api.comm.CommException;
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
@@ -127,7 +128,7 @@ final class LayerParts {
     }
     ExpertExchange exchange = exchanges.open(config, communicator, block, device);
     owned.add(exchange);
-    if (experts instanceof MonolithicExperts && communicator != null) {
+    if (experts instanceof MonolithicExperts && communicator != null && communicator.size() > 1) {
       throw new IllegalArgumentException(
           "backend "
               + backend.name()
@@ -218,6 +219,30 @@ final class LayerParts {
     }
   }
 
+  /**
+   * On several ranks a forward is one piece, so that all of them make the same calls.
+   *
+   * @throws IllegalArgumentException before any rank is waited for
+   */
+  void requireOnePiece(MoeForward f, ScratchLayout layout) {
+    long tokens = f.hidden().size(0);
+    if (isCollective() && tokens > layout.capacity()) {
+      throw new IllegalArgumentException(
+          "hidden has "
+              + tokens
+              + " tokens, more than the "
+              + layout.capacity()
+              + " of one piece (maxTokens); on several ranks a forward is one piece");
+    }
+  }
+
+  /** The other ranks would wait for this one until their deadline. */
+  void abort(Throwable cause) {
+    if (communicator != null && isCollective() && !(cause instanceof CommException)) {
+      communicator.abort(cause);
+    }
+  }
+
   /** All tokens, in pieces of what the scratch holds. */
   void forward(MoeForward f, ScratchLayout layout, Scratch scratch, DeviceStream stream) {
     if (f.lora() != null) {
@@ -227,15 +252,6 @@ final class LayerParts {
     if (total <= layout.capacity()) {
       run(f, layout, scratch.views(layout, (int) total), stream);
       return;
-    }
-    if (isCollective()) {
-      throw new IllegalArgumentException(
-          "hidden has "
-              + total
-              + " tokens, more than the "
-              + layout.capacity()
-              + " of one piece; on several ranks a forward is one piece, so that all ranks make the"
-              + " same calls");
     }
     for (long start = 0; start < total; start += layout.capacity()) {
       int count = (int) Math.min(layout.capacity(), total - start);

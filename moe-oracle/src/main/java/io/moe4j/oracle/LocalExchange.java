@@ -55,7 +55,7 @@ final class LocalExchange implements ExpertExchange {
 
   @Override
   public long workspaceBytes(int maxTokens) {
-    return batched ? new Places(maxTokens, DType.F32).layout.byteSize() : 0;
+    return batched ? new Places(maxTokens, ScratchLayout.rowDtype(config)).layout.byteSize() : 0;
   }
 
   /** Rows, counts and slots of the experts, and scratch of the device's operations. */
@@ -68,9 +68,7 @@ final class LocalExchange implements ExpertExchange {
 
     Places(long tokens, DType dtype) {
       long experts = config.numLocalExperts();
-      // Sized for the widest dtype, so that a place depends on the number of tokens alone.
-      long widest = DType.F32.bits() / dtype.bits();
-      rows = layout.reserve(dtype, experts, tokens, config.expertHiddenSize() * widest);
+      rows = layout.reserve(dtype, experts, tokens, config.expertHiddenSize());
       counts = layout.reserve(DType.I32, experts);
       slots = layout.reserve(DType.I32, config.lora().isPresent() ? experts : 0, tokens);
       scratch = layout.reserve(DType.U8, block.workspaceBytes(Math.toIntExact(tokens)));
@@ -83,12 +81,10 @@ final class LocalExchange implements ExpertExchange {
     if (!batched) {
       return new ExchangedRows(inputs.hidden(), inputs.routing(), null, given);
     }
-    long experts = config.numLocalExperts();
-    long tokens = inputs.hidden().size(0);
-    Places at = new Places(tokens, inputs.hidden().dtype());
-    Tensor in = at.rows.in(workspace, experts, tokens, config.expertHiddenSize());
+    Places at = new Places(inputs.hidden().size(0), inputs.hidden().dtype());
+    Tensor in = at.rows.in(workspace);
     Tensor counts = at.counts.in(workspace);
-    Tensor slots = given == null ? null : at.slots.in(workspace, experts, tokens);
+    Tensor slots = given == null ? null : at.slots.in(workspace);
     block.dispatch(
         inputs.hidden(),
         inputs.routing(),

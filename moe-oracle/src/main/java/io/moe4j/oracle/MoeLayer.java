@@ -196,7 +196,7 @@ public final class MoeLayer implements AutoCloseable {
   public void forward(MoeForward request) {
     calls.enter();
     try {
-      if (!admit(request)) {
+      if (!admit(request, layout)) {
         return;
       }
       Events.Forward event = new Events.Forward();
@@ -215,13 +215,14 @@ public final class MoeLayer implements AutoCloseable {
   }
 
   /** {@return whether there is anything to do} */
-  private boolean admit(MoeForward request) {
+  private boolean admit(MoeForward request, ScratchLayout at) {
     sources.requireIntact(request);
     try {
       checks.require(request);
     } catch (InternalError e) { // ids and mappings may be mapped
       throw Faults.of(toString(), "could not read the request", e);
     }
+    parts.requireOnePiece(request, at);
     return request.hidden().size(0) > 0 || parts.isCollective();
   }
 
@@ -262,6 +263,7 @@ public final class MoeLayer implements AutoCloseable {
       parts.forward(request, at, scratch, stream);
       Faults.settle();
     } catch (Throwable e) {
+      parts.abort(e);
       if (Faults.isMemoryFault(e)) {
         sources.requireIntact(request); // says which file it was
       }
@@ -274,7 +276,7 @@ public final class MoeLayer implements AutoCloseable {
   void run(MoeForward request, ScratchLayout layout, Scratch scratch, DeviceStream stream) {
     calls.enter();
     try {
-      if (admit(request)) {
+      if (admit(request, layout)) {
         Events.Forward event = new Events.Forward();
         event.begin();
         compute(request, layout, scratch, stream, event, System.nanoTime());

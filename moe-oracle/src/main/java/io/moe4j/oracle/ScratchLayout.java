@@ -89,6 +89,12 @@ final class ScratchLayout {
     return config.latentSize() > 0 || config.inputNorm().isPresent();
   }
 
+  /** {@return the dtype of the rows that experts read} */
+  static DType rowDtype(MoeConfig config) {
+    boolean made = config.latentSize() > 0 || config.inputNorm().isPresent();
+    return made ? DType.F32 : config.inputDtype();
+  }
+
   /** {@return the largest T} */
   int capacity() {
     return capacity;

@@ -27,6 +27,7 @@ public final class InProcessGroup {
   private final ReentrantLock lock = new ReentrantLock();
   private final Condition changed = lock.newCondition();
   private final @Nullable Call[] shown;
+  private final boolean[] here;
   private int arrived;
   private long meeting;
   private @Nullable CommException failure;
@@ -54,6 +55,7 @@ public final class InProcessGroup {
     this.size = size;
     this.deadlineNanos = deadline.toNanos();
     this.shown = new Call[size];
+    this.here = new boolean[size];
   }
 
   /**
@@ -78,9 +80,11 @@ public final class InProcessGroup {
     try {
       requireAlive();
       long mine = meeting;
+      here[rank] = true;
       arrived++;
       if (arrived == size) {
         arrived = 0;
+        Arrays.fill(here, false);
         meeting++;
         changed.signalAll();
         return;
@@ -106,12 +110,11 @@ public final class InProcessGroup {
   }
 
   private int firstMissing() {
-    for (int r = 0; r < size; r++) {
-      if (shown[r] == null) {
-        return r;
-      }
+    int rank = 0;
+    while (here[rank]) {
+      rank++;
     }
-    return 0;
+    return rank;
   }
 
   private void requireAlive() {

@@ -210,8 +210,8 @@ public final class ReferenceBlockOps implements BlockOps {
       Workspace workspace,
       DeviceStream stream) {
     int[] counts = new int[config.numLocalExperts()];
-    forEachPair(
-        routing,
+    routing.forEachLocalPair(
+        config.numLocalExperts(),
         (t, k, e) -> {
           int row = counts[e]++;
           if (row >= batched.size(1)) {
@@ -251,8 +251,8 @@ public final class ReferenceBlockOps implements BlockOps {
     int tokens = Math.toIntExact(routed.size(0));
     double[][] sums = new double[tokens][Math.toIntExact(routed.size(1))];
     int[] rows = new int[config.numLocalExperts()];
-    forEachPair(
-        routing,
+    routing.forEachLocalPair(
+        config.numLocalExperts(),
         (t, k, e) -> {
           double weight = config.routerWeightOnInput() ? 1 : routing.topkWeights().get(t, k);
           double[] y = TensorRows.read(batched, e, rows[e]++);
@@ -262,22 +262,6 @@ public final class ReferenceBlockOps implements BlockOps {
         });
     for (int t = 0; t < tokens; t++) {
       TensorRows.write(sums[t], routed, t);
-    }
-  }
-
-  private interface PairVisitor {
-    void visit(int token, int k, int localExpert);
-  }
-
-  /** Pairs that have a local expert, in ascending order. */
-  private void forEachPair(ExpertRouting routing, PairVisitor visitor) {
-    for (int t = 0; t < routing.topkIds().size(0); t++) {
-      for (int k = 0; k < routing.topkIds().size(1); k++) {
-        int expert = ReferenceMoe.localExpert(routing, t, k, config.numLocalExperts());
-        if (expert >= 0) {
-          visitor.visit(t, k, expert);
-        }
-      }
     }
   }
 

@@ -164,7 +164,7 @@ public final class ReferenceMoe {
       @Nullable LoraLayer lora) {
     double[] sum = new double[x.length];
     for (int k = 0; k < routing.topkIds().size(1); k++) {
-      int expert = localExpert(routing, token, k, weights.numExperts());
+      int expert = routing.localExpert(token, k, weights.numExperts());
       if (expert < 0) {
         continue;
       }
@@ -190,24 +190,6 @@ public final class ReferenceMoe {
       y[i] = factor * x[i];
     }
     return y;
-  }
-
-  /**
-   * The expert of a pair.
-   *
-   * @param routing ids and map
-   * @param token the token
-   * @param k which of its experts
-   * @param numLocalExperts experts that are here
-   * @return local index, or -1 if there is none here: id -1, unknown id, or another rank's
-   */
-  public static int localExpert(ExpertRouting routing, int token, int k, int numLocalExperts) {
-    int expert = (int) routing.topkIds().get(token, k);
-    Tensor map = routing.expertMap();
-    if (map != null && expert >= 0) {
-      expert = expert < map.size(0) ? (int) map.get(expert) : -1;
-    }
-    return expert >= 0 && expert < numLocalExperts ? expert : -1;
   }
 
   /**

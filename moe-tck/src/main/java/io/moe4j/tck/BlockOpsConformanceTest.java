@@ -647,7 +647,7 @@ public abstract class BlockOpsConformanceTest {
     double[][] rows = new double[p.tokens][p.config.expertHiddenSize()];
     for (int t = 0; t < p.tokens; t++) {
       for (int k = 0; k < p.config.topK(); k++) {
-        int e = ReferenceMoe.localExpert(p.routing(), t, k, experts);
+        int e = p.routing().localExpert(t, k, experts);
         if (e >= 0) {
           double w = p.config.routerWeightOnInput() ? 1 : p.topkWeights.get(t, k);
           double[] y = results.select(0, e).select(0, next[e]++).toDoubles();

@@ -14,7 +14,6 @@ import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.reference.ReferenceMath;
-import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import org.jspecify.annotations.Nullable;
 
@@ -128,9 +127,7 @@ final class KitPunicaWrapper implements PunicaWrapper {
             k,
             lora,
             input,
-            experts ->
-                ReferenceMoe.localExpert(
-                    host, token, choice, experts == 1 ? Integer.MAX_VALUE : experts));
+            experts -> host.localExpert(token, choice, experts == 1 ? Integer.MAX_VALUE : experts));
       }
     }
   }

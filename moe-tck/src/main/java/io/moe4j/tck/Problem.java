@@ -213,7 +213,7 @@ final class Problem {
       }
       for (int t = 0; t < tokens; t++) {
         for (int k = 0; k < config.topK(); k++) {
-          int e = ReferenceMoe.localExpert(routing(), t, k, experts);
+          int e = routing().localExpert(t, k, experts);
           if (e >= 0) {
             pairs.get(e).add(new int[] {t, k});
           }

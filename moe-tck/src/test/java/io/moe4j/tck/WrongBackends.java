@@ -18,7 +18,6 @@ import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.reference.BatchedCpuReferenceBackend;
-import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Objects;
@@ -112,8 +111,7 @@ final class WrongBackends {
       for (int t = 0; t < in.hidden().size(0); t++) {
         boolean lonely = true;
         for (int k = 0; k < config.topK(); k++) {
-          lonely &=
-              ReferenceMoe.localExpert(in.requireRouting(), t, k, config.numLocalExperts()) < 0;
+          lonely &= in.requireRouting().localExpert(t, k, config.numLocalExperts()) < 0;
         }
         if (lonely) {
           in.output().set(0.25, t, 0);

@@ -171,7 +171,7 @@ final class WrongLoraBackends {
             LoraLayer layer = ReferenceMoe.adapter(lora, t);
             double[] sum = new double[Math.toIntExact(in.hidden().size(1))];
             for (int k = 0; k < config.topK(); k++) {
-              int e = ReferenceMoe.localExpert(routing, t, k, weights.numExperts());
+              int e = routing.localExpert(t, k, weights.numExperts());
               if (e >= 0) {
                 double[] y =
                     expert(
@@ -290,7 +290,7 @@ final class WrongLoraBackends {
       Tensor x = Data.empty(DType.F32, tokens * topK, h);
       for (int t = 0; t < tokens; t++) {
         for (int k = 0; k < topK; k++) {
-          int e = ReferenceMoe.localExpert(routing, t, k, weights.numExperts());
+          int e = routing.localExpert(t, k, weights.numExperts());
           if (e < 0) {
             continue;
           }
@@ -314,7 +314,7 @@ final class WrongLoraBackends {
       Tensor w2 = Data.empty(DType.F32, tokens, topK, h);
       for (int t = 0; t < tokens; t++) {
         for (int k = 0; k < topK; k++) {
-          int e = ReferenceMoe.localExpert(routing, t, k, weights.numExperts());
+          int e = routing.localExpert(t, k, weights.numExperts());
           if (e < 0) {
             continue;
           }
@@ -336,7 +336,7 @@ final class WrongLoraBackends {
           double sum = 0;
           for (int k = 0; k < topK; k++) {
             double weight = config.routerWeightOnInput() ? 1 : routing.topkWeights().get(t, k);
-            boolean here = ReferenceMoe.localExpert(routing, t, k, weights.numExperts()) >= 0;
+            boolean here = routing.localExpert(t, k, weights.numExperts()) >= 0;
             sum += here ? weight * w2.get(t, k, j) : 0;
           }
           in.output().set(sum, t, j);

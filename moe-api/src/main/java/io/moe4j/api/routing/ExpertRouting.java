@@ -38,6 +38,23 @@ public record ExpertRouting(Tensor topkIds, Tensor topkWeights, @Nullable Tensor
     }
   }
 
+  /**
+   * The expert of one pair, for code that runs on the host.
+   *
+   * @param token {@code 0..T-1}
+   * @param k {@code 0..K-1}
+   * @param numLocalExperts experts on this rank
+   * @return {@code 0..numLocalExperts-1}, or -1 for a pair that adds nothing here: id -1, an
+   *     unknown id, or an expert of another rank
+   */
+  public int localExpert(int token, int k, int numLocalExperts) {
+    long expert = (long) topkIds.get(token, k);
+    if (expertMap != null && expert >= 0) {
+      expert = expert < expertMap.size(0) ? (long) expertMap.get(expert) : -1;
+    }
+    return expert >= 0 && expert < numLocalExperts ? (int) expert : -1;
+  }
+
   /** Is told of one pair. */
   public interface PairVisitor {
     /**
@@ -60,12 +77,9 @@ public record ExpertRouting(Tensor topkIds, Tensor topkWeights, @Nullable Tensor
   public void forEachLocalPair(int numLocalExperts, PairVisitor visitor) {
     for (int t = 0; t < topkIds.size(0); t++) {
       for (int k = 0; k < topkIds.size(1); k++) {
-        long expert = (long) topkIds.get(t, k);
-        if (expertMap != null && expert >= 0) {
-          expert = expert < expertMap.size(0) ? (long) expertMap.get(expert) : -1;
-        }
-        if (expert >= 0 && expert < numLocalExperts) {
-          visitor.visit(t, k, (int) expert);
+        int expert = localExpert(t, k, numLocalExperts);
+        if (expert >= 0) {
+          visitor.visit(t, k, expert);
         }
       }
     }
