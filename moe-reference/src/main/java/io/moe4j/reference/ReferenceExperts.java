@@ -63,7 +63,12 @@ public final class ReferenceExperts implements ModularExperts, LoraExperts {
         double[] x = TensorRows.read(inputs.hidden(), e, j);
         double[] y =
             ReferenceMoe.expert(
-                config.activation(), weights.expert(e), x, ReferenceMoe.adapter(lora, e, j), e);
+                config.activation(),
+                weights.expert(e),
+                x,
+                ReferenceMoe.adapter(lora, e, j),
+                e,
+                config.quantizedActivations());
         TensorRows.write(y, inputs.output(), e, j);
       }
     }
