@@ -11,14 +11,12 @@ import org.jspecify.annotations.Nullable;
  * parameters of its own for modules by name or by regex.
  */
 final class AutoRoundConfig extends QuantConfig {
-  private final String said;
   private final ModelConfig config;
   private @Nullable QuantRule base;
   private @Nullable ModulePatterns<QuantRule> extra;
 
   AutoRoundConfig(String said, ModelConfig config) {
     super(Optional.of(said));
-    this.said = said;
     this.config = config;
   }
 
@@ -40,7 +38,7 @@ final class AutoRoundConfig extends QuantConfig {
     if (!config.optionalString("data_type").orElse("int").equals("int")) {
       throw config.unusable("data_type", "int");
     }
-    return QuantRule.builder(words(config, said), awq ? Method.AWQ : Method.GPTQ)
+    return QuantRule.builder(config.source(), awq ? Method.AWQ : Method.GPTQ)
         .codes(Type.INT, bits(config, "bits"))
         .group(groupSize(config, "group_size"))
         .symmetric(config.optionalBoolean("sym", true))
@@ -49,7 +47,7 @@ final class AutoRoundConfig extends QuantConfig {
   }
 
   private ModulePatterns<QuantRule> readExtra(QuantRule others) {
-    ModulePatterns<QuantRule> rules = new ModulePatterns<>(words(config, said) + " extra_config");
+    ModulePatterns<QuantRule> rules = new ModulePatterns<>(config.source() + " extra_config");
     Optional<ModelConfig> all = config.optionalObject("extra_config");
     if (all.isEmpty()) {
       return rules;

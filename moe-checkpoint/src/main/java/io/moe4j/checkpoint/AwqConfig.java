@@ -7,12 +7,10 @@ import java.util.Optional;
 
 /** The config of AutoAWQ, in the names of transformers and in its own. */
 final class AwqConfig extends QuantConfig {
-  private final String said;
   private final ModelConfig config;
 
   AwqConfig(String said, ModelConfig config) {
     super(Optional.of(said));
-    this.said = said;
     this.config = config;
   }
 
@@ -29,7 +27,7 @@ final class AwqConfig extends QuantConfig {
     if (bits(config, "bits", "w_bit") != 4) {
       throw config.unusable(config.has("bits") ? "bits" : "w_bit", "4");
     }
-    return QuantRule.builder(words(config, said), Method.AWQ)
+    return QuantRule.builder(config.source(), Method.AWQ)
         .codes(Type.INT, 4)
         .group(groupSize(config, "group_size", "q_group_size"))
         .symmetric(!config.optionalBoolean("zero_point", true))

@@ -36,7 +36,6 @@ final class CompressedTensorsConfig extends QuantConfig {
 
   private static final String BLOCK_ACCEPTED = "two sizes of at least 1, like [128, 128]";
 
-  private final String said;
   private final ModelConfig config;
   private @Nullable Groups groups;
 
@@ -50,7 +49,6 @@ final class CompressedTensorsConfig extends QuantConfig {
 
   CompressedTensorsConfig(String said, ModelConfig config) {
     super(Optional.of(said));
-    this.said = said;
     this.config = config;
   }
 
@@ -65,7 +63,7 @@ final class CompressedTensorsConfig extends QuantConfig {
                 "'"
                     + StrictJson.shorten(module)
                     + "' is quantised, but none of the config_groups of "
-                    + words(config, said)
+                    + config.source()
                     + " targets it"));
   }
 
@@ -83,7 +81,7 @@ final class CompressedTensorsConfig extends QuantConfig {
             .optionalObject("config_groups")
             .orElseThrow(() -> new CheckpointException(config.source() + " lacks 'config_groups'"));
     List<QuantRule> rules = new ArrayList<>();
-    ModulePatterns<QuantRule> all = new ModulePatterns<>(words(config, said) + " targets");
+    ModulePatterns<QuantRule> all = new ModulePatterns<>(config.source() + " targets");
     for (String name : named.keys()) {
       Optional<ModelConfig> group = named.optionalObject(name);
       Optional<ModelConfig> weights = group.flatMap(g -> g.optionalObject("weights"));
@@ -120,7 +118,7 @@ final class CompressedTensorsConfig extends QuantConfig {
     Type type = type(w);
     int bits = w.requireInt("num_bits");
     QuantRule.Builder rule =
-        QuantRule.builder(words(config, said), Method.COMPRESSED_TENSORS)
+        QuantRule.builder(config.source(), Method.COMPRESSED_TENSORS)
             .codes(type, bits)
             .symmetric(w.optionalBoolean("symmetric", true))
             .actOrder(isGrouped(w))

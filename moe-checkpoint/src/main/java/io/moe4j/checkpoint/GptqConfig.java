@@ -15,14 +15,12 @@ import org.jspecify.annotations.Nullable;
  * others.
  */
 final class GptqConfig extends QuantConfig {
-  private final String said;
   private final ModelConfig config;
   private @Nullable QuantRule base;
   private @Nullable ModulePatterns<QuantRule> dynamic;
 
   GptqConfig(String said, ModelConfig config) {
     super(Optional.of(said));
-    this.said = said;
     this.config = config;
   }
 
@@ -48,7 +46,7 @@ final class GptqConfig extends QuantConfig {
     if (!config.optionalString("pack_dtype").orElse("int32").equals("int32")) {
       throw config.unusable("pack_dtype", "int32");
     }
-    return QuantRule.builder(words(config, said), Method.GPTQ)
+    return QuantRule.builder(config.source(), Method.GPTQ)
         .codes(Type.INT, bits(config, "bits"))
         .group(groupSize(config, "group_size"))
         .symmetric(config.optionalBoolean("sym", true))
@@ -58,7 +56,7 @@ final class GptqConfig extends QuantConfig {
   }
 
   private ModulePatterns<QuantRule> readDynamic(QuantRule others) {
-    ModulePatterns<QuantRule> rules = new ModulePatterns<>(words(config, said) + " dynamic");
+    ModulePatterns<QuantRule> rules = new ModulePatterns<>(config.source() + " dynamic");
     Optional<ModelConfig> all = config.optionalObject("dynamic");
     if (all.isEmpty()) {
       return rules;

@@ -221,6 +221,12 @@ public final class ModelConfig {
     return json.path(name).isObject();
   }
 
+  /** A nested object, which is there, with a remark on what it is for messages. */
+  ModelConfig object(String name, String remark) {
+    ModelConfig nested = optionalObject(name).orElseThrow();
+    return new ModelConfig(source + " (" + name + ", " + remark + ")", nested.json);
+  }
+
   /** A string; empty if it is something else or missing. */
   Optional<String> textAt(String name) {
     JsonNode node = json.path(name);

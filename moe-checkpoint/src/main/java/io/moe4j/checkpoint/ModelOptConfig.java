@@ -17,13 +17,11 @@ import java.util.Optional;
  * names the algorithm of each module.
  */
 final class ModelOptConfig extends QuantConfig {
-  private final String said;
   private final ModelConfig config;
   private final Map<String, QuantRule> rules = new LinkedHashMap<>();
 
   ModelOptConfig(String said, ModelConfig config) {
     super(Optional.of(said));
-    this.said = said;
     this.config = config;
   }
 
@@ -67,7 +65,7 @@ final class ModelOptConfig extends QuantConfig {
   }
 
   private QuantRule rule(String algo, ModelConfig from) {
-    QuantRule.Builder rule = QuantRule.builder(words(config, said), Method.MODELOPT);
+    QuantRule.Builder rule = QuantRule.builder(config.source(), Method.MODELOPT);
     int group = from.has("group_size") ? groupSize(from, "group_size") : 0;
     return switch (algo) {
       case "" -> rule.build();

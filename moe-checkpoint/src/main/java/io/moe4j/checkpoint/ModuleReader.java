@@ -121,6 +121,9 @@ final class ModuleReader {
                 has(".weight_global_scale") || isDtype(".weight_scale", DType.F8_E4M3));
       }
       Tensor weight = tensors.find(name + ".weight");
+      if (weight == null) {
+        requireNoParts();
+      }
       boolean scaled = FLOAT_SCALES.stream().anyMatch(this::has);
       DType dtype = weight == null || !scaled ? DType.BF16 : weight.dtype();
       return switch (dtype) {
@@ -130,6 +133,16 @@ final class ModuleReader {
         default ->
             Weight.plain(name + ".weight", floats(tensors.take(name + ".weight", out, in)));
       };
+    }
+
+    private void requireNoParts() {
+      for (String part : QuantisedNames.parts()) {
+        if (has("." + part)) {
+          throw bad(
+              ".weight",
+              "is missing beside '." + part + "' of a quantised module; " + rule().inWords());
+        }
+      }
     }
 
     // ------------------------------------------------------------------------------ GPTQ, AWQ

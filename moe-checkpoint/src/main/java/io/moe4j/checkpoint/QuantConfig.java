@@ -63,7 +63,7 @@ abstract class QuantConfig {
       for (String key : KEYS) {
         if (config.has(key)) {
           return config.isObject(key)
-              ? of(config.optionalObject(key).orElseThrow(), method(config, key))
+              ? of(config.object(key, method(config, key)), method(config, key))
               : fixed(Optional.of(key + " without quant_method"), config.source());
         }
       }
@@ -137,14 +137,14 @@ abstract class QuantConfig {
           new QuantConfig(Optional.of(said)) {
             @Override
             QuantRule rule(String module) {
-              return fp8(said, c);
+              return fp8(c);
             }
           };
       case "mxfp4" ->
           new QuantConfig(Optional.of(said)) {
             @Override
             QuantRule rule(String module) {
-              return QuantRule.builder(words(c, said), Method.MXFP4)
+              return QuantRule.builder(c.source(), Method.MXFP4)
                   .codes(Type.FLOAT, 4)
                   .group(32)
                   .scaleFormat(ScaleFormat.E8M0)
@@ -169,17 +169,13 @@ abstract class QuantConfig {
     return c.has("bits") ? "gptq" : "";
   }
 
-  static String words(ModelConfig c, String said) {
-    return c.source() + " (" + said + ")";
-  }
-
-  private static QuantRule fp8(String said, ModelConfig c) {
+  private static QuantRule fp8(ModelConfig c) {
     c.optionalString("fmt", "weight_fmt")
         .filter(f -> !f.toLowerCase(Locale.ROOT).startsWith("e4m3"))
         .ifPresent(f -> {
           throw c.unusable(c.has("fmt") ? "fmt" : "weight_fmt", "e4m3");
         });
-    QuantRule.Builder rule = QuantRule.builder(words(c, said), Method.FP8).codes(Type.FLOAT, 8);
+    QuantRule.Builder rule = QuantRule.builder(c.source(), Method.FP8).codes(Type.FLOAT, 8);
     Optional<List<Integer>> block = c.optionalInts("weight_block_size");
     if (block.isPresent()) {
       List<Integer> size = block.get();

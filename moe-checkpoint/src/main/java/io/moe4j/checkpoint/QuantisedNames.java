@@ -2,9 +2,9 @@ package io.moe4j.checkpoint;
 
 import java.util.Collection;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 import java.util.Optional;
-import java.util.Set;
 
 /**
  * Tells by the names of tensors which ways of quantisation experts have: those that are read here,
@@ -15,8 +15,8 @@ final class QuantisedNames {
   private static final Map<String, String> BY_ENDING = new LinkedHashMap<>();
 
   /** What the tensors of a quantised module are called that are read here. */
-  private static final Set<String> PARTS =
-      Set.of(
+  private static final List<String> PARTS =
+      List.of(
           "qweight",
           "qzeros",
           "scales",
@@ -108,6 +108,11 @@ final class QuantisedNames {
       }
     }
     return Optional.empty();
+  }
+
+  /** The names that quantised modules have for their tensors. */
+  static List<String> parts() {
+    return PARTS;
   }
 
   /** Whether a name that ends a tensor's is one that quantised modules have. */
