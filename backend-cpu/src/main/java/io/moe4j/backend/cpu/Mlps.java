@@ -59,7 +59,7 @@ record Mlps(
    * Prepares some MLPs.
    *
    * @param activation between the products
-   * @param experts all alike
+   * @param experts of one shape
    * @param arena where copies go
    * @param shared whether LoRA targets are those of the shared expert
    * @param options what they have in common
@@ -73,7 +73,10 @@ record Mlps(
     if (c != null) {
       try (Arena copies = Arena.ofShared()) {
         MlpWeights plain = new MlpWeights(activation, experts, copies, shared);
-        String refusal = pack.refusal(PackedWeights.bytes(plain));
+        String refusal =
+            plain.type13().isEmpty() || plain.type2().isEmpty()
+                ? "weights are quantised, or of several dtypes"
+                : pack.refusal(PackedWeights.bytes(plain));
         if (refusal.isEmpty()) {
           return new NativeMlp(new PackedWeights(plain, c, team, arena), c, team, options);
         }

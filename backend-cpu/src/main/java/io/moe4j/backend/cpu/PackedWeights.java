@@ -48,8 +48,8 @@ final class PackedWeights {
    */
   PackedWeights(MlpWeights from, NativeKernels kernels, ThreadTeam team, Arena arena) {
     activation = from.activation;
-    upType = from.upType;
-    downType = from.downType;
+    upType = from.type13().orElseThrow();
+    downType = from.type2().orElseThrow();
     count = from.count();
     hidden = from.hidden;
     intermediate = from.intermediate;
@@ -71,7 +71,8 @@ final class PackedWeights {
   static long bytes(MlpWeights w) {
     long matrices = w.activation.isGated() ? 2 : 1;
     long elements = (long) padded(w.hidden) * padded(w.intermediate);
-    return w.count() * elements * (matrices * w.upType.bits() + w.downType.bits()) / 8;
+    int bits13 = w.type13().orElseThrow().bits();
+    return w.count() * elements * (matrices * bits13 + w.type2().orElseThrow().bits()) / 8;
   }
 
   private static int padded(int n) {
@@ -105,7 +106,7 @@ final class PackedWeights {
   private void pack13(MlpWeights from, NativeKernels kernels, int tile) {
     int e = tile / blocks13();
     int row = tile % blocks13() * blockWidth;
-    Rows first = activation.isGated() ? from.gate[e] : from.up[e];
+    Matrix first = activation.isGated() ? from.gate[e] : from.up[e];
     pack(kernels, upType, w13, tile * blockBytes13(), first, row, from.up[e], row + secondHalf());
   }
 
@@ -124,10 +125,12 @@ final class PackedWeights {
       DType type,
       MemorySegment to,
       long at,
-      Rows m0,
+      Matrix first,
       int row0,
-      Rows m1,
+      Matrix second,
       int row1) {
+    Rows m0 = (Rows) first;
+    Rows m1 = (Rows) second;
     int k = m0.cols();
     long bytes = (long) BLOCK * padded(k) * m0.elementBytes();
     try (Arena arena = Arena.ofConfined()) {
