@@ -18,6 +18,7 @@ final class CodedRows implements Matrix {
   private static final ValueLayout.OfInt I32 = ValueLayout.JAVA_INT_UNALIGNED;
   private static final ValueLayout.OfByte I8 = ValueLayout.JAVA_BYTE;
 
+  private final Weight weight;
   private final QuantScheme scheme;
   private final int rows;
   private final int cols;
@@ -33,6 +34,7 @@ final class CodedRows implements Matrix {
   private final @Nullable Tensor groupIndex;
 
   CodedRows(Weight w) {
+    weight = w;
     scheme = w.scheme();
     rows = Math.toIntExact(w.out());
     cols = Math.toIntExact(w.in());
@@ -66,6 +68,11 @@ final class CodedRows implements Matrix {
           };
     }
     return all;
+  }
+
+  /** {@return what this reads} */
+  Weight weight() {
+    return weight;
   }
 
   @Override

@@ -2,7 +2,6 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.Weight;
@@ -10,9 +9,6 @@ import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Optional;
-import java.util.Set;
-import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
@@ -81,26 +77,6 @@ final class MlpWeights {
   /** {@return whether some matrix is in codes} */
   boolean isCoded() {
     return Stream.of(gate, up, down).flatMap(Arrays::stream).anyMatch(CodedRows.class::isInstance);
-  }
-
-  /** {@return the dtype of all matrices of some kind; empty if they differ or are in codes} */
-  private static Optional<DType> common(Matrix[]... kinds) {
-    Set<Optional<DType>> types =
-        Arrays.stream(kinds)
-            .flatMap(Arrays::stream)
-            .map(m -> m instanceof Rows rows ? Optional.of(rows.type()) : Optional.<DType>empty())
-            .collect(Collectors.toSet());
-    return types.size() == 1 ? types.iterator().next() : Optional.empty();
-  }
-
-  /** {@return the dtype of all gates and ups; empty if they differ or are in codes} */
-  Optional<DType> type13() {
-    return common(gate, up);
-  }
-
-  /** {@return the dtype of all downs; empty if they differ or are in codes} */
-  Optional<DType> type2() {
-    return common(down);
   }
 
   int count() {
