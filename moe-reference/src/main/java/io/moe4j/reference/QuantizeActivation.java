@@ -64,6 +64,21 @@ public final class QuantizeActivation {
     return y;
   }
 
+  /**
+   * Checks that a weight has the scale that its activations need.
+   *
+   * @param weight any
+   * @throws IllegalArgumentException if it has not
+   */
+  public static void requireScale(Weight weight) {
+    switch (weight.scheme().activations().scaling()) {
+      case STATIC, STATIC_AND_PER_GROUP -> stored(weight);
+      default -> {
+        // The scale is the input's own.
+      }
+    }
+  }
+
   private static double stored(Weight weight) {
     Tensor scale =
         weight
