@@ -36,11 +36,14 @@ final class ModuleReader {
   private final BlockTensors tensors;
   private final QuantConfig config;
   private final DataChecks checks;
+  private final WeightParts parts;
 
-  ModuleReader(BlockTensors tensors, QuantConfig config, DataChecks checks) {
+  ModuleReader(
+      BlockTensors tensors, QuantConfig config, DataChecks checks, WeightParts parts) {
     this.tensors = tensors;
     this.config = config;
     this.checks = checks;
+    this.parts = parts;
   }
 
   /** Whether the files have a module in any form. */
@@ -62,9 +65,14 @@ final class ModuleReader {
     return scales != null && scales.dims() == 2 ? Optional.of(scales.size(1)) : Optional.empty();
   }
 
-  /** A module as floats: as they lie, or, of a quantised one, a copy in F32. */
-  Tensor plain(String module, long out, long in) {
+  /**
+   * A module as floats: as they lie, or, of a quantised one, a copy in F32.
+   *
+   * @param part of the block, for descriptions
+   */
+  Tensor plain(String part, String module, long out, long in) {
     Weight w = read(module, out, in);
+    parts.add(part, w);
     return w.isPlain() ? w.plain() : w.toPlain(DType.F32).plain();
   }
 
