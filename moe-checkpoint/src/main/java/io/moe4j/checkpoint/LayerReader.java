@@ -22,10 +22,8 @@ import io.moe4j.checkpoint.ExpertForm.Stacked;
 import io.moe4j.checkpoint.ExpertForm.StackedApart;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.LinkedHashSet;
 import java.util.List;
-import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.Set;
@@ -286,7 +284,8 @@ final class LayerReader {
             || (form.orientation() == Orientation.BY_SHAPE
                 && tensors.hasShape(form.w13(), e, h, wide)
                 && tensors.hasShape(form.w2(), e, i, h));
-    Tensor w13 = floats(inOut ? tensors.take(form.w13(), e, h, wide) : tensors.take(form.w13(), e, wide, h));
+    Tensor w13 =
+        floats(inOut ? tensors.take(form.w13(), e, h, wide) : tensors.take(form.w13(), e, wide, h));
     Tensor w2 = floats(inOut ? tensors.take(form.w2(), e, i, h) : tensors.take(form.w2(), e, h, i));
     return ExpertWeights.ofStacked(
         inOut ? w13.transpose(1, 2) : w13,
@@ -550,8 +549,7 @@ final class LayerReader {
 
   /** {@code [V, K]} of any integers, checked, as I32. */
   private Tensor readTokenExperts(MoeConfig sizes) {
-    String name =
-        layout.tokenExperts().stream().filter(tensors::has).findFirst().orElse("");
+    String name = layout.tokenExperts().stream().filter(tensors::has).findFirst().orElse("");
     Tensor found = tensors.find(name);
     long rows = found == null || found.dims() != 2 ? 1 : found.size(0);
     Tensor table = tensors.take(name, rows, sizes.topK());
@@ -581,8 +579,7 @@ final class LayerReader {
 
   /** {@code [E]}, or a row of {@code [N, E]}. */
   private @Nullable Tensor readCorrectionBias(long e) {
-    Optional<String> found =
-        layout.correctionBiases().stream().filter(tensors::has).findFirst();
+    Optional<String> found = layout.correctionBiases().stream().filter(tensors::has).findFirst();
     if (found.isEmpty()) {
       return null;
     }
@@ -600,9 +597,7 @@ final class LayerReader {
 
   private Optional<SharedExpertWeights> readShared(MoeConfig sizes, boolean gated) {
     List<SharedForm> present =
-        layout.sharedExperts().stream()
-            .filter(f -> modules.has(f.up()))
-            .toList();
+        layout.sharedExperts().stream().filter(f -> modules.has(f.up())).toList();
     OptionalInt promised =
         layout.sharedExperts().isEmpty()
             ? OptionalInt.empty()
@@ -692,7 +687,11 @@ final class LayerReader {
       throw lacks(
           "a bias of the shared expert", List.of(form.up() + ".bias", form.down() + ".bias"));
     }
-    Tensor sigmoidGate = layout.sharedExpertGate().map(g -> modules.plain("shared_expert_gate", g, 1, h)).orElse(null);
+    Tensor sigmoidGate =
+        layout
+            .sharedExpertGate()
+            .map(g -> modules.plain("shared_expert_gate", g, 1, h))
+            .orElse(null);
     return Optional.of(
         new SharedExpertWeights(mlp.withBias(gateBias, upBias, downBias), sigmoidGate));
   }
@@ -737,8 +736,7 @@ final class LayerReader {
   }
 
   private void requireAllUsed(List<String> leftOut) {
-    List<String> unknown =
-        tensors.unused().stream().filter(n -> !leftOut.contains(n)).toList();
+    List<String> unknown = tensors.unused().stream().filter(n -> !leftOut.contains(n)).toList();
     if (!unknown.isEmpty()) {
       throw new CheckpointException(
           where

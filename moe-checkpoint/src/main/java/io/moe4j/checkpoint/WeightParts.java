@@ -28,12 +28,7 @@ final class WeightParts {
   }
 
   void add(String part, String name, Tensor plain) {
-    add(
-        part,
-        name,
-        QuantScheme.NONE,
-        plain.dtype(),
-        plain.dtype().byteSize(plain.elementCount()));
+    add(part, name, QuantScheme.NONE, plain.dtype(), plain.dtype().byteSize(plain.elementCount()));
   }
 
   private void add(String part, String name, QuantScheme scheme, DType dtype, long bytes) {
