@@ -44,7 +44,8 @@ class GpuGraphTest {
     load(gpu);
   }
 
-  private static void load(GpuLayer g) {
+  /** Five adapters of ragged ranks. */
+  static void load(GpuLayer g) {
     int rank = 4;
     for (String name : List.of("a", "b", "c", "d", "e")) {
       g.load(name, rank);
@@ -85,26 +86,8 @@ class GpuGraphTest {
     }
   }
 
-  @ParameterizedTest
-  @ValueSource(booleans = {false, true})
-  void replaysInt4(boolean actOrder) {
-    QuantScheme scheme =
-        QuantScheme.builder(QuantScheme.Format.INT4).group(64).actOrder(actOrder).build();
-    MoeConfig config =
-        MoeConfig.builder(256, 192, 16, 4)
-            .quantScheme(scheme)
-            .maxTokens(512)
-            .lora(new LoraConfig(SLOTS, MAX_RANK))
-            .build();
-    try (GpuLayer g = new GpuLayer(config, 1 / Math.sqrt(256), 1 / Math.sqrt(192), "marlin")) {
-      load(g);
-      for (int tokens : new int[] {1, 8, 64, 512}) {
-        checkReplays(g, tokens);
-      }
-    }
-  }
-
-  private static void checkReplays(GpuLayer g, int tokens) {
+  /** Replays against eager forwards, the adapters of {@link #load} taking turns in three slots. */
+  static void checkReplays(GpuLayer g, int tokens) {
     try (CudaStream stream = g.device.newStream();
         MoeSession session = g.layer.newSession(tokens);
         AdapterBatch batch = Objects.requireNonNull(g.registry).newBatch()) {
