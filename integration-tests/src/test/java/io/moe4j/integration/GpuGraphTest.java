@@ -1,8 +1,9 @@
 package io.moe4j.integration;
 
 import static org.assertj.core.api.Assertions.assertThat;
-import static org.assertj.core.api.Assertions.assertThatIllegalStateException;
+import static org.assertj.core.api.Assertions.assertThatExceptionOfType;
 
+import io.moe4j.api.MoeException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
@@ -138,7 +139,7 @@ class GpuGraphTest {
       session.forward(MoeForward.of(in, out).withLora(batch.context(0)), stream);
       batch.reset(names(4, "b", "c", "d"));
       stream.synchronize();
-      assertThatIllegalStateException()
+      assertThatExceptionOfType(MoeException.class)
           .isThrownBy(() ->
               CudaGraph.capture(
                   g.device,
