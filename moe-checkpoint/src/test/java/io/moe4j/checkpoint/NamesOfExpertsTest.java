@@ -174,6 +174,15 @@ class NamesOfExpertsTest extends AdapterTestBase {
         "mlp.experts.0.up_proj",
         "model.mlp.up_proj",
         "moe",
+        "gate",
+        "model.gate",
+        "model.w13",
+        "model.layers.1.attn_mlp.up_proj",
+        "model.layers.1.norm_mlp.up_proj",
+        "model.layers.1.embed_mlp.w1",
+        "model.layers.1.conv_ffn.w1",
+        "model.layers.1.mamba.mlp.up_proj",
+        "model.layers.1.temporal_moe.w1",
         "Model.Layers.1.MLP.Experts.0.Up_Proj"
       })
   void namesThatFindNoPlace(String module) {
@@ -210,6 +219,8 @@ class NamesOfExpertsTest extends AdapterTestBase {
         "model.layers.1.input_layernorm",
         "model.layers.1.post_attention_layernorm",
         "model.layers.1.pre_feedforward_layernorm",
+        "model.layers.1.post_mlp_norm",
+        "model.layers.1.self_attn.q_norm",
         "model.layers.1.conv.conv",
         "model.layers.0.mlp.up_proj",
         "model.layers.0.mlp.gate_up_proj",
