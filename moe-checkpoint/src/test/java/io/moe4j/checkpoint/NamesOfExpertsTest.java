@@ -322,6 +322,44 @@ class NamesOfExpertsTest extends AdapterTestBase {
     assertThatThrownBy(() -> load(t, qwen3())).hasMessageContaining("under several roots");
   }
 
+  /** What the config promises of a block is in the file. */
+  @ParameterizedTest
+  @ValueSource(strings = {"gate", "mlp.gate", "experts", "layers.1.mlp.gate", "mlp"})
+  void partsOfTheBlockThatTheConfigSaysAreSaved(String module) {
+    TinyCheckpoint t =
+        adapter(2, 4)
+            .with("modules_to_save", List.of("lm_head", module))
+            .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    assertThatThrownBy(() -> load(t, qwen3()))
+        .isInstanceOf(AdapterRefusedException.class)
+        .hasMessageContaining("modules_to_save")
+        .hasMessageContaining(module);
+    assertThat(load(t, qwen3(), AdapterPolicy.LENIENT).report().notes())
+        .anyMatch(n -> n.contains("modules_to_save"));
+    t.with("modules_to_save", List.of("lm_head", "score", "embed_tokens", "gate_proj"));
+    assertThat(load(t, qwen3(), AdapterPolicy.STRICT).report().accepted()).isTrue();
+  }
+
+  /** A file without a tensor is what some trainers leave behind; it is no adapter. */
+  @Test
+  void anAdapterWithoutATensor() {
+    for (AdapterPolicy policy : List.of(AdapterPolicy.DEFAULT, AdapterPolicy.LENIENT)) {
+      assertThatThrownBy(() -> load(adapter(2, 4), qwen3(), policy))
+          .isInstanceOf(io.moe4j.api.CheckpointException.class)
+          .hasMessageContaining("no tensor at all");
+    }
+  }
+
+  @Test
+  void aScaleOfZeroIsRemarkedOn() {
+    TinyCheckpoint t =
+        adapter(2, 4)
+            .with("alpha_pattern", Map.of("experts.0.up_proj", 0))
+            .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    assertThat(load(t, qwen3(), AdapterPolicy.STRICT).report().notes())
+        .anyMatch(n -> n.contains("alpha is 0"));
+  }
+
   @Test
   void emptyFactorsAreHarmlessOnlyWhereTheModelHasNoSuchModule() {
     Map<String, Boolean> harmless = new TreeMap<>();
