@@ -368,5 +368,9 @@ final class HostileCliTest {
     String word = "x".repeat(30);
     assertThat(SafeWriter.broken("a " + word + " b", 20).lines())
         .containsExactly("a", "    " + word, "    b");
+    // Tables that are too wide.
+    assertThat(SafeWriter.broken("*  cpu        100  chosen", 20)).isEqualTo("*  cpu  100  chosen");
+    assertThat(SafeWriter.broken(" ".repeat(30) + "takes batched activations", 30).lines())
+        .containsExactly("        takes batched", "            activations");
   }
 }
