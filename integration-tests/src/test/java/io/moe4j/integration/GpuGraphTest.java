@@ -45,7 +45,8 @@ class GpuGraphTest {
     load(gpu);
   }
 
-  private static void load(GpuLayer g) {
+  /** Five adapters of ragged ranks. */
+  static void load(GpuLayer g) {
     int rank = 4;
     for (String name : List.of("a", "b", "c", "d", "e")) {
       g.load(name, rank);
@@ -86,7 +87,8 @@ class GpuGraphTest {
     }
   }
 
-  private static void checkReplays(GpuLayer g, int tokens) {
+  /** Replays against eager forwards, the adapters of {@link #load} taking turns in three slots. */
+  static void checkReplays(GpuLayer g, int tokens) {
     try (CudaStream stream = g.device.newStream();
         MoeSession session = g.layer.newSession(tokens);
         AdapterBatch batch = Objects.requireNonNull(g.registry).newBatch()) {
