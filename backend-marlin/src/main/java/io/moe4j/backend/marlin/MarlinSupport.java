@@ -18,7 +18,9 @@ final class MarlinSupport {
   /** In front of backends that unpack weights, behind those that are tuned for a card. */
   private static final int IN_FRONT = BackendPriority.GPU_PORTABLE + 100;
 
-  /** {@code triton} keeps MXFP4 packed too, and its kernels for it have been measured for longer. */
+  /**
+   * {@code triton} keeps MXFP4 packed too, and its kernels for it have been measured for longer.
+   */
   private static final int BEHIND = BackendPriority.GPU_PORTABLE - 20;
 
   private MarlinSupport() {}
