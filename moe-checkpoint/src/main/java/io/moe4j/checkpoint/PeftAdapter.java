@@ -129,6 +129,12 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
     AdapterConfig config = AdapterConfig.read(directory);
     try (Arena files = Arena.ofShared()) {
       ShardedTensors file = open(directory, files);
+      if (file.tensors().isEmpty() && file.problems().isEmpty()) {
+        throw new CheckpointException(
+            directory
+                + ": the adapter's weights hold no tensor at all; a file saved under DeepSpeed ZeRO-3"
+                + " or FSDP without gathering the parameters looks like this");
+      }
       AdapterPlan plan =
           new AdapterPlan(
               config, model, policy, file, directory.resolve(AdapterConfig.FILE).toString());

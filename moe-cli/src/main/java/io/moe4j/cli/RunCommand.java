@@ -144,6 +144,7 @@ final class RunCommand implements Callable<Integer> {
       int tokens = Math.toIntExact(hidden.size(0));
       try (AdapterFiles files =
           AdapterFiles.load(moe, named, checkpoint.adapterTarget(), adapterOptions.policy())) {
+        checkpoint.notes().forEach(n -> moe.note("model " + modelDir + ": " + n));
         files.remarks().forEach(moe::note);
         int[] assignment = RunInput.assignment(assign, files.names(), tokens);
         LayerRun runner =

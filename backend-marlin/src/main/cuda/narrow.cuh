@@ -3,35 +3,39 @@
 // Eight warps share a block's rows of the weights and, warps_k of them, the contraction: each streams its own chunks through its own slots of
 // shared memory, so no warp waits for another while it runs. x lies in shared memory, `phase` chunks of it at a time. The warps' sums meet
 // there at the end. Group scales are applied in f32, to a group's sum: the tensor cores multiply the integers themselves.
+#pragma once
 #include "tile.cuh"
 
 constexpr int NARROW_WARPS = 8;
-BOTH int narrow_stages(int q) { return code_bits(q) == 4 ? 4 : 3; }
+// As many as fit 74 KiB of the eight warps' slots, so that x fits beside them on every card.
+BOTH int narrow_stages(int q, int slot_bytes) {
+  const int most = code_bits(q) == 4 ? 4 : 3, fit = 74 * 1024 / (NARROW_WARPS * slot_bytes);
+  return fit < most ? fit : most;
+}
 
-template <int Q, class T, int NT, int SG, bool ZERO, bool GATED>
+template <int Q, class T, int NT, int SG, bool ZERO>
 DEV void narrow(GEMM_PARAMETERS) {
   SHARED(memory);
-  constexpr int NJ = NT / 8, STAGES = narrow_stages(Q), WORDS = code_bits(Q) / 4;
+  constexpr int NJ = NT / 8, slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, STAGES = narrow_stages(Q, slot_bytes), WORDS = code_bits(Q) / 4;
   constexpr bool LAZY = !ZERO && has_bias_form<Q, T>() && NT <= 16, SUMS = SG > 0 || LAZY;
   if (wait == 0) wait_for_predecessor();
   if (early) launch_dependents();
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4;
   const int wk = warp % warps_k, wr = warp / warps_k;
-  const int rows_a_warp = GATED ? 16 : 32;
+  const int rows_a_warp = gated ? 16 : 32;
   const Tile t = find_tile(first, NARROW_WARPS / warps_k * rows_a_warp, ids, expert_map, mapping, gtile, nums, has_map, lora, naive, P, TOPK,
                            N, EG, E, NS, 0);
   if (!t.some) return;
   const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
   const int n0 = (t.block * (NARROW_WARPS / warps_k) + wr) * rows_a_warp;
-  const int n[2] = {n0, GATED ? n0 : n0 + 16};
+  const int n[2] = {n0, gated ? n0 : n0 + 16};
   int64_t tile[2];
-  tile[0] = (int64_t)(t.e * (GATED ? 2 : 1)) * tiles + min(n[0] / 16, tiles - 1);
-  tile[1] = (int64_t)(t.e * (GATED ? 2 : 1) + (GATED ? 1 : 0)) * tiles + min(n[1] / 16, tiles - 1);
+  tile[0] = (int64_t)(t.e * (gated ? 2 : 1)) * tiles + min(n[0] / 16, tiles - 1);
+  tile[1] = (int64_t)(t.e * (gated ? 2 : 1) + (gated ? 1 : 0)) * tiles + min(n[1] / 16, tiles - 1);
 
   // Shared memory: x, then the slots.
   const int xrow = (phase * CHUNK + 8) * 2;
   const uint32_t xs = shared_address(memory);
-  constexpr int slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES;
   const uint32_t slots = xs + ceil_div((naive ? 1 : NT) * xrow, 128) * 128 + warp * STAGES * slot_bytes, slots_end = slots + STAGES * slot_bytes;
   Stream<Q, SG, ZERO> stream(w, ratio, zero, tile, chunks, group_shift, lane);
   uint32_t to = slots;
@@ -66,7 +70,7 @@ DEV void narrow(GEMM_PARAMETERS) {
     for (int i = THREAD; i < count * vectors; i += NARROW_WARPS * 32) {
       const int r = i / vectors, c = i % vectors, k = p0 * CHUNK + c * 8;
       int row = t.row0 + r;
-      if (gather) row = (naive ? row : *(volatile const int*)(pairs + row)) / TOPK;
+      if (gather) row = (naive ? row : (int)load_new4(pairs + row)) / TOPK;
       uint4 v = {0, 0, 0, 0};
       if (k < KD) v = load_new16(x + (int64_t)row * KD + k);
       *(uint4*)(memory + r * xrow + c * 16) = v;
@@ -146,31 +150,34 @@ DEV void narrow(GEMM_PARAMETERS) {
     if (naive) {
       const int64_t* slot = table + (int64_t)t.slot * SLOT_WIDTH;
       const int of = first ? 0 : 2;
-      const int rank1 = t.slot >= 0 ? (int)slot[RANK + of] : 0, rank2 = GATED && t.slot >= 0 ? (int)slot[RANK + 1] : 0;
+      const int rank1 = t.slot >= 0 ? (int)slot[RANK + of] : 0, rank2 = gated && t.slot >= 0 ? (int)slot[RANK + 1] : 0;
       const int up = t.slot >= 0 && slot[SHARED_A] ? 0 : SU;
       // What the programs of the shrink left, summed and rounded.
       uint16_t* sums = (uint16_t*)memory;
       const int wide = ceil_div(max(rank1, rank2), PAGE) * PAGE;
+#pragma unroll 1
       for (int i = THREAD; i < 2 * wide; i += NARROW_WARPS * 32) {
         const int r = i % wide;
         float v = 0.0f;
         if (i < wide ? r < rank1 : r < rank2)
+#pragma unroll 4
           for (int k = 0; k < SPLIT; k++) v += bits_float(load_new4(part + (int64_t)(t.row0 * SPLIT + k) * RS + r + (i < wide ? 0 : up)));
         sums[i] = round_to<T>(v);
       }
       block_sync();
       if (t.slot >= 0) {
         const uint16_t* b1 = (const uint16_t*)0 + slot[B_ADDR + of] + slot[B_EXPERT + of] * t.e;
-        const uint16_t* b2 = GATED ? (const uint16_t*)0 + slot[B_ADDR + 1] + slot[B_EXPERT + 1] * t.e : b1;
-        const int64_t d1 = slot[B_ROW + of], d2 = GATED ? slot[B_ROW + 1] : d1;
+        const uint16_t* b2 = gated ? (const uint16_t*)0 + slot[B_ADDR + 1] + slot[B_EXPERT + 1] * t.e : b1;
+        const int64_t d1 = slot[B_ROW + of], d2 = gated ? slot[B_ROW + 1] : d1;
+#pragma unroll 1
         for (int k = wk * PAGE; k < wide; k += warps_k * PAGE) {
           uint32_t a0[4], a1[4];
           factor_operand(a0, b1 + k, d1, n[0], N, (rank1 - k) / 8, lane);
-          factor_operand(a1, b2 + k, d2, n[1], N, ((GATED ? rank2 : rank1) - k) / 8, lane);
+          factor_operand(a1, b2 + k, d2, n[1], N, ((gated ? rank2 : rank1) - k) / 8, lane);
           const uint16_t* v = sums + k + 2 * q;
           uint32_t s0 = g == 0 ? *(const uint32_t*)v : 0, s1 = g == 0 ? *(const uint32_t*)(v + 8) : 0;
           multiply<T>(acc[0][0], a0, s0, s1);
-          if (GATED) {
+          if (gated) {
             s0 = g == 0 ? *(const uint32_t*)(v + wide) : 0;
             s1 = g == 0 ? *(const uint32_t*)(v + wide + 8) : 0;
           }
@@ -185,7 +192,7 @@ DEV void narrow(GEMM_PARAMETERS) {
         const int row = t.row0 + 8 * j + g;
         seg[j] = row >= t.lora0 && row < t.row1 ? seg_of[row] : -1;
       }
-      expand_pages<T, 2, NJ, GATED, (NT <= 16 ? 4 : 2)>(acc, s, pga, pgb, pgm, seg, t.row0, n, t.begin + wk, t.end, warps_k, N, RS, SU, lane);
+      expand_pages<T, 2, NJ, (NT <= 16 ? 4 : 2)>(gated, acc, s, pga, pgb, pgm, seg, t.row0, n, t.begin + wk, t.end, warps_k, N, RS, SU, lane);
     }
   }
   float* sums = (float*)memory;
@@ -196,41 +203,38 @@ DEV void narrow(GEMM_PARAMETERS) {
 #pragma unroll
       for (int v = 0; v < 4; v++) sums[((warp * 2 + i) * NJ * 4 + j * 4 + v) * 32 + lane] = acc[i][j][v];
   block_sync();
+#pragma unroll 1
   for (int index = wk; index < NJ * 4; index += warps_k) {
     const int row = t.row0 + index / 4 * 8 + 2 * q + index % 2;
     if (row >= t.row1) continue;
     float f = 1.0f;
-    if (on_input) f = tw[naive ? row : *(volatile const int*)(pairs + row)];
-    float v[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
+    if (on_input) f = tw[naive ? row : (int)load_new4(pairs + row)];
+    auto total = [&](int i) {
       float sum = 0.0f;
+#pragma unroll 1
       for (int k = 0; k < warps_k; k++) sum += sums[(((wr * warps_k + k) * 2 + i) * NJ * 4 + index) * 32 + lane];
-      v[i] = sum * f;
-    }
-    const int down = g + (index % 4 >= 2 ? 8 : 0);
+      return sum * f;
+    };
+    const int down = n0 + g + (index % 4 >= 2 ? 8 : 0);
     uint16_t* out = y + (int64_t)row * N;
-    if (GATED) {
-      const int col = n[0] + down;
-      if (col < N) {
+    if (gated) {
+      if (down < N) {
+        float v = total(0), u = total(1);
         if (has_bias) {
-          v[0] += bias[(int64_t)t.e * 2 * N + col];
-          v[1] += bias[(int64_t)t.e * 2 * N + N + col];
+          v += bias[(int64_t)t.e * 2 * N + down];
+          u += bias[(int64_t)t.e * 2 * N + N + down];
         }
-        out[col] = round_to<T>(activate_gated(v[0], v[1], act, alpha, beta, limit));
+        out[down] = round_to<T>(activate_gated(v, u, act, alpha, beta, limit));
       }
     } else {
-#pragma unroll
+#pragma unroll 1
       for (int i = 0; i < 2; i++) {
-        const int col = n[i] + down;
-        if (col < N) {
-          if (has_bias) v[i] += bias[(int64_t)t.e * N + col];
-          out[col] = round_to<T>(activate_single(v[i], act));
-        }
+        const int col = down + 16 * i;
+        if (col < N) out[col] = round_to<T>(activate_single(total(i) + (has_bias ? bias[(int64_t)t.e * N + col] : 0.0f), act));
       }
     }
   }
 }
 
-#define NARROW(NAME, Q, T, NT, SG, ZERO, GATED, BLOCKS) \
-  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { narrow<Q, T, NT, SG, ZERO, GATED>(GEMM_ARGUMENTS); }
+#define NARROW(NAME, Q, T, NT, SG, ZERO, BLOCKS) \
+  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { narrow<Q, T, NT, SG, ZERO>(GEMM_ARGUMENTS); }

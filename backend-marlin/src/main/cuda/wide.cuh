@@ -4,6 +4,7 @@
 // Two warpgroups take 128 rows of the weights each (64 of gate and the 64 of up that belong to them), and the same rows of x. A step is 64
 // columns: four products of 16 columns, at most one under way while the next step's weights are widened. After the loop the sums lie as mma has
 // them, so the expand and the end are those of narrow.cu.
+#pragma once
 #include "tile.cuh"
 #include "wgmma.cuh"
 
@@ -22,15 +23,19 @@ DEV void fence_for_products() {
 }
 #endif
 
-BOTH int wide_stages(int q, int nt) { return nt >= 128 ? (code_bits(q) == 4 ? 6 : 5) : (code_bits(q) == 4 ? 5 : 4); }
+// As many as fit: one block a multiprocessor at 128 rows, else two, if three stages of each fit.
+BOTH int wide_stages(int q, int nt, int stage_bytes) {
+  const int most = (nt >= 128 ? 6 : 5) - (code_bits(q) == 4 ? 0 : 1), fit = (nt >= 128 ? 222 : 110) * 1024 / stage_bytes;
+  return fit < 3 ? 3 : fit < most ? fit : most;
+}
 
 // The expand for many pages a tile: B and s through shared memory, PAGES of them a step, three steps under way. acc[0] has rows `rows` of the
 // block's 256 rows of B, acc[1] rows `rows2`.
-template <class T, int NT, bool GATED>
-DEV void expand_staged(float (&acc)[2][NT / 8][4], uint32_t base, const uint16_t* s, const int64_t* pga, const int64_t* pgb, const int64_t* pgm,
+template <class T, int NT>
+DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, const uint16_t* s, const int64_t* pga, const int64_t* pgb, const int64_t* pgm,
                        const int* seg_of, const Tile& t, int rows, int rows2, int block_n, int N, int RS, int SU, int lane, int warp) {
   constexpr int PAGES = NT >= 128 ? 4 : 2, WARPS = 8 / PAGES, EACH = NT / (16 * WARPS) > 0 ? NT / (16 * WARPS) : 1;
-  constexpr int S_BYTES = NT * 32 * (GATED ? 2 : 1), PAGE_BYTES = 256 * 32 + S_BYTES, STEP_BYTES = PAGES * PAGE_BYTES;
+  constexpr int S_BYTES = NT * 32 * 2, PAGE_BYTES = 256 * 32 + S_BYTES, STEP_BYTES = PAGES * PAGE_BYTES;
   const int u = warp / WARPS, in = warp % WARPS * 32 + lane, half = in % 2, row = in / 2;
   int seg[EACH], lane_seg[NT / 32 > 0 ? NT / 32 : 1];
 #pragma unroll
@@ -44,14 +49,14 @@ DEV void expand_staged(float (&acc)[2][NT / 8][4], uint32_t base, const uint16_t
     lane_seg[i] = lane + 32 * i < NT && r >= t.lora0 && r < t.row1 ? seg_of[r] : -1;
   }
   int page = t.begin + u;
-  int64_t word = page < t.end ? pgm[page] : 0, b1 = page < t.end ? pga[page] : 0, b2 = GATED && page < t.end ? pgb[page] : 0;
+  int64_t word = page < t.end ? pgm[page] : 0, b1 = page < t.end ? pga[page] : 0, b2 = gated && page < t.end ? pgb[page] : 0;
   auto fill = [&](int step) {
     const uint32_t to = base + step % 3 * STEP_BYTES + u * PAGE_BYTES;
     if (page < t.end) {
 #pragma unroll
       for (int i = 0; i < 16 / WARPS; i++) {
         const int r = row + 16 * WARPS * i;
-        const bool second = GATED && r >= 128;
+        const bool second = gated && r >= 128;
         const int halves = (int)(word >> (second ? 58 : 56)) & 3, stride = ((int)(word >> (second ? 40 : 32)) & 0xFF) * 8;
         const int n = min(block_n + (second ? r - 128 : r), N - 1);
         const uint16_t* from = (const uint16_t*)0 + (second ? b2 : b1) * 8 + (int64_t)n * stride + half * 8;
@@ -67,7 +72,7 @@ DEV void expand_staged(float (&acc)[2][NT / 8][4], uint32_t base, const uint16_t
           const uint32_t p = to + 256 * 32 + r * 32 + (half ^ (r >> 2 & 1)) * 16;
           bool some = seg[i] == own && half < h1;
           copy16_or_zero(p, some ? from : s, some);
-          if constexpr (GATED) {
+          if (gated) {
             some = seg[i] == own && half < h2;
             copy16_or_zero(p + NT * 32, some ? from + up : s, some);
           }
@@ -78,7 +83,7 @@ DEV void expand_staged(float (&acc)[2][NT / 8][4], uint32_t base, const uint16_t
     page += PAGES;
     word = page < t.end ? pgm[page] : 0;
     b1 = page < t.end ? pga[page] : 0;
-    b2 = GATED && page < t.end ? pgb[page] : 0;
+    b2 = gated && page < t.end ? pgb[page] : 0;
   };
   fill(0);
   fill(1);
@@ -108,7 +113,7 @@ DEV void expand_staged(float (&acc)[2][NT / 8][4], uint32_t base, const uint16_t
         load_matrices(b, p + s1 + j * 256);
         multiply<T>(acc[0][j], f1, b[0], b[1]);
         multiply<T>(acc[0][j + 1], f1, b[2], b[3]);
-        if constexpr (GATED) load_matrices(b, p + s1 + NT * 32 + j * 256);
+        if (gated) load_matrices(b, p + s1 + NT * 32 + j * 256);
         multiply<T>(acc[1][j], f2, b[0], b[1]);
         multiply<T>(acc[1][j + 1], f2, b[2], b[3]);
       }
@@ -117,23 +122,25 @@ DEV void expand_staged(float (&acc)[2][NT / 8][4], uint32_t base, const uint16_t
   copies_wait<0>();
 }
 
-template <int Q, class T, int NT, int SG, bool ZERO, bool GATED>
+template <int Q, class T, int NT, int SG, bool ZERO>
 DEV void wide(GEMM_PARAMETERS) {
   SHARED(memory);
-  constexpr int NJ = NT / 8, STAGES = wide_stages(Q, NT), WORDS = code_bits(Q) / 4, BLOCK_ROWS = GATED ? 128 : 256;
+  constexpr int NJ = NT / 8, WORDS = code_bits(Q) / 4;
+  constexpr int slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, stage_bytes = (NT * 128 + 8 * slot_bytes + 1023) / 1024 * 1024;
+  constexpr int STAGES = wide_stages(Q, NT, stage_bytes);
+  const int BLOCK_ROWS = gated ? 128 : 256;
   if (wait == 0) wait_for_predecessor();
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4, group4 = warp / 4, own4 = warp % 4;
   const Tile t = find_tile(first, BLOCK_ROWS, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, N, EG, E, NS, GM);
   if (!t.some) return;
   const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
-  const int local[2] = {GATED ? group4 * 64 + own4 * 16 : group4 * 128 + own4 * 16, GATED ? group4 * 64 + own4 * 16 : group4 * 128 + 64 + own4 * 16};
+  const int local[2] = {gated ? group4 * 64 + own4 * 16 : group4 * 128 + own4 * 16, gated ? group4 * 64 + own4 * 16 : group4 * 128 + 64 + own4 * 16};
   const int n[2] = {t.block * BLOCK_ROWS + local[0], t.block * BLOCK_ROWS + local[1]};
   int64_t tile[2];
-  tile[0] = (int64_t)(t.e * (GATED ? 2 : 1)) * tiles + min(n[0] / 16, tiles - 1);
-  tile[1] = (int64_t)(t.e * (GATED ? 2 : 1) + (GATED ? 1 : 0)) * tiles + min(n[1] / 16, tiles - 1);
+  tile[0] = (int64_t)(t.e * (gated ? 2 : 1)) * tiles + min(n[0] / 16, tiles - 1);
+  tile[1] = (int64_t)(t.e * (gated ? 2 : 1) + (gated ? 1 : 0)) * tiles + min(n[1] / 16, tiles - 1);
 
   // A stage: x, [NT][64] with its 16-byte columns swizzled as the tensor cores want them, then the slots of the warps.
-  constexpr int slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, stage_bytes = (NT * 128 + 8 * slot_bytes + 1023) / 1024 * 1024;
   const uint32_t base = shared_address(memory), base_end = base + STAGES * stage_bytes, own_slot = NT * 128 + warp * slot_bytes;
   Stream<Q, SG, ZERO> stream(w, ratio, zero, tile, chunks, group_shift, lane);
   constexpr int XROWS = NT * 8 >= 256 ? NT / 32 : 1;
@@ -144,7 +151,7 @@ DEV void wide(GEMM_PARAMETERS) {
 #pragma unroll
   for (int i = 0; i < XROWS; i++) {
     int row = min(t.row0 + THREAD / 8 + 32 * i, t.row1 - 1);
-    if (gather) row = *(volatile const int*)(pairs + row) / TOPK;
+    if (gather) row = (int)load_new4(pairs + row) / TOPK;
     from_x[i] = x + (int64_t)row * KD + xcol * 8;
     whole(from_x[i]);
   }
@@ -230,44 +237,42 @@ DEV void wide(GEMM_PARAMETERS) {
     if (wait == 2) wait_for_predecessor();
     block_sync();  // the stages have been read
     if (t.begin < t.end)
-      expand_staged<T, NT, GATED>(acc, base, s, pga, pgb, pgm, seg_of, t, local[0], GATED ? 128 + local[1] : local[1], t.block * BLOCK_ROWS, N, RS, SU, lane,
+      expand_staged<T, NT>(gated, acc, base, s, pga, pgb, pgm, seg_of, t, local[0], gated ? 128 + local[1] : local[1], t.block * BLOCK_ROWS, N, RS, SU, lane,
                                   warp);
   }
-  // Rows of y through shared memory, so that they are written whole.
+  // The sums through shared memory, gate and up side by side, so that the activation stands here once and rows of y are written whole.
   block_sync();
-  constexpr int STRIDE = BLOCK_ROWS + 8;
-  uint16_t* out = (uint16_t*)memory;
-  float b[2][2] = {};
-  if (has_bias) {
+  constexpr int STRIDE = 256 + 4;
+  float* sums = (float*)memory;
 #pragma unroll
-    for (int i = 0; i < 2; i++)
+  for (int i = 0; i < 2; i++) {
+    const int column = local[i] + (gated ? 128 * i : 0) + g;
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const int col = min(n[i] + g + 8 * half, N - 1);
-        b[i][half] = bias[GATED ? ((int64_t)t.e * 2 + i) * N + col : (int64_t)t.e * N + col];
-      }
+    for (int j = 0; j < NJ; j++)
+#pragma unroll
+      for (int v = 0; v < 4; v++) sums[(8 * j + 2 * q + v % 2) * STRIDE + column + v / 2 * 8] = acc[i][j][v];
   }
-#pragma unroll
-  for (int j = 0; j < NJ; j++)
-#pragma unroll
-    for (int v = 0; v < 4; v++) {
-      const int r = 8 * j + 2 * q + v % 2, down = g + v / 2 * 8;
-      float f = 1.0f;
-      if (on_input) f = tw[*(volatile const int*)(pairs + min(t.row0 + r, t.row1 - 1))];
-      const float v0 = acc[0][j][v] * f + b[0][v / 2], v1 = acc[1][j][v] * f + b[1][v / 2];
-      if constexpr (GATED) {
-        out[r * STRIDE + local[0] + down] = round_to<T>(activate_gated(v0, v1, act, alpha, beta, limit));
-      } else {
-        out[r * STRIDE + local[0] + down] = round_to<T>(activate_single(v0, act));
-        out[r * STRIDE + local[1] + down] = round_to<T>(activate_single(v1, act));
-      }
-    }
   block_sync();
-  for (int i = THREAD; i < NT * (BLOCK_ROWS / 8); i += 256) {
-    const int r = i / (BLOCK_ROWS / 8), c = i % (BLOCK_ROWS / 8) * 8, col = t.block * BLOCK_ROWS + c;
-    if (t.row0 + r < t.row1 && col < N) *(uint4*)(y + (int64_t)(t.row0 + r) * N + col) = *(const uint4*)(out + r * STRIDE + c);
+  const int pairs_a_row = BLOCK_ROWS / 2;
+#pragma unroll 1
+  for (int i = THREAD; i < NT * pairs_a_row; i += 256) {
+    const int r = i / pairs_a_row, c = i % pairs_a_row * 2, col = t.block * BLOCK_ROWS + c;
+    if (t.row0 + r >= t.row1 || col >= N) continue;
+    float f = 1.0f, v[2];
+    if (on_input) f = tw[(int)load_new4(pairs + t.row0 + r)];
+    const float* own = sums + r * STRIDE + c;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float first_sum = own[h] * f, second_sum = gated ? own[128 + h] * f : 0.0f;
+      if (has_bias) {
+        first_sum += bias[(int64_t)t.e * (gated ? 2 * N : N) + col + h];
+        if (gated) second_sum += bias[((int64_t)t.e * 2 + 1) * N + col + h];
+      }
+      v[h] = gated ? activate_gated(first_sum, second_sum, act, alpha, beta, limit) : activate_single(first_sum, act);
+    }
+    *(uint32_t*)(y + (int64_t)(t.row0 + r) * N + col) = pack2<T>(v[0], v[1]);
   }
 }
 
-#define WIDE(NAME, Q, T, NT, SG, ZERO, GATED, BLOCKS) \
-  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { wide<Q, T, NT, SG, ZERO, GATED>(GEMM_ARGUMENTS); }
+#define WIDE(NAME, Q, T, NT, SG, ZERO, BLOCKS) \
+  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { wide<Q, T, NT, SG, ZERO>(GEMM_ARGUMENTS); }
