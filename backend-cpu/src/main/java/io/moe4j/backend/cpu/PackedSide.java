@@ -123,6 +123,11 @@ final class PackedSide {
     return plain;
   }
 
+  /** {@return whether units that multiply bf16 can read these blocks} */
+  boolean takesBf16Rows() {
+    return coded == null ? plain == DType.BF16 : coded.takesBf16Rows();
+  }
+
   /** {@return the number of the blocks' type in moe.h} */
   int type() {
     return plain == null ? CallStruct.CODED : CallStruct.code(plain);
