@@ -196,7 +196,7 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
       try (Stream<Path> paths = Files.list(directory)) {
         there = paths.anyMatch(p -> SHARD.matcher(String.valueOf(p.getFileName())).matches());
       } catch (IOException | UncheckedIOException e) {
-        throw new CheckpointException(directory + " cannot be listed: " + e, e);
+        throw new CheckpointException(directory + " cannot be listed: " + Folders.reason(e), e);
       }
     }
     if (there) {

@@ -168,6 +168,10 @@ final class RunCommand implements Callable<Integer> {
                 activations,
                 hidden.dtype(),
                 tokens);
+        if (tokenIds != null
+            && layers.stream().noneMatch(n -> checkpoint.config(n).routing().byTokenId())) {
+          moe.note("--token-ids is not used: these layers do not choose experts by token");
+        }
         if (runner.inputDtype() != hidden.dtype()) {
           moe.note(runner.rounding(hidden.dtype()));
         }
