@@ -396,10 +396,6 @@ class ToleranceTest extends AdapterTestBase {
     "centroids.weight, vptq",
     "q_weight, exl2",
     "SCB, bitsandbytes",
-    "qweight, gptq",
-    "qweight, awq",
-    "weight_packed, compressed-tensors",
-    "weight_scale_inv, fp8",
     "something_nobody_knows, the_method_of_tomorrow"
   })
   void quantisedExpertsAreNamedByTheirMethod(String ending, String method) {
@@ -428,6 +424,33 @@ class ToleranceTest extends AdapterTestBase {
     }
   }
 
+  /** Those that are read, with a config and tensors that say too little. */
+  @ParameterizedTest
+  @CsvSource({
+    "qweight, gptq, lacks 'bits'",
+    "qweight, awq, lacks 'bits' or 'w_bit'",
+    "weight_packed, compressed-tensors, lacks 'config_groups'",
+    "weight_scale_inv, fp8, 'experts.0.gate_proj.weight' is missing",
+    "qweight, fp8, 'experts.0.gate_proj.qweight' is of GPTQ or AWQ",
+    "qweight, hqq, which is not read here"
+  })
+  void quantisedExpertsNeedTheirConfig(String ending, String method, String wrong) {
+    TinyCheckpoint t = TinyCheckpoint.qwen3();
+    Map.copyOf(t.tensors)
+        .forEach((name, tensor) -> {
+          if (name.contains("experts.")) {
+            t.drop(name);
+            t.put(name.replace("_proj.weight", "_proj." + ending), DType.I32, 4, 4);
+          }
+        });
+    t.with("quantization_config", Map.of("quant_method", method));
+    Path at = t.writeModel(dir);
+    assertThatThrownBy(() -> MoeCheckpoint.open(at))
+        .isInstanceOf(CheckpointException.class)
+        .hasMessageContaining("quant_method '" + method + "'")
+        .hasMessageContaining(wrong);
+  }
+
   @Test
   void otherSignsOfQuantisation() throws Exception {
     TinyCheckpoint none = TinyCheckpoint.qwen3();
@@ -453,7 +476,7 @@ class ToleranceTest extends AdapterTestBase {
     bytes.tensors.replaceAll(
         (n, x) -> n.contains("experts.") ? TinyCheckpoint.random(n, DType.I8, x.shape()) : x);
     assertThatThrownBy(() -> MoeCheckpoint.open(bytes.writeModel(dir)))
-        .hasMessageContaining("the experts are I8")
+        .hasMessageContaining("'experts.0.gate_proj.weight' is I8[12, 16]")
         .hasMessageContaining("torchao");
     // A dequantised copy with a leftover config is what its tensors are.
     MoeCheckpoint.open(
@@ -513,6 +536,56 @@ class ToleranceTest extends AdapterTestBase {
                 Map.of("text_config", Map.of("model_type", "qwen3_moe", "hidden_size", 4))));
     assertThat(LanguageModel.find(omni, KnownLayouts.all()).layout().modelType())
         .isEqualTo("qwen3_moe");
+  }
+
+  /** Where wrappers keep the language model under a key of their own, its type tells. */
+  @ParameterizedTest
+  @ValueSource(strings = {"text_model_config", "decoder", "language_model", "lm_config", "llm"})
+  void aPartOfAKnownTypeUnderAnyKey(String key) {
+    Map<String, Object> inner = Map.of("model_type", "qwen3_moe", "hidden_size", 4);
+    Map<String, Object> outer =
+        Map.of(
+            "model_type",
+            "some_wrapper",
+            key,
+            inner,
+            "talker_config",
+            Map.of("model_type", "mixtral"),
+            "vision_config",
+            Map.of("model_type", "qwen2_moe"),
+            "draft_model",
+            Map.of("model_type", "olmoe"));
+    LanguageModel found = LanguageModel.find(config(outer), KnownLayouts.all());
+    assertThat(found.layout().modelType()).isEqualTo("qwen3_moe");
+    assertThat(found.config().requireInt("hidden_size")).isEqualTo(4);
+    assertThatThrownBy(() ->
+            LanguageModel.find(
+                config(
+                    Map.of(
+                        "model_type",
+                        "some_wrapper",
+                        key,
+                        inner,
+                        "second",
+                        Map.of("model_type", "mixtral"))),
+                KnownLayouts.all()))
+        .hasMessageContaining("'some_wrapper'")
+        .hasMessageContaining("'qwen3_moe' in " + key)
+        .hasMessageContaining("'mixtral' in second");
+    assertThatThrownBy(() ->
+            LanguageModel.find(
+                config(Map.of("model_type", "outer", key, Map.of("model_type", "inner_moe"))),
+                KnownLayouts.all()))
+        .hasMessageContaining("'inner_moe' in " + key)
+        .hasMessageContaining("the last one");
+  }
+
+  @Test
+  void numbersGivenAsStringsAreCalledSo() {
+    assertThatThrownBy(() -> config(Map.of("hidden_size", "16")).requireInt("hidden_size"))
+        .hasMessageContaining("'hidden_size' is the string '16', must be an integer");
+    assertThatThrownBy(() -> config(Map.of("tie", "true")).optionalBoolean("tie", false))
+        .hasMessageContaining("the string 'true'");
   }
 
   private ModelConfig config(Map<String, Object> values) {

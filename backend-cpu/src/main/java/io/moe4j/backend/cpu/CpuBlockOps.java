@@ -45,6 +45,7 @@ final class CpuBlockOps implements BlockOps {
   private final @Nullable DenseLayer latentIn;
   private final @Nullable DenseLayer latentOut;
   private final @Nullable Mlp shared;
+  private final @Nullable SharedAsQuantised sharedAsQuantised;
   private final @Nullable DenseLayer sharedGate;
   private final ConcurrentLinkedQueue<Router> routers = new ConcurrentLinkedQueue<>();
 
@@ -70,6 +71,7 @@ final class CpuBlockOps implements BlockOps {
     latentOut = l == null ? null : dense(l.out(), LoraTarget.LATENT_OUT, team, loras, rank);
     SharedExpertWeights s = weights.shared();
     SharedExpertConfig c = config.sharedExpert().orElse(null);
+    sharedAsQuantised = SharedAsQuantised.of(config, s);
     if (s == null || c == null) {
       shared = null;
       sharedGate = null;
@@ -150,7 +152,7 @@ final class CpuBlockOps implements BlockOps {
     }
     int tokens = Math.toIntExact(hidden.size(0));
     MemorySegment ws = memory(workspace, tokens);
-    MemorySegment x = hidden.segment();
+    MemorySegment x = FileMemory.read(hidden);
     DType type = Rows.requireFloat("hidden", hidden);
     if (routerNorm != null) {
       // In place of the sum, which is not needed yet.
@@ -235,7 +237,7 @@ final class CpuBlockOps implements BlockOps {
   public void addZeroExperts(
       Tensor hidden, Tensor zeroWeights, Tensor routed, DeviceStream stream) {
     int h = config.hiddenSize();
-    MemorySegment from = hidden.segment();
+    MemorySegment from = FileMemory.read(hidden);
     TypedKernels typed = kernels.forType(Rows.requireFloat("hidden", hidden), from);
     long rowBytes = hidden.dtype().byteSize(h);
     for (long t = 0; t < hidden.size(0); t++) {
@@ -258,7 +260,7 @@ final class CpuBlockOps implements BlockOps {
     }
     int tokens = Math.toIntExact(hidden.size(0));
     latentIn.run(
-        hidden.segment(),
+        FileMemory.read(hidden),
         Rows.requireFloat("hidden", hidden),
         tokens,
         lora.orElse(null),
@@ -284,27 +286,32 @@ final class CpuBlockOps implements BlockOps {
     long gate = 2 * accumulatorBytes(tokens);
     MoeLoraContext context = lora.orElse(null);
     DType type = Rows.requireFloat("hidden", hidden);
+    MemorySegment x = FileMemory.read(hidden);
     if (latentOut != null) {
       latentOut.run(routed.segment(), DType.F32, tokens, context, ws, 0, ws, scratch);
     } else {
       MemorySegment.copy(routed.segment(), 0, ws, 0, 4L * tokens * h);
     }
     if (shared != null) {
-      shared.run(
-          new MlpCall(
-              hidden.segment(),
-              type,
-              tokens,
-              1,
-              null,
-              null,
-              null,
-              context,
-              ws.asSlice(sharedOut, accumulatorBytes(tokens)),
-              DType.F32),
-          ws.asSlice(scratch));
+      if (sharedAsQuantised != null) {
+        sharedAsQuantised.run(hidden, lora, ws.asSlice(sharedOut, accumulatorBytes(tokens)));
+      } else {
+        shared.run(
+            new MlpCall(
+                x,
+                type,
+                tokens,
+                1,
+                null,
+                null,
+                null,
+                context,
+                ws.asSlice(sharedOut, accumulatorBytes(tokens)),
+                DType.F32),
+            ws.asSlice(scratch));
+      }
       if (sharedGate != null) {
-        sharedGate.run(hidden.segment(), type, tokens, context, ws, gate, ws, scratch);
+        sharedGate.run(x, type, tokens, context, ws, gate, ws, scratch);
       }
       TypedKernels f32 = kernels.forType(DType.F32);
       for (int t = 0; t < tokens; t++) {
@@ -327,10 +334,11 @@ final class CpuBlockOps implements BlockOps {
       }
     }
     DType outType = Rows.requireFloat("output", output);
-    MemorySegment out = output.segment();
+    MemorySegment out = FileMemory.standIn(output.segment());
     for (int t = 0; t < tokens; t++) {
       MlpForward.store(ws, 4L * t * h, out, outType, (long) t * h, h);
     }
+    FileMemory.writeBack(out, output.segment());
   }
 
   private int local(ExpertRouting routing, int id) {
