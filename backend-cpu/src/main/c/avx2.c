@@ -74,8 +74,33 @@ PRODUCT(product_f32, TYPE_F32)
 PRODUCT(product_bf16, TYPE_BF16)
 PRODUCT(product_f16, TYPE_F16)
 
+// The values of 8 words' even codes and odd codes, a byte each.
+struct words { __m256i even, odd; };
+typedef __m256i table_t;
+INLINE table_t table_of(const int8_t *t) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t)); }
+INLINE struct words words_of(table_t t, const char *p) {
+  const __m256i low = _mm256_set1_epi8(15);
+  __m256i v = _mm256_loadu_si256((const __m256i *)p);
+  return (struct words){_mm256_shuffle_epi8(t, _mm256_and_si256(v, low)), _mm256_shuffle_epi8(t, _mm256_and_si256(_mm256_srli_epi16(v, 4), low))};
+}
+INLINE vf nth(table_t t, struct words w, int n) {
+  (void)t;
+  __m256i v = n % 2 ? w.odd : w.even;
+  return (vf)_mm256_cvtepi32_ps(_mm256_srai_epi32(n / 2 < 3 ? _mm256_slli_epi32(v, 24 - n / 2 * 8) : v, 24));
+}
+INLINE vf widen_i8(const char *p) { return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
+// Sign, exponent and mantissa where a binary16 has them.
+INLINE vf widen_e4m3(const char *p) {
+  __m128i v = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)p)), 7);
+  return (vf)_mm256_cvtph_ps(_mm_and_si128(v, _mm_set1_epi16((short)0xbfff)));
+}
+enum { FUSED = 2, STEP = 3 };
+#define FUSED_CASES FUSED_CASE(1) FUSED_CASE(2)
+#define STEP_CASES STEP_CASE(2) STEP_CASE(3)
+#include "coded.h"
+
 static void done(void) {}
 
 const struct kernels kernels_avx2 = {
-  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, done, gather_avx2, shrink_avx2, w13_avx2, w2_avx2, combine_avx2,
+  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, coded_avx2, done, gather_avx2, shrink_avx2, w13_avx2, w2_avx2, combine_avx2,
 };

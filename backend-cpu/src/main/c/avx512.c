@@ -74,8 +74,25 @@ PRODUCT(product_f32, TYPE_F32)
 PRODUCT(product_bf16, TYPE_BF16)
 PRODUCT(product_f16, TYPE_F16)
 
+// 16 words; a value by a look-up that takes the low four bits of each word.
+struct words { __m512i v; };
+typedef __m512 table_t;
+INLINE table_t table_of(const int8_t *t) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)t))); }
+INLINE struct words words_of(table_t t, const char *p) { (void)t; return (struct words){_mm512_loadu_si512(p)}; }
+INLINE vf nth(table_t t, struct words w, int n) { return (vf)_mm512_permutexvar_ps(n ? _mm512_srli_epi32(w.v, (unsigned)n * 4) : w.v, t); }
+INLINE vf widen_i8(const char *p) { return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+// Sign, exponent and mantissa where a binary16 has them.
+INLINE vf widen_e4m3(const char *p) {
+  __m256i v = _mm256_slli_epi16(_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)), 7);
+  return (vf)_mm512_cvtph_ps(_mm256_and_si256(v, _mm256_set1_epi16((short)0xbfff)));
+}
+enum { FUSED = 6, STEP = 6 };
+#define FUSED_CASES FUSED_CASE(1) FUSED_CASE(2) FUSED_CASE(3) FUSED_CASE(4) FUSED_CASE(5) FUSED_CASE(6)
+#define STEP_CASES STEP_CASE(3) STEP_CASE(4) STEP_CASE(5) STEP_CASE(6)
+#include "coded.h"
+
 static void done(void) {}
 
 const struct kernels kernels_avx512 = {
-  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, done, gather_avx512, shrink_avx512, w13_avx512, w2_avx512, combine_avx512,
+  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, coded_avx512, done, gather_avx512, shrink_avx512, w13_avx512, w2_avx512, combine_avx512,
 };

@@ -45,8 +45,8 @@ PUBLIC int32_t moe_isa(void) {
 }
 
 PUBLIC int64_t moe_abi(int32_t i) {
-  const int64_t sizes[] = {sizeof(struct moe_call), sizeof(struct moe_segment), sizeof(struct moe_target)};
-  return i >= 0 && i < 3 ? sizes[i] : -1;
+  const int64_t sizes[] = {sizeof(struct moe_call), sizeof(struct moe_segment), sizeof(struct moe_target), sizeof(struct moe_coded), sizeof(struct moe_source)};
+  return i >= 0 && i < 5 ? sizes[i] : -1;
 }
 
 static struct kernels table[ISAS];
@@ -114,4 +114,75 @@ PUBLIC void moe_pack(char *to, int32_t type, int64_t k, int64_t k_padded, const 
       }
     }
   }
+}
+
+static int64_t field_of(int64_t lie, int64_t bits, int64_t row, int64_t col, int64_t o, int64_t i) {
+  static const int8_t awq[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+  int64_t per_word = 32 / bits;
+  switch (lie) {
+    case LIE_DENSE: return o * row + i * col;
+    case LIE_ALONG_IN: return o * row + i / per_word * col + i % per_word;
+    case LIE_ALONG_OUT: return o / per_word * row + o % per_word + i * col;
+    default: return o / 8 * row + awq[o % 8] + i * col;
+  }
+}
+
+static uint32_t read_field(const char *p, int64_t bits, int64_t at) {
+  return bits == 8 ? ((const uint8_t *)p)[at] : ((const uint8_t *)p)[at >> 1] >> (at & 1) * 4 & 15;
+}
+
+// Eight codes of a row in the order of a packed word.
+static uint32_t word_of(const struct moe_source *m, int64_t o, int64_t i, int64_t n) {
+  uint32_t word = 0;
+  int dense = (m->code_lie == LIE_DENSE && m->code_col == 1) || m->code_lie == LIE_ALONG_IN;
+  int64_t first = field_of(m->code_lie, 4, m->code_row, m->code_col, o, i);
+  if (dense && n == 8 && first % 2 == 0) {
+    uint32_t w;
+    __builtin_memcpy(&w, m->codes + first / 2, 4);
+    uint32_t even = w & 0x0f0f0f0f, odd = w >> 4 & 0x0f0f0f0f;
+    even = (even | even >> 4) & 0x00ff00ff;
+    odd = (odd | odd >> 4) & 0x00ff00ff;
+    return ((even | even >> 8) & 0xffff) | (odd | odd >> 8) << 16;
+  }
+  for (int64_t j = 0; j < n; j++) word |= read_field(m->codes, 4, field_of(m->code_lie, 4, m->code_row, m->code_col, o, i + j)) << (j / 2 + j % 2 * 4) * 4;
+  return word;
+}
+
+// As moe_pack, for matrices in codes. Returns whether there is something that packed blocks cannot say: a code or a scale that is not a number.
+PUBLIC int32_t moe_pack_coded(char *to, const struct moe_coded *q, int64_t k, int64_t k_padded, const struct moe_source *m0, int64_t row0, int64_t n0, const struct moe_source *m1, int64_t row1,
+                              int64_t n1) {
+  static const int8_t sizes[] = {4, 2, 2, 1, 1};
+  int32_t bad = 0;
+  int64_t size = sizes[q->scale_type], zero_bytes = q->format == CODE_4 ? HALF : BLOCK;
+  for (int64_t lane = 0; lane < BLOCK; lane++) {
+    const struct moe_source *m = lane < HALF ? m0 : m1;
+    int64_t r = lane % HALF, o = (lane < HALF ? row0 : row1) + r;
+    int64_t have = r < (lane < HALF ? n0 : n1) ? k : 0;
+    if (q->format == CODE_4)
+      for (int64_t i = 0; i < k_padded; i += 8) {
+        int64_t n = have - i;
+        ((uint32_t *)to)[i / 8 * BLOCK + lane] = n <= 0 ? 0 : word_of(m, o, i, n < 8 ? n : 8);
+      }
+    else
+      for (int64_t i = 0; i < k_padded; i++) {
+        uint8_t v = i < have ? read_field(m->codes, 8, field_of(m->code_lie, 8, m->code_row, m->code_col, o, i)) ^ m->flip : 0;
+        if (q->format == CODE_E4M3) bad |= (v & 127) == 127;
+        to[i * BLOCK + lane] = (char)v;
+      }
+    for (int64_t g = 0; g < q->groups; g++) {
+      int there = have && g < m->groups;
+      if (q->scale_lanes == BLOCK || lane % HALF == 0) {
+        char *scale = to + q->scales + (q->scale_lanes == BLOCK ? g * BLOCK + lane : g * 2 + lane / HALF) * size;
+        const char *from = m->scales + o / m->scale_rows * m->scale_row + g * m->scale_col;
+        for (int64_t b = 0; b < size; b++) scale[b] = there ? from[b] : 0;
+        bad |= (q->scale_type == SCALE_E8M0 && (uint8_t)*scale == 255) || (q->scale_type == SCALE_E4M3 && (*scale & 127) == 127);
+      }
+      if (q->zeros) {
+        uint8_t v = there ? read_field(m->zeros, m->zero_bits, field_of(m->zero_lie, m->zero_bits, m->zero_row, m->zero_col, o, g)) : 0;
+        uint8_t *zero = (uint8_t *)to + q->zeros + g * zero_bytes + lane % zero_bytes;
+        *zero = q->format == CODE_4 && lane >= HALF ? *zero | v << 4 : v;
+      }
+    }
+  }
+  return bad;
 }

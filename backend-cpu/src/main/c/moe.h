@@ -11,7 +11,7 @@ enum { BLOCK = 32, HALF = 16 };
 enum { MAX_ROWS = 256, PRODUCT_ROWS = 128 };
 
 // Dtypes, as Java numbers them.
-enum { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2, TYPES = 3 };
+enum { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2, TYPES = 3, TYPE_CODED = 3 };
 
 // Instruction sets, each containing those before it.
 enum { ISA_NONE = 0, ISA_AVX2 = 1, ISA_AVX512 = 2, ISA_BF16 = 3, ISA_AMX = 4, ISAS = 5 };
@@ -20,6 +20,41 @@ enum { GATE = 0, UP = 1, DOWN = 2 };
 
 // Activations, in the order of io.moe4j.api.config.Activation.Kind.
 enum { SILU, GELU, GELU_TANH, SWIGLUOAI, SWIGLU_STEP, SILU_NO_MUL, GELU_NO_MUL, GELU_TANH_NO_MUL, RELU2_NO_MUL };
+
+// What a code is, how scales are stored, and how the codes of a matrix [out][in] lie where they come from.
+enum { CODE_4 = 0, CODE_I8 = 1, CODE_E4M3 = 2 };
+enum { SCALE_F32 = 0, SCALE_BF16 = 1, SCALE_F16 = 2, SCALE_E8M0 = 3, SCALE_E4M3 = 4 };
+enum { LIE_DENSE = 0, LIE_ALONG_IN = 1, LIE_ALONG_OUT = 2, LIE_ALONG_OUT_AWQ = 3 };
+
+// Packed matrices in codes. A block is
+//   codes    4 bits: [k / 8][32] words; bits 4n.. of a word are k = 2n for n < 4 and k = 2n - 7 for the others. 8 bits: [k][32]
+//   scales   [group][32], or [group][2] where 16 outputs share one
+//   zeros    [group][32] bytes; 4 bits: [group][16], output i in the low half of byte i and output 16 + i in its high half
+// A value is (code - zero - zero_offset) * scale * factor.
+struct moe_coded {
+  int64_t format;
+  int64_t stretch;                // values of k summed before they are scaled: a multiple of 8, at most 128
+  int64_t group;                  // values of k that share a scale: a multiple of the stretch
+  int64_t groups;                 // of a block
+  int64_t scale_type, scale_lanes;
+  int64_t scales, zeros;          // where they begin in a block; zeros 0 = there are none
+  int64_t zero_offset;
+  const float *factors;           // [expert][2]: of the first 16 outputs of a block, of the others
+  int8_t table[16];               // values of 4-bit codes
+};
+
+// A matrix in codes as a checkpoint has it. Distances of codes and zeros are in fields: 4 or 8 bits, and 8 bits for dense zeros.
+struct moe_source {
+  const char *codes;
+  int64_t code_row, code_col, code_lie;
+  int64_t flip;                   // what unsigned 8-bit codes are xored with to become signed
+  const char *scales;
+  int64_t scale_row, scale_col;   // in bytes
+  int64_t scale_rows;             // outputs that share a scale
+  const char *zeros;              // or null
+  int64_t zero_row, zero_col, zero_lie, zero_bits;
+  int64_t groups;
+};
 
 // One adapter's factors for one product of one expert; rank 0 = none.
 struct moe_target {
@@ -61,6 +96,7 @@ struct moe_call {
   int64_t y_stride;
   const int32_t *pair;            // by position
   const int32_t *position;        // by pair, -1 = goes nowhere
+  const struct moe_coded *coded13, *coded2;  // where the type is TYPE_CODED
   const struct moe_segment *segments;
   int64_t s_stride;               // from one row of s to the next
   int64_t top_k;
@@ -73,7 +109,7 @@ struct moe_task {
 
 // Instruction sets this processor and system offer: the highest of ISA_*.
 int32_t moe_isa(void);
-// Sizes of the structs, which Java compares with its own: 0 call, 1 segment, 2 target.
+// Sizes of the structs, which Java compares with its own: 0 call, 1 segment, 2 target, 3 coded, 4 source.
 int64_t moe_abi(int32_t i);
 
 #define HIDDEN __attribute__((visibility("hidden")))
@@ -83,8 +119,12 @@ int64_t moe_abi(int32_t i);
 // meanwhile; otherwise the block behind it, if `first`.
 typedef void product_fn(const char *x, int64_t x_stride, int64_t rows, const char *w, int64_t k, float *c, int first);
 
+// The same for a block in codes of an expert.
+typedef void coded_fn(const struct moe_coded *q, int64_t expert, const char *x, int64_t x_stride, int64_t rows, const char *w, int64_t k, float *c, int first);
+
 struct kernels {
   product_fn *product[2][TYPES];  // [row_type][weight_type]
+  coded_fn *coded;                // rows are F32
   void (*done)(void);             // after the last product of a task
   void (*gather)(const struct moe_call *, const char *hidden, int32_t type, const float *weight, int64_t first_token, int64_t from, int64_t to);
   void (*shrink)(const struct moe_call *, int64_t segment, int32_t down);

@@ -203,7 +203,7 @@ INLINE struct moe_task part_of(const struct moe_task *t, int64_t done) {
 static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
   float v[PRODUCT_ROWS * BLOCK] __attribute__((aligned(64)));
   const struct kernels *own = kernels_of(c->isa);
-  product_fn *product = own->product[c->row_type][c->type13];
+  product_fn *product = c->type13 == TYPE_CODED ? 0 : own->product[c->row_type][c->type13];
   int64_t width = is_gated(c->activation) ? HALF : BLOCK, size = size_of(c->row_type);
   for (int64_t b = t->block; b < t->block + t->blocks; b++) {
     int64_t out = b * width, n = least(width, c->intermediate - out);
@@ -211,7 +211,9 @@ static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
     fetch_rows(c, t, UP, out, n);
     for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
       struct moe_task p = part_of(t, done);
-      product(c->x + p.row * c->x_stride, c->x_stride, p.rows, c->w13 + t->expert * c->w13_expert + b * c->w13_block, c->hidden_padded, v, done == 0);
+      const char *x = c->x + p.row * c->x_stride, *w = c->w13 + t->expert * c->w13_expert + b * c->w13_block;
+      if (product) product(x, c->x_stride, p.rows, w, c->hidden_padded, v, done == 0);
+      else own->coded(c->coded13, t->expert, x, c->x_stride, p.rows, w, c->hidden_padded, v, done == 0);
       if (c->b13) add_bias(c->b13 + (t->expert * (c->intermediate_padded / width) + b) * BLOCK, v, p.rows);
       if (width == HALF) expand_rows(c, &p, GATE, out, n, v);
       expand_rows(c, &p, UP, out, n, width == HALF ? v + HALF : v);
@@ -230,13 +232,15 @@ static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
 static void NAME(w2)(const struct moe_call *c, const struct moe_task *t) {
   float v[PRODUCT_ROWS * BLOCK] __attribute__((aligned(64)));
   const struct kernels *own = kernels_of(c->isa);
-  product_fn *product = own->product[c->row_type][c->type2];
+  product_fn *product = c->type2 == TYPE_CODED ? 0 : own->product[c->row_type][c->type2];
   for (int64_t b = t->block; b < t->block + t->blocks; b++) {
     int64_t out = b * BLOCK, n = least(BLOCK, c->hidden - out);
     fetch_rows(c, t, DOWN, out, n);
     for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
       struct moe_task p = part_of(t, done);
-      product(c->act + p.row * c->act_stride, c->act_stride, p.rows, c->w2 + t->expert * c->w2_expert + b * c->w2_block, c->intermediate_padded, v, done == 0);
+      const char *x = c->act + p.row * c->act_stride, *w = c->w2 + t->expert * c->w2_expert + b * c->w2_block;
+      if (product) product(x, c->act_stride, p.rows, w, c->intermediate_padded, v, done == 0);
+      else own->coded(c->coded2, t->expert, x, c->act_stride, p.rows, w, c->intermediate_padded, v, done == 0);
       if (c->b2) add_bias(c->b2 + t->expert * c->hidden_padded + out, v, p.rows);
       expand_rows(c, &p, DOWN, out, n, v);
       char *to = c->y + p.row * c->y_stride + out * 4;

@@ -42,6 +42,8 @@ import org.junit.jupiter.api.TestFactory;
  * them through a layer.
  */
 class GoldenTest {
+  private static final String AS_QUANTISED = ".actquant";
+
   private static final List<ExpertsBackend> BACKENDS =
       List.of(
           new CpuExpertsBackend(),
@@ -66,8 +68,13 @@ class GoldenTest {
             "families/llama4_top2",
             "families/nemotron_h_latent",
             "families/phimoe",
-            "families/qwen2_moe")
-        .hasSizeGreaterThanOrEqualTo(71);
+            "families/qwen2_moe",
+            "quantised/awq4_g64",
+            "quantised/ct_w4a16_asym_g32",
+            "quantised/fp8_block128",
+            "quantised/gptq4_asym_desc_g32",
+            "quantised/nvfp4_ct")
+        .hasSizeGreaterThanOrEqualTo(86);
   }
 
   @TestFactory
@@ -110,6 +117,47 @@ class GoldenTest {
         }
       }
       check.close("output.mixed", sum, check.golden("output.mixed").toDoubles());
+    }
+  }
+
+  /** Activations as the checkpoint means them: INT8, FP8 in four ways, NVFP4. */
+  @TestFactory
+  Stream<DynamicNode> recordedOutputsOfQuantisedActivations() {
+    List<String> recorded =
+        Fixture.names().stream()
+            .filter(name -> name.startsWith("quantised/"))
+            .filter(GoldenTest::hasQuantisedActivations)
+            .toList();
+    assertThat(recorded).hasSizeGreaterThanOrEqualTo(5);
+    return recorded.stream()
+        .flatMap(name ->
+            Stream.of(new CpuReferenceBackend(), new BatchedCpuReferenceBackend())
+                .map(b ->
+                    dynamicTest(
+                        name + " on " + b.name(), () -> checkQuantisedActivations(name, b))));
+  }
+
+  private static boolean hasQuantisedActivations(String name) {
+    try (Fixture fixture = Fixture.open(name)) {
+      return fixture.io.tensors().keySet().stream().anyMatch(t -> t.endsWith(AS_QUANTISED));
+    }
+  }
+
+  private static void checkQuantisedActivations(String name, ExpertsBackend backend) {
+    try (Fixture fixture = Fixture.open(name);
+        MoeOracle oracle = oracle(backend)) {
+      for (int index : fixture.checkpoint.layers()) {
+        MoeConfig config =
+            fixture.config(index).toBuilder()
+                .activationFormat(backend.activationFormat())
+                .quantizedActivations(true)
+                .build();
+        try (MoeLayer layer =
+            MoeLayer.builder(config, fixture.checkpoint.weights(index)).oracle(oracle).build()) {
+          LayerCheck.exact(fixture, index, backend.name())
+              .all(layer, fixture.registry, AS_QUANTISED);
+        }
+      }
     }
   }
 

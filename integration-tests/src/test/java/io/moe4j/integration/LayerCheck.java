@@ -51,21 +51,33 @@ record LayerCheck(
   }
 
   void all(MoeLayer layer, AdapterRegistry registry) {
+    all(layer, registry, "");
+  }
+
+  /**
+   * Every adapter and mixed batches.
+   *
+   * @param kind of recorded outputs: empty, or {@code .actquant} for those with activations
+   *     quantised as the checkpoint means them
+   */
+  void all(MoeLayer layer, AdapterRegistry registry, String kind) {
     int tokens = tokens();
     for (String name : fixture.order) {
       String adapter = name.equals("base") ? null : name;
-      output(layer, registry, "output." + name, Collections.nCopies(tokens, adapter));
+      output(layer, registry, "output." + name + kind, Collections.nCopies(tokens, adapter));
+    }
+    if (fixture.has(key("output.mixed" + kind))) {
+      output(layer, registry, "output.mixed" + kind, assignment("mixed"));
     }
     if (fixture.name.startsWith("fixtures/")) {
-      output(layer, registry, "output.mixed", assignment("mixed"));
       output(layer, registry, "output.mixed_peft", assignment("mixed_peft"));
     } else {
-      roundRobin(layer, registry);
+      roundRobin(layer, registry, kind);
     }
   }
 
   /** Nothing mixed was recorded, but every row of a mixed batch was. */
-  private void roundRobin(MoeLayer layer, AdapterRegistry registry) {
+  private void roundRobin(MoeLayer layer, AdapterRegistry registry, String kind) {
     int tokens = tokens();
     int width = layer.config().hiddenSize();
     List<@Nullable String> names = new ArrayList<>();
@@ -73,7 +85,7 @@ record LayerCheck(
     for (int t = 0; t < tokens; t++) {
       String name = fixture.order.get(t % fixture.order.size());
       names.add(name.equals("base") ? null : name);
-      double[] row = golden("output." + name).select(0, t).toDoubles();
+      double[] row = golden("output." + name + kind).select(0, t).toDoubles();
       System.arraycopy(row, 0, expected, t * width, width);
     }
     close(

@@ -26,19 +26,23 @@ final class CheckpointScan {
   private static final int MAX_EXPERTS = 1 << 17;
 
   /**
-   * Router tensors that are looked through on opening; those beyond are when they are asked for.
+   * Tensors that are looked through on opening, router's mostly; those beyond are when they are
+   * asked for.
    */
-  private static final long EAGER_ROUTER_BYTES = 256L << 20;
+  private static final long EAGER_CHECK_BYTES = 256L << 20;
 
   private final Path directory;
   private final ModelConfig config;
   private final CheckpointLayout layout;
   private final ShardedTensors tensors;
-  private final Optional<String> quantised;
+  private final QuantConfig quantised;
   private final List<String> notes = new ArrayList<>();
 
   /** Root, then layer, then name below the block. */
   private final Map<String, SortedMap<Integer, Map<String, Tensor>>> byRoot = new TreeMap<>();
+
+  /** Root, then layer, then the first part of a name below the block: what precedes it. */
+  private final Map<String, SortedMap<Integer, Map<String, String>>> prefixes = new TreeMap<>();
 
   /** Root, then layer: what is wrong with a tensor of that block. */
   private final Map<String, SortedMap<Integer, String>> damaged = new TreeMap<>();
@@ -63,7 +67,7 @@ final class CheckpointScan {
    * @param quantised what the config says of quantisation
    */
   CheckpointScan(
-      Path directory, LanguageModel model, ShardedTensors tensors, Optional<String> quantised) {
+      Path directory, LanguageModel model, ShardedTensors tensors, QuantConfig quantised) {
     this.directory = directory;
     this.config = model.config();
     this.layout = model.layout();
@@ -86,7 +90,7 @@ final class CheckpointScan {
         config.optionalInt(
             0, "num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers");
     long experts = 0;
-    long routerBytes = 0;
+    long checkedBytes = 0;
     for (Map.Entry<Integer, Map<String, Tensor>> e :
         byRoot.getOrDefault(root, new TreeMap<>()).entrySet()) {
       int layer = e.getKey();
@@ -106,16 +110,21 @@ final class CheckpointScan {
       if (hasExperts) {
         requireUndamaged(where, root, layer);
         LayerReader.Block block =
-            LayerReader.read(where, layout, config, layer, e.getValue(), quantised);
+            LayerReader.read(
+                layout,
+                config,
+                layer,
+                new BlockTensors(where, e.getValue(), name -> fullName(root, layer, name)),
+                quantised);
         blocks.put(layer, block);
         experts += block.config().numExperts();
         if (experts > MAX_EXPERTS) {
           throw new CheckpointException(
               directory + " has more than " + MAX_EXPERTS + " experts in all layers");
         }
-        routerBytes += block.router().bytes();
-        if (routerBytes <= EAGER_ROUTER_BYTES) {
-          block.router().requireFinite();
+        checkedBytes += block.checkedBytes();
+        if (checkedBytes <= EAGER_CHECK_BYTES) {
+          block.check();
         }
       }
     }
@@ -144,6 +153,11 @@ final class CheckpointScan {
             Optional<BlockPath.Match> match = path.match(plain);
             if (match.isPresent()) {
               BlockPath.Match m = match.get();
+              prefixes
+                  .computeIfAbsent(m.root(), r -> new TreeMap<>())
+                  .computeIfAbsent(m.layer(), l -> new TreeMap<>())
+                  .putIfAbsent(
+                      firstPart(m.rest()), plain.substring(0, plain.length() - m.rest().length()));
               Tensor before =
                   byRoot
                       .computeIfAbsent(m.root(), r -> new TreeMap<>())
@@ -173,6 +187,20 @@ final class CheckpointScan {
                         .putIfAbsent(m.layer(), "'" + StrictJson.shorten(name) + "' " + problem));
           }
         });
+  }
+
+  private static String firstPart(String name) {
+    int dot = name.indexOf('.');
+    return dot < 0 ? name : name.substring(0, dot);
+  }
+
+  /** A name below a block as the files have it. */
+  private String fullName(String root, int layer, String name) {
+    return prefixes
+            .getOrDefault(root, new TreeMap<>())
+            .getOrDefault(layer, Map.of())
+            .getOrDefault(firstPart(name), "")
+        + name;
   }
 
   private boolean hasExperts(Set<String> names) {
@@ -239,11 +267,11 @@ final class CheckpointScan {
   }
 
   private CheckpointException noExperts() {
-    if (quantised.isPresent()) {
+    if (quantised.said().isPresent()) {
       return new CheckpointException(
           directory
               + ": the model is quantised ("
-              + quantised.get()
+              + quantised.said().get()
               + "), and its experts are in no form that is read here"
               + LayerReader.ACCEPTED);
     }
@@ -281,7 +309,7 @@ final class CheckpointScan {
               where
                   + ": the routed experts are quantised: "
                   + kind
-                  + quantised.map(q -> " (" + q + ")").orElse("")
+                  + quantised.said().map(q -> " (" + q + ")").orElse("")
                   + LayerReader.ACCEPTED);
         });
   }

@@ -70,6 +70,14 @@ public sealed interface ExpertForm {
       return fits ? Optional.of(name.substring(at, end)) : Optional.empty();
     }
 
+    /** The same of any tensor that a quantised module has in place of its {@code .weight}. */
+    static Optional<String> indexOfPart(String template, String name) {
+      int dot = name.lastIndexOf('.');
+      return template.endsWith(".weight") && QuantisedNames.isPart(name.substring(dot + 1))
+          ? index(template, name.substring(0, dot + 1) + "weight")
+          : index(template, name);
+    }
+
     static String name(String template, int expert) {
       return template.replace(EXPERT, Integer.toString(expert));
     }

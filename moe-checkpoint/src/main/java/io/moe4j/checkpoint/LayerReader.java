@@ -23,7 +23,7 @@ import io.moe4j.checkpoint.ExpertForm.StackedApart;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.Arrays;
-import java.util.HashSet;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
@@ -39,8 +39,10 @@ import org.jspecify.annotations.Nullable;
 final class LayerReader {
   /** The end of a message about experts that are quantised. */
   static final String ACCEPTED =
-      ". Accepted are F32, BF16 and F16 experts, and MXFP4 of gpt_oss; a copy of the model that was"
-          + " dequantised to bf16 works";
+      ". Accepted are F32, BF16 and F16, FP8, int4 and int8 of compressed-tensors, GPTQ and AWQ"
+          + " (gemm), NVFP4, MXFP4 and MXFP8; a copy of the model that was dequantised to bf16 works";
+
+  private static final String WEIGHT = ".weight";
 
   /** Each takes some hundred bytes of heap. */
   private static final int MAX_EXPERTS = 1 << 14;
@@ -54,49 +56,62 @@ final class LayerReader {
   private final ModelConfig modelConfig;
   private final int layer;
   private final Optional<String> quantised;
-  private final Map<String, Tensor> tensors;
-  private final Set<String> used = new HashSet<>();
+  private final DataChecks checks = new DataChecks();
+  private final BlockTensors tensors;
+  private final ModuleReader modules;
 
   /** A finished block. */
   record Block(
       MoeConfig config,
       MoeLayerWeights weights,
       RouterCheck router,
+      DataChecks checks,
       long bytes,
-      List<String> leftOut) {}
+      List<String> leftOut) {
+    /** What checks of the elements read. */
+    long checkedBytes() {
+      return router.bytes() + checks.bytes();
+    }
+
+    /** Looks at elements that would make every result wrong, once. */
+    void check() {
+      router.requireFinite();
+      checks.run();
+    }
+  }
 
   private LayerReader(
       String where,
       CheckpointLayout layout,
       ModelConfig modelConfig,
       int layer,
-      Optional<String> quantised,
-      Map<String, Tensor> tensors) {
+      QuantConfig quantised,
+      BlockTensors tensors) {
     this.where = where;
     this.layout = layout;
     this.modelConfig = modelConfig;
     this.layer = layer;
-    this.quantised = quantised;
+    this.quantised = quantised.said();
     this.tensors = tensors;
+    this.modules = new ModuleReader(tensors, quantised, checks);
   }
 
   /**
    * Reads a block.
    *
-   * @param where directory and prefix, for messages
    * @param layout the family
    * @param config config.json
    * @param layer layer index
-   * @param tensors the block's tensors by their name below the block
-   * @param quantised what the config says of quantisation, for messages
+   * @param tensors the block's tensors
+   * @param quantised what the config says of quantisation
    */
   static Block read(
-      String where,
       CheckpointLayout layout,
       ModelConfig config,
       int layer,
-      Map<String, Tensor> tensors,
-      Optional<String> quantised) {
+      BlockTensors tensors,
+      QuantConfig quantised) {
+    String where = tensors.where();
     LayerReader reader = new LayerReader(where, layout, config, layer, quantised, tensors);
     try {
       MoeConfig.Builder builder = layout.rules().block(config, layer);
@@ -124,7 +139,7 @@ final class LayerReader {
   private Block read(
       MoeConfig.Builder builder, Activation sharedActivation, Combine sharedCombine) {
     MoeConfig said = builder.build();
-    if (layout.tokenExperts().stream().anyMatch(tensors::containsKey)) {
+    if (layout.tokenExperts().stream().anyMatch(tensors::has)) {
       // The files decide: a layer with a table has no bias that could change the choice.
       builder.routing(said.routing().toBuilder().byTokenId(true).correctionBias(false).build());
     }
@@ -138,11 +153,7 @@ final class LayerReader {
               + MAX_EXPERTS);
     }
     ExpertWeights experts = readExperts(sizes);
-    if (experts.expert(0).up().isPlain()) {
-      builder.weightDtype(dtype(experts));
-    } else {
-      builder.quantScheme(QuantScheme.MXFP4).weightDtype(DType.BF16);
-    }
+    builder.weightDtype(dtype(experts)).quantSchemes(schemes(experts));
     builder.expertBias(experts.expert(0).upBias() != null);
     RouterWeights router = readRouter(sizes);
     Optional<SharedExpertWeights> shared = readShared(sizes, sharedActivation.isGated());
@@ -155,14 +166,12 @@ final class LayerReader {
                 sharedCombine)));
     long h = sizes.hiddenSize();
     Tensor inputNorm =
-        sizes.inputNorm().isEmpty() ? null : takeFloating(layout.inputNorm().orElse(""), h);
-    Tensor outputBias = takeFirst(layout.outputBias().stream().toList(), h);
+        sizes.inputNorm().isEmpty() ? null : tensors.takeFloating(layout.inputNorm().orElse(""), h);
+    Tensor outputBias = tensors.takeFirst(layout.outputBias().stream().toList(), h);
     builder.outputBias(outputBias != null);
     Optional<LatentWeights> latent = readLatent(sizes);
     List<String> leftOut =
-        tensors.keySet().stream()
-            .filter(n -> !used.contains(n) && isIgnored(n, sizes.numExperts()))
-            .toList();
+        tensors.unused().stream().filter(n -> isIgnored(n, sizes.numExperts())).toList();
     requireAllUsed(leftOut);
     MoeConfig config = builder.build();
     MoeLayerWeights weights =
@@ -170,15 +179,14 @@ final class LayerReader {
     weights = inputNorm == null ? weights : weights.withInputNorm(inputNorm);
     weights = outputBias == null ? weights : weights.withOutputBias(outputBias);
     weights.requireFits(config);
-    long bytes =
-        tensors.values().stream().mapToLong(t -> t.dtype().byteSize(t.elementCount())).sum();
-    return new Block(config, weights, new RouterCheck(where, router), bytes, leftOut);
+    return new Block(
+        config, weights, new RouterCheck(where, router), checks, tensors.bytes(), leftOut);
   }
 
   private ExpertWeights readExperts(MoeConfig sizes) {
     List<ExpertForm> present =
         layout.forms().stream()
-            .filter(f -> tensors.keySet().stream().anyMatch(n -> belongs(f, n)))
+            .filter(f -> tensors.names().stream().anyMatch(n -> belongs(f, n)))
             .toList();
     if (present.size() != 1) {
       throw new CheckpointException(
@@ -198,9 +206,9 @@ final class LayerReader {
   private static boolean belongs(ExpertForm form, String name) {
     return switch (form) {
       case PerExpert p ->
-          p.gate().flatMap(g -> PerExpert.index(g, name)).isPresent()
-              || PerExpert.index(p.up(), name).isPresent()
-              || PerExpert.index(p.down(), name).isPresent();
+          p.gate().flatMap(g -> PerExpert.indexOfPart(g, name)).isPresent()
+              || PerExpert.indexOfPart(p.up(), name).isPresent()
+              || PerExpert.indexOfPart(p.down(), name).isPresent();
       case Stacked s -> name.equals(s.w13()) || name.equals(s.w2());
       case StackedApart a -> name.equals(a.gate()) || name.equals(a.up()) || name.equals(a.down());
       case Mxfp4Stacked m -> m.names(name);
@@ -220,7 +228,7 @@ final class LayerReader {
               + sizes.activation().kind());
     }
     int tensorsPerExpert = gated ? 3 : 2;
-    if ((long) sizes.numExperts() * tensorsPerExpert > tensors.size()) {
+    if ((long) sizes.numExperts() * tensorsPerExpert > tensors.names().size()) {
       requireEveryExpert(form, sizes.numExperts());
     }
     List<ExpertWeights.Expert> experts = new ArrayList<>();
@@ -243,7 +251,7 @@ final class LayerReader {
     for (int e = 0; e < numExperts; e++) {
       for (String template : templates) {
         String name = PerExpert.name(template, e);
-        if (!tensors.containsKey(name)) {
+        if (!hasMap(name)) {
           throw new CheckpointException(
               where
                   + " lacks '"
@@ -251,7 +259,8 @@ final class LayerReader {
                   + "': the config says "
                   + numExperts
                   + " experts, and every one needs "
-                  + templates);
+                  + templates
+                  + quantisedNote());
         }
       }
     }
@@ -266,15 +275,15 @@ final class LayerReader {
     boolean inOut =
         form.orientation() == Orientation.IN_OUT
             || (form.orientation() == Orientation.BY_SHAPE
-                && hasShape(form.w13(), e, h, wide)
-                && hasShape(form.w2(), e, i, h));
-    Tensor w13 = floats(inOut ? take(form.w13(), e, h, wide) : take(form.w13(), e, wide, h));
-    Tensor w2 = floats(inOut ? take(form.w2(), e, i, h) : take(form.w2(), e, h, i));
+                && tensors.hasShape(form.w13(), e, h, wide)
+                && tensors.hasShape(form.w2(), e, i, h));
+    Tensor w13 = floats(inOut ? tensors.take(form.w13(), e, h, wide) : tensors.take(form.w13(), e, wide, h));
+    Tensor w2 = floats(inOut ? tensors.take(form.w2(), e, i, h) : tensors.take(form.w2(), e, h, i));
     return ExpertWeights.ofStacked(
         inOut ? w13.transpose(1, 2) : w13,
         inOut ? w2.transpose(1, 2) : w2,
-        form.b13().map(b -> takeFloating(b, e, wide)).orElse(null),
-        form.b2().map(b -> takeFloating(b, e, h)).orElse(null),
+        form.b13().map(b -> tensors.takeFloating(b, e, wide)).orElse(null),
+        form.b2().map(b -> tensors.takeFloating(b, e, h)).orElse(null),
         gated,
         form.gateUp());
   }
@@ -283,20 +292,15 @@ final class LayerReader {
     long e = sizes.numExperts();
     long h = sizes.expertHiddenSize();
     long i = sizes.intermediateSize();
-    Tensor gate = floats(take(form.gate(), e, i, h));
-    Tensor up = floats(take(form.up(), e, i, h));
-    Tensor down = floats(take(form.down(), e, h, i));
+    Tensor gate = floats(tensors.take(form.gate(), e, i, h));
+    Tensor up = floats(tensors.take(form.up(), e, i, h));
+    Tensor down = floats(tensors.take(form.down(), e, h, i));
     List<ExpertWeights.Expert> experts = new ArrayList<>();
     for (int x = 0; x < sizes.numExperts(); x++) {
       experts.add(
           ExpertWeights.Expert.plain(gate.select(0, x), up.select(0, x), down.select(0, x)));
     }
     return new ExpertWeights(experts);
-  }
-
-  private boolean hasShape(String name, long... shape) {
-    Tensor t = tensors.get(name);
-    return t != null && Arrays.equals(t.shape(), shape);
   }
 
   private ExpertWeights readMxfp4(Mxfp4Stacked form, MoeConfig sizes) {
@@ -310,8 +314,8 @@ final class LayerReader {
         scales(form.w13(), e, wide, h),
         blocks(form.w2(), e, h, i),
         scales(form.w2(), e, h, i),
-        form.b13().map(b -> takeFloating(b, e, wide)).orElse(null),
-        form.b2().map(b -> takeFloating(b, e, h)).orElse(null),
+        form.b13().map(b -> tensors.takeFloating(b, e, wide)).orElse(null),
+        form.b2().map(b -> tensors.takeFloating(b, e, h)).orElse(null),
         gated,
         form.gateUp());
   }
@@ -320,7 +324,7 @@ final class LayerReader {
   private Tensor blocks(String name, long experts, long out, long in) {
     long groups = groups(name, in);
     Tensor t =
-        take(
+        tensors.take(
             name + Mxfp4Stacked.BLOCKS,
             experts,
             out,
@@ -337,7 +341,7 @@ final class LayerReader {
 
   private Tensor scales(String name, long experts, long out, long in) {
     long groups = groups(name, in);
-    Tensor t = take(name + Mxfp4Stacked.SCALES, experts, out, groups);
+    Tensor t = tensors.take(name + Mxfp4Stacked.SCALES, experts, out, groups);
     requireBytes(name + Mxfp4Stacked.SCALES, t);
     return Tensor.strided(
         DType.F8_E8M0,
@@ -368,11 +372,12 @@ final class LayerReader {
     }
   }
 
+  /** The dtype of those that are not quantised; BF16 where all are. */
   private DType dtype(ExpertWeights experts) {
-    DType dtype = experts.expert(0).up().plain().dtype();
+    DType dtype = null;
     for (int e = 0; e < experts.numExperts(); e++) {
       for (Weight w : experts.expert(e).projections()) {
-        if (w.plain().dtype() != dtype) {
+        if (w.isPlain() && dtype != null && w.plain().dtype() != dtype) {
           throw new CheckpointException(
               where
                   + ": expert "
@@ -381,15 +386,53 @@ final class LayerReader {
                   + w.plain()
                   + " beside "
                   + dtype
-                  + "; all experts of a layer must have one dtype");
+                  + "; all experts of a layer that are not quantised must have one dtype");
         }
+        dtype = w.isPlain() ? w.plain().dtype() : dtype;
       }
     }
-    return dtype;
+    return dtype == null ? DType.BF16 : dtype;
   }
 
+  private static Set<QuantScheme> schemes(ExpertWeights experts) {
+    Set<QuantScheme> schemes = new LinkedHashSet<>();
+    for (int e = 0; e < experts.numExperts(); e++) {
+      experts.expert(e).projections().forEach(w -> schemes.add(w.scheme()));
+    }
+    return schemes;
+  }
+
+  /** A projection of one expert; quantised ones go by the name of the module. */
   private Weight weight(String name, long out, long in) {
-    return Weight.plain(name, floats(take(name, out, in)));
+    return name.endsWith(WEIGHT)
+        ? modules.read(module(name), out, in)
+        : Weight.plain(name, floats(tensors.take(name, out, in)));
+  }
+
+  /** For messages about what is missing or not understood. */
+  private String quantisedNote() {
+    Optional<String> kind = QuantisedNames.kind(tensors.names());
+    return kind.map(k -> "; what is here looks quantised: " + k).orElse("")
+        + quantised.map(q -> "; by its config the model is quantised: " + q).orElse("")
+        + (kind.isPresent() || quantised.isPresent() ? ACCEPTED : "");
+  }
+
+  private static String module(String weight) {
+    return weight.endsWith(WEIGHT)
+        ? weight.substring(0, weight.length() - WEIGHT.length())
+        : weight;
+  }
+
+  /** Whether a linear map is in the files, quantised or not. */
+  private boolean hasMap(String weight) {
+    return tensors.has(weight) || (weight.endsWith(WEIGHT) && modules.has(module(weight)));
+  }
+
+  /** A linear map as floats. */
+  private Tensor map(String weight, long out, long in) {
+    return weight.endsWith(WEIGHT)
+        ? modules.plain(module(weight), out, in)
+        : tensors.takeFloating(weight, out, in);
   }
 
   private Tensor floats(Tensor t) {
@@ -409,7 +452,7 @@ final class LayerReader {
     long e = sizes.numChoices();
     String weight =
         layout.routerWeights().stream()
-            .filter(tensors::containsKey)
+            .filter(this::hasMap)
             .findFirst()
             .orElseThrow(() ->
                 new CheckpointException(
@@ -430,18 +473,19 @@ final class LayerReader {
     boolean inOut =
         layout.routerStored() == Orientation.IN_OUT
             || (layout.routerStored() == Orientation.BY_SHAPE
-                && !hasShape(weight, e, sizes.hiddenSize()));
+                && tensors.hasShape(weight, sizes.hiddenSize(), e)
+                && !tensors.hasShape(weight, e, sizes.hiddenSize()));
     Tensor matrix =
         inOut
-            ? transposed(floating(weight, take(weight, sizes.hiddenSize(), e)))
-            : take(weight, e, sizes.hiddenSize());
+            ? transposed(tensors.takeFloating(weight, sizes.hiddenSize(), e))
+            : map(weight, e, sizes.hiddenSize());
     RoutingConfig routing = sizes.routing();
     return new RouterWeights(
-        floating(weight, matrix),
+        matrix,
         bias,
         correction,
         routing.inputNorm().isPresent() ? readRouterNorm(sizes.hiddenSize()) : null,
-        routing.expertScale() ? takeFloating(layout.expertScale().orElse(""), e) : null,
+        routing.expertScale() ? tensors.takeFloating(layout.expertScale().orElse(""), e) : null,
         routing.byTokenId() ? readTokenExperts(sizes) : null);
   }
 
@@ -475,17 +519,17 @@ final class LayerReader {
   /** {@code [E]}, which some files keep as {@code [1, E]}. */
   private @Nullable Tensor takeVector(List<String> names, long size) {
     for (String name : names) {
-      Tensor t = tensors.get(name);
+      Tensor t = tensors.find(name);
       if (t != null && t.dims() == 2 && t.size(0) == 1 && t.size(1) == size) {
-        return floating(name, take(name, 1, size)).select(0, 0);
+        return tensors.floating(name, tensors.take(name, 1, size)).select(0, 0);
       }
     }
-    return takeFirst(names, size);
+    return tensors.takeFirst(names, size);
   }
 
   /** A copy, because a factor that is no tensor's belongs to it. */
   private Tensor readRouterNorm(long h) {
-    float[] norm = takeFloating(layout.routerNorm().orElse(""), h).toFloats();
+    float[] norm = tensors.takeFloating(layout.routerNorm().orElse(""), h).toFloats();
     for (int i = 0; i < norm.length && layout.routerNormOverRoot(); i++) {
       norm[i] = (float) (norm[i] / Math.sqrt((double) h));
     }
@@ -495,10 +539,10 @@ final class LayerReader {
   /** {@code [V, K]} of any integers, checked, as I32. */
   private Tensor readTokenExperts(MoeConfig sizes) {
     String name =
-        layout.tokenExperts().stream().filter(tensors::containsKey).findFirst().orElse("");
-    Tensor found = tensors.get(name);
+        layout.tokenExperts().stream().filter(tensors::has).findFirst().orElse("");
+    Tensor found = tensors.find(name);
     long rows = found == null || found.dims() != 2 ? 1 : found.size(0);
-    Tensor table = take(name, rows, sizes.topK());
+    Tensor table = tensors.take(name, rows, sizes.topK());
     if (table.dtype() != DType.I32 && table.dtype() != DType.I64) {
       throw new CheckpointException(
           where + ": '" + name + "' is " + table + ", accepted are I32 and I64");
@@ -526,26 +570,26 @@ final class LayerReader {
   /** {@code [E]}, or a row of {@code [N, E]}. */
   private @Nullable Tensor readCorrectionBias(long e) {
     Optional<String> found =
-        layout.correctionBiases().stream().filter(tensors::containsKey).findFirst();
+        layout.correctionBiases().stream().filter(tensors::has).findFirst();
     if (found.isEmpty()) {
       return null;
     }
-    Tensor t = tensors.get(found.get());
+    Tensor t = tensors.find(found.get());
     int row = layout.correctionBiasRow();
     if (t == null || t.dims() != 2) {
-      return takeFloating(found.get(), e);
+      return tensors.takeFloating(found.get(), e);
     }
     if (t.size(0) <= row) {
       throw new CheckpointException(
           where + ": '" + found.get() + "' is " + t + ", must have more than " + row + " rows");
     }
-    return takeFloating(found.get(), t.size(0), e).select(0, row);
+    return tensors.takeFloating(found.get(), t.size(0), e).select(0, row);
   }
 
   private Optional<SharedExpertWeights> readShared(MoeConfig sizes, boolean gated) {
     List<SharedForm> present =
         layout.sharedExperts().stream()
-            .filter(f -> tensors.containsKey(f.up() + ".weight"))
+            .filter(f -> modules.has(f.up()))
             .toList();
     OptionalInt promised =
         layout.sharedExperts().isEmpty()
@@ -560,30 +604,29 @@ final class LayerReader {
     }
     SharedForm form = present.getFirst();
     String name = form.up() + ".weight";
-    Tensor any = tensors.get(name);
     int rows = form.fused() ? 2 : 1;
-    if (any == null
-        || any.dims() != 2
-        || any.size(0) % rows != 0
-        || any.size(0) / rows > Integer.MAX_VALUE) {
-      throw new CheckpointException(
-          where
-              + ": "
-              + name
-              + " is "
-              + any
-              + ", must be "
-              + (form.fused() ? "[2I, H]" : "[I, H]"));
-    }
-    int i = (int) (any.size(0) / rows);
+    long outputs =
+        modules
+            .outputs(form.up())
+            .filter(n -> n % rows == 0 && n / rows <= Integer.MAX_VALUE)
+            .orElseThrow(() ->
+                new CheckpointException(
+                    where
+                        + ": "
+                        + name
+                        + " is "
+                        + tensors.find(name)
+                        + ", must be "
+                        + (form.fused() ? "[2I, H]" : "[I, H]")));
+    int i = (int) (outputs / rows);
     if (promised.isPresent() && promised.getAsInt() != i) {
       throw new CheckpointException(
           where
               + ": the shared expert "
               + name
-              + " is "
-              + any
-              + ", "
+              + " has "
+              + outputs
+              + " outputs, "
               + modelConfig.source()
               + " promises "
               + (promised.getAsInt() == 0 ? "none" : "the width " + promised.getAsInt()));
@@ -599,54 +642,59 @@ final class LayerReader {
 
   /** A shared expert of width 0 adds nothing; transformers saves one where there are none. */
   private Optional<SharedExpertWeights> takeShared(SharedForm form, int i, long h, boolean gated) {
-    Tensor up = takeFloating(form.up() + ".weight", form.fused() ? 2L * i : i, h);
-    Tensor upBias = takeFirst(List.of(form.up() + ".bias"), form.fused() ? 2L * i : i);
-    Tensor gate = null;
+    if (i == 0) {
+      form.modules().forEach(m -> tensors.use(m + WEIGHT));
+      layout.sharedExpertGate().ifPresent(g -> tensors.use(g + WEIGHT));
+      return Optional.empty();
+    }
+    Tensor upBias = tensors.takeFirst(List.of(form.up() + ".bias"), form.fused() ? 2L * i : i);
+    Weight up;
+    Weight gate = null;
     Tensor gateBias = null;
     if (form.fused()) {
-      gate = up.narrow(0, 0, i);
-      up = up.narrow(0, i, i);
+      // Rows of a scale or of a word may be of both, so a quantised one cannot be cut as it is.
+      Tensor both = modules.plain(form.up(), 2L * i, h);
+      gate = Weight.plain(form.up() + WEIGHT, both.narrow(0, 0, i));
+      up = Weight.plain(form.up() + WEIGHT, both.narrow(0, i, i));
       gateBias = upBias == null ? null : upBias.narrow(0, 0, i);
       upBias = upBias == null ? null : upBias.narrow(0, i, i);
-    } else if (gated) {
-      String name =
-          form.gate()
-              .orElseThrow(() ->
-                  new CheckpointException(
-                      where + ": the shared expert has a gate, but the layout names none"));
-      gate = takeFloating(name + ".weight", i, h);
-      gateBias = takeFirst(List.of(name + ".bias"), i);
+    } else {
+      up = modules.read(form.up(), i, h);
+      if (gated) {
+        String name =
+            form.gate()
+                .orElseThrow(() ->
+                    new CheckpointException(
+                        where + ": the shared expert has a gate, but the layout names none"));
+        gate = modules.read(name, i, h);
+        gateBias = tensors.takeFirst(List.of(name + ".bias"), i);
+      }
     }
-    Tensor down = takeFloating(form.down() + ".weight", h, i);
-    requireOneDtype(form.up(), up, gate);
-    requireOneDtype(form.up(), up, down);
-    Tensor downBias = takeFirst(List.of(form.down() + ".bias"), h);
+    Weight down = modules.read(form.down(), h, i);
+    ExpertWeights.Expert mlp = ExpertWeights.Expert.of(gate, up, down);
+    requireOneDtype(mlp.projections().stream().filter(Weight::isPlain).toList());
+    Tensor downBias = tensors.takeFirst(List.of(form.down() + ".bias"), h);
     boolean biased = upBias != null && downBias != null && gated == (gateBias != null);
     if (!biased && layout.rules().hasSharedExpertBias(modelConfig, layer)) {
       throw lacks(
           "a bias of the shared expert", List.of(form.up() + ".bias", form.down() + ".bias"));
     }
-    Tensor sigmoidGate =
-        layout.sharedExpertGate().map(g -> takeFloating(g + ".weight", 1, h)).orElse(null);
-    return i == 0
-        ? Optional.empty()
-        : Optional.of(
-            new SharedExpertWeights(
-                ExpertWeights.Expert.plain(gate, up, down).withBias(gateBias, upBias, downBias),
-                sigmoidGate));
+    Tensor sigmoidGate = layout.sharedExpertGate().map(g -> modules.plain(g, 1, h)).orElse(null);
+    return Optional.of(
+        new SharedExpertWeights(mlp.withBias(gateBias, upBias, downBias), sigmoidGate));
   }
 
-  private void requireOneDtype(String name, Tensor up, @Nullable Tensor other) {
-    if (other != null && other.dtype() != up.dtype()) {
-      throw new CheckpointException(
-          where
-              + ": "
-              + name
-              + " holds "
-              + other
-              + " beside "
-              + up
-              + "; a shared expert must have one dtype");
+  private void requireOneDtype(List<Weight> plain) {
+    for (Weight w : plain) {
+      if (w.plain().dtype() != plain.getFirst().plain().dtype()) {
+        throw new CheckpointException(
+            where
+                + ": the shared expert holds "
+                + w
+                + " beside "
+                + plain.getFirst()
+                + "; its maps that are not quantised must have one dtype");
+      }
     }
   }
 
@@ -658,48 +706,8 @@ final class LayerReader {
     String out = layout.latentOut().orElse("");
     return Optional.of(
         new LatentWeights(
-            takeFloating(in + ".weight", sizes.latentSize(), sizes.hiddenSize()),
-            takeFloating(out + ".weight", sizes.hiddenSize(), sizes.latentSize())));
-  }
-
-  private @Nullable Tensor takeFirst(List<String> names, long... shape) {
-    return names.stream()
-        .filter(tensors::containsKey)
-        .findFirst()
-        .map(n -> takeFloating(n, shape))
-        .orElse(null);
-  }
-
-  private Tensor takeFloating(String name, long... shape) {
-    return floating(name, take(name, shape));
-  }
-
-  private Tensor floating(String name, Tensor t) {
-    if (t.dtype() != DType.F32 && t.dtype() != DType.BF16 && t.dtype() != DType.F16) {
-      throw new CheckpointException(
-          where + ": '" + name + "' is " + t + ", accepted are F32, BF16 and F16");
-    }
-    return t;
-  }
-
-  private Tensor take(String name, long... shape) {
-    Tensor t = tensors.get(name);
-    if (t == null) {
-      throw new CheckpointException(
-          where + " lacks '" + name + "' of shape " + Arrays.toString(shape));
-    }
-    if (!Arrays.equals(t.shape(), shape)) {
-      throw new CheckpointException(
-          where
-              + ": '"
-              + name
-              + "' is "
-              + t
-              + ", the config asks for shape "
-              + Arrays.toString(shape));
-    }
-    used.add(name);
-    return t;
+            modules.plain(in, sizes.latentSize(), sizes.hiddenSize()),
+            modules.plain(out, sizes.hiddenSize(), sizes.latentSize())));
   }
 
   private boolean isIgnored(String name, int numExperts) {
@@ -711,13 +719,13 @@ final class LayerReader {
 
   private static boolean isBeyond(PerExpert form, String name, int numExperts) {
     return Stream.concat(form.gate().stream(), Stream.of(form.up(), form.down()))
-        .flatMap(template -> PerExpert.index(template, name).stream())
+        .flatMap(template -> PerExpert.indexOfPart(template, name).stream())
         .anyMatch(index -> index.length() <= 6 && Integer.parseInt(index) >= numExperts);
   }
 
   private void requireAllUsed(List<String> leftOut) {
     List<String> unknown =
-        tensors.keySet().stream().filter(n -> !used.contains(n) && !leftOut.contains(n)).toList();
+        tensors.unused().stream().filter(n -> !leftOut.contains(n)).toList();
     if (!unknown.isEmpty()) {
       throw new CheckpointException(
           where
@@ -727,7 +735,7 @@ final class LayerReader {
               + layout.modelType()
               + "' does not know, which would change the block's result: "
               + StrictJson.shorten(String.join(", ", unknown))
-              + quantised.map(q -> "; the model is quantised: " + q).orElse(""));
+              + quantisedNote());
     }
   }
 }

@@ -216,6 +216,32 @@ public final class ModelConfig {
     return node.isNumber() && node.doubleValue() > 0;
   }
 
+  /** Whether a key has a JSON object. */
+  boolean isObject(String name) {
+    return json.path(name).isObject();
+  }
+
+  /** A nested object, which is there, with a remark on what it is for messages. */
+  ModelConfig object(String name, String remark) {
+    ModelConfig nested = optionalObject(name).orElseThrow();
+    return new ModelConfig(source + " (" + name + ", " + remark + ")", nested.json);
+  }
+
+  /** A string; empty if it is something else or missing. */
+  Optional<String> textAt(String name) {
+    JsonNode node = json.path(name);
+    return node.isTextual() ? Optional.of(node.textValue()) : Optional.empty();
+  }
+
+  /** An integer that must be there and may be negative down to {@code smallest}. */
+  int requireInteger(int smallest, String... names) {
+    return intAt(
+        firstPresent(names)
+            .orElseThrow(() ->
+                new CheckpointException(source + " lacks '" + String.join("' or '", names) + "'")),
+        smallest);
+  }
+
   /** A string in a nested object; empty if either is something else. */
   Optional<String> textIn(String object, String name) {
     JsonNode node = json.path(object).path(name);

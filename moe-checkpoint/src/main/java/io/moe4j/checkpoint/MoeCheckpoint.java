@@ -97,7 +97,7 @@ public final class MoeCheckpoint implements AutoCloseable {
               directory,
               model,
               tensors,
-              QuantisedNames.method(directory, List.of(model.config(), top)));
+              QuantConfig.find(directory, List.of(model.config(), top)));
       return ReadFault.guard(
           directory,
           () -> new MoeCheckpoint(directory, arena, tensors, model, scan.run(options.root())));
@@ -195,13 +195,14 @@ public final class MoeCheckpoint implements AutoCloseable {
    *
    * @param layer one of {@link #layers()}
    * @return views, valid until this is closed
-   * @throws CheckpointException if a tensor of the router holds NaN or infinite values
+   * @throws CheckpointException if a tensor of the router holds NaN or infinite values, or one of a
+   *     quantised weight what the config contradicts
    * @throws IllegalStateException if this is closed
    */
   public MoeLayerWeights weights(int layer) {
     LayerReader.Block block = block(layer);
     requireOpen();
-    block.router().requireFinite();
+    block.check();
     return block.weights().withLayerIndex(layer);
   }
 
@@ -211,7 +212,8 @@ public final class MoeCheckpoint implements AutoCloseable {
    * @param layer one of {@link #layers()}
    * @param expertMap which experts are local, and in which order
    * @return views, valid until this is closed
-   * @throws CheckpointException if a tensor of the router holds NaN or infinite values
+   * @throws CheckpointException if a tensor of the router holds NaN or infinite values, or one of a
+   *     quantised weight what the config contradicts
    * @throws IllegalStateException if this is closed
    */
   public MoeLayerWeights weights(int layer, ExpertMap expertMap) {

@@ -1,32 +1,48 @@
 package io.moe4j.checkpoint;
 
-import java.nio.file.Files;
-import java.nio.file.Path;
 import java.util.Collection;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 import java.util.Optional;
 
 /**
- * Recognises quantised experts, by the names of their tensors and by what the config says, to name
- * the method instead of calling them missing.
+ * Tells by the names of tensors which ways of quantisation experts have: those that are read here,
+ * and those that are not, to name them instead of calling experts missing.
  */
 final class QuantisedNames {
+  /** Endings of tensors that no reader here understands, and who writes them. */
   private static final Map<String, String> BY_ENDING = new LinkedHashMap<>();
+
+  /** What the tensors of a quantised module are called that are read here. */
+  private static final List<String> PARTS =
+      List.of(
+          "qweight",
+          "qzeros",
+          "scales",
+          "g_idx",
+          "weight_packed",
+          "weight_scale",
+          "weight_scale_inv",
+          "weight_scale_2",
+          "weight_global_scale",
+          "weight_zero_point",
+          "weight_shape",
+          "weight_g_idx",
+          "scale",
+          "input_scale",
+          "act_scale",
+          "activation_scale",
+          "input_global_scale",
+          "input_zero_point");
 
   static {
     BY_ENDING.put("_blocks", "MXFP4 (blocks and scales, as gpt-oss is published)");
     BY_ENDING.put("_scales", "MXFP4 (blocks and scales, as gpt-oss is published)");
-    BY_ENDING.put(".qweight", "GPTQ or AWQ (qweight)");
-    BY_ENDING.put(".qzeros", "GPTQ or AWQ (qweight)");
-    BY_ENDING.put(".weight_packed", "compressed-tensors (weight_packed)");
-    BY_ENDING.put("_packed", "compressed-tensors (packed)");
-    BY_ENDING.put("_scale_inv", "block-wise FP8 (weight_scale_inv)");
-    BY_ENDING.put(".weight_scale_2", "NVFP4 (weight_scale_2)");
-    BY_ENDING.put("_weight_scale_2", "NVFP4 (weight_scale_2)");
-    BY_ENDING.put("_weight_scale", "FP8 or int8 (weight_scale)");
-    BY_ENDING.put(".weight_scale", "FP8 or int8 (weight_scale)");
-    BY_ENDING.put(".weight_global_scale", "NVFP4 (weight_global_scale)");
+    BY_ENDING.put("_packed", "packed experts in one tensor (packed)");
+    BY_ENDING.put("_scale_inv", "block-wise FP8 of experts in one tensor (scale_inv)");
+    BY_ENDING.put("_weight_scale_2", "NVFP4 of experts in one tensor (weight_scale_2)");
+    BY_ENDING.put("_weight_scale", "FP8 or int8 of experts in one tensor (weight_scale)");
     BY_ENDING.put(".weight.absmax", "bitsandbytes 4-bit (quant_state)");
     BY_ENDING.put(".SCB", "bitsandbytes 8-bit (SCB)");
     BY_ENDING.put(".W_q", "HQQ (W_q)");
@@ -39,8 +55,8 @@ final class QuantisedNames {
     BY_ENDING.put(".q_scale", "EXL2 (q_scale)");
     BY_ENDING.put(".centroids.weight", "VPTQ (centroids)");
     BY_ENDING.put(".res_centroids.weight", "VPTQ (centroids)");
-    BY_ENDING.put(".scales", "scaled integers (scales)");
     BY_ENDING.put(".biases", "MLX (scales and biases)");
+    BY_ENDING.put(".bitmask", "sparse weights (bitmask)");
   }
 
   private QuantisedNames() {}
@@ -61,7 +77,7 @@ final class QuantisedNames {
         return Optional.of("bitsandbytes 4-bit (quant_state)");
       }
       for (Map.Entry<String, String> e : BY_ENDING.entrySet()) {
-        if (name.endsWith(e.getKey())) {
+        if (name.endsWith(e.getKey()) && !isPart(name.substring(name.lastIndexOf('.') + 1))) {
           return Optional.of(e.getValue());
         }
       }
@@ -70,38 +86,37 @@ final class QuantisedNames {
   }
 
   /**
-   * The method that the config of a checkpoint names.
+   * What kind of modules that are read here a block holds, for messages about what is missing.
    *
-   * @param directory the checkpoint
-   * @param configs its configs, the innermost first
-   * @return in words, like {@code quant_method 'hqq'}, or empty if none says anything
+   * @param names names below the block
+   * @return in words, or empty if nothing looks quantised
    */
-  static Optional<String> method(Path directory, Collection<ModelConfig> configs) {
-    for (ModelConfig config : configs) {
-      for (String key : new String[] {"quantization_config", "compression_config"}) {
-        Optional<String> said = config.textIn(key, "quant_method");
-        if (said.isPresent()) {
-          Optional<String> format =
-              config.textIn(key, "quant_algo").or(() -> config.textIn(key, "format"));
-          return Optional.of(
-              "quant_method '"
-                  + StrictJson.shorten(said.get())
-                  + "'"
-                  + format.map(f -> ", '" + StrictJson.shorten(f) + "'").orElse(""));
-        }
-        if (config.has(key)) {
-          return Optional.of(key + " without quant_method");
-        }
-      }
-      if (config.has("quantization")) {
-        return Optional.of("'quantization', as MLX writes it");
-      }
-    }
-    for (String file : new String[] {"hf_quant_config.json", "quantize_config.json"}) {
-      if (Files.exists(directory.resolve(file))) {
-        return Optional.of("a file " + file);
+  static Optional<String> kind(Collection<String> names) {
+    for (String name : names) {
+      String ending = name.substring(name.lastIndexOf('.') + 1);
+      if (isPart(ending)) {
+        return Optional.of(
+            switch (ending) {
+              case "qweight", "qzeros", "scales", "g_idx" -> "GPTQ or AWQ (" + ending + ")";
+              case "weight_scale_inv" -> "block-wise FP8 (weight_scale_inv)";
+              case "weight_scale_2", "weight_global_scale", "input_global_scale" ->
+                  "NVFP4 (" + ending + ")";
+              case "weight_scale", "scale", "input_scale", "act_scale", "activation_scale" ->
+                  "FP8, int8 or FP4 (" + ending + ")";
+              default -> "compressed-tensors (" + ending + ")";
+            });
       }
     }
     return Optional.empty();
+  }
+
+  /** The names that quantised modules have for their tensors. */
+  static List<String> parts() {
+    return PARTS;
+  }
+
+  /** Whether a name that ends a tensor's is one that quantised modules have. */
+  static boolean isPart(String ending) {
+    return PARTS.contains(ending);
   }
 }

@@ -11,6 +11,9 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.Weight;
+import io.moe4j.reference.Dequantize;
+import io.moe4j.reference.QuantizeActivation;
 import java.util.Arrays;
 import java.util.Comparator;
 import java.util.HashMap;
@@ -29,7 +32,8 @@ import org.jspecify.annotations.Nullable;
 final class BlockEvaluator {
   private final MoeConfig config;
   private final MoeLayerWeights weights;
-  private final IdentityHashMap<Tensor, double[]> dense = new IdentityHashMap<>();
+  private final boolean quantisedActivations;
+  private final IdentityHashMap<Object, double[]> dense = new IdentityHashMap<>();
   private final IdentityHashMap<LoraFactors, Map<Integer, Views>> factorViews =
       new IdentityHashMap<>();
 
@@ -46,8 +50,16 @@ final class BlockEvaluator {
   record Result(double[] output, double[] routed, int[] ids, double[] topkWeights) {}
 
   BlockEvaluator(MoeConfig config, MoeLayerWeights weights) {
+    this(config, weights, false);
+  }
+
+  /**
+   * @param quantisedActivations whether quantised maps see their input as the checkpoint means it
+   */
+  BlockEvaluator(MoeConfig config, MoeLayerWeights weights, boolean quantisedActivations) {
     this.config = config;
     this.weights = weights;
+    this.quantisedActivations = quantisedActivations;
   }
 
   Result forward(double[] x, LoraLayer lora) {
@@ -148,14 +160,13 @@ final class BlockEvaluator {
       @Nullable LoraFactors up,
       @Nullable LoraFactors down,
       int expert) {
-    e.projections().forEach(w -> scale(w.values(), w.scales().orElse(null)));
-    double[] u = mapped(e.up().values(), e.upBias(), x, up, expert);
+    double[] u = mapped(e.up(), e.upBias(), x, up, expert);
     double[] act = new double[u.length];
-    double[] g = e.gate() == null ? u : mapped(e.gate().values(), e.gateBias(), x, gate, expert);
+    double[] g = e.gate() == null ? u : mapped(e.gate(), e.gateBias(), x, gate, expert);
     for (int i = 0; i < act.length; i++) {
       act[i] = activate(activation, g[i], u[i]);
     }
-    return mapped(e.down().values(), e.downBias(), act, down, expert);
+    return mapped(e.down(), e.downBias(), act, down, expert);
   }
 
   private static double activate(Activation a, double g, double u) {
@@ -186,6 +197,11 @@ final class BlockEvaluator {
   private double[] mapped(
       Tensor w, @Nullable Tensor bias, double[] x, @Nullable LoraFactors lora, int expert) {
     double[] y = linear(w, bias, x);
+    addDelta(y, x, lora, expert);
+    return y;
+  }
+
+  private void addDelta(double[] y, double[] x, @Nullable LoraFactors lora, int expert) {
     if (lora != null) {
       Views views = views(lora, expert);
       double[] delta = linear(views.b, null, linear(views.a, null, x));
@@ -193,34 +209,37 @@ final class BlockEvaluator {
         y[i] += delta[i];
       }
     }
+  }
+
+  /** The same of a map that may be quantised; the delta reads the input as it is. */
+  private double[] mapped(
+      Weight w, @Nullable Tensor bias, double[] x, @Nullable LoraFactors lora, int expert) {
+    double[] values =
+        dense.computeIfAbsent(
+            w, k -> Arrays.stream(Dequantize.all(w)).flatMapToDouble(Arrays::stream).toArray());
+    double[] seen = quantisedActivations ? QuantizeActivation.apply(w, x) : x;
+    double[] y = bias == null ? new double[Math.toIntExact(w.out())] : bias.toDoubles();
+    multiply(values, seen, y);
+    addDelta(y, x, lora, expert);
     return y;
   }
 
-  /** Makes a quantised matrix known as what it stands for. */
-  private void scale(@Nullable Tensor t, @Nullable Tensor scales) {
-    if (t != null && scales != null && !dense.containsKey(t)) {
-      double[] values = t.toDoubles();
-      double[] factors = scales.toDoubles();
-      for (int i = 0; i < values.length; i++) {
-        values[i] *= factors[i / (values.length / factors.length)];
-      }
-      dense.put(t, values);
-    }
-  }
-
   private double[] dense(Tensor t) {
-    return dense.computeIfAbsent(t, Tensor::toDoubles);
+    return dense.computeIfAbsent(t, k -> t.toDoubles());
   }
 
   private double[] linear(Tensor w, @Nullable Tensor bias, double[] x) {
     double[] y = bias == null ? new double[Math.toIntExact(w.size(0))] : bias.toDoubles();
-    double[] dense = dense(w);
+    multiply(dense(w), x, y);
+    return y;
+  }
+
+  private static void multiply(double[] dense, double[] x, double[] y) {
     for (int o = 0; o < y.length; o++) {
       for (int i = 0; i < x.length; i++) {
         y[o] += dense[o * x.length + i] * x[i];
       }
     }
-    return y;
   }
 
   private static double[] softmax(double[] z) {

@@ -16,6 +16,11 @@ final class Fixtures {
     return testdata("families");
   }
 
+  /** Small quantised checkpoints, one of each format. */
+  static Path quantised() {
+    return testdata("quantised");
+  }
+
   /** Inputs from public reports on other systems, each with the right result or none. */
   static Path cases() {
     return testdata("cases");

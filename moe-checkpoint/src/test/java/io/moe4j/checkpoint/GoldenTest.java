@@ -28,10 +28,13 @@ import org.junit.jupiter.api.TestFactory;
 class GoldenTest {
   private static final double TOLERANCE = 1e-5;
 
+  /** Outputs with activations quantised as the checkpoint means them. */
+  private static final String AS_QUANTISED = ".actquant";
+
   @TestFactory
   Stream<DynamicTest> everyAdapterOfEveryModel() throws IOException {
     List<DynamicTest> tests = new ArrayList<>();
-    for (Path root : List.of(Fixtures.root(), Fixtures.families())) {
+    for (Path root : List.of(Fixtures.root(), Fixtures.families(), Fixtures.quantised())) {
       try (Stream<Path> paths = Files.list(root)) {
         paths
             .filter(p -> Files.exists(p.resolve("io.safetensors")))
@@ -40,7 +43,7 @@ class GoldenTest {
                 tests.add(DynamicTest.dynamicTest(m.getFileName().toString(), () -> check(m))));
       }
     }
-    assertThat(tests).hasSizeGreaterThanOrEqualTo(71);
+    assertThat(tests).hasSizeGreaterThanOrEqualTo(86);
     return tests.stream();
   }
 
@@ -62,7 +65,10 @@ class GoldenTest {
         }
       }
       for (int layer : checkpoint.layers()) {
-        checkLayer(checkpoint, io, layer, order, adapters);
+        checkLayer(checkpoint, io, layer, order, adapters, "");
+        if (io.tensors().containsKey("layers." + layer + ".output.base" + AS_QUANTISED)) {
+          checkLayer(checkpoint, io, layer, order, adapters, AS_QUANTISED);
+        }
       }
     }
   }
@@ -72,8 +78,11 @@ class GoldenTest {
       SafetensorsFile io,
       int layer,
       List<String> order,
-      Map<String, PeftAdapter> adapters) {
-    BlockEvaluator block = new BlockEvaluator(checkpoint.config(layer), checkpoint.weights(layer));
+      Map<String, PeftAdapter> adapters,
+      String kind) {
+    BlockEvaluator block =
+        new BlockEvaluator(
+            checkpoint.config(layer), checkpoint.weights(layer), kind.equals(AS_QUANTISED));
     Tensor input = io.tensor("layers." + layer + ".input");
     int tokens = Math.toIntExact(input.size(0));
     Map<String, double[][]> outputs = new LinkedHashMap<>();
@@ -95,9 +104,10 @@ class GoldenTest {
         }
       }
       outputs.put(name, rows);
-      assertClose(io, "layers." + layer + ".output." + name, rows);
-      if (io.tensors().containsKey("layers." + layer + ".routed." + name)) {
-        assertClose(io, "layers." + layer + ".routed." + name, routed);
+      assertClose(io, "layers." + layer + ".output." + name + kind, rows);
+      String routedName = "layers." + layer + ".routed." + name + kind;
+      if (io.tensors().containsKey(routedName)) {
+        assertClose(io, routedName, routed);
       }
     }
     for (String mixed : List.of("mixed", "mixed_peft")) {
@@ -108,7 +118,7 @@ class GoldenTest {
         for (int t = 0; t < tokens; t++) {
           rows[t] = outputs.get(names.get(assignment[t]))[t];
         }
-        assertClose(io, "layers." + layer + ".output." + mixed, rows);
+        assertClose(io, "layers." + layer + ".output." + mixed + kind, rows);
       }
     }
   }
@@ -141,7 +151,7 @@ class GoldenTest {
   @TestFactory
   Stream<DynamicTest> everyTensorOfEveryAdapterIsAccountedFor() throws IOException {
     List<DynamicTest> tests = new ArrayList<>();
-    for (Path root : List.of(Fixtures.root(), Fixtures.families())) {
+    for (Path root : List.of(Fixtures.root(), Fixtures.families(), Fixtures.quantised())) {
       try (Stream<Path> paths = Files.walk(root, 4)) {
         paths
             .filter(p -> p.endsWith("adapter_config.json"))

@@ -396,10 +396,6 @@ class ToleranceTest extends AdapterTestBase {
     "centroids.weight, vptq",
     "q_weight, exl2",
     "SCB, bitsandbytes",
-    "qweight, gptq",
-    "qweight, awq",
-    "weight_packed, compressed-tensors",
-    "weight_scale_inv, fp8",
     "something_nobody_knows, the_method_of_tomorrow"
   })
   void quantisedExpertsAreNamedByTheirMethod(String ending, String method) {
@@ -428,6 +424,33 @@ class ToleranceTest extends AdapterTestBase {
     }
   }
 
+  /** Those that are read, with a config and tensors that say too little. */
+  @ParameterizedTest
+  @CsvSource({
+    "qweight, gptq, lacks 'bits'",
+    "qweight, awq, lacks 'bits' or 'w_bit'",
+    "weight_packed, compressed-tensors, lacks 'config_groups'",
+    "weight_scale_inv, fp8, 'experts.0.gate_proj.weight' is missing",
+    "qweight, fp8, 'experts.0.gate_proj.qweight' is of GPTQ or AWQ",
+    "qweight, hqq, which is not read here"
+  })
+  void quantisedExpertsNeedTheirConfig(String ending, String method, String wrong) {
+    TinyCheckpoint t = TinyCheckpoint.qwen3();
+    Map.copyOf(t.tensors)
+        .forEach((name, tensor) -> {
+          if (name.contains("experts.")) {
+            t.drop(name);
+            t.put(name.replace("_proj.weight", "_proj." + ending), DType.I32, 4, 4);
+          }
+        });
+    t.with("quantization_config", Map.of("quant_method", method));
+    Path at = t.writeModel(dir);
+    assertThatThrownBy(() -> MoeCheckpoint.open(at))
+        .isInstanceOf(CheckpointException.class)
+        .hasMessageContaining("quant_method '" + method + "'")
+        .hasMessageContaining(wrong);
+  }
+
   @Test
   void otherSignsOfQuantisation() throws Exception {
     TinyCheckpoint none = TinyCheckpoint.qwen3();
@@ -453,7 +476,7 @@ class ToleranceTest extends AdapterTestBase {
     bytes.tensors.replaceAll(
         (n, x) -> n.contains("experts.") ? TinyCheckpoint.random(n, DType.I8, x.shape()) : x);
     assertThatThrownBy(() -> MoeCheckpoint.open(bytes.writeModel(dir)))
-        .hasMessageContaining("the experts are I8")
+        .hasMessageContaining("'experts.0.gate_proj.weight' is I8[12, 16]")
         .hasMessageContaining("torchao");
     // A dequantised copy with a leftover config is what its tensors are.
     MoeCheckpoint.open(

@@ -5,6 +5,7 @@ import io.moe4j.cli.bench.BenchReport;
 import io.moe4j.cli.bench.BenchShape;
 import io.moe4j.cli.bench.DeviceBench;
 import io.moe4j.cli.bench.DeviceBenchReport;
+import io.moe4j.cli.bench.DeviceWeightKind;
 import io.moe4j.cli.bench.LayerBench;
 import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.MoeOracle;
@@ -16,6 +17,7 @@ import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
+import java.util.Optional;
 import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
@@ -63,7 +65,9 @@ final class BenchCommand implements Callable<Integer> {
       paramLabel = "DTYPE",
       completionCandidates = Candidates.Dtypes.class,
       split = ",",
-      description = "Weights: bf16, f16 or f32.")
+      description =
+          "Weights: bf16, f16 or f32; on a GPU one of bf16, int4, int8 (both with groups of 128),"
+              + " fp8 (blocks of 128x128), mxfp4.")
   private List<String> dtypes = new ArrayList<>();
 
   @Option(
@@ -182,9 +186,7 @@ final class BenchCommand implements Callable<Integer> {
   private int onDevice() {
     List<BenchShape> of =
         shapes.isEmpty() ? BenchShape.DEVICE : shapes.stream().map(BenchCommand::shape).toList();
-    if (dtypes.stream().anyMatch(t -> dtype(t) != DType.BF16)) {
-      throw CliException.usage("--dtype is " + dtypes + "; with --device cuda accepted is bf16");
-    }
+    DeviceWeightKind weights = dtypes.isEmpty() ? DeviceWeightKind.BF16 : deviceWeights();
     List<Integer> counts = counts();
     if (tokens.isEmpty() && !quick) {
       counts = Stream.concat(counts.stream(), MANY_TOKENS.stream()).toList();
@@ -205,7 +207,8 @@ final class BenchCommand implements Callable<Integer> {
     }
     DeviceBenchReport report;
     try (MoeOracle oracle = oracleOptions.discover();
-        DeviceBench bench = DeviceBench.open(oracle, oracleOptions.backend, counts, grid, rest);
+        DeviceBench bench =
+            DeviceBench.open(oracle, oracleOptions.backend, weights, counts, grid, rest);
         Progress progress =
             Progress.start(moe, "Bench", (long) of.size() * counts.size() * grid.size())) {
       for (BenchShape s : of) {
@@ -225,6 +228,16 @@ final class BenchCommand implements Callable<Integer> {
       moe.note("Written: bench.md and bench.json in " + out);
     }
     return ExitCode.OK;
+  }
+
+  private DeviceWeightKind deviceWeights() {
+    Optional<DeviceWeightKind> kind =
+        dtypes.size() == 1 ? DeviceWeightKind.parse(dtypes.getFirst()) : Optional.empty();
+    return kind.orElseThrow(() ->
+        CliException.usage(
+            "--dtype is "
+                + dtypes
+                + "; with --device cuda accepted is one of bf16, int4, int8, fp8, mxfp4"));
   }
 
   private void writeFile(String name, String text) {

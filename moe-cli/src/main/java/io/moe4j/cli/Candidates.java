@@ -26,7 +26,7 @@ final class Candidates {
   /** Dtypes of random weights. */
   static final class Dtypes extends Fixed {
     Dtypes() {
-      super(List.of("bf16", "f16", "f32"));
+      super(List.of("bf16", "f16", "f32", "int4", "int8", "fp8", "mxfp4"));
     }
   }
 

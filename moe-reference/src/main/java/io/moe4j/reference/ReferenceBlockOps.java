@@ -188,7 +188,8 @@ public final class ReferenceBlockOps implements BlockOps {
                 config.sharedExpert().orElseThrow(),
                 weights.shared(),
                 TensorRows.read(hidden, t),
-                adapter);
+                adapter,
+                config.quantizedActivations());
         boolean average = config.sharedExpert().orElseThrow().combine() == Combine.AVERAGE;
         for (int h = 0; h < y.length; h++) {
           y[h] = average ? (y[h] + shared[h]) / 2 : y[h] + shared[h];

@@ -22,8 +22,13 @@ public final class ReferenceExperts implements ModularExperts, LoraExperts {
    *
    * @param config the layer
    * @param weights fits {@code config}, in host memory; stays valid until closed
+   * @throws IllegalArgumentException if activations are to be quantised and a weight lacks the scale
+   *     that its scheme needs for it
    */
   public ReferenceExperts(MoeConfig config, ExpertWeights weights) {
+    if (config.quantizedActivations()) {
+      weights.experts().forEach(e -> e.projections().forEach(QuantizeActivation::requireScale));
+    }
     this.config = config;
     this.weights = weights;
   }
@@ -63,7 +68,12 @@ public final class ReferenceExperts implements ModularExperts, LoraExperts {
         double[] x = TensorRows.read(inputs.hidden(), e, j);
         double[] y =
             ReferenceMoe.expert(
-                config.activation(), weights.expert(e), x, ReferenceMoe.adapter(lora, e, j), e);
+                config.activation(),
+                weights.expert(e),
+                x,
+                ReferenceMoe.adapter(lora, e, j),
+                e,
+                config.quantizedActivations());
         TensorRows.write(y, inputs.output(), e, j);
       }
     }

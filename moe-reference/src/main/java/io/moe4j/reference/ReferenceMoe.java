@@ -14,6 +14,7 @@ import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.api.weights.Weight;
 import java.util.Objects;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
@@ -78,8 +79,39 @@ public final class ReferenceMoe {
       double[] x,
       @Nullable LoraLayer lora,
       int expert) {
+    return expert(activation, weights, x, lora, expert, false);
+  }
+
+  /**
+   * One routed expert on one input, before any router weight.
+   *
+   * @param activation between w13 and w2
+   * @param weights the expert's
+   * @param x {@code [H]} (the latent width where there is one)
+   * @param lora the token's adapter at this layer, or null; it reads activations unquantised
+   * @param expert local index, for factors that have one entry an expert
+   * @param quantized whether quantised maps see their input as their scheme says ({@link
+   *     QuantizeActivation})
+   * @return {@code [H]}
+   * @since 0.2.0
+   */
+  public static double[] expert(
+      Activation activation,
+      ExpertWeights.Expert weights,
+      double[] x,
+      @Nullable LoraLayer lora,
+      int expert,
+      boolean quantized) {
     return mlp(
-        activation, weights, x, lora, LoraTarget.GATE, LoraTarget.UP, LoraTarget.DOWN, expert);
+        activation,
+        weights,
+        x,
+        lora,
+        LoraTarget.GATE,
+        LoraTarget.UP,
+        LoraTarget.DOWN,
+        expert,
+        quantized);
   }
 
   /**
@@ -120,14 +152,15 @@ public final class ReferenceMoe {
       LoraTarget gateTarget,
       LoraTarget upTarget,
       LoraTarget downTarget,
-      int expert) {
-    double[] up = upProduct(weights, x);
+      int expert,
+      boolean quantized) {
+    double[] up = upProduct(weights, seen(weights.up(), x, quantized));
     ReferenceMath.addBias(up, weights.upBias());
     ReferenceMath.addLora(up, lora, upTarget, expert, x);
 
     double[] gate = new double[up.length];
     if (weights.gate() != null) {
-      gate = gateProduct(weights, x);
+      gate = gateProduct(weights, seen(weights.gate(), x, quantized));
       ReferenceMath.addBias(gate, weights.gateBias());
       ReferenceMath.addLora(gate, lora, gateTarget, expert, x);
     }
@@ -137,10 +170,14 @@ public final class ReferenceMoe {
       hidden[i] = ReferenceMath.activate(activation, gate[i], up[i]);
     }
 
-    double[] y = downProduct(weights, hidden);
+    double[] y = downProduct(weights, seen(weights.down(), hidden, quantized));
     ReferenceMath.addBias(y, weights.downBias());
     ReferenceMath.addLora(y, lora, downTarget, expert, hidden);
     return y;
+  }
+
+  private static double[] seen(Weight weight, double[] x, boolean quantized) {
+    return quantized ? QuantizeActivation.apply(weight, x) : x;
   }
 
   /**
@@ -176,7 +213,8 @@ public final class ReferenceMoe {
               weights.expert(expert),
               onInput ? scaled(weight, x) : x,
               lora,
-              expert);
+              expert,
+              config.quantizedActivations());
       for (int h = 0; h < sum.length; h++) {
         sum[h] += onInput ? y[h] : weight * y[h];
       }
@@ -220,6 +258,26 @@ public final class ReferenceMoe {
       SharedExpertWeights weights,
       double[] x,
       @Nullable LoraLayer lora) {
+    return sharedExpert(config, weights, x, lora, false);
+  }
+
+  /**
+   * {@return the shared expert's part of the block's output for one token, {@code [H]}}
+   *
+   * @param config its config
+   * @param weights its weights
+   * @param x {@code [H]}, the block's input
+   * @param lora the token's adapter at this layer, or null; it reads activations unquantised
+   * @param quantized whether quantised maps see their input as their scheme says ({@link
+   *     QuantizeActivation})
+   * @since 0.2.0
+   */
+  public static double[] sharedExpert(
+      SharedExpertConfig config,
+      SharedExpertWeights weights,
+      double[] x,
+      @Nullable LoraLayer lora,
+      boolean quantized) {
     double[] y =
         mlp(
             config.activation(),
@@ -229,7 +287,8 @@ public final class ReferenceMoe {
             LoraTarget.SHARED_GATE,
             LoraTarget.SHARED_UP,
             LoraTarget.SHARED_DOWN,
-            0);
+            0,
+            quantized);
     if (weights.sigmoidGate() == null) {
       return y;
     }

@@ -30,8 +30,13 @@ public final class ReferenceMonolithicExperts implements MonolithicExperts, Lora
    *
    * @param config the layer
    * @param weights fits {@code config}, in host memory; stays valid until closed
+   * @throws IllegalArgumentException if activations are to be quantised and a weight lacks the scale
+   *     that its scheme needs for it
    */
   public ReferenceMonolithicExperts(MoeConfig config, ExpertWeights weights) {
+    if (config.quantizedActivations()) {
+      weights.experts().forEach(e -> e.projections().forEach(QuantizeActivation::requireScale));
+    }
     this.config = config;
     this.weights = weights;
     Optional<ExpertMap> map = config.expertMap();

@@ -45,6 +45,7 @@ final class CpuBlockOps implements BlockOps {
   private final @Nullable DenseLayer latentIn;
   private final @Nullable DenseLayer latentOut;
   private final @Nullable Mlp shared;
+  private final @Nullable SharedAsQuantised sharedAsQuantised;
   private final @Nullable DenseLayer sharedGate;
   private final ConcurrentLinkedQueue<Router> routers = new ConcurrentLinkedQueue<>();
 
@@ -70,6 +71,7 @@ final class CpuBlockOps implements BlockOps {
     latentOut = l == null ? null : dense(l.out(), LoraTarget.LATENT_OUT, team, loras, rank);
     SharedExpertWeights s = weights.shared();
     SharedExpertConfig c = config.sharedExpert().orElse(null);
+    sharedAsQuantised = SharedAsQuantised.of(config, s);
     if (s == null || c == null) {
       shared = null;
       sharedGate = null;
@@ -291,19 +293,23 @@ final class CpuBlockOps implements BlockOps {
       MemorySegment.copy(routed.segment(), 0, ws, 0, 4L * tokens * h);
     }
     if (shared != null) {
-      shared.run(
-          new MlpCall(
-              x,
-              type,
-              tokens,
-              1,
-              null,
-              null,
-              null,
-              context,
-              ws.asSlice(sharedOut, accumulatorBytes(tokens)),
-              DType.F32),
-          ws.asSlice(scratch));
+      if (sharedAsQuantised != null) {
+        sharedAsQuantised.run(hidden, lora, ws.asSlice(sharedOut, accumulatorBytes(tokens)));
+      } else {
+        shared.run(
+            new MlpCall(
+                x,
+                type,
+                tokens,
+                1,
+                null,
+                null,
+                null,
+                context,
+                ws.asSlice(sharedOut, accumulatorBytes(tokens)),
+                DType.F32),
+            ws.asSlice(scratch));
+      }
       if (sharedGate != null) {
         sharedGate.run(x, type, tokens, context, ws, gate, ws, scratch);
       }

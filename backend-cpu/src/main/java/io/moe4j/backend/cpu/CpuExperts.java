@@ -2,7 +2,6 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
@@ -21,21 +20,16 @@ import java.util.Optional;
 final class CpuExperts implements ModularExperts, LoraExperts {
   private final MoeConfig config;
   private final Arena arena = Arena.ofShared();
-  private final Arena plainArena = Arena.ofShared();
   private final Mlp mlp;
 
   CpuExperts(MoeConfig config, ExpertWeights weights, Mlps mlps) {
     this.config = config;
     boolean done = false;
     try {
-      ExpertWeights plain =
-          config.uniformScheme().equals(Optional.of(QuantScheme.MXFP4))
-              ? Mxfp4.dequantise(weights, plainArena)
-              : weights;
       mlp =
           mlps.of(
               config.activation(),
-              plain.experts(),
+              weights.experts(),
               arena,
               false,
               new Mlp.Options(
@@ -44,9 +38,6 @@ final class CpuExperts implements ModularExperts, LoraExperts {
                   config.lora().map(LoraConfig::maxLoras).orElse(0),
                   config.lora().map(LoraConfig::maxRank).orElse(0),
                   config.batchInvariant()));
-      if (mlp instanceof NativeMlp) { // packed weights need the plain ones no more
-        plainArena.close();
-      }
       done = true;
     } finally {
       if (!done) {
@@ -120,10 +111,8 @@ final class CpuExperts implements ModularExperts, LoraExperts {
 
   @Override
   public void close() {
-    for (Arena a : new Arena[] {arena, plainArena}) {
-      if (a.scope().isAlive()) {
-        a.close();
-      }
+    if (arena.scope().isAlive()) {
+      arena.close();
     }
   }
 }

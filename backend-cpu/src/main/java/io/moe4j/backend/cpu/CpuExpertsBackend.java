@@ -2,7 +2,6 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
@@ -14,9 +13,9 @@ import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.kernel.KernelSelection;
 
 /**
- * The {@code cpu} backend: experts on the host processor, weights in their own dtype and place, f32
- * arithmetic, LoRA fused; MXFP4 weights are turned into BF16 by prepare. Fast where {@code
- * jdk.incubator.vector} is loaded, right everywhere.
+ * The {@code cpu} backend: experts on the host processor, weights in their own dtype or codes, f32
+ * arithmetic, LoRA fused. Every quantisation scheme; activations stay unquantised. Fast where its
+ * kernels in C load or {@code jdk.incubator.vector} is there, right everywhere.
  */
 public final class CpuExpertsBackend implements ExpertsBackend {
   /** The backend's name. */
@@ -69,12 +68,9 @@ public final class CpuExpertsBackend implements ExpertsBackend {
             Support.Code.DEVICE,
             () -> platform.whyAbsent(DeviceType.CPU))
         .require(
-            config
-                .uniformScheme()
-                .filter(s -> s.isNone() || s.equals(QuantScheme.MXFP4))
-                .isPresent(),
+            !config.quantizedActivations(),
             Support.Code.QUANTIZATION,
-            () -> "quantisation " + config.quantSchemes() + ", accepted: none, mxfp4")
+            () -> "quantised activations of " + config.quantSchemes() + ", accepted: unquantised")
         .require(
             config.parallel().tpSize() == 1,
             Support.Code.PARALLEL,

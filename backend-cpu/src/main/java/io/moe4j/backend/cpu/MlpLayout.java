@@ -17,6 +17,9 @@ import io.moe4j.backend.cpu.kernel.Kernels;
  * @param scratch of the first thread; the next one's is {@code scratchStride} bytes on
  * @param shrunk bytes at the start of a thread's scratch for what LoRA A gives
  * @param rowStride bytes from one row to the next in the scratch of {@link PanelDeltas}
+ * @param widened rows of a matrix in codes that the first thread has widened; the next one's are
+ *     {@code widenedStride} bytes on
+ * @param widenedStride 0 where no matrix is in codes
  * @param total size of the workspace
  */
 record MlpLayout(
@@ -35,6 +38,8 @@ record MlpLayout(
     long scratchStride,
     long shrunk,
     long rowStride,
+    long widened,
+    long widenedStride,
     long total) {
   /** Pairs handled at a time; bounds the workspace whatever {@code T}. */
   static final int CHUNK_PAIRS = 8192;
@@ -44,6 +49,9 @@ record MlpLayout(
 
   /** Tokens that a tile of {@link RowTiles} computes. */
   static final int TOKEN_TILE = 32;
+
+  /** Rows of a matrix in codes that {@link RowTiles} widens at a time. */
+  static final int WIDENED_ROWS = 8;
 
   /** Outputs of LoRA B that {@link PanelDeltas} computes at a time. */
   static final int DELTA_PIECE = 1024;
@@ -78,6 +86,11 @@ record MlpLayout(
     long xPanels = layout.reserve(4L * lanes * w.hidden);
     long actPanels = layout.reserve(4L * lanes * w.intermediate);
     long scratch = layout.reserve(scratchStride * mlp.team().size());
+    long widenedStride =
+        w.isCoded()
+            ? Workspace.align(4L * WIDENED_ROWS * Math.max(w.hidden, w.intermediate))
+            : 0;
+    long widened = layout.reserve(widenedStride * mlp.team().size());
     return new MlpLayout(
         tokens,
         x,
@@ -94,6 +107,8 @@ record MlpLayout(
         scratchStride,
         shrunk,
         rowStride,
+        widened,
+        widenedStride,
         layout.byteSize());
   }
 
@@ -114,6 +129,11 @@ record MlpLayout(
   /** {@return where a thread's scratch begins} */
   long scratchOf(int member) {
     return scratch + member * scratchStride;
+  }
+
+  /** {@return where a thread widens rows of a matrix in codes} */
+  long widenedOf(int member) {
+    return widened + member * widenedStride;
   }
 
   /** {@return where a thread keeps the rows of {@link PanelDeltas}} */

@@ -2,13 +2,14 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.Weight;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
 import java.util.List;
+import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -17,13 +18,11 @@ import org.jspecify.annotations.Nullable;
  */
 final class MlpWeights {
   final Activation activation;
-  final DType upType;
-  final DType downType;
   final int hidden;
   final int intermediate;
-  final Rows[] gate;
-  final Rows[] up;
-  final Rows[] down;
+  final Matrix[] gate;
+  final Matrix[] up;
+  final Matrix[] down;
   final @Nullable MemorySegment[] gateBias;
   final @Nullable MemorySegment[] upBias;
   final @Nullable MemorySegment[] downBias;
@@ -33,7 +32,7 @@ final class MlpWeights {
 
   /**
    * @param activation between the products
-   * @param experts all alike
+   * @param experts of one shape
    * @param arena where repacked copies go
    * @param shared whether LoRA targets are those of the shared expert
    */
@@ -41,14 +40,12 @@ final class MlpWeights {
       Activation activation, List<ExpertWeights.Expert> experts, Arena arena, boolean shared) {
     this.activation = activation;
     ExpertWeights.Expert first = experts.getFirst();
-    upType = Rows.requireFloat("up", first.up().plain());
-    downType = Rows.requireFloat("down", first.down().plain());
     intermediate = Math.toIntExact(first.up().out());
     hidden = Math.toIntExact(first.up().in());
     int n = experts.size();
-    gate = new Rows[activation.isGated() ? n : 0];
-    up = new Rows[n];
-    down = new Rows[n];
+    gate = new Matrix[activation.isGated() ? n : 0];
+    up = new Matrix[n];
+    down = new Matrix[n];
     gateBias = new MemorySegment[n];
     upBias = new MemorySegment[n];
     downBias = new MemorySegment[n];
@@ -56,18 +53,14 @@ final class MlpWeights {
       ExpertWeights.Expert x = experts.get(e);
       Weight g = x.gate();
       if (activation.isGated()) {
-        if (g == null || g.plain().dtype() != upType) {
+        if (g == null) {
           throw new IllegalArgumentException(
-              "expert " + e + " has gate " + g + " and up " + x.up() + "; dtypes must agree");
+              "expert " + e + " has no gate, which " + activation + " needs");
         }
-        gate[e] = Rows.of(g.plain(), arena);
+        gate[e] = Matrix.of(g, arena);
       }
-      if (x.up().plain().dtype() != upType || x.down().plain().dtype() != downType) {
-        throw new IllegalArgumentException(
-            "expert " + e + " has up " + x.up() + " and down " + x.down() + ", unlike expert 0");
-      }
-      up[e] = Rows.of(x.up().plain(), arena);
-      down[e] = Rows.of(x.down().plain(), arena);
+      up[e] = Matrix.of(x.up(), arena);
+      down[e] = Matrix.of(x.down(), arena);
       gateBias[e] = bias(x.gateBias(), arena);
       upBias[e] = bias(x.upBias(), arena);
       downBias[e] = bias(x.downBias(), arena);
@@ -79,6 +72,11 @@ final class MlpWeights {
 
   private static @Nullable MemorySegment bias(@Nullable Tensor t, Arena arena) {
     return t == null ? null : Rows.vector(t, arena);
+  }
+
+  /** {@return whether some matrix is in codes} */
+  boolean isCoded() {
+    return Stream.of(gate, up, down).flatMap(Arrays::stream).anyMatch(CodedRows.class::isInstance);
   }
 
   int count() {

@@ -2,6 +2,7 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.backend.cpu.ffi.HugeMemory;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
 import io.moe4j.backend.cpu.kernel.KernelSelection;
 import io.moe4j.backend.cpu.kernel.Kernels;
@@ -43,6 +44,23 @@ record Mlps(
         ThreadTeam.shared());
   }
 
+  /** Packs into the layer's arena, or leaves nothing in it. */
+  private boolean packed(PackedWeights packed, MlpWeights plain, NativeKernels c, Arena arena) {
+    Arena own = Arena.ofShared();
+    boolean done = false;
+    try {
+      done = packed.pack(plain, c, team, own);
+      if (done) {
+        HugeMemory.closeWith(arena, own);
+      }
+      return done;
+    } finally {
+      if (!done) {
+        own.close();
+      }
+    }
+  }
+
   /** {@return which kernels this JVM uses and, if none in C, why; or what a property lacks} */
   static String describe() {
     try {
@@ -59,7 +77,7 @@ record Mlps(
    * Prepares some MLPs.
    *
    * @param activation between the products
-   * @param experts all alike
+   * @param experts of one shape
    * @param arena where copies go
    * @param shared whether LoRA targets are those of the shared expert
    * @param options what they have in common
@@ -73,9 +91,16 @@ record Mlps(
     if (c != null) {
       try (Arena copies = Arena.ofShared()) {
         MlpWeights plain = new MlpWeights(activation, experts, copies, shared);
-        String refusal = pack.refusal(PackedWeights.bytes(plain));
+        PackedWeights packed = new PackedWeights(plain);
+        String refusal = packed.refusal();
         if (refusal.isEmpty()) {
-          return new NativeMlp(new PackedWeights(plain, c, team, arena), c, team, options);
+          refusal = pack.refusal(packed.bytes());
+        }
+        if (refusal.isEmpty()) {
+          if (packed(packed, plain, c, arena)) {
+            return new NativeMlp(packed, c, team, options);
+          }
+          refusal = "a code or a scale is not a number";
         }
         LOG.info("The CPU backend uses weights in place with {}: {}.", java.description(), refusal);
       }

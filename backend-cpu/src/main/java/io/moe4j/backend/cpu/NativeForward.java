@@ -151,8 +151,8 @@ final class NativeForward {
   private DType rowType() {
     return mlp.kernels().multipliesBf16()
             && hiddenType == DType.BF16
-            && w.upType == DType.BF16
-            && w.downType == DType.BF16
+            && w.w13.plain() == DType.BF16
+            && w.w2.plain() == DType.BF16
             && !mlp.options().weightOnInput()
         ? DType.BF16
         : DType.F32;
@@ -173,8 +173,8 @@ final class NativeForward {
             .put((long) w.intermediate)
             .put((long) w.hiddenPadded)
             .put((long) w.intermediatePadded)
-            .put((long) CallStruct.code(w.upType))
-            .put((long) CallStruct.code(w.downType))
+            .put((long) w.w13.type())
+            .put((long) w.w2.type())
             .put((long) CallStruct.code(rows))
             .put((long) mlp.kernels().code())
             .put((long) CallStruct.code(w.activation.kind()))
@@ -183,11 +183,11 @@ final class NativeForward {
             .put(w.activation.limit())
             .put(0f)
             .put(w.w13.address())
-            .put(w.expertBytes13())
-            .put(w.blockBytes13())
+            .put(w.w13.expertBytes())
+            .put(w.w13.blockBytes())
             .put(w.w2.address())
-            .put(w.expertBytes2())
-            .put(w.blockBytes2())
+            .put(w.w2.expertBytes())
+            .put(w.w2.blockBytes())
             .put(address(w.b13))
             .put(address(w.b2))
             .put(base + l.x())
@@ -198,6 +198,8 @@ final class NativeForward {
             .put(l.yStride())
             .put(base + l.pair())
             .put(base + l.position())
+            .put(w.w13.structAddress())
+            .put(w.w2.structAddress())
             .put(base + l.segments())
             .put(l.shrunkStride())
             .put((long) topK);
@@ -230,8 +232,8 @@ final class NativeForward {
       // Where multiplying takes longer than reading, longer tasks: the next block is fetched
       // meanwhile.
       int longer = n > LONG_TASK_ROWS && plan.size >= w.count * LONG_TASK_ROWS ? 4 : 1;
-      addTasks(tasks13, first, w.blocks13(), mlp.group13() * longer);
-      addTasks(tasks2, first, w.blocks2(), mlp.group2() * longer);
+      addTasks(tasks13, first, w.w13.blocks(), mlp.group13() * longer);
+      addTasks(tasks2, first, w.w2.blocks(), mlp.group2() * longer);
     }
   }
 
@@ -297,7 +299,7 @@ final class NativeForward {
     int u = tasks13.unit[index];
     int block = tasks13.block[index];
     int blocks = tasks13.blocks[index];
-    check(u, block, blocks, w.blocks13());
+    check(u, block, blocks, w.w13.blocks());
     mlp.kernels()
         .w13(
             call,
@@ -314,7 +316,7 @@ final class NativeForward {
     int u = tasks2.unit[index];
     int block = tasks2.block[index];
     int blocks = tasks2.blocks[index];
-    check(u, block, blocks, w.blocks2());
+    check(u, block, blocks, w.w2.blocks());
     mlp.kernels()
         .w2(
             call,

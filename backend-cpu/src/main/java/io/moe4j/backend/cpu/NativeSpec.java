@@ -15,12 +15,12 @@ record NativeSpec(
 
   /** {@return blocks of w13 that a task computes} */
   int group13() {
-    return group(weights.blocks13(), weights.blockBytes13());
+    return group(weights.w13.blocks(), weights.w13.blockBytes());
   }
 
   /** {@return blocks of w2 that a task computes} */
   int group2() {
-    return group(weights.blocks2(), weights.blockBytes2());
+    return group(weights.w2.blocks(), weights.w2.blockBytes());
   }
 
   private static int group(int blocks, long bytes) {

@@ -5,8 +5,6 @@ import static io.moe4j.backend.cpu.ffi.CallStruct.HALF;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.tensor.DType;
-import io.moe4j.backend.cpu.ffi.HugeMemory;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -19,8 +17,6 @@ import org.jspecify.annotations.Nullable;
  */
 final class PackedWeights {
   final Activation activation;
-  final DType upType;
-  final DType downType;
   final int count;
   final int hidden;
   final int intermediate;
@@ -30,26 +26,21 @@ final class PackedWeights {
   /** Activations that one block of w13 makes. */
   final int blockWidth;
 
-  final MemorySegment w13;
-  final MemorySegment w2;
-  final @Nullable MemorySegment b13;
-  final @Nullable MemorySegment b2;
+  final PackedSide w13;
+  final PackedSide w2;
+  @Nullable MemorySegment b13;
+  @Nullable MemorySegment b2;
   final LoraTarget gateTarget;
   final LoraTarget upTarget;
   final LoraTarget downTarget;
 
   /**
-   * Packs.
+   * Weights that {@link #pack} will pack.
    *
-   * @param from the weights; not needed afterwards
-   * @param kernels that pack
-   * @param team whose threads do it
-   * @param arena where packed weights go
+   * @param from the weights
    */
-  PackedWeights(MlpWeights from, NativeKernels kernels, ThreadTeam team, Arena arena) {
+  PackedWeights(MlpWeights from) {
     activation = from.activation;
-    upType = from.upType;
-    downType = from.downType;
     count = from.count();
     hidden = from.hidden;
     intermediate = from.intermediate;
@@ -59,90 +50,38 @@ final class PackedWeights {
     gateTarget = from.gateTarget;
     upTarget = from.upTarget;
     downTarget = from.downTarget;
-    w13 = HugeMemory.allocate(count * expertBytes13(), arena);
-    w2 = HugeMemory.allocate(count * expertBytes2(), arena);
-    team.run((tile, _) -> pack13(from, kernels, tile), count * blocks13());
-    team.run((tile, _) -> pack2(from, kernels, tile), count * blocks2());
-    b13 = any(from.gateBias) || any(from.upBias) ? bias13(from, arena) : null;
-    b2 = any(from.downBias) ? bias2(from, arena) : null;
+    w13 = new PackedSide(activation.isGated() ? from.gate : from.up, from.up);
+    w2 = new PackedSide(from.down, from.down);
   }
 
-  /** {@return bytes of packed weights of some MLPs} */
-  static long bytes(MlpWeights w) {
-    long matrices = w.activation.isGated() ? 2 : 1;
-    long elements = (long) padded(w.hidden) * padded(w.intermediate);
-    return w.count() * elements * (matrices * w.upType.bits() + w.downType.bits()) / 8;
+  /** {@return why the kernels in C cannot read these weights; empty if they can} */
+  String refusal() {
+    String r = w13.refusal();
+    return r.isEmpty() ? w2.refusal() : r;
+  }
+
+  /** {@return bytes of packed weights} */
+  long bytes() {
+    return w13.bytes() + w2.bytes();
+  }
+
+  /**
+   * Packs.
+   *
+   * @param from the same weights; not needed afterwards
+   * @param kernels that pack
+   * @param team whose threads do it
+   * @param arena where packed weights go
+   * @return whether it worked; see {@link PackedSide#pack}
+   */
+  boolean pack(MlpWeights from, NativeKernels kernels, ThreadTeam team, Arena arena) {
+    b13 = any(from.gateBias) || any(from.upBias) ? bias13(from, arena) : null;
+    b2 = any(from.downBias) ? bias2(from, arena) : null;
+    return w13.pack(kernels, team, arena) && w2.pack(kernels, team, arena);
   }
 
   private static int padded(int n) {
     return Math.ceilDiv(n, BLOCK) * BLOCK;
-  }
-
-  int blocks13() {
-    return intermediatePadded / blockWidth;
-  }
-
-  int blocks2() {
-    return hiddenPadded / BLOCK;
-  }
-
-  long blockBytes13() {
-    return (long) BLOCK * hiddenPadded * upType.bits() / 8;
-  }
-
-  long blockBytes2() {
-    return (long) BLOCK * intermediatePadded * downType.bits() / 8;
-  }
-
-  long expertBytes13() {
-    return blocks13() * blockBytes13();
-  }
-
-  long expertBytes2() {
-    return blocks2() * blockBytes2();
-  }
-
-  private void pack13(MlpWeights from, NativeKernels kernels, int tile) {
-    int e = tile / blocks13();
-    int row = tile % blocks13() * blockWidth;
-    Rows first = activation.isGated() ? from.gate[e] : from.up[e];
-    pack(kernels, upType, w13, tile * blockBytes13(), first, row, from.up[e], row + secondHalf());
-  }
-
-  private int secondHalf() {
-    return activation.isGated() ? 0 : HALF;
-  }
-
-  private void pack2(MlpWeights from, NativeKernels kernels, int tile) {
-    int e = tile / blocks2();
-    int row = tile % blocks2() * BLOCK;
-    pack(kernels, downType, w2, tile * blockBytes2(), from.down[e], row, from.down[e], row + HALF);
-  }
-
-  private static void pack(
-      NativeKernels kernels,
-      DType type,
-      MemorySegment to,
-      long at,
-      Rows m0,
-      int row0,
-      Rows m1,
-      int row1) {
-    int k = m0.cols();
-    long bytes = (long) BLOCK * padded(k) * m0.elementBytes();
-    try (Arena arena = Arena.ofConfined()) {
-      kernels.pack(
-          to.asSlice(at, bytes).address(),
-          type,
-          k,
-          padded(k),
-          outOfFile(stretch(m0, row0), arena),
-          m0.stride(),
-          valid(m0, row0),
-          outOfFile(stretch(m1, row1), arena),
-          m1.stride(),
-          valid(m1, row1));
-    }
   }
 
   /**
@@ -151,21 +90,6 @@ final class PackedWeights {
    */
   static MemorySegment outOfFile(MemorySegment s, Arena arena) {
     return s.isMapped() ? arena.allocate(s.byteSize(), 64).copyFrom(s) : s;
-  }
-
-  private static int valid(Rows m, int row) {
-    return Math.clamp(m.rows() - row, 0, HALF);
-  }
-
-  /** Exactly what is read, so that reading more would be noticed here. */
-  private static MemorySegment stretch(Rows m, int row) {
-    int n = valid(m, row);
-    return n == 0
-        ? MemorySegment.NULL
-        : m.segment()
-            .asSlice(
-                m.offset() + row * m.stride(),
-                (n - 1) * m.stride() + (long) m.cols() * m.elementBytes());
   }
 
   private static boolean any(@Nullable MemorySegment[] biases) {
@@ -179,14 +103,15 @@ final class PackedWeights {
 
   /** {@code [expert][block][32]}, as a block's sums stand. */
   private MemorySegment bias13(MlpWeights from, Arena arena) {
-    MemorySegment all = arena.allocate(4L * count * blocks13() * BLOCK, 64);
+    MemorySegment all = arena.allocate(4L * count * w13.blocks() * BLOCK, 64);
+    int upLane = activation.isGated() ? HALF : 0;
     for (int e = 0; e < count; e++) {
       for (int i = 0; i < intermediate; i++) {
-        long block = 4L * BLOCK * (e * blocks13() + i / blockWidth);
+        long block = 4L * BLOCK * (e * w13.blocks() + i / blockWidth);
         if (activation.isGated()) {
           copy(from.gateBias[e], i, all, block + 4L * (i % HALF));
         }
-        copy(from.upBias[e], i, all, block + 4L * (i % blockWidth + HALF - secondHalf()));
+        copy(from.upBias[e], i, all, block + 4L * (i % blockWidth + upLane));
       }
     }
     return all;

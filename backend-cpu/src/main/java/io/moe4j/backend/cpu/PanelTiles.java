@@ -1,8 +1,6 @@
 package io.moe4j.backend.cpu;
 
-import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.kernel.Kernels;
-import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
@@ -113,16 +111,9 @@ final class PanelTiles {
 
   /** Widens rows {@code k0..k0+k-1} into the member's scratch, from its row {@code to} on. */
   private void widen(
-      DType type, Rows rows, int row0, int count, int k0, int k, int to, int member) {
-    TypedKernels typed = kernels.forType(type, rows.segment());
-    for (int r = 0; r < count; r++) {
-      typed.widen(
-          rows.segment(),
-          rows.offset() + (row0 + r) * rows.stride() + (long) rows.elementBytes() * k0,
-          f.scratch(member).weights,
-          (to + r) * Kernels.PANEL_STRIDE,
-          k);
-    }
+      Matrix from, int row0, int count, int k0, int k, int to, int member) {
+    float[] weights = f.scratch(member).weights;
+    from.widen(kernels, row0, count, k0, k, weights, to * Kernels.PANEL_STRIDE);
   }
 
   void tile13(int index, int member) {
@@ -132,17 +123,17 @@ final class PanelTiles {
     int perBlock = gated ? ROWS / 2 : ROWS;
     int outputs = Math.min(outputs13(), w.intermediate - row0);
     int blocks = Math.ceilDiv(outputs, perBlock);
-    Rows up = w.up[e];
-    Rows gate = gated ? w.gate[e] : up;
+    Matrix up = w.up[e];
+    Matrix gate = gated ? w.gate[e] : up;
     for (int k0 = 0; k0 < w.hidden; k0 += Kernels.PANEL_K) {
       int k = Math.min(Kernels.PANEL_K, w.hidden - k0);
       for (int b = 0; b < blocks; b++) {
         int r0 = row0 + b * perBlock;
         int count = Math.min(perBlock, w.intermediate - r0);
         if (gated) {
-          widen(w.upType, gate, r0, count, k0, k, b * ROWS, member);
+          widen(gate, r0, count, k0, k, b * ROWS, member);
         }
-        widen(w.upType, up, r0, count, k0, k, b * ROWS + (gated ? perBlock : 0), member);
+        widen(up, r0, count, k0, k, b * ROWS + (gated ? perBlock : 0), member);
       }
       multiply(group, row0 / perBlock * ROWS, blocks, k0, k, member, true);
       multiplyTail(group, blocks, k0, k, member, true);
@@ -289,10 +280,10 @@ final class PanelTiles {
     int e = plan.groupExpert[group];
     int outputs = Math.min(TILE_ROWS, w.hidden - row0);
     int blocks = Math.ceilDiv(outputs, ROWS);
-    Rows d = w.down[e];
+    Matrix d = w.down[e];
     for (int k0 = 0; k0 < w.intermediate; k0 += Kernels.PANEL_K) {
       int k = Math.min(Kernels.PANEL_K, w.intermediate - k0);
-      widen(w.downType, d, row0, outputs, k0, k, 0, member);
+      widen(d, row0, outputs, k0, k, 0, member);
       multiply(group, row0, blocks, k0, k, member, false);
       multiplyTail(group, blocks, k0, k, member, false);
     }

@@ -1,8 +1,10 @@
 package io.moe4j.backend.cpu;
 
 import io.moe4j.api.tensor.DType;
+import io.moe4j.backend.cpu.kernel.Kernels;
 import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
 import org.jspecify.annotations.Nullable;
 
@@ -14,6 +16,7 @@ import org.jspecify.annotations.Nullable;
 final class RowTiles {
   private static final int ROW_TILE = MlpLayout.ROW_TILE;
   private static final int TOKEN_TILE = MlpLayout.TOKEN_TILE;
+  private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
 
   private final ForwardState f;
   private final MlpSpec mlp;
@@ -99,10 +102,18 @@ final class RowTiles {
         at[j] = f.xRow(p + j);
       }
       long o = (p - from) * stride;
-      if (gated) {
-        multiply(w.upType, w.gate[e], row0, n, m, w.hidden, g + o, stride, member);
+      if (gated && w.gate[e] instanceof Rows rows) {
+        multiply(rows, row0, n, m, g + o, stride, member);
       }
-      multiply(w.upType, w.up[e], row0, n, m, w.hidden, u + o, stride, member);
+      if (w.up[e] instanceof Rows rows) {
+        multiply(rows, row0, n, m, u + o, stride, member);
+      }
+    }
+    if (gated && w.gate[e] instanceof CodedRows coded) {
+      multiply(coded, true, from, to, row0, n, g, stride, member);
+    }
+    if (w.up[e] instanceof CodedRows coded) {
+      multiply(coded, true, from, to, row0, n, u, stride, member);
     }
   }
 
@@ -130,17 +141,9 @@ final class RowTiles {
 
   /** Some rows of a matrix times the vectors at the member's {@code at}, to the workspace. */
   private void multiply(
-      DType type,
-      Rows m,
-      int row,
-      int rows,
-      int tokens,
-      int width,
-      long out,
-      long stride,
-      int member) {
+      Rows m, int row, int rows, int tokens, long out, long stride, int member) {
     MemberScratch s = f.scratch(member);
-    TypedKernels k = mlp.kernels().forType(type, m.segment());
+    TypedKernels k = mlp.kernels().forType(m.type(), m.segment());
     long first = m.offset() + row * m.stride();
     k.dot(
         m.segment(),
@@ -150,11 +153,55 @@ final class RowTiles {
         f.workspace(),
         s.at,
         tokens,
-        width,
+        m.cols(),
         f.workspace(),
         out,
         stride,
         s.dots);
+  }
+
+  /**
+   * Some rows of a matrix in codes times some sorted positions: a few rows are widened at a time
+   * and meet all positions while they are in a cache.
+   *
+   * @param first whether positions' inputs are multiplied, or their activations
+   * @param out results of {@code from}, of which row {@code row0} comes first
+   * @param stride bytes from one position's results to the next's
+   */
+  private void multiply(
+      CodedRows m,
+      boolean first,
+      int from,
+      int to,
+      int row0,
+      int n,
+      long out,
+      long stride,
+      int member) {
+    MemorySegment ws = f.workspace();
+    MemberScratch s = f.scratch(member);
+    MlpLayout l = f.where();
+    long widened = l.widenedOf(member);
+    long rowBytes = 4L * m.cols();
+    for (int r = 0; r < n; r += MlpLayout.WIDENED_ROWS) {
+      int rows = Math.min(MlpLayout.WIDENED_ROWS, n - r);
+      for (int k0 = 0; k0 < m.cols(); k0 += Kernels.PANEL_K) {
+        int k = Math.min(Kernels.PANEL_K, m.cols() - k0);
+        m.widen(mlp.kernels(), row0 + r, rows, k0, k, s.weights, 0);
+        for (int i = 0; i < rows; i++) {
+          long row = widened + i * rowBytes + 4L * k0;
+          MemorySegment.copy(s.weights, i * Kernels.PANEL_STRIDE, ws, F32, row, k);
+        }
+      }
+      for (int p = from, j; p < to; p += j) {
+        j = f.groupOf(to - p);
+        for (int t = 0; t < j; t++) {
+          s.at[t] = first ? f.xRow(p + t) : f.actRow(p + t);
+        }
+        long o = out + (p - from) * stride + 4L * r;
+        f32.dot(ws, widened, rowBytes, rows, ws, s.at, j, m.cols(), ws, o, stride, s.dots);
+      }
+    }
   }
 
   private void addBias(@Nullable MemorySegment bias, int row0, long at, int n) {
@@ -177,14 +224,20 @@ final class RowTiles {
   /** The w2 product of some sorted positions of one expert, rows {@code row0..row0+n-1}. */
   private void products2(int e, int from, int to, int row0, int n, int member) {
     MlpLayout l = f.where();
-    long[] at = f.scratch(member).at;
-    for (int p = from, m; p < to; p += m) {
-      m = f.groupOf(to - p);
-      for (int j = 0; j < m; j++) {
-        at[j] = f.actRow(p + j);
+    long y = l.y() + from * l.yStride() + 4L * row0;
+    switch (w.down[e]) {
+      case CodedRows coded -> multiply(coded, false, from, to, row0, n, y, l.yStride(), member);
+      case Rows rows -> {
+        long[] at = f.scratch(member).at;
+        for (int p = from, m; p < to; p += m) {
+          m = f.groupOf(to - p);
+          for (int j = 0; j < m; j++) {
+            at[j] = f.actRow(p + j);
+          }
+          long o = y + (p - from) * l.yStride();
+          multiply(rows, row0, n, m, o, l.yStride(), member);
+        }
       }
-      long y = l.y() + p * l.yStride() + 4L * row0;
-      multiply(w.downType, w.down[e], row0, n, m, w.intermediate, y, l.yStride(), member);
     }
   }
 

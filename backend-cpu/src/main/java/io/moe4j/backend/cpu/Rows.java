@@ -4,6 +4,8 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.backend.cpu.kernel.KernelSelection;
+import io.moe4j.backend.cpu.kernel.Kernels;
+import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -14,11 +16,12 @@ import java.lang.foreign.ValueLayout;
  * @param segment holds it
  * @param offset where row 0 begins, in bytes
  * @param stride from one row to the next, in bytes
- * @param elementBytes size of an element
+ * @param type of an element
  * @param rows how many
  * @param cols elements of a row
  */
-record Rows(MemorySegment segment, long offset, long stride, int elementBytes, int rows, int cols) {
+record Rows(MemorySegment segment, long offset, long stride, DType type, int rows, int cols)
+    implements Matrix {
 
   /**
    * A view where rows are dense; otherwise (a transposed file layout) one copy in the same dtype.
@@ -32,11 +35,11 @@ record Rows(MemorySegment segment, long offset, long stride, int elementBytes, i
     long size = t.dtype().bits() / 8;
     MemorySegment s = segment(t);
     if (t.stride(1) == 1 || cols == 1) {
-      return new Rows(s, t.byteOffset(), t.stride(0) * size, (int) size, rows, cols);
+      return new Rows(s, t.byteOffset(), t.stride(0) * size, t.dtype(), rows, cols);
     }
     MemorySegment dst = arena.allocate(Math.max(1, size * rows * cols), 64);
     transposeCopy(s, t.byteOffset(), t.stride(0), t.stride(1), rows, cols, (int) size, dst);
-    return new Rows(dst, 0, size * cols, (int) size, rows, cols);
+    return new Rows(dst, 0, size * cols, t.dtype(), rows, cols);
   }
 
   /** Copies in square blocks, so that both sides stay in cache lines already fetched. */
@@ -73,9 +76,23 @@ record Rows(MemorySegment segment, long offset, long stride, int elementBytes, i
     }
   }
 
+  /** {@return size of an element} */
+  int elementBytes() {
+    return type.bits() / 8;
+  }
+
+  @Override
+  public void widen(Kernels kernels, int row0, int count, int k0, int k, float[] to, int at) {
+    TypedKernels typed = kernels.forType(type, segment);
+    for (int r = 0; r < count; r++) {
+      long from = offset + (row0 + r) * stride + (long) elementBytes() * k0;
+      typed.widen(segment, from, to, at + r * Kernels.PANEL_STRIDE, k);
+    }
+  }
+
   /** {@return whether one row begins where the one before ends} */
   boolean isDense() {
-    return stride == elementBytes * (long) cols;
+    return stride == elementBytes() * (long) cols;
   }
 
   /** A vector widened to F32, dense. */

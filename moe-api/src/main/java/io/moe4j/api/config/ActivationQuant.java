@@ -9,7 +9,7 @@ import java.util.Locale;
  *
  * @param format what an activation becomes; {@link QuantScheme.Format#NONE} = stays as it is
  * @param scaling where its scale comes from
- * @param groupSize inputs that share a scale with {@link Scaling#DYNAMIC_PER_GROUP}, else 0
+ * @param groupSize inputs that share a scale where groups have scales, else 0
  * @since 0.2.0
  */
 public record ActivationQuant(QuantScheme.Format format, Scaling scaling, int groupSize) {
@@ -27,7 +27,13 @@ public record ActivationQuant(QuantScheme.Format format, Scaling scaling, int gr
      * A global scale stored with the weight, times a scale for each group from its largest
      * magnitude (NVFP4).
      */
-    STATIC_AND_PER_GROUP
+    STATIC_AND_PER_GROUP,
+    /**
+     * As {@link #DYNAMIC_PER_GROUP}, the scale rounded up to a power of two (MX formats, ue8m0).
+     *
+     * @since 0.2.0
+     */
+    DYNAMIC_PER_GROUP_E8M0
   }
 
   /** Activations stay as they are. */
@@ -63,7 +69,9 @@ public record ActivationQuant(QuantScheme.Format format, Scaling scaling, int gr
    */
   public ActivationQuant {
     boolean grouped =
-        scaling == Scaling.DYNAMIC_PER_GROUP || scaling == Scaling.STATIC_AND_PER_GROUP;
+        scaling == Scaling.DYNAMIC_PER_GROUP
+            || scaling == Scaling.STATIC_AND_PER_GROUP
+            || scaling == Scaling.DYNAMIC_PER_GROUP_E8M0;
     if (grouped ? groupSize < 1 : groupSize != 0) {
       throw new IllegalArgumentException(
           "groupSize is "

@@ -205,7 +205,10 @@ public final class Weight {
     return Optional.ofNullable(groupIndex);
   }
 
-  /** {@return one F32 number, the scale of statically quantised activations} */
+  /**
+   * {@return one number, the scale of statically quantised activations, as the checkpoint stores
+   * it: multiplied with a code, or, where {@link #dividedByGlobal}, its reciprocal}
+   */
   public Optional<Tensor> inputScale() {
     return Optional.ofNullable(inputScale);
   }
@@ -244,6 +247,20 @@ public final class Weight {
       b.inputScale(move.apply(inputScale));
     }
     return b.build();
+  }
+
+  /**
+   * A copy of all elements, no longer quantised. For small parts, and for those who cannot compute
+   * with codes: it takes the room of {@code [out, in]} elements, and the common pool's threads.
+   *
+   * @param dtype F32, BF16 or F16; elements are rounded to it once, to nearest, ties to even
+   * @return a plain weight of the same name over memory of its own, which the garbage collector
+   *     frees
+   * @throws IllegalStateException if a tensor of this weight is on a device
+   * @since 0.2.0
+   */
+  public Weight toPlain(DType dtype) {
+    return plain(name, new WeightElements(this).copy(dtype));
   }
 
   /**
@@ -344,7 +361,8 @@ public final class Weight {
     /**
      * The scale of statically quantised activations.
      *
-     * @param inputScale one F32 number
+     * @param inputScale one number; its reciprocal where the global scale is a divisor
+     *     (compressed-tensors' {@code input_global_scale})
      * @return this
      */
     public Builder inputScale(Tensor inputScale) {

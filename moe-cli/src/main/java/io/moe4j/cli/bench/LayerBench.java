@@ -1,10 +1,11 @@
 package io.moe4j.cli.bench;
 
-import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraAdapter;
+import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.platform.Platform;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.lora.AdapterBatch;
@@ -16,6 +17,7 @@ import java.lang.foreign.Arena;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.BitSet;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
@@ -135,8 +137,6 @@ public final class LayerBench implements AutoCloseable {
    * @param dtype of the weights: F32, BF16 or F16
    * @param listener told before each case
    * @throws io.moe4j.oracle.UnsupportedConfigException if no backend fits
-   * @throws DeviceException if the backend computes elsewhere than on the host, whose limits would
-   *     say nothing of it
    */
   public void run(BenchShape shape, DType dtype, Listener listener) {
     int most = plan.tokens().stream().mapToInt(Integer::intValue).max().orElse(1);
@@ -148,14 +148,11 @@ public final class LayerBench implements AutoCloseable {
     try (Arena arena = Arena.ofShared()) {
       SyntheticLayer data = new SyntheticLayer(shape, dtype, arena);
       try (MoeLayer layer =
-          MoeLayer.builder(config, data.weights()).oracle(oracle).backend(plan.backend()).build()) {
-        if (!layer.device().info().id().type().equals(DeviceType.CPU)) {
-          throw new DeviceException(
-              "moe bench compares with the limits of the host; backend "
-                  + layer.selection().chosenBackend().name()
-                  + " computes on "
-                  + layer.device().info().id());
-        }
+          MoeLayer.builder(config, data.weights())
+              .oracle(oracle)
+              .platform(host(oracle.catalog().detectPlatform()))
+              .backend(plan.backend())
+              .build()) {
         try (AdapterRegistry registry = registry(config, data)) {
           for (int t : plan.tokens()) {
             listener.begins(shape.name() + " " + dtype + " T=" + t);
@@ -164,6 +161,20 @@ public final class LayerBench implements AutoCloseable {
         }
       }
     }
+  }
+
+  /** A machine without what the limits of the host say nothing of. */
+  static Platform host(Platform machine) {
+    Map<DeviceType, String> absent = new HashMap<>(machine.absent());
+    List<DeviceInfo> here = new ArrayList<>();
+    for (DeviceInfo d : machine.devices()) {
+      if (d.id().type().equals(DeviceType.CPU)) {
+        here.add(d);
+      } else {
+        absent.put(d.id().type(), "the host is measured; --device cuda measures a GPU");
+      }
+    }
+    return new Platform(here, absent);
   }
 
   private @Nullable AdapterRegistry registry(MoeConfig config, SyntheticLayer data) {

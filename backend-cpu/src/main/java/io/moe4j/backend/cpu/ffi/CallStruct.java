@@ -15,13 +15,16 @@ public final class CallStruct {
   private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
 
   /** Bytes of {@code struct moe_call}. */
-  public static final long CALL_BYTES = 240;
+  public static final long CALL_BYTES = 256;
 
   /** Bytes of {@code struct moe_target}. */
   static final long TARGET_BYTES = 72;
 
   /** Bytes of {@code struct moe_segment}. */
   public static final long SEGMENT_BYTES = 16 + 3 * TARGET_BYTES;
+
+  /** The number in moe.h of weights in codes, beside those of {@link #code(DType)}. */
+  public static final int CODED = 3;
 
   /** Outputs of a block. */
   public static final int BLOCK = 32;

@@ -30,4 +30,15 @@ public final class HugeMemory {
     LibC.adviseHugePages(base + skip, (size - skip) & -HUGE_PAGE);
     return all.asSlice(skip, bytes);
   }
+
+  /**
+   * Lets one arena end with another.
+   *
+   * @param arena whose end ends it
+   * @param own shared
+   */
+  @SuppressWarnings("restricted")
+  public static void closeWith(Arena arena, Arena own) {
+    var _ = MemorySegment.ofAddress(1).reinterpret(1, arena, _ -> own.close());
+  }
 }

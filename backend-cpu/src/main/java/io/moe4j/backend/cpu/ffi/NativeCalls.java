@@ -36,6 +36,11 @@ final class NativeCalls {
           HEAP_TOO);
   static final MethodHandle PACK = function("moe_pack", pack());
   static final MethodHandle PACK_HEAP = function("moe_pack", pack(), HEAP_TOO);
+  static final MethodHandle PACK_CODED =
+      function(
+          "moe_pack_coded",
+          FunctionDescriptor.of(
+              INT, LONG, POINTER, LONG, LONG, POINTER, LONG, LONG, POINTER, LONG, LONG));
 
   private NativeCalls() {}
 

@@ -112,7 +112,13 @@ public final class NativeKernels {
 
   private static int best() {
     try {
-      long[] sizes = {CallStruct.CALL_BYTES, CallStruct.SEGMENT_BYTES, CallStruct.TARGET_BYTES};
+      long[] sizes = {
+        CallStruct.CALL_BYTES,
+        CallStruct.SEGMENT_BYTES,
+        CallStruct.TARGET_BYTES,
+        CodedStruct.CODED_BYTES,
+        CodedStruct.SOURCE_BYTES
+      };
       for (int i = 0; i < sizes.length; i++) {
         long there = (long) NativeCalls.ABI.invokeExact(i);
         if (there != sizes[i]) {
@@ -308,6 +314,42 @@ public final class NativeKernels {
       } else {
         NativeCalls.PACK_HEAP.invokeExact(to, code, k, padded, m0, stride0, n0, m1, stride1, n1);
       }
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  /**
+   * Packs a block of 32 outputs in codes: {@code n0} rows of one matrix and {@code n1} of another.
+   *
+   * @param to address of the block
+   * @param coded a {@code struct moe_coded}
+   * @param k columns
+   * @param padded columns of the block
+   * @param m0 a {@code struct moe_source}
+   * @param row0 first row of the first half
+   * @param n0 0 to 16
+   * @param m1 likewise second half
+   * @param row1 likewise
+   * @param n1 likewise
+   * @return whether all codes and scales are numbers
+   */
+  public boolean packCoded(
+      long to,
+      MemorySegment coded,
+      long k,
+      long padded,
+      MemorySegment m0,
+      long row0,
+      long n0,
+      MemorySegment m1,
+      long row1,
+      long n1) {
+    try {
+      return (int)
+              NativeCalls.PACK_CODED.invokeExact(
+                  to, coded, k, padded, m0, row0, n0, m1, row1, n1)
+          == 0;
     } catch (Throwable t) {
       throw failed(t);
     }

@@ -63,10 +63,6 @@ public final class CpuReferenceBackend implements ExpertsBackend {
   static Support support(MoeConfig config) {
     return Support.checks()
         .require(
-            !config.quantizedActivations(),
-            Support.Code.QUANTIZATION,
-            () -> "quantised activations of " + config.quantSchemes() + ", accepted: unquantised")
-        .require(
             config.parallel().tpSize() == 1,
             Support.Code.PARALLEL,
             () -> "tensor-parallel size " + config.parallel().tpSize() + ", accepted: 1")

@@ -1,6 +1,7 @@
 package io.moe4j.backend.cpu.reference;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
 import io.moe4j.api.config.Activation;
@@ -24,9 +25,12 @@ import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.Packing;
 import io.moe4j.api.weights.SharedExpertWeights;
+import io.moe4j.api.weights.Weight;
 import io.moe4j.backend.cpu.CpuBlockOpsProvider;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
+import io.moe4j.reference.ReferenceExperts;
 import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import java.util.List;
@@ -195,21 +199,36 @@ class ReferenceExpertsTest {
     var support =
         new CpuReferenceBackend()
             .isSupportedConfig(
-                config()
-                    .quantScheme(
-                        QuantScheme.builder(QuantScheme.Format.INT8)
-                            .perChannel()
-                            .activations(ActivationQuant.INT8_PER_TOKEN)
-                            .build())
-                    .quantizedActivations(true)
-                    .parallel(io.moe4j.api.config.ParallelConfig.tensor(2, 0))
-                    .build(),
+                config().parallel(io.moe4j.api.config.ParallelConfig.tensor(2, 0)).build(),
                 Platform.cpuOnly());
-    assertThat(support.reasons()).hasSize(2);
-    assertThat(support)
-        .hasToString(
-            "quantised activations of [int8 per channel, activations int8 dynamic per token], accepted:"
-                + " unquantised; tensor-parallel size 2, accepted: 1");
+    assertThat(support.reasons()).hasSize(1);
+    assertThat(support).hasToString("tensor-parallel size 2, accepted: 1");
+  }
+
+  @Test
+  void quantisedActivationsNeedTheScaleThatTheirSchemeStores() {
+    MoeConfig config =
+        config()
+            .quantScheme(
+                QuantScheme.builder(QuantScheme.Format.FP8)
+                    .perTensor()
+                    .activations(ActivationQuant.FP8_STATIC)
+                    .build())
+            .quantizedActivations(true)
+            .build();
+    assertThat(new CpuReferenceBackend().isSupportedConfig(config, Platform.cpuOnly()).reasons())
+        .isEmpty();
+    Tensor codes = Tensor.of(DType.F8_E4M3, MemorySegment.ofArray(new byte[4]), 2, 2);
+    Weight w =
+        Weight.builder("w", config.quantSchemes().getFirst(), 2, 2, codes, Packing.DENSE)
+            .scales(Tensor.ofFloats(new float[] {1}, 1))
+            .build();
+    ExpertWeights experts = new ExpertWeights(List.of(ExpertWeights.Expert.of(null, w, w)));
+    assertThatThrownBy(() -> new ReferenceExperts(config, experts))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("w has no input scale");
+    assertThat(new ReferenceExperts(config.toBuilder().quantizedActivations(false).build(), experts))
+        .isNotNull();
   }
 
   @Test

@@ -1,0 +1,240 @@
+package io.moe4j.backend.cpu;
+
+import static io.moe4j.backend.cpu.ffi.CallStruct.BLOCK;
+import static io.moe4j.backend.cpu.ffi.CallStruct.HALF;
+
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.weights.Weight;
+import io.moe4j.backend.cpu.ffi.CallStruct;
+import io.moe4j.backend.cpu.ffi.HugeMemory;
+import io.moe4j.backend.cpu.ffi.NativeKernels;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Optional;
+import java.util.concurrent.atomic.AtomicBoolean;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * One side of some MLPs, w13 or w2, in packed blocks of 32 outputs: 16 outputs of a first matrix
+ * and 16 of a second one, or 32 of one. Plain blocks, or blocks of codes.
+ */
+final class PackedSide {
+  private final Matrix[] first;
+  private final Matrix[] second;
+  private final int rows;
+  private final int columns;
+
+  /** Outputs of a matrix in one block. */
+  private final int width;
+
+  private final @Nullable DType plain;
+  private final @Nullable CodedLayout coded;
+
+  /** Empty until {@link #pack}. */
+  private MemorySegment memory = MemorySegment.NULL;
+
+  private MemorySegment struct = MemorySegment.NULL;
+
+  /**
+   * @param first gates, or what {@code second} is
+   * @param second by expert; of {@code first}'s shape
+   */
+  PackedSide(Matrix[] first, Matrix[] second) {
+    this.first = first;
+    this.second = second;
+    rows = second[0].rows();
+    columns = second[0].cols();
+    width = first == second ? BLOCK : HALF;
+    plain = common(all()).orElse(null);
+    coded =
+        plain == null && refusal().isEmpty()
+            ? CodedLayout.of(((CodedRows) second[0]).weight())
+            : null;
+  }
+
+  private List<Matrix> all() {
+    List<Matrix> all = new ArrayList<>(Arrays.asList(second));
+    if (first != second) {
+      all.addAll(Arrays.asList(first));
+    }
+    return all;
+  }
+
+  /** {@return the dtype of plain matrices; empty if they differ or some are in codes} */
+  private static Optional<DType> common(List<Matrix> all) {
+    List<DType> types =
+        all.stream()
+            .filter(Rows.class::isInstance)
+            .map(m -> ((Rows) m).type())
+            .distinct()
+            .toList();
+    boolean coded = all.stream().anyMatch(CodedRows.class::isInstance);
+    return types.size() == 1 && !coded ? Optional.of(types.getFirst()) : Optional.empty();
+  }
+
+  /** {@return why the kernels in C cannot read these matrices; empty if they can} */
+  String refusal() {
+    List<Matrix> all = all();
+    if (common(all).isPresent()) {
+      return "";
+    }
+    List<Weight> weights = new ArrayList<>();
+    for (Matrix m : all) {
+      if (!(m instanceof CodedRows rows)) {
+        return "plain weights of several dtypes, or beside quantised ones";
+      }
+      weights.add(rows.weight());
+    }
+    return CodedLayout.refusal(weights);
+  }
+
+  private static int padded(int n) {
+    return Math.ceilDiv(n, BLOCK) * BLOCK;
+  }
+
+  /** {@return blocks of an expert} */
+  int blocks() {
+    return padded(rows) / width;
+  }
+
+  /** {@return bytes of a block} */
+  long blockBytes() {
+    return coded != null
+        ? coded.blockBytes()
+        : (long) BLOCK * padded(columns) * (plain == null ? 0 : plain.bits()) / 8;
+  }
+
+  /** {@return bytes of an expert} */
+  long expertBytes() {
+    return blocks() * blockBytes();
+  }
+
+  /** {@return bytes of all experts} */
+  long bytes() {
+    return second.length * expertBytes();
+  }
+
+  /** {@return dtype of plain blocks; null for codes} */
+  @Nullable DType plain() {
+    return plain;
+  }
+
+  /** {@return the number of the blocks' type in moe.h} */
+  int type() {
+    return plain == null ? CallStruct.CODED : CallStruct.code(plain);
+  }
+
+  /** {@return where packed blocks are} */
+  long address() {
+    return memory.address();
+  }
+
+  /** {@return where the {@code struct moe_coded} is; 0 for plain blocks} */
+  long structAddress() {
+    return struct.address();
+  }
+
+  /**
+   * Packs.
+   *
+   * @param kernels that do it
+   * @param team whose threads do it, and first touch what they will read
+   * @param arena where packed blocks go
+   * @return whether it worked; not if a code or a scale is not a number, which blocks of codes
+   *     cannot say
+   */
+  boolean pack(NativeKernels kernels, ThreadTeam team, Arena arena) {
+    memory = HugeMemory.allocate(bytes(), arena);
+    if (coded == null) {
+      team.run((tile, _) -> packPlain(kernels, tile), second.length * blocks());
+      return true;
+    }
+    MemorySegment factors = arena.allocate(8L * second.length, 64);
+    for (int e = 0; e < second.length; e++) {
+      factors.setAtIndex(
+          ValueLayout.JAVA_FLOAT, 2L * e, CodedLayout.factor(((CodedRows) first[e]).weight()));
+      factors.setAtIndex(
+          ValueLayout.JAVA_FLOAT, 2L * e + 1, CodedLayout.factor(((CodedRows) second[e]).weight()));
+    }
+    struct = coded.struct(factors, arena);
+    AtomicBoolean bad = new AtomicBoolean();
+    team.run((e, _) -> packCoded(kernels, e, bad), second.length);
+    return !bad.get();
+  }
+
+  private int valid(int row) {
+    return Math.clamp(rows - row, 0, HALF);
+  }
+
+  /** Where the block's second half begins in its matrix. */
+  private int secondRow(int row) {
+    return width == BLOCK ? row + HALF : row;
+  }
+
+  private void packPlain(NativeKernels kernels, int tile) {
+    int row = tile % blocks() * width;
+    int row1 = secondRow(row);
+    Rows m0 = (Rows) first[tile / blocks()];
+    Rows m1 = (Rows) second[tile / blocks()];
+    try (Arena arena = Arena.ofConfined()) {
+      kernels.pack(
+          memory.asSlice(tile * blockBytes(), blockBytes()).address(),
+          m0.type(),
+          columns,
+          padded(columns),
+          PackedWeights.outOfFile(stretch(m0, row), arena),
+          m0.stride(),
+          valid(row),
+          PackedWeights.outOfFile(stretch(m1, row1), arena),
+          m1.stride(),
+          valid(row1));
+    }
+  }
+
+  /** Exactly what is read, so that reading more would be noticed here. */
+  private MemorySegment stretch(Rows m, int row) {
+    int n = valid(row);
+    return n == 0
+        ? MemorySegment.NULL
+        : m.segment()
+            .asSlice(
+                m.offset() + row * m.stride(),
+                (n - 1) * m.stride() + (long) m.cols() * m.elementBytes());
+  }
+
+  private void packCoded(NativeKernels kernels, int e, AtomicBoolean bad) {
+    Weight w0 = ((CodedRows) first[e]).weight();
+    Weight w1 = ((CodedRows) second[e]).weight();
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment m1 = CodedLayout.source(w1, arena);
+      MemorySegment m0 = first == second ? m1 : CodedLayout.source(w0, arena);
+      for (int b = 0; b < blocks(); b++) {
+        int row = b * width;
+        int row1 = secondRow(row);
+        long at = e * expertBytes() + b * blockBytes();
+        boolean all =
+            kernels.packCoded(
+                memory.asSlice(at, blockBytes()).address(),
+                struct,
+                columns,
+                padded(columns),
+                m0,
+                row,
+                valid(row),
+                m1,
+                row1,
+                valid(row1));
+        if (!all) {
+          bad.set(true);
+          return;
+        }
+      }
+    }
+    CodedLayout.letGo(w0);
+    CodedLayout.letGo(w1);
+  }
+}

@@ -1,0 +1,190 @@
+package io.moe4j.backend.cpu;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.moe4j.api.config.Activation;
+import io.moe4j.api.config.LoraConfig;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
+import io.moe4j.api.lora.LoraFactors;
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.routing.ExpertRouting;
+import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.HostMemory;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.ExpertWeights.Expert;
+import io.moe4j.api.weights.Weight;
+import io.moe4j.reference.Dequantize;
+import io.moe4j.reference.ReferenceMoe;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
+import java.util.EnumMap;
+import java.util.LinkedHashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.Random;
+import java.util.Set;
+import java.util.stream.IntStream;
+import org.jspecify.annotations.Nullable;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.MethodSource;
+
+/** Experts whose weights are quantised, on every set of kernels, against float64. */
+class CodedExpertsTest {
+  private static final int EXPERTS = 3;
+  private static final int TOP_K = 2;
+
+  /** Random layers; a failure's seed makes it again. */
+  static IntStream seeds() {
+    return IntStream.range(0, 80);
+  }
+
+  @ParameterizedTest
+  @MethodSource("seeds")
+  void equalsFloat64(int seed) {
+    try (Arena arena = Arena.ofShared()) {
+      Layer layer = new Layer(new Random(seed), arena);
+      double[] expected = layer.expected();
+      for (CpuExpertsTest.Path path : CpuExpertsTest.Path.here()) {
+        double[] got = layer.run(path.with(new ThreadTeam(1 + seed % 2)));
+        assertThat(Samples.relativeL2(expected, got))
+            .as("%s, %s", path, layer.config.quantSchemes())
+            .isLessThan(1e-5);
+      }
+    }
+  }
+
+  /** A layer, a batch and its adapters. */
+  private static final class Layer {
+    final Arena arena;
+    final Random rnd;
+    final MoeConfig config;
+    final ExpertWeights weights;
+    final int tokens;
+    final Tensor hidden;
+    final Tensor output;
+    final ExpertRouting routing;
+    final Samples.@Nullable Context lora;
+
+    Layer(Random rnd, Arena arena) {
+      this.rnd = rnd;
+      this.arena = arena;
+      CodedSamples samples = new CodedSamples(rnd, arena);
+      // half of the layers have one scheme, as most files have
+      boolean uniform = rnd.nextBoolean();
+      QuantScheme w13 = samples.scheme();
+      QuantScheme w2 = rnd.nextInt(3) == 0 ? QuantScheme.NONE : uniform ? w13 : samples.scheme();
+      int h = 1 + rnd.nextInt(rnd.nextBoolean() ? 70 : 200);
+      int i = 1 + rnd.nextInt(rnd.nextBoolean() ? 70 : 200);
+      boolean gated = rnd.nextInt(4) > 0;
+      List<Expert> experts = new ArrayList<>();
+      Set<QuantScheme> schemes = new LinkedHashSet<>();
+      for (int e = 0; e < EXPERTS; e++) {
+        QuantScheme own = uniform || rnd.nextBoolean() ? w13 : samples.scheme();
+        schemes.addAll(List.of(own, w2));
+        experts.add(
+            Expert.of(
+                gated ? weight(samples, own, i, h) : null,
+                weight(samples, own, i, h),
+                weight(samples, w2, h, i)));
+      }
+      weights = new ExpertWeights(experts);
+      tokens = List.of(1, 2, 7, 15, 50).get(rnd.nextInt(5));
+      MoeConfig.Builder b =
+          MoeConfig.builder(h, i, EXPERTS, TOP_K)
+              .quantSchemes(schemes)
+              .activation(Activation.plain(gated ? Activation.Kind.SILU : Activation.Kind.RELU2_NO_MUL));
+      config = (rnd.nextInt(3) == 0 ? b.lora(new LoraConfig(1, 8)) : b).build();
+      hidden = Samples.random(rnd, arena, DType.F32, 1, tokens, h);
+      output = Samples.random(rnd, arena, DType.F32, 1, tokens, h);
+      int[] ids = rnd.ints((long) tokens * TOP_K, 0, EXPERTS).toArray();
+      routing =
+          new ExpertRouting(
+              Samples.ints(arena, ids, tokens, TOP_K),
+              Samples.random(rnd, arena, DType.F32, 1, tokens, TOP_K),
+              null);
+      lora = config.lora().isEmpty() ? null : lora(h, i, gated);
+    }
+
+    private Weight weight(CodedSamples samples, QuantScheme scheme, int out, int in) {
+      return scheme.isNone()
+          ? Weight.plain(Samples.random(rnd, arena, DType.BF16, 1 / Math.sqrt(in), out, in))
+          : samples.weight(scheme, out, in);
+    }
+
+    private Samples.Context lora(int h, int i, boolean gated) {
+      Map<LoraTarget, LoraFactors> f = new EnumMap<>(LoraTarget.class);
+      if (gated) {
+        f.put(LoraTarget.GATE, factors(i, h));
+      }
+      f.put(LoraTarget.UP, factors(i, h));
+      f.put(LoraTarget.DOWN, factors(h, i));
+      int[] mapping = rnd.ints(tokens, -1, 1).toArray();
+      return new Samples.Context(
+          List.of(new LoraLayer(f)), Samples.ints(arena, mapping, tokens));
+    }
+
+    private LoraFactors factors(int out, int in) {
+      return new LoraFactors(
+          Samples.random(rnd, arena, DType.BF16, 1 / Math.sqrt(in), EXPERTS, 8, in),
+          Samples.random(rnd, arena, DType.BF16, 0.3, EXPERTS, out, 8));
+    }
+
+    double[] run(Mlps mlps) {
+      CpuExperts experts = new CpuExperts(config, weights, mlps);
+      long bytes = experts.workspaceBytes(tokens);
+      MemorySegment ws = arena.allocate(bytes, 64);
+      ws.fill((byte) 0x7f);
+      experts.apply(
+          ExpertsInputs.standard(hidden, routing, output),
+          Optional.ofNullable(lora),
+          new Workspace(new HostMemory(ws)),
+          DeviceStream.HOST);
+      experts.close();
+      return output.toDoubles();
+    }
+
+    /** Every element once, by the reference; F32 is fine enough. */
+    private static Weight plain(Weight w) {
+      int in = Math.toIntExact(w.in());
+      float[] all = new float[Math.toIntExact(w.out()) * in];
+      for (int o = 0; o < w.out(); o++) {
+        double[] row = Dequantize.row(w, o);
+        for (int i = 0; i < in; i++) {
+          all[o * in + i] = (float) row[i];
+        }
+      }
+      return Weight.plain(Tensor.ofFloats(all, w.out(), in));
+    }
+
+    double[] expected() {
+      double[] all = new double[Math.toIntExact(output.elementCount())];
+      int h = config.hiddenSize();
+      ExpertWeights plain =
+          new ExpertWeights(
+              weights.experts().stream()
+                  .map(e ->
+                      Expert.of(
+                          e.gate() == null ? null : plain(e.gate()),
+                          plain(e.up()),
+                          plain(e.down())))
+                  .toList());
+      for (int t = 0; t < tokens; t++) {
+        boolean adapted = lora != null && lora.tokenLoraMapping().get(t) == 0;
+        LoraLayer layer = adapted && lora != null ? lora.slot(0) : null;
+        double[] y =
+            ReferenceMoe.experts(
+                config, plain, routing, t, hidden.select(0, t).toDoubles(), layer);
+        System.arraycopy(y, 0, all, t * h, h);
+      }
+      return all;
+    }
+  }
+}
