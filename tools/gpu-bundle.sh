@@ -76,7 +76,7 @@ cp -r testdata "$out/"
 # A smaller image, or one that packs better.
 compress=zip-9
 if $tar; then compress=zip-0; fi
-"$jdk/bin/jlink" --add-modules java.base,java.instrument,java.logging,java.management,java.naming,java.sql,java.xml,jdk.incubator.vector,jdk.management,jdk.unsupported \
+"$jdk/bin/jlink" --add-modules java.base,java.instrument,java.logging,java.management,java.naming,java.sql,java.xml,jdk.incubator.vector,jdk.jfr,jdk.management,jdk.unsupported \
   --strip-debug --no-man-pages --no-header-files --compress $compress --output "$out/jre"
 
 cat > "$out/java" << 'END_JAVA'
@@ -156,6 +156,9 @@ cat > "$out/moe" << 'END_MOE'
 exec "$(dirname "$0")/java" io.moe4j.cli.Moe "$@"
 END_MOE
 chmod +x "$out/java" "$out/test" "$out/moe"
+# What lacks a module or a jar is found here, not on a rented card.
+"$out/moe" run > "$out/run.log" 2>&1 || { cat "$out/run.log" >&2; exit 1; }
+rm "$out/run.log"
 echo "$out: $(du -sh "$out" | cut -f1)"
 if $tar; then
   tar -C "$(dirname "$out")" --sort=name -cJf "$out.tar.xz" "$(basename "$out")"

@@ -41,7 +41,7 @@ def clean(ptx: str) -> str:
     for line in ptx.splitlines():
         text = line.strip()
         debug = debug or text.startswith(".section") and ".debug_" in text
-        if text and not debug and not text.startswith(("//", ".file", ".loc")):
+        if text and not debug and not text.startswith(("//", ".file ", ".loc ", ".file\t", ".loc\t")):
             lines.append(line)
         debug = debug and not text.endswith("}")
     return "\n".join(lines) + "\n"

@@ -2,7 +2,7 @@
 #pragma once
 #include "widen.cuh"
 
-// The columns of the slot table, a row of int64 a slot; io.moe4j.backend.triton.SlotTable writes it.
+// The columns of the slot table, a row of int64 a slot; io.moe4j.cuda.ops.SlotTable writes it.
 constexpr int SLOT_WIDTH = 24, SHARED_A = 3, B_ADDR = 7, B_EXPERT = 13, B_ROW = 16, RANK = 19;
 constexpr int TILE_WORDS = 8;
 constexpr int CHUNK = 64;  // columns of the contraction a step
@@ -11,17 +11,17 @@ constexpr int PAGE = 16;   // ranks
 // Weights: tiles of 16 rows x 64 columns, [experts][matrices][row tiles][chunks], each lane's codes together, see repack.cu.
 // ratio, zero: [experts][matrices][row tiles][groups][8][SG] words of the values of rows g (low half) and g + 8; SG groups a chunk, or
 // 2^group_shift chunks a group (SG = 1), or none (SG = 0). channel: [experts][matrices][row tiles * 16] f32.
-// wait: 0 at once, 1 before x, 2 before s.
+// gated: two matrices an expert, gate and up. wait: 0 at once, 1 before x, 2 before s.
 #define GEMM_PARAMETERS                                                                                                                    \
   const uint16_t *x, const uint8_t *w, const uint32_t *ratio, const uint32_t *zero, const float *channel, const float *bias, const float *tw, \
       uint16_t *y, const int64_t *table, const int *ids, const int *expert_map, const int *mapping, const int *pairs, const int *gtile,       \
       const int *nums, const int *seg_of, const int64_t *pga, const int64_t *pgb, const int64_t *pgm, const uint16_t *s, const float *part,   \
-      int has_map, int has_bias, int on_input, int first, int gather, int lora, int naive, int act, float alpha, float beta, float limit, int P,         \
+      int has_map, int has_bias, int on_input, int first, int gated, int gather, int lora, int naive, int act, float alpha, float beta, float limit, int P,         \
       int TOPK, int N, int KD, int EG, int E, int NS, int RS, int SU, int SPLIT, int GM, int wait, int early,                   \
       int group_shift, int warps_k, int phase
 #define GEMM_ARGUMENTS                                                                                                                     \
   x, w, ratio, zero, channel, bias, tw, y, table, ids, expert_map, mapping, pairs, gtile, nums, seg_of, pga, pgb, pgm, s, part, has_map,      \
-      has_bias, on_input, first, gather, lora, naive, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM, wait, early,   \
+      has_bias, on_input, first, gated, gather, lora, naive, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM, wait, early,   \
       group_shift, warps_k, phase
 
 DEV int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -66,13 +66,13 @@ DEV Tile find_tile(int first, int rows_a_block, const int* ids, const int* exper
   t.block = pid % nn;
   int nm = *(volatile const int*)nums;
   t.some = pid < nm * nn;
+  if (!t.some) return t;
   if (GM > 0) {
-    if (!t.some) return t;
     int group = pid / (GM * nn), gm = min(nm - group * GM, GM), in = pid % (GM * nn);
     mt = group * GM + in % gm;
     t.block = in / gm;
   }
-  const volatile int* about = gtile + mt * TILE_WORDS;  // in bounds, whether there is such a tile or not
+  const volatile int* about = gtile + mt * TILE_WORDS;
   t.e = about[0];
   t.row0 = about[1];
   t.row1 = about[2];
@@ -151,12 +151,14 @@ DEV float clip(float v, float limit) { return at_most(v < -limit ? -limit : v, l
 DEV float gelu_erf(float v) { return 0.5f * v * (1.0f + erff(v * 0.7071067811865476f)); }
 DEV float gelu_tanh(float v) { return v * sigmoid(1.5957691216057308f * (v + 0.044715f * v * v * v)); }
 
+DEV float silu_gated(float g, float u, float limit) {
+  float c = at_most(g, limit);
+  return c * sigmoid(c) * clip(u, limit);
+}
+
 // Codes are the ordinals of Activation.Kind.
 DEV float activate_gated(float g, float u, int act, float alpha, float beta, float limit) {
-  if (act == 0) {
-    float c = at_most(g, limit);
-    return c * sigmoid(c) * clip(u, limit);
-  }
+  if (act == 0) return silu_gated(g, u, limit);
   if (act == 1) return gelu_erf(g) * u;
   if (act == 2) return gelu_tanh(g) * u;
   if (act == 3) {
@@ -188,9 +190,10 @@ DEV void factor_operand(uint32_t* a, const uint16_t* b, int64_t stride, int n, i
 
 // acc += B . s over pages begin, begin + step, ..; TILES row tiles starting at n[], NJ groups of 8 rows of y from row0 on, seg their
 // segments (of row g of each group), or -1. Two products (gated): tile 0 is the first, tile 1 the second projection.
-template <class T, int TILES, int NJ, bool GATED, int AHEAD>
-DEV void expand_pages(float (&acc)[TILES][NJ][4], const uint16_t* s, const int64_t* pga, const int64_t* pgb, const int64_t* pgm,
+template <class T, int TILES, int NJ, int AHEAD>
+DEV void expand_pages(int gated, float (&acc)[TILES][NJ][4], const uint16_t* s, const int64_t* pga, const int64_t* pgb, const int64_t* pgm,
                       const int (&seg)[NJ], int row0, const int (&n)[TILES], int begin, int end, int step, int N, int RS, int SU, int lane) {
+#pragma unroll 1
   for (int q = begin; q < end; q += AHEAD * step) {
     int64_t word[AHEAD];
     uint32_t a[AHEAD][TILES][4];
@@ -198,10 +201,10 @@ DEV void expand_pages(float (&acc)[TILES][NJ][4], const uint16_t* s, const int64
     for (int u = 0; u < AHEAD; u++) {
       int page = q + u * step;
       word[u] = page < end ? pgm[page] : 0;
-      int64_t b1 = page < end ? pga[page] : 0, b2 = GATED && page < end ? pgb[page] : 0;
+      int64_t b1 = page < end ? pga[page] : 0, b2 = gated && page < end ? pgb[page] : 0;
 #pragma unroll
       for (int t = 0; t < TILES; t++) {
-        bool second = GATED && t == 1;
+        bool second = gated && t == 1;
         int halves = (int)(word[u] >> (second ? 58 : 56)) & 3;
         int stride = ((int)(word[u] >> (second ? 40 : 32)) & 0xFF) * 8;
         factor_operand(a[u][t], (const uint16_t*)0 + (second ? b2 : b1) * 8, stride, n[t], N, halves, lane);
@@ -219,7 +222,7 @@ DEV void expand_pages(float (&acc)[TILES][NJ][4], const uint16_t* s, const int64
         const uint16_t* p = s + (int64_t)(row0 + 8 * j + lane / 4) * RS + col;
         uint32_t b0 = mine && h1 > 0 ? load_new4(p) : 0, b1 = mine && h1 > 1 ? load_new4(p + 8) : 0;
         multiply<T>(acc[0][j], a[u][0], b0, b1);
-        if constexpr (GATED) {
+        if (gated) {
           b0 = mine && h2 > 0 ? load_new4(p + up) : 0;
           b1 = mine && h2 > 1 ? load_new4(p + up + 8) : 0;
         }

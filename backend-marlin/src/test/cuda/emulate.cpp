@@ -1,7 +1,7 @@
-// narrow.cu, wide.cu and repack.cu on the host, against float64: g++ -O2 -std=c++20 -DEMU -I../../main/cuda emulate.cpp && ./a.out
+// narrow.cuh, wide.cuh and repack.cu on the host, against float64: see the README.
 // Every code and scale layout, both element types, all heights, adapters of ragged ranks, with and without gate.
-#include "../../main/cuda/narrow.cu"
-#include "../../main/cuda/wide.cu"
+#include "../../main/cuda/narrow.cuh"
+#include "../../main/cuda/wide.cuh"
 #include "../../main/cuda/repack.cu"
 #include "../../main/cuda/permute.cu"
 
@@ -30,6 +30,9 @@ struct Format {
   bool global, order;
 };
 
+// Zero points are kept, or stand for a symmetric scheme that has no kernel of its own.
+static bool keeps_zeros(const Format& f, int SG) { return f.asym || (f.q == U4 && SG == 4) || (f.q == U8 && SG > 1); }
+
 template <class T>
 struct Weights {
   int E, M, N, KD, SG, chunks_a_group, group_shift, has_zero, tiles, chunks;
@@ -43,11 +46,12 @@ struct Weights {
     tiles = (N + 15) / 16;
     chunks = (KD + 63) / 64;
     int group = f.group == 0 ? KD : f.group < 0 ? 128 : f.group;
-    SG = f.group == 0 ? 0 : group % 64 == 0 ? 1 : group % 32 == 0 ? 2 : 4;
-    chunks_a_group = SG == 1 ? group / 64 : 1;
-    has_zero = f.asym;
+    SG = f.group == 0 ? is_integer(f.q) : group % 64 == 0 ? 1 : group % 32 == 0 ? 2 : 4;
+    chunks_a_group = SG != 1 ? 1 : f.group == 0 ? chunks : group / 64;
+    has_zero = keeps_zeros(f, SG);
     group_shift = 0;
-    while (chunks_a_group % 2 == 0) chunks_a_group /= 2, group_shift++;
+    if (f.group == 0) while (1 << group_shift < chunks_a_group) group_shift++;
+    else while (chunks_a_group % 2 == 0) chunks_a_group /= 2, group_shift++;
     chunks_a_group = 1 << group_shift;
     int G = (KD + group - 1) / group, stored = SG == 1 ? (chunks + chunks_a_group - 1) / chunks_a_group : chunks * SG;
     w.resize((size_t)E * M * N * KD);
@@ -121,15 +125,15 @@ struct Weights {
         }
         size_t mat = (size_t)e * M + m;
         int words = bits == 4 ? 128 : 256;
-        emu::launch((tiles * chunks * words + 255) / 256, 256, [&] {
-          moe_repack_codes(data.data(), f.order ? perm.data() : nullptr, codes.data() + mat * tiles * chunks * words, ks, ns, bytes, bits, along,
-                           f.layout == 1, flip, N, KD);
-        });
         emu::launch((tiles * 16 + 127) / 128, 128, [&] {
           moe_repack_scales(sb.data(), f.global ? &global : nullptr, f.asym ? (const uint8_t*)zw.data() : nullptr,
-                            (uint16_t*)(ratio.data() + mat * tiles * stored * 8), f.asym ? (uint16_t*)(zero.data() + mat * tiles * stored * 8) : nullptr,
+                            (uint16_t*)(ratio.data() + mat * tiles * stored * 8), has_zero ? (uint16_t*)(zero.data() + mat * tiles * stored * 8) : nullptr,
                             channel.data() + mat * tiles * 16, turned ? 1 : G, turned ? SN : 1, zn, zg, f.scale_type, 0, bn, group, bits, 0,
-                            f.layout == 1, 0, add, 4, SG, group_shift, N, KD);
+                            f.layout == 1, 0, f.asym ? add : f.q == U8 ? 128 : 8, 4, SG, group_shift, N, KD, 0, KD);
+        });
+        emu::launch((tiles * chunks * words + 255) / 256, 256, [&] {
+          moe_repack_codes(data.data(), f.order ? perm.data() : nullptr, codes.data() + mat * tiles * chunks * words, channel.data() + mat * tiles * 16, ks, ns, bytes, bits, along,
+                           f.layout == 1, flip, f.q == E4M3, N, KD);
         });
       }
   }
@@ -245,7 +249,7 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
     for (int e = 0; e < E; e++) perm.insert(perm.end(), w.perm.begin(), w.perm.end());
     xp.assign((size_t)P * KD, 0xFFFF);
     emu::launch(naive ? P : tiles + 1, 256, [&] {
-      moe_permute_inputs(x.data(), xp.data(), perm.data(), ids.data(), ids.data(), pairs.data(), gtile.data(), nums, 0, first, naive, P, TOPK, KD, E, E);
+      moe_permute_inputs(x.data(), xp.data(), perm.data(), ids.data(), ids.data(), pairs.data(), gtile.data(), nums, 0, first, naive, P, TOPK, KD, KD, E, E);
     });
   }
   std::vector<uint16_t> y((size_t)P * N, 0xFFFF);
@@ -255,11 +259,11 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
     auto call = [&](auto kernel) {
       kernel(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(), bias.data(), tw.data(), y.data(),
              table.data(), ids.data(), ids.data(), mapping.data(), pairs.data(), gtile.data(), nums, seg_of.data(), pga.data(), pgb.data(),
-             pgm.data(), s.data(), part.data(), 0, 1, on_input, first, gather, adapters, naive, act, alpha, beta, limit, P, TOPK, N, KD, E, E, 3,
+             pgm.data(), s.data(), part.data(), 0, 1, on_input, first, GATED, gather, adapters, naive, act, alpha, beta, limit, P, TOPK, N, KD, E, E, 3,
              RS, SU, SPLIT, 2, adapters ? 2 : first ? 0 : 1, 0, w.group_shift, warps_k, phase);
     };
-    if constexpr (WIDE_ONE) call(wide<Q, T, NT, SG, ZERO, GATED>);
-    else call(narrow<Q, T, NT, SG, ZERO, GATED>);
+    if constexpr (WIDE_ONE) call(wide<Q, T, NT, SG, ZERO>);
+    else call(narrow<Q, T, NT, SG, ZERO>);
   });
   double error = 0, norm = 0;
   for (int r = 0; r < P; r++) {
@@ -292,8 +296,8 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
 
 template <int Q, class T, int NT, int SG, bool GATED, bool WIDE_ONE, class... A>
 static bool run(const Format& f, A... a) {
-  if constexpr (is_integer(Q) && SG > 0) {
-    if (f.asym) return run_one<Q, T, NT, SG, GATED, WIDE_ONE, true>(f, a...);
+  if constexpr (is_integer(Q)) {
+    if (keeps_zeros(f, SG)) return run_one<Q, T, NT, SG, GATED, WIDE_ONE, true>(f, a...);
   }
   return run_one<Q, T, NT, SG, GATED, WIDE_ONE, false>(f, a...);
 }
@@ -324,8 +328,8 @@ int main() {
   ONE(U4, 2, ASYM)
   ONE(U4, 1, AWQ)
   ONE(U4, 4, CT16)
-  ONE(U4, 0, ROW)
-  ONE(U8, 0, I8)
+  ONE(U4, 1, ROW)
+  ONE(U8, 1, I8)
   ONE(U8, 2, I8G)
   ONE(U8, 1, I8A)
   ONE(E4M3, 0, FC)
@@ -342,8 +346,8 @@ int main() {
   ALL(U4, 2, ASYM)
   ALL(U4, 1, AWQ)
   ALL(U4, 4, CT16)
-  ALL(U4, 0, ROW)
-  ALL(U8, 0, I8)
+  ALL(U4, 1, ROW)
+  ALL(U8, 1, I8)
   ALL(U8, 2, I8G)
   ALL(U8, 1, I8A)
   ALL(E4M3, 0, FC)

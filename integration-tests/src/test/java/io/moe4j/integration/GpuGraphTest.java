@@ -1,8 +1,9 @@
 package io.moe4j.integration;
 
 import static org.assertj.core.api.Assertions.assertThat;
-import static org.assertj.core.api.Assertions.assertThatIllegalStateException;
+import static org.assertj.core.api.Assertions.assertThatExceptionOfType;
 
+import io.moe4j.api.MoeException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
@@ -44,7 +45,8 @@ class GpuGraphTest {
     load(gpu);
   }
 
-  private static void load(GpuLayer g) {
+  /** Five adapters of ragged ranks. */
+  static void load(GpuLayer g) {
     int rank = 4;
     for (String name : List.of("a", "b", "c", "d", "e")) {
       g.load(name, rank);
@@ -85,7 +87,8 @@ class GpuGraphTest {
     }
   }
 
-  private static void checkReplays(GpuLayer g, int tokens) {
+  /** Replays against eager forwards, the adapters of {@link #load} taking turns in three slots. */
+  static void checkReplays(GpuLayer g, int tokens) {
     try (CudaStream stream = g.device.newStream();
         MoeSession session = g.layer.newSession(tokens);
         AdapterBatch batch = Objects.requireNonNull(g.registry).newBatch()) {
@@ -136,7 +139,7 @@ class GpuGraphTest {
       session.forward(MoeForward.of(in, out).withLora(batch.context(0)), stream);
       batch.reset(names(4, "b", "c", "d"));
       stream.synchronize();
-      assertThatIllegalStateException()
+      assertThatExceptionOfType(MoeException.class)
           .isThrownBy(() ->
               CudaGraph.capture(
                   g.device,

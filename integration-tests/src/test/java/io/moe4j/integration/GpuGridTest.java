@@ -267,7 +267,12 @@ class GpuGridTest {
     }
   }
 
-  private static void checkAdapters(GpuLayer g, int tokens, double tolerance) {
+  /**
+   * A mixed batch against float64, and its bits without adapters.
+   *
+   * @param tolerance of a token's relative L2 error
+   */
+  static void checkAdapters(GpuLayer g, int tokens, double tolerance) {
     Random random = new Random(42);
     LoraConfig lora = g.config.lora().orElseThrow();
     int hidden = g.config.hiddenSize();

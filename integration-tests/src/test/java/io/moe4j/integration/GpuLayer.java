@@ -15,6 +15,7 @@ import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.Packing;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.Weight;
 import io.moe4j.cuda.CudaDevice;
@@ -33,7 +34,7 @@ import java.util.concurrent.ConcurrentHashMap;
 import org.jspecify.annotations.Nullable;
 
 /**
- * A random layer, bf16 or MXFP4, on the first card, its adapters, tensors beside it, and the
+ * A random layer, bf16 or quantised, on the first card, its adapters, tensors beside it, and the
  * float64 reference of single tokens.
  */
 final class GpuLayer implements AutoCloseable {
@@ -66,6 +67,20 @@ final class GpuLayer implements AutoCloseable {
    * @param deviation2 of w2
    */
   GpuLayer(MoeConfig c, double deviation, double deviation2) {
+    this(
+        c,
+        deviation,
+        deviation2,
+        c.activationFormat() == ActivationFormat.BATCHED ? "batched-triton" : "triton");
+  }
+
+  /**
+   * @param c in bf16 whatever it says
+   * @param deviation of w13
+   * @param deviation2 of w2
+   * @param backend that computes it
+   */
+  GpuLayer(MoeConfig c, double deviation, double deviation2, String backend) {
     config = c.toBuilder().inputDtype(DType.BF16).weightDtype(DType.BF16).build();
     List<ExpertWeights.Expert> all = new ArrayList<>();
     for (int e = 0; e < config.numLocalExperts(); e++) {
@@ -79,8 +94,7 @@ final class GpuLayer implements AutoCloseable {
             null);
     layer =
         MoeLayer.builder(config, new MoeLayerWeights(experts, router, null, null))
-            .backend(
-                config.activationFormat() == ActivationFormat.BATCHED ? "batched-triton" : "triton")
+            .backend(backend)
             .device(device)
             .build();
     registry =
@@ -92,24 +106,91 @@ final class GpuLayer implements AutoCloseable {
   private ExpertWeights.Expert expert(double deviation, double deviation2) {
     int h = config.hiddenSize();
     int i = config.intermediateSize();
-    ExpertWeights.Expert expert =
-        config.isQuantized()
-            ? ExpertWeights.Expert.of(
-                mxfp4(deviation, i, h), mxfp4(deviation, i, h), mxfp4(deviation2, h, i))
-            : ExpertWeights.Expert.plain(
-                host(deviation, i, h), host(deviation, i, h), host(deviation2, h, i));
+    ExpertWeights.Expert expert;
+    if (!config.isQuantized()) {
+      expert =
+          ExpertWeights.Expert.plain(
+              host(deviation, i, h), host(deviation, i, h), host(deviation2, h, i));
+    } else {
+      Weight gate = quantised("gate", deviation, i, h, 5);
+      Weight up = quantised("up", deviation, i, h, 5);
+      expert = ExpertWeights.Expert.of(gate, up, quantised("down", deviation2, h, i, 7));
+    }
     return config.expertBias() ? expert.withBias(host(0.3, i), host(0.3, i), host(0.3, h)) : expert;
   }
 
-  private Weight mxfp4(double deviation, int rows, int columns) {
-    return Weight.mxfp4(bytes(DType.F4, 0, 255, rows, columns), scales(deviation, rows, columns));
+  /** Of the layer's scheme; codes of one size, scales that differ from group to group. */
+  private Weight quantised(String name, double deviation, int out, int in, int stride) {
+    QuantScheme scheme = config.quantSchemes().getFirst();
+    if (scheme.equals(QuantScheme.MXFP4)) {
+      return Weight.mxfp4(bytes(DType.F4, 0, 255, out, in), exponents(deviation / 3, out, in / 32));
+    }
+    int rows = Math.toIntExact(scheme.scaleRowCount(out));
+    int groups = Math.toIntExact(scheme.scaleColumnCount(in));
+    if (scheme.format() == QuantScheme.Format.FP8) {
+      Tensor codes = bytes(DType.F8_E4M3, 0x30, 0x3F, out, in);
+      return Weight.builder(name, scheme, out, in, codes, Packing.DENSE)
+          .scales(scales(DType.F32, deviation, rows, groups))
+          .build();
+    }
+    if (scheme.equals(QuantScheme.NVFP4)) {
+      // Scales from 1 to 2; the rest is in the global scale.
+      float global = (float) (deviation / 4 * (1 + random.nextDouble()));
+      return Weight.builder(name, scheme, out, in, bytes(DType.F4, 0, 255, out, in), Packing.DENSE)
+          .scales(bytes(DType.F8_E4M3, 0x38, 0x3F, rows, groups))
+          .globalScale(Tensor.ofFloats(new float[] {global}, 1), false)
+          .build();
+    }
+    int bits = scheme.bits();
+    int per = Integer.SIZE / bits;
+    double unit = deviation / (bits == 4 ? 5 : 80);
+    // As GPTQ has it: words along the inputs, transposed.
+    Weight.Builder b =
+        Weight.builder(
+                name,
+                scheme,
+                out,
+                in,
+                words(Math.ceilDiv(in, per), out).transpose(0, 1),
+                Packing.WORDS_ALONG_IN)
+            .scales(scales(DType.F16, unit, groups, rows).transpose(0, 1));
+    if (!scheme.symmetric()) {
+      b.zeroPoints(
+          words(groups, Math.ceilDiv(out, per)).transpose(0, 1), Packing.WORDS_ALONG_OUT, 1);
+    }
+    if (scheme.actOrder()) {
+      int[] index = new int[in];
+      for (int k = 0; k < in; k++) {
+        index[(int) ((long) k * stride % in)] = k / scheme.scaleColumns();
+      }
+      b.groupIndex(Tensor.ofInts(index, in));
+    }
+    return b.build();
+  }
+
+  private Tensor words(int rows, int columns) {
+    return Tensor.ofInts(random.ints((long) rows * columns).toArray(), rows, columns);
+  }
+
+  private Tensor scales(DType dtype, double unit, int rows, int columns) {
+    Tensor t =
+        Tensor.of(
+            dtype,
+            MemorySegment.ofArray(new byte[Math.toIntExact(dtype.byteSize((long) rows * columns))]),
+            rows,
+            columns);
+    for (int r = 0; r < rows; r++) {
+      for (int c = 0; c < columns; c++) {
+        t.set(unit * (0.5 + random.nextDouble()), r, c);
+      }
+    }
+    return t;
   }
 
   /** The sixteen numbers of 4 bits, all equally likely, have a deviation of 3. */
-  private Tensor scales(double deviation, int rows, int columns) {
-    int middle = 127 + Math.getExponent(deviation / 3);
-    int groups = columns / QuantScheme.MXFP4.scaleColumns();
-    return bytes(DType.F8_E8M0, middle - 2, middle + 1, rows, groups);
+  private Tensor exponents(double middle, int rows, int columns) {
+    int exponent = 127 + Math.getExponent(middle);
+    return bytes(DType.F8_E8M0, exponent - 2, exponent + 1, rows, columns);
   }
 
   private Tensor bytes(DType dtype, int least, int most, int rows, int columns) {

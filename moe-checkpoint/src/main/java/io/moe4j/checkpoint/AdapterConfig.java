@@ -14,6 +14,7 @@ import java.util.Locale;
 import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
+import java.util.regex.Pattern;
 
 /**
  * What {@code adapter_config.json} of a PEFT LoRA adapter says, as far as it matters here.
@@ -65,6 +66,11 @@ public record AdapterConfig(
           Map.entry("arrow_config", "Arrow routing of several adapters"),
           Map.entry("monteclora_config", "MonteCLoRA"),
           Map.entry("kasa_config", "KaSA"));
+
+  private static final Pattern LAYOUT_KEY =
+      Pattern.compile("(?i)lora_?[ab]?_?(?:layout|order|expert_layout|expert_order)");
+
+  private static final Set<String> LAYOUT_KEYS = Set.of("lora_A_layout", "lora_B_layout");
 
   /** Initialisations that leave the base weights alone, so that the factors mean what they say. */
   private static final Set<String> PLAIN_INITS =
@@ -141,7 +147,18 @@ public record AdapterConfig(
     }
   }
 
+  /** A layout under a name that is not read here must not pass for none. */
+  private static void requireKnownLayouts(ModelConfig config) {
+    for (String key : config.keys()) {
+      if (LAYOUT_KEY.matcher(key).matches() && !LAYOUT_KEYS.contains(key)) {
+        throw config.unusable(key, "called lora_A_layout or lora_B_layout, as other names are not read");
+      }
+    }
+  }
+
   private static FusedLayout fused(ModelConfig config) {
+    requireKnownLayouts(config);
+    config.optionalObject("unsloth_fused_expert_lora").ifPresent(AdapterConfig::requireKnownLayouts);
     Optional<String> a = config.optionalString("lora_A_layout");
     Optional<String> b = config.optionalString("lora_B_layout");
     Optional<ModelConfig> detail = config.optionalObject("unsloth_fused_expert_lora");
@@ -168,7 +185,14 @@ public record AdapterConfig(
         config.keys().stream().anyMatch(AdapterConfig::namesUnsloth)
             || config
                 .optionalObject("auto_mapping")
-                .map(m -> m.keys().stream().anyMatch(AdapterConfig::namesUnsloth))
+                .map(m ->
+                    m.keys().stream()
+                        .anyMatch(key ->
+                            namesUnsloth(key)
+                                || config
+                                    .textIn("auto_mapping", key)
+                                    .map(AdapterConfig::namesUnsloth)
+                                    .orElse(false)))
                 .orElse(false);
     return new FusedLayout(a, b, byParameter, ofUnsloth);
   }

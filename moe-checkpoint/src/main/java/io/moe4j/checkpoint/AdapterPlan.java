@@ -250,14 +250,40 @@ final class AdapterPlan {
       }
     }
     if (!missing.isEmpty()) {
-      notes.add(
+      breakPromise(
           "target_parameters name parameters of the experts that the file holds no factors for: "
               + StrictJson.shorten(String.join(", ", missing)));
-      if (policy.inBlock() == Action.REFUSE) {
-        refusals.add(Fate.IN_BLOCK);
-        promise = Optional.of(notes.getLast());
-      }
+      return;
     }
+    // Had the file held one, it would have been left out of its block above.
+    List<String> unsaved =
+        config.modulesToSave().stream().filter(s -> !s.isBlank() && isInBlocks(s)).toList();
+    if (!unsaved.isEmpty()) {
+      breakPromise(
+          "modules_to_save names parts of the MoE blocks that the file does not hold: "
+              + StrictJson.shorten(String.join(", ", unsaved)));
+    }
+  }
+
+  private void breakPromise(String reason) {
+    notes.add(reason);
+    if (policy.inBlock() == Action.REFUSE) {
+      refusals.add(Fate.IN_BLOCK);
+      promise = Optional.of(reason);
+    }
+  }
+
+  /** Whether PEFT would take a block, its experts or its router by this end of a name. */
+  private boolean isInBlocks(String end) {
+    CheckpointLayout layout = model.layout();
+    return model.layers().keySet().stream()
+        .flatMap(layer -> layout.blocks().stream().map(b -> b.of(layer)))
+        .flatMap(block ->
+            Stream.concat(
+                Stream.of(block, block + ".experts"),
+                layout.routerWeights().stream()
+                    .map(w -> block + "." + w.replaceFirst("\\.weight$", ""))))
+        .anyMatch(name -> name.endsWith(end) || end.endsWith("." + name));
   }
 
   /** What the config promises and the file lacks, if that refuses the adapter. */

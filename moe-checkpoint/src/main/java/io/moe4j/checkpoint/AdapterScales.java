@@ -44,6 +44,12 @@ final class AdapterScales {
       throw AdapterPlan.Problem.damage(
           "its scale alpha " + alpha + " / rank " + rank + " is not finite");
     }
+    if (scale == 0) {
+      notes.add(
+          "alpha is 0, first for '"
+              + StrictJson.shorten(parameter.replaceAll("\\.\\d+\\.", ".N."))
+              + "': such factors change nothing");
+    }
     return scale;
   }
 

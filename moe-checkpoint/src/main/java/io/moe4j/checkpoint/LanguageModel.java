@@ -21,6 +21,10 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
   private static final List<String> NESTED =
       List.of("text_config", "llm_config", "language_config", "thinker_config");
 
+  /** Configs of towers and heads that may have experts of their own. */
+  private static final List<String> NO_LANGUAGE_MODEL =
+      List.of("talker", "draft", "eagle", "specul", "mtp", "vit", "code_", "codec", "code2", "token2", "assistant");
+
   private static final List<String> ARCHITECTURE_ENDINGS =
       List.of("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Model");
 
@@ -46,7 +50,29 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
             declared.isPresent() ? declared.get() : sizes(part, parts), layout.get());
       }
     }
+    Map<String, ModelConfig> others = others(top);
+    List<String> known =
+        others.keySet().stream().filter(k -> layout(others.get(k), layouts).isPresent()).toList();
+    if (known.size() == 1) {
+      ModelConfig part = others.get(known.getFirst());
+      return new LanguageModel(part, layout(part, layouts).orElseThrow());
+    }
+    parts.putAll(others);
     throw unknown(parts, layouts);
+  }
+
+  /** Parts under other names, if they have a type and are not of a tower or head of their own. */
+  private static Map<String, ModelConfig> others(ModelConfig top) {
+    Map<String, ModelConfig> others = new LinkedHashMap<>();
+    for (String key : top.keys()) {
+      if (!NESTED.contains(key)
+          && !OutsideNames.isOtherTower(key)
+          && NO_LANGUAGE_MODEL.stream().noneMatch(key::contains)
+          && top.textIn(key, "model_type").isPresent()) {
+        top.optionalObject(key).ifPresent(part -> others.put(key, part));
+      }
+    }
+    return others;
   }
 
   private static void collect(ModelConfig config, String path, Map<String, ModelConfig> parts) {

@@ -271,6 +271,12 @@ public final class ModelConfig {
   }
 
   private static String text(JsonNode node) {
-    return node.isTextual() ? node.textValue() : JsonTree.text(node);
+    if (!node.isTextual()) {
+      return JsonTree.text(node);
+    }
+    String text = node.textValue();
+    boolean looksLikeAnother =
+        text.matches("[-+.0-9eE]*|true|false|null|NaN|-?Infinity");
+    return looksLikeAnother ? "the string '" + text + "'" : text;
   }
 }

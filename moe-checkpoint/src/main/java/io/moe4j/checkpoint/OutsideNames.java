@@ -59,6 +59,10 @@ final class OutsideNames {
           "laurel",
           "per_layer");
 
+  /** Modules of a block that no other part of a model calls so. */
+  private static final Set<String> BLOCK_MODULES =
+      Set.of("gate", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3", "w13");
+
   private static final List<String> ATTENTION_PROJECTIONS =
       List.of("qkv", "q_", "k_", "v_", "o_", "kv_");
 
@@ -116,10 +120,13 @@ final class OutsideNames {
     String lower = rest.toLowerCase(Locale.ROOT);
     int dot = lower.indexOf('.');
     String first = dot < 0 ? lower : lower.substring(0, dot);
-    return !lower.contains("expert")
-        && (containsAny(first, BESIDE_THE_BLOCK)
+    if (first.contains("norm") && dot >= lower.length() - 1) {
+      return !lower.contains("expert"); // post_feedforward_layernorm is a norm, norm_mlp.w1 is not
+    }
+    return (containsAny(first, BESIDE_THE_BLOCK)
             || ATTENTION_PROJECTIONS.stream().anyMatch(first::startsWith))
-        && (first.contains("norm") || !containsAny(lower, EXPERT_WORDS));
+        && !containsAny(lower, EXPERT_WORDS)
+        && !containsAny(lower, MLP_WORDS);
   }
 
   /** Whether a name speaks of experts or their router. */
@@ -129,7 +136,10 @@ final class OutsideNames {
 
   /** Whether a name outside every layer that is known speaks of a MoE block or an MLP. */
   static boolean looksLikeBlock(String name) {
-    return looksLikeExperts(name) || containsAny(name.toLowerCase(Locale.ROOT), MLP_WORDS);
+    String lower = name.toLowerCase(Locale.ROOT);
+    return looksLikeExperts(name)
+        || containsAny(lower, MLP_WORDS)
+        || BLOCK_MODULES.contains(lower.substring(lower.lastIndexOf('.') + 1));
   }
 
   private static boolean containsAny(String text, List<String> words) {

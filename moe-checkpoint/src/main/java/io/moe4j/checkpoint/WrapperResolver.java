@@ -237,8 +237,16 @@ final class WrapperResolver {
         fitting.add(p);
       }
     }
-    if (fitting.size() > 1) {
-      fitting.removeIf(p -> policy.singleTarget().map(t -> !t.equals(p.name())).orElse(false));
+    if (fitting.size() > 1 && policy.singleTarget().isPresent()) {
+      String chosen = policy.singleTarget().get();
+      if (fitting.stream().noneMatch(p -> p.name().equals(chosen))) {
+        throw Problem.damage(
+            "AdapterPolicy.withSingleTarget(name) is '"
+                + StrictJson.shorten(chosen)
+                + "', must be one of "
+                + fitting.stream().map(FusedParameter::name).toList());
+      }
+      fitting.removeIf(p -> !p.name().equals(chosen));
     }
     if (fitting.size() != 1) {
       throw Problem.damage(

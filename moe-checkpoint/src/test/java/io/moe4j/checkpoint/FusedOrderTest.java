@@ -87,6 +87,7 @@ class FusedOrderTest extends AdapterTestBase {
         List.of(
             down().with("auto_mapping", Map.of("unsloth_fixed", true)),
             down().with("unsloth_version", "2026.7.1"),
+            down().with("auto_mapping", Map.of("parent_library", "unsloth.models.qwen3_moe")),
             down().with("auto_mapping", Map.of("unsloth_fixed", false)))) {
       assertThatThrownBy(() -> load(t, qwen3(), AdapterPolicy.LENIENT))
           .isInstanceOf(AdapterRefusedException.class)
@@ -134,6 +135,22 @@ class FusedOrderTest extends AdapterTestBase {
     assertThatThrownBy(() -> load(down().with("unsloth_fused_expert_lora", detail(value)), qwen3()))
         .isInstanceOf(AdapterRefusedException.class)
         .hasMessageContaining("lora_B_layout");
+  }
+
+  /** A layout under a name that nobody reads would be ignored in silence. */
+  @ParameterizedTest
+  @ValueSource(
+      strings = {"lora_b_layout", "lora_B_order", "loraBLayout", "lora_layout", "LORA_A_LAYOUT"})
+  void misspeltKeysAreRefused(String key) {
+    for (TinyCheckpoint t :
+        List.of(
+            down().with(key, "grouped_by_expert"),
+            down().with("unsloth_fused_expert_lora", Map.of(key, "grouped_by_expert")))) {
+      assertThatThrownBy(() -> load(t, qwen3()))
+          .isInstanceOf(io.moe4j.api.CheckpointException.class)
+          .hasMessageContaining("'" + key + "'")
+          .hasMessageContaining("lora_B_layout");
+    }
   }
 
   @Test

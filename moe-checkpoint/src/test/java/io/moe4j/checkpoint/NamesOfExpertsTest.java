@@ -174,6 +174,15 @@ class NamesOfExpertsTest extends AdapterTestBase {
         "mlp.experts.0.up_proj",
         "model.mlp.up_proj",
         "moe",
+        "gate",
+        "model.gate",
+        "model.w13",
+        "model.layers.1.attn_mlp.up_proj",
+        "model.layers.1.norm_mlp.up_proj",
+        "model.layers.1.embed_mlp.w1",
+        "model.layers.1.conv_ffn.w1",
+        "model.layers.1.mamba.mlp.up_proj",
+        "model.layers.1.temporal_moe.w1",
         "Model.Layers.1.MLP.Experts.0.Up_Proj"
       })
   void namesThatFindNoPlace(String module) {
@@ -210,6 +219,8 @@ class NamesOfExpertsTest extends AdapterTestBase {
         "model.layers.1.input_layernorm",
         "model.layers.1.post_attention_layernorm",
         "model.layers.1.pre_feedforward_layernorm",
+        "model.layers.1.post_mlp_norm",
+        "model.layers.1.self_attn.q_norm",
         "model.layers.1.conv.conv",
         "model.layers.0.mlp.up_proj",
         "model.layers.0.mlp.gate_up_proj",
@@ -309,6 +320,44 @@ class NamesOfExpertsTest extends AdapterTestBase {
             .pair("model.layers" + tail, DType.F32, d(2, H), d(I, 2))
             .pair("draft.layers" + tail.replace("0", "1"), DType.F32, d(2, H), d(I, 2));
     assertThatThrownBy(() -> load(t, qwen3())).hasMessageContaining("under several roots");
+  }
+
+  /** What the config promises of a block is in the file. */
+  @ParameterizedTest
+  @ValueSource(strings = {"gate", "mlp.gate", "experts", "layers.1.mlp.gate", "mlp"})
+  void partsOfTheBlockThatTheConfigSaysAreSaved(String module) {
+    TinyCheckpoint t =
+        adapter(2, 4)
+            .with("modules_to_save", List.of("lm_head", module))
+            .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    assertThatThrownBy(() -> load(t, qwen3()))
+        .isInstanceOf(AdapterRefusedException.class)
+        .hasMessageContaining("modules_to_save")
+        .hasMessageContaining(module);
+    assertThat(load(t, qwen3(), AdapterPolicy.LENIENT).report().notes())
+        .anyMatch(n -> n.contains("modules_to_save"));
+    t.with("modules_to_save", List.of("lm_head", "score", "embed_tokens", "gate_proj"));
+    assertThat(load(t, qwen3(), AdapterPolicy.STRICT).report().accepted()).isTrue();
+  }
+
+  /** A file without a tensor is what some trainers leave behind; it is no adapter. */
+  @Test
+  void anAdapterWithoutATensor() {
+    for (AdapterPolicy policy : List.of(AdapterPolicy.DEFAULT, AdapterPolicy.LENIENT)) {
+      assertThatThrownBy(() -> load(adapter(2, 4), qwen3(), policy))
+          .isInstanceOf(io.moe4j.api.CheckpointException.class)
+          .hasMessageContaining("no tensor at all");
+    }
+  }
+
+  @Test
+  void aScaleOfZeroIsRemarkedOn() {
+    TinyCheckpoint t =
+        adapter(2, 4)
+            .with("alpha_pattern", Map.of("experts.0.up_proj", 0))
+            .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    assertThat(load(t, qwen3(), AdapterPolicy.STRICT).report().notes())
+        .anyMatch(n -> n.contains("alpha is 0"));
   }
 
   @Test

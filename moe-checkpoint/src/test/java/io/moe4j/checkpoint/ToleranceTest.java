@@ -538,6 +538,56 @@ class ToleranceTest extends AdapterTestBase {
         .isEqualTo("qwen3_moe");
   }
 
+  /** Where wrappers keep the language model under a key of their own, its type tells. */
+  @ParameterizedTest
+  @ValueSource(strings = {"text_model_config", "decoder", "language_model", "lm_config", "llm"})
+  void aPartOfAKnownTypeUnderAnyKey(String key) {
+    Map<String, Object> inner = Map.of("model_type", "qwen3_moe", "hidden_size", 4);
+    Map<String, Object> outer =
+        Map.of(
+            "model_type",
+            "some_wrapper",
+            key,
+            inner,
+            "talker_config",
+            Map.of("model_type", "mixtral"),
+            "vision_config",
+            Map.of("model_type", "qwen2_moe"),
+            "draft_model",
+            Map.of("model_type", "olmoe"));
+    LanguageModel found = LanguageModel.find(config(outer), KnownLayouts.all());
+    assertThat(found.layout().modelType()).isEqualTo("qwen3_moe");
+    assertThat(found.config().requireInt("hidden_size")).isEqualTo(4);
+    assertThatThrownBy(() ->
+            LanguageModel.find(
+                config(
+                    Map.of(
+                        "model_type",
+                        "some_wrapper",
+                        key,
+                        inner,
+                        "second",
+                        Map.of("model_type", "mixtral"))),
+                KnownLayouts.all()))
+        .hasMessageContaining("'some_wrapper'")
+        .hasMessageContaining("'qwen3_moe' in " + key)
+        .hasMessageContaining("'mixtral' in second");
+    assertThatThrownBy(() ->
+            LanguageModel.find(
+                config(Map.of("model_type", "outer", key, Map.of("model_type", "inner_moe"))),
+                KnownLayouts.all()))
+        .hasMessageContaining("'inner_moe' in " + key)
+        .hasMessageContaining("the last one");
+  }
+
+  @Test
+  void numbersGivenAsStringsAreCalledSo() {
+    assertThatThrownBy(() -> config(Map.of("hidden_size", "16")).requireInt("hidden_size"))
+        .hasMessageContaining("'hidden_size' is the string '16', must be an integer");
+    assertThatThrownBy(() -> config(Map.of("tie", "true")).optionalBoolean("tie", false))
+        .hasMessageContaining("the string 'true'");
+  }
+
   private ModelConfig config(Map<String, Object> values) {
     try {
       Path file = dir.resolve("c.json");

@@ -127,6 +127,10 @@ final class AdapterFiles implements AutoCloseable {
                 + " tensors were left out (moe inspect lists them): "
                 + String.join("; ", reasons));
       }
+      r.notes().stream()
+          .filter(n -> !r.targets().isEmpty() || !n.startsWith("nothing in this adapter"))
+          .forEach(n ->
+              remarks.add("adapter " + r.name() + ": " + AdapterOptions.inOptions(n)));
       if (r.targets().isEmpty()) {
         remarks.add("adapter " + r.name() + " changes no MoE layer of this model");
       }

@@ -64,12 +64,40 @@ final class AdapterOptions {
               + " rank_major (PEFT) or grouped_by_expert (Unsloth before September 2026).")
   private @Nullable LoraBLayout loraBLayout;
 
+  @Option(
+      names = "--fused-side",
+      paramLabel = "SIDE",
+      description =
+          "Which side of a fused parameter [E, dim1, dim2] lora_A covers, where it is square and"
+              + " peft_version does not tell: dim1 or dim2.")
+  private AdapterPolicy.@Nullable FusedSide fusedSide;
+
+  @Option(
+      names = "--single-target",
+      paramLabel = "NAME",
+      description =
+          "Which fused parameter a lone pair of factors belongs to, where target_parameters are not"
+              + " given and its shape fits several: like gate_up_proj or down_proj.")
+  private @Nullable String singleTarget;
+
   @SuppressWarnings("NullAway.Init") // picocli sets them
   AdapterOptions() {}
 
   AdapterPolicy policy() {
     AdapterPolicy p = policy.policy().withRouter(routerLora);
-    return loraBLayout == null ? p : p.withLoraBOrder(loraBLayout.order);
+    if (loraBLayout != null) {
+      p = p.withLoraBOrder(loraBLayout.order);
+    }
+    if (fusedSide != null) {
+      p = p.withSide(fusedSide);
+    }
+    if (singleTarget != null) {
+      if (singleTarget.isBlank()) {
+        throw CliException.usage("--single-target is empty, must be a parameter like down_proj");
+      }
+      p = p.withSingleTarget(singleTarget);
+    }
+    return p;
   }
 
   CheckpointOptions checkpoint(LoadProgress progress) {
@@ -87,6 +115,8 @@ final class AdapterOptions {
             "AdapterPolicy.withLoraBOrder(order) decides: GROUPED_BY_EXPERT",
             "--lora-b-layout decides: grouped_by_expert")
         .replace("before, RANK_MAJOR after", "before, rank_major after")
+        .replace("AdapterPolicy.withSide(side)", "--fused-side")
+        .replace("AdapterPolicy.withSingleTarget(name)", "--single-target")
         .replace("CheckpointOptions.withRoot", "--root");
   }
 }

@@ -29,6 +29,9 @@ final class ExitCode {
   /** A fault in moe4j itself, or in a plugin. */
   static final int INTERNAL = 70;
 
+  /** Who read standard output closed it, as {@code head} does: what a shell calls SIGPIPE. */
+  static final int CLOSED_PIPE = 141;
+
   /** What {@code moe --help} prints of the above. */
   static final String[] HELP = {
     "0:done",
@@ -39,7 +42,8 @@ final class ExitCode {
     "5:no backend fits, or not the one asked for",
     "6:a device failed or has too little memory",
     "7:the result could not be written",
-    "70:a fault in moe4j or in a plugin"
+    "70:a fault in moe4j or in a plugin",
+    "141:who read the output closed the pipe"
   };
 
   private ExitCode() {}

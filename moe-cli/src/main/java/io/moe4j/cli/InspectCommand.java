@@ -73,6 +73,8 @@ final class InspectCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     if (Files.isRegularFile(path)) {
+      RunInput.requireFile(path);
+      requireNoModel("is a file");
       return file();
     }
     RunInput.requireDirectory("PATH", path);
@@ -80,6 +82,7 @@ final class InspectCommand implements Callable<Integer> {
       return model == null ? adapterAlone() : adapter(model);
     }
     if (Files.exists(path.resolve("config.json"))) {
+      requireNoModel("is a checkpoint");
       return checkpoint();
     }
     throw CliException.badInput(
@@ -89,6 +92,12 @@ final class InspectCommand implements Callable<Integer> {
             + " (a PEFT adapter)"
             + oneFolderDown()
             + ".");
+  }
+
+  private void requireNoModel(String what) {
+    if (model != null) {
+      throw CliException.usage("--model is the checkpoint that an adapter is for; " + path + " " + what);
+    }
   }
 
   private String oneFolderDown() {

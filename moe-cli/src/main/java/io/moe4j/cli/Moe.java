@@ -80,6 +80,9 @@ public final class Moe implements Runnable {
       code = new ErrorPrinter(line.getCommand()).report(e);
     }
     String failure = terminal.failure();
+    if (terminal.isPipeClosed()) {
+      return code == ExitCode.OK ? ExitCode.CLOSED_PIPE : code; // head has read all it wanted
+    }
     if (failure != null) {
       terminal.err().println("moe: the result could not be written to standard output: " + failure);
       terminal.err().flush();

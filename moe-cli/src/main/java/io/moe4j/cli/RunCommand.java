@@ -156,6 +156,7 @@ final class RunCommand implements Callable<Integer> {
       int tokens = Math.toIntExact(hidden.size(0));
       try (AdapterFiles files =
           AdapterFiles.load(moe, named, checkpoint.adapterTarget(), adapterOptions.policy())) {
+        checkpoint.notes().forEach(n -> moe.note("model " + modelDir + ": " + n));
         files.remarks().forEach(moe::note);
         int[] assignment = RunInput.assignment(assign, files.names(), tokens);
         LayerRun runner =
@@ -167,6 +168,10 @@ final class RunCommand implements Callable<Integer> {
                 activations,
                 hidden.dtype(),
                 tokens);
+        if (tokenIds != null
+            && layers.stream().noneMatch(n -> checkpoint.config(n).routing().byTokenId())) {
+          moe.note("--token-ids is not used: these layers do not choose experts by token");
+        }
         if (runner.inputDtype() != hidden.dtype()) {
           moe.note(runner.rounding(hidden.dtype()));
         }

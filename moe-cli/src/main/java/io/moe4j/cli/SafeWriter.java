@@ -4,6 +4,7 @@ import static java.util.Locale.ROOT;
 
 import java.io.IOException;
 import java.io.Writer;
+import java.util.regex.Pattern;
 
 /**
  * The last door before a terminal: control characters, and characters that turn the direction of
@@ -12,6 +13,7 @@ import java.io.Writer;
  */
 final class SafeWriter extends Writer {
   private static final int HANG = 4;
+  private static final Pattern WIDE_GAP = Pattern.compile(" {3,}");
   private static final String LINE_END = System.lineSeparator();
 
   private final Writer out;
@@ -74,13 +76,19 @@ final class SafeWriter extends Writer {
   }
 
   /** What does not fit follows below, further in than its line begins. */
-  static String broken(String text, int columns) {
-    if (text.length() <= columns) {
-      return text;
+  static String broken(String whole, int columns) {
+    if (whole.length() <= columns) {
+      return whole;
     }
     int indent = 0;
-    while (indent < text.length() && text.charAt(indent) == ' ') {
+    while (indent < whole.length() && whole.charAt(indent) == ' ') {
       indent++;
+    }
+    // A table that is too wide: what aligned its columns would only push them out of sight.
+    indent = indent > columns / 2 ? 2 * HANG : indent;
+    String text = " ".repeat(indent) + WIDE_GAP.matcher(whole.strip()).replaceAll("  ");
+    if (text.length() <= columns) {
+      return text;
     }
     String hang = " ".repeat(Math.min(indent + HANG, columns / 2));
     StringBuilder s = new StringBuilder();

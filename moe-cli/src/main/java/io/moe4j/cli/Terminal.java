@@ -8,6 +8,7 @@ import java.io.OutputStreamWriter;
 import java.io.PrintWriter;
 import java.io.Writer;
 import java.nio.charset.StandardCharsets;
+import java.util.Locale;
 import java.util.function.Supplier;
 import org.jspecify.annotations.Nullable;
 
@@ -106,6 +107,12 @@ final class Terminal {
     } else {
       out.println(text.get().stripTrailing());
     }
+  }
+
+  /** {@return whether the reader of standard output went away, which is no fault of anybody's} */
+  boolean isPipeClosed() {
+    String failure = failure();
+    return failure != null && failure.toLowerCase(Locale.ROOT).contains("broken pipe");
   }
 
   /** {@return why results could not be written; null if all were} */

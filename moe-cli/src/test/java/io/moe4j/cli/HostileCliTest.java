@@ -197,20 +197,42 @@ final class HostileCliTest {
             new String[] {"--help"},
             new String[] {"help", "run"},
             new String[] {"bench", "--help"})) {
-      int code = Moe.run(Terminal.of(new FailureWriter(new Full()), err), args);
+      int code = Moe.run(Terminal.of(new FailureWriter(new Full("No space left on device")), err), args);
       assertThat(code).as(String.join(" ", args)).isEqualTo(ExitCode.OUTPUT);
       assertThat(err.toString()).contains("could not be written", "No space left");
     }
     // What else went wrong is told first.
-    assertThat(Moe.run(Terminal.of(new FailureWriter(new Full()), err), "inspect", "/no/such"))
+    assertThat(Moe.run(Terminal.of(new FailureWriter(new Full("No space left on device")), err), "inspect", "/no/such"))
         .isEqualTo(ExitCode.BAD_INPUT);
+  }
+
+  /** {@code moe ... | head -1}: the reader has had enough, which is nobody's fault. */
+  @Test
+  void aPipeThatIsClosedEndsTheCommandQuietly() {
+    for (String[] args :
+        List.of(
+            new String[] {"inspect", "--json", Cli.fixture("mixtral/model")},
+            new String[] {"backends"},
+            new String[] {"completion"},
+            new String[] {"--help"})) {
+      StringWriter err = new StringWriter();
+      int code = Moe.run(Terminal.of(new FailureWriter(new Full("Broken pipe")), err), args);
+      assertThat(code).as(String.join(" ", args)).isEqualTo(ExitCode.CLOSED_PIPE);
+      assertThat(err.toString()).isEmpty();
+    }
   }
 
   /** Like {@code /dev/full}. */
   private static final class Full extends Writer {
+    private final String reason;
+
+    Full(String reason) {
+      this.reason = reason;
+    }
+
     @Override
     public void write(char[] chars, int from, int count) throws IOException {
-      throw new IOException("No space left on device");
+      throw new IOException(reason);
     }
 
     @Override
@@ -346,5 +368,9 @@ final class HostileCliTest {
     String word = "x".repeat(30);
     assertThat(SafeWriter.broken("a " + word + " b", 20).lines())
         .containsExactly("a", "    " + word, "    b");
+    // Tables that are too wide.
+    assertThat(SafeWriter.broken("*  cpu        100  chosen", 20)).isEqualTo("*  cpu  100  chosen");
+    assertThat(SafeWriter.broken(" ".repeat(30) + "takes batched activations", 30).lines())
+        .containsExactly("        takes batched", "            activations");
   }
 }

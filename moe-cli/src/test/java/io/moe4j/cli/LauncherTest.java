@@ -86,6 +86,25 @@ final class LauncherTest {
             "<*>");
   }
 
+  /** On a terminal both streams have its width. */
+  @Test
+  void tellsJavaHowWideTheTerminalIs() throws Exception {
+    Path script = Path.of("/usr/bin/script");
+    org.junit.jupiter.api.Assumptions.assumeTrue(
+        Files.isExecutable(script) && System.getProperty("os.name").equals("Linux"),
+        "script(1), which makes a terminal");
+    Path dist = distribution();
+    Run r =
+        run(
+            script,
+            Map.of("MOE_JAVA_HOME", jdk("jdk", "25.0.3").toString()),
+            "-qec",
+            "stty cols 61 rows 20; '" + dist.resolve("moe") + "' backends",
+            "/dev/null");
+    assertThat(r.text().lines())
+        .contains("<-Dmoe.terminal.columns=61>", "<-Dmoe.terminal.out.columns=61>");
+  }
+
   /** A source tree that was never built, with a Maven that only makes the folder. */
   private Path tree() throws IOException {
     Path tree = Files.createDirectories(dir.resolve("tree"));

@@ -107,6 +107,16 @@ final class PublicReportsRunTest {
     assertThat(run("m08-second-root", "--root", "draft.").error()).contains("'model.eagle.'");
   }
 
+  /** What was read of a folder that holds a model twice, or copies, or less than it lists. */
+  @Test
+  void notesOfTheModelAreSaid() {
+    assertThat(run("n01-single-file-beside-index").succeeds().err())
+        .contains("model.safetensors and model.safetensors.index.json are both there");
+    assertThat(run("v01-index-overlay").succeeds().err()).contains("the index decides");
+    assertThat(run("v02-index-lists-absent-tensor").succeeds().err()).contains("lm_head.weight");
+    assertThat(run("n01-single-file-beside-index", "--quiet").succeeds().err()).isEmpty();
+  }
+
   @Test
   void whatIsLeftOutIsNamed() {
     Cli.Result r = run("s07-moe-path", "--policy", "lenient");

@@ -52,6 +52,14 @@ final class ReadmeTest {
   }
 
   @Test
+  void theProjectOfABackendIsTheOneThatIsBuilt() throws Exception {
+    String pom =
+        Files.readString(ROOT.resolve("integration-tests/out-of-tree/plain-experts/pom.xml"));
+    String project = pom.substring(pom.indexOf("<project")).stripTrailing();
+    assertThat(readme()).contains("```xml\n" + project + "\n```");
+  }
+
+  @Test
   void linksLeadToFilesAndModulesAreAllThere() throws Exception {
     for (String page : List.of("README.md", "CONTRIBUTING.md", "CHANGELOG.md")) {
       Matcher link =

@@ -28,6 +28,6 @@ interface Mlp {
   /** Computes a call. */
   void run(MlpCall call, MemorySegment workspace);
 
-  /** {@return which kernels run, for people} */
+  /** {@return which kernels run, in words} */
   String description();
 }

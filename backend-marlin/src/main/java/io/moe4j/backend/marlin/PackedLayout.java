@@ -1,6 +1,7 @@
 package io.moe4j.backend.marlin;
 
 import io.moe4j.api.config.QuantScheme;
+import java.util.Locale;
 import java.util.Optional;
 
 /**
@@ -12,7 +13,8 @@ import java.util.Optional;
  * @param groupsAChunk groups of scales in 64 inputs: 1 (then a group may span more), 2 or 4; 0 =
  *     one scale an output, no ratios
  * @param groupShift log2 of the chunks of 64 inputs that share a scale; 0 unless groupsAChunk is 1
- * @param zeroPoints whether zero points are kept beside the ratios
+ * @param zeroPoints whether zero points are kept beside the ratios: those of an asymmetric scheme,
+ *     or the fixed one where kernels for the layout exist only with zero points
  * @param out outputs
  * @param in inputs
  */
@@ -61,14 +63,16 @@ record PackedLayout(
       return Optional.of("weights are " + scheme + "; supported: int4, int8, fp8 and fp4 codes");
     }
     int columns = scheme.scaleColumns();
-    if (columns % SMALLEST_GROUP != 0) {
+    boolean floats = codeOf(scheme).get() == Code.E4M3;
+    int least = floats ? 2 * SMALLEST_GROUP : SMALLEST_GROUP;
+    if (columns % least != 0) {
       return Optional.of(
           "a scale serves "
               + columns
               + " inputs ("
               + scheme
               + "), must be a multiple of "
-              + SMALLEST_GROUP
+              + least
               + " or all of them");
     }
     return Optional.empty();
@@ -88,22 +92,38 @@ record PackedLayout(
       throw new IllegalArgumentException(reason.get());
     }
     Code code = codeOf(scheme).orElseThrow();
-    boolean zeros = !scheme.symmetric();
     int columns = scheme.scaleColumns();
+    int groups;
+    int shift = 0;
     if (columns == QuantScheme.ALL) {
-      if (!zeros) {
-        return new PackedLayout(code, 0, 0, false, out, in);
-      }
-      // Zero points lie beside ratios: one group over everything.
-      int shift = Long.SIZE - Long.numberOfLeadingZeros(Math.ceilDiv(in, CHUNK) - 1);
-      return new PackedLayout(code, 1, shift, true, out, in);
-    }
-    if (columns % CHUNK == 0) {
+      // Floats need no ratios. Integers have them for the sake of fewer kernels: one group.
+      groups = code == Code.E4M3 ? 0 : code == Code.E2M1 ? 2 : 1;
+      shift = groups == 1 ? Long.SIZE - Long.numberOfLeadingZeros(Math.ceilDiv(in, CHUNK) - 1) : 0;
+    } else if (columns % CHUNK == 0 && code != Code.E2M1) {
       // Kernels find a chunk's group by a shift: groups of 192 are kept as three of 64.
-      int shift = Integer.numberOfTrailingZeros(columns / CHUNK);
-      return new PackedLayout(code, 1, shift, zeros, out, in);
+      groups = 1;
+      shift = Integer.numberOfTrailingZeros(columns / CHUNK);
+    } else {
+      groups = columns % (CHUNK / 2) == 0 ? 2 : 4;
     }
-    return new PackedLayout(code, columns % 32 == 0 ? 2 : 4, 0, zeros, out, in);
+    boolean zeros =
+        !scheme.symmetric() || (code == Code.U4 && groups == 4) || (code == Code.U8 && groups > 1);
+    return new PackedLayout(code, groups, shift, zeros, out, in);
+  }
+
+  /**
+   * {@return the same for a weight that lies between others along the inputs}
+   *
+   * @param total inputs of all, whole groups of each
+   */
+  PackedLayout widened(long total) {
+    return new PackedLayout(code, groupsAChunk, groupShift, zeroPoints, out, total);
+  }
+
+  /** {@return a number of inputs that is whole chunks and whole groups, at least {@link #in}} */
+  long wholeInputs() {
+    long unit = (long) CHUNK << groupShift;
+    return Math.ceilDiv(in, unit) * unit;
   }
 
   private static Optional<Code> codeOf(QuantScheme scheme) {
@@ -133,9 +153,7 @@ record PackedLayout(
 
   /** {@return groups of scales along the inputs, padded inputs included} */
   long groups() {
-    return groupsAChunk == 1
-        ? Math.ceilDiv(chunks(), 1L << groupShift)
-        : chunks() * groupsAChunk;
+    return groupsAChunk == 1 ? Math.ceilDiv(chunks(), 1L << groupShift) : chunks() * groupsAChunk;
   }
 
   /** {@return bytes of the ratios, and of the zero points where there are any} */
@@ -148,9 +166,14 @@ record PackedLayout(
     return rowTiles() * TILE_ROWS * Float.BYTES;
   }
 
-  /** {@return the part of a kernel's name that says how scales lie} */
-  String scaleName() {
-    return groupsAChunk + (zeroPoints ? "z" : "");
+  /** {@return the kernels' name of the format, as in {@code formats.cuh}} */
+  String formatName() {
+    return code.name().toLowerCase(Locale.ROOT) + "_" + groupsAChunk + (zeroPoints ? "z" : "");
+  }
+
+  /** {@return the zero point of a symmetric integer code} */
+  int fixedZeroPoint() {
+    return 1 << (code.bits() - 1);
   }
 
   /**

@@ -6,27 +6,30 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.Packing;
 import io.moe4j.api.weights.Weight;
 import java.util.Arrays;
-import java.util.Comparator;
-import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
 /**
  * What {@code repack.cu} must be told to read a weight as its checkpoint stores it. Numbers only;
- * strides are in words (or bytes where codes are bytes), so the tensors may be uploaded as they lie.
+ * strides are in words (or bytes where codes are bytes), so the tensors may be uploaded as they
+ * lie.
  *
  * @param layout where it goes
  * @param codes where codes are
  * @param scales where scales are
  * @param zeros where zero points are, null for a symmetric scheme
  * @param permutation input of the checkpoint for each input of the kernels, so that groups lie
- *     together; null without act-order
+ *     together, -1 = none; null without act-order
+ * @param firstInput input of the kernels where the weight's own begin
+ * @param inputs of the weight
  */
 record RepackPlan(
     PackedLayout layout,
     Codes codes,
     Scales scales,
     @Nullable Codes zeros,
-    int @Nullable [] permutation) {
+    int @Nullable [] permutation,
+    long firstInput,
+    long inputs) {
   /** Scale types of {@code repack.cu}, in its order. */
   private static final DType[] SCALE_TYPES = {
     DType.F32, DType.F16, DType.BF16, DType.F8_E4M3, DType.F8_E8M0
@@ -74,6 +77,15 @@ record RepackPlan(
    * @throws IllegalArgumentException naming the tensor that the kernels cannot read
    */
   static RepackPlan of(Weight weight) {
+    return of(weight, permutation(weight));
+  }
+
+  /** {@return the plan without its permutation}: only how tensors lie */
+  static RepackPlan unordered(Weight weight) {
+    return of(weight, null);
+  }
+
+  private static RepackPlan of(Weight weight, int @Nullable [] permutation) {
     QuantScheme scheme = weight.scheme();
     PackedLayout layout = PackedLayout.of(scheme, weight.out(), weight.in());
     Tensor scales = weight.scales().orElseThrow();
@@ -103,7 +115,26 @@ record RepackPlan(
         codes(weight.name(), weight.values(), weight.packing(), layout.code().bits(), flip, 0),
         scaleSource,
         zeros,
-        permutation(weight));
+        permutation,
+        0,
+        weight.in());
+  }
+
+  /**
+   * The same weight between zeros, for kernels whose inputs are those of several weights.
+   *
+   * @param first input of the kernels where its own begin, whole groups
+   * @param total inputs of the kernels
+   * @return the plan
+   */
+  RepackPlan between(long first, long total) {
+    int[] wide = new int[Math.toIntExact(total)];
+    Arrays.fill(wide, -1);
+    for (int i = 0; i < inputs; i++) {
+      int from = Math.toIntExact(firstInput) + i;
+      wide[Math.toIntExact(first) + i] = permutation == null ? from : permutation[from];
+    }
+    return new RepackPlan(layout.widened(total), codes, scales, zeros, wide, first, inputs);
   }
 
   private static int scaleType(Weight weight, Tensor scales) {
@@ -147,23 +178,29 @@ record RepackPlan(
       return null;
     }
     int[] group = weight.groupIndex().get().toInts();
-    int[] order =
-        IntStream.range(0, group.length)
-            .boxed()
-            .sorted(Comparator.comparingInt(i -> group[i]))
-            .mapToInt(Integer::intValue)
-            .toArray();
     int size = weight.scheme().scaleColumns();
-    for (int i = 0; i < order.length; i++) {
-      if (group[order[i]] != i / size) {
+    int groups = Math.ceilDiv(group.length, size);
+    int[] next = new int[groups];
+    for (int g = 0; g < groups; g++) {
+      next[g] = g * size;
+    }
+    int[] order = new int[group.length];
+    for (int i = 0; i < group.length; i++) {
+      int g = group[i];
+      if (g < 0 || g >= groups || next[g] >= Math.min(group.length, (g + 1) * size)) {
         throw new IllegalArgumentException(
             weight.name()
-                + " group index: group "
-                + i / size
-                + " must have "
+                + " group index: input "
+                + i
+                + " is in group "
+                + g
+                + "; there are "
+                + groups
+                + " groups of "
                 + size
-                + " inputs, as every group but the last has");
+                + " inputs, the last may be shorter");
       }
+      order[next[g]++] = i;
     }
     return order;
   }

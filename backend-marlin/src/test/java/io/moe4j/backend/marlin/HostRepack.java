@@ -65,8 +65,8 @@ final class HostRepack {
         int high = bits == 4 ? f / 4 : f / 2;
         long n = tile * 16 + lane / 4 + register % 2 * 8;
         long k = chunk * 64 + step * 16 + 2 * (lane % 4) + high + register / 2 * 8;
-        if (n < layout.out() && k < layout.in()) {
-          long from = permutation == null ? k : permutation[(int) k];
+        long from = k >= layout.in() ? -1 : permutation == null ? k : permutation[(int) k];
+        if (n < layout.out() && from >= 0) {
           words[at] |= code(data, plan.codes(), n, from) << f * bits;
         }
       }
@@ -88,33 +88,38 @@ final class HostRepack {
         continue;
       }
       double most = 0;
-      for (int g = 0; g < Math.ceilDiv(layout.in(), s.group()); g++) {
+      long given = Math.ceilDiv(plan.inputs(), s.group());
+      for (int g = 0; g < given; g++) {
         most = Math.max(most, Math.abs(scale(scales, base + g * s.groupStride())));
       }
-      double power = Math.scalb(1.0, Math.getExponent(most) + 1);
+      double power = given == 1 ? scale(scales, base) : Math.scalb(1.0, Math.getExponent(most) + 1);
       channel[n] = (float) (power * unit);
       long columns =
           layout.groupsAChunk() == 1 ? 64L << layout.groupShift() : 64 / layout.groupsAChunk();
       for (int g = 0; g < layout.groups(); g++) {
-        long k = g * columns;
-        if (k >= layout.in()) {
-          continue;
-        }
+        long k = g * columns - plan.firstInput();
+        boolean some = k >= 0 && k < plan.inputs();
         long from = k / s.group();
         int at = Math.toIntExact(layout.ratioIndex(n, g));
-        ratio[at] = Float.floatToFloat16((float) (scale(scales, base + from * s.groupStride()) / power));
-        if (plan.zeros() != null) {
+        double ratio = some ? scale(scales, base + from * s.groupStride()) / power : 0;
+        this.ratio[at] = Float.floatToFloat16((float) ratio);
+        if (layout.zeroPoints()) {
           zero[at] =
               (short)
-                  (code(raw(weight.zeroPoints().orElseThrow()), plan.zeros(), n, from)
-                      + plan.zeros().offset());
+                  (plan.zeros() == null
+                      ? layout.fixedZeroPoint()
+                      : some
+                          ? code(raw(weight.zeroPoints().orElseThrow()), plan.zeros(), n, from)
+                              + plan.zeros().offset()
+                          : 0);
         }
       }
     }
   }
 
   private static double scale(Tensor t, long element) {
-    return Tensor.of(t.dtype(), raw(t).asSlice(element * t.dtype().byteSize(1), t.dtype().byteSize(1)), 1)
+    return Tensor.of(
+            t.dtype(), raw(t).asSlice(element * t.dtype().byteSize(1), t.dtype().byteSize(1)), 1)
         .toDoubles()[0];
   }
 
@@ -132,7 +137,10 @@ final class HostRepack {
       int word = words[Math.toIntExact(tile * 128 + lane * 4 + step)];
       code = word >>> 4 * register + 16 * (column % 2) & 15;
     } else {
-      int word = words[Math.toIntExact(tile * 256 + step / 2 * 128 + lane * 4 + step % 2 * 2 + register / 2)];
+      int word =
+          words[
+              Math.toIntExact(
+                  tile * 256 + step / 2 * 128 + lane * 4 + step % 2 * 2 + register / 2)];
       code = word >>> 8 * (register % 2) + 16 * (column % 2) & 255;
     }
     double scale = channel[n];

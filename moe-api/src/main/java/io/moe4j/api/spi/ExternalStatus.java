@@ -7,7 +7,7 @@ import java.util.Objects;
  *
  * @param what its name
  * @param usable whether it was found and fits; not being installed is not a fault
- * @param found where and which version, or why not; one clause for people
+ * @param found where and which version, or why not; one clause
  * @param remedy what to do, empty where nothing is to be done
  * @since 0.2.0
  */

@@ -29,12 +29,12 @@ import java.util.concurrent.locks.LockSupport;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Measures layers on a device other than the host, in bf16: from router logits to the weighted sum,
- * so with routing and sorting, without the router's own product. A recorded pass over several
- * batches (other tokens, routings and assignments each) is replayed; the time of a forward is the
- * median replay over their number. Large forwards draw more power than a card may for long, and its
- * clock drops within some tenths of a second: with a rest of 0 it comes from the case before and
- * stays at full load, otherwise it rests so long before each case. Not thread-safe.
+ * Measures layers on a device other than the host, with bf16 activations: from router logits to the
+ * weighted sum, so with routing and sorting, without the router's own product. A recorded pass over
+ * several batches (other tokens, routings and assignments each) is replayed; the time of a forward
+ * is the median replay over their number. Large forwards draw more power than a card may for long,
+ * and its clock drops within some tenths of a second: with a rest of 0 it comes from the case
+ * before and stays at full load, otherwise it rests so long before each case. Not thread-safe.
  */
 public final class DeviceBench implements AutoCloseable {
   private static final int SAMPLES = 21;
@@ -69,6 +69,7 @@ public final class DeviceBench implements AutoCloseable {
   private final MoeOracle oracle;
   private final @Nullable String backend;
   private @Nullable PunicaWrapper punica;
+  private final DeviceWeightKind weightKind;
   private final List<Integer> tokens;
   private final List<Lora> grid;
   private final int restMillis;
@@ -78,12 +79,14 @@ public final class DeviceBench implements AutoCloseable {
   private DeviceBench(
       MoeOracle oracle,
       @Nullable String backend,
+      DeviceWeightKind weightKind,
       List<Integer> tokens,
       List<Lora> grid,
       int restMillis,
       Device device) {
     this.oracle = oracle;
     this.backend = backend;
+    this.weightKind = weightKind;
     this.tokens = tokens;
     this.grid = grid;
     this.restMillis = restMillis;
@@ -95,6 +98,7 @@ public final class DeviceBench implements AutoCloseable {
    *
    * @param oracle who chooses; stays the caller's
    * @param backend asked for by name, or null
+   * @param weights what the experts' weights are
    * @param tokens numbers of tokens, ascending
    * @param grid adapters, the base model first
    * @param restMillis how long the card rests before each case; 0 = it goes on at full load
@@ -105,10 +109,11 @@ public final class DeviceBench implements AutoCloseable {
   public static DeviceBench open(
       MoeOracle oracle,
       @Nullable String backend,
+      DeviceWeightKind weights,
       List<Integer> tokens,
       List<Lora> grid,
       int restMillis) {
-    MoeConfig config = config(BenchShape.DEVICE.getFirst(), 1, grid.getLast());
+    MoeConfig config = config(BenchShape.DEVICE.getFirst(), weights, 1, grid.getLast());
     Platform platform = oracle.catalog().detectPlatform();
     Selection selection = oracle.select(config, platform, Optional.ofNullable(backend));
     FoundBackend chosen = selection.chosenBackend();
@@ -123,7 +128,13 @@ public final class DeviceBench implements AutoCloseable {
     }
     DeviceInfo info = platform.device(chosen.deviceType()).orElseThrow();
     return new DeviceBench(
-        oracle, backend, tokens, grid, restMillis, oracle.catalog().openDevice(chosen, info.id()));
+        oracle,
+        backend,
+        weights,
+        tokens,
+        grid,
+        restMillis,
+        oracle.catalog().openDevice(chosen, info.id()));
   }
 
   /** For backends that leave LoRA to a wrapper; made when one asks. */
@@ -136,12 +147,14 @@ public final class DeviceBench implements AutoCloseable {
     return wrapper;
   }
 
-  private static MoeConfig config(BenchShape shape, int maxTokens, Lora lora) {
+  private static MoeConfig config(
+      BenchShape shape, DeviceWeightKind weights, int maxTokens, Lora lora) {
     MoeConfig.Builder b =
         MoeConfig.builder(
                 shape.hiddenSize(), shape.intermediateSize(), shape.numExperts(), shape.topK())
             .inputDtype(DType.BF16)
             .weightDtype(DType.BF16)
+            .quantScheme(weights.scheme())
             .maxTokens(maxTokens);
     return lora.adapters() > 0
         ? b.lora(new LoraConfig(lora.adapters(), lora.rank())).build()
@@ -157,12 +170,12 @@ public final class DeviceBench implements AutoCloseable {
   public void run(BenchShape shape, Listener listener) {
     int most = tokens.stream().mapToInt(Integer::intValue).max().orElse(1);
     try (DeviceModel model = new DeviceModel(shape, device)) {
-      MoeLayerWeights weights = model.weights();
+      MoeLayerWeights weights = model.weights(weightKind);
       List<Case> cases = tokens.stream().map(t -> new Case(shape, model, t)).toList();
       for (Lora lora : grid) {
         try (DeviceModel factors = new DeviceModel(shape, device);
             MoeLayer layer =
-                MoeLayer.builder(config(shape, most, lora), weights)
+                MoeLayer.builder(config(shape, weightKind, most, lora), weights)
                     .oracle(oracle)
                     .backend(backend)
                     .device(device)
@@ -220,7 +233,10 @@ public final class DeviceBench implements AutoCloseable {
         micros = micros(session, all);
       }
       double bytes =
-          Arrays.stream(batches).mapToDouble(b -> b.bytes(shape, tokens, lora)).average().orElse(0);
+          Arrays.stream(batches)
+              .mapToDouble(b -> b.bytes(shape, weightKind, tokens, lora))
+              .average()
+              .orElse(0);
       double h = shape.hiddenSize();
       double i = shape.intermediateSize();
       double operations = 6.0 * tokens * shape.topK() * (h * i + lora.rank() * (h + i));
@@ -286,7 +302,7 @@ public final class DeviceBench implements AutoCloseable {
 
   /** {@return what was measured so far} */
   public DeviceBenchReport report() {
-    return new DeviceBenchReport(device.info(), rows, restMillis);
+    return new DeviceBenchReport(device.info(), weightKind, rows, restMillis);
   }
 
   @Override

@@ -15,10 +15,12 @@ import java.util.Set;
  * What {@link DeviceBench} measured, as Markdown and JSON.
  *
  * @param device the card
+ * @param weights what the experts' weights are
  * @param rows cases in the order of measuring
  * @param restMillis how long the card rested before each; 0 = not at all
  */
-public record DeviceBenchReport(DeviceInfo device, List<Row> rows, int restMillis) {
+public record DeviceBenchReport(
+    DeviceInfo device, DeviceWeightKind weights, List<Row> rows, int restMillis) {
   /**
    * What a card was measured to do at best.
    *
@@ -34,6 +36,7 @@ public record DeviceBenchReport(DeviceInfo device, List<Row> rows, int restMilli
    * Keeps what it works with.
    *
    * @param device the card
+   * @param weights what the experts' weights are
    * @param rows copied
    * @param restMillis how long the card rested before each
    */
@@ -94,7 +97,9 @@ public record DeviceBenchReport(DeviceInfo device, List<Row> rows, int restMilli
     StringBuilder s = new StringBuilder("# moe bench --device cuda\n\n");
     s.append("- Device: ").append(device.name());
     device.capability().ifPresent(c -> s.append(", capability ").append(c));
-    s.append("\n- Floor: ")
+    s.append("\n- Weights: ")
+        .append(weights.text())
+        .append("\n- Floor: ")
         .append(
             ceiling()
                 .map(c ->

@@ -10,6 +10,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.Weight;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.EnumMap;
@@ -106,7 +107,11 @@ final class DeviceModel implements AutoCloseable {
 
   private Tensor repeated(Tensor numbers, long... sizes) {
     Tensor t = empty(dtype, sizes);
-    Tensor flat = t.reshape(t.elementCount());
+    repeat(numbers, t.reshape(t.elementCount()));
+    return t;
+  }
+
+  private void repeat(Tensor numbers, Tensor flat) {
     long length = numbers.size(0);
     long from = random.nextInt((int) length / 64) * 64L;
     for (long at = 0; at < flat.size(0); from = 0) {
@@ -115,11 +120,66 @@ final class DeviceModel implements AutoCloseable {
       at += n;
     }
     stream.synchronize();
-    return t;
   }
 
-  MoeLayerWeights weights() {
-    return new MoeLayerWeights(experts(), null, null, null);
+  MoeLayerWeights weights(DeviceWeightKind kind) {
+    return new MoeLayerWeights(
+        kind == DeviceWeightKind.BF16 ? experts() : experts(kind), null, null, null);
+  }
+
+  /** Random experts as a checkpoint has them quantised. */
+  private ExpertWeights experts(DeviceWeightKind kind) {
+    byte[] bytes = new byte[2 * UNIT_BLOCK];
+    random.nextBytes(bytes);
+    if (kind == DeviceWeightKind.FP8) {
+      // From 0.5 to 2, of either sign; no NaN.
+      for (int i = 0; i < bytes.length; i++) {
+        bytes[i] = (byte) ((bytes[i] & 0x8F) | 0x30);
+      }
+    }
+    Tensor codes = put(Tensor.of(DType.U8, MemorySegment.ofArray(bytes), bytes.length));
+    Tensor scales = put(scales(kind));
+    List<ExpertWeights.Expert> all = new ArrayList<>();
+    int h = shape.hiddenSize();
+    int i = shape.intermediateSize();
+    for (int e = 0; e < shape.numExperts(); e++) {
+      all.add(
+          ExpertWeights.Expert.of(
+              gated ? quantised(kind, "gate", codes, scales, i, h) : null,
+              quantised(kind, "up", codes, scales, i, h),
+              quantised(kind, "down", codes, scales, h, i)));
+    }
+    return new ExpertWeights(all);
+  }
+
+  private Tensor scales(DeviceWeightKind kind) {
+    double middle = SPREAD / kind.deviation();
+    Tensor host =
+        Tensor.of(
+            kind.scales(),
+            MemorySegment.ofArray(new byte[(int) kind.scales().byteSize(UNIT_BLOCK)]),
+            UNIT_BLOCK);
+    if (kind.scales() == DType.F8_E8M0) {
+      host.segment().fill((byte) (127 + Math.getExponent(middle)));
+      return host;
+    }
+    for (int n = 0; n < UNIT_BLOCK; n++) {
+      host.set(middle * (0.5 + random.nextDouble()), n);
+    }
+    return host;
+  }
+
+  private Weight quantised(
+      DeviceWeightKind kind, String name, Tensor codes, Tensor scales, long out, long in) {
+    long[] packed = kind.packing().shape(out, in, kind.scheme().bits());
+    Tensor values = empty(kind.codes(), packed);
+    long bytes = kind.codes().byteSize(values.elementCount());
+    Tensor raw = Tensor.of(DType.U8, values.memory(), bytes);
+    repeat(codes, raw);
+    Tensor own =
+        empty(kind.scales(), kind.scheme().scaleRowCount(out), kind.scheme().scaleColumnCount(in));
+    repeat(scales, own.reshape(own.elementCount()));
+    return Weight.builder(name, kind.scheme(), out, in, values, kind.packing()).scales(own).build();
   }
 
   /** Random experts. */

@@ -1,10 +1,11 @@
 package io.moe4j.cli.bench;
 
-import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraAdapter;
+import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.platform.Platform;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.lora.AdapterBatch;
@@ -16,6 +17,7 @@ import java.lang.foreign.Arena;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.BitSet;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
@@ -71,7 +73,7 @@ public final class LayerBench implements AutoCloseable {
   /** One case before the limits of the whole run are known. */
   private record Measured(
       BenchShape shape,
-      DType dtype,
+      BenchWeights dtype,
       int tokens,
       String backend,
       boolean lora,
@@ -120,27 +122,26 @@ public final class LayerBench implements AutoCloseable {
    * {@return the memory that a shape takes, in bytes: weights, a repacked copy, adapters}
    *
    * @param shape the shape
-   * @param dtype of the weights
+   * @param weights what experts are stored as
    */
-  public long memoryBytes(BenchShape shape, DType dtype) {
+  public long memoryBytes(BenchShape shape, BenchWeights weights) {
     long perRank = 2L * shape.hiddenSize() + 3L * shape.intermediateSize();
-    long lora = dtype.byteSize((long) plan.adapters() * plan.rank() * shape.numExperts() * perRank);
-    return 2 * shape.weightBytes(dtype) + lora + (256L << 20);
+    long factors = (long) plan.adapters() * plan.rank() * shape.numExperts() * perRank;
+    long lora = weights.dtype().byteSize(factors);
+    return 2 * weights.bytes(shape) + lora + (256L << 20);
   }
 
   /**
    * Measures one shape over all numbers of tokens.
    *
    * @param shape the shape
-   * @param dtype of the weights: F32, BF16 or F16
+   * @param dtype what experts are stored as
    * @param listener told before each case
    * @throws io.moe4j.oracle.UnsupportedConfigException if no backend fits
-   * @throws DeviceException if the backend computes elsewhere than on the host, whose limits would
-   *     say nothing of it
    */
-  public void run(BenchShape shape, DType dtype, Listener listener) {
+  public void run(BenchShape shape, BenchWeights dtype, Listener listener) {
     int most = plan.tokens().stream().mapToInt(Integer::intValue).max().orElse(1);
-    MoeConfig.Builder b = shape.config(dtype, most);
+    MoeConfig.Builder b = shape.config(dtype.dtype(), most).quantScheme(dtype.scheme());
     if (plan.adapters() > 0) {
       b.lora(new LoraConfig(plan.adapters(), plan.rank()));
     }
@@ -148,22 +149,33 @@ public final class LayerBench implements AutoCloseable {
     try (Arena arena = Arena.ofShared()) {
       SyntheticLayer data = new SyntheticLayer(shape, dtype, arena);
       try (MoeLayer layer =
-          MoeLayer.builder(config, data.weights()).oracle(oracle).backend(plan.backend()).build()) {
-        if (!layer.device().info().id().type().equals(DeviceType.CPU)) {
-          throw new DeviceException(
-              "moe bench compares with the limits of the host; backend "
-                  + layer.selection().chosenBackend().name()
-                  + " computes on "
-                  + layer.device().info().id());
-        }
+          MoeLayer.builder(config, data.weights())
+              .oracle(oracle)
+              .platform(host(oracle.catalog().detectPlatform()))
+              .backend(plan.backend())
+              .build()) {
         try (AdapterRegistry registry = registry(config, data)) {
           for (int t : plan.tokens()) {
-            listener.begins(shape.name() + " " + dtype + " T=" + t);
+            listener.begins(shape.name() + " " + dtype.text() + " T=" + t);
             new Case(shape, dtype, layer, registry, data, t).measure();
           }
         }
       }
     }
+  }
+
+  /** A machine without what the limits of the host say nothing of. */
+  static Platform host(Platform machine) {
+    Map<DeviceType, String> absent = new HashMap<>(machine.absent());
+    List<DeviceInfo> here = new ArrayList<>();
+    for (DeviceInfo d : machine.devices()) {
+      if (d.id().type().equals(DeviceType.CPU)) {
+        here.add(d);
+      } else {
+        absent.put(d.id().type(), "the host is measured; --device cuda measures a GPU");
+      }
+    }
+    return new Platform(here, absent);
   }
 
   private @Nullable AdapterRegistry registry(MoeConfig config, SyntheticLayer data) {
@@ -181,7 +193,7 @@ public final class LayerBench implements AutoCloseable {
   /** One number of tokens. */
   private final class Case {
     private final BenchShape shape;
-    private final DType dtype;
+    private final BenchWeights dtype;
     private final MoeLayer layer;
     private final @Nullable AdapterRegistry registry;
     private final int tokens;
@@ -192,7 +204,7 @@ public final class LayerBench implements AutoCloseable {
 
     Case(
         BenchShape shape,
-        DType dtype,
+        BenchWeights dtype,
         MoeLayer layer,
         @Nullable AdapterRegistry registry,
         SyntheticLayer data,
@@ -253,10 +265,11 @@ public final class LayerBench implements AutoCloseable {
         }
         experts += chosen.cardinality();
       }
-      double expertBytes = (double) shape.weightBytes(dtype) / shape.numExperts();
-      double router = dtype.byteSize((long) shape.numExperts() * shape.hiddenSize());
+      double expertBytes = (double) dtype.bytes(shape) / shape.numExperts();
+      DType plain = dtype.dtype();
+      double router = plain.byteSize((long) shape.numExperts() * shape.hiddenSize());
       long elements = (long) tokens * shape.hiddenSize();
-      double activations = dtype.byteSize(elements) + DType.F32.byteSize(elements);
+      double activations = plain.byteSize(elements) + DType.F32.byteSize(elements);
       return experts / requests.length * expertBytes + router + activations;
     }
 
@@ -310,7 +323,7 @@ public final class LayerBench implements AutoCloseable {
       rows.add(
           new BenchRow(
               m.shape().name(),
-              m.dtype().name().toLowerCase(java.util.Locale.ROOT),
+              m.dtype().text(),
               m.tokens(),
               m.backend(),
               m.lora() ? plan.adapters() : 0,

@@ -1,6 +1,9 @@
 package io.moe4j.cuda.ops;
 
 import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.routing.ExpertRouting;
+import io.moe4j.api.tensor.Tensor;
+import org.jspecify.annotations.Nullable;
 
 /**
  * The (token, k) pairs of one forward, their experts and adapters, as device addresses. Nothing
@@ -33,6 +36,42 @@ public record PairBatch(
     int experts,
     int slots,
     int rank) {
+  /**
+   * {@return the pairs of a call}
+   *
+   * @param routing of the call; null for BATCHED
+   * @param madeIds where {@link TileSort#batchedIds} leaves the ids of a BATCHED call
+   * @param madeSlots where it leaves the slots of one with adapters
+   * @param tokens {@code T} (BATCHED: all rows)
+   * @param experts local
+   * @param adapters in use
+   * @param stream where to run
+   */
+  public static PairBatch of(
+      @Nullable ExpertRouting routing,
+      long madeIds,
+      long madeSlots,
+      int tokens,
+      int experts,
+      AdaptersInUse adapters,
+      DeviceStream stream) {
+    Tensor map = routing == null ? null : routing.expertMap();
+    boolean batched = routing == null;
+    return new PairBatch(
+        stream,
+        batched ? madeIds : routing.topkIds().deviceAddress(),
+        batched ? 0 : routing.topkWeights().deviceAddress(),
+        map == null ? 0 : map.deviceAddress(),
+        batched && adapters.mapping() != 0 ? madeSlots : adapters.mapping(),
+        adapters.table(),
+        tokens,
+        batched ? 1 : Math.toIntExact(routing.topkIds().size(1)),
+        map == null ? experts : Math.toIntExact(map.size(0)),
+        experts,
+        adapters.slots(),
+        adapters.rank());
+  }
+
   /** {@return {@code P = T * K}} */
   public int pairs() {
     return tokens * topK;

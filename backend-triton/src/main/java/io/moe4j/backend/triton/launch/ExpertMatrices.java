@@ -10,15 +10,16 @@ import io.moe4j.api.weights.Weight;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.DeviceBuffer;
 import io.moe4j.cuda.DeviceWeights;
+import io.moe4j.cuda.ops.ExpertBiases;
 import io.moe4j.cuda.ops.PaddedSizes;
 import java.util.Optional;
-import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
 
 /**
  * A layer's experts stacked on the device: w13 {@code [E, 2I, H]} with gate rows before up rows
  * ({@code [E, I, H]} without gate), w2 {@code [E, H, I]}, biases in f32. MXFP4 stays in 4 bits: the
- * matrices are F4, and beside them lie exponents for 32 columns each.
+ * matrices are F4, and beside them lie exponents for 32 columns each. What else is quantised is
+ * unpacked to the weights' dtype, one projection of one expert at a time.
  */
 public final class ExpertMatrices implements AutoCloseable {
   private final DeviceWeights memory;
@@ -26,8 +27,7 @@ public final class ExpertMatrices implements AutoCloseable {
   private final Tensor w2;
   private final @Nullable Tensor scales13;
   private final @Nullable Tensor scales2;
-  private final @Nullable Tensor bias13;
-  private final @Nullable Tensor bias2;
+  private final ExpertBiases biases;
 
   ExpertMatrices(CudaDevice device, MoeConfig config, ExpertWeights weights) {
     int experts = weights.numExperts();
@@ -43,10 +43,10 @@ public final class ExpertMatrices implements AutoCloseable {
         ExpertWeights.Expert x = weights.expert(e);
         Tensor rows = w13.select(0, e);
         if (x.gate() != null) {
-          put.in(x.gate().values(), rows.narrow(0, 0, inter));
+          put.in(x.gate(), rows.narrow(0, 0, inter));
         }
-        put.in(x.up().values(), gated ? rows.narrow(0, inter, inter) : rows);
-        put.in(x.down().values(), w2.select(0, e));
+        put.in(x.up(), gated ? rows.narrow(0, inter, inter) : rows);
+        put.in(x.down(), w2.select(0, e));
       }
       boolean mxfp4 = isMxfp4(config);
       int group = QuantScheme.MXFP4.scaleColumns();
@@ -60,8 +60,7 @@ public final class ExpertMatrices implements AutoCloseable {
           scales(weights.expert(e), scales13.select(0, e), scales2.select(0, e));
         }
       }
-      bias13 = config.expertBias() ? bias13(weights, inter, gated) : null;
-      bias2 = config.expertBias() ? bias2(weights, hidden) : null;
+      biases = ExpertBiases.of(memory, config, weights, sizes);
     } catch (RuntimeException e) {
       memory.close();
       throw e;
@@ -113,7 +112,9 @@ public final class ExpertMatrices implements AutoCloseable {
       return t;
     }
 
-    void in(Tensor from, Tensor to) {
+    void in(Weight weight, Tensor to) {
+      Tensor from =
+          type == DType.F4 || weight.isPlain() ? weight.values() : weight.toPlain(type).plain();
       if (from.dtype() != type) {
         throw new IllegalArgumentException(
             "expert weights are " + from + ", the config asks for " + type);
@@ -143,41 +144,6 @@ public final class ExpertMatrices implements AutoCloseable {
     }
   }
 
-  private @Nullable Tensor bias13(ExpertWeights weights, long inter, boolean gated) {
-    int width = Math.toIntExact(gated ? 2 * inter : inter);
-    float[] all = new float[Math.multiplyExact(weights.numExperts(), width)];
-    int up = gated ? Math.toIntExact(inter) : 0;
-    boolean any = gated && gather(all, 0, width, weights, ExpertWeights.Expert::gateBias);
-    any |= gather(all, up, width, weights, ExpertWeights.Expert::upBias);
-    return any ? memory.floats(Tensor.ofFloats(all, weights.numExperts(), width)) : null;
-  }
-
-  private @Nullable Tensor bias2(ExpertWeights weights, long hidden) {
-    int width = Math.toIntExact(hidden);
-    float[] all = new float[Math.multiplyExact(weights.numExperts(), width)];
-    return gather(all, 0, width, weights, ExpertWeights.Expert::downBias)
-        ? memory.floats(Tensor.ofFloats(all, weights.numExperts(), width))
-        : null;
-  }
-
-  private static boolean gather(
-      float[] all,
-      int at,
-      int width,
-      ExpertWeights weights,
-      Function<ExpertWeights.Expert, @Nullable Tensor> part) {
-    boolean any = false;
-    for (int e = 0; e < weights.numExperts(); e++) {
-      Tensor t = part.apply(weights.expert(e));
-      if (t != null) {
-        float[] values = t.toFloats();
-        System.arraycopy(values, 0, all, e * width + at, values.length);
-        any = true;
-      }
-    }
-    return any;
-  }
-
   Tensor w13() {
     return w13;
   }
@@ -197,11 +163,11 @@ public final class ExpertMatrices implements AutoCloseable {
   }
 
   @Nullable Tensor bias13() {
-    return bias13;
+    return biases.first();
   }
 
   @Nullable Tensor bias2() {
-    return bias2;
+    return biases.second();
   }
 
   @Override

@@ -4,7 +4,6 @@ import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.backend.triton.tiles.TilePlan;
 import io.moe4j.cuda.ops.PairBatch;
-import org.jspecify.annotations.Nullable;
 
 /**
  * What the launches of one forward share.
@@ -44,10 +43,5 @@ record Forward(
   /** Most tiles the sort can make. */
   int tiles() {
     return plan.naive() ? pairs() : batch.maxTiles(plan.tileRows());
-  }
-
-  /** How a kernel that takes null for "none" is told. */
-  static long orNull(@Nullable Tensor t) {
-    return t == null ? 0 : t.deviceAddress();
   }
 }

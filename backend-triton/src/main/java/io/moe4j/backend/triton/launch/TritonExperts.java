@@ -19,12 +19,11 @@ import io.moe4j.backend.triton.tiles.TileChoice;
 import io.moe4j.backend.triton.tiles.TilePlan;
 import io.moe4j.backend.triton.tiles.TileTable;
 import io.moe4j.cuda.CudaDevice;
-import io.moe4j.cuda.CudaStream;
+import io.moe4j.cuda.ops.AdaptersInUse;
 import io.moe4j.cuda.ops.ExpertKernels;
 import io.moe4j.cuda.ops.PaddedSizes;
 import io.moe4j.cuda.ops.PaddedTensors;
 import io.moe4j.cuda.ops.PairBatch;
-import io.moe4j.cuda.ops.SlotTable;
 import io.moe4j.cuda.ops.SlotTables;
 import io.moe4j.cuda.ops.TileSort;
 import java.util.Optional;
@@ -119,10 +118,7 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
 
   /** The configured one, padded to a page; 0 without LoRA. */
   private int largestRank() {
-    return config
-        .lora()
-        .map(l -> Math.ceilDiv(l.maxRank(), SlotTable.PAGE) * SlotTable.PAGE)
-        .orElse(0);
+    return config.lora().map(l -> AdaptersInUse.padded(l.maxRank())).orElse(0);
   }
 
   @Override
@@ -149,22 +145,12 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
       return;
     }
     MoeLoraContext context = lora.filter(MoeLoraContext::hasLora).orElse(null);
-    SlotTable table = null;
-    int slotCount = 0;
-    int rank = 0;
-    int used = 0;
-    if (context != null && composed == null) {
-      if (slots == null) {
-        throw new IllegalArgumentException(
-            "a forward with adapters, but the layer was prepared with LoRA off");
-      }
-      table = slots.of(context, stream);
-      SlotTable.Extent extent = table.extent(context);
-      used = extent.used();
-      // What is recorded now may be replayed with any adapter that fits the layer.
-      rank = CudaStream.isCapturing(stream) ? largestRank() : extent.rank();
-      slotCount = rank == 0 ? 0 : table.slots();
-    }
+    AdaptersInUse adapters =
+        composed == null
+            ? AdaptersInUse.of(slots, context, largestRank(), stream)
+            : AdaptersInUse.NONE;
+    int slotCount = adapters.slots();
+    int rank = adapters.rank();
     int topK = batched() ? 1 : Math.toIntExact(inputs.requireRouting().topkIds().size(1));
     Tensor output = inputs.output();
     ForwardLayout at =
@@ -191,7 +177,7 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
             experts,
             sizes.hidden(),
             sizes.intermediate(),
-            slotCount == 0 ? 0 : Math.max(1, used),
+            adapters.used(),
             rank,
             batched(),
             ExpertMatrices.isMxfp4(config));
@@ -200,27 +186,12 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
       plan = TileTable.composed(problem, plan);
     }
     ExpertRouting routing = inputs.routing();
-    long map = routing == null ? 0 : Forward.orNull(routing.expertMap());
-    Tensor globals = routing == null ? null : routing.expertMap();
-    long mapping =
-        slotCount == 0 || context == null ? 0 : context.tokenLoraMapping().deviceAddress();
     PairBatch batch =
-        new PairBatch(
-            stream,
-            routing == null ? base + at.ids : routing.topkIds().deviceAddress(),
-            routing == null ? 0 : routing.topkWeights().deviceAddress(),
-            map,
-            mapping != 0 && batched() ? base + at.slotOf : mapping,
-            slotCount == 0 || table == null ? 0 : table.address(),
-            tokens,
-            topK,
-            globals == null ? experts : Math.toIntExact(globals.size(0)),
-            experts,
-            slotCount,
-            rank);
+        PairBatch.of(routing, base + at.ids, base + at.slotOf, tokens, experts, adapters, stream);
     Forward f = new Forward(plan, at, base, batch, x, target, batched());
     if (batched()) {
-      sort.batchedIds(batch, inputs.expertNumTokens(), mapping, Math.toIntExact(hidden.size(1)));
+      sort.batchedIds(
+          batch, inputs.expertNumTokens(), adapters.mapping(), Math.toIntExact(hidden.size(1)));
     }
     if (!plan.naive()) {
       sort.run(batch, at.lists, base, plan.tileRows(), plan.shrinks());

@@ -6,6 +6,7 @@ import io.moe4j.cuda.KernelLibrary;
 import io.moe4j.cuda.KernelSpec;
 import io.moe4j.cuda.PtxVersion;
 import io.moe4j.cuda.ops.Shrink;
+import io.moe4j.cuda.ops.ShrinkRules;
 import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.LinkedHashSet;
@@ -154,7 +155,7 @@ public final class TileSet {
         && s.any() == !TileTable.whole(p)
         && (s.any() || contraction % s.step() == 0)
         && Integer.bitCount(s.splits()) == 1
-        && s.splits() <= TileTable.mostSplits(contraction, s.step(), plan.shrinkRows());
+        && s.splits() <= ShrinkRules.mostSplits(contraction, s.step(), plan.shrinkRows());
   }
 
   /** {@return tiles of the first GEMM that a forward could run with, in the manifest's order} */

@@ -1,6 +1,7 @@
 package io.moe4j.backend.triton.tiles;
 
 import io.moe4j.cuda.ops.Shrink;
+import io.moe4j.cuda.ops.ShrinkRules;
 
 /**
  * Which compiled tiles a forward runs with. The choices for Hopper in bf16 are those that won
@@ -14,10 +15,7 @@ public final class TileTable {
   private static final int MANY_SLOTS = 16;
   private static final int WIDE = 128;
   private static final int HALF_WIDE = 64;
-  private static final int PROGRAMS = 132;
   private static final int SHORT_SHRINK = 16;
-  private static final int MAX_SPLITS = 16;
-  private static final int MAX_SPLITS_TALL = 8;
   private static final int PORTABLE_TALL_ROWS = 96;
   private static final int DOWN_WARPS = 8;
   private static final int DOWN_STEPS = 12;
@@ -131,15 +129,21 @@ public final class TileTable {
             && p.rowsPerExpert() >= 256
             && p.hidden() >= 2560;
     int groupTiles = p.experts() <= 16 && p.rowsPerExpert() >= 1024 ? 16 : 8;
-    int shrinkRows = p.lora() ? shrinkRows(p, naive) : SHORT_SHRINK;
+    int shrinkRows = p.lora() ? ShrinkRules.rows(shrinks(p)) : SHORT_SHRINK;
     return plan(p, w13, w2, permute, groupTiles, shrinkRows);
   }
 
-  private static int shrinkRows(Problem p, boolean naive) {
-    double rows = p.rowsPerSegment();
-    return naive || rows <= 24 || !whole(p)
-        ? SHORT_SHRINK
-        : rows <= 48 && p.tuned() ? 2 * SHORT_SHRINK : HALF_WIDE;
+  private static ShrinkRules.Sizes shrinks(Problem p) {
+    return new ShrinkRules.Sizes(
+        p.tuned(),
+        p.gated(),
+        p.pairs(),
+        p.experts(),
+        p.hidden(),
+        p.intermediate(),
+        p.slots(),
+        p.rank(),
+        naive(p));
   }
 
   /** A plan with given tiles; widths, steps and splits of its shrinks by rule. */
@@ -149,9 +153,8 @@ public final class TileTable {
     Shrink shrink13 = Shrink.NONE;
     Shrink shrink2 = Shrink.NONE;
     if (p.lora()) {
-      boolean whole = whole(p);
-      shrink13 = shrink(p, p.gated() ? "pair" : "single", p.hidden(), shrinkRows, naive, whole);
-      shrink2 = shrink(p, "down", p.intermediate(), shrinkRows, naive, whole);
+      shrink13 = ShrinkRules.first(shrinks(p), shrinkRows);
+      shrink2 = ShrinkRules.second(shrinks(p), shrinkRows);
     }
     return new TilePlan(
         p.tuned(),
@@ -316,49 +319,5 @@ public final class TileTable {
     return p.slots() >= MANY_SLOTS
         && p.experts() >= 32
         && WIDE / Math.min(WIDE, p.rowsPerSegment()) * p.rank() >= 1024;
-  }
-
-  /** Rank chunk, step and splits so that about two programs a multiprocessor have work. */
-  private static Shrink shrink(
-      Problem p, String of, int contraction, int rows, boolean naive, boolean whole) {
-    boolean pair = of.equals("pair");
-    boolean all = p.tuned() && !of.equals("single") && whole;
-    int step = all && contraction % WIDE == 0 ? WIDE : HALF_WIDE;
-    boolean any = !whole;
-    int[] widths =
-        pair
-            ? rows == 16 ? new int[] {32, 64} : new int[] {32, 128}
-            : rows == 16 && all ? new int[] {16, 32, 64} : new int[] {16, 64};
-    int total = p.rank() * (pair ? 2 : 1);
-    long segments = Math.min((long) p.pairs(), (long) p.experts() * p.slots());
-    long tiles = naive ? p.pairs() : segments * Math.max(1, Math.round(p.rowsPerSegment() / rows));
-    int i = 0;
-    while (i < widths.length - 1 && widths[i] < total) {
-      i++;
-    }
-    while (i > 0 && tiles * Math.ceilDiv(total, widths[i]) < PROGRAMS) {
-      i--;
-    }
-    int chunks = Math.ceilDiv(total, widths[i]);
-    int splits = 1;
-    int most = mostSplits(contraction, step, rows);
-    while (tiles * chunks * splits < 2 * PROGRAMS && splits < most) {
-      splits *= 2;
-    }
-    return new Shrink(widths[i], step, any, chunks, splits);
-  }
-
-  /**
-   * The most splits a shrink is made with, a power of two: each has two steps or more.
-   *
-   * @param rows of a tile
-   */
-  static int mostSplits(int contraction, int step, int rows) {
-    int most = rows == SHORT_SHRINK ? MAX_SPLITS : MAX_SPLITS_TALL;
-    int splits = 1;
-    while (splits < most && contraction / (splits * 2) >= 2 * step) {
-      splits *= 2;
-    }
-    return splits;
   }
 }

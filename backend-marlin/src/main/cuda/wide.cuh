@@ -1,0 +1,312 @@
+// A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, NT rows of x as its B operand
+// in shared memory, so that no widened weight ever goes through shared memory.
+//
+// Two warpgroups take 128 rows of the weights each (64 of gate and the 64 of up that belong to them), and the same rows of x. A step is 64
+// columns: four products of 16 columns, at most one under way while the next step's weights are widened. After the loop the sums lie as mma has
+// them, so the expand and the end are those of narrow.cu.
+#pragma once
+#include "tile.cuh"
+#include "wgmma.cuh"
+
+#ifndef EMU
+DEV void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEV void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N>
+DEV void products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+// What ordinary copies wrote is visible to the tensor cores. NO_PROXY_FENCE: to measure what it costs, see the README.
+DEV void fence_for_products() {
+#ifndef NO_PROXY_FENCE
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+#endif
+
+// As many as fit: one block a multiprocessor at 128 rows, else two, if three stages of each fit.
+BOTH int wide_stages(int q, int nt, int stage_bytes) {
+  const int most = (nt >= 128 ? 6 : 5) - (code_bits(q) == 4 ? 0 : 1), fit = (nt >= 128 ? 222 : 110) * 1024 / stage_bytes;
+  return fit < 3 ? 3 : fit < most ? fit : most;
+}
+
+// The expand for many pages a tile: B and s through shared memory, PAGES of them a step, three steps under way. acc[0] has rows `rows` of the
+// block's 256 rows of B, acc[1] rows `rows2`.
+template <class T, int NT>
+DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, const uint16_t* s, const int64_t* pga, const int64_t* pgb, const int64_t* pgm,
+                       const int* seg_of, const Tile& t, int rows, int rows2, int block_n, int N, int RS, int SU, int lane, int warp) {
+  constexpr int PAGES = NT >= 128 ? 4 : 2, WARPS = 8 / PAGES, EACH = NT / (16 * WARPS) > 0 ? NT / (16 * WARPS) : 1;
+  constexpr int S_BYTES = NT * 32 * 2, PAGE_BYTES = 256 * 32 + S_BYTES, STEP_BYTES = PAGES * PAGE_BYTES;
+  const int u = warp / WARPS, in = warp % WARPS * 32 + lane, half = in % 2, row = in / 2;
+  int seg[EACH], lane_seg[NT / 32 > 0 ? NT / 32 : 1];
+#pragma unroll
+  for (int i = 0; i < EACH; i++) {
+    const int r = t.row0 + row + 16 * WARPS * i;
+    seg[i] = r >= t.lora0 && r < t.row1 ? seg_of[r] : -1;
+  }
+#pragma unroll
+  for (int i = 0; i < (NT / 32 > 0 ? NT / 32 : 1); i++) {
+    const int r = t.row0 + lane + 32 * i;
+    lane_seg[i] = lane + 32 * i < NT && r >= t.lora0 && r < t.row1 ? seg_of[r] : -1;
+  }
+  int page = t.begin + u;
+  int64_t word = page < t.end ? pgm[page] : 0, b1 = page < t.end ? pga[page] : 0, b2 = gated && page < t.end ? pgb[page] : 0;
+  auto fill = [&](int step) {
+    const uint32_t to = base + step % 3 * STEP_BYTES + u * PAGE_BYTES;
+    if (page < t.end) {
+#pragma unroll
+      for (int i = 0; i < 16 / WARPS; i++) {
+        const int r = row + 16 * WARPS * i;
+        const bool second = gated && r >= 128;
+        const int halves = (int)(word >> (second ? 58 : 56)) & 3, stride = ((int)(word >> (second ? 40 : 32)) & 0xFF) * 8;
+        const int n = min(block_n + (second ? r - 128 : r), N - 1);
+        const uint16_t* from = (const uint16_t*)0 + (second ? b2 : b1) * 8 + (int64_t)n * stride + half * 8;
+        copy16_or_zero(to + r * 32 + (half ^ (r >> 2 & 1)) * 16, half < halves ? from : s, half < halves);
+      }
+      const int own = (int)word, col = ((int)(word >> 48) & 0xFF) * PAGE + half * 8;
+      const int h1 = (int)(word >> 56) & 3, h2 = (int)(word >> 58) & 3, up = (word >> 60) & 1 ? 0 : SU;
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        const int r = row + 16 * WARPS * i;
+        if (r < NT) {
+          const uint16_t* from = s + (int64_t)(t.row0 + r) * RS + col;
+          const uint32_t p = to + 256 * 32 + r * 32 + (half ^ (r >> 2 & 1)) * 16;
+          bool some = seg[i] == own && half < h1;
+          copy16_or_zero(p, some ? from : s, some);
+          if (gated) {
+            some = seg[i] == own && half < h2;
+            copy16_or_zero(p + NT * 32, some ? from + up : s, some);
+          }
+        }
+      }
+    }
+    copies_end();
+    page += PAGES;
+    word = page < t.end ? pgm[page] : 0;
+    b1 = page < t.end ? pga[page] : 0;
+    b2 = gated && page < t.end ? pgb[page] : 0;
+  };
+  fill(0);
+  fill(1);
+  const int steps = ceil_div(t.end - t.begin, PAGES);
+  const int arow = lane % 16, ahalf = lane / 16;                      // matrices: rows 0..7 and 8..15 of ranks 0..7, then of ranks 8..15
+  const int srow = lane % 8 + lane / 16 * 8, shalf = lane / 8 % 2;    // rows 0..7 of ranks 0..7 and of 8..15, then rows 8..15
+  const uint32_t a1 = (rows + arow) * 32 + (ahalf ^ ((rows + arow) >> 2 & 1)) * 16, a2 = (rows2 + arow) * 32 + (ahalf ^ ((rows2 + arow) >> 2 & 1)) * 16;
+  const uint32_t s1 = 256 * 32 + srow * 32 + (shalf ^ (srow >> 2 & 1)) * 16;
+  for (int step = 0; step < steps; step++) {
+    copies_wait<1>();
+    block_sync();
+    fill(step + 2);
+#pragma unroll 1
+    for (int v = 0; v < PAGES; v++) {
+      const int at = t.begin + step * PAGES + v;
+      if (at >= t.end) break;
+      const uint32_t p = base + step % 3 * STEP_BYTES + v * PAGE_BYTES;
+      const int own = (int)pgm[at];
+      uint32_t f1[4], f2[4];
+      load_matrices(f1, p + a1);
+      load_matrices(f2, p + a2);
+#pragma unroll
+      for (int j = 0; j < NT / 8; j += 2) {
+        const uint32_t mask = lanes_with(lane_seg[j / 4] == own) >> (j % 4 * 8) & 0xFFFF;
+        if (mask == 0) continue;
+        uint32_t b[4];
+        load_matrices(b, p + s1 + j * 256);
+        multiply<T>(acc[0][j], f1, b[0], b[1]);
+        multiply<T>(acc[0][j + 1], f1, b[2], b[3]);
+        if (gated) load_matrices(b, p + s1 + NT * 32 + j * 256);
+        multiply<T>(acc[1][j], f2, b[0], b[1]);
+        multiply<T>(acc[1][j + 1], f2, b[2], b[3]);
+      }
+    }
+  }
+  copies_wait<0>();
+}
+
+template <int Q, class T, int NT, int SG, bool ZERO>
+DEV void wide(GEMM_PARAMETERS) {
+  SHARED(memory);
+  constexpr int NJ = NT / 8, WORDS = code_bits(Q) / 4;
+  constexpr int slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, stage_bytes = (NT * 128 + 8 * slot_bytes + 1023) / 1024 * 1024;
+  constexpr int STAGES = wide_stages(Q, NT, stage_bytes);
+  const int BLOCK_ROWS = gated ? 128 : 256;
+  if (wait == 0) wait_for_predecessor();
+  const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4, group4 = warp / 4, own4 = warp % 4;
+  const Tile t = find_tile(first, BLOCK_ROWS, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, N, EG, E, NS, GM);
+  if (!t.some) return;
+  const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
+  const int local[2] = {gated ? group4 * 64 + own4 * 16 : group4 * 128 + own4 * 16, gated ? group4 * 64 + own4 * 16 : group4 * 128 + 64 + own4 * 16};
+  const int n[2] = {t.block * BLOCK_ROWS + local[0], t.block * BLOCK_ROWS + local[1]};
+  int64_t tile[2];
+  tile[0] = (int64_t)(t.e * (gated ? 2 : 1)) * tiles + min(n[0] / 16, tiles - 1);
+  tile[1] = (int64_t)(t.e * (gated ? 2 : 1) + (gated ? 1 : 0)) * tiles + min(n[1] / 16, tiles - 1);
+
+  // A stage: x, [NT][64] with its 16-byte columns swizzled as the tensor cores want them, then the slots of the warps.
+  const uint32_t base = shared_address(memory), base_end = base + STAGES * stage_bytes, own_slot = NT * 128 + warp * slot_bytes;
+  Stream<Q, SG, ZERO> stream(w, ratio, zero, tile, chunks, group_shift, lane);
+  constexpr int XROWS = NT * 8 >= 256 ? NT / 32 : 1;
+  const uint16_t* from_x[XROWS];
+  const int xcol = THREAD % 8;
+  const bool copies_x = NT * 8 >= 256 || THREAD < NT * 8;
+  const uint32_t xto = THREAD / 8 * 128 + ((xcol ^ (THREAD / 8 & 7)) << 4);
+#pragma unroll
+  for (int i = 0; i < XROWS; i++) {
+    int row = min(t.row0 + THREAD / 8 + 32 * i, t.row1 - 1);
+    if (gather) row = (int)load_new4(pairs + row) / TOPK;
+    from_x[i] = x + (int64_t)row * KD + xcol * 8;
+    whole(from_x[i]);
+  }
+  uint32_t to = base;
+  int next = 0;
+  auto prefetch = [&]() {
+    if (next < chunks) {
+      const bool some = next * CHUNK + xcol * 8 < KD;
+      if (copies_x) {
+#pragma unroll
+        for (int i = 0; i < XROWS; i++) copy16_or_zero(to + xto + i * 4096, some ? from_x[i] + next * CHUNK : x, some);
+      }
+      stream.copy(to + own_slot, next, lane);
+    }
+    copies_end();
+    next++;
+    to += stage_bytes;
+    if (to == base_end) to = base;
+  };
+  const float unit[2][2] = {{channel[tile[0] * 16 + g], channel[tile[0] * 16 + g + 8]}, {channel[tile[1] * 16 + g], channel[tile[1] * 16 + g + 8]}};
+  if (wait == 1) wait_for_predecessor();
+  float acc[2][NJ][4];
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int j = 0; j < NJ; j++)
+#pragma unroll
+      for (int v = 0; v < 4; v++) acc[i][j][v] = 0.0f;
+#pragma unroll
+  for (int c = 0; c < STAGES - 2; c++) prefetch();
+
+  uint32_t a[2][2][4], codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
+  auto widen_step = [&](int step) {
+    const int group = SG == 4 ? step : SG == 2 ? step / 2 : 0;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint32_t z0 = zero_word<Q, T>(zeros[i][group] & 0xFFFF), z1 = zero_word<Q, T>(zeros[i][group] >> 16);
+      if constexpr (SG > 0) {
+        widen_scaled<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T>(scale[i][group]));
+      } else {
+        widen<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1);
+      }
+    }
+  };
+  // A warp reads its own codes before it meets the others, so that its first product is issued as soon as x is there.
+  uint32_t at = base;
+  copies_wait<STAGES - 3>();
+  stream.load(at + own_slot, codes, scale, zeros, lane);
+  widen_step(0);
+  for (int c = 0; c < chunks; c++) {
+    fence_for_products();
+    block_sync();
+    const uint64_t operand = (uint64_t)((at & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+#pragma unroll
+    for (int step = 0; step < 4; step++) {
+      products_begin();
+      Wgmma<T, NT>::run(&acc[0][0][0], a[step % 2][0], operand + step * 2);
+      Wgmma<T, NT>::run(&acc[1][0][0], a[step % 2][1], operand + step * 2);
+      products_end();
+      if (step == 0) prefetch();  // into the stage of two chunks ago: of the chunk just before, one product may still read
+      products_wait<1>();
+      if (step < 3) {
+        widen_step(step + 1);
+      } else if (c + 1 < chunks) {
+        at += stage_bytes;
+        if (at == base_end) at = base;
+        copies_wait<STAGES - 3>();
+        stream.load(at + own_slot, codes, scale, zeros, lane);
+        widen_step(0);
+      }
+    }
+  }
+  products_wait<0>();
+  copies_wait<0>();
+  launch_dependents();
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int j = 0; j < NJ; j++)
+#pragma unroll
+      for (int v = 0; v < 4; v++) acc[i][j][v] *= unit[i][v / 2];
+  if (lora) {
+    if (wait == 2) wait_for_predecessor();
+    block_sync();  // the stages have been read
+    if (t.begin < t.end)
+      expand_staged<T, NT>(gated, acc, base, s, pga, pgb, pgm, seg_of, t, local[0], gated ? 128 + local[1] : local[1], t.block * BLOCK_ROWS, N, RS, SU, lane,
+                                  warp);
+  }
+  // The sums through shared memory, gate and up side by side, so that the activation stands here once and rows of y are written whole.
+  block_sync();
+  constexpr int STRIDE = 256 + 4;
+  float* sums = (float*)memory;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const int column = local[i] + (gated ? 128 * i : 0) + g;
+#pragma unroll
+    for (int j = 0; j < NJ; j++)
+#pragma unroll
+      for (int v = 0; v < 4; v++) sums[(8 * j + 2 * q + v % 2) * STRIDE + column + v / 2 * 8] = acc[i][j][v];
+  }
+  block_sync();
+  // Activations that few layers have, one at a time and in place, so that their code stands here once and is short.
+  const bool activated = act > 0;
+  if (activated) {
+    const int shift = gated ? 7 : 8;
+#pragma unroll 1
+    for (int i = THREAD; i < NT << shift; i += 256) {
+      const int r = i >> shift, c = i & ((1 << shift) - 1), col = t.block * BLOCK_ROWS + c;
+      if (t.row0 + r >= t.row1 || col >= N) continue;
+      const float f = on_input ? tw[(int)load_new4(pairs + t.row0 + r)] : 1.0f;
+      float* own = sums + r * STRIDE + c;
+      float v = own[0] * f, u = gated ? own[128] * f : 0.0f;
+      if (has_bias) {
+        v += bias[(int64_t)t.e * (gated ? 2 * N : N) + col];
+        if (gated) u += bias[((int64_t)t.e * 2 + 1) * N + col];
+      }
+      own[0] = gated ? activate_gated(v, u, act, alpha, beta, limit) : activate_single(v, act);
+    }
+    block_sync();
+  }
+  // Eight outputs a thread.
+  const int shift = gated ? 4 : 5;
+  for (int i = THREAD; i < NT << shift; i += 256) {
+    const int r = i >> shift, c = (i & ((1 << shift) - 1)) * 8, col = t.block * BLOCK_ROWS + c;
+    if (t.row0 + r >= t.row1 || col >= N) continue;
+    const float* own = sums + r * STRIDE + c;
+    float v[8], u[8] = {};
+    *(uint4*)v = *(const uint4*)own;
+    *(uint4*)(v + 4) = *(const uint4*)(own + 4);
+    if (!activated) {
+      if (gated) {
+        *(uint4*)u = *(const uint4*)(own + 128);
+        *(uint4*)(u + 4) = *(const uint4*)(own + 132);
+      }
+      const float f = on_input ? tw[(int)load_new4(pairs + t.row0 + r)] : 1.0f;
+      const float *b1 = bias + (int64_t)t.e * (gated ? 2 * N : N) + col, *b2 = b1 + N;
+#pragma unroll
+      for (int h = 0; h < 8; h++) {
+        v[h] *= f;
+        u[h] *= f;
+        if (has_bias) {
+          v[h] += b1[h];
+          if (gated) u[h] += b2[h];
+        }
+        if (gated) v[h] = silu_gated(v[h], u[h], limit);
+      }
+    }
+    uint4 out;
+    out.x = pack2<T>(v[0], v[1]);
+    out.y = pack2<T>(v[2], v[3]);
+    out.z = pack2<T>(v[4], v[5]);
+    out.w = pack2<T>(v[6], v[7]);
+    *(uint4*)(y + (int64_t)(t.row0 + r) * N + col) = out;
+  }
+}
+
+#define WIDE(NAME, Q, T, NT, SG, ZERO, BLOCKS) \
+  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { wide<Q, T, NT, SG, ZERO>(GEMM_ARGUMENTS); }

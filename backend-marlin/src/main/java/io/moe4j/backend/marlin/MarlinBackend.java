@@ -1,0 +1,58 @@
+package io.moe4j.backend.marlin;
+
+import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.Experts;
+import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.api.spi.Support;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.cuda.CudaDevice;
+
+/** {@code marlin}: packed experts on NVIDIA GPUs in the standard format, LoRA fused. */
+public final class MarlinBackend implements ExpertsBackend {
+  /** For {@link java.util.ServiceLoader}. */
+  public MarlinBackend() {}
+
+  @Override
+  public String name() {
+    return "marlin";
+  }
+
+  @Override
+  public String description() {
+    return "experts on NVIDIA GPUs whose weights stay packed (int4, int8, FP8, FP4), LoRA fused into the products";
+  }
+
+  @Override
+  public DeviceType deviceType() {
+    return DeviceType.CUDA;
+  }
+
+  @Override
+  public ActivationFormat activationFormat() {
+    return ActivationFormat.STANDARD;
+  }
+
+  @Override
+  public boolean supportsLora() {
+    return true;
+  }
+
+  @Override
+  public int priority(MoeConfig config, Platform platform) {
+    return MarlinSupport.PRIORITY;
+  }
+
+  @Override
+  public Support isSupportedConfig(MoeConfig config, Platform platform) {
+    return MarlinSupport.check(config, platform);
+  }
+
+  @Override
+  public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
+    return new MarlinExperts(config, weights, CudaDevice.of(device), MarlinPlan::choose);
+  }
+}

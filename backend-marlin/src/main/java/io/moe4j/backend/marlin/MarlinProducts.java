@@ -1,0 +1,213 @@
+package io.moe4j.backend.marlin;
+
+import io.moe4j.api.config.Activation;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.ops.CombineKernel;
+import io.moe4j.cuda.ops.ElementwiseKernels;
+import io.moe4j.cuda.ops.ExpertKernels;
+import io.moe4j.cuda.ops.PaddedSizes;
+import io.moe4j.cuda.ops.PairBatch;
+import io.moe4j.cuda.ops.ShrinkKernel;
+import io.moe4j.cuda.ops.TileLists;
+
+/** Everything after the sort. Safe for several threads. */
+final class MarlinProducts {
+  /** A product waits for the launch before it at once, before x, or before s of the shrink. */
+  private static final int WAIT_AT_ONCE = 0;
+
+  private static final int WAIT_FOR_X = 1;
+  private static final int WAIT_FOR_SHRINK = 2;
+  private static final int NO_ACTIVATION = -1;
+
+  private final MarlinKernels kernels;
+  private final MoeConfig config;
+  private final PaddedSizes sizes;
+  private final int experts;
+  private final MarlinWeights weights;
+  private final ShrinkKernel shrink;
+  private final CombineKernel combine;
+  private final String type;
+
+  /**
+   * What the launches of one forward share.
+   *
+   * @param plan how
+   * @param at where the parts of the scratch lie
+   * @param base address of the scratch
+   * @param batch the pairs
+   * @param hidden address of the experts' input, in the weights' dtype, 16-byte aligned
+   * @param output what is written
+   * @param batched whether output rows without a pair are left alone
+   */
+  record Forward(
+      MarlinPlan plan,
+      MarlinLayout at,
+      long base,
+      PairBatch batch,
+      long hidden,
+      Tensor output,
+      boolean batched) {
+    long address(long offset) {
+      return base + offset;
+    }
+
+    /** Most tiles the sort can make. */
+    int tiles() {
+      return plan.naive() ? batch.pairs() : batch.maxTiles(plan.first().rows());
+    }
+  }
+
+  MarlinProducts(
+      MarlinKernels kernels,
+      ExpertKernels shared,
+      MoeConfig config,
+      int experts,
+      MarlinWeights weights) {
+    this.kernels = kernels;
+    this.config = config;
+    this.sizes = PaddedSizes.of(config);
+    this.experts = experts;
+    this.weights = weights;
+    this.type = MarlinKernels.name(config.weightDtype());
+    this.shrink = new ShrinkKernel(shared, config.weightDtype(), config.activation().isGated());
+    this.combine = new CombineKernel(shared, config.weightDtype());
+  }
+
+  /** Shrinks read x as it was; the products may read it in another order. */
+  void run(Forward f) {
+    MarlinLayout at = f.at();
+    long middle = f.address(at.middle);
+    long x = ordered(f, weights.first(), true, f.hidden(), f.address(at.orderedInput));
+    shrink(f, true, f.hidden(), sizes.hidden());
+    product(f, true, x, middle);
+    long between = ordered(f, weights.second(), false, middle, f.address(at.orderedMiddle));
+    shrink(f, false, middle, sizes.intermediate());
+    product(f, false, between, f.address(at.y));
+    combine.run(
+        f.batch(),
+        f.plan().naive(),
+        f.address(at.y),
+        f.address(at.lists.posOf()),
+        !config.routerWeightOnInput() && !f.batched(),
+        f.batched(),
+        f.output(),
+        sizes.hidden());
+  }
+
+  private void shrink(Forward f, boolean first, long x, int depth) {
+    if (f.batch().lora()) {
+      shrink.run(
+          f.batch(), f.plan().shrinks(), first, x, depth, f.base(), f.at().lists, f.at().shrinks);
+    }
+  }
+
+  /** {@return x, or with act-order its rows in the order of the weights' groups} */
+  private long ordered(Forward f, PackedMatrices w, boolean first, long x, long to) {
+    if (w.orders() == null) {
+      return x;
+    }
+    PairBatch b = f.batch();
+    TileLists lists = f.at().lists;
+    kernels
+        .get("permute_inputs")
+        .begin()
+        .pointer(x)
+        .pointer(to)
+        .pointer(w.orders())
+        .pointer(b.ids())
+        .pointer(b.expertMap())
+        .pointer(f.address(lists.pairs()))
+        .pointer(f.address(lists.tiles()))
+        .pointer(f.address(lists.nums()))
+        .i32(b.hasMap())
+        .i32(first ? 1 : 0)
+        .i32(f.plan().naive() ? 1 : 0)
+        .i32(b.pairs())
+        .i32(b.topK())
+        .i32(first ? sizes.hidden() : sizes.intermediate())
+        .i32(Math.toIntExact(w.layout().in()))
+        .i32(b.globalExperts())
+        .i32(experts)
+        .launch(b.stream(), f.tiles());
+    return to;
+  }
+
+  private void product(Forward f, boolean first, long x, long y) {
+    PackedMatrices w = first ? weights.first() : weights.second();
+    ProductPlan plan = first ? f.plan().first() : f.plan().second();
+    MarlinLayout at = f.at();
+    PairBatch b = f.batch();
+    TileLists lists = at.lists;
+    Activation a = config.activation();
+    Tensor bias = first ? weights.biases().first() : weights.biases().second();
+    int outputs = first ? sizes.intermediate() : sizes.hidden();
+    boolean ordered = w.orders() != null;
+    int inputs =
+        ordered ? Math.toIntExact(w.layout().in()) : first ? sizes.hidden() : sizes.intermediate();
+    int wait = b.lora() ? WAIT_FOR_SHRINK : first || ordered ? WAIT_AT_ONCE : WAIT_FOR_X;
+    kernels
+        .get(
+            MarlinKernels.GEMM,
+            "kind",
+            plan.kind(),
+            "format",
+            w.layout().formatName(),
+            "type",
+            type,
+            "rows",
+            Integer.toString(plan.rows()))
+        .begin()
+        .sharedBytes(plan.sharedBytes())
+        .pointer(x)
+        .pointer(w.codes())
+        .pointer(w.ratios(0, 0))
+        .pointer(w.zeros(0, 0))
+        .pointer(w.channels())
+        .pointer(bias)
+        .pointer(b.weights())
+        .pointer(y)
+        .pointer(b.table())
+        .pointer(b.ids())
+        .pointer(b.expertMap())
+        .pointer(b.mapping())
+        .pointer(f.address(lists.pairs()))
+        .pointer(f.address(lists.tiles()))
+        .pointer(f.address(lists.nums()))
+        .pointer(f.address(lists.segOf()))
+        .pointer(f.address(first ? lists.pages13First() : lists.pages2First()))
+        .pointer(f.address(first ? lists.pages13Second() : lists.pages2First()))
+        .pointer(f.address(first ? lists.pages13Words() : lists.pages2Words()))
+        .pointer(f.address(first ? at.shrinks.first() : at.shrinks.second()))
+        .pointer(f.address(at.shrinks.partial()))
+        .i32(b.hasMap())
+        .i32(bias == null ? 0 : 1)
+        .i32(first && config.routerWeightOnInput() && !f.batched() ? 1 : 0)
+        .i32(first ? 1 : 0)
+        .i32(first && a.isGated() ? 1 : 0)
+        .i32(first && !ordered ? 1 : 0)
+        .i32(b.lora() ? 1 : 0)
+        .i32(f.plan().naive() ? 1 : 0)
+        .i32(first ? ElementwiseKernels.code(a.kind()) : NO_ACTIVATION)
+        .f32(a.alpha())
+        .f32(a.beta())
+        .f32(a.limit())
+        .i32(b.pairs())
+        .i32(b.topK())
+        .i32(outputs)
+        .i32(inputs)
+        .i32(b.globalExperts())
+        .i32(experts)
+        .i32(b.slots())
+        .i32(shrink.width(b, first))
+        .i32(b.rank())
+        .i32(b.lora() ? shrink.splits(b, f.plan().shrinks(), first) : 1)
+        .i32(f.plan().groupTiles())
+        .i32(wait)
+        .i32(0)
+        .i32(w.layout().groupShift())
+        .i32(plan.warps())
+        .i32(plan.phase())
+        .launch(b.stream(), Math.multiplyExact(f.tiles(), Math.ceilDiv(outputs, plan.outputs())));
+  }
+}

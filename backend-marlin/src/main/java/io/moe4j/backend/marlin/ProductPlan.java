@@ -1,0 +1,93 @@
+package io.moe4j.backend.marlin;
+
+/**
+ * How one grouped product is launched.
+ *
+ * @param kind {@code narrow} or {@code wide}, the kernel
+ * @param rows rows of a tile of x
+ * @param warps of a block that share the contraction; 1 for wide
+ * @param phase chunks of x in shared memory at a time; 1 for wide
+ * @param outputs of a block, of each matrix
+ * @param sharedBytes of a block
+ */
+record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int sharedBytes) {
+  /** What a block of narrow asks for at most: every card has so much. */
+  static final int NARROW_SHARED_BYTES = 99 << 10;
+
+  /** What a block of wide asks for at most, on 9.0. */
+  static final int WIDE_SHARED_BYTES = 227 << 10;
+
+  /** Warps of a block. */
+  static final int WARPS = 8;
+
+  private static final int CHUNK = PackedLayout.CHUNK;
+  private static final int ELEMENT = 2;
+  private static final int ALIGNMENT = 128;
+  private static final int STAGE_ALIGNMENT = 1024;
+  private static final int X_BYTES = 33_000;
+  private static final int TALL = 128;
+
+  /** Bytes of a row of sums of wide's end, see {@code wide.cuh}. */
+  private static final int SUM_ROW_BYTES = 260 * Float.BYTES;
+
+  /**
+   * Bytes of two tiles of weights with their ratios and zero points, {@code Stream::SLOT_BYTES} in
+   * {@code tile.cuh}.
+   */
+  private static int slotBytes(PackedLayout w) {
+    int codes = CHUNK * PackedLayout.TILE_ROWS * w.code().bits() / Byte.SIZE;
+    return 2 * (codes + w.groupsAChunk() * 128 * (w.zeroPoints() ? 2 : 1));
+  }
+
+  /**
+   * {@return a launch of narrow}
+   *
+   * @param w the weights
+   * @param gated whether gate and up are computed side by side
+   * @param rows of a tile
+   * @param naive whether a tile is a single row
+   * @param wanted warps that share the contraction, a power of two from 2 to 8; fewer are taken
+   *     where x would not fit otherwise
+   * @param rank padded to a page; 0 without LoRA
+   */
+  static ProductPlan narrow(
+      PackedLayout w, boolean gated, int rows, boolean naive, int wanted, int rank) {
+    int slot = slotBytes(w);
+    int most = w.code().bits() == 4 ? 4 : 3;
+    int slots = WARPS * Math.min(most, (74 << 10) / (WARPS * slot)) * slot;
+    int height = naive ? 1 : rows;
+    int room = Math.min(X_BYTES, NARROW_SHARED_BYTES - slots - STAGE_ALIGNMENT);
+    int warps = wanted;
+    while (warps > 2 && height * (warps * CHUNK + 8) * ELEMENT > room) {
+      warps /= 2;
+    }
+    int fit = (room / height / ELEMENT - 8) / CHUNK / warps * warps;
+    int phase = Math.toIntExact(Math.min(w.chunks(), Math.max(warps, fit)));
+    int x = up(height * (phase * CHUNK + 8) * ELEMENT, ALIGNMENT);
+    int shared = Math.max(x + slots, Math.max(rows * 1024, naive ? 8 * rank : 0));
+    return new ProductPlan(
+        MarlinKernels.NARROW, rows, warps, phase, WARPS / warps * (gated ? 16 : 32), shared);
+  }
+
+  /**
+   * {@return a launch of wide}
+   *
+   * @param w the weights
+   * @param gated whether gate and up are computed side by side
+   * @param rows of a tile
+   * @param lora whether there are adapters
+   */
+  static ProductPlan wide(PackedLayout w, boolean gated, int rows, boolean lora) {
+    int stage = up(rows * CHUNK * ELEMENT + WARPS * slotBytes(w), STAGE_ALIGNMENT);
+    boolean tall = rows >= TALL;
+    int most = (tall ? 6 : 5) - (w.code().bits() == 4 ? 0 : 1);
+    int stages = Math.max(3, Math.min(most, (tall ? 222 : 110) * 1024 / stage));
+    int pages = lora ? 3 * (tall ? 4 : 2) * (256 * 32 + rows * 64) : 0;
+    int shared = Math.max(stages * stage, Math.max(rows * SUM_ROW_BYTES, pages));
+    return new ProductPlan(MarlinKernels.WIDE, rows, 1, 1, gated ? 128 : 256, shared);
+  }
+
+  private static int up(int bytes, int unit) {
+    return Math.ceilDiv(bytes, unit) * unit;
+  }
+}

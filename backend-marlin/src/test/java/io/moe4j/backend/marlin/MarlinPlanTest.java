@@ -1,0 +1,142 @@
+package io.moe4j.backend.marlin;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.cuda.KernelSpec;
+import io.moe4j.cuda.ops.ExpertKernels;
+import io.moe4j.cuda.ops.Shrink;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import org.junit.jupiter.api.Test;
+
+/** Whatever is chosen is compiled, and fits. */
+class MarlinPlanTest {
+  private static final int[] TOKENS = {1, 2, 3, 4, 9, 16, 40, 64, 100, 256, 1024, 8192};
+  private static final int[][] LAYERS = {
+    {128, 8, 2048, 768}, {128, 4, 2880, 2880}, {8, 2, 4096, 14336}, {8, 2, 72, 24}, {1, 1, 8, 8}
+  };
+
+  private static MarlinPlan.Problem problem(
+      QuantScheme scheme, int major, int[] layer, int tokens, int rank, boolean sorted) {
+    PackedLayout first = PackedLayout.of(scheme, layer[3], layer[2]);
+    PackedLayout second = PackedLayout.of(scheme, layer[2], layer[3]);
+    DeviceInfo card = DeviceInfo.cuda(0, "a card", major, 0);
+    return new MarlinPlan.Problem(
+        MarlinKernels.heights(card, MarlinKernels.NARROW, first.formatName(), DType.BF16),
+        MarlinKernels.heights(card, MarlinKernels.WIDE, first.formatName(), DType.BF16),
+        first,
+        second,
+        true,
+        tokens,
+        layer[1],
+        layer[0],
+        layer[2],
+        layer[3],
+        rank == 0 ? 0 : 4,
+        rank,
+        sorted,
+        major == 9);
+  }
+
+  @Test
+  void everyPlanFitsItsCard() {
+    for (QuantScheme scheme : KernelsTest.schemes()) {
+      for (int major : new int[] {8, 9, 10, 12}) {
+        for (int[] layer : LAYERS) {
+          for (int tokens : TOKENS) {
+            for (int rank : new int[] {0, 16, 1024}) {
+              for (boolean sorted : new boolean[] {false, true}) {
+                MarlinPlan.Problem p = problem(scheme, major, layer, tokens, rank, sorted);
+                check(p, MarlinPlan.choose(p));
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+
+  private static void check(MarlinPlan.Problem p, MarlinPlan plan) {
+    assertThat(plan.first().rows()).as("%s", p).isEqualTo(plan.second().rows());
+    for (ProductPlan g : List.of(plan.first(), plan.second())) {
+      boolean wide = g.kind().equals(MarlinKernels.WIDE);
+      assertThat(wide ? p.wide() : p.narrow()).as("%s", p).contains(g.rows());
+      assertThat(g.sharedBytes())
+          .as("%s in %s", g, p)
+          .isPositive()
+          .isLessThanOrEqualTo(
+              wide ? ProductPlan.WIDE_SHARED_BYTES : ProductPlan.NARROW_SHARED_BYTES);
+      assertThat(plan.naive() && wide).isFalse();
+      if (!wide) {
+        assertThat(g.warps()).isIn(2, 4, 8);
+        assertThat(g.phase()).isPositive();
+        // A phase ends where a round of the warps ends, or the contraction does.
+        PackedLayout w = g == plan.first() ? p.first() : p.second();
+        assertThat(g.phase() % g.warps() == 0 || g.phase() == w.chunks()).as("%s", g).isTrue();
+      }
+    }
+  }
+
+  @Test
+  void everyShrinkOfAPlanIsCompiled() {
+    Set<Map<String, String>> there = new HashSet<>();
+    for (KernelSpec k : ExpertKernels.library().kernels()) {
+      if (k.name().equals("shrink") && k.arch().toString().matches("sm_80|sm_90a")) {
+        there.add(k.constants());
+      }
+    }
+    for (int[] layer : LAYERS) {
+      for (int tokens : TOKENS) {
+        for (int rank : new int[] {16, 64, 1024}) {
+          MarlinPlan.Problem p = problem(QuantScheme.int4(8 * 16), 9, layer, tokens, rank, false);
+          MarlinPlan plan = MarlinPlan.choose(p);
+          assertThat(there).contains(shrink(plan, plan.shrinks().first(), true));
+          assertThat(there).contains(shrink(plan, plan.shrinks().second(), false));
+        }
+      }
+    }
+  }
+
+  private static Map<String, String> shrink(MarlinPlan plan, Shrink s, boolean first) {
+    return Map.of(
+        "type",
+        "bf16",
+        "of",
+        first ? "pair" : "down",
+        "step",
+        Integer.toString(s.step()),
+        "any",
+        s.any() ? "1" : "0",
+        "rows",
+        Integer.toString(plan.shrinks().rows()),
+        "ranks",
+        Integer.toString(s.ranks()),
+        "gather",
+        first ? "1" : "0",
+        "naive",
+        plan.naive() ? "1" : "0");
+  }
+
+  @Test
+  void heightsFollowTheRowsOfAnExpert() {
+    QuantScheme int4 = QuantScheme.int4(128);
+    assertThat(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 0, false)).naive()).isTrue();
+    assertThat(rows(9, 64)).isEqualTo(8);
+    assertThat(rows(9, 256)).isEqualTo(32);
+    assertThat(rows(9, 1024)).isEqualTo(64);
+    assertThat(rows(9, 8192)).isEqualTo(128);
+    assertThat(rows(8, 64)).isEqualTo(16);
+    assertThat(rows(8, 8192)).isEqualTo(64);
+  }
+
+  private static int rows(int major, int tokens) {
+    return MarlinPlan.choose(problem(QuantScheme.int4(128), major, LAYERS[0], tokens, 0, false))
+        .first()
+        .rows();
+  }
+}

@@ -1,0 +1,119 @@
+package io.moe4j.backend.marlin;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.moe4j.api.config.LoraConfig;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
+import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.config.QuantScheme.Format;
+import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.BackendPriority;
+import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.api.spi.Support;
+import io.moe4j.api.tensor.DType;
+import java.util.List;
+import java.util.Map;
+import java.util.ServiceLoader;
+import org.junit.jupiter.api.Test;
+
+class MarlinSupportTest {
+  private static final Platform H200 = Platform.of(DeviceInfo.cuda(0, "NVIDIA H200", 9, 0));
+
+  private static MoeConfig.Builder config() {
+    return MoeConfig.builder(2048, 768, 128, 8)
+        .inputDtype(DType.BF16)
+        .weightDtype(DType.BF16)
+        .quantScheme(QuantScheme.int4(128));
+  }
+
+  private static List<String> why(MoeConfig config, Platform platform) {
+    return new MarlinBackend()
+        .isSupportedConfig(config, platform).reasons().stream()
+            .map(Support.Reason::message)
+            .toList();
+  }
+
+  @Test
+  void bothAreFound() {
+    assertThat(ServiceLoader.load(ExpertsBackend.class).stream().map(p -> p.get().name()))
+        .contains("marlin", "batched-marlin");
+  }
+
+  @Test
+  void supportsEverySchemeItHasKernelsFor() {
+    for (QuantScheme s : KernelsTest.schemes()) {
+      for (int major : new int[] {8, 9, 12}) {
+        Platform p = Platform.of(DeviceInfo.cuda(0, "a card", major, 0));
+        assertThat(why(config().quantScheme(s).lora(new LoraConfig(32, 512)).build(), p)).isEmpty();
+        assertThat(
+                why(
+                    config().quantScheme(s).inputDtype(DType.F16).weightDtype(DType.F16).build(),
+                    p))
+            .isEmpty();
+      }
+    }
+  }
+
+  @Test
+  void everyReasonIsSaid() {
+    Platform none =
+        new Platform(
+            Platform.cpuOnly().devices(), Map.of(DeviceType.CUDA, "libcuda.so.1 was not found"));
+    MoeConfig bad =
+        config()
+            .quantScheme(QuantScheme.int4(24))
+            .inputDtype(DType.F32)
+            .weightDtype(DType.F32)
+            .batchInvariant(true)
+            .lora(new LoraConfig(1, 4096))
+            .build();
+    assertThat(why(bad, none))
+        .containsExactly(
+            "no cuda device (libcuda.so.1 was not found); this machine has cpu:0",
+            "a scale serves 24 inputs (int4 group 24), must be a multiple of 16 or all of them",
+            "weights dequantise to F32, which is none of BF16, F16",
+            "batchInvariant is true, must be false: tiles and splits follow the batch size",
+            "LoRA rank 4096 > 1016");
+  }
+
+  @Test
+  void plainWeightsAreForOthers() {
+    assertThat(why(config().quantScheme(QuantScheme.NONE).build(), H200))
+        .containsExactly(
+            "weights are plain BF16, this backend is for packed ones (triton computes with plain ones)");
+    assertThat(
+            why(
+                config().quantSchemes(List.of(QuantScheme.int4(128), QuantScheme.NONE)).build(),
+                H200))
+        .containsExactly(
+            "weights are of several kinds, [int4 group 128, none], must all be of one");
+  }
+
+  @Test
+  void cardsTypesAndRanksThatItCannotServe() {
+    assertThat(why(config().build(), Platform.of(DeviceInfo.cuda(0, "V100", 7, 0))))
+        .singleElement()
+        .asString()
+        .contains("compute capability 7.0 < 8.0");
+    assertThat(why(config().inputDtype(DType.F32).build(), H200))
+        .containsExactly("input dtype F32 is not the weights' BF16");
+    assertThat(
+            why(
+                config().quantScheme(QuantScheme.builder(Format.FP8).group(16).build()).build(),
+                H200))
+        .containsExactly(
+            "a scale serves 16 inputs (fp8 group 16), must be a multiple of 32 or all of them");
+    assertThat(why(config().parallel(ParallelConfig.tensor(2, 0)).build(), H200))
+        .containsExactly("tensor-parallel size 2 is not 1");
+  }
+
+  @Test
+  void standsInFrontOfBackendsForAnyCard() {
+    assertThat(new MarlinBackend().priority(config().build(), H200))
+        .isGreaterThan(BackendPriority.GPU_PORTABLE)
+        .isLessThan(BackendPriority.GPU_TUNED);
+  }
+}
