@@ -12,14 +12,18 @@ import static io.moe4j.checkpoint.TinyQuantised.plain;
 import static io.moe4j.checkpoint.TinyQuantised.weights;
 import static io.moe4j.checkpoint.TinyQuantised.words;
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
+import com.fasterxml.jackson.databind.ObjectMapper;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.Weight;
 import io.moe4j.checkpoint.TinyQuantised.Format;
 import io.moe4j.reference.Dequantize;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -577,6 +581,114 @@ class QuantisedFormsTest {
               "experts BF16 x4",
               "experts nvfp4 x3",
               "router BF16 x1");
+    }
+  }
+
+  /** Some packers quantise whatever is a linear map: router, shared expert, its gate of one row. */
+  @Test
+  void routerSharedExpertAndItsGate() {
+    TinyQuantised t = new TinyQuantised(64, 32, 4, 9);
+    Format format = words(4, 32, true, false, DType.I64, DType.BF16);
+    t.experts(format).file.drop(TinyQuantised.BLOCK + "gate.weight");
+    format.add(t, "gate", 4, 64);
+    format.add(t, "shared_expert.gate_proj", 48, 64);
+    fp8(1, 0, ".weight_scale", DType.F32, 2).add(t, "shared_expert.up_proj", 48, 64);
+    plain(DType.BF16).add(t, "shared_expert.down_proj", 64, 48);
+    format.add(t, "shared_expert_gate", 1, 64);
+    t.file.with("model_type", "qwen2_moe").with("shared_expert_intermediate_size", 48);
+    t.config(
+        Map.of(
+            "quant_method",
+            "compressed-tensors",
+            "format",
+            "mixed-precision",
+            "config_groups",
+            Map.of(
+                "a",
+                Map.of(
+                    "targets",
+                    List.of("re:.*shared_expert\\.up_proj"),
+                    "weights",
+                    weights("num_bits", 8, "type", "float", "strategy", "channel")),
+                "b",
+                Map.of(
+                    "targets",
+                    List.of("re:.*(gate|experts\\..*|gate_proj)$"),
+                    "weights",
+                    weights("num_bits", 4, "type", "int", "group_size", 32)))));
+    try (MoeCheckpoint c = MoeCheckpoint.open(t.file.writeModel(dir))) {
+      requireExpected(t, c);
+      requireFloats(c.weights(0).router().weight(), t.expected.get("gate"));
+      ExpertWeights.Expert shared = c.weights(0).shared().mlp();
+      requireExpected(shared.gate(), t.expected.get("shared_expert.gate_proj"), c);
+      requireExpected(shared.up(), t.expected.get("shared_expert.up_proj"), c);
+      requireExpected(shared.down(), t.expected.get("shared_expert.down_proj"), c);
+      requireFloats(c.weights(0).shared().sigmoidGate(), t.expected.get("shared_expert_gate"));
+      assertThat(c.describe().layers().getFirst().weights())
+          .extracting(w -> w.part() + " " + w.format())
+          .contains(
+              "router int4 group 32",
+              "shared_expert int4 group 32",
+              "shared_expert fp8 per channel",
+              "shared_expert BF16",
+              "shared_expert_gate int4 group 32");
+    }
+  }
+
+  private static void requireFloats(Tensor actual, double[][] expected) {
+    assertThat(actual.dtype()).isEqualTo(DType.F32);
+    for (int o = 0; o < expected.length; o++) {
+      for (int i = 0; i < expected[o].length; i++) {
+        assertThat(actual.get(o, i)).isEqualTo((float) expected[o][i]);
+      }
+    }
+  }
+
+  /** Old packers save a bias of zeros with every module; one that is not zero is no such thing. */
+  @Test
+  void aBiasOfZerosIsLeftOut() {
+    TinyQuantised t = new TinyQuantised(32, 32, 2, 4);
+    t.experts(gptq(4, 16, true, false, 1, DType.F16)).config(gptqConfig(4, 16, true, "gptq"));
+    String bias = TinyQuantised.BLOCK + "experts.1.up_proj.bias";
+    t.file.tensors.put(bias, Tensor.ofFloats(new float[32], 32));
+    try (MoeCheckpoint c = MoeCheckpoint.open(t.file.writeModel(dir.resolve("zero")))) {
+      assertThat(c.config(0).expertBias()).isFalse();
+    }
+    t.file.tensors.get(bias).set(1, 7);
+    Path at = t.file.writeModel(dir.resolve("one"));
+    assertThatThrownBy(() -> MoeCheckpoint.open(at)).hasMessageContaining("experts.1.up_proj.bias");
+  }
+
+  /** Wherever the config is, and whatever lists it has: the files decide. */
+  @Test
+  void configsInOtherPlaces() throws Exception {
+    Map<String, Object> gptq = gptqConfig(4, 16, false, "gptq_v2");
+    for (String file : List.of("quantize_config.json", "config.json of the language model")) {
+      TinyQuantised t = new TinyQuantised(32, 32, 2, 6);
+      t.experts(gptq(4, 16, false, false, 0, DType.F16));
+      Path at = dir.resolve(file.substring(0, 8));
+      if (file.startsWith("quantize")) {
+        t.file.writeModel(at);
+        Map<String, Object> own = without(gptq, "quant_method");
+        Files.writeString(at.resolve(file), new ObjectMapper().writeValueAsString(own));
+      } else {
+        TinyCheckpoint outer = new TinyCheckpoint();
+        outer.tensors.putAll(t.file.tensors);
+        outer.with("model_type", "some_vl").with("text_config", t.config(gptq).file.config);
+        outer.writeModel(at);
+      }
+      try (MoeCheckpoint c = MoeCheckpoint.open(at)) {
+        requireExpected(t, c);
+      }
+    }
+    TinyQuantised t = new TinyQuantised(32, 32, 2, 6).experts(nvfp4(true));
+    Path at = t.file.writeModel(dir.resolve("modelopt"));
+    Files.writeString(
+        at.resolve("hf_quant_config.json"),
+        "{\"producer\": {\"name\": \"modelopt\"}, \"quantization\": {\"quant_algo\": \"NVFP4\","
+            + " \"group_size\": 16, \"exclude_modules\": [\"*experts*\"]}}");
+    try (MoeCheckpoint c = MoeCheckpoint.open(at)) {
+      requireExpected(t, c);
     }
   }
 }
