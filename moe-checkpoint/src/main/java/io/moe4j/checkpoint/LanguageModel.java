@@ -51,10 +51,10 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
       }
     }
     Map<String, ModelConfig> others = others(top);
-    List<String> known =
-        others.keySet().stream().filter(k -> layout(others.get(k), layouts).isPresent()).toList();
+    List<ModelConfig> known =
+        others.values().stream().filter(c -> layout(c, layouts).isPresent()).toList();
     if (known.size() == 1) {
-      ModelConfig part = others.get(known.getFirst());
+      ModelConfig part = known.getFirst();
       return new LanguageModel(part, layout(part, layouts).orElseThrow());
     }
     parts.putAll(others);

@@ -28,8 +28,8 @@ final class WrapperSegments {
   private WrapperSegments() {}
 
   private static boolean isWrapper(String name, int from, int to) {
-    if (to - from == 6 && name.startsWith("module", from)
-        || to - from == 12 && name.startsWith("original_moe", from)) {
+    if ((to - from == 6 && name.startsWith("module", from))
+        || (to - from == 12 && name.startsWith("original_moe", from))) {
       return true;
     }
     return to > from
