@@ -1,5 +1,6 @@
 package io.moe4j.checkpoint;
 
+import io.moe4j.checkpoint.QuantRule.Codes;
 import io.moe4j.checkpoint.QuantRule.Method;
 import java.util.Locale;
 import java.util.Optional;
@@ -28,7 +29,7 @@ final class AwqConfig extends QuantConfig {
       throw config.unusable(config.has("bits") ? "bits" : "w_bit", "4");
     }
     return QuantRule.builder(config.source(), Method.AWQ)
-        .codes(QuantRule.Type.INT, 4)
+        .codes(Codes.INT, 4)
         .group(groupSize(config, "group_size", "q_group_size"))
         .symmetric(!config.optionalBoolean("zero_point", true))
         .build();

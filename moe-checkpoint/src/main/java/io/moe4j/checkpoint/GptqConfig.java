@@ -1,6 +1,7 @@
 package io.moe4j.checkpoint;
 
 import io.moe4j.api.CheckpointException;
+import io.moe4j.checkpoint.QuantRule.Codes;
 import io.moe4j.checkpoint.QuantRule.Method;
 import java.util.List;
 import java.util.Locale;
@@ -46,7 +47,7 @@ final class GptqConfig extends QuantConfig {
       throw config.unusable("pack_dtype", "int32");
     }
     return QuantRule.builder(config.source(), Method.GPTQ)
-        .codes(QuantRule.Type.INT, bits(config, "bits"))
+        .codes(Codes.INT, bits(config, "bits"))
         .group(groupSize(config, "group_size"))
         .symmetric(config.optionalBoolean("sym", true))
         .actOrder(config.optionalBoolean("desc_act", false))
@@ -79,7 +80,7 @@ final class GptqConfig extends QuantConfig {
                         + "' is null, must be an object"));
     QuantRule.Builder rule = others.toBuilder();
     if (own.has("bits")) {
-      rule.codes(QuantRule.Type.INT, bits(own, "bits"));
+      rule.codes(Codes.INT, bits(own, "bits"));
     }
     if (own.has("group_size")) {
       rule.group(groupSize(own, "group_size"));
