@@ -117,8 +117,7 @@ class QuantisedRunTest {
     // 11 maps [64, 128] or [128, 64]: codes, F16 scales and 4-bit zero points of 32 inputs.
     assertThat(experts.path("bytes").asLong()).isEqualTo(11 * (8192 / 2 + 8192 / 32 * 2 + 128));
     assertThat(layer.path("weights").path(1).path("quantized").asBoolean()).isFalse();
-    JsonNode plain =
-        Cli.run("inspect", "--json", Cli.fixture("olmoe/model")).succeeds().json();
+    JsonNode plain = Cli.run("inspect", "--json", Cli.fixture("olmoe/model")).succeeds().json();
     assertThat(plain.path("moe_layers").path(0).path("quantized").asBoolean(true)).isFalse();
   }
 
