@@ -209,7 +209,8 @@ final class BenchCommand implements Callable<Integer> {
     }
     DeviceBenchReport report;
     try (MoeOracle oracle = oracleOptions.discover();
-        DeviceBench bench = DeviceBench.open(oracle, oracleOptions.backend, weights, counts, grid, rest);
+        DeviceBench bench =
+            DeviceBench.open(oracle, oracleOptions.backend, weights, counts, grid, rest);
         Progress progress =
             Progress.start(moe, "Bench", (long) of.size() * counts.size() * grid.size())) {
       for (BenchShape s : of) {
