@@ -14,8 +14,8 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
-import io.moe4j.api.weights.Packing;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.Packing;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.Weight;
 import io.moe4j.cuda.CudaDevice;
@@ -136,8 +136,7 @@ final class GpuLayer implements AutoCloseable {
     if (scheme.equals(QuantScheme.NVFP4)) {
       // Scales from 1 to 2; the rest is in the global scale.
       float global = (float) (deviation / 4 * (1 + random.nextDouble()));
-      return Weight.builder(
-              name, scheme, out, in, bytes(DType.F4, 0, 255, out, in), Packing.DENSE)
+      return Weight.builder(name, scheme, out, in, bytes(DType.F4, 0, 255, out, in), Packing.DENSE)
           .scales(bytes(DType.F8_E4M3, 0x38, 0x3F, rows, groups))
           .globalScale(Tensor.ofFloats(new float[] {global}, 1), false)
           .build();
@@ -177,8 +176,7 @@ final class GpuLayer implements AutoCloseable {
     Tensor t =
         Tensor.of(
             dtype,
-            MemorySegment.ofArray(
-                new byte[Math.toIntExact(dtype.byteSize((long) rows * columns))]),
+            MemorySegment.ofArray(new byte[Math.toIntExact(dtype.byteSize((long) rows * columns))]),
             rows,
             columns);
     for (int r = 0; r < rows; r++) {

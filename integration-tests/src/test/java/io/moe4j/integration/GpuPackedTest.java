@@ -95,8 +95,7 @@ class GpuPackedTest {
   @ParameterizedTest
   @MethodSource("schemes")
   void takesThePackedBytes(QuantScheme scheme) {
-    MoeConfig config =
-        MoeConfig.builder(2048, 768, 16, 4).quantScheme(scheme).maxTokens(1).build();
+    MoeConfig config = MoeConfig.builder(2048, 768, 16, 4).quantScheme(scheme).maxTokens(1).build();
     try (GpuLayer g = new GpuLayer(config, 1 / Math.sqrt(2048), 1 / Math.sqrt(768), "marlin")) {
       double codes = 16 * 3 * 2048 * 768 * scheme.bits() / 8.0;
       assertThat((double) g.device.allocatedBytes()).isBetween(codes, 1.6 * codes + (4 << 20));

@@ -1,7 +1,14 @@
 package io.moe4j.integration;
 
 import io.moe4j.api.MoeException;
+import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.lora.LoraFactors;
+import io.moe4j.api.lora.LoraLayer;
+import io.moe4j.api.lora.LoraTarget;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
@@ -10,14 +17,19 @@ import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
 import io.moe4j.api.weights.Weight;
 import io.moe4j.checkpoint.MoeCheckpoint;
+import io.moe4j.oracle.MoeForward;
 import io.moe4j.oracle.MoeLayer;
 import java.io.IOException;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
 import java.nio.channels.FileChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.StandardOpenOption;
 import java.util.Arrays;
+import java.util.List;
+import java.util.Map;
 import java.util.SplittableRandom;
 import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.stream.Stream;
@@ -26,6 +38,7 @@ import org.jspecify.annotations.Nullable;
 /** See {@link TruncatedFileTest}. Arguments: a checkpoint, a folder to work in. */
 final class TruncatedFileMain {
   private static final int TOKENS = 6;
+  private static final int RANK = 4;
 
   /** Kernels are compiled after some thousands of calls; this is a good part more. */
   private static final int WARM_FORWARDS = 3000;
@@ -63,6 +76,7 @@ final class TruncatedFileMain {
     main.copied();
     main.renamed();
     main.builtOver();
+    main.mappedByTheCaller();
     main.another();
   }
 
@@ -191,6 +205,117 @@ final class TruncatedFileMain {
       } catch (MoeException e) {
         System.out.println("built over it: " + e.getClass().getSimpleName());
       }
+    }
+  }
+
+  /** Hidden states, results and adapters that the caller has mapped, from a file that is cut. */
+  private void mappedByTheCaller() throws IOException {
+    MoeConfig withLora = config.toBuilder().lora(new LoraConfig(1, RANK)).build();
+    int h = config.hiddenSize();
+    int i = config.intermediateSize();
+    Path file = Files.write(work.resolve("mapped"), new byte[4 * (2 * TOKENS * h + RANK * (h + i))]);
+    try (Arena arena = Arena.ofShared();
+        FileChannel channel =
+            FileChannel.open(file, StandardOpenOption.READ, StandardOpenOption.WRITE);
+        MoeCheckpoint model = MoeCheckpoint.open(source);
+        MoeLayer built =
+            MoeLayer.builder(withLora, model.weights(layer)).backend("cpu").build()) {
+      MemorySegment m =
+          channel.map(FileChannel.MapMode.READ_WRITE, 0, Files.size(file), arena);
+      Tensor hidden = mapped(m, 0, TOKENS, h);
+      Tensor output = mapped(m, TOKENS * h, TOKENS, h);
+      Tensor a = mapped(m, 2 * TOKENS * h, 1, RANK, h);
+      Tensor b = mapped(m, 2 * TOKENS * h + RANK * h, 1, i, RANK);
+      for (Tensor t : List.of(a, b)) {
+        Tensor flat = t.reshape(t.elementCount());
+        for (int n = 0; n < t.elementCount(); n++) {
+          flat.set((n % 7 - 3) / 8.0, n);
+        }
+      }
+      for (int t = 0; t < TOKENS; t++) {
+        for (int j = 0; j < h; j++) {
+          hidden.set(in.get(t, j), t, j);
+        }
+      }
+      float[] y = new float[TOKENS * h];
+      Tensor out = Tensor.ofFloats(y, TOKENS, h);
+      built.forward(MoeForward.of(in, out).withLora(new OneSlot(onHeap(a), onHeap(b))));
+      built.forward(MoeForward.of(hidden, output).withLora(new OneSlot(a, b)));
+      boolean right = true;
+      for (int t = 0; t < TOKENS; t++) {
+        for (int j = 0; j < h; j++) {
+          right &= output.get(t, j) == out.get(t, j);
+        }
+      }
+      System.out.println("mapped by the caller: " + (right ? "right" : "WRONG"));
+      channel.truncate(0);
+      for (MoeForward f :
+          List.of(
+              MoeForward.of(hidden, out),
+              MoeForward.of(in, output),
+              MoeForward.of(in, out).withLora(new OneSlot(a, b)))) {
+        for (int n = 0; n < 20; n++) {
+          try {
+            built.forward(f);
+          } catch (MoeException e) {
+            // what is looked for is that the process goes on
+          }
+        }
+      }
+      built.forward(MoeForward.of(in, out).withLora(new OneSlot(null, null)));
+      System.out.println(
+          "without what was mapped: " + (Arrays.equals(y, expected) ? "right" : "WRONG"));
+    }
+  }
+
+  private static Tensor mapped(MemorySegment m, int from, long... shape) {
+    long n = Arrays.stream(shape).reduce(4, (p, q) -> p * q);
+    return Tensor.of(DType.F32, new HostMemory(m.asSlice(4L * from, n)), shape);
+  }
+
+  private static Tensor onHeap(Tensor t) {
+    float[] values = new float[Math.toIntExact(t.elementCount())];
+    Tensor flat = t.reshape(values.length);
+    for (int n = 0; n < values.length; n++) {
+      values[n] = (float) flat.get(n);
+    }
+    return Tensor.ofFloats(values, t.shape());
+  }
+
+  /** One adapter on the up projection for all tokens, or none. */
+  private record OneSlot(@Nullable Tensor a, @Nullable Tensor b) implements MoeLoraContext {
+    @Override
+    public int maxLoras() {
+      return 1;
+    }
+
+    @Override
+    public Tensor tokenLoraMapping() {
+      int[] slots = new int[TOKENS];
+      Arrays.fill(slots, a == null ? -1 : 0);
+      return Tensor.ofInts(slots, TOKENS);
+    }
+
+    @Override
+    public PunicaWrapper punicaWrapper() {
+      throw new UnsupportedOperationException();
+    }
+
+    @Override
+    public MoeLoraContext withTokenLoraMapping(Tensor mapping) {
+      throw new UnsupportedOperationException();
+    }
+
+    @Override
+    public boolean hasLora() {
+      return a != null;
+    }
+
+    @Override
+    public @Nullable LoraLayer slot(int slot) {
+      return a == null || b == null
+          ? null
+          : new LoraLayer(Map.of(LoraTarget.UP, new LoraFactors(a, b)));
     }
   }
 

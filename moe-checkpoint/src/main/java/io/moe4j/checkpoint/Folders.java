@@ -1,8 +1,11 @@
 package io.moe4j.checkpoint;
 
 import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.file.AccessDeniedException;
 import java.nio.file.DirectoryIteratorException;
 import java.nio.file.DirectoryStream;
+import java.nio.file.FileSystemException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -14,6 +17,18 @@ final class Folders {
   private static final int MAX_NAMED = 3;
 
   private Folders() {}
+
+  /** Why a file could not be read, without the classes' names where there are words. */
+  static String reason(Exception e) {
+    Throwable cause = e instanceof UncheckedIOException u && u.getCause() != null ? u.getCause() : e;
+    String said = String.valueOf(cause.getMessage());
+    if (cause instanceof AccessDeniedException || said.endsWith("(Permission denied)")) {
+      return "permission denied";
+    }
+    return cause instanceof FileSystemException f && f.getReason() != null
+        ? String.valueOf(f.getReason())
+        : cause.toString();
+  }
 
   /**
    * Where a file is instead.

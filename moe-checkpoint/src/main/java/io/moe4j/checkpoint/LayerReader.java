@@ -22,10 +22,8 @@ import io.moe4j.checkpoint.ExpertForm.Stacked;
 import io.moe4j.checkpoint.ExpertForm.StackedApart;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.LinkedHashSet;
 import java.util.List;
-import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.Set;
@@ -57,6 +55,7 @@ final class LayerReader {
   private final int layer;
   private final Optional<String> quantised;
   private final DataChecks checks = new DataChecks();
+  private final WeightParts parts = new WeightParts();
   private final BlockTensors tensors;
   private final ModuleReader modules;
 
@@ -67,6 +66,7 @@ final class LayerReader {
       RouterCheck router,
       DataChecks checks,
       long bytes,
+      List<CheckpointDescription.WeightPart> parts,
       List<String> leftOut) {
     /** What checks of the elements read. */
     long checkedBytes() {
@@ -93,7 +93,7 @@ final class LayerReader {
     this.layer = layer;
     this.quantised = quantised.said();
     this.tensors = tensors;
-    this.modules = new ModuleReader(tensors, quantised, checks);
+    this.modules = new ModuleReader(tensors, quantised, checks, parts);
   }
 
   /**
@@ -153,6 +153,7 @@ final class LayerReader {
               + MAX_EXPERTS);
     }
     ExpertWeights experts = readExperts(sizes);
+    experts.experts().forEach(e -> parts.add("experts", e));
     builder.weightDtype(dtype(experts)).quantSchemes(schemes(experts));
     builder.expertBias(experts.expert(0).upBias() != null);
     RouterWeights router = readRouter(sizes);
@@ -180,7 +181,13 @@ final class LayerReader {
     weights = outputBias == null ? weights : weights.withOutputBias(outputBias);
     weights.requireFits(config);
     return new Block(
-        config, weights, new RouterCheck(where, router), checks, tensors.bytes(), leftOut);
+        config,
+        weights,
+        new RouterCheck(where, router),
+        checks,
+        tensors.bytes(),
+        parts.list(),
+        leftOut);
   }
 
   private ExpertWeights readExperts(MoeConfig sizes) {
@@ -277,7 +284,8 @@ final class LayerReader {
             || (form.orientation() == Orientation.BY_SHAPE
                 && tensors.hasShape(form.w13(), e, h, wide)
                 && tensors.hasShape(form.w2(), e, i, h));
-    Tensor w13 = floats(inOut ? tensors.take(form.w13(), e, h, wide) : tensors.take(form.w13(), e, wide, h));
+    Tensor w13 =
+        floats(inOut ? tensors.take(form.w13(), e, h, wide) : tensors.take(form.w13(), e, wide, h));
     Tensor w2 = floats(inOut ? tensors.take(form.w2(), e, i, h) : tensors.take(form.w2(), e, h, i));
     return ExpertWeights.ofStacked(
         inOut ? w13.transpose(1, 2) : w13,
@@ -429,10 +437,13 @@ final class LayerReader {
   }
 
   /** A linear map as floats. */
-  private Tensor map(String weight, long out, long in) {
-    return weight.endsWith(WEIGHT)
-        ? modules.plain(module(weight), out, in)
-        : tensors.takeFloating(weight, out, in);
+  private Tensor map(String part, String weight, long out, long in) {
+    if (weight.endsWith(WEIGHT)) {
+      return modules.plain(part, module(weight), out, in);
+    }
+    Tensor plain = tensors.takeFloating(weight, out, in);
+    parts.add(part, weight, plain);
+    return plain;
   }
 
   private Tensor floats(Tensor t) {
@@ -478,7 +489,7 @@ final class LayerReader {
     Tensor matrix =
         inOut
             ? transposed(tensors.takeFloating(weight, sizes.hiddenSize(), e))
-            : map(weight, e, sizes.hiddenSize());
+            : map("router", weight, e, sizes.hiddenSize());
     RoutingConfig routing = sizes.routing();
     return new RouterWeights(
         matrix,
@@ -538,8 +549,7 @@ final class LayerReader {
 
   /** {@code [V, K]} of any integers, checked, as I32. */
   private Tensor readTokenExperts(MoeConfig sizes) {
-    String name =
-        layout.tokenExperts().stream().filter(tensors::has).findFirst().orElse("");
+    String name = layout.tokenExperts().stream().filter(tensors::has).findFirst().orElse("");
     Tensor found = tensors.find(name);
     long rows = found == null || found.dims() != 2 ? 1 : found.size(0);
     Tensor table = tensors.take(name, rows, sizes.topK());
@@ -569,8 +579,7 @@ final class LayerReader {
 
   /** {@code [E]}, or a row of {@code [N, E]}. */
   private @Nullable Tensor readCorrectionBias(long e) {
-    Optional<String> found =
-        layout.correctionBiases().stream().filter(tensors::has).findFirst();
+    Optional<String> found = layout.correctionBiases().stream().filter(tensors::has).findFirst();
     if (found.isEmpty()) {
       return null;
     }
@@ -588,9 +597,7 @@ final class LayerReader {
 
   private Optional<SharedExpertWeights> readShared(MoeConfig sizes, boolean gated) {
     List<SharedForm> present =
-        layout.sharedExperts().stream()
-            .filter(f -> modules.has(f.up()))
-            .toList();
+        layout.sharedExperts().stream().filter(f -> modules.has(f.up())).toList();
     OptionalInt promised =
         layout.sharedExperts().isEmpty()
             ? OptionalInt.empty()
@@ -653,7 +660,7 @@ final class LayerReader {
     Tensor gateBias = null;
     if (form.fused()) {
       // Rows of a scale or of a word may be of both, so a quantised one cannot be cut as it is.
-      Tensor both = modules.plain(form.up(), 2L * i, h);
+      Tensor both = modules.plain("shared_expert", form.up(), 2L * i, h);
       gate = Weight.plain(form.up() + WEIGHT, both.narrow(0, 0, i));
       up = Weight.plain(form.up() + WEIGHT, both.narrow(0, i, i));
       gateBias = upBias == null ? null : upBias.narrow(0, 0, i);
@@ -672,6 +679,7 @@ final class LayerReader {
     }
     Weight down = modules.read(form.down(), h, i);
     ExpertWeights.Expert mlp = ExpertWeights.Expert.of(gate, up, down);
+    (form.fused() ? List.of(down) : mlp.projections()).forEach(w -> parts.add("shared_expert", w));
     requireOneDtype(mlp.projections().stream().filter(Weight::isPlain).toList());
     Tensor downBias = tensors.takeFirst(List.of(form.down() + ".bias"), h);
     boolean biased = upBias != null && downBias != null && gated == (gateBias != null);
@@ -679,7 +687,11 @@ final class LayerReader {
       throw lacks(
           "a bias of the shared expert", List.of(form.up() + ".bias", form.down() + ".bias"));
     }
-    Tensor sigmoidGate = layout.sharedExpertGate().map(g -> modules.plain(g, 1, h)).orElse(null);
+    Tensor sigmoidGate =
+        layout
+            .sharedExpertGate()
+            .map(g -> modules.plain("shared_expert_gate", g, 1, h))
+            .orElse(null);
     return Optional.of(
         new SharedExpertWeights(mlp.withBias(gateBias, upBias, downBias), sigmoidGate));
   }
@@ -706,8 +718,8 @@ final class LayerReader {
     String out = layout.latentOut().orElse("");
     return Optional.of(
         new LatentWeights(
-            modules.plain(in, sizes.latentSize(), sizes.hiddenSize()),
-            modules.plain(out, sizes.hiddenSize(), sizes.latentSize())));
+            modules.plain("latent", in, sizes.latentSize(), sizes.hiddenSize()),
+            modules.plain("latent", out, sizes.hiddenSize(), sizes.latentSize())));
   }
 
   private boolean isIgnored(String name, int numExperts) {
@@ -724,8 +736,7 @@ final class LayerReader {
   }
 
   private void requireAllUsed(List<String> leftOut) {
-    List<String> unknown =
-        tensors.unused().stream().filter(n -> !leftOut.contains(n)).toList();
+    List<String> unknown = tensors.unused().stream().filter(n -> !leftOut.contains(n)).toList();
     if (!unknown.isEmpty()) {
       throw new CheckpointException(
           where

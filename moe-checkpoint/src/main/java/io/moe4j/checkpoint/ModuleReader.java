@@ -36,11 +36,13 @@ final class ModuleReader {
   private final BlockTensors tensors;
   private final QuantConfig config;
   private final DataChecks checks;
+  private final WeightParts parts;
 
-  ModuleReader(BlockTensors tensors, QuantConfig config, DataChecks checks) {
+  ModuleReader(BlockTensors tensors, QuantConfig config, DataChecks checks, WeightParts parts) {
     this.tensors = tensors;
     this.config = config;
     this.checks = checks;
+    this.parts = parts;
   }
 
   /** Whether the files have a module in any form. */
@@ -62,9 +64,14 @@ final class ModuleReader {
     return scales != null && scales.dims() == 2 ? Optional.of(scales.size(1)) : Optional.empty();
   }
 
-  /** A module as floats: as they lie, or, of a quantised one, a copy in F32. */
-  Tensor plain(String module, long out, long in) {
+  /**
+   * A module as floats: as they lie, or, of a quantised one, a copy in F32.
+   *
+   * @param part of the block, for descriptions
+   */
+  Tensor plain(String part, String module, long out, long in) {
     Weight w = read(module, out, in);
+    parts.add(part, w);
     return w.isPlain() ? w.plain() : w.toPlain(DType.F32).plain();
   }
 
@@ -109,7 +116,8 @@ final class ModuleReader {
           case GPTQ -> gptq();
           case AWQ -> awq();
           default ->
-              throw bad(".qweight", "is of GPTQ or AWQ, but " + rule().inWords() + " is of neither");
+              throw bad(
+                  ".qweight", "is of GPTQ or AWQ, but " + rule().inWords() + " is of neither");
         };
       }
       Tensor packed = tensors.find(name + ".weight_packed");
@@ -130,8 +138,7 @@ final class ModuleReader {
         case F8_E4M3 -> fp8();
         case I8 -> has(".scale") ? fp4(".weight", false) : int8();
         case U8, F4 -> fp4(".weight", has(".weight_scale_2"));
-        default ->
-            Weight.plain(name + ".weight", floats(tensors.take(name + ".weight", out, in)));
+        default -> Weight.plain(name + ".weight", floats(tensors.take(name + ".weight", out, in)));
       };
     }
 
@@ -484,7 +491,9 @@ final class ModuleReader {
     private Weight fp4(String key, boolean global) {
       requireCodes(key, Type.FLOAT);
       QuantRule rule = rule();
-      if (rule.bits() != 0 && rule.bits() != 4) {
+      // DeepSeek-V4 has experts in 4 bits beside maps in FP8, and parameters of these only.
+      boolean besideFp8 = rule.method() == Method.FP8 && !global;
+      if (rule.bits() != 0 && rule.bits() != 4 && !besideFp8) {
         throw bad(key, "holds 4-bit floats, but " + rule.inWords());
       }
       if (rule.scaleFormat() != ScaleFormat.FLOAT
@@ -543,11 +552,7 @@ final class ModuleReader {
       }
       Tensor bytes = take(key, List.of(DType.U8, DType.I8), out, in / 2);
       return Tensor.strided(
-          DType.F4,
-          bytes.memory(),
-          bytes.byteOffset(),
-          new long[] {out, in},
-          new long[] {in, 1});
+          DType.F4, bytes.memory(), bytes.byteOffset(), new long[] {out, in}, new long[] {in, 1});
     }
 
     private static Tensor viewAs(DType dtype, Tensor bytes) {

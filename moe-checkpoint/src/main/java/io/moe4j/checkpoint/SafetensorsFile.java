@@ -105,7 +105,7 @@ public final class SafetensorsFile implements AutoCloseable {
       opened = null; // the file has it now
       return file;
     } catch (IOException e) {
-      throw new CheckpointException(path + " cannot be read: " + e, e);
+      throw new CheckpointException(path + " cannot be read: " + Folders.reason(e), e);
     } finally {
       if (opened != null) {
         closeQuietly(path, opened);

@@ -253,7 +253,7 @@ final class ShardedTensors {
         }
       });
     } catch (IOException e) {
-      throw new CheckpointException(dir + " cannot be listed: " + e, e);
+      throw new CheckpointException(dir + " cannot be listed: " + Folders.reason(e), e);
     }
     if (names.isEmpty()) {
       throw new CheckpointException(

@@ -124,7 +124,7 @@ final class StrictJson {
     } catch (NoSuchFileException e) {
       throw new CheckpointException(file + " does not exist", e);
     } catch (IOException e) {
-      throw new CheckpointException(file + " cannot be read: " + e, e);
+      throw new CheckpointException(file + " cannot be read: " + Folders.reason(e), e);
     }
   }
 

@@ -215,7 +215,16 @@ final class RunInput {
   static void requireFile(Path file) {
     if (!Files.isRegularFile(file)) {
       throw CliException.badInput(
-          file + (Files.exists(file) ? " is not a file." : " does not exist."));
+          Text.line(file.toString())
+              + (Files.exists(file) ? " is not a file." : " does not exist."));
+    }
+    requireReadable(file);
+  }
+
+  private static void requireReadable(Path path) {
+    if (!Files.isReadable(path)) {
+      throw CliException.badInput(
+          Text.line(path.toString()) + " may not be read (permission denied).");
     }
   }
 
@@ -224,10 +233,11 @@ final class RunInput {
       throw CliException.badInput(
           option
               + " "
-              + directory
+              + Text.line(directory.toString())
               + (Files.exists(directory)
                   ? " is a file; a directory is expected."
                   : " does not exist."));
     }
+    requireReadable(directory);
   }
 }

@@ -61,6 +61,18 @@ final class ErrorsTest {
   }
 
   @Test
+  void anOptionThatSaysNothingHereIsRefused() {
+    Cli.Result r =
+        Cli.run(
+            "inspect",
+            Cli.fixture("mixtral/io.safetensors"),
+            "--model",
+            Cli.fixture("mixtral/model"));
+    assertThat(r.code()).isEqualTo(ExitCode.USAGE);
+    assertThat(r.error()).contains("--model is the checkpoint that an adapter is for");
+  }
+
+  @Test
   void wrongInputs() {
     isParagraph(runModel("--input", IO + ":nope"), 3, "holds no tensor \"nope\"", "and");
     isParagraph(runModel("--input", IO), 2, "must be FILE.safetensors:TENSOR");

@@ -152,7 +152,7 @@ final class CpuBlockOps implements BlockOps {
     }
     int tokens = Math.toIntExact(hidden.size(0));
     MemorySegment ws = memory(workspace, tokens);
-    MemorySegment x = hidden.segment();
+    MemorySegment x = FileMemory.read(hidden);
     DType type = Rows.requireFloat("hidden", hidden);
     if (routerNorm != null) {
       // In place of the sum, which is not needed yet.
@@ -237,7 +237,7 @@ final class CpuBlockOps implements BlockOps {
   public void addZeroExperts(
       Tensor hidden, Tensor zeroWeights, Tensor routed, DeviceStream stream) {
     int h = config.hiddenSize();
-    MemorySegment from = hidden.segment();
+    MemorySegment from = FileMemory.read(hidden);
     TypedKernels typed = kernels.forType(Rows.requireFloat("hidden", hidden), from);
     long rowBytes = hidden.dtype().byteSize(h);
     for (long t = 0; t < hidden.size(0); t++) {
@@ -260,7 +260,7 @@ final class CpuBlockOps implements BlockOps {
     }
     int tokens = Math.toIntExact(hidden.size(0));
     latentIn.run(
-        hidden.segment(),
+        FileMemory.read(hidden),
         Rows.requireFloat("hidden", hidden),
         tokens,
         lora.orElse(null),
@@ -286,6 +286,7 @@ final class CpuBlockOps implements BlockOps {
     long gate = 2 * accumulatorBytes(tokens);
     MoeLoraContext context = lora.orElse(null);
     DType type = Rows.requireFloat("hidden", hidden);
+    MemorySegment x = FileMemory.read(hidden);
     if (latentOut != null) {
       latentOut.run(routed.segment(), DType.F32, tokens, context, ws, 0, ws, scratch);
     } else {
@@ -297,7 +298,7 @@ final class CpuBlockOps implements BlockOps {
       } else {
         shared.run(
             new MlpCall(
-                hidden.segment(),
+                x,
                 type,
                 tokens,
                 1,
@@ -310,7 +311,7 @@ final class CpuBlockOps implements BlockOps {
             ws.asSlice(scratch));
       }
       if (sharedGate != null) {
-        sharedGate.run(hidden.segment(), type, tokens, context, ws, gate, ws, scratch);
+        sharedGate.run(x, type, tokens, context, ws, gate, ws, scratch);
       }
       TypedKernels f32 = kernels.forType(DType.F32);
       for (int t = 0; t < tokens; t++) {
@@ -333,10 +334,11 @@ final class CpuBlockOps implements BlockOps {
       }
     }
     DType outType = Rows.requireFloat("output", output);
-    MemorySegment out = output.segment();
+    MemorySegment out = FileMemory.standIn(output.segment());
     for (int t = 0; t < tokens; t++) {
       MlpForward.store(ws, 4L * t * h, out, outType, (long) t * h, h);
     }
+    FileMemory.writeBack(out, output.segment());
   }
 
   private int local(ExpertRouting routing, int id) {

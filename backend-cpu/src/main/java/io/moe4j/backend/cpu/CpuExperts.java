@@ -80,19 +80,21 @@ final class CpuExperts implements ModularExperts, LoraExperts {
       throw new IllegalArgumentException(
           "tokenLoraMapping is " + context.tokenLoraMapping() + " for " + tokens + " tokens");
     }
+    MemorySegment results = FileMemory.standIn(output.segment());
     mlp.run(
         new MlpCall(
-            hidden.segment(),
+            FileMemory.read(hidden),
             Rows.requireFloat("hidden", hidden),
             tokens,
             config.topK(),
             routing.topkIds().segment(),
-            routing.topkWeights().segment(),
+            FileMemory.read(routing.topkWeights()),
             map == null ? null : map.segment(),
             context,
-            output.segment(),
+            results,
             Rows.requireFloat("output", output)),
         memory(workspace, mlp.workspaceBytes(tokens)));
+    FileMemory.writeBack(results, output.segment());
   }
 
   /** The workspace's segment, checked for size. */

@@ -45,7 +45,7 @@ final class DenseLayer {
       int maxRank) {
     this.kernels = kernels;
     this.team = team;
-    rows = Rows.of(weight, arena);
+    rows = Rows.of(FileMemory.copied(weight), arena);
     typed = kernels.forType(Rows.requireFloat("weight", weight), rows.segment());
     this.bias = bias == null ? null : Rows.vector(bias, arena);
     this.target = target;

@@ -55,8 +55,8 @@ final class LoraView {
     rank = f.rank();
     in = f.inFeatures();
     out = f.outFeatures();
-    Tensor ta = f.a();
-    Tensor tb = f.b();
+    Tensor ta = FileMemory.copied(f.a());
+    Tensor tb = FileMemory.copied(f.b());
     aType = Rows.requireFloat("LoRA A", ta);
     DType bType = Rows.requireFloat("LoRA B", tb);
     a = Rows.segment(ta);

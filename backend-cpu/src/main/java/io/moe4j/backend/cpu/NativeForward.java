@@ -4,7 +4,6 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.ffi.CallStruct;
-import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
@@ -137,11 +136,10 @@ final class NativeForward {
   }
 
   private static MemorySegment exactly(MemorySegment s, DType type, long elements) {
-    MemorySegment exact = s.asSlice(0, type.byteSize(elements));
-    // Inputs that a caller has mapped, which is rare.
-    return exact.isMapped() && exact.isReadOnly()
-        ? PackedWeights.outOfFile(exact, Arena.ofAuto())
-        : exact;
+    if (s.isMapped()) {
+      throw new IllegalArgumentException("kernels in C are not given memory of a file");
+    }
+    return s.asSlice(0, type.byteSize(elements));
   }
 
   /** Lets go of everything the caller owns. */

@@ -9,7 +9,9 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.backend.cpu.ffi.CallStruct;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.List;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -56,6 +58,7 @@ final class NativeLora {
   /** By target: whether any slot has factors for it. */
   private final boolean[] targets = new boolean[TARGETS];
 
+  private final List<Tensor> outOfFiles = new ArrayList<>();
   private @Nullable Arena copies;
 
   NativeLora(PackedWeights w, Mlp.Options options) {
@@ -97,8 +100,8 @@ final class NativeLora {
     if (from == null) {
       return;
     }
-    Tensor a = from.a();
-    Tensor b = from.b();
+    Tensor a = kept(from.a());
+    Tensor b = kept(from.b());
     f.aType = Rows.requireFloat("LoRA A", a);
     f.bType = Rows.requireFloat("LoRA B", b);
     if (from.rank() > options.maxRank()
@@ -140,6 +143,15 @@ final class NativeLora {
     targets[which] = true;
   }
 
+  /** What is read by its address alone must be referred to here as well. */
+  private Tensor kept(Tensor t) {
+    Tensor own = FileMemory.copied(t);
+    if (own != t) {
+      outOfFiles.add(own);
+    }
+    return own;
+  }
+
   private long address(Tensor t) {
     MemorySegment s = Rows.segment(t);
     if (!s.scope().isAlive()) {
@@ -158,6 +170,7 @@ final class NativeLora {
 
   /** Lets go of the copies. */
   void clear() {
+    outOfFiles.clear();
     if (copies != null) {
       copies.close();
       copies = null;

@@ -27,7 +27,7 @@ final class NormRows {
    */
   void run(Kernels kernels, Tensor hidden, MemorySegment to) {
     int h = norm.length;
-    MemorySegment from = hidden.segment();
+    MemorySegment from = FileMemory.read(hidden);
     var typed = kernels.forType(Rows.requireFloat("hidden", hidden), from);
     long rowBytes = hidden.dtype().byteSize(h);
     float[] row = new float[h];

@@ -71,10 +71,7 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
     this.padded = new PaddedTensors(device, shared, config, batched());
     this.weights = new MarlinWeights(device, kernels, config, given);
     this.slots =
-        config
-            .lora()
-            .map(l -> new SlotTables(device, shared, config, l.maxLoras()))
-            .orElse(null);
+        config.lora().map(l -> new SlotTables(device, shared, config, l.maxLoras())).orElse(null);
     this.sort = new TileSort(shared);
     this.products = new MarlinProducts(kernels, shared, config, experts, weights);
     this.narrow = heights(device, MarlinKernels.NARROW);
@@ -202,10 +199,7 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
             inputs.routing(), base + at.ids, base + at.slotOf, tokens, experts, adapters, stream);
     if (batched()) {
       sort.batchedIds(
-          batch,
-          inputs.expertNumTokens(),
-          adapters.mapping(),
-          Math.toIntExact(hidden.size(1)));
+          batch, inputs.expertNumTokens(), adapters.mapping(), Math.toIntExact(hidden.size(1)));
     }
     if (!plan.naive()) {
       sort.run(batch, at.lists, base, plan.first().rows(), plan.shrinks());

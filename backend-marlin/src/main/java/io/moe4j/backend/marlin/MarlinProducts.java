@@ -144,11 +144,8 @@ final class MarlinProducts {
     int outputs = first ? sizes.intermediate() : sizes.hidden();
     boolean ordered = w.orders() != null;
     int inputs =
-        ordered
-            ? Math.toIntExact(w.layout().in())
-            : first ? sizes.hidden() : sizes.intermediate();
-    int wait =
-        b.lora() ? WAIT_FOR_SHRINK : first || ordered ? WAIT_AT_ONCE : WAIT_FOR_X;
+        ordered ? Math.toIntExact(w.layout().in()) : first ? sizes.hidden() : sizes.intermediate();
+    int wait = b.lora() ? WAIT_FOR_SHRINK : first || ordered ? WAIT_AT_ONCE : WAIT_FOR_X;
     kernels
         .get(
             MarlinKernels.GEMM,
@@ -211,8 +208,6 @@ final class MarlinProducts {
         .i32(w.layout().groupShift())
         .i32(plan.warps())
         .i32(plan.phase())
-        .launch(
-            b.stream(),
-            Math.multiplyExact(f.tiles(), Math.ceilDiv(outputs, plan.outputs())));
+        .launch(b.stream(), Math.multiplyExact(f.tiles(), Math.ceilDiv(outputs, plan.outputs())));
   }
 }

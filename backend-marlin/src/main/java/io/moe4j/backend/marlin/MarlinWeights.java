@@ -31,8 +31,7 @@ final class MarlinWeights implements AutoCloseable {
   private final PackedMatrices second;
   private final ExpertBiases biases;
 
-  MarlinWeights(
-      CudaDevice device, MarlinKernels kernels, MoeConfig config, ExpertWeights weights) {
+  MarlinWeights(CudaDevice device, MarlinKernels kernels, MoeConfig config, ExpertWeights weights) {
     memory = new DeviceWeights(device);
     try (Repacker repacker = new Repacker(device, kernels, memory)) {
       QuantScheme scheme = config.uniformScheme().orElseThrow();
@@ -106,11 +105,7 @@ final class MarlinWeights implements AutoCloseable {
       for (int m = 0; m < own.size(); m++) {
         RepackPlan plan = own.get(m).plan();
         repacker.run(
-            own.get(m).weight(),
-            apart ? plan.between(m * half, 2 * half) : plan,
-            to,
-            e,
-            m);
+            own.get(m).weight(), apart ? plan.between(m * half, 2 * half) : plan, to, e, m);
       }
       int @Nullable [] order = own.getFirst().plan().permutation();
       if (apart) {

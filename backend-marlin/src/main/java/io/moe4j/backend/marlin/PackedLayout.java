@@ -153,9 +153,7 @@ record PackedLayout(
 
   /** {@return groups of scales along the inputs, padded inputs included} */
   long groups() {
-    return groupsAChunk == 1
-        ? Math.ceilDiv(chunks(), 1L << groupShift)
-        : chunks() * groupsAChunk;
+    return groupsAChunk == 1 ? Math.ceilDiv(chunks(), 1L << groupShift) : chunks() * groupsAChunk;
   }
 
   /** {@return bytes of the ratios, and of the zero points where there are any} */
@@ -170,10 +168,7 @@ record PackedLayout(
 
   /** {@return the kernels' name of the format, as in {@code formats.cuh}} */
   String formatName() {
-    return code.name().toLowerCase(Locale.ROOT)
-        + "_"
-        + groupsAChunk
-        + (zeroPoints ? "z" : "");
+    return code.name().toLowerCase(Locale.ROOT) + "_" + groupsAChunk + (zeroPoints ? "z" : "");
   }
 
   /** {@return the zero point of a symmetric integer code} */

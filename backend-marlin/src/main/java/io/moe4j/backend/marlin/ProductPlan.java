@@ -10,8 +10,7 @@ package io.moe4j.backend.marlin;
  * @param outputs of a block, of each matrix
  * @param sharedBytes of a block
  */
-record ProductPlan(
-    String kind, int rows, int warps, int phase, int outputs, int sharedBytes) {
+record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int sharedBytes) {
   /** What a block of narrow asks for at most: every card has so much. */
   static final int NARROW_SHARED_BYTES = 99 << 10;
 
@@ -47,8 +46,8 @@ record ProductPlan(
    * @param gated whether gate and up are computed side by side
    * @param rows of a tile
    * @param naive whether a tile is a single row
-   * @param wanted warps that share the contraction, a power of two from 2 to 8; fewer are taken where
-   *     x would not fit otherwise
+   * @param wanted warps that share the contraction, a power of two from 2 to 8; fewer are taken
+   *     where x would not fit otherwise
    * @param rank padded to a page; 0 without LoRA
    */
   static ProductPlan narrow(

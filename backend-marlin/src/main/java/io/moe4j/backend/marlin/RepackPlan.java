@@ -10,7 +10,8 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * What {@code repack.cu} must be told to read a weight as its checkpoint stores it. Numbers only;
- * strides are in words (or bytes where codes are bytes), so the tensors may be uploaded as they lie.
+ * strides are in words (or bytes where codes are bytes), so the tensors may be uploaded as they
+ * lie.
  *
  * @param layout where it goes
  * @param codes where codes are

@@ -115,8 +115,7 @@ final class Repacker implements AutoCloseable {
         .i32(rows)
         .i32(Math.toIntExact(layout.in()))
         .launch(
-            stream,
-            Math.toIntExact(Math.ceilDiv(layout.codeBytes() / Integer.BYTES, CODES_BLOCK)));
+            stream, Math.toIntExact(Math.ceilDiv(layout.codeBytes() / Integer.BYTES, CODES_BLOCK)));
   }
 
   /** Bytes that everything of a weight may take in the staging memory. */

@@ -118,7 +118,8 @@ final class HostRepack {
   }
 
   private static double scale(Tensor t, long element) {
-    return Tensor.of(t.dtype(), raw(t).asSlice(element * t.dtype().byteSize(1), t.dtype().byteSize(1)), 1)
+    return Tensor.of(
+            t.dtype(), raw(t).asSlice(element * t.dtype().byteSize(1), t.dtype().byteSize(1)), 1)
         .toDoubles()[0];
   }
 
@@ -136,7 +137,10 @@ final class HostRepack {
       int word = words[Math.toIntExact(tile * 128 + lane * 4 + step)];
       code = word >>> 4 * register + 16 * (column % 2) & 15;
     } else {
-      int word = words[Math.toIntExact(tile * 256 + step / 2 * 128 + lane * 4 + step % 2 * 2 + register / 2)];
+      int word =
+          words[
+              Math.toIntExact(
+                  tile * 256 + step / 2 * 128 + lane * 4 + step % 2 * 2 + register / 2)];
       code = word >>> 8 * (register % 2) + 16 * (column % 2) & 255;
     }
     double scale = channel[n];

@@ -47,8 +47,7 @@ class KernelsTest {
 
   @Test
   void manifestFitsSourcesAndPtx() {
-    KernelManifestChecks.check(
-        MarlinBackend.class, "backend-marlin", Path.of("").toAbsolutePath());
+    KernelManifestChecks.check(MarlinBackend.class, "backend-marlin", Path.of("").toAbsolutePath());
   }
 
   /** What the support check accepts has kernels on every card. */

@@ -5,9 +5,9 @@ import static org.assertj.core.api.Assertions.assertThat;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.cuda.KernelSpec;
 import io.moe4j.cuda.ops.ExpertKernels;
 import io.moe4j.cuda.ops.Shrink;
-import io.moe4j.cuda.KernelSpec;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Map;
@@ -104,14 +104,22 @@ class MarlinPlanTest {
 
   private static Map<String, String> shrink(MarlinPlan plan, Shrink s, boolean first) {
     return Map.of(
-        "type", "bf16",
-        "of", first ? "pair" : "down",
-        "step", Integer.toString(s.step()),
-        "any", s.any() ? "1" : "0",
-        "rows", Integer.toString(plan.shrinks().rows()),
-        "ranks", Integer.toString(s.ranks()),
-        "gather", first ? "1" : "0",
-        "naive", plan.naive() ? "1" : "0");
+        "type",
+        "bf16",
+        "of",
+        first ? "pair" : "down",
+        "step",
+        Integer.toString(s.step()),
+        "any",
+        s.any() ? "1" : "0",
+        "rows",
+        Integer.toString(plan.shrinks().rows()),
+        "ranks",
+        Integer.toString(s.ranks()),
+        "gather",
+        first ? "1" : "0",
+        "naive",
+        plan.naive() ? "1" : "0");
   }
 
   @Test

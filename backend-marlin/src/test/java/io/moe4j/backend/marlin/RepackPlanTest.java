@@ -80,7 +80,9 @@ class RepackPlanTest {
         int from = order == null ? k : order[k];
         double expected = from < 0 ? 0 : Dequantize.value(weight, n, from);
         long own = k - plan.firstInput();
-        if (from < 0 && own >= plan.inputs() && own < PackedLayout.of(weight.scheme(), weight.out(), weight.in()).wholeInputs()) {
+        if (from < 0
+            && own >= plan.inputs()
+            && own < PackedLayout.of(weight.scheme(), weight.out(), weight.in()).wholeInputs()) {
           // The last group goes on behind the weight's own inputs; x is zero there.
           continue;
         }
@@ -108,7 +110,8 @@ class RepackPlanTest {
                   .symmetric(symmetric)
                   .build();
           Weight.Builder b =
-              Weight.builder("q", scheme, OUT, IN, turned(words(IN / per, OUT)), Packing.WORDS_ALONG_IN)
+              Weight.builder(
+                      "q", scheme, OUT, IN, turned(words(IN / per, OUT)), Packing.WORDS_ALONG_IN)
                   .scales(turned(scales(DType.F16, groups, OUT)));
           if (!symmetric) {
             b.zeroPoints(turned(words(groups, OUT / per)), Packing.WORDS_ALONG_OUT, 1);
@@ -152,7 +155,8 @@ class RepackPlanTest {
     for (int group : new int[] {32, 64, 192}) {
       QuantScheme scheme = QuantScheme.builder(Format.INT4).group(group).symmetric(false).build();
       same(
-          Weight.builder("q", scheme, OUT, IN, turned(words(IN, OUT / 8)), Packing.WORDS_ALONG_OUT_AWQ)
+          Weight.builder(
+                  "q", scheme, OUT, IN, turned(words(IN, OUT / 8)), Packing.WORDS_ALONG_OUT_AWQ)
               .scales(turned(scales(DType.F16, IN / group, OUT)))
               .zeroPoints(turned(words(IN / group, OUT / 8)), Packing.WORDS_ALONG_OUT_AWQ, 0)
               .build());
@@ -164,7 +168,10 @@ class RepackPlanTest {
     for (int bits : new int[] {4, 8}) {
       int per = 32 / bits;
       QuantScheme scheme =
-          QuantScheme.builder(bits == 4 ? Format.INT4 : Format.INT8).group(32).symmetric(false).build();
+          QuantScheme.builder(bits == 4 ? Format.INT4 : Format.INT8)
+              .group(32)
+              .symmetric(false)
+              .build();
       same(
           Weight.builder("w", scheme, OUT, IN, words(OUT, IN / per), Packing.WORDS_ALONG_IN)
               .scales(scales(DType.BF16, OUT, IN / 32))
@@ -176,7 +183,13 @@ class RepackPlanTest {
   @Test
   void denseSignedIntegers() {
     same(
-        Weight.builder("w", QuantScheme.int8(QuantScheme.ALL), OUT, IN, bytes(DType.I8, OUT, IN), Packing.DENSE)
+        Weight.builder(
+                "w",
+                QuantScheme.int8(QuantScheme.ALL),
+                OUT,
+                IN,
+                bytes(DType.I8, OUT, IN),
+                Packing.DENSE)
             .scales(scales(DType.F32, OUT, 1))
             .build());
     QuantScheme scheme = QuantScheme.builder(Format.INT8).group(64).symmetric(false).build();
@@ -205,7 +218,8 @@ class RepackPlanTest {
             .build());
     // Partial blocks on both sides.
     same(
-        Weight.builder("w", QuantScheme.FP8_BLOCK, 144, IN, bytes(DType.F8_E4M3, 144, IN), Packing.DENSE)
+        Weight.builder(
+                "w", QuantScheme.FP8_BLOCK, 144, IN, bytes(DType.F8_E4M3, 144, IN), Packing.DENSE)
             .scales(scales(DType.F32, 2, 2))
             .build());
   }

@@ -11,6 +11,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.triton.launch.ExpertMatrices;
 import io.moe4j.backend.triton.launch.TritonKernels;
 import io.moe4j.backend.triton.options.LoraMode;
+import io.moe4j.backend.triton.options.TritonOptions;
 import io.moe4j.backend.triton.options.TritonProperties;
 import io.moe4j.cuda.ops.PaddedSizes;
 import io.moe4j.cuda.ops.SlotTable;
@@ -29,7 +30,8 @@ final class TritonSupport {
     Support.Checks checks = Support.checks();
     String fault = properties.fault(c);
     checks.require(fault == null, Code.LORA, () -> String.valueOf(fault));
-    LoraMode mode = fault == null ? properties.options(c).lora() : LoraMode.FUSED;
+    TritonOptions options = fault == null ? properties.options(c) : TritonOptions.DEFAULT;
+    LoraMode mode = options.lora();
     Optional<DeviceInfo> device = platform.device(DeviceType.CUDA);
     checks.require(device.isPresent(), Code.DEVICE, () -> platform.whyAbsent(DeviceType.CUDA));
     device
@@ -46,9 +48,22 @@ final class TritonSupport {
         () -> "input dtype " + c.inputDtype() + " is not the weights' " + w);
     boolean mxfp4 = ExpertMatrices.isMxfp4(c);
     checks.require(
-        !c.isQuantized() || mxfp4,
+        !c.isQuantized() || mxfp4 || options.unpackWeights(),
         Code.QUANTIZATION,
-        () -> "quantisation " + c.quantSchemes() + " is none of: none, mxfp4");
+        () ->
+            "quantisation "
+                + c.quantSchemes()
+                + " is none of: none, mxfp4; backend-marlin computes it packed, or let triton unpack"
+                + " it to "
+                + w
+                + " when it is prepared: TritonOptions.withUnpackedWeights, -D"
+                + TritonProperties.UNPACK
+                + "=true");
+    checks.require(
+        !c.quantizedActivations()
+            || c.quantSchemes().stream().allMatch(q -> q.activations().isNone()),
+        Code.QUANTIZATION,
+        () -> "quantised activations " + c.quantSchemes() + ", accepted: activations as they are");
     checks.require(
         !mxfp4 || c.activation().isGated(),
         Code.ACTIVATION,

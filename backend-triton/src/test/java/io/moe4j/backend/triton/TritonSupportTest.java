@@ -2,6 +2,7 @@ package io.moe4j.backend.triton;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatExceptionOfType;
+import static org.assertj.core.api.InstanceOfAssertFactories.STRING;
 
 import io.moe4j.api.MoeException;
 import io.moe4j.api.config.Activation;
@@ -128,7 +129,8 @@ class TritonSupportTest {
         .hasSize(3)
         .allMatch(m -> m.startsWith("mxfp4 "));
     assertThat(why(gptOss.toBuilder().quantScheme(QuantScheme.int4(128)).build(), H200))
-        .containsExactly("quantisation [int4 group 128] is none of: none, mxfp4");
+        .singleElement(STRING)
+        .startsWith("quantisation [int4 group 128] is none of: none, mxfp4");
   }
 
   /** Deltas of a wrapper take any rank, and rows that need no padding. */
@@ -154,6 +156,29 @@ class TritonSupportTest {
 
   private static MoeConfig with(MoeConfig config, LoraMode mode) {
     return config.toBuilder().options(TritonOptions.DEFAULT.withLora(mode)).build();
+  }
+
+  /** Four times the memory of the file is nothing to happen unasked; the reason says how to ask. */
+  @Test
+  void quantisedWeightsAreUnpackedWhereThatIsAsked() {
+    MoeConfig int4 = config().quantScheme(QuantScheme.int4(32)).build();
+    assertThat(why(int4, H200))
+        .singleElement(STRING)
+        .contains("backend-marlin")
+        .contains("-Dmoe4j.triton.unpack=true");
+    MoeConfig asked =
+        int4.toBuilder().options(TritonOptions.DEFAULT.withUnpackedWeights(true)).build();
+    assertThat(why(asked, H200)).isEmpty();
+    System.setProperty(TritonProperties.UNPACK, "true");
+    try {
+      assertThat(new TritonBackend().isSupportedConfig(int4, H200).reasons()).isEmpty();
+      System.setProperty(TritonProperties.UNPACK, "yes");
+      assertThat(new TritonBackend().isSupportedConfig(int4, H200).reasons())
+          .extracting(Support.Reason::message)
+          .contains("moe4j.triton.unpack is \"yes\", must be true or false");
+    } finally {
+      System.clearProperty(TritonProperties.UNPACK);
+    }
   }
 
   @Test

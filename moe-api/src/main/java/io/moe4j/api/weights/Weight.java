@@ -251,7 +251,7 @@ public final class Weight {
 
   /**
    * A copy of all elements, no longer quantised. For small parts, and for those who cannot compute
-   * with codes: it takes the room of {@code [out, in]} elements.
+   * with codes: it takes the room of {@code [out, in]} elements, and the common pool's threads.
    *
    * @param dtype F32, BF16 or F16; elements are rounded to it once, to nearest, ties to even
    * @return a plain weight of the same name over memory of its own, which the garbage collector

@@ -5,6 +5,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.util.Arrays;
+import java.util.stream.LongStream;
 import org.jspecify.annotations.Nullable;
 
 /** The elements that the codes of a weight stand for; the formula is {@link Weight}'s. */
@@ -50,13 +51,15 @@ final class WeightElements {
             Arena.ofAuto().allocate(dtype.byteSize(Math.multiplyExact(out, in)), Long.BYTES),
             out,
             in);
-    double[] row = new double[in];
-    for (long o = 0; o < out; o++) {
-      read(o, row);
-      for (int i = 0; i < in; i++) {
-        copy.set(row[i], o, i);
-      }
-    }
+    LongStream.range(0, out)
+        .parallel()
+        .forEach(o -> {
+          double[] row = new double[in];
+          read(o, row);
+          for (int i = 0; i < in; i++) {
+            copy.set(row[i], o, i);
+          }
+        });
     return copy;
   }
 

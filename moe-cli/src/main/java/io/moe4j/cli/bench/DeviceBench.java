@@ -29,12 +29,12 @@ import java.util.concurrent.locks.LockSupport;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Measures layers on a device other than the host, with bf16 activations: from router logits to the weighted sum,
- * so with routing and sorting, without the router's own product. A recorded pass over several
- * batches (other tokens, routings and assignments each) is replayed; the time of a forward is the
- * median replay over their number. Large forwards draw more power than a card may for long, and its
- * clock drops within some tenths of a second: with a rest of 0 it comes from the case before and
- * stays at full load, otherwise it rests so long before each case. Not thread-safe.
+ * Measures layers on a device other than the host, with bf16 activations: from router logits to the
+ * weighted sum, so with routing and sorting, without the router's own product. A recorded pass over
+ * several batches (other tokens, routings and assignments each) is replayed; the time of a forward
+ * is the median replay over their number. Large forwards draw more power than a card may for long,
+ * and its clock drops within some tenths of a second: with a rest of 0 it comes from the case
+ * before and stays at full load, otherwise it rests so long before each case. Not thread-safe.
  */
 public final class DeviceBench implements AutoCloseable {
   private static final int SAMPLES = 21;
@@ -233,7 +233,10 @@ public final class DeviceBench implements AutoCloseable {
         micros = micros(session, all);
       }
       double bytes =
-          Arrays.stream(batches).mapToDouble(b -> b.bytes(shape, weightKind, tokens, lora)).average().orElse(0);
+          Arrays.stream(batches)
+              .mapToDouble(b -> b.bytes(shape, weightKind, tokens, lora))
+              .average()
+              .orElse(0);
       double h = shape.hiddenSize();
       double i = shape.intermediateSize();
       double operations = 6.0 * tokens * shape.topK() * (h * i + lora.rank() * (h + i));

@@ -97,7 +97,9 @@ public record DeviceBenchReport(
     StringBuilder s = new StringBuilder("# moe bench --device cuda\n\n");
     s.append("- Device: ").append(device.name());
     device.capability().ifPresent(c -> s.append(", capability ").append(c));
-    s.append("\n- Weights: ").append(weights.text()).append("\n- Floor: ")
+    s.append("\n- Weights: ")
+        .append(weights.text())
+        .append("\n- Floor: ")
         .append(
             ceiling()
                 .map(c ->

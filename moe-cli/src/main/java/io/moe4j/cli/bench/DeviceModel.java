@@ -9,8 +9,8 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
-import io.moe4j.api.weights.Weight;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.Weight;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.EnumMap;
@@ -179,9 +179,7 @@ final class DeviceModel implements AutoCloseable {
     Tensor own =
         empty(kind.scales(), kind.scheme().scaleRowCount(out), kind.scheme().scaleColumnCount(in));
     repeat(scales, own.reshape(own.elementCount()));
-    return Weight.builder(name, kind.scheme(), out, in, values, kind.packing())
-        .scales(own)
-        .build();
+    return Weight.builder(name, kind.scheme(), out, in, values, kind.packing()).scales(own).build();
   }
 
   /** Random experts. */

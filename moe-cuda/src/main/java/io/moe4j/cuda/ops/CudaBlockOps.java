@@ -92,14 +92,22 @@ final class CudaBlockOps implements BlockOps {
     SharedExpertWeights s = w.shared();
     if (s != null) {
       Weight gate = s.mlp().gate();
-      sharedGate = gate == null ? null : weights.dense(gate.plain());
-      sharedUp = weights.dense(s.mlp().up().plain());
-      sharedDown = weights.dense(s.mlp().down().plain());
+      sharedGate = gate == null ? null : weights.dense(plain(gate));
+      sharedUp = weights.dense(plain(s.mlp().up()));
+      sharedDown = weights.dense(plain(s.mlp().down()));
       sharedGateBias = weights.floats(s.mlp().gateBias());
       sharedUpBias = weights.floats(s.mlp().upBias());
       sharedDownBias = weights.floats(s.mlp().downBias());
       sharedSigmoid = s.sigmoidGate() == null ? null : weights.dense(s.sigmoidGate());
     }
+  }
+
+  /**
+   * The shared expert is a small part of a layer: what is quantised of it is unpacked to the hidden
+   * states' dtype.
+   */
+  private Tensor plain(Weight weight) {
+    return (weight.isPlain() ? weight : weight.toPlain(config.inputDtype())).plain();
   }
 
   // ---------------------------------------------------------------------------------- scratch

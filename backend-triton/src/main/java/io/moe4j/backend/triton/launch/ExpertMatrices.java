@@ -18,7 +18,8 @@ import org.jspecify.annotations.Nullable;
 /**
  * A layer's experts stacked on the device: w13 {@code [E, 2I, H]} with gate rows before up rows
  * ({@code [E, I, H]} without gate), w2 {@code [E, H, I]}, biases in f32. MXFP4 stays in 4 bits: the
- * matrices are F4, and beside them lie exponents for 32 columns each.
+ * matrices are F4, and beside them lie exponents for 32 columns each. What else is quantised is
+ * unpacked to the weights' dtype, one projection of one expert at a time.
  */
 public final class ExpertMatrices implements AutoCloseable {
   private final DeviceWeights memory;
@@ -42,10 +43,10 @@ public final class ExpertMatrices implements AutoCloseable {
         ExpertWeights.Expert x = weights.expert(e);
         Tensor rows = w13.select(0, e);
         if (x.gate() != null) {
-          put.in(x.gate().values(), rows.narrow(0, 0, inter));
+          put.in(x.gate(), rows.narrow(0, 0, inter));
         }
-        put.in(x.up().values(), gated ? rows.narrow(0, inter, inter) : rows);
-        put.in(x.down().values(), w2.select(0, e));
+        put.in(x.up(), gated ? rows.narrow(0, inter, inter) : rows);
+        put.in(x.down(), w2.select(0, e));
       }
       boolean mxfp4 = isMxfp4(config);
       int group = QuantScheme.MXFP4.scaleColumns();
@@ -111,7 +112,9 @@ public final class ExpertMatrices implements AutoCloseable {
       return t;
     }
 
-    void in(Tensor from, Tensor to) {
+    void in(Weight weight, Tensor to) {
+      Tensor from =
+          type == DType.F4 || weight.isPlain() ? weight.values() : weight.toPlain(type).plain();
       if (from.dtype() != type) {
         throw new IllegalArgumentException(
             "expert weights are " + from + ", the config asks for " + type);

@@ -187,15 +187,11 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
     }
     ExpertRouting routing = inputs.routing();
     PairBatch batch =
-        PairBatch.of(
-            routing, base + at.ids, base + at.slotOf, tokens, experts, adapters, stream);
+        PairBatch.of(routing, base + at.ids, base + at.slotOf, tokens, experts, adapters, stream);
     Forward f = new Forward(plan, at, base, batch, x, target, batched());
     if (batched()) {
       sort.batchedIds(
-          batch,
-          inputs.expertNumTokens(),
-          adapters.mapping(),
-          Math.toIntExact(hidden.size(1)));
+          batch, inputs.expertNumTokens(), adapters.mapping(), Math.toIntExact(hidden.size(1)));
     }
     if (!plan.naive()) {
       sort.run(batch, at.lists, base, plan.tileRows(), plan.shrinks());

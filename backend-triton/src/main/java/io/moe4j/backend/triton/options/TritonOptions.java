@@ -11,13 +11,15 @@ import org.jspecify.annotations.Nullable;
  * @since 0.2.0
  */
 public final class TritonOptions implements BackendOptions {
-  /** LoRA fused. */
-  public static final TritonOptions DEFAULT = new TritonOptions(LoraMode.FUSED);
+  /** LoRA fused; quantised weights are not unpacked. */
+  public static final TritonOptions DEFAULT = new TritonOptions(LoraMode.FUSED, false);
 
   private final LoraMode lora;
+  private final boolean unpack;
 
-  private TritonOptions(LoraMode lora) {
+  private TritonOptions(LoraMode lora, boolean unpack) {
     this.lora = Objects.requireNonNull(lora, "lora");
+    this.unpack = unpack;
   }
 
   @Override
@@ -36,17 +38,36 @@ public final class TritonOptions implements BackendOptions {
    * @param mode who adds the deltas of adapters
    */
   public TritonOptions withLora(LoraMode mode) {
-    return new TritonOptions(mode);
+    return new TritonOptions(mode, unpack);
+  }
+
+  /**
+   * {@return whether quantised weights, which these kernels cannot read, are unpacked to {@code
+   * config.weightDtype()} when a layer is prepared}
+   */
+  public boolean unpackWeights() {
+    return unpack;
+  }
+
+  /**
+   * {@return the same with weights unpacked or not} Unpacked, an int4 layer takes four times the
+   * memory that its checkpoint takes, an FP8 layer twice, and elements are rounded once. MXFP4 is
+   * computed as it is and never unpacked.
+   *
+   * @param unpackWeights whether to unpack what the kernels cannot read
+   */
+  public TritonOptions withUnpackedWeights(boolean unpackWeights) {
+    return new TritonOptions(lora, unpackWeights);
   }
 
   @Override
   public boolean equals(@Nullable Object o) {
-    return o instanceof TritonOptions t && t.lora == lora;
+    return o instanceof TritonOptions t && t.lora == lora && t.unpack == unpack;
   }
 
   @Override
   public int hashCode() {
-    return lora.hashCode();
+    return Objects.hash(lora, unpack);
   }
 
   /**
@@ -56,6 +77,6 @@ public final class TritonOptions implements BackendOptions {
    */
   @Override
   public String toString() {
-    return "triton(lora " + lora.text() + ")";
+    return "triton(lora " + lora.text() + (unpack ? ", weights unpacked)" : ")");
   }
 }

@@ -6,9 +6,9 @@ import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Every system property of this module. {@value #LORA} is the default of {@link
- * TritonOptions#lora}, read once when a backend is found; a value that is no mode is a reason why
- * layers without options of their own are not supported. {@value #TILES} is where tuned tiles are
+ * Every system property of this module. {@value #LORA} and {@value #UNPACK} are the defaults of
+ * {@link TritonOptions#lora} and {@link TritonOptions#unpackWeights}, read once when a backend is
+ * found; a mistyped value is a reason why layers without options of their own are not supported. {@value #TILES} is where tuned tiles are
  * kept, read when a layer is built.
  *
  * @since 0.2.0
@@ -16,6 +16,9 @@ import org.jspecify.annotations.Nullable;
 public final class TritonProperties {
   /** Default of {@link TritonOptions#lora}, like {@code composable}. */
   public static final String LORA = "moe4j.triton.lora";
+
+  /** Default of {@link TritonOptions#unpackWeights}, {@code true} or {@code false}. */
+  public static final String UNPACK = "moe4j.triton.unpack";
 
   /** A file, or {@code off}. */
   public static final String TILES = "moe4j.triton.tiles";
@@ -30,12 +33,19 @@ public final class TritonProperties {
 
   /** {@return what is set now} */
   public static TritonProperties read() {
+    String unpack = System.getProperty(UNPACK, "false");
+    if (!unpack.equals("true") && !unpack.equals("false")) {
+      return new TritonProperties(
+          TritonOptions.DEFAULT, UNPACK + " is \"" + unpack + "\", must be true or false");
+    }
+    TritonOptions options =
+        TritonOptions.DEFAULT.withUnpackedWeights(Boolean.parseBoolean(unpack));
     String lora = System.getProperty(LORA);
     if (lora == null) {
-      return of(TritonOptions.DEFAULT);
+      return of(options);
     }
     try {
-      return of(TritonOptions.DEFAULT.withLora(LoraMode.of(lora)));
+      return of(options.withLora(LoraMode.of(lora)));
     } catch (IllegalArgumentException e) {
       return new TritonProperties(
           TritonOptions.DEFAULT, String.valueOf(e.getMessage()).replace("LoRA mode", LORA));
