@@ -117,6 +117,20 @@ PUBLIC void moe_pack(char *to, int32_t type, int64_t k, int64_t k_padded, const 
   }
 }
 
+// Rows of x, or of the activations, in the order of an expert's packed values of k.
+PUBLIC void moe_reorder(const struct moe_call *c, int32_t down, int64_t expert, int64_t from, int64_t to) {
+  const char *x = down ? c->act : c->x;
+  char *copy = down ? c->act2 : c->x13;
+  int64_t stride = down ? c->act_stride : c->x_stride, k = down ? c->intermediate_padded : c->hidden_padded;
+  const int32_t *order = (down ? c->order2 : c->order13) + expert * k;
+  for (int64_t p = from; p < to; p++) {
+    if (c->row_type == TYPE_BF16)
+      for (int64_t i = 0; i < k; i++) ((uint16_t *)(copy + p * stride))[i] = ((const uint16_t *)(x + p * stride))[order[i]];
+    else
+      for (int64_t i = 0; i < k; i++) ((float *)(copy + p * stride))[i] = ((const float *)(x + p * stride))[order[i]];
+  }
+}
+
 static int64_t field_of(int64_t lie, int64_t bits, int64_t row, int64_t col, int64_t o, int64_t i) {
   static const int8_t awq[8] = {0, 4, 1, 5, 2, 6, 3, 7};
   int64_t per_word = 32 / bits;
@@ -135,7 +149,7 @@ static uint32_t read_field(const char *p, int64_t bits, int64_t at) {
 // Eight codes of a row in the order of a packed word.
 static uint32_t word_of(const struct moe_source *m, int64_t o, int64_t i, int64_t n) {
   uint32_t word = 0;
-  int dense = (m->code_lie == LIE_DENSE && m->code_col == 1) || m->code_lie == LIE_ALONG_IN;
+  int dense = ((m->code_lie == LIE_DENSE && m->code_col == 1) || m->code_lie == LIE_ALONG_IN) && !m->order;
   int64_t first = field_of(m->code_lie, 4, m->code_row, m->code_col, o, i);
   if (dense && n == 8 && first % 2 == 0) {
     uint32_t w;
@@ -145,7 +159,7 @@ static uint32_t word_of(const struct moe_source *m, int64_t o, int64_t i, int64_
     odd = (odd | odd >> 4) & 0x00ff00ff;
     return ((even | even >> 8) & 0xffff) | (odd | odd >> 8) << 16;
   }
-  for (int64_t j = 0; j < n; j++) word |= read_field(m->codes, 4, field_of(m->code_lie, 4, m->code_row, m->code_col, o, i + j)) << (j / 2 + j % 2 * 4) * 4;
+  for (int64_t j = 0; j < n; j++) word |= read_field(m->codes, 4, field_of(m->code_lie, 4, m->code_row, m->code_col, o, m->order ? m->order[i + j] : i + j)) << (j / 2 + j % 2 * 4) * 4;
   return word;
 }
 
@@ -166,7 +180,7 @@ PUBLIC int32_t moe_pack_coded(char *to, const struct moe_coded *q, int64_t k, in
       }
     else
       for (int64_t i = 0; i < k_padded; i++) {
-        uint8_t v = i < have ? read_field(m->codes, 8, field_of(m->code_lie, 8, m->code_row, m->code_col, o, i)) ^ m->flip : 0;
+        uint8_t v = i < have ? read_field(m->codes, 8, field_of(m->code_lie, 8, m->code_row, m->code_col, o, m->order ? m->order[i] : i)) ^ m->flip : 0;
         if (q->format == CODE_E4M3) bad |= (v & 127) == 127;
         to[i * BLOCK + lane] = (char)v;
       }

@@ -48,6 +48,7 @@ struct moe_coded {
 struct moe_source {
   const char *codes;
   int64_t code_row, code_col, code_lie;
+  const int32_t *order;           // by packed value of k: which one of the matrix it is; null = the same
   int64_t flip;                   // what unsigned 8-bit codes are xored with to become signed
   const char *scales;
   int64_t scale_row, scale_col;   // in bytes
@@ -98,6 +99,8 @@ struct moe_call {
   const int32_t *pair;            // by position
   const int32_t *position;        // by pair, -1 = goes nowhere
   const struct moe_coded *coded13, *coded2;  // where the type is TYPE_CODED
+  const int32_t *order13, *order2;           // [expert][padded]: as moe_source has it, or null
+  char *x13, *act2;                          // what the products read: x and act, or copies in those orders
   const struct moe_segment *segments;
   int64_t s_stride;               // from one row of s to the next
   int64_t top_k;

@@ -200,7 +200,7 @@ static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
     fetch_rows(c, t, UP, out, n);
     for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
       struct moe_task p = part_of(t, done);
-      const char *x = c->x + p.row * c->x_stride, *w = c->w13 + t->expert * c->w13_expert + b * c->w13_block;
+      const char *x = c->x13 + p.row * c->x_stride, *w = c->w13 + t->expert * c->w13_expert + b * c->w13_block;
       if (product) product(x, c->x_stride, p.rows, w, c->hidden_padded, v, done == 0);
       else own->coded[c->row_type](c->coded13, t->expert, x, c->x_stride, p.rows, w, c->hidden_padded, v, done == 0);
       if (c->b13) add_bias(c->b13 + (t->expert * (c->intermediate_padded / width) + b) * BLOCK, v, p.rows);
@@ -227,7 +227,7 @@ static void NAME(w2)(const struct moe_call *c, const struct moe_task *t) {
     fetch_rows(c, t, DOWN, out, n);
     for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
       struct moe_task p = part_of(t, done);
-      const char *x = c->act + p.row * c->act_stride, *w = c->w2 + t->expert * c->w2_expert + b * c->w2_block;
+      const char *x = c->act2 + p.row * c->act_stride, *w = c->w2 + t->expert * c->w2_expert + b * c->w2_block;
       if (product) product(x, c->act_stride, p.rows, w, c->intermediate_padded, v, done == 0);
       else own->coded[c->row_type](c->coded2, t->expert, x, c->act_stride, p.rows, w, c->intermediate_padded, v, done == 0);
       if (c->b2) add_bias(c->b2 + t->expert * c->hidden_padded + out, v, p.rows);

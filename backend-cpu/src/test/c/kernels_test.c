@@ -160,6 +160,8 @@ static double layer(int isa, int h, int in, int tokens, int kind, int weight, in
                        .top_k = 1};
   char *out = malloc((size_t)tokens * h * size_of(out_type));
   int n = rank ? 2 : 0;
+  c.x13 = c.x;
+  c.act2 = c.act;
   moe_gather(&c, x.data, hidden_type, 0, 0, 0, tokens);
   for (int g = 0; g < n; g++) moe_shrink(&c, g, 0);
   for (int r = 0; r < tokens; r += MAX_ROWS) {
@@ -263,6 +265,16 @@ static double coded(int isa, int row_type, int rows, int k, int format, int grou
   struct moe_source m = {.codes = malloc(bytes), .code_row = (transposed ? 1 : in_words) * (int64_t)unit, .code_col = (transposed ? out_words : 1) * (int64_t)unit, .code_lie = lie,
                          .flip = bits == 8 && lie != LIE_DENSE ? 128 : 0, .scale_rows = splat ? 16 : 1, .groups = groups};
   for (size_t i = 0; i < bytes; i++) ((char *)m.codes)[i] = (char)(below(256) & (format == CODE_E4M3 ? 0xbf : 0xff));
+  int32_t *order = malloc(sizeof(int32_t) * k);
+  for (int i = 0; i < k; i++) order[i] = i;
+  if (below(3) == 0) {
+    m.order = order;
+    for (int i = k - 1; i > 0; i--) {
+      int j = below(i + 1), swap = order[i];
+      order[i] = order[j];
+      order[j] = swap;
+    }
+  }
   int scale_rows = splat ? (out + 15) / 16 : out;
   size_t size = scale_size(scale_type);
   m.scales = malloc(size * scale_rows * groups);
@@ -300,9 +312,10 @@ static double coded(int isa, int row_type, int rows, int k, int format, int grou
   double *exact = malloc(sizeof(double) * out * k);
   for (int o = 0; o < out; o++)
     for (int i = 0; i < k; i++) {
-      int64_t at = lie == LIE_DENSE ? o * m.code_row + i * m.code_col
-                   : lie == LIE_ALONG_IN ? o * m.code_row + i / word * m.code_col + i % word
-                                         : o / word * m.code_row + (lie == LIE_ALONG_OUT ? o % word : awq[o % 8]) + i * m.code_col;
+      int64_t from = order[i];
+      int64_t at = lie == LIE_DENSE ? o * m.code_row + from * m.code_col
+                   : lie == LIE_ALONG_IN ? o * m.code_row + from / word * m.code_col + from % word
+                                         : o / word * m.code_row + (lie == LIE_ALONG_OUT ? o % word : awq[o % 8]) + from * m.code_col;
       int code = bits == 8 ? (uint8_t)m.codes[at] : (uint8_t)m.codes[at / 2] >> at % 2 * 4 & 15;
       double v = format == CODE_E4M3 ? e4m3(code) / 256 : bits == 8 ? (lie == LIE_DENSE ? (int8_t)code : code - 128) : code - 8;
       if (m.zeros) {
@@ -334,7 +347,7 @@ static double coded(int isa, int row_type, int rows, int k, int format, int grou
       }
     free(w), free(c);
   }
-  free(exact), free(xe), free(x), free((char *)m.codes), free((char *)m.scales), free((char *)m.zeros);
+  free(order), free(exact), free(xe), free(x), free((char *)m.codes), free((char *)m.scales), free((char *)m.zeros);
   return sqrt(worst / norm);
 }
 

@@ -11,6 +11,7 @@ import io.moe4j.backend.cpu.ffi.CodedStruct;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.List;
+import org.jspecify.annotations.Nullable;
 
 /**
  * How matrices of one scheme lie in packed blocks of codes ({@code struct moe_coded}). Codes keep
@@ -45,8 +46,8 @@ record CodedLayout(
       if (!of(w).equals(layout)) {
         return first + " and " + w + " are not stored alike";
       }
-      if (w.scheme().actOrder()) {
-        return w + " has a group index";
+      if (w.scheme().actOrder() && order(w) == null) {
+        return w + " has a group index that is no shuffle of its groups";
       }
       if (w.zeroPacking() == Packing.DENSE && !w.scheme().symmetric() && !areCodes(w)) {
         return w + " has zero points that are no codes";
@@ -67,6 +68,30 @@ record CodedLayout(
         integer && w.packing() != Packing.DENSE,
         w.zeroOffset(),
         Math.toIntExact(w.in()));
+  }
+
+  /**
+   * {@return the columns of a matrix with act-order, group after group; null if some group has more
+   * or fewer of them than it would have without}
+   *
+   * @param w with a group index
+   */
+  static int @Nullable [] order(Weight w) {
+    int[] index = w.groupIndex().orElseThrow().toInts();
+    int size = w.scheme().scaleColumns();
+    int[] next = new int[Math.toIntExact(w.scheme().scaleColumnCount(w.in()))];
+    for (int g = 0; g < next.length; g++) {
+      next[g] = g * size;
+    }
+    int[] order = new int[index.length];
+    for (int i = 0; i < index.length; i++) {
+      int at = next[index[i]]++;
+      if (at >= index.length || at / size != index[i]) {
+        return null;
+      }
+      order[at] = i;
+    }
+    return order;
   }
 
   private static boolean areCodes(Weight w) {
@@ -194,9 +219,10 @@ record CodedLayout(
    * memory that nobody can take away; copies otherwise.
    *
    * @param w the matrix
+   * @param order int32, by packed column which one of the matrix it is; NULL = the same
    * @param arena where the struct and copies go
    */
-  static MemorySegment source(Weight w, Arena arena) {
+  static MemorySegment source(Weight w, MemorySegment order, Arena arena) {
     int bits = w.scheme().bits();
     Tensor codes = w.values();
     Tensor scales = w.scales().orElseThrow();
@@ -210,6 +236,7 @@ record CodedLayout(
             .put(codes.stride(0) * fields(codes, bits))
             .put(codes.stride(1) * fields(codes, bits))
             .put(lie(w.packing()))
+            .put(order.address())
             .put(flip ? 0x80L : 0L)
             .put(bytes(scales, arena).address())
             .put(scales.stride(0) * scaleBytes)

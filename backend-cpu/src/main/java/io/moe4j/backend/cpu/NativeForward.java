@@ -33,6 +33,8 @@ final class NativeForward {
   private final ThreadTeam.Region gather = this::gatherTile;
   private final ThreadTeam.Region shrink13 = this::shrink13Tile;
   private final ThreadTeam.Region product13 = this::product13Tile;
+  private final ThreadTeam.Region reorder13 = (unit, _) -> reorder(unit, false);
+  private final ThreadTeam.Region reorder2 = (unit, _) -> reorder(unit, true);
   private final ThreadTeam.Region shrink2 = this::shrink2Tile;
   private final ThreadTeam.Region product2 = this::product2Tile;
   private final ThreadTeam.Region combine = this::combineTile;
@@ -123,8 +125,10 @@ final class NativeForward {
         findTasks();
         team.run(gather, Math.ceilDiv(plan.size, POSITIONS_PER_TILE));
         team.run(shrink13, lora.any13() ? plan.segments : 0);
+        team.run(reorder13, w.w13.isOrdered() ? units : 0);
         team.run(product13, tasks13.count);
         team.run(shrink2, lora.any2() ? plan.segments : 0);
+        team.run(reorder2, w.w2.isOrdered() ? units : 0);
         team.run(product2, tasks2.count);
       }
       team.run(combine, Math.ceilDiv(chunkTokens, TOKENS_PER_TILE));
@@ -200,6 +204,10 @@ final class NativeForward {
             .put(base + l.position())
             .put(w.w13.structAddress())
             .put(w.w2.structAddress())
+            .put(w.w13.orderAddress())
+            .put(w.w2.orderAddress())
+            .put(base + l.x13())
+            .put(base + l.act2())
             .put(base + l.segments())
             .put(l.shrunkStride())
             .put((long) topK);
@@ -293,6 +301,12 @@ final class NativeForward {
 
   private void shrink2Tile(int segment, int member) {
     mlp.kernels().shrink(call, segment, true);
+  }
+
+  private void reorder(int u, boolean down) {
+    Objects.checkIndex(unitExpert[u], w.count);
+    Objects.checkFromIndexSize(unitRow[u], unitRows[u], plan.size);
+    mlp.kernels().reorder(call, down, unitExpert[u], unitRow[u], (long) unitRow[u] + unitRows[u]);
   }
 
   private void product13Tile(int index, int member) {

@@ -18,6 +18,8 @@ record NativeLayout(
     long shrunkStride,
     long segments,
     long call,
+    long x13,
+    long act2,
     long total) {
   /** {@return the layout for calls of at most so many tokens} */
   static NativeLayout of(NativeSpec spec, int maxTokens) {
@@ -37,7 +39,10 @@ record NativeLayout(
     long shrunk = position + Workspace.align(4 * pairs);
     long segments = shrunk + shrunkStride * pairs;
     long call = segments + Workspace.align(lora ? CallStruct.SEGMENT_BYTES * pairs : 0);
-    long total = call + Workspace.align(CallStruct.CALL_BYTES);
+    // Copies in the order of packed columns, where those have one.
+    long x13 = call + Workspace.align(CallStruct.CALL_BYTES);
+    long act2 = x13 + (weights.w13.isOrdered() ? xStride * pairs : 0);
+    long total = act2 + (weights.w2.isOrdered() ? actStride * pairs : 0);
     return new NativeLayout(
         tokens,
         0,
@@ -52,6 +57,8 @@ record NativeLayout(
         shrunkStride,
         segments,
         call,
+        weights.w13.isOrdered() ? x13 : 0,
+        weights.w2.isOrdered() ? act2 : act,
         total);
   }
 }

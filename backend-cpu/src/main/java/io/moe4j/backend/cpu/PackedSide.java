@@ -14,6 +14,7 @@ import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Objects;
 import java.util.Optional;
 import java.util.concurrent.atomic.AtomicBoolean;
 import org.jspecify.annotations.Nullable;
@@ -39,6 +40,9 @@ final class PackedSide {
   private MemorySegment memory = MemorySegment.NULL;
 
   private MemorySegment struct = MemorySegment.NULL;
+
+  /** int32 {@code [expert][padded columns]}: packed columns of matrices with act-order. */
+  private MemorySegment order = MemorySegment.NULL;
 
   /**
    * @param gate by expert; null where a block has outputs of one matrix
@@ -69,11 +73,7 @@ final class PackedSide {
   /** {@return the dtype of plain matrices; empty if they differ or some are in codes} */
   private static Optional<DType> common(List<Matrix> all) {
     List<DType> types =
-        all.stream()
-            .filter(Rows.class::isInstance)
-            .map(m -> ((Rows) m).type())
-            .distinct()
-            .toList();
+        all.stream().filter(Rows.class::isInstance).map(m -> ((Rows) m).type()).distinct().toList();
     boolean coded = all.stream().anyMatch(CodedRows.class::isInstance);
     return types.size() == 1 && !coded ? Optional.of(types.getFirst()) : Optional.empty();
   }
@@ -91,7 +91,20 @@ final class PackedSide {
       }
       weights.add(rows.weight());
     }
-    return CodedLayout.refusal(weights);
+    String refusal = CodedLayout.refusal(weights);
+    return refusal.isEmpty() && paired ? orderRefusal() : refusal;
+  }
+
+  /** Gate and up of an expert read the same rows, so they need one order. */
+  private String orderRefusal() {
+    for (int e = 0; e < second.length; e++) {
+      Weight w0 = ((CodedRows) first[e]).weight();
+      Weight w1 = ((CodedRows) second[e]).weight();
+      if (w0.scheme().actOrder() && !Arrays.equals(CodedLayout.order(w0), CodedLayout.order(w1))) {
+        return w0 + " and " + w1 + " have different group indices";
+      }
+    }
+    return "";
   }
 
   private static int padded(int n) {
@@ -145,6 +158,16 @@ final class PackedSide {
     return struct.address();
   }
 
+  /** {@return whether packed columns have an order of their own} */
+  boolean isOrdered() {
+    return coded != null && coded.scheme().actOrder();
+  }
+
+  /** {@return where that order is; 0 without} */
+  long orderAddress() {
+    return order.address();
+  }
+
   /**
    * Packs.
    *
@@ -168,9 +191,31 @@ final class PackedSide {
           ValueLayout.JAVA_FLOAT, 2L * e + 1, CodedLayout.factor(((CodedRows) second[e]).weight()));
     }
     struct = coded.struct(factors, arena);
+    if (isOrdered()) {
+      order = arena.allocate(4L * second.length * padded(columns), 64);
+      for (int e = 0; e < second.length; e++) {
+        putOrder(e);
+      }
+    }
     AtomicBoolean bad = new AtomicBoolean();
     team.run((e, _) -> packCoded(kernels, e, bad), second.length);
     return !bad.get();
+  }
+
+  private MemorySegment orderOf(int e) {
+    return isOrdered()
+        ? order.asSlice(4L * e * padded(columns), 4L * padded(columns))
+        : MemorySegment.NULL;
+  }
+
+  /** Columns of the matrix, then those that pad it. */
+  private void putOrder(int e) {
+    int[] columnsInOrder =
+        Objects.requireNonNull(CodedLayout.order(((CodedRows) second[e]).weight()));
+    MemorySegment to = orderOf(e);
+    for (int i = 0; i < padded(columns); i++) {
+      to.setAtIndex(ValueLayout.JAVA_INT, i, i < columns ? columnsInOrder[i] : i);
+    }
   }
 
   private int valid(int row) {
@@ -217,8 +262,8 @@ final class PackedSide {
     Weight w0 = ((CodedRows) first[e]).weight();
     Weight w1 = ((CodedRows) second[e]).weight();
     try (Arena arena = Arena.ofConfined()) {
-      MemorySegment m1 = CodedLayout.source(w1, arena);
-      MemorySegment m0 = paired ? CodedLayout.source(w0, arena) : m1;
+      MemorySegment m1 = CodedLayout.source(w1, orderOf(e), arena);
+      MemorySegment m0 = paired ? CodedLayout.source(w0, orderOf(e), arena) : m1;
       for (int b = 0; b < blocks(); b++) {
         int row = b * width;
         int row1 = secondRow(row);

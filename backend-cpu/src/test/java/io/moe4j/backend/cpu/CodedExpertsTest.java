@@ -113,8 +113,9 @@ class CodedExpertsTest {
         }
       }
       QuantScheme ordered = QuantScheme.int4(32).toBuilder().actOrder(true).build();
-      assertThat(CodedLayout.refusal(List.of(samples.weight(ordered, 40, 64))))
-          .contains("group index");
+      assertThat(CodedLayout.refusal(List.of(samples.shuffled(ordered, 40, 72)))).isEmpty();
+      assertThat(CodedLayout.refusal(List.of(samples.weight(ordered, 40, 256))))
+          .contains("no shuffle of its groups");
     }
   }
 
@@ -160,12 +161,16 @@ class CodedExpertsTest {
     final ExpertRouting routing;
     final Samples.@Nullable Context lora;
 
+    /** Whether act-order is as files have it, the same for gate and up. */
+    final boolean shuffled;
+
     Layer(Random rnd, Arena arena, DType io) {
       this.rnd = rnd;
       this.arena = arena;
       CodedSamples samples = new CodedSamples(rnd, arena);
       // half of the layers have one scheme, as most files have
       boolean uniform = rnd.nextBoolean();
+      shuffled = rnd.nextInt(4) > 0;
       QuantScheme w13 = samples.scheme();
       QuantScheme w2 = rnd.nextInt(3) == 0 ? QuantScheme.NONE : uniform ? w13 : samples.scheme();
       int h = 1 + rnd.nextInt(rnd.nextBoolean() ? 70 : 200);
@@ -188,7 +193,8 @@ class CodedExpertsTest {
           MoeConfig.builder(h, i, EXPERTS, TOP_K)
               .quantSchemes(schemes)
               .inputDtype(io)
-              .activation(Activation.plain(gated ? Activation.Kind.SILU : Activation.Kind.RELU2_NO_MUL));
+              .activation(
+                  Activation.plain(gated ? Activation.Kind.SILU : Activation.Kind.RELU2_NO_MUL));
       config = (rnd.nextInt(3) == 0 ? b.lora(new LoraConfig(1, 8)) : b).build();
       hidden = Samples.random(rnd, arena, io, 1, tokens, h);
       output = Samples.random(rnd, arena, DType.F32, 1, tokens, h);
@@ -204,6 +210,7 @@ class CodedExpertsTest {
     /** All tokens go to expert 0. */
     Layer(MoeConfig config, ExpertWeights weights, int tokens, Arena arena) {
       this.rnd = new Random(3);
+      this.shuffled = false;
       this.arena = arena;
       this.config = config;
       this.weights = weights;
@@ -222,7 +229,7 @@ class CodedExpertsTest {
     private Weight weight(CodedSamples samples, QuantScheme scheme, int out, int in) {
       return scheme.isNone()
           ? Weight.plain(Samples.random(rnd, arena, DType.BF16, 1 / Math.sqrt(in), out, in))
-          : samples.weight(scheme, out, in);
+          : shuffled ? samples.shuffled(scheme, out, in) : samples.weight(scheme, out, in);
     }
 
     private Samples.Context lora(int h, int i, boolean gated) {
@@ -233,8 +240,7 @@ class CodedExpertsTest {
       f.put(LoraTarget.UP, factors(i, h));
       f.put(LoraTarget.DOWN, factors(h, i));
       int[] mapping = rnd.ints(tokens, -1, 1).toArray();
-      return new Samples.Context(
-          List.of(new LoraLayer(f)), Samples.ints(arena, mapping, tokens));
+      return new Samples.Context(List.of(new LoraLayer(f)), Samples.ints(arena, mapping, tokens));
     }
 
     private LoraFactors factors(int out, int in) {
@@ -286,8 +292,7 @@ class CodedExpertsTest {
         boolean adapted = lora != null && lora.tokenLoraMapping().get(t) == 0;
         LoraLayer layer = adapted && lora != null ? lora.slot(0) : null;
         double[] y =
-            ReferenceMoe.experts(
-                config, plain, routing, t, hidden.select(0, t).toDoubles(), layer);
+            ReferenceMoe.experts(config, plain, routing, t, hidden.select(0, t).toDoubles(), layer);
         System.arraycopy(y, 0, all, t * h, h);
       }
       return all;

@@ -11,8 +11,11 @@ import io.moe4j.api.weights.Weight;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.ArrayList;
+import java.util.Collections;
 import java.util.List;
 import java.util.Random;
+import java.util.stream.IntStream;
 
 /** Random quantised weights: any scheme, packing and strides that a weight can have. */
 final class CodedSamples {
@@ -48,8 +51,18 @@ final class CodedSamples {
 
   /** {@return a weight whose elements are about {@code 1 / sqrt(in)}} */
   Weight weight(QuantScheme scheme, int out, int in) {
+    return weight(scheme, out, in, false);
+  }
+
+  /** {@return the same; with act-order, groups are a shuffle that depends on sizes only} */
+  Weight shuffled(QuantScheme scheme, int out, int in) {
+    return weight(scheme, out, in, true);
+  }
+
+  private Weight weight(QuantScheme scheme, int out, int in, boolean shuffled) {
     Packing packing = packing(scheme);
-    Tensor codes = packing == Packing.DENSE ? dense(scheme, out, in) : words(packing, scheme, out, in);
+    Tensor codes =
+        packing == Packing.DENSE ? dense(scheme, out, in) : words(packing, scheme, out, in);
     Weight.Builder b = Weight.builder("coded", scheme, out, in, codes, packing);
     int groups = Math.toIntExact(scheme.scaleColumnCount(in));
     double deviation =
@@ -75,14 +88,17 @@ final class CodedSamples {
               : pick(Packing.DENSE, WORDS.get(0), WORDS.get(1));
       Tensor z =
           zeros == Packing.DENSE
-              ? bytes(pick(DType.I8, DType.U8), 0, Math.min(127, (1 << scheme.bits()) - 1), out, groups)
+              ? bytes(
+                  pick(DType.I8, DType.U8), 0, Math.min(127, (1 << scheme.bits()) - 1), out, groups)
               : words(zeros, scheme, out, groups);
       b.zeroPoints(z, zeros, rnd.nextInt(2));
     }
     if (scheme.actOrder()) {
       Tensor index = Tensor.of(DType.I32, arena.allocate(4L * in), in);
+      List<Integer> inputs = new ArrayList<>(IntStream.range(0, in).boxed().toList());
+      Collections.shuffle(inputs, new Random(in));
       for (int i = 0; i < in; i++) {
-        index.set(rnd.nextInt(groups), i);
+        index.set(shuffled ? inputs.get(i) / scheme.scaleColumns() : rnd.nextInt(groups), i);
       }
       b.groupIndex(index);
     }

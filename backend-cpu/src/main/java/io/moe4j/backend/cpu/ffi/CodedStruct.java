@@ -10,7 +10,7 @@ public final class CodedStruct {
   static final long CODED_BYTES = 96;
 
   /** Bytes of {@code struct moe_source}. */
-  static final long SOURCE_BYTES = 120;
+  static final long SOURCE_BYTES = 128;
 
   private final MemorySegment s;
   private long at;

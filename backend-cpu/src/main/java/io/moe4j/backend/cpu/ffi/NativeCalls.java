@@ -27,6 +27,8 @@ final class NativeCalls {
           HEAP_TOO);
   static final MethodHandle SHRINK =
       function("moe_shrink", FunctionDescriptor.ofVoid(LONG, LONG, INT));
+  static final MethodHandle REORDER =
+      function("moe_reorder", FunctionDescriptor.ofVoid(LONG, INT, LONG, LONG, LONG));
   static final MethodHandle W13 = function("moe_w13", task());
   static final MethodHandle W2 = function("moe_w2", task());
   static final MethodHandle COMBINE =

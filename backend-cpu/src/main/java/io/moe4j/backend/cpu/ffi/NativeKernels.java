@@ -198,6 +198,23 @@ public final class NativeKernels {
   }
 
   /**
+   * Copies rows of x or of the activations into the order of an expert's packed values of k.
+   *
+   * @param call address of a {@code struct moe_call}
+   * @param down which of the two
+   * @param expert whose order
+   * @param from first position
+   * @param to behind the last
+   */
+  public void reorder(long call, boolean down, long expert, long from, long to) {
+    try {
+      NativeCalls.REORDER.invokeExact(call, down ? 1 : 0, expert, from, to);
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  /**
    * The w13 product with everything up to the activations, for some blocks.
    *
    * @param call address of a {@code struct moe_call}
