@@ -7,7 +7,9 @@ import java.util.List;
 import java.util.Locale;
 import java.util.Optional;
 
-/** What the experts of a layer under test are stored as; the rest of the layer is in {@link #dtype}. */
+/**
+ * What the experts of a layer under test are stored as; the rest of the layer is in {@link #dtype}.
+ */
 public enum BenchWeights {
   /** Plain. */
   BF16(DType.BF16, QuantScheme.NONE),

@@ -100,7 +100,10 @@ final class SyntheticLayer {
                 scheme,
                 out,
                 in,
-                bytes(codes, codes == DType.F8_E4M3 ? 0xb7 : 0xff, packing.shape(out, in, scheme.bits())),
+                bytes(
+                    codes,
+                    codes == DType.F8_E4M3 ? 0xb7 : 0xff,
+                    packing.shape(out, in, scheme.bits())),
                 packing)
             .scales(scales(scheme.scaleRowCount(out), groups));
     if (scheme.scaleFormat() == ScaleFormat.E4M3) {
