@@ -10,6 +10,7 @@ import java.util.Optional;
 /**
  * What the experts of a layer under test are stored as; the rest of the layer is in {@link #dtype}.
  */
+@SuppressWarnings("ImmutableEnumChecker") // a QuantScheme is a value
 public enum BenchWeights {
   /** Plain. */
   BF16(DType.BF16, QuantScheme.NONE),

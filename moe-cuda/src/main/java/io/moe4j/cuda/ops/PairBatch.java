@@ -55,17 +55,31 @@ public record PairBatch(
       int experts,
       AdaptersInUse adapters,
       DeviceStream stream) {
-    Tensor map = routing == null ? null : routing.expertMap();
-    boolean batched = routing == null;
+    if (routing == null) {
+      return new PairBatch(
+          stream,
+          madeIds,
+          0,
+          0,
+          adapters.mapping() == 0 ? 0 : madeSlots,
+          adapters.table(),
+          tokens,
+          1,
+          experts,
+          experts,
+          adapters.slots(),
+          adapters.rank());
+    }
+    Tensor map = routing.expertMap();
     return new PairBatch(
         stream,
-        batched ? madeIds : routing.topkIds().deviceAddress(),
-        batched ? 0 : routing.topkWeights().deviceAddress(),
+        routing.topkIds().deviceAddress(),
+        routing.topkWeights().deviceAddress(),
         map == null ? 0 : map.deviceAddress(),
-        batched && adapters.mapping() != 0 ? madeSlots : adapters.mapping(),
+        adapters.mapping(),
         adapters.table(),
         tokens,
-        batched ? 1 : Math.toIntExact(routing.topkIds().size(1)),
+        Math.toIntExact(routing.topkIds().size(1)),
         map == null ? experts : Math.toIntExact(map.size(0)),
         experts,
         adapters.slots(),
