@@ -23,7 +23,18 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
 
   /** Configs of towers and heads that may have experts of their own. */
   private static final List<String> NO_LANGUAGE_MODEL =
-      List.of("talker", "draft", "eagle", "specul", "mtp", "vit", "code_", "codec", "code2", "token2", "assistant");
+      List.of(
+          "talker",
+          "draft",
+          "eagle",
+          "specul",
+          "mtp",
+          "vit",
+          "code_",
+          "codec",
+          "code2",
+          "token2",
+          "assistant");
 
   private static final List<String> ARCHITECTURE_ENDINGS =
       List.of("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Model");
@@ -51,10 +62,10 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
       }
     }
     Map<String, ModelConfig> others = others(top);
-    List<String> known =
-        others.keySet().stream().filter(k -> layout(others.get(k), layouts).isPresent()).toList();
+    List<ModelConfig> known =
+        others.values().stream().filter(c -> layout(c, layouts).isPresent()).toList();
     if (known.size() == 1) {
-      ModelConfig part = others.get(known.getFirst());
+      ModelConfig part = known.getFirst();
       return new LanguageModel(part, layout(part, layouts).orElseThrow());
     }
     parts.putAll(others);

@@ -99,7 +99,8 @@ class OtherTrainersTest extends AdapterTestBase {
     }
     LoraAdapter loaded = load(t, qwen3(), AdapterPolicy.STRICT).adapter();
     Map<String, LoraTarget> all =
-        Map.of("gate_proj", LoraTarget.GATE, "up_proj", LoraTarget.UP, "down_proj", LoraTarget.DOWN);
+        Map.of(
+            "gate_proj", LoraTarget.GATE, "up_proj", LoraTarget.UP, "down_proj", LoraTarget.DOWN);
     for (Map.Entry<String, LoraTarget> e : all.entrySet()) {
       Tensor a = a(t, EXPERTS + "." + e.getKey());
       Tensor b = b(t, EXPERTS + "." + e.getKey());
@@ -140,8 +141,7 @@ class OtherTrainersTest extends AdapterTestBase {
     Files.copy(
         directory.resolve("adapter_model.safetensors"),
         directory.resolve("fused_expert_lora.safetensors"));
-    assertThatThrownBy(
-            () -> PeftAdapter.load(directory, "x", qwen3(), AdapterPolicy.LENIENT))
+    assertThatThrownBy(() -> PeftAdapter.load(directory, "x", qwen3(), AdapterPolicy.LENIENT))
         .isInstanceOf(AdapterException.class)
         .hasMessageContaining("fused_expert_lora.safetensors")
         .hasMessageContaining("KTransformers");

@@ -55,31 +55,16 @@ public record PairBatch(
       int experts,
       AdaptersInUse adapters,
       DeviceStream stream) {
-    if (routing == null) {
-      return new PairBatch(
-          stream,
-          madeIds,
-          0,
-          0,
-          adapters.mapping() == 0 ? 0 : madeSlots,
-          adapters.table(),
-          tokens,
-          1,
-          experts,
-          experts,
-          adapters.slots(),
-          adapters.rank());
-    }
-    Tensor map = routing.expertMap();
+    Tensor map = routing == null ? null : routing.expertMap();
     return new PairBatch(
         stream,
-        routing.topkIds().deviceAddress(),
-        routing.topkWeights().deviceAddress(),
+        routing == null ? madeIds : routing.topkIds().deviceAddress(),
+        routing == null ? 0 : routing.topkWeights().deviceAddress(),
         map == null ? 0 : map.deviceAddress(),
-        adapters.mapping(),
+        routing == null && adapters.mapping() != 0 ? madeSlots : adapters.mapping(),
         adapters.table(),
         tokens,
-        Math.toIntExact(routing.topkIds().size(1)),
+        routing == null ? 1 : Math.toIntExact(routing.topkIds().size(1)),
         map == null ? experts : Math.toIntExact(map.size(0)),
         experts,
         adapters.slots(),
