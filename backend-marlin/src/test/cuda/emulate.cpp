@@ -342,6 +342,8 @@ int main() {
 #if defined(FORMATS)
 #elif defined(QUICK)
   BOTH_KINDS(U4, Bf16, 2, ASYM, true)
+  for (int act = 5; act < 9; act++) ok &= run<U4, Bf16, 16, 1, false, true>(GPTQ, 14, 264, 328, true, true, false, 1, 1, act, act == 6);
+  for (int act = 1; act < 5; act++) ok &= run<U4, Bf16, 16, 1, true, true>(GPTQ, 14, 264, 328, true, true, false, 1, 1, act, act == 2);
 #else
   ALL(U4, 2, ASYM)
   ALL(U4, 1, AWQ)

@@ -6,7 +6,6 @@ import io.moe4j.cli.bench.BenchShape;
 import io.moe4j.cli.bench.BenchWeights;
 import io.moe4j.cli.bench.DeviceBench;
 import io.moe4j.cli.bench.DeviceBenchReport;
-import io.moe4j.cli.bench.DeviceWeightKind;
 import io.moe4j.cli.bench.LayerBench;
 import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.MoeOracle;
@@ -18,7 +17,6 @@ import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
-import java.util.Optional;
 import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
@@ -68,8 +66,8 @@ final class BenchCommand implements Callable<Integer> {
       split = ",",
       description =
           "Weights: bf16, f16, f32, int4, int8 (both with groups of 128), int4-g32, int4-zero (with"
-              + " zero points), fp8 (blocks of 128x128), mxfp4, nvfp4; on a GPU one of bf16, int4,"
-              + " int8, fp8, mxfp4.")
+              + " zero points), fp8 (blocks of 128x128), mxfp4, nvfp4; on a GPU one of them, not f16"
+              + " or f32.")
   private List<String> dtypes = new ArrayList<>();
 
   @Option(
@@ -188,7 +186,7 @@ final class BenchCommand implements Callable<Integer> {
   private int onDevice() {
     List<BenchShape> of =
         shapes.isEmpty() ? BenchShape.DEVICE : shapes.stream().map(BenchCommand::shape).toList();
-    DeviceWeightKind weights = dtypes.isEmpty() ? DeviceWeightKind.BF16 : deviceWeights();
+    BenchWeights weights = dtypes.isEmpty() ? BenchWeights.BF16 : deviceWeights();
     List<Integer> counts = counts();
     if (tokens.isEmpty() && !quick) {
       counts = Stream.concat(counts.stream(), MANY_TOKENS.stream()).toList();
@@ -232,14 +230,18 @@ final class BenchCommand implements Callable<Integer> {
     return ExitCode.OK;
   }
 
-  private DeviceWeightKind deviceWeights() {
-    Optional<DeviceWeightKind> kind =
-        dtypes.size() == 1 ? DeviceWeightKind.parse(dtypes.getFirst()) : Optional.empty();
-    return kind.orElseThrow(() ->
-        CliException.usage(
-            "--dtype is "
-                + dtypes
-                + "; with --device cuda accepted is one of bf16, int4, int8, fp8, mxfp4"));
+  private BenchWeights deviceWeights() {
+    List<BenchWeights> kinds = dtypes.stream().map(BenchCommand::weights).toList();
+    if (kinds.size() != 1 || kinds.getFirst().dtype() != DType.BF16) {
+      throw CliException.usage(
+          "--dtype is "
+              + dtypes
+              + "; with --device cuda accepted is one of "
+              + BenchWeights.texts().stream()
+                  .filter(t -> weights(t).dtype() == DType.BF16)
+                  .collect(Collectors.joining(", ")));
+    }
+    return kinds.getFirst();
   }
 
   private void writeFile(String name, String text) {

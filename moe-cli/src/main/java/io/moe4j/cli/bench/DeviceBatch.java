@@ -130,7 +130,7 @@ final class DeviceBatch {
   }
 
   /** Bytes that a forward must move: touched experts and adapters once, x in, the output. */
-  double bytes(BenchShape shape, DeviceWeightKind weights, int tokens, DeviceBench.Lora lora) {
+  double bytes(BenchShape shape, BenchWeights weights, int tokens, DeviceBench.Lora lora) {
     Set<Long> experts = new HashSet<>();
     Set<Long> segments = new HashSet<>();
     int k = shape.topK();
@@ -142,7 +142,7 @@ final class DeviceBatch {
     }
     double h = shape.hiddenSize();
     double i = shape.intermediateSize();
-    return experts.size() * weights.expertBytes(shape)
+    return experts.size() * ((double) weights.bytes(shape) / shape.numExperts())
         + segments.size() * 6 * lora.rank() * (h + i)
         + 4.0 * tokens * h;
   }

@@ -69,7 +69,7 @@ public final class DeviceBench implements AutoCloseable {
   private final MoeOracle oracle;
   private final @Nullable String backend;
   private @Nullable PunicaWrapper punica;
-  private final DeviceWeightKind weightKind;
+  private final BenchWeights weightKind;
   private final List<Integer> tokens;
   private final List<Lora> grid;
   private final int restMillis;
@@ -79,7 +79,7 @@ public final class DeviceBench implements AutoCloseable {
   private DeviceBench(
       MoeOracle oracle,
       @Nullable String backend,
-      DeviceWeightKind weightKind,
+      BenchWeights weightKind,
       List<Integer> tokens,
       List<Lora> grid,
       int restMillis,
@@ -109,7 +109,7 @@ public final class DeviceBench implements AutoCloseable {
   public static DeviceBench open(
       MoeOracle oracle,
       @Nullable String backend,
-      DeviceWeightKind weights,
+      BenchWeights weights,
       List<Integer> tokens,
       List<Lora> grid,
       int restMillis) {
@@ -148,7 +148,7 @@ public final class DeviceBench implements AutoCloseable {
   }
 
   private static MoeConfig config(
-      BenchShape shape, DeviceWeightKind weights, int maxTokens, Lora lora) {
+      BenchShape shape, BenchWeights weights, int maxTokens, Lora lora) {
     MoeConfig.Builder b =
         MoeConfig.builder(
                 shape.hiddenSize(), shape.intermediateSize(), shape.numExperts(), shape.topK())

@@ -20,7 +20,7 @@ import java.util.Set;
  * @param restMillis how long the card rested before each; 0 = not at all
  */
 public record DeviceBenchReport(
-    DeviceInfo device, DeviceWeightKind weights, List<Row> rows, int restMillis) {
+    DeviceInfo device, BenchWeights weights, List<Row> rows, int restMillis) {
   /**
    * What a card was measured to do at best.
    *

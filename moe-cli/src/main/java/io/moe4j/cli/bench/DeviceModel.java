@@ -1,6 +1,7 @@
 package io.moe4j.cli.bench;
 
 import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.LoraFactors;
@@ -10,6 +11,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.Packing;
 import io.moe4j.api.weights.Weight;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
@@ -122,16 +124,16 @@ final class DeviceModel implements AutoCloseable {
     stream.synchronize();
   }
 
-  MoeLayerWeights weights(DeviceWeightKind kind) {
+  MoeLayerWeights weights(BenchWeights kind) {
     return new MoeLayerWeights(
-        kind == DeviceWeightKind.BF16 ? experts() : experts(kind), null, null, null);
+        kind == BenchWeights.BF16 ? experts() : experts(kind), null, null, null);
   }
 
   /** Random experts as a checkpoint has them quantised. */
-  private ExpertWeights experts(DeviceWeightKind kind) {
+  private ExpertWeights experts(BenchWeights kind) {
     byte[] bytes = new byte[2 * UNIT_BLOCK];
     random.nextBytes(bytes);
-    if (kind == DeviceWeightKind.FP8) {
+    if (kind.scheme().format() == QuantScheme.Format.FP8) {
       // From 0.5 to 2, of either sign; no NaN.
       for (int i = 0; i < bytes.length; i++) {
         bytes[i] = (byte) ((bytes[i] & 0x8F) | 0x30);
@@ -152,8 +154,18 @@ final class DeviceModel implements AutoCloseable {
     return new ExpertWeights(all);
   }
 
-  private Tensor scales(DeviceWeightKind kind) {
-    double middle = SPREAD / kind.deviation();
+  /** The root mean square of a random code less its zero point, about. */
+  private static double deviation(QuantScheme scheme) {
+    return switch (scheme.format()) {
+      case INT4 -> 4.6;
+      case INT8 -> 74;
+      case FP4 -> 3;
+      default -> 1;
+    };
+  }
+
+  private Tensor scales(BenchWeights kind) {
+    double middle = SPREAD / deviation(kind.scheme());
     Tensor host =
         Tensor.of(
             kind.scales(),
@@ -163,6 +175,10 @@ final class DeviceModel implements AutoCloseable {
       host.segment().fill((byte) (127 + Math.getExponent(middle)));
       return host;
     }
+    if (kind.scales() == DType.F8_E4M3) {
+      host.segment().fill((byte) 0x38); // one: the rest is in the global scale
+      return host;
+    }
     for (int n = 0; n < UNIT_BLOCK; n++) {
       host.set(middle * (0.5 + random.nextDouble()), n);
     }
@@ -170,16 +186,39 @@ final class DeviceModel implements AutoCloseable {
   }
 
   private Weight quantised(
-      DeviceWeightKind kind, String name, Tensor codes, Tensor scales, long out, long in) {
-    long[] packed = kind.packing().shape(out, in, kind.scheme().bits());
-    Tensor values = empty(kind.codes(), packed);
-    long bytes = kind.codes().byteSize(values.elementCount());
-    Tensor raw = Tensor.of(DType.U8, values.memory(), bytes);
-    repeat(codes, raw);
-    Tensor own =
-        empty(kind.scales(), kind.scheme().scaleRowCount(out), kind.scheme().scaleColumnCount(in));
+      BenchWeights kind, String name, Tensor codes, Tensor scales, long out, long in) {
+    QuantScheme scheme = kind.scheme();
+    boolean words =
+        scheme.format() == QuantScheme.Format.INT4 || scheme.format() == QuantScheme.Format.INT8;
+    Packing packing = words ? Packing.WORDS_ALONG_IN : Packing.DENSE;
+    DType type =
+        words ? DType.I32 : scheme.format() == QuantScheme.Format.FP8 ? DType.F8_E4M3 : DType.F4;
+    Tensor own = empty(kind.scales(), scheme.scaleRowCount(out), scheme.scaleColumnCount(in));
     repeat(scales, own.reshape(own.elementCount()));
-    return Weight.builder(name, kind.scheme(), out, in, values, kind.packing()).scales(own).build();
+    Weight.Builder b =
+        Weight.builder(
+                name,
+                scheme,
+                out,
+                in,
+                codes(codes, type, packing.shape(out, in, scheme.bits())),
+                packing)
+            .scales(own);
+    if (kind.scales() == DType.F8_E4M3) {
+      float global = (float) (SPREAD / deviation(scheme));
+      b.globalScale(put(Tensor.ofFloats(new float[] {global}, 1)), false);
+    }
+    if (!scheme.symmetric()) {
+      long[] shape = Packing.WORDS_ALONG_OUT.shape(out, own.size(1), scheme.bits());
+      b.zeroPoints(codes(codes, DType.I32, shape), Packing.WORDS_ALONG_OUT, 0);
+    }
+    return b.build();
+  }
+
+  private Tensor codes(Tensor random, DType type, long... shape) {
+    Tensor values = empty(type, shape);
+    repeat(random, Tensor.of(DType.U8, values.memory(), type.byteSize(values.elementCount())));
+    return values;
   }
 
   /** Random experts. */

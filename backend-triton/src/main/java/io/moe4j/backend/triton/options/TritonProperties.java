@@ -8,8 +8,8 @@ import org.jspecify.annotations.Nullable;
 /**
  * Every system property of this module. {@value #LORA} and {@value #UNPACK} are the defaults of
  * {@link TritonOptions#lora} and {@link TritonOptions#unpackWeights}, read once when a backend is
- * found; a mistyped value is a reason why layers without options of their own are not supported. {@value #TILES} is where tuned tiles are
- * kept, read when a layer is built.
+ * found; a mistyped value is a reason why layers without options of their own are not supported.
+ * {@value #TILES} is where tuned tiles are kept, read when a layer is built.
  *
  * @since 0.2.0
  */
@@ -38,8 +38,7 @@ public final class TritonProperties {
       return new TritonProperties(
           TritonOptions.DEFAULT, UNPACK + " is \"" + unpack + "\", must be true or false");
     }
-    TritonOptions options =
-        TritonOptions.DEFAULT.withUnpackedWeights(Boolean.parseBoolean(unpack));
+    TritonOptions options = TritonOptions.DEFAULT.withUnpackedWeights(Boolean.parseBoolean(unpack));
     String lora = System.getProperty(LORA);
     if (lora == null) {
       return of(options);
