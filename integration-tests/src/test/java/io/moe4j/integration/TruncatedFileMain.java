@@ -223,15 +223,14 @@ final class TruncatedFileMain {
     MoeConfig withLora = config.toBuilder().lora(new LoraConfig(1, RANK)).build();
     int h = config.hiddenSize();
     int i = config.intermediateSize();
-    Path file = Files.write(work.resolve("mapped"), new byte[4 * (2 * TOKENS * h + RANK * (h + i))]);
+    Path file =
+        Files.write(work.resolve("mapped"), new byte[4 * (2 * TOKENS * h + RANK * (h + i))]);
     try (Arena arena = Arena.ofShared();
         FileChannel channel =
             FileChannel.open(file, StandardOpenOption.READ, StandardOpenOption.WRITE);
         MoeCheckpoint model = MoeCheckpoint.open(source);
-        MoeLayer built =
-            MoeLayer.builder(withLora, model.weights(layer)).backend("cpu").build()) {
-      MemorySegment m =
-          channel.map(FileChannel.MapMode.READ_WRITE, 0, Files.size(file), arena);
+        MoeLayer built = MoeLayer.builder(withLora, model.weights(layer)).backend("cpu").build()) {
+      MemorySegment m = channel.map(FileChannel.MapMode.READ_WRITE, 0, Files.size(file), arena);
       Tensor hidden = mapped(m, 0, TOKENS, h);
       Tensor output = mapped(m, TOKENS * h, TOKENS, h);
       Tensor a = mapped(m, 2 * TOKENS * h, 1, RANK, h);
@@ -418,11 +417,6 @@ final class TruncatedFileMain {
     for (int d = 0; d < strides.length; d++) {
       strides[d] = t.stride(d);
     }
-    return Tensor.strided(
-        t.dtype(),
-        memory,
-        t.byteOffset(),
-        t.shape(),
-        strides);
+    return Tensor.strided(t.dtype(), memory, t.byteOffset(), t.shape(), strides);
   }
 }

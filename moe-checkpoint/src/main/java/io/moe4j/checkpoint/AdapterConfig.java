@@ -151,14 +151,17 @@ public record AdapterConfig(
   private static void requireKnownLayouts(ModelConfig config) {
     for (String key : config.keys()) {
       if (LAYOUT_KEY.matcher(key).matches() && !LAYOUT_KEYS.contains(key)) {
-        throw config.unusable(key, "called lora_A_layout or lora_B_layout, as other names are not read");
+        throw config.unusable(
+            key, "called lora_A_layout or lora_B_layout, as other names are not read");
       }
     }
   }
 
   private static FusedLayout fused(ModelConfig config) {
     requireKnownLayouts(config);
-    config.optionalObject("unsloth_fused_expert_lora").ifPresent(AdapterConfig::requireKnownLayouts);
+    config
+        .optionalObject("unsloth_fused_expert_lora")
+        .ifPresent(AdapterConfig::requireKnownLayouts);
     Optional<String> a = config.optionalString("lora_A_layout");
     Optional<String> b = config.optionalString("lora_B_layout");
     Optional<ModelConfig> detail = config.optionalObject("unsloth_fused_expert_lora");

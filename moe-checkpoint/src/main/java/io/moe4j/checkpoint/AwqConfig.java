@@ -18,7 +18,8 @@ final class AwqConfig extends QuantConfig {
   QuantRule rule(String module) {
     String version = config.optionalString("version").orElse("gemm");
     if (!version.toLowerCase(Locale.ROOT).equals("gemm")) {
-      throw config.unusable("version", "gemm: gemv, gemv_fast, exllama, ipex and marlin are other layouts");
+      throw config.unusable(
+          "version", "gemm: gemv, gemv_fast, exllama, ipex and marlin are other layouts");
     }
     String backend = config.optionalString("backend").orElse("autoawq");
     if (!backend.toLowerCase(Locale.ROOT).equals("autoawq")) {

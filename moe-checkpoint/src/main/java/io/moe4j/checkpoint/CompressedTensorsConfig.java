@@ -74,7 +74,9 @@ final class CompressedTensorsConfig extends QuantConfig {
         .flatMap(t -> t.optionalObject("config_groups"))
         .filter(t -> !t.keys().isEmpty())
         .ifPresent(t -> {
-          throw config.unusable("transform_config", "without config_groups: transforms of activations are not read here");
+          throw config.unusable(
+              "transform_config",
+              "without config_groups: transforms of activations are not read here");
         });
     ModelConfig named =
         config
@@ -108,7 +110,8 @@ final class CompressedTensorsConfig extends QuantConfig {
     c.optionalString("format")
         .filter(f -> !FORMATS.contains(f))
         .ifPresent(f -> {
-          throw c.unusable("format", "one of " + String.join(", ", FORMATS.stream().sorted().toList()));
+          throw c.unusable(
+              "format", "one of " + String.join(", ", FORMATS.stream().sorted().toList()));
         });
   }
 

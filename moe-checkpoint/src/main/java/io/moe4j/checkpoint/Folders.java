@@ -20,7 +20,8 @@ final class Folders {
 
   /** Why a file could not be read, without the classes' names where there are words. */
   static String reason(Exception e) {
-    Throwable cause = e instanceof UncheckedIOException u && u.getCause() != null ? u.getCause() : e;
+    Throwable cause =
+        e instanceof UncheckedIOException u && u.getCause() != null ? u.getCause() : e;
     String said = String.valueOf(cause.getMessage());
     if (cause instanceof AccessDeniedException || said.endsWith("(Permission denied)")) {
       return "permission denied";

@@ -74,7 +74,10 @@ final class GptqConfig extends QuantConfig {
         all.optionalObject(key)
             .orElseThrow(() ->
                 new CheckpointException(
-                    all.source() + ": '" + StrictJson.shorten(key) + "' is null, must be an object"));
+                    all.source()
+                        + ": '"
+                        + StrictJson.shorten(key)
+                        + "' is null, must be an object"));
     QuantRule.Builder rule = others.toBuilder();
     if (own.has("bits")) {
       rule.codes(Type.INT, bits(own, "bits"));

@@ -23,7 +23,18 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
 
   /** Configs of towers and heads that may have experts of their own. */
   private static final List<String> NO_LANGUAGE_MODEL =
-      List.of("talker", "draft", "eagle", "specul", "mtp", "vit", "code_", "codec", "code2", "token2", "assistant");
+      List.of(
+          "talker",
+          "draft",
+          "eagle",
+          "specul",
+          "mtp",
+          "vit",
+          "code_",
+          "codec",
+          "code2",
+          "token2",
+          "assistant");
 
   private static final List<String> ARCHITECTURE_ENDINGS =
       List.of("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Model");

@@ -22,10 +22,8 @@ import io.moe4j.checkpoint.ExpertForm.Stacked;
 import io.moe4j.checkpoint.ExpertForm.StackedApart;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
-import java.util.Arrays;
 import java.util.LinkedHashSet;
 import java.util.List;
-import java.util.Map;
 import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.Set;
@@ -277,7 +275,8 @@ final class LayerReader {
             || (form.orientation() == Orientation.BY_SHAPE
                 && tensors.hasShape(form.w13(), e, h, wide)
                 && tensors.hasShape(form.w2(), e, i, h));
-    Tensor w13 = floats(inOut ? tensors.take(form.w13(), e, h, wide) : tensors.take(form.w13(), e, wide, h));
+    Tensor w13 =
+        floats(inOut ? tensors.take(form.w13(), e, h, wide) : tensors.take(form.w13(), e, wide, h));
     Tensor w2 = floats(inOut ? tensors.take(form.w2(), e, i, h) : tensors.take(form.w2(), e, h, i));
     return ExpertWeights.ofStacked(
         inOut ? w13.transpose(1, 2) : w13,
@@ -538,8 +537,7 @@ final class LayerReader {
 
   /** {@code [V, K]} of any integers, checked, as I32. */
   private Tensor readTokenExperts(MoeConfig sizes) {
-    String name =
-        layout.tokenExperts().stream().filter(tensors::has).findFirst().orElse("");
+    String name = layout.tokenExperts().stream().filter(tensors::has).findFirst().orElse("");
     Tensor found = tensors.find(name);
     long rows = found == null || found.dims() != 2 ? 1 : found.size(0);
     Tensor table = tensors.take(name, rows, sizes.topK());
@@ -569,8 +567,7 @@ final class LayerReader {
 
   /** {@code [E]}, or a row of {@code [N, E]}. */
   private @Nullable Tensor readCorrectionBias(long e) {
-    Optional<String> found =
-        layout.correctionBiases().stream().filter(tensors::has).findFirst();
+    Optional<String> found = layout.correctionBiases().stream().filter(tensors::has).findFirst();
     if (found.isEmpty()) {
       return null;
     }
@@ -588,9 +585,7 @@ final class LayerReader {
 
   private Optional<SharedExpertWeights> readShared(MoeConfig sizes, boolean gated) {
     List<SharedForm> present =
-        layout.sharedExperts().stream()
-            .filter(f -> modules.has(f.up()))
-            .toList();
+        layout.sharedExperts().stream().filter(f -> modules.has(f.up())).toList();
     OptionalInt promised =
         layout.sharedExperts().isEmpty()
             ? OptionalInt.empty()
@@ -724,8 +719,7 @@ final class LayerReader {
   }
 
   private void requireAllUsed(List<String> leftOut) {
-    List<String> unknown =
-        tensors.unused().stream().filter(n -> !leftOut.contains(n)).toList();
+    List<String> unknown = tensors.unused().stream().filter(n -> !leftOut.contains(n)).toList();
     if (!unknown.isEmpty()) {
       throw new CheckpointException(
           where

@@ -275,8 +275,7 @@ public final class ModelConfig {
       return JsonTree.text(node);
     }
     String text = node.textValue();
-    boolean looksLikeAnother =
-        text.matches("[-+.0-9eE]*|true|false|null|NaN|-?Infinity");
+    boolean looksLikeAnother = text.matches("[-+.0-9eE]*|true|false|null|NaN|-?Infinity");
     return looksLikeAnother ? "the string '" + text + "'" : text;
   }
 }

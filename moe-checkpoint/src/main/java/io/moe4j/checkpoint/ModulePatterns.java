@@ -10,10 +10,10 @@ import java.util.concurrent.TimeUnit;
 import org.jspecify.annotations.Nullable;
 
 /**
- * What a config says for modules by name or by regex: the first entry counts that fits. A regex fits
- * where it matches from the start of the name, as Python's {@code re.match} does. They come from a
- * file, so they run on an engine of linear time, bounded in size and all together in time. Not
- * thread-safe.
+ * What a config says for modules by name or by regex: the first entry counts that fits. A regex
+ * fits where it matches from the start of the name, as Python's {@code re.match} does. They come
+ * from a file, so they run on an engine of linear time, bounded in size and all together in time.
+ * Not thread-safe.
  *
  * @param <T> what is said
  */

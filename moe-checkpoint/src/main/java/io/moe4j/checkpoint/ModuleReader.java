@@ -109,7 +109,8 @@ final class ModuleReader {
           case GPTQ -> gptq();
           case AWQ -> awq();
           default ->
-              throw bad(".qweight", "is of GPTQ or AWQ, but " + rule().inWords() + " is of neither");
+              throw bad(
+                  ".qweight", "is of GPTQ or AWQ, but " + rule().inWords() + " is of neither");
         };
       }
       Tensor packed = tensors.find(name + ".weight_packed");
@@ -130,8 +131,7 @@ final class ModuleReader {
         case F8_E4M3 -> fp8();
         case I8 -> has(".scale") ? fp4(".weight", false) : int8();
         case U8, F4 -> fp4(".weight", has(".weight_scale_2"));
-        default ->
-            Weight.plain(name + ".weight", floats(tensors.take(name + ".weight", out, in)));
+        default -> Weight.plain(name + ".weight", floats(tensors.take(name + ".weight", out, in)));
       };
     }
 
@@ -543,11 +543,7 @@ final class ModuleReader {
       }
       Tensor bytes = take(key, List.of(DType.U8, DType.I8), out, in / 2);
       return Tensor.strided(
-          DType.F4,
-          bytes.memory(),
-          bytes.byteOffset(),
-          new long[] {out, in},
-          new long[] {in, 1});
+          DType.F4, bytes.memory(), bytes.byteOffset(), new long[] {out, in}, new long[] {in, 1});
     }
 
     private static Tensor viewAs(DType dtype, Tensor bytes) {

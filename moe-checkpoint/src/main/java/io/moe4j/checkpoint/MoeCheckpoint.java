@@ -94,10 +94,7 @@ public final class MoeCheckpoint implements AutoCloseable {
       ShardedTensors tensors = ShardedTensors.open(directory, arena, options.progress());
       CheckpointScan scan =
           new CheckpointScan(
-              directory,
-              model,
-              tensors,
-              QuantConfig.find(directory, List.of(model.config(), top)));
+              directory, model, tensors, QuantConfig.find(directory, List.of(model.config(), top)));
       return ReadFault.guard(
           directory,
           () -> new MoeCheckpoint(directory, arena, tensors, model, scan.run(options.root())));

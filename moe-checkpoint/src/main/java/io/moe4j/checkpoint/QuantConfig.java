@@ -6,7 +6,6 @@ import io.moe4j.api.config.ActivationQuant.Scaling;
 import io.moe4j.api.config.QuantScheme.Format;
 import io.moe4j.api.config.QuantScheme.ScaleFormat;
 import io.moe4j.checkpoint.QuantRule.Method;
-import io.moe4j.checkpoint.QuantRule.Strategy;
 import io.moe4j.checkpoint.QuantRule.Type;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -16,9 +15,9 @@ import java.util.Locale;
 import java.util.Optional;
 
 /**
- * What a checkpoint's config says of quantisation. Whether a module is quantised is for the files to
- * say: published configs contradict them in both directions, and skip lists are read in three ways.
- * From here come the parameters: bits, groups, symmetry, what activations are meant to be.
+ * What a checkpoint's config says of quantisation. Whether a module is quantised is for the files
+ * to say: published configs contradict them in both directions, and skip lists are read in three
+ * ways. From here come the parameters: bits, groups, symmetry, what activations are meant to be.
  *
  * <p>Nothing but the method's name is looked at before a rule is asked for, so that a model whose
  * attention is quantised in a way that is not read here is still a model with plain experts.
@@ -108,7 +107,8 @@ abstract class QuantConfig {
     return new QuantConfig(said) {
       @Override
       QuantRule rule(String module) {
-        return QuantRule.builder(source + " (" + said.orElse("no quantization_config") + ")", Method.NONE)
+        return QuantRule.builder(
+                source + " (" + said.orElse("no quantization_config") + ")", Method.NONE)
             .build();
       }
     };

@@ -129,8 +129,7 @@ final class AdapterFiles implements AutoCloseable {
       }
       r.notes().stream()
           .filter(n -> !r.targets().isEmpty() || !n.startsWith("nothing in this adapter"))
-          .forEach(n ->
-              remarks.add("adapter " + r.name() + ": " + AdapterOptions.inOptions(n)));
+          .forEach(n -> remarks.add("adapter " + r.name() + ": " + AdapterOptions.inOptions(n)));
       if (r.targets().isEmpty()) {
         remarks.add("adapter " + r.name() + " changes no MoE layer of this model");
       }

@@ -94,7 +94,8 @@ final class InspectCommand implements Callable<Integer> {
 
   private void requireNoModel(String what) {
     if (model != null) {
-      throw CliException.usage("--model is the checkpoint that an adapter is for; " + path + " " + what);
+      throw CliException.usage(
+          "--model is the checkpoint that an adapter is for; " + path + " " + what);
     }
   }
 

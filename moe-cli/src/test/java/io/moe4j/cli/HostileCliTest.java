@@ -197,12 +197,17 @@ final class HostileCliTest {
             new String[] {"--help"},
             new String[] {"help", "run"},
             new String[] {"bench", "--help"})) {
-      int code = Moe.run(Terminal.of(new FailureWriter(new Full("No space left on device")), err), args);
+      int code =
+          Moe.run(Terminal.of(new FailureWriter(new Full("No space left on device")), err), args);
       assertThat(code).as(String.join(" ", args)).isEqualTo(ExitCode.OUTPUT);
       assertThat(err.toString()).contains("could not be written", "No space left");
     }
     // What else went wrong is told first.
-    assertThat(Moe.run(Terminal.of(new FailureWriter(new Full("No space left on device")), err), "inspect", "/no/such"))
+    assertThat(
+            Moe.run(
+                Terminal.of(new FailureWriter(new Full("No space left on device")), err),
+                "inspect",
+                "/no/such"))
         .isEqualTo(ExitCode.BAD_INPUT);
   }
 

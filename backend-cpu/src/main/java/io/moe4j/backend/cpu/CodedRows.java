@@ -229,8 +229,7 @@ final class CodedRows implements Matrix {
             case F32 -> segment.get(ValueLayout.JAVA_FLOAT_UNALIGNED, at);
             case BF16 ->
                 Float.intBitsToFloat(segment.get(ValueLayout.JAVA_SHORT_UNALIGNED, at) << 16);
-            case F16 ->
-                Float.float16ToFloat(segment.get(ValueLayout.JAVA_SHORT_UNALIGNED, at));
+            case F16 -> Float.float16ToFloat(segment.get(ValueLayout.JAVA_SHORT_UNALIGNED, at));
             case F8_E8M0 -> Float8.power(segment.get(I8, at));
             case F8_E4M3 -> Float8.value(segment.get(I8, at));
             default -> throw new IllegalArgumentException("scales are " + tensor);

@@ -87,9 +87,7 @@ record MlpLayout(
     long actPanels = layout.reserve(4L * lanes * w.intermediate);
     long scratch = layout.reserve(scratchStride * mlp.team().size());
     long widenedStride =
-        w.isCoded()
-            ? Workspace.align(4L * WIDENED_ROWS * Math.max(w.hidden, w.intermediate))
-            : 0;
+        w.isCoded() ? Workspace.align(4L * WIDENED_ROWS * Math.max(w.hidden, w.intermediate)) : 0;
     long widened = layout.reserve(widenedStride * mlp.team().size());
     return new MlpLayout(
         tokens,

@@ -67,11 +67,7 @@ final class PackedSide {
   /** {@return the dtype of plain matrices; empty if they differ or some are in codes} */
   private static Optional<DType> common(List<Matrix> all) {
     List<DType> types =
-        all.stream()
-            .filter(Rows.class::isInstance)
-            .map(m -> ((Rows) m).type())
-            .distinct()
-            .toList();
+        all.stream().filter(Rows.class::isInstance).map(m -> ((Rows) m).type()).distinct().toList();
     boolean coded = all.stream().anyMatch(CodedRows.class::isInstance);
     return types.size() == 1 && !coded ? Optional.of(types.getFirst()) : Optional.empty();
   }

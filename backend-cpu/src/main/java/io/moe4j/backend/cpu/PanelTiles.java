@@ -110,8 +110,7 @@ final class PanelTiles {
   }
 
   /** Widens rows {@code k0..k0+k-1} into the member's scratch, from its row {@code to} on. */
-  private void widen(
-      Matrix from, int row0, int count, int k0, int k, int to, int member) {
+  private void widen(Matrix from, int row0, int count, int k0, int k, int to, int member) {
     float[] weights = f.scratch(member).weights;
     from.widen(kernels, row0, count, k0, k, weights, to * Kernels.PANEL_STRIDE);
   }

@@ -140,8 +140,7 @@ final class RowTiles {
   }
 
   /** Some rows of a matrix times the vectors at the member's {@code at}, to the workspace. */
-  private void multiply(
-      Rows m, int row, int rows, int tokens, long out, long stride, int member) {
+  private void multiply(Rows m, int row, int rows, int tokens, long out, long stride, int member) {
     MemberScratch s = f.scratch(member);
     TypedKernels k = mlp.kernels().forType(m.type(), m.segment());
     long first = m.offset() + row * m.stride();

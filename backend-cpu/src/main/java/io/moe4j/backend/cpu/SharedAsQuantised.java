@@ -29,8 +29,7 @@ record SharedAsQuantised(SharedExpertConfig config, SharedExpertWeights weights)
   static @Nullable SharedAsQuantised of(MoeConfig layer, @Nullable SharedExpertWeights weights) {
     if (weights == null
         || !layer.quantizedActivations()
-        || weights.mlp().projections().stream()
-            .allMatch(w -> w.scheme().activations().isNone())) {
+        || weights.mlp().projections().stream().allMatch(w -> w.scheme().activations().isNone())) {
       return null;
     }
     for (Weight w : weights.mlp().projections()) {

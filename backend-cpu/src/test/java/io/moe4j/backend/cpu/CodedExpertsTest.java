@@ -100,7 +100,8 @@ class CodedExpertsTest {
       MoeConfig.Builder b =
           MoeConfig.builder(h, i, EXPERTS, TOP_K)
               .quantSchemes(schemes)
-              .activation(Activation.plain(gated ? Activation.Kind.SILU : Activation.Kind.RELU2_NO_MUL));
+              .activation(
+                  Activation.plain(gated ? Activation.Kind.SILU : Activation.Kind.RELU2_NO_MUL));
       config = (rnd.nextInt(3) == 0 ? b.lora(new LoraConfig(1, 8)) : b).build();
       hidden = Samples.random(rnd, arena, DType.F32, 1, tokens, h);
       output = Samples.random(rnd, arena, DType.F32, 1, tokens, h);
@@ -127,8 +128,7 @@ class CodedExpertsTest {
       f.put(LoraTarget.UP, factors(i, h));
       f.put(LoraTarget.DOWN, factors(h, i));
       int[] mapping = rnd.ints(tokens, -1, 1).toArray();
-      return new Samples.Context(
-          List.of(new LoraLayer(f)), Samples.ints(arena, mapping, tokens));
+      return new Samples.Context(List.of(new LoraLayer(f)), Samples.ints(arena, mapping, tokens));
     }
 
     private LoraFactors factors(int out, int in) {
@@ -180,8 +180,7 @@ class CodedExpertsTest {
         boolean adapted = lora != null && lora.tokenLoraMapping().get(t) == 0;
         LoraLayer layer = adapted && lora != null ? lora.slot(0) : null;
         double[] y =
-            ReferenceMoe.experts(
-                config, plain, routing, t, hidden.select(0, t).toDoubles(), layer);
+            ReferenceMoe.experts(config, plain, routing, t, hidden.select(0, t).toDoubles(), layer);
         System.arraycopy(y, 0, all, t * h, h);
       }
       return all;

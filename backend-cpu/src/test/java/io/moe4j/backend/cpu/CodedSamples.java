@@ -49,7 +49,8 @@ final class CodedSamples {
   /** {@return a weight whose elements are about {@code 1 / sqrt(in)}} */
   Weight weight(QuantScheme scheme, int out, int in) {
     Packing packing = packing(scheme);
-    Tensor codes = packing == Packing.DENSE ? dense(scheme, out, in) : words(packing, scheme, out, in);
+    Tensor codes =
+        packing == Packing.DENSE ? dense(scheme, out, in) : words(packing, scheme, out, in);
     Weight.Builder b = Weight.builder("coded", scheme, out, in, codes, packing);
     int groups = Math.toIntExact(scheme.scaleColumnCount(in));
     double deviation =
@@ -75,7 +76,8 @@ final class CodedSamples {
               : pick(Packing.DENSE, WORDS.get(0), WORDS.get(1));
       Tensor z =
           zeros == Packing.DENSE
-              ? bytes(pick(DType.I8, DType.U8), 0, Math.min(127, (1 << scheme.bits()) - 1), out, groups)
+              ? bytes(
+                  pick(DType.I8, DType.U8), 0, Math.min(127, (1 << scheme.bits()) - 1), out, groups)
               : words(zeros, scheme, out, groups);
       b.zeroPoints(z, zeros, rnd.nextInt(2));
     }

@@ -227,7 +227,8 @@ class ReferenceExpertsTest {
     assertThatThrownBy(() -> new ReferenceExperts(config, experts))
         .isInstanceOf(IllegalArgumentException.class)
         .hasMessageContaining("w has no input scale");
-    assertThat(new ReferenceExperts(config.toBuilder().quantizedActivations(false).build(), experts))
+    assertThat(
+            new ReferenceExperts(config.toBuilder().quantizedActivations(false).build(), experts))
         .isNotNull();
   }
 
