@@ -47,7 +47,7 @@ final class FileMemory {
 
   /** Writes what a stand-in holds to where it belongs. */
   static void writeBack(MemorySegment standIn, MemorySegment s) {
-    if (standIn != s) {
+    if (s.isMapped()) {
       s.copyFrom(standIn);
     }
   }
