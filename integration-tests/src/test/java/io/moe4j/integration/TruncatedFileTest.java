@@ -59,6 +59,7 @@ class TruncatedFileTest {
             "copied weights: right",
             "replaced by a rename: right",
             "built over it: CheckpointException",
+            "copied over it: CheckpointException",
             "mapped by the caller: right",
             "without what was mapped: right",
             "another layer: right");

@@ -129,7 +129,13 @@ final class ConfigRules implements CheckpointLayout.Rules {
             .first(List.of(key))
             .filter(e -> !texts.contains(e.getValue().asText()))
             .ifPresent(e -> {
-              throw config.unusable(key, String.join(" or ", texts));
+              throw config.unusable(
+                  key,
+                  String.join(" or ", texts)
+                      + ": implementations of this family differ on what else it means, or it is"
+                      + " not computed here; a layout of your own ("
+                      + MoeCheckpoint.LAYOUT_FILE
+                      + ", --layout) can say it");
             }));
     Reader read = new Reader(config, layer);
     MoeConfig.Builder builder =

@@ -62,11 +62,13 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
       }
     }
     Map<String, ModelConfig> others = others(top);
-    List<ModelConfig> known =
-        others.values().stream().filter(c -> layout(c, layouts).isPresent()).toList();
+    List<LanguageModel> known =
+        others.values().stream()
+            .flatMap(part ->
+                layout(part, layouts).map(l -> new LanguageModel(part, l)).stream())
+            .toList();
     if (known.size() == 1) {
-      ModelConfig part = known.getFirst();
-      return new LanguageModel(part, layout(part, layouts).orElseThrow());
+      return known.getFirst();
     }
     parts.putAll(others);
     throw unknown(parts, layouts);

@@ -476,12 +476,16 @@ public final class MoeLayer implements AutoCloseable {
         }
         MoeLayer layer = build(used, owned);
         files.requireIntact();
+        Faults.settle();
         return layer;
       } catch (RuntimeException | Error e) {
         try {
           LayerParts.closeAll(owned);
         } catch (RuntimeException again) {
           e.addSuppressed(again);
+        }
+        if (Faults.isMemoryFault(e)) {
+          throw Faults.of("the layer's weights", "cannot be read", e);
         }
         throw e;
       }
