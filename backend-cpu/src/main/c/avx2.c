@@ -6,6 +6,13 @@
 #include "rows.h"
 
 static vf widen_f16(vh h) { return (vf)_mm256_cvtph_ps((__m128i)h); }
+INLINE vf widen_i8(const char *p) { return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
+// Sign, exponent and mantissa where a binary16 has them.
+INLINE vf widen_e4m3(const char *p) {
+  __m128i v = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)p)), 7);
+  return (vf)_mm256_cvtph_ps(_mm_and_si128(v, _mm_set1_epi16((short)0xbfff)));
+}
+#include "scales.h"
 static vh to_f16(vf v) { return (vh)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 // Up to three rows of 32 outputs (n = 4 vectors), or up to six of 16, which then are half `h` of the block.
@@ -88,13 +95,8 @@ INLINE vf nth(table_t t, struct words w, int n) {
   __m256i v = n % 2 ? w.odd : w.even;
   return (vf)_mm256_cvtepi32_ps(_mm256_srai_epi32(n / 2 < 3 ? _mm256_slli_epi32(v, 24 - n / 2 * 8) : v, 24));
 }
-INLINE vf widen_i8(const char *p) { return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
-// Sign, exponent and mantissa where a binary16 has them.
-INLINE vf widen_e4m3(const char *p) {
-  __m128i v = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)p)), 7);
-  return (vf)_mm256_cvtph_ps(_mm_and_si128(v, _mm_set1_epi16((short)0xbfff)));
-}
 enum { FUSED = 2, STEP = 3 };
+INLINE int again(int format) { return format == CODE_I8; }
 #define FUSED_CASES FUSED_CASE(1) FUSED_CASE(2)
 #define STEP_CASES STEP_CASE(2) STEP_CASE(3)
 #include "coded.h"
@@ -102,5 +104,5 @@ enum { FUSED = 2, STEP = 3 };
 static void done(void) {}
 
 const struct kernels kernels_avx2 = {
-  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, coded_avx2, done, gather_avx2, shrink_avx2, w13_avx2, w2_avx2, combine_avx2,
+  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, {coded_avx2, 0}, done, gather_avx2, shrink_avx2, w13_avx2, w2_avx2, combine_avx2,
 };

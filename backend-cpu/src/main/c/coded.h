@@ -1,61 +1,12 @@
 // Products with weights in codes: 4-bit ones by a table of 16 values, 8-bit integers, 8-bit floats (E4M3). Included by each instruction set behind
-// rows.h, with FUSED (rows that are multiplied while codes are widened), STEP (rows of a pass over widened values), PARTS (vectors of a step of
-// outputs: 16 outputs or 32 in two vectors), and
-//   struct words, words_of(table, p): the codes of VL outputs and 8 values of k;  nth(table, words, n): the values of the n-th of the eight
-//   widen_i8(p), widen_e4m3(p): VL bytes; the latter 256 times too small (the factor makes up for it)
+// rows.h, with FUSED (rows of a pass in which codes are widened and multiplied), again(format) (whether more rows take more such passes, or one that
+// leaves widened values, and passes of STEP rows over those), and
+//   struct words, words_of(table, p): the codes of VL outputs and 8 values of k;  nth(table, words, n): the values of the n-th field
 //
 // A stretch is what shares scales, or a part of it. Its products are summed by themselves, even values of k and odd ones; then the two sums together
 // times the scale are added to what came before. The same order whatever the number of rows.
 
-enum { STRETCH = 128 };
 #define STEPS (BLOCK / (2 * VL))   // steps of two vectors that make a block
-
-INLINE vf widen_e8m0(const uint8_t *p) {
-  vu v;
-  for (int i = 0; i < VL; i++) v[i] = p[i];
-  return (vf)(v << 23);
-}
-
-// Scales of VL outputs from `lane` on.
-INLINE vf scales_at(const struct moe_coded *q, const char *w, int64_t group, int64_t lane) {
-  const char *p = w + q->scales;
-  int64_t at = q->scale_lanes == 2 ? group * 2 + lane / HALF : group * BLOCK + lane;
-  if (q->scale_lanes == 2) {
-    switch (q->scale_type) {
-      case SCALE_F32: return splat(((const float *)p)[at]);
-      case SCALE_E8M0: return (vf)(((vu){} + ((const uint8_t *)p)[at]) << 23);
-      case SCALE_E4M3: {
-        char all[VL];
-        for (int i = 0; i < VL; i++) all[i] = p[at];
-        return widen_e4m3(all);
-      }
-      default: {
-        vh h = (vh){} + ((const uint16_t *)p)[at];
-        return q->scale_type == SCALE_BF16 ? widen_bf16(h) : widen_f16(h);
-      }
-    }
-  }
-  switch (q->scale_type) {
-    case SCALE_F32: return *(const vf *)(p + at * 4);
-    case SCALE_E8M0: return widen_e8m0((const uint8_t *)p + at);
-    case SCALE_E4M3: return widen_e4m3(p + at);
-    case SCALE_BF16: return widen_bf16(*(const vh *)(p + at * 2));
-    default: return widen_f16(*(const vh *)(p + at * 2));
-  }
-}
-
-// Zero points of VL outputs from `lane` on.
-INLINE vf zeros_at(const struct moe_coded *q, const char *w, int64_t group, int64_t lane) {
-  const uint8_t *p = (const uint8_t *)w + q->zeros;
-  vi v;
-  if (q->format == CODE_4)
-    for (int i = 0; i < VL; i++) v[i] = p[group * HALF + (lane + i) % HALF] >> (lane / HALF * 4) & 15;
-  else
-    for (int i = 0; i < VL; i++) v[i] = p[group * BLOCK + lane + i];
-  return __builtin_convertvector(v + (int32_t)q->zero_offset, vf);
-}
-
-INLINE vf byte_value(const char *p, int format) { return format == CODE_I8 ? widen_i8(p) : widen_e4m3(p); }
 
 // What a stretch adds to m rows of c, columns `lane` and further ones of two vectors.
 INLINE void add_scaled(const int m, vf sum[][2][2], const vf *scale, float *c) {
@@ -149,7 +100,7 @@ INLINE void widen_stretch(const int format, const int asymmetric, const struct m
 }
 
 #define FUSED_CASE(m) \
-  case m: fused(m, format, asymmetric, q, x + k0 * 4, xs, codes, n, zero, scale, to, 4096); break;
+  case m: fused(m, format, asymmetric, q, xr, xs, codes, n, zero, scale, to, pass || !first ? 0 : 4096); break;
 #define STEP_CASE(m) \
   case m: widened(m, xr, xs, values, n, scale, to); break;
 
@@ -166,16 +117,14 @@ INLINE void product_coded(const int format, const int asymmetric, const struct m
       vf scale[2] = {scales_at(q, w, group, lane), scales_at(q, w, group, lane + VL)}, zero[2] = {{}, {}};
       if (asymmetric) zero[0] = zeros_at(q, w, group, lane), zero[1] = zeros_at(q, w, group, lane + VL);
       float *to = c + lane;
-      if (rows <= FUSED) {
-        switch (rows) { FUSED_CASES }
-      } else {
-        widen_stretch(format, asymmetric, q, codes, n, zero, values, first ? 4096 : 0);
-        const char *xr = x + k0 * 4;
-        int64_t passes = (rows + STEP - 1) / STEP, rest = rows;
-        for (int64_t pass = 0, m; pass < passes; pass++, rest -= m, xr += m * xs, to += m * BLOCK) {
-          m = (rest + passes - pass - 1) / (passes - pass);
-          switch (m) { STEP_CASES }
-        }
+      const char *xr = x + k0 * 4;
+      const int fuse = rows <= FUSED || again(format);
+      if (!fuse) widen_stretch(format, asymmetric, q, codes, n, zero, values, first ? 4096 : 0);
+      int64_t most = fuse ? FUSED : STEP, passes = (rows + most - 1) / most, rest = rows;
+      for (int64_t pass = 0, m; pass < passes; pass++, rest -= m, xr += m * xs, to += m * BLOCK) {
+        m = (rest + passes - pass - 1) / (passes - pass);
+        if (fuse) switch (m) { FUSED_CASES }
+        else switch (m) { STEP_CASES }
       }
     }
     k0 += n;

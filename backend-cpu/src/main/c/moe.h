@@ -22,6 +22,7 @@ enum { GATE = 0, UP = 1, DOWN = 2 };
 enum { SILU, GELU, GELU_TANH, SWIGLUOAI, SWIGLU_STEP, SILU_NO_MUL, GELU_NO_MUL, GELU_TANH_NO_MUL, RELU2_NO_MUL };
 
 // What a code is, how scales are stored, and how the codes of a matrix [out][in] lie where they come from.
+enum { STRETCH = 128 };  // values of k that are summed before they are scaled, at most
 enum { CODE_4 = 0, CODE_I8 = 1, CODE_E4M3 = 2 };
 enum { SCALE_F32 = 0, SCALE_BF16 = 1, SCALE_F16 = 2, SCALE_E8M0 = 3, SCALE_E4M3 = 4 };
 enum { LIE_DENSE = 0, LIE_ALONG_IN = 1, LIE_ALONG_OUT = 2, LIE_ALONG_OUT_AWQ = 3 };
@@ -124,7 +125,7 @@ typedef void coded_fn(const struct moe_coded *q, int64_t expert, const char *x, 
 
 struct kernels {
   product_fn *product[2][TYPES];  // [row_type][weight_type]
-  coded_fn *coded;                // rows are F32
+  coded_fn *coded[2];             // [row_type]
   void (*done)(void);             // after the last product of a task
   void (*gather)(const struct moe_call *, const char *hidden, int32_t type, const float *weight, int64_t first_token, int64_t from, int64_t to);
   void (*shrink)(const struct moe_call *, int64_t segment, int32_t down);
@@ -135,6 +136,7 @@ struct kernels {
 HIDDEN const struct kernels *kernels_of(int64_t isa);
 extern HIDDEN const struct kernels kernels_avx2, kernels_avx512;
 extern HIDDEN product_fn product_bf16_avx512bf16, product_bf16_amx;
+extern HIDDEN coded_fn coded_avx512bf16;
 HIDDEN void done_amx(void);
 HIDDEN int32_t permit_amx(void);
 #endif

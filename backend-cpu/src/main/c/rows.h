@@ -1,19 +1,10 @@
 // Everything but the products: the same text for every width of vectors. Whoever includes it defines VL (floats in a vector), NAME(x) and
 // `widen_f16`. Vectors are the compiler's own; multiplications and additions are contracted.
-#include "moe.h"
+#include "vectors.h"
 
-typedef float vf __attribute__((vector_size(VL * 4), aligned(4), may_alias));
-typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4), may_alias));
-typedef uint32_t vu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
-typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2), may_alias));
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE vf splat(float v) { return v - (vf){}; }
 INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
 INLINE vf max_of(vf a, vf b) { return choose(a < b, b, a); }  // a, if that is NaN
 INLINE vf min_of(vf a, vf b) { return choose(a > b, b, a); }
-INLINE vf widen_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
-static vf widen_f16(vh h);
 
 INLINE int64_t size_of(int32_t type) { return type == TYPE_F32 ? 4 : 2; }
 
@@ -190,8 +181,6 @@ INLINE void add_bias(const float *b, float *c, int64_t rows) {
     for (int64_t i = 0; i < BLOCK; i += VL) *(vf *)(c + i) += *(const vf *)(b + i);
 }
 
-INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // The part of a task that one product takes.
 INLINE struct moe_task part_of(const struct moe_task *t, int64_t done) {
   struct moe_task p = *t;
@@ -213,7 +202,7 @@ static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
       struct moe_task p = part_of(t, done);
       const char *x = c->x + p.row * c->x_stride, *w = c->w13 + t->expert * c->w13_expert + b * c->w13_block;
       if (product) product(x, c->x_stride, p.rows, w, c->hidden_padded, v, done == 0);
-      else own->coded(c->coded13, t->expert, x, c->x_stride, p.rows, w, c->hidden_padded, v, done == 0);
+      else own->coded[c->row_type](c->coded13, t->expert, x, c->x_stride, p.rows, w, c->hidden_padded, v, done == 0);
       if (c->b13) add_bias(c->b13 + (t->expert * (c->intermediate_padded / width) + b) * BLOCK, v, p.rows);
       if (width == HALF) expand_rows(c, &p, GATE, out, n, v);
       expand_rows(c, &p, UP, out, n, width == HALF ? v + HALF : v);
@@ -240,7 +229,7 @@ static void NAME(w2)(const struct moe_call *c, const struct moe_task *t) {
       struct moe_task p = part_of(t, done);
       const char *x = c->act + p.row * c->act_stride, *w = c->w2 + t->expert * c->w2_expert + b * c->w2_block;
       if (product) product(x, c->act_stride, p.rows, w, c->intermediate_padded, v, done == 0);
-      else own->coded(c->coded2, t->expert, x, c->act_stride, p.rows, w, c->intermediate_padded, v, done == 0);
+      else own->coded[c->row_type](c->coded2, t->expert, x, c->act_stride, p.rows, w, c->intermediate_padded, v, done == 0);
       if (c->b2) add_bias(c->b2 + t->expert * c->hidden_padded + out, v, p.rows);
       expand_rows(c, &p, DOWN, out, n, v);
       char *to = c->y + p.row * c->y_stride + out * 4;

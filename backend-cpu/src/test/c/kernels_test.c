@@ -235,6 +235,133 @@ static double layer(int isa, int h, int in, int tokens, int kind, int weight, in
   return sqrt(worst / norm);
 }
 
+// A matrix in codes, of 47 rows: packed in two blocks, of which the second one's halves have 15 rows and none; its product's error relative to double.
+enum { CODED_OUT = 47 };
+int32_t moe_pack_coded(char *, const struct moe_coded *, int64_t, int64_t, const struct moe_source *, int64_t, int64_t, const struct moe_source *, int64_t, int64_t);
+static int32_t moe_pack_coded_of(char *to, const struct moe_coded *q, int64_t k, int64_t kp, const struct moe_source *m, int64_t row) {
+  int64_t n0 = CODED_OUT - row, n1 = n0 - HALF;
+  return moe_pack_coded(to, q, k, kp, m, row, n0 < 0 ? 0 : n0 > HALF ? HALF : n0, m, row + HALF, n1 < 0 ? 0 : n1 > HALF ? HALF : n1);
+}
+static double e4m3(int c) {
+  int e = c >> 3 & 15, m = c & 7;
+  double v = e ? ldexp(1 + m / 8.0, e - 7) : ldexp(m, -9);
+  return c & 128 ? -v : v;
+}
+static size_t scale_size(int type) { return (size_t[]){4, 2, 2, 1, 1}[type]; }
+static double scale_value(const char *p, int type) {
+  if (type < SCALE_E8M0) return get(p, (int[]){TYPE_F32, TYPE_BF16, TYPE_F16}[type]);
+  return type == SCALE_E8M0 ? ldexp(1, (uint8_t)*p - 127) : e4m3((uint8_t)*p);
+}
+static int below(int n) { return (int)((uniform() + 1) / 2 * n); }
+
+static double coded(int isa, int row_type, int rows, int k, int format, int group, int lie, int scale_type, int splat, int zero_lie) {
+  int bits = format == CODE_4 ? 4 : 8, kp = (k + 31) / 32 * 32, word = 32 / bits, groups = (k + group - 1) / group, out = CODED_OUT;
+  // Exactly as many bytes as the matrix has, so that reading more is seen.
+  int in_words = lie == LIE_ALONG_IN ? (k + word - 1) / word : k, out_words = lie == LIE_DENSE || lie == LIE_ALONG_IN ? out : (out + word - 1) / word;
+  size_t unit = lie == LIE_DENSE ? 1 : 32 / bits, bytes = ((size_t)in_words * out_words * unit * bits + 7) / 8;
+  int transposed = below(2);
+  struct moe_source m = {.codes = malloc(bytes), .code_row = (transposed ? 1 : in_words) * (int64_t)unit, .code_col = (transposed ? out_words : 1) * (int64_t)unit, .code_lie = lie,
+                         .flip = bits == 8 && lie != LIE_DENSE ? 128 : 0, .scale_rows = splat ? 16 : 1, .groups = groups};
+  for (size_t i = 0; i < bytes; i++) ((char *)m.codes)[i] = (char)(below(256) & (format == CODE_E4M3 ? 0xbf : 0xff));
+  int scale_rows = splat ? (out + 15) / 16 : out;
+  size_t size = scale_size(scale_type);
+  m.scales = malloc(size * scale_rows * groups);
+  m.scale_row = groups * (int64_t)size;
+  m.scale_col = (int64_t)size;
+  for (int i = 0; i < scale_rows * groups; i++) {
+    char *p = (char *)m.scales + i * size;
+    if (scale_type == SCALE_E8M0) *p = (char)(120 + below(4));
+    else if (scale_type == SCALE_E4M3) *p = (char)(0x30 + below(16));
+    else put(p, (int[]){TYPE_F32, TYPE_BF16, TYPE_F16}[scale_type], 0.5 + below(64) / 64.0);
+  }
+  int zero_bits = zero_lie == LIE_DENSE ? 8 : bits, zero_words = (out + word - 1) / word;
+  if (zero_lie >= 0) {
+    size_t n = zero_lie == LIE_DENSE ? (size_t)out * groups : (size_t)zero_words * groups * 4;
+    m.zeros = malloc(n);
+    for (size_t i = 0; i < n; i++) ((char *)m.zeros)[i] = (char)below(zero_lie == LIE_DENSE ? 1 << bits : 256);
+    m.zero_row = zero_lie == LIE_DENSE ? groups : (int64_t)groups * word;
+    m.zero_col = zero_lie == LIE_DENSE ? 1 : word;
+    m.zero_lie = zero_lie;
+    m.zero_bits = zero_bits;
+  }
+  const float factors[4] = {0, 0, 0.25f, 3};
+  struct moe_coded q = {.format = format, .group = group >= kp ? kp : group, .scale_type = scale_type, .scale_lanes = splat ? 2 : BLOCK, .factors = factors};
+  q.stretch = q.group == kp ? STRETCH : q.group < STRETCH ? q.group : STRETCH;
+  q.groups = (kp + q.group - 1) / q.group;
+  q.scales = (int64_t)kp * BLOCK * bits / 8;
+  int64_t block = q.scales + q.groups * q.scale_lanes * (int64_t)size;
+  if (m.zeros) {
+    q.zeros = block;
+    q.zero_offset = 1 - (bits == 8 ? 128 : 0);
+    block += q.groups * BLOCK * bits / 8;
+  }
+  for (int i = 0; i < 16; i++) q.table[i] = (int8_t)(m.zeros ? i : i - 8);
+  static const int8_t awq[] = {0, 4, 1, 5, 2, 6, 3, 7};
+  double *exact = malloc(sizeof(double) * out * k);
+  for (int o = 0; o < out; o++)
+    for (int i = 0; i < k; i++) {
+      int64_t at = lie == LIE_DENSE ? o * m.code_row + i * m.code_col
+                   : lie == LIE_ALONG_IN ? o * m.code_row + i / word * m.code_col + i % word
+                                         : o / word * m.code_row + (lie == LIE_ALONG_OUT ? o % word : awq[o % 8]) + i * m.code_col;
+      int code = bits == 8 ? (uint8_t)m.codes[at] : (uint8_t)m.codes[at / 2] >> at % 2 * 4 & 15;
+      double v = format == CODE_E4M3 ? e4m3(code) / 256 : bits == 8 ? (lie == LIE_DENSE ? (int8_t)code : code - 128) : code - 8;
+      if (m.zeros) {
+        int64_t z = zero_lie == LIE_DENSE ? o * m.zero_row + i / group : o / word * m.zero_row + (zero_lie == LIE_ALONG_OUT ? o % word : awq[o % 8]) + i / group * m.zero_col;
+        v = code - (zero_bits == 8 ? (uint8_t)m.zeros[z] : (uint8_t)m.zeros[z / 2] >> z % 2 * 4 & 15) - 1;
+      }
+      double s = scale_value(m.scales + (o / m.scale_rows * m.scale_row + i / group * m.scale_col), scale_type);
+      exact[o * k + i] = v * s / (scale_type == SCALE_E4M3 ? 256 : 1) * factors[2 + o / HALF % 2];
+    }
+  size_t xs = (size_t)kp * (row_type == TYPE_BF16 ? 2 : 4);
+  char *x = aligned_alloc(64, (rows * xs + 63) / 64 * 64);
+  double *xe = calloc((size_t)rows * kp, sizeof(double));
+  memset(x, 0, rows * xs);
+  for (int r = 0; r < rows; r++)
+    for (int i = 0; i < k; i++) xe[r * kp + i] = put(x + r * xs + i * xs / kp, row_type, uniform());
+  double worst = 0, norm = 0;
+  for (int b = 0; b * BLOCK < out; b++) {
+    char *w = malloc(block);
+    float *c = malloc(sizeof(float) * rows * BLOCK);
+    if (moe_pack_coded_of(w, &q, k, kp, &m, b * BLOCK)) worst = INFINITY;
+    kernels_of(isa)->coded[row_type](&q, 1, x, (int64_t)xs, rows, w, kp, c, b == 0);
+    for (int r = 0; r < rows; r++)
+      for (int o = b * BLOCK; o < out && o < (b + 1) * BLOCK; o++) {
+        double y = 0;
+        for (int i = 0; i < k; i++) y += exact[o * k + i] * xe[r * kp + i];
+        double e = c[r * BLOCK + o % BLOCK] - y;
+        worst += isnan(e) ? INFINITY : e * e;
+        norm += y * y;
+      }
+    free(w), free(c);
+  }
+  free(exact), free(xe), free(x), free((char *)m.codes), free((char *)m.scales), free((char *)m.zeros);
+  return sqrt(worst / norm);
+}
+
+static int all_coded(int isa, const char *name) {
+  int counts[] = {1, 2, 5, 7, 13, 40}, ks[] = {8, 33, 72, 300}, bad = 0, cases = 0;
+  double worst = 0;
+  for (int n = 0; n < 6; n++)
+    for (int i = 0; i < 4; i++)
+      for (int format = CODE_4; format <= CODE_E4M3; format++)
+        for (int group = 0; group < 5; group++)
+          for (int zero = 0; zero < 2; zero++) {
+            int row = isa >= ISA_BF16 && !zero && cases % 2 ? TYPE_BF16 : TYPE_F32;
+            int lie = format == CODE_E4M3 ? LIE_DENSE : format == CODE_4 ? cases % 4 : zero ? 1 + cases % 2 : cases % 3;
+            int scale = cases / 3 % 5, splat = cases % 7 == 0, zero_lie = format == CODE_E4M3 || !zero ? -1 : cases % 3 == 0 ? LIE_DENSE : format == CODE_4 ? 2 + cases % 2 : LIE_ALONG_OUT;
+            // Zeros stand beside scales of single outputs.
+            double e = coded(isa, row, counts[n], ks[i], format, (int[]){8, 32, 48, 128, 4096}[group], lie, scale, splat && zero_lie < 0, zero_lie);
+            cases++;
+            worst = fmax(worst, e);
+            if (!(e < 2e-6)) {
+              printf("%s: codes %d, group %d, %d rows of %d, lie %d, scales %d, zeros %d, row type %d: error %g\n", name, format, group, counts[n], ks[i], lie, scale, zero_lie, row, e);
+              bad++;
+            }
+          }
+  printf("%s: %d products with codes, largest error %.1e\n", name, cases, worst);
+  return bad;
+}
+
 int main(void) {
   const char *names[] = {"none", "avx2", "avx512", "avx512bf16", "amx"};
   int best = moe_isa(), bad = 0;
@@ -245,6 +372,7 @@ int main(void) {
       printf("%s: skipped, this machine does not have it\n", names[isa]);
       continue;
     }
+    bad += all_coded(isa, names[isa]);
     double worst = 0, worst_bf16 = 0;
     int cases = 0;
     for (int kind = SILU; kind <= RELU2_NO_MUL; kind++)

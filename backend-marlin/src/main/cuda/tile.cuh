@@ -151,12 +151,14 @@ DEV float clip(float v, float limit) { return at_most(v < -limit ? -limit : v, l
 DEV float gelu_erf(float v) { return 0.5f * v * (1.0f + erff(v * 0.7071067811865476f)); }
 DEV float gelu_tanh(float v) { return v * sigmoid(1.5957691216057308f * (v + 0.044715f * v * v * v)); }
 
+DEV float silu_gated(float g, float u, float limit) {
+  float c = at_most(g, limit);
+  return c * sigmoid(c) * clip(u, limit);
+}
+
 // Codes are the ordinals of Activation.Kind.
 DEV float activate_gated(float g, float u, int act, float alpha, float beta, float limit) {
-  if (act == 0) {
-    float c = at_most(g, limit);
-    return c * sigmoid(c) * clip(u, limit);
-  }
+  if (act == 0) return silu_gated(g, u, limit);
   if (act == 1) return gelu_erf(g) * u;
   if (act == 2) return gelu_tanh(g) * u;
   if (act == 3) {

@@ -253,24 +253,58 @@ DEV void wide(GEMM_PARAMETERS) {
       for (int v = 0; v < 4; v++) sums[(8 * j + 2 * q + v % 2) * STRIDE + column + v / 2 * 8] = acc[i][j][v];
   }
   block_sync();
-  const int pairs_a_row = BLOCK_ROWS / 2;
+  // Activations that few layers have, one at a time and in place, so that their code stands here once and is short.
+  const bool activated = act > 0;
+  if (activated) {
+    const int shift = gated ? 7 : 8;
 #pragma unroll 1
-  for (int i = THREAD; i < NT * pairs_a_row; i += 256) {
-    const int r = i / pairs_a_row, c = i % pairs_a_row * 2, col = t.block * BLOCK_ROWS + c;
-    if (t.row0 + r >= t.row1 || col >= N) continue;
-    float f = 1.0f, v[2];
-    if (on_input) f = tw[(int)load_new4(pairs + t.row0 + r)];
-    const float* own = sums + r * STRIDE + c;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      float first_sum = own[h] * f, second_sum = gated ? own[128 + h] * f : 0.0f;
+    for (int i = THREAD; i < NT << shift; i += 256) {
+      const int r = i >> shift, c = i & ((1 << shift) - 1), col = t.block * BLOCK_ROWS + c;
+      if (t.row0 + r >= t.row1 || col >= N) continue;
+      const float f = on_input ? tw[(int)load_new4(pairs + t.row0 + r)] : 1.0f;
+      float* own = sums + r * STRIDE + c;
+      float v = own[0] * f, u = gated ? own[128] * f : 0.0f;
       if (has_bias) {
-        first_sum += bias[(int64_t)t.e * (gated ? 2 * N : N) + col + h];
-        if (gated) second_sum += bias[((int64_t)t.e * 2 + 1) * N + col + h];
+        v += bias[(int64_t)t.e * (gated ? 2 * N : N) + col];
+        if (gated) u += bias[((int64_t)t.e * 2 + 1) * N + col];
       }
-      v[h] = gated ? activate_gated(first_sum, second_sum, act, alpha, beta, limit) : activate_single(first_sum, act);
+      own[0] = gated ? activate_gated(v, u, act, alpha, beta, limit) : activate_single(v, act);
     }
-    *(uint32_t*)(y + (int64_t)(t.row0 + r) * N + col) = pack2<T>(v[0], v[1]);
+    block_sync();
+  }
+  // Eight outputs a thread.
+  const int shift = gated ? 4 : 5;
+  for (int i = THREAD; i < NT << shift; i += 256) {
+    const int r = i >> shift, c = (i & ((1 << shift) - 1)) * 8, col = t.block * BLOCK_ROWS + c;
+    if (t.row0 + r >= t.row1 || col >= N) continue;
+    const float* own = sums + r * STRIDE + c;
+    float v[8], u[8] = {};
+    *(uint4*)v = *(const uint4*)own;
+    *(uint4*)(v + 4) = *(const uint4*)(own + 4);
+    if (!activated) {
+      if (gated) {
+        *(uint4*)u = *(const uint4*)(own + 128);
+        *(uint4*)(u + 4) = *(const uint4*)(own + 132);
+      }
+      const float f = on_input ? tw[(int)load_new4(pairs + t.row0 + r)] : 1.0f;
+      const float *b1 = bias + (int64_t)t.e * (gated ? 2 * N : N) + col, *b2 = b1 + N;
+#pragma unroll
+      for (int h = 0; h < 8; h++) {
+        v[h] *= f;
+        u[h] *= f;
+        if (has_bias) {
+          v[h] += b1[h];
+          if (gated) u[h] += b2[h];
+        }
+        if (gated) v[h] = silu_gated(v[h], u[h], limit);
+      }
+    }
+    uint4 out;
+    out.x = pack2<T>(v[0], v[1]);
+    out.y = pack2<T>(v[2], v[3]);
+    out.z = pack2<T>(v[4], v[5]);
+    out.w = pack2<T>(v[6], v[7]);
+    *(uint4*)(y + (int64_t)(t.row0 + r) * N + col) = out;
   }
 }
 

@@ -1,7 +1,7 @@
 package io.moe4j.checkpoint;
 
+import io.moe4j.checkpoint.QuantRule.Codes;
 import io.moe4j.checkpoint.QuantRule.Method;
-import io.moe4j.checkpoint.QuantRule.Type;
 import java.util.Locale;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
@@ -39,7 +39,7 @@ final class AutoRoundConfig extends QuantConfig {
       throw config.unusable("data_type", "int");
     }
     return QuantRule.builder(config.source(), awq ? Method.AWQ : Method.GPTQ)
-        .codes(Type.INT, bits(config, "bits"))
+        .codes(Codes.INT, bits(config, "bits"))
         .group(groupSize(config, "group_size"))
         .symmetric(config.optionalBoolean("sym", true))
         .zeroOffset(awq ? 0 : 1)
@@ -59,7 +59,7 @@ final class AutoRoundConfig extends QuantConfig {
       }
       QuantRule.Builder rule = others.toBuilder();
       if (own.get().has("bits")) {
-        rule.codes(Type.INT, bits(own.get(), "bits"));
+        rule.codes(Codes.INT, bits(own.get(), "bits"));
       }
       if (own.get().has("group_size")) {
         rule.group(groupSize(own.get(), "group_size"));

@@ -1,7 +1,7 @@
 package io.moe4j.checkpoint;
 
+import io.moe4j.checkpoint.QuantRule.Codes;
 import io.moe4j.checkpoint.QuantRule.Method;
-import io.moe4j.checkpoint.QuantRule.Type;
 import java.util.Locale;
 import java.util.Optional;
 
@@ -29,7 +29,7 @@ final class AwqConfig extends QuantConfig {
       throw config.unusable(config.has("bits") ? "bits" : "w_bit", "4");
     }
     return QuantRule.builder(config.source(), Method.AWQ)
-        .codes(Type.INT, 4)
+        .codes(Codes.INT, 4)
         .group(groupSize(config, "group_size", "q_group_size"))
         .symmetric(!config.optionalBoolean("zero_point", true))
         .build();

@@ -2,8 +2,10 @@ package io.moe4j.checkpoint;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.RoutingConfig.GroupScore;
+import io.moe4j.api.tensor.DType;
 import java.nio.file.Path;
 import java.util.List;
 
@@ -48,11 +50,58 @@ public record CheckpointDescription(
    * @param bytes bytes of the block's tensors
    * @param routing the routing rule in words
    * @param activation the activation in words
+   * @param weights what its linear maps are stored as; experts first
    */
-  public record Layer(int index, MoeConfig config, long bytes, String routing, String activation) {
-    static Layer of(int index, MoeConfig config, long bytes) {
+  public record Layer(
+      int index,
+      MoeConfig config,
+      long bytes,
+      String routing,
+      String activation,
+      List<WeightPart> weights) {
+    /** Copies the list. */
+    public Layer {
+      weights = List.copyOf(weights);
+    }
+
+    static Layer of(int index, LayerReader.Block block) {
+      MoeConfig config = block.config();
       return new Layer(
-          index, config, bytes, routingInWords(config), activationInWords(config.activation()));
+          index,
+          config,
+          block.bytes(),
+          routingInWords(config),
+          activationInWords(config.activation()),
+          block.parts());
+    }
+
+    /** {@return whether any of its linear maps is quantised} */
+    public boolean isQuantized() {
+      return weights.stream().anyMatch(w -> !w.scheme().isNone());
+    }
+  }
+
+  /**
+   * Linear maps of one part of a layer that are stored alike.
+   *
+   * @param part {@code experts}, {@code shared_expert}, {@code shared_expert_gate}, {@code router}
+   *     or {@code latent}
+   * @param scheme how they are quantised; {@link QuantScheme#NONE} if they are not
+   * @param dtype of the elements or codes in the file
+   * @param maps how many there are
+   * @param bytes codes, scales, zero points and indices together
+   * @param example the name of the first of them, below the block
+   * @since 0.2.0
+   */
+  public record WeightPart(
+      String part, QuantScheme scheme, DType dtype, int maps, long bytes, String example) {
+    /**
+     * Like {@code int4 group 128}, {@code BF16}.
+     *
+     * @return the scheme or the dtype
+     */
+    public String format() {
+      return scheme.isNone() ? dtype.toString() : scheme.toString();
     }
   }
 

@@ -5,9 +5,9 @@ import io.moe4j.api.config.ActivationQuant;
 import io.moe4j.api.config.ActivationQuant.Scaling;
 import io.moe4j.api.config.QuantScheme.Format;
 import io.moe4j.api.config.QuantScheme.ScaleFormat;
+import io.moe4j.checkpoint.QuantRule.Codes;
 import io.moe4j.checkpoint.QuantRule.Method;
 import io.moe4j.checkpoint.QuantRule.Strategy;
-import io.moe4j.checkpoint.QuantRule.Type;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -118,7 +118,7 @@ final class CompressedTensorsConfig extends QuantConfig {
   private QuantRule rule(ModelConfig group, ModelConfig w) {
     String format =
         group.optionalString("format").or(() -> config.optionalString("format")).orElse("");
-    Type type = type(w);
+    Codes type = codes(w);
     int bits = w.requireInt("num_bits");
     QuantRule.Builder rule =
         QuantRule.builder(config.source(), Method.COMPRESSED_TENSORS)
@@ -144,10 +144,10 @@ final class CompressedTensorsConfig extends QuantConfig {
     return rule.build();
   }
 
-  private static Type type(ModelConfig c) {
+  private static Codes codes(ModelConfig c) {
     return switch (c.optionalString("type").orElse("int")) {
-      case "int" -> Type.INT;
-      case "float" -> Type.FLOAT;
+      case "int" -> Codes.INT;
+      case "float" -> Codes.FLOAT;
       default -> throw c.unusable("type", "int or float");
     };
   }
@@ -179,7 +179,7 @@ final class CompressedTensorsConfig extends QuantConfig {
     };
   }
 
-  private static ScaleFormat scaleFormat(String format, ModelConfig w, Type type) {
+  private static ScaleFormat scaleFormat(String format, ModelConfig w, Codes type) {
     if (format.startsWith("mxfp")) {
       return ScaleFormat.E8M0;
     }
@@ -187,7 +187,7 @@ final class CompressedTensorsConfig extends QuantConfig {
       return ScaleFormat.E4M3;
     }
     String dtype = w.textAt("scale_dtype").orElse("");
-    if (type == Type.FLOAT && dtype.endsWith("uint8")) {
+    if (type == Codes.FLOAT && dtype.endsWith("uint8")) {
       return ScaleFormat.E8M0;
     }
     return strategy(w).equals("tensor_group") ? ScaleFormat.E4M3 : ScaleFormat.FLOAT;
@@ -217,7 +217,7 @@ final class CompressedTensorsConfig extends QuantConfig {
 
   private static ActivationQuant activations(ModelConfig a) {
     int bits = a.requireInt("num_bits");
-    boolean integer = type(a) == Type.INT;
+    boolean integer = codes(a) == Codes.INT;
     if (bits != 8 && bits != 4) {
       throw a.unusable("num_bits", "4 or 8");
     }

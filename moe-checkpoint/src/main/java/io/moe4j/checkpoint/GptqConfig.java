@@ -1,8 +1,8 @@
 package io.moe4j.checkpoint;
 
 import io.moe4j.api.CheckpointException;
+import io.moe4j.checkpoint.QuantRule.Codes;
 import io.moe4j.checkpoint.QuantRule.Method;
-import io.moe4j.checkpoint.QuantRule.Type;
 import java.util.List;
 import java.util.Locale;
 import java.util.Optional;
@@ -47,7 +47,7 @@ final class GptqConfig extends QuantConfig {
       throw config.unusable("pack_dtype", "int32");
     }
     return QuantRule.builder(config.source(), Method.GPTQ)
-        .codes(Type.INT, bits(config, "bits"))
+        .codes(Codes.INT, bits(config, "bits"))
         .group(groupSize(config, "group_size"))
         .symmetric(config.optionalBoolean("sym", true))
         .actOrder(config.optionalBoolean("desc_act", false))
@@ -80,7 +80,7 @@ final class GptqConfig extends QuantConfig {
                         + "' is null, must be an object"));
     QuantRule.Builder rule = others.toBuilder();
     if (own.has("bits")) {
-      rule.codes(Type.INT, bits(own, "bits"));
+      rule.codes(Codes.INT, bits(own, "bits"));
     }
     if (own.has("group_size")) {
       rule.group(groupSize(own, "group_size"));

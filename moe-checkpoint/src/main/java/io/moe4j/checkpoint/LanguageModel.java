@@ -62,13 +62,11 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
       }
     }
     Map<String, ModelConfig> others = others(top);
-    List<LanguageModel> known =
-        others.values().stream()
-            .flatMap(part ->
-                layout(part, layouts).map(l -> new LanguageModel(part, l)).stream())
-            .toList();
+    List<ModelConfig> known =
+        others.values().stream().filter(c -> layout(c, layouts).isPresent()).toList();
     if (known.size() == 1) {
-      return known.getFirst();
+      ModelConfig part = known.getFirst();
+      return new LanguageModel(part, layout(part, layouts).orElseThrow());
     }
     parts.putAll(others);
     throw unknown(parts, layouts);

@@ -55,6 +55,7 @@ final class LayerReader {
   private final int layer;
   private final Optional<String> quantised;
   private final DataChecks checks = new DataChecks();
+  private final WeightParts parts = new WeightParts();
   private final BlockTensors tensors;
   private final ModuleReader modules;
 
@@ -65,6 +66,7 @@ final class LayerReader {
       RouterCheck router,
       DataChecks checks,
       long bytes,
+      List<CheckpointDescription.WeightPart> parts,
       List<String> leftOut) {
     /** What checks of the elements read. */
     long checkedBytes() {
@@ -91,7 +93,7 @@ final class LayerReader {
     this.layer = layer;
     this.quantised = quantised.said();
     this.tensors = tensors;
-    this.modules = new ModuleReader(tensors, quantised, checks);
+    this.modules = new ModuleReader(tensors, quantised, checks, parts);
   }
 
   /**
@@ -151,6 +153,7 @@ final class LayerReader {
               + MAX_EXPERTS);
     }
     ExpertWeights experts = readExperts(sizes);
+    experts.experts().forEach(e -> parts.add("experts", e));
     builder.weightDtype(dtype(experts)).quantSchemes(schemes(experts));
     builder.expertBias(experts.expert(0).upBias() != null);
     RouterWeights router = readRouter(sizes);
@@ -178,7 +181,13 @@ final class LayerReader {
     weights = outputBias == null ? weights : weights.withOutputBias(outputBias);
     weights.requireFits(config);
     return new Block(
-        config, weights, new RouterCheck(where, router), checks, tensors.bytes(), leftOut);
+        config,
+        weights,
+        new RouterCheck(where, router),
+        checks,
+        tensors.bytes(),
+        parts.list(),
+        leftOut);
   }
 
   private ExpertWeights readExperts(MoeConfig sizes) {
@@ -428,10 +437,13 @@ final class LayerReader {
   }
 
   /** A linear map as floats. */
-  private Tensor map(String weight, long out, long in) {
-    return weight.endsWith(WEIGHT)
-        ? modules.plain(module(weight), out, in)
-        : tensors.takeFloating(weight, out, in);
+  private Tensor map(String part, String weight, long out, long in) {
+    if (weight.endsWith(WEIGHT)) {
+      return modules.plain(part, module(weight), out, in);
+    }
+    Tensor plain = tensors.takeFloating(weight, out, in);
+    parts.add(part, weight, plain);
+    return plain;
   }
 
   private Tensor floats(Tensor t) {
@@ -477,7 +489,7 @@ final class LayerReader {
     Tensor matrix =
         inOut
             ? transposed(tensors.takeFloating(weight, sizes.hiddenSize(), e))
-            : map(weight, e, sizes.hiddenSize());
+            : map("router", weight, e, sizes.hiddenSize());
     RoutingConfig routing = sizes.routing();
     return new RouterWeights(
         matrix,
@@ -648,7 +660,7 @@ final class LayerReader {
     Tensor gateBias = null;
     if (form.fused()) {
       // Rows of a scale or of a word may be of both, so a quantised one cannot be cut as it is.
-      Tensor both = modules.plain(form.up(), 2L * i, h);
+      Tensor both = modules.plain("shared_expert", form.up(), 2L * i, h);
       gate = Weight.plain(form.up() + WEIGHT, both.narrow(0, 0, i));
       up = Weight.plain(form.up() + WEIGHT, both.narrow(0, i, i));
       gateBias = upBias == null ? null : upBias.narrow(0, 0, i);
@@ -667,6 +679,7 @@ final class LayerReader {
     }
     Weight down = modules.read(form.down(), h, i);
     ExpertWeights.Expert mlp = ExpertWeights.Expert.of(gate, up, down);
+    (form.fused() ? List.of(down) : mlp.projections()).forEach(w -> parts.add("shared_expert", w));
     requireOneDtype(mlp.projections().stream().filter(Weight::isPlain).toList());
     Tensor downBias = tensors.takeFirst(List.of(form.down() + ".bias"), h);
     boolean biased = upBias != null && downBias != null && gated == (gateBias != null);
@@ -674,7 +687,11 @@ final class LayerReader {
       throw lacks(
           "a bias of the shared expert", List.of(form.up() + ".bias", form.down() + ".bias"));
     }
-    Tensor sigmoidGate = layout.sharedExpertGate().map(g -> modules.plain(g, 1, h)).orElse(null);
+    Tensor sigmoidGate =
+        layout
+            .sharedExpertGate()
+            .map(g -> modules.plain("shared_expert_gate", g, 1, h))
+            .orElse(null);
     return Optional.of(
         new SharedExpertWeights(mlp.withBias(gateBias, upBias, downBias), sigmoidGate));
   }
@@ -701,8 +718,8 @@ final class LayerReader {
     String out = layout.latentOut().orElse("");
     return Optional.of(
         new LatentWeights(
-            modules.plain(in, sizes.latentSize(), sizes.hiddenSize()),
-            modules.plain(out, sizes.hiddenSize(), sizes.latentSize())));
+            modules.plain("latent", in, sizes.latentSize(), sizes.hiddenSize()),
+            modules.plain("latent", out, sizes.hiddenSize(), sizes.latentSize())));
   }
 
   private boolean isIgnored(String name, int numExperts) {

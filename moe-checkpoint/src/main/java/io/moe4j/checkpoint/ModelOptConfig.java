@@ -4,9 +4,9 @@ import io.moe4j.api.config.ActivationQuant;
 import io.moe4j.api.config.ActivationQuant.Scaling;
 import io.moe4j.api.config.QuantScheme.Format;
 import io.moe4j.api.config.QuantScheme.ScaleFormat;
+import io.moe4j.checkpoint.QuantRule.Codes;
 import io.moe4j.checkpoint.QuantRule.Method;
 import io.moe4j.checkpoint.QuantRule.Strategy;
-import io.moe4j.checkpoint.QuantRule.Type;
 import java.util.LinkedHashMap;
 import java.util.Locale;
 import java.util.Map;
@@ -70,18 +70,18 @@ final class ModelOptConfig extends QuantConfig {
     return switch (algo) {
       case "" -> rule.build();
       case "FP8" ->
-          rule.codes(Type.FLOAT, 8)
+          rule.codes(Codes.FLOAT, 8)
               .scales(Strategy.TENSOR)
               .activations(ActivationQuant.FP8_STATIC)
               .build();
       case "FP8_PER_CHANNEL_PER_TOKEN" ->
-          rule.codes(Type.FLOAT, 8)
+          rule.codes(Codes.FLOAT, 8)
               .scales(Strategy.CHANNEL)
               .activations(ActivationQuant.FP8_PER_TOKEN)
               .build();
-      case "FP8_PB_WO", "FP8_BLOCK_SCALES" -> rule.codes(Type.FLOAT, 8).block(128, 128).build();
+      case "FP8_PB_WO", "FP8_BLOCK_SCALES" -> rule.codes(Codes.FLOAT, 8).block(128, 128).build();
       case "NVFP4", "NVFP4_MLP_ONLY", "W4A4_NVFP4" ->
-          rule.codes(Type.FLOAT, 4)
+          rule.codes(Codes.FLOAT, 4)
               .group(group > 0 ? group : 16)
               .scaleFormat(ScaleFormat.E4M3)
               .activations(
@@ -89,18 +89,18 @@ final class ModelOptConfig extends QuantConfig {
                       Format.FP4, Scaling.STATIC_AND_PER_GROUP, group > 0 ? group : 16))
               .build();
       case "W4A16_NVFP4" ->
-          rule.codes(Type.FLOAT, 4)
+          rule.codes(Codes.FLOAT, 4)
               .group(group > 0 ? group : 16)
               .scaleFormat(ScaleFormat.E4M3)
               .build();
       case "MXFP8" ->
-          rule.codes(Type.FLOAT, 8)
+          rule.codes(Codes.FLOAT, 8)
               .group(32)
               .scaleFormat(ScaleFormat.E8M0)
               .activations(new ActivationQuant(Format.FP8, Scaling.DYNAMIC_PER_GROUP_E8M0, 32))
               .build();
       case "MXFP4", "W4A16_MXFP4" ->
-          rule.codes(Type.FLOAT, 4).group(32).scaleFormat(ScaleFormat.E8M0).build();
+          rule.codes(Codes.FLOAT, 4).group(32).scaleFormat(ScaleFormat.E8M0).build();
       default ->
           throw from.unusable(
               "quant_algo",

@@ -8,9 +8,9 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.Packing;
 import io.moe4j.api.weights.Weight;
+import io.moe4j.checkpoint.QuantRule.Codes;
 import io.moe4j.checkpoint.QuantRule.Method;
 import io.moe4j.checkpoint.QuantRule.Strategy;
-import io.moe4j.checkpoint.QuantRule.Type;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
@@ -36,11 +36,13 @@ final class ModuleReader {
   private final BlockTensors tensors;
   private final QuantConfig config;
   private final DataChecks checks;
+  private final WeightParts parts;
 
-  ModuleReader(BlockTensors tensors, QuantConfig config, DataChecks checks) {
+  ModuleReader(BlockTensors tensors, QuantConfig config, DataChecks checks, WeightParts parts) {
     this.tensors = tensors;
     this.config = config;
     this.checks = checks;
+    this.parts = parts;
   }
 
   /** Whether the files have a module in any form. */
@@ -62,9 +64,14 @@ final class ModuleReader {
     return scales != null && scales.dims() == 2 ? Optional.of(scales.size(1)) : Optional.empty();
   }
 
-  /** A module as floats: as they lie, or, of a quantised one, a copy in F32. */
-  Tensor plain(String module, long out, long in) {
+  /**
+   * A module as floats: as they lie, or, of a quantised one, a copy in F32.
+   *
+   * @param part of the block, for descriptions
+   */
+  Tensor plain(String part, String module, long out, long in) {
     Weight w = read(module, out, in);
+    parts.add(part, w);
     return w.isPlain() ? w.plain() : w.toPlain(DType.F32).plain();
   }
 
@@ -258,7 +265,7 @@ final class ModuleReader {
 
     private Weight words() {
       QuantRule rule = rule();
-      requireCodes(".weight_packed", Type.INT);
+      requireCodes(".weight_packed", Codes.INT);
       int bits = rule.bits();
       if (bits != 4 && bits != 8) {
         throw bad(".weight_packed", "is of " + rule.inWords() + "; accepted are 4 and 8 bits");
@@ -353,7 +360,7 @@ final class ModuleReader {
 
     private Weight int8() {
       QuantRule rule = rule();
-      requireCodes(".weight", Type.INT);
+      requireCodes(".weight", Codes.INT);
       Tensor codes = take(".weight", List.of(DType.I8), out, in);
       Weight.Builder b =
           Weight.builder(name, scheme(Format.INT8, false), out, in, codes, Packing.DENSE)
@@ -381,7 +388,7 @@ final class ModuleReader {
     // ------------------------------------------------------------------------------------ floats
 
     private Weight fp8() {
-      requireCodes(".weight", Type.FLOAT);
+      requireCodes(".weight", Codes.FLOAT);
       QuantRule rule = rule();
       String key = scaleName();
       Tensor scales = tensors.find(name + key);
@@ -482,9 +489,11 @@ final class ModuleReader {
     }
 
     private Weight fp4(String key, boolean global) {
-      requireCodes(key, Type.FLOAT);
+      requireCodes(key, Codes.FLOAT);
       QuantRule rule = rule();
-      if (rule.bits() != 0 && rule.bits() != 4) {
+      // DeepSeek-V4 has experts in 4 bits beside maps in FP8, and parameters of these only.
+      boolean besideFp8 = rule.method() == Method.FP8 && !global;
+      if (rule.bits() != 0 && rule.bits() != 4 && !besideFp8) {
         throw bad(key, "holds 4-bit floats, but " + rule.inWords());
       }
       if (rule.scaleFormat() != ScaleFormat.FLOAT
@@ -579,20 +588,20 @@ final class ModuleReader {
       return rule().scheme(Format.INT8).build().scaleRowCount(out);
     }
 
-    private void requireCodes(String key, Type type) {
-      Type saidType = rule().type();
-      boolean knows = rule().method() != Method.NONE && saidType != Type.UNKNOWN;
+    private void requireCodes(String key, Codes type) {
+      Codes saidType = rule().type();
+      boolean knows = rule().method() != Method.NONE && saidType != Codes.UNKNOWN;
       if (knows && saidType != type) {
         throw bad(
             key,
             "is "
                 + tensors.find(name + key)
                 + ", codes that are "
-                + (type == Type.INT ? "integers" : "floats")
+                + (type == Codes.INT ? "integers" : "floats")
                 + ", but "
                 + rule().inWords());
       }
-      if (!knows && type == Type.INT) {
+      if (!knows && type == Codes.INT) {
         throw bad(
             key,
             "is "

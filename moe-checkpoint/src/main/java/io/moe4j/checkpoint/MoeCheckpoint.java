@@ -249,8 +249,7 @@ public final class MoeCheckpoint implements AutoCloseable {
   /** {@return a readable summary of the checkpoint} */
   public CheckpointDescription describe() {
     Function<Map.Entry<Integer, LayerReader.Block>, CheckpointDescription.Layer> layer =
-        e ->
-            CheckpointDescription.Layer.of(e.getKey(), e.getValue().config(), e.getValue().bytes());
+        e -> CheckpointDescription.Layer.of(e.getKey(), e.getValue());
     return new CheckpointDescription(
         directory,
         modelType(),

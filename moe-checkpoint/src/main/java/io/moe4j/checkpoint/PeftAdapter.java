@@ -38,6 +38,10 @@ import java.util.stream.Stream;
  */
 public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
   private static final String WEIGHTS = "adapter_model";
+
+  /** What KTransformers writes beside it; without it the experts would keep their base weights. */
+  private static final String FUSED_EXPERTS = "fused_expert_lora.safetensors";
+
   private static final Pattern SHARD =
       Pattern.compile("adapter_model-\\d{5}-of-\\d{5}\\.safetensors");
 
@@ -173,6 +177,16 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
 
   /** One file, or shards as checkpoints have them. */
   private static ShardedTensors open(Path directory, Arena arena) {
+    if (Files.exists(directory.resolve(FUSED_EXPERTS))) {
+      throw new AdapterException(
+          directory
+              + " also holds "
+              + FUSED_EXPERTS
+              + ": fine-tuning with KTransformers keeps the experts' factors there, apart from "
+              + WEIGHTS
+              + ".safetensors, and a file of its own form is not read; export the adapter as PEFT's"
+              + " first");
+    }
     Path weights = directory.resolve(WEIGHTS + ".safetensors");
     boolean there =
         Files.exists(weights)

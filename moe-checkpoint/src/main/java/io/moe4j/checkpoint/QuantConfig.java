@@ -5,8 +5,8 @@ import io.moe4j.api.config.ActivationQuant;
 import io.moe4j.api.config.ActivationQuant.Scaling;
 import io.moe4j.api.config.QuantScheme.Format;
 import io.moe4j.api.config.QuantScheme.ScaleFormat;
+import io.moe4j.checkpoint.QuantRule.Codes;
 import io.moe4j.checkpoint.QuantRule.Method;
-import io.moe4j.checkpoint.QuantRule.Type;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Collection;
@@ -145,12 +145,13 @@ abstract class QuantConfig {
             @Override
             QuantRule rule(String module) {
               return QuantRule.builder(c.source(), Method.MXFP4)
-                  .codes(Type.FLOAT, 4)
+                  .codes(Codes.FLOAT, 4)
                   .group(32)
                   .scaleFormat(ScaleFormat.E8M0)
                   .build();
             }
           };
+      case "" -> fixed(Optional.of(said), c.source());
       default -> refusing(said, c.source());
     };
   }
@@ -175,7 +176,7 @@ abstract class QuantConfig {
         .ifPresent(f -> {
           throw c.unusable(c.has("fmt") ? "fmt" : "weight_fmt", "e4m3");
         });
-    QuantRule.Builder rule = QuantRule.builder(c.source(), Method.FP8).codes(Type.FLOAT, 8);
+    QuantRule.Builder rule = QuantRule.builder(c.source(), Method.FP8).codes(Codes.FLOAT, 8);
     Optional<List<Integer>> block = c.optionalInts("weight_block_size");
     if (block.isPresent()) {
       List<Integer> size = block.get();

@@ -22,7 +22,7 @@ final class QuantRule {
   }
 
   /** What codes are. */
-  enum Type {
+  enum Codes {
     UNKNOWN,
     INT,
     FLOAT
@@ -52,7 +52,7 @@ final class QuantRule {
     return b.method;
   }
 
-  Type type() {
+  Codes type() {
     return b.type;
   }
 
@@ -129,7 +129,7 @@ final class QuantRule {
   /** Like {@code config.json (quant_method 'gptq') says 4-bit int, groups of 128, symmetric}. */
   String inWords() {
     List<String> words = new ArrayList<>();
-    if (b.type != Type.UNKNOWN) {
+    if (b.type != Codes.UNKNOWN) {
       words.add((b.bits > 0 ? b.bits + "-bit " : "") + b.type.name().toLowerCase(Locale.ROOT));
     }
     switch (b.strategy) {
@@ -141,7 +141,7 @@ final class QuantRule {
         // Nothing to say.
       }
     }
-    if (b.type == Type.INT) {
+    if (b.type == Codes.INT) {
       words.add(b.symmetric ? "symmetric" : "asymmetric");
       words.add(b.actOrder ? "with act-order" : "without act-order");
     }
@@ -152,7 +152,7 @@ final class QuantRule {
   static final class Builder {
     private final String said;
     private final Method method;
-    private Type type = Type.UNKNOWN;
+    private Codes type = Codes.UNKNOWN;
     private int bits;
     private Strategy strategy = Strategy.UNKNOWN;
     private int rows;
@@ -168,7 +168,7 @@ final class QuantRule {
       this.method = method;
     }
 
-    Builder codes(Type codes, int bitsOfCode) {
+    Builder codes(Codes codes, int bitsOfCode) {
       type = codes;
       bits = bitsOfCode;
       return this;

@@ -3,14 +3,14 @@ package io.moe4j.checkpoint;
 import java.util.regex.Pattern;
 
 /**
- * Segments that PyTorch's wrappers put into module names and that no model has itself: {@code
+ * Segments that wrappers put into module names and that no model has itself: {@code
  * _fsdp_wrapped_module}, {@code _fpw_module} (FSDP), {@code _checkpoint_wrapped_module} (activation
  * checkpointing, offloading), {@code _orig_mod} (torch.compile), {@code _forward_module}
- * (Lightning), {@code _module} (Opacus), {@code module} (DDP, DeepSpeed). A file saved without
- * unwrapping has them anywhere in its names.
+ * (Lightning), {@code _module} (Opacus), {@code module} (DDP, DeepSpeed), {@code original_moe}
+ * (fine-tuning with KTransformers). A file saved without unwrapping has them anywhere in its names.
  */
 final class WrapperSegments {
-  private static final String WRAPPER = "(?:_(?:[A-Za-z0-9]+_)*mod(?:ule)?|module)";
+  private static final String WRAPPER = "(?:_(?:[A-Za-z0-9]+_)*mod(?:ule)?|module|original_moe)";
   private static final String DOT = "(?:\\\\\\.|\\[\\.\\]|\\.)";
 
   /** In a regex a dot may be escaped; a segment ends where a name's characters end. */
@@ -26,7 +26,8 @@ final class WrapperSegments {
   private WrapperSegments() {}
 
   private static boolean isWrapper(String name, int from, int to) {
-    if (to - from == 6 && name.startsWith("module", from)) {
+    if ((to - from == 6 && name.startsWith("module", from))
+        || (to - from == 12 && name.startsWith("original_moe", from))) {
       return true;
     }
     return to > from
@@ -40,7 +41,7 @@ final class WrapperSegments {
    * @param name of a module or tensor
    */
   static String strip(String name) {
-    if (!name.contains("mod")) {
+    if (!name.contains("mod") && !name.contains("original_moe")) {
       return name;
     }
     StringBuilder kept = new StringBuilder(name.length());

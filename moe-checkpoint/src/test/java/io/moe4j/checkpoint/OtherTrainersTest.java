@@ -3,6 +3,7 @@ package io.moe4j.checkpoint;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import io.moe4j.api.AdapterException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraAdapter;
@@ -11,6 +12,9 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterReport.Disposition;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
 import org.jspecify.annotations.NullUnmarked;
@@ -75,6 +79,72 @@ class OtherTrainersTest extends AdapterTestBase {
         .singleElement()
         .satisfies(x -> assertThat(x.targets()).containsExactly(LoraTarget.DOWN))
         .satisfies(x -> assertThat(x.reason()).contains("shared by 3"));
+  }
+
+  /**
+   * VeOmni has three factors an expert on the two fused parameters that its config names: [E, r,
+   * in] and [E, out, r], or one pair that all experts share.
+   */
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void veOmniKeepsGateAndUpApart(boolean shared) {
+    TinyCheckpoint t = fused(R, 6);
+    t.with("target_parameters", List.of("model.layers.*.mlp.experts.gate_up_proj"));
+    t.with("veomni_lora", Map.of("moe_mode", shared ? "shared" : "independent"));
+    for (String p : List.of("gate_proj", "up_proj", "down_proj")) {
+      int in = p.equals("down_proj") ? I : H;
+      int out = p.equals("down_proj") ? H : I;
+      t.put(key(EXPERTS + "." + p, "A"), DType.BF16, shared ? d(R, in) : d(E, R, in));
+      t.put(key(EXPERTS + "." + p, "B"), DType.BF16, shared ? d(out, R) : d(E, out, R));
+    }
+    LoraAdapter loaded = load(t, qwen3(), AdapterPolicy.STRICT).adapter();
+    Map<String, LoraTarget> all =
+        Map.of(
+            "gate_proj", LoraTarget.GATE, "up_proj", LoraTarget.UP, "down_proj", LoraTarget.DOWN);
+    for (Map.Entry<String, LoraTarget> e : all.entrySet()) {
+      Tensor a = a(t, EXPERTS + "." + e.getKey());
+      Tensor b = b(t, EXPERTS + "." + e.getKey());
+      boolean down = e.getValue() == LoraTarget.DOWN;
+      assertDelta(
+          loaded.layer(1).get(e.getValue()),
+          E,
+          down ? H : I,
+          down ? I : H,
+          R,
+          2,
+          (x, j, i) -> shared ? a.get(j, i) : a.get(x, j, i),
+          (x, o, j) -> shared ? b.get(o, j) : b.get(x, o, j));
+    }
+  }
+
+  /** One module an expert, inside the block that was replaced. */
+  @Test
+  void kTransformersNamesTheBlockThatItReplaced() {
+    TinyCheckpoint t = adapter(R, 6);
+    String module = BLOCK + "original_moe.experts.2.down_proj";
+    t.put(key(module, "A"), DType.BF16, R, I).put(key(module, "B"), DType.BF16, H, R);
+    LoraFactors down =
+        load(t, qwen3(), AdapterPolicy.STRICT).adapter().layer(1).get(LoraTarget.DOWN);
+    Tensor a = a(t, module);
+    Tensor b = b(t, module);
+    assertDelta(
+        down, E, H, I, R, 2, (x, j, i) -> a.get(j, i), (x, o, j) -> x == 2 ? b.get(o, j) : 0);
+  }
+
+  /** Read alone, adapter_model.safetensors would leave the experts as they are. */
+  @Test
+  void expertsInAFileOfTheirOwnAreRefused() throws IOException {
+    TinyCheckpoint t = adapter(R, 6);
+    t.put(key("model.layers.1.self_attn.q_proj", "A"), DType.BF16, R, H);
+    t.put(key("model.layers.1.self_attn.q_proj", "B"), DType.BF16, H, R);
+    Path directory = t.writeAdapter(dir);
+    Files.copy(
+        directory.resolve("adapter_model.safetensors"),
+        directory.resolve("fused_expert_lora.safetensors"));
+    assertThatThrownBy(() -> PeftAdapter.load(directory, "x", qwen3(), AdapterPolicy.LENIENT))
+        .isInstanceOf(AdapterException.class)
+        .hasMessageContaining("fused_expert_lora.safetensors")
+        .hasMessageContaining("KTransformers");
   }
 
   @Test

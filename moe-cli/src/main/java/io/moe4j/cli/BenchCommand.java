@@ -3,6 +3,7 @@ package io.moe4j.cli;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.cli.bench.BenchReport;
 import io.moe4j.cli.bench.BenchShape;
+import io.moe4j.cli.bench.BenchWeights;
 import io.moe4j.cli.bench.DeviceBench;
 import io.moe4j.cli.bench.DeviceBenchReport;
 import io.moe4j.cli.bench.DeviceWeightKind;
@@ -63,11 +64,12 @@ final class BenchCommand implements Callable<Integer> {
   @Option(
       names = "--dtype",
       paramLabel = "DTYPE",
-      completionCandidates = Candidates.Dtypes.class,
+      completionCandidates = Candidates.BenchDtypes.class,
       split = ",",
       description =
-          "Weights: bf16, f16 or f32; on a GPU one of bf16, int4, int8 (both with groups of 128),"
-              + " fp8 (blocks of 128x128), mxfp4.")
+          "Weights: bf16, f16, f32, int4, int8 (both with groups of 128), int4-g32, int4-zero (with"
+              + " zero points), fp8 (blocks of 128x128), mxfp4, nvfp4; on a GPU one of bf16, int4,"
+              + " int8, fp8, mxfp4.")
   private List<String> dtypes = new ArrayList<>();
 
   @Option(
@@ -124,7 +126,7 @@ final class BenchCommand implements Callable<Integer> {
   BenchCommand() {}
 
   /** A shape in a dtype: one line of the table. */
-  private record Line(BenchShape shape, DType dtype) {}
+  private record Line(BenchShape shape, BenchWeights dtype) {}
 
   @Override
   public Integer call() {
@@ -153,7 +155,7 @@ final class BenchCommand implements Callable<Integer> {
           moe.note(
               line.shape().name()
                   + " "
-                  + line.dtype()
+                  + line.dtype().text()
                   + " is left out: it takes "
                   + Text.bytes(needed)
                   + ", and "
@@ -306,26 +308,36 @@ final class BenchCommand implements Callable<Integer> {
     for (String s : shapes) {
       of.add(shape(s));
     }
-    List<DType> types = dtypes.stream().map(BenchCommand::dtype).toList();
+    List<BenchWeights> types = dtypes.stream().map(BenchCommand::weights).toList();
     List<Line> lines = new ArrayList<>();
     if (of.isEmpty() && types.isEmpty()) {
       for (BenchShape s : BenchShape.KNOWN) {
         boolean wanted = !s.name().equals("tiny") && !(quick && s.name().startsWith("qwen3"));
         if (wanted) {
-          lines.add(new Line(s, DType.BF16));
+          lines.add(new Line(s, BenchWeights.BF16));
         }
         if (wanted && !quick && !s.name().startsWith("qwen3")) {
-          lines.add(new Line(s, DType.F32));
+          lines.add(new Line(s, BenchWeights.F32));
         }
       }
       return lines;
     }
     for (BenchShape s : of.isEmpty() ? BenchShape.KNOWN.subList(0, 3) : of) {
-      for (DType t : types.isEmpty() ? List.of(DType.BF16) : types) {
+      for (BenchWeights t : types.isEmpty() ? List.of(BenchWeights.BF16) : types) {
         lines.add(new Line(s, t));
       }
     }
     return lines;
+  }
+
+  private static BenchWeights weights(String text) {
+    return BenchWeights.of(text)
+        .orElseThrow(() ->
+            CliException.usage(
+                "--dtype is \""
+                    + text
+                    + "\"; accepted are "
+                    + String.join(", ", BenchWeights.texts())));
   }
 
   static DType dtype(String text) {

@@ -1,6 +1,7 @@
 package io.moe4j.cli;
 
 import io.moe4j.cli.bench.BenchShape;
+import io.moe4j.cli.bench.BenchWeights;
 import java.util.ArrayList;
 import java.util.Iterator;
 import java.util.List;
@@ -27,6 +28,13 @@ final class Candidates {
   static final class Dtypes extends Fixed {
     Dtypes() {
       super(List.of("bf16", "f16", "f32", "int4", "int8", "fp8", "mxfp4"));
+    }
+  }
+
+  /** What the experts of random layers are stored as. */
+  static final class BenchDtypes extends Fixed {
+    BenchDtypes() {
+      super(BenchWeights.texts());
     }
   }
 

@@ -5,6 +5,7 @@ import static java.util.Locale.ROOT;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.SharedExpertConfig.Combine;
 import io.moe4j.checkpoint.AdapterConfig;
 import io.moe4j.checkpoint.AdapterReport;
@@ -26,6 +27,7 @@ import java.util.Map;
 import java.util.TreeMap;
 import java.util.concurrent.Callable;
 import java.util.regex.Pattern;
+import java.util.stream.Collectors;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Command;
@@ -166,20 +168,67 @@ final class InspectCommand implements Callable<Integer> {
     return String.format(
         ROOT,
         "      experts: E=%d top_k=%d H=%d I=%d%s, %s%s%n      routing: %s%n      activation: %s%n"
-            + "      %s%n",
+            + "      %s%n%s",
         c.numExperts(),
         c.topK(),
         c.hiddenSize(),
         c.intermediateSize(),
         c.latentSize() > 0 ? " latent D=" + c.latentSize() : "",
-        c.weightDtype(),
+        expertFormats(l),
         (c.expertBias() ? ", with bias" : "")
             + (c.zeroExperts() > 0 ? ", " + c.zeroExperts() + " zero experts" : "")
             + (c.inputNorm().isPresent() ? ", input normalised" : "")
             + (c.outputBias() ? ", output bias" : ""),
         l.routing(),
         l.activation(),
-        shared);
+        shared,
+        l.isQuantized() ? weights(l) : "");
+  }
+
+  private static String expertFormats(CheckpointDescription.Layer l) {
+    return l.weights().stream()
+        .filter(w -> w.part().equals("experts"))
+        .map(CheckpointDescription.WeightPart::format)
+        .collect(Collectors.joining(" and "));
+  }
+
+  /** Which parts are quantised and which are not. */
+  private static String weights(CheckpointDescription.Layer l) {
+    StringBuilder s = new StringBuilder(String.format(ROOT, "      weights:%n"));
+    for (CheckpointDescription.WeightPart w : l.weights()) {
+      s.append(
+          String.format(
+              ROOT,
+              "        %s: %s, %d %s like %s, %s%n",
+              w.part().replace('_', ' '),
+              w.format(),
+              w.maps(),
+              w.maps() == 1 ? "map" : "maps",
+              Text.line(w.example()),
+              Text.bytes(w.bytes())));
+    }
+    return s.toString();
+  }
+
+  private static void json(CheckpointDescription.WeightPart w, ObjectNode n) {
+    QuantScheme q = w.scheme();
+    n.put("part", w.part());
+    n.put("format", w.format());
+    n.put("dtype", w.dtype().name());
+    n.put("quantized", !q.isNone());
+    if (!q.isNone()) {
+      n.put("code", q.format().name().toLowerCase(ROOT));
+      n.put("bits", q.bits());
+      n.put("scale_rows", q.scaleRows());
+      n.put("group_size", q.scaleColumns());
+      n.put("scale_format", q.scaleFormat().name().toLowerCase(ROOT));
+      n.put("symmetric", q.symmetric());
+      n.put("act_order", q.actOrder());
+      n.put("activations", q.activations().toString());
+    }
+    n.put("maps", w.maps());
+    n.put("example", w.example());
+    n.put("bytes", w.bytes());
   }
 
   private static String ranges(List<CheckpointDescription.Layer> layers) {
@@ -233,6 +282,9 @@ final class InspectCommand implements Callable<Integer> {
                   .put("sigmoid_gate", s.sigmoidGate())
                   .put("combine", s.combine().name().toLowerCase(ROOT)));
       n.put("bytes", l.bytes());
+      n.put("quantized", l.isQuantized());
+      ArrayNode weights = n.putArray("weights");
+      l.weights().forEach(w -> json(w, weights.addObject()));
     }
     ArrayNode notes = root.putArray("notes");
     d.notes().forEach(notes::add);

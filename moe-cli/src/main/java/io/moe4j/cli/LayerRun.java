@@ -48,6 +48,7 @@ final class LayerRun {
    * @param model stays the caller's, open as long as this is
    * @param adapters with distinct names; stay valid as long as this is open
    * @param backend asked for by name, or null
+   * @param activations what quantised layers do with them
    * @param given dtype of the hidden states in their file
    * @param tokens {@code T}
    */
@@ -56,6 +57,7 @@ final class LayerRun {
       MoeCheckpoint model,
       List<LoraAdapter> adapters,
       @Nullable String backend,
+      Activations activations,
       DType given,
       int tokens) {
     this.oracle = oracle;
@@ -67,6 +69,7 @@ final class LayerRun {
       MoeConfig.Builder b =
           model.config(layer).toBuilder()
               .inputDtype(given)
+              .quantizedActivations(activations == Activations.AS_QUANTISED)
               .maxTokens(Math.clamp(tokens, 1, MAX_TOKENS_AT_ONCE));
       if (!adapters.isEmpty()) {
         LoraConfig lora = new LoraConfig(adapters.size(), rank);

@@ -96,6 +96,17 @@ final class RunCommand implements Callable<Integer> {
               + " devices and pipes are refused.")
   private @Nullable Path output;
 
+  @Option(
+      names = "--activations",
+      paramLabel = "WHICH",
+      converter = Activations.Reader.class,
+      description =
+          "Of a checkpoint whose activations are meant to be quantised as well (FP8, INT8, NVFP4):"
+              + " unquantised (better, and what every backend does) or as-quantised (backends that"
+              + " do not are refused). Adapters see them unquantised in either case. Default:"
+              + " unquantised.")
+  private Activations activations = Activations.UNQUANTISED;
+
   @Mixin private OracleOptions oracleOptions = new OracleOptions();
 
   @Option(names = "--json", description = "Print what was done as JSON.")
@@ -112,9 +123,10 @@ final class RunCommand implements Callable<Integer> {
           || input != null
           || tokenIds != null
           || assign != null
+          || activations != Activations.UNQUANTISED
           || output != null) {
         throw CliException.usage(
-            "--layer, --adapter, --input, --token-ids, --assign and --output go with --model DIR; without --model"
+            "--layer, --adapter, --input, --token-ids, --assign, --activations and --output go with --model DIR; without --model"
                 + " the bundled sample is run.");
       }
       return new SampleRun(moe, oracleOptions, json).run();
@@ -153,6 +165,7 @@ final class RunCommand implements Callable<Integer> {
                 checkpoint,
                 files.adapters(),
                 oracleOptions.backend,
+                activations,
                 hidden.dtype(),
                 tokens);
         if (tokenIds != null

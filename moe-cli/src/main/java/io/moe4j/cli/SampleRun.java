@@ -131,6 +131,7 @@ final class SampleRun {
                 checkpoint,
                 files.adapters(),
                 oracleOptions.backend,
+                Activations.UNQUANTISED,
                 hidden.dtype(),
                 assignment.length);
         if (runner.inputDtype() != hidden.dtype() && checks.isEmpty()) {

@@ -52,7 +52,7 @@ final class ErrorsTest {
         "inspect /no/such/folder | 3 | /no/such/folder does not exist",
         "bench --tokens 0 | 2 | --tokens is 0",
         "bench --shape huge | 2 | known are olmoe",
-        "bench --dtype int4 | 2 | accepted are bf16, f16, f32",
+        "bench --dtype int3 | 2 | accepted are bf16, f16, f32, int4",
         "bench --rank 0 | 2 | rank 1..4096",
         "backends --layer 1 | 2 | --layer goes with --model",
       })

@@ -39,7 +39,13 @@ public final class QuantizeActivation {
       }
       case DYNAMIC_PER_TOKEN -> {
         double scale = (float) (amax(x, 0, x.length) / largest(format));
-        round(format, x, y, 0, x.length, format == Format.FP8 ? Math.max(scale, MIN_TOKEN_SCALE) : scale);
+        round(
+            format,
+            x,
+            y,
+            0,
+            x.length,
+            format == Format.FP8 ? Math.max(scale, MIN_TOKEN_SCALE) : scale);
       }
       case DYNAMIC_PER_GROUP, DYNAMIC_PER_GROUP_E8M0 -> {
         boolean powers = rule.scaling() == ActivationQuant.Scaling.DYNAMIC_PER_GROUP_E8M0;
@@ -105,8 +111,7 @@ public final class QuantizeActivation {
     return scale == 0 || power == scale ? scale : 2 * power;
   }
 
-  private static void round(
-      Format format, double[] x, double[] y, int from, int to, double scale) {
+  private static void round(Format format, double[] x, double[] y, int from, int to, double scale) {
     for (int i = from; i < to; i++) {
       y[i] = scale == 0 ? 0 : nearest(format, x[i] / scale) * scale;
     }

@@ -22,8 +22,8 @@ public final class ReferenceExperts implements ModularExperts, LoraExperts {
    *
    * @param config the layer
    * @param weights fits {@code config}, in host memory; stays valid until closed
-   * @throws IllegalArgumentException if activations are to be quantised and a weight lacks the scale
-   *     that its scheme needs for it
+   * @throws IllegalArgumentException if activations are to be quantised and a weight lacks the
+   *     scale that its scheme needs for it
    */
   public ReferenceExperts(MoeConfig config, ExpertWeights weights) {
     if (config.quantizedActivations()) {

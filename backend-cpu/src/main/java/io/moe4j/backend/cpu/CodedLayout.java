@@ -128,6 +128,11 @@ record CodedLayout(
     return scalesAt() + align((long) groups() * scaleLanes() * (scales.bits() / 8));
   }
 
+  /** {@return whether every value of a code, less its zero point, is one table's or type's} */
+  boolean takesBf16Rows() {
+    return scheme.symmetric();
+  }
+
   /** {@return bytes of a block of 32 outputs} */
   long blockBytes() {
     return scheme.symmetric()

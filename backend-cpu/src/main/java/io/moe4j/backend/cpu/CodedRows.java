@@ -115,7 +115,7 @@ final class CodedRows implements Matrix {
   private void scaleEach(Tensor index, int row, int k0, int k, float[] to, int at) {
     MemorySegment s = Rows.segment(index);
     for (int i = 0; i < k; i++) {
-      int group = s.get(I32, index.byteOffset() + 4 * (k0 + i) * index.stride(0));
+      int group = s.get(I32, index.byteOffset() + 4L * (k0 + i) * index.stride(0));
       to[at + i] = (to[at + i] - zero(row, group)) * scales.at(row, group);
     }
   }
@@ -161,7 +161,7 @@ final class CodedRows implements Matrix {
     }
 
     private int field(int word, int shift) {
-      return word >>> shift & (1 << bits) - 1;
+      return (word >>> shift) & ((1 << bits) - 1);
     }
 
     /** Values of {@code k} codes of a row. */
@@ -184,7 +184,7 @@ final class CodedRows implements Matrix {
         int word = segment.get(I32, word(row, i / perWord));
         int end = Math.min(k0 + k, (i / perWord + 1) * perWord);
         for (word >>>= i % perWord * bits; i < end; i++, word >>>= bits) {
-          to[at + i - k0] = values[word & (1 << bits) - 1];
+          to[at + i - k0] = values[word & ((1 << bits) - 1)];
         }
       }
     }
@@ -200,7 +200,7 @@ final class CodedRows implements Matrix {
       for (int i = 0; i < k; i++) {
         long element = first + i * colStride;
         int two = segment.get(I8, offset + (element >> 1));
-        to[at + i] = values[two >> (element & 1) * 4 & 15];
+        to[at + i] = values[(two >> ((element & 1) * 4)) & 15];
       }
     }
   }

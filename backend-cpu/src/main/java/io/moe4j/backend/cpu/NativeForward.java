@@ -151,8 +151,8 @@ final class NativeForward {
   private DType rowType() {
     return mlp.kernels().multipliesBf16()
             && hiddenType == DType.BF16
-            && w.w13.plain() == DType.BF16
-            && w.w2.plain() == DType.BF16
+            && w.w13.takesBf16Rows()
+            && w.w2.takesBf16Rows()
             && !mlp.options().weightOnInput()
         ? DType.BF16
         : DType.F32;

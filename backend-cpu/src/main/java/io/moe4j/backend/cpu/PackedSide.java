@@ -25,6 +25,7 @@ import org.jspecify.annotations.Nullable;
 final class PackedSide {
   private final Matrix[] first;
   private final Matrix[] second;
+  private final boolean paired;
   private final int rows;
   private final int columns;
 
@@ -40,15 +41,16 @@ final class PackedSide {
   private MemorySegment struct = MemorySegment.NULL;
 
   /**
-   * @param first gates, or what {@code second} is
-   * @param second by expert; of {@code first}'s shape
+   * @param gate by expert; null where a block has outputs of one matrix
+   * @param other by expert; of {@code gate}'s shape
    */
-  PackedSide(Matrix[] first, Matrix[] second) {
-    this.first = first;
-    this.second = second;
+  PackedSide(Matrix @Nullable [] gate, Matrix[] other) {
+    paired = gate != null;
+    first = gate == null ? other : gate;
+    second = other;
     rows = second[0].rows();
     columns = second[0].cols();
-    width = first == second ? BLOCK : HALF;
+    width = paired ? HALF : BLOCK;
     plain = common(all()).orElse(null);
     coded =
         plain == null && refusal().isEmpty()
@@ -58,7 +60,7 @@ final class PackedSide {
 
   private List<Matrix> all() {
     List<Matrix> all = new ArrayList<>(Arrays.asList(second));
-    if (first != second) {
+    if (paired) {
       all.addAll(Arrays.asList(first));
     }
     return all;
@@ -119,6 +121,11 @@ final class PackedSide {
     return plain;
   }
 
+  /** {@return whether units that multiply bf16 can read these blocks} */
+  boolean takesBf16Rows() {
+    return coded == null ? plain == DType.BF16 : coded.takesBf16Rows();
+  }
+
   /** {@return the number of the blocks' type in moe.h} */
   int type() {
     return plain == null ? CallStruct.CODED : CallStruct.code(plain);
@@ -168,7 +175,7 @@ final class PackedSide {
 
   /** Where the block's second half begins in its matrix. */
   private int secondRow(int row) {
-    return width == BLOCK ? row + HALF : row;
+    return paired ? row : row + HALF;
   }
 
   private void packPlain(NativeKernels kernels, int tile) {
@@ -207,7 +214,7 @@ final class PackedSide {
     Weight w1 = ((CodedRows) second[e]).weight();
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment m1 = CodedLayout.source(w1, arena);
-      MemorySegment m0 = first == second ? m1 : CodedLayout.source(w0, arena);
+      MemorySegment m0 = paired ? CodedLayout.source(w0, arena) : m1;
       for (int b = 0; b < blocks(); b++) {
         int row = b * width;
         int row1 = secondRow(row);

@@ -50,8 +50,8 @@ final class PackedWeights {
     gateTarget = from.gateTarget;
     upTarget = from.upTarget;
     downTarget = from.downTarget;
-    w13 = new PackedSide(activation.isGated() ? from.gate : from.up, from.up);
-    w2 = new PackedSide(from.down, from.down);
+    w13 = new PackedSide(activation.isGated() ? from.gate : null, from.up);
+    w2 = new PackedSide(null, from.down);
   }
 
   /** {@return why the kernels in C cannot read these weights; empty if they can} */

@@ -43,7 +43,7 @@ public final class MarlinBackend implements ExpertsBackend {
 
   @Override
   public int priority(MoeConfig config, Platform platform) {
-    return MarlinSupport.priority(config);
+    return MarlinSupport.PRIORITY;
   }
 
   @Override

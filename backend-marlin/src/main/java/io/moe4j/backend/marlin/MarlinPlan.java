@@ -16,9 +16,9 @@ import java.util.List;
  */
 record MarlinPlan(
     boolean naive, ProductPlan first, ProductPlan second, int groupTiles, ShrinkPlan shrinks) {
-  private static final int FEW_ROWS = 7;
+  private static final int FEW_ROWS = 10;
   private static final int SOME_ROWS = 24;
-  private static final int MANY_ROWS = 384;
+  private static final int MANY_ROWS = 100;
   private static final int FILLED = 264;
   private static final int NEARLY_FILLED = 190;
   private static final ShrinkPlan NO_SHRINKS =

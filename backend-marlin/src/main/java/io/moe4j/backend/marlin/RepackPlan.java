@@ -22,6 +22,7 @@ import org.jspecify.annotations.Nullable;
  * @param firstInput input of the kernels where the weight's own begin
  * @param inputs of the weight
  */
+@SuppressWarnings("ArrayRecordComponent") // made once, read by the repacker alone
 record RepackPlan(
     PackedLayout layout,
     Codes codes,

@@ -8,6 +8,7 @@ import java.util.Locale;
 import java.util.Optional;
 
 /** What the experts' weights of a measured layer are; activations and adapters are bf16. */
+@SuppressWarnings("ImmutableEnumChecker") // QuantScheme is immutable, if not annotated as such
 public enum DeviceWeightKind {
   /** Plain. */
   BF16(QuantScheme.NONE, DType.BF16, Packing.DENSE, DType.BF16, 1),

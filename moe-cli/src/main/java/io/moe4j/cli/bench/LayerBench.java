@@ -73,7 +73,7 @@ public final class LayerBench implements AutoCloseable {
   /** One case before the limits of the whole run are known. */
   private record Measured(
       BenchShape shape,
-      DType dtype,
+      BenchWeights dtype,
       int tokens,
       String backend,
       boolean lora,
@@ -122,25 +122,26 @@ public final class LayerBench implements AutoCloseable {
    * {@return the memory that a shape takes, in bytes: weights, a repacked copy, adapters}
    *
    * @param shape the shape
-   * @param dtype of the weights
+   * @param weights what experts are stored as
    */
-  public long memoryBytes(BenchShape shape, DType dtype) {
+  public long memoryBytes(BenchShape shape, BenchWeights weights) {
     long perRank = 2L * shape.hiddenSize() + 3L * shape.intermediateSize();
-    long lora = dtype.byteSize((long) plan.adapters() * plan.rank() * shape.numExperts() * perRank);
-    return 2 * shape.weightBytes(dtype) + lora + (256L << 20);
+    long factors = (long) plan.adapters() * plan.rank() * shape.numExperts() * perRank;
+    long lora = weights.dtype().byteSize(factors);
+    return 2 * weights.bytes(shape) + lora + (256L << 20);
   }
 
   /**
    * Measures one shape over all numbers of tokens.
    *
    * @param shape the shape
-   * @param dtype of the weights: F32, BF16 or F16
+   * @param dtype what experts are stored as
    * @param listener told before each case
    * @throws io.moe4j.oracle.UnsupportedConfigException if no backend fits
    */
-  public void run(BenchShape shape, DType dtype, Listener listener) {
+  public void run(BenchShape shape, BenchWeights dtype, Listener listener) {
     int most = plan.tokens().stream().mapToInt(Integer::intValue).max().orElse(1);
-    MoeConfig.Builder b = shape.config(dtype, most);
+    MoeConfig.Builder b = shape.config(dtype.dtype(), most).quantScheme(dtype.scheme());
     if (plan.adapters() > 0) {
       b.lora(new LoraConfig(plan.adapters(), plan.rank()));
     }
@@ -155,7 +156,7 @@ public final class LayerBench implements AutoCloseable {
               .build()) {
         try (AdapterRegistry registry = registry(config, data)) {
           for (int t : plan.tokens()) {
-            listener.begins(shape.name() + " " + dtype + " T=" + t);
+            listener.begins(shape.name() + " " + dtype.text() + " T=" + t);
             new Case(shape, dtype, layer, registry, data, t).measure();
           }
         }
@@ -192,7 +193,7 @@ public final class LayerBench implements AutoCloseable {
   /** One number of tokens. */
   private final class Case {
     private final BenchShape shape;
-    private final DType dtype;
+    private final BenchWeights dtype;
     private final MoeLayer layer;
     private final @Nullable AdapterRegistry registry;
     private final int tokens;
@@ -203,7 +204,7 @@ public final class LayerBench implements AutoCloseable {
 
     Case(
         BenchShape shape,
-        DType dtype,
+        BenchWeights dtype,
         MoeLayer layer,
         @Nullable AdapterRegistry registry,
         SyntheticLayer data,
@@ -264,10 +265,11 @@ public final class LayerBench implements AutoCloseable {
         }
         experts += chosen.cardinality();
       }
-      double expertBytes = (double) shape.weightBytes(dtype) / shape.numExperts();
-      double router = dtype.byteSize((long) shape.numExperts() * shape.hiddenSize());
+      double expertBytes = (double) dtype.bytes(shape) / shape.numExperts();
+      DType plain = dtype.dtype();
+      double router = plain.byteSize((long) shape.numExperts() * shape.hiddenSize());
       long elements = (long) tokens * shape.hiddenSize();
-      double activations = dtype.byteSize(elements) + DType.F32.byteSize(elements);
+      double activations = plain.byteSize(elements) + DType.F32.byteSize(elements);
       return experts / requests.length * expertBytes + router + activations;
     }
 
@@ -321,7 +323,7 @@ public final class LayerBench implements AutoCloseable {
       rows.add(
           new BenchRow(
               m.shape().name(),
-              m.dtype().name().toLowerCase(java.util.Locale.ROOT),
+              m.dtype().text(),
               m.tokens(),
               m.backend(),
               m.lora() ? plan.adapters() : 0,

@@ -56,16 +56,15 @@ public record PairBatch(
       AdaptersInUse adapters,
       DeviceStream stream) {
     Tensor map = routing == null ? null : routing.expertMap();
-    boolean batched = routing == null;
     return new PairBatch(
         stream,
-        batched ? madeIds : routing.topkIds().deviceAddress(),
-        batched ? 0 : routing.topkWeights().deviceAddress(),
+        routing == null ? madeIds : routing.topkIds().deviceAddress(),
+        routing == null ? 0 : routing.topkWeights().deviceAddress(),
         map == null ? 0 : map.deviceAddress(),
-        batched && adapters.mapping() != 0 ? madeSlots : adapters.mapping(),
+        routing == null && adapters.mapping() != 0 ? madeSlots : adapters.mapping(),
         adapters.table(),
         tokens,
-        batched ? 1 : Math.toIntExact(routing.topkIds().size(1)),
+        routing == null ? 1 : Math.toIntExact(routing.topkIds().size(1)),
         map == null ? experts : Math.toIntExact(map.size(0)),
         experts,
         adapters.slots(),

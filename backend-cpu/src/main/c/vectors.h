@@ -1,0 +1,14 @@
+// Vectors of VL floats, the compiler's own. Whoever includes it defines VL and `widen_f16`.
+#include "moe.h"
+
+typedef float vf __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef uint32_t vu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef uint16_t vh __attribute__((vector_size(VL * 2), aligned(2), may_alias));
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf splat(float v) { return v - (vf){}; }
+
+INLINE vf widen_bf16(vh h) { return (vf)(__builtin_convertvector(h, vu) << 16); }
+static vf widen_f16(vh h);
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
