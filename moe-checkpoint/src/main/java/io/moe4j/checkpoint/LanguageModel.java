@@ -64,8 +64,7 @@ record LanguageModel(ModelConfig config, CheckpointLayout layout) {
     Map<String, ModelConfig> others = others(top);
     List<LanguageModel> known =
         others.values().stream()
-            .flatMap(part ->
-                layout(part, layouts).map(l -> new LanguageModel(part, l)).stream())
+            .flatMap(part -> layout(part, layouts).map(l -> new LanguageModel(part, l)).stream())
             .toList();
     if (known.size() == 1) {
       return known.getFirst();

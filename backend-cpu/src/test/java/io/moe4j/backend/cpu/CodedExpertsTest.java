@@ -240,8 +240,7 @@ class CodedExpertsTest {
       f.put(LoraTarget.UP, factors(i, h));
       f.put(LoraTarget.DOWN, factors(h, i));
       int[] mapping = rnd.ints(tokens, -1, 1).toArray();
-      return new Samples.Context(
-          List.of(new LoraLayer(f)), Samples.ints(arena, mapping, tokens));
+      return new Samples.Context(List.of(new LoraLayer(f)), Samples.ints(arena, mapping, tokens));
     }
 
     private LoraFactors factors(int out, int in) {
@@ -293,8 +292,7 @@ class CodedExpertsTest {
         boolean adapted = lora != null && lora.tokenLoraMapping().get(t) == 0;
         LoraLayer layer = adapted && lora != null ? lora.slot(0) : null;
         double[] y =
-            ReferenceMoe.experts(
-                config, plain, routing, t, hidden.select(0, t).toDoubles(), layer);
+            ReferenceMoe.experts(config, plain, routing, t, hidden.select(0, t).toDoubles(), layer);
         System.arraycopy(y, 0, all, t * h, h);
       }
       return all;
