@@ -133,7 +133,7 @@ final class RunCommand implements Callable<Integer> {
     }
     if (input == null || output == null) {
       throw CliException.usage(
-          "with --model give "
+          "--model needs "
               + (input == null ? "--input FILE.safetensors:TENSOR" : "")
               + (input == null && output == null ? " and " : "")
               + (output == null ? "--output FILE.safetensors" : "")

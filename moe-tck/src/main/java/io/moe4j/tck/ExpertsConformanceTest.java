@@ -696,7 +696,7 @@ public abstract class ExpertsConformanceTest {
 
   private void assumeMonolithic() {
     if (!kit().isMonolithic(Grid.computed())) {
-      kit().unsupported("ROUTING", "modular experts are given their routing");
+      kit().unsupported("ROUTING", "only monolithic experts route themselves");
     }
   }
 

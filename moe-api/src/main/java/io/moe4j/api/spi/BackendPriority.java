@@ -1,7 +1,8 @@
 package io.moe4j.api.spi;
 
 /**
- * The priorities of the project's own backends, in one place so that others can stand between them.
+ * Steps of the priorities of the project's own backends, so that others can stand between them. The
+ * table of {@code moe backends} shows what each backend says for a layer.
  *
  * <table>
  * <caption>Ladder</caption>
@@ -9,6 +10,7 @@ package io.moe4j.api.spi;
  * <tr><td>{@value #REFERENCE}</td><td>readable references: right, slow, never chosen while anything else fits</td></tr>
  * <tr><td>{@value #CPU}</td><td>host processor</td></tr>
  * <tr><td>{@value #GPU_PORTABLE}</td><td>GPU kernels that run on any supported card</td></tr>
+ * <tr><td>600</td><td>GPU kernels for weights that only they keep packed (marlin)</td></tr>
  * <tr><td>{@value #GPU_TUNED}</td><td>GPU kernels for one architecture</td></tr>
  * </table>
  *

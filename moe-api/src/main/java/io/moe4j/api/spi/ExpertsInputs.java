@@ -11,6 +11,9 @@ import org.jspecify.annotations.Nullable;
  * checked ids against the number of experts; an implementation must still not read out of bounds
  * for an id it does not know: it treats it as -1.
  *
+ * <p>{@code H} is the experts' own width, {@code MoeConfig.expertHiddenSize()}: with a latent
+ * projection that is the latent size.
+ *
  * @param hidden STANDARD: {@code [T, H]}; BATCHED: {@code [E_local, maxTokens, H]}. F32, BF16 or
  *     F16
  * @param routing ids and weights; null for BATCHED

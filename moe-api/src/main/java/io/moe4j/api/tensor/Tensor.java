@@ -14,6 +14,11 @@ import java.util.Objects;
  * <p>Every factory checks that all elements lie inside the memory, so that a kernel that trusts
  * shape and strides cannot read out of bounds.
  *
+ * <p>Elements are little-endian and need not be aligned to their size (tensors of mapped files
+ * often are not). A kernel on the host reads them through {@link #segment()}; where a tensor may be
+ * strided, as weights may be, through {@code ((HostMemory) memory()).segment()} at {@link
+ * #byteOffset()} and the strides. {@link #get} is for tests and small tensors.
+ *
  * @since 0.1.0
  */
 public final class Tensor {

@@ -20,8 +20,9 @@ import org.jspecify.annotations.Nullable;
 public record ExpertWeights(List<Expert> experts) {
 
   /**
-   * One expert: three linear maps, each stored in its own way, and their biases. Immutable. Values,
-   * not identity: two experts over the same tensors are equal.
+   * One expert: three linear maps, each stored in its own way, and their biases (F32, BF16 or F16
+   * of any stride; null counts as zeros, also where the config has {@code expertBias}). Immutable.
+   * Values, not identity: two experts over the same tensors are equal.
    *
    * @since 0.1.0
    */

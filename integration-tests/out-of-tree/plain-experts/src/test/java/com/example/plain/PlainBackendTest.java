@@ -10,7 +10,7 @@ class PlainBackendTest extends ExpertsConformanceTest {
     return new PlainBackend();
   }
 
-  /** What a SHOULD asks for and this backend does not do; leave it out if you do all. */
+  /** What a SHOULD asks for and this backend does not do; delete this method if your backend follows every recommendation. */
   @Override
   protected Map<String, String> declined() {
     return Map.of("MOE-5.2", "an example to read: every element goes through Tensor.get");
