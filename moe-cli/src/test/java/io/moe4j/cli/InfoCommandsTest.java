@@ -34,9 +34,9 @@ final class InfoCommandsTest {
 
   @Test
   void noFittingBackendIsAnExitCode(@TempDir Path plugins) {
-    Cli.Result r = Cli.run("backends", "--backend", "marlin", "--plugins", plugins.toString());
+    Cli.Result r = Cli.run("backends", "--backend", "cutlass", "--plugins", plugins.toString());
     assertThat(r.code()).isEqualTo(ExitCode.UNSUPPORTED);
-    assertThat(r.out()).contains("\"marlin\" was asked for and is not known");
+    assertThat(r.out()).contains("\"cutlass\" was asked for and is not known");
   }
 
   @Test

@@ -26,7 +26,12 @@ class QuantisedRunTest {
 
   static Stream<String> names() {
     try (Stream<Path> all = Files.list(ROOT)) {
-      return all.map(p -> String.valueOf(p.getFileName())).sorted().toList().stream();
+      return all
+          .filter(Files::isDirectory)
+          .map(p -> String.valueOf(p.getFileName()))
+          .sorted()
+          .toList()
+          .stream();
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }

@@ -19,6 +19,11 @@ final class FileMemory {
     return s.isMapped() ? own(s).copyFrom(s) : s;
   }
 
+  /** {@return the bytes, likewise; a copy is the arena's} */
+  static MemorySegment read(MemorySegment s, Arena arena) {
+    return s.isMapped() ? arena.allocate(s.byteSize(), 64).copyFrom(s) : s;
+  }
+
   /** {@return a tensor's bytes, likewise} */
   static MemorySegment read(Tensor t) {
     return read(t.segment());

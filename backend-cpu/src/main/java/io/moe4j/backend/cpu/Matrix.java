@@ -1,26 +1,9 @@
 package io.moe4j.backend.cpu;
 
-import io.moe4j.api.weights.Weight;
 import io.moe4j.backend.cpu.kernel.Kernels;
-import java.lang.foreign.Arena;
 
 /** A linear map {@code [rows, cols]} as the kernels in Java read it. Safe for threads. */
 sealed interface Matrix permits Rows, CodedRows {
-  /**
-   * The rows of a weight: in place where they are dense or coded, one copy in the same dtype where
-   * plain ones are not.
-   *
-   * @param weight in host memory
-   * @param arena where a copy goes
-   */
-  static Matrix of(Weight weight, Arena arena) {
-    if (weight.isPlain()) {
-      Rows.requireFloat(weight.name(), weight.plain());
-      return Rows.of(weight.plain(), arena);
-    }
-    return new CodedRows(weight);
-  }
-
   /** {@return outputs} */
   int rows();
 

@@ -57,10 +57,10 @@ final class MlpWeights {
           throw new IllegalArgumentException(
               "expert " + e + " has no gate, which " + activation + " needs");
         }
-        gate[e] = Matrix.of(g, arena);
+        gate[e] = matrix(g, arena);
       }
-      up[e] = Matrix.of(x.up(), arena);
-      down[e] = Matrix.of(x.down(), arena);
+      up[e] = matrix(x.up(), arena);
+      down[e] = matrix(x.down(), arena);
       gateBias[e] = bias(x.gateBias(), arena);
       upBias[e] = bias(x.upBias(), arena);
       downBias[e] = bias(x.downBias(), arena);
@@ -68,6 +68,18 @@ final class MlpWeights {
     gateTarget = shared ? LoraTarget.SHARED_GATE : LoraTarget.GATE;
     upTarget = shared ? LoraTarget.SHARED_UP : LoraTarget.UP;
     downTarget = shared ? LoraTarget.SHARED_DOWN : LoraTarget.DOWN;
+  }
+
+  /**
+   * The rows of a weight: in place where they are dense or coded, one copy in the same dtype where
+   * plain ones are not.
+   */
+  private static Matrix matrix(Weight weight, Arena arena) {
+    if (weight.isPlain()) {
+      Rows.requireFloat(weight.name(), weight.plain());
+      return Rows.of(weight.plain(), arena);
+    }
+    return new CodedRows(weight);
   }
 
   private static @Nullable MemorySegment bias(@Nullable Tensor t, Arena arena) {

@@ -238,10 +238,10 @@ final class PackedSide {
           m0.type(),
           columns,
           padded(columns),
-          PackedWeights.outOfFile(stretch(m0, row), arena),
+          FileMemory.read(stretch(m0, row), arena),
           m0.stride(),
           valid(row),
-          PackedWeights.outOfFile(stretch(m1, row1), arena),
+          FileMemory.read(stretch(m1, row1), arena),
           m1.stride(),
           valid(row1));
     }

@@ -84,14 +84,6 @@ final class PackedWeights {
     return Math.ceilDiv(n, BLOCK) * BLOCK;
   }
 
-  /**
-   * {@return the bytes in memory that nobody can take away}. A page that its file no longer has
-   * ends the process when C reads it, and is an error when the JVM does.
-   */
-  static MemorySegment outOfFile(MemorySegment s, Arena arena) {
-    return s.isMapped() ? arena.allocate(s.byteSize(), 64).copyFrom(s) : s;
-  }
-
   private static boolean any(@Nullable MemorySegment[] biases) {
     for (MemorySegment b : biases) {
       if (b != null) {
