@@ -43,7 +43,7 @@ final class ErrorsTest {
         "run --modell | 2 | Unknown option: '--modell'",
         "runn | 2 | Did you mean: moe run",
         "run --layer 1 | 2 | go with --model DIR",
-        "run --model x | 2 | give --input FILE.safetensors:TENSOR and --output",
+        "run --model x | 2 | needs --input FILE.safetensors:TENSOR and --output",
         "run --threads 0 | 2 | --threads is 0, must be 1..1024",
         "run --threads many | 2 | 'many' is not an int",
         "run --plugins /no/such/folder | 3 | --plugins /no/such/folder does not exist",
