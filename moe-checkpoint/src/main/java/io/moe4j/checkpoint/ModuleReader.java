@@ -589,7 +589,7 @@ final class ModuleReader {
     }
 
     private void requireCodes(String key, Codes type) {
-      Codes saidType = rule().type();
+      Codes saidType = rule().codes();
       boolean knows = rule().method() != Method.NONE && saidType != Codes.UNKNOWN;
       if (knows && saidType != type) {
         throw bad(

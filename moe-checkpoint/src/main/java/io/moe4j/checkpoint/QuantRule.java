@@ -52,8 +52,8 @@ final class QuantRule {
     return b.method;
   }
 
-  Codes type() {
-    return b.type;
+  Codes codes() {
+    return b.codes;
   }
 
   /** Bits of a code; 0 = not said. */
@@ -113,7 +113,7 @@ final class QuantRule {
 
   Builder toBuilder() {
     Builder copy = new Builder(b.said, b.method);
-    copy.type = b.type;
+    copy.codes = b.codes;
     copy.bits = b.bits;
     copy.strategy = b.strategy;
     copy.rows = b.rows;
@@ -129,8 +129,8 @@ final class QuantRule {
   /** Like {@code config.json (quant_method 'gptq') says 4-bit int, groups of 128, symmetric}. */
   String inWords() {
     List<String> words = new ArrayList<>();
-    if (b.type != Codes.UNKNOWN) {
-      words.add((b.bits > 0 ? b.bits + "-bit " : "") + b.type.name().toLowerCase(Locale.ROOT));
+    if (b.codes != Codes.UNKNOWN) {
+      words.add((b.bits > 0 ? b.bits + "-bit " : "") + b.codes.name().toLowerCase(Locale.ROOT));
     }
     switch (b.strategy) {
       case TENSOR -> words.add("a scale a tensor");
@@ -141,7 +141,7 @@ final class QuantRule {
         // Nothing to say.
       }
     }
-    if (b.type == Codes.INT) {
+    if (b.codes == Codes.INT) {
       words.add(b.symmetric ? "symmetric" : "asymmetric");
       words.add(b.actOrder ? "with act-order" : "without act-order");
     }
@@ -152,7 +152,7 @@ final class QuantRule {
   static final class Builder {
     private final String said;
     private final Method method;
-    private Codes type = Codes.UNKNOWN;
+    private Codes codes = Codes.UNKNOWN;
     private int bits;
     private Strategy strategy = Strategy.UNKNOWN;
     private int rows;
@@ -168,8 +168,8 @@ final class QuantRule {
       this.method = method;
     }
 
-    Builder codes(Codes codes, int bitsOfCode) {
-      type = codes;
+    Builder codes(Codes kind, int bitsOfCode) {
+      codes = kind;
       bits = bitsOfCode;
       return this;
     }

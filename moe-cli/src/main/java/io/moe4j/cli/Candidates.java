@@ -24,10 +24,10 @@ final class Candidates {
     }
   }
 
-  /** Dtypes of random weights. */
+  /** Dtypes of random weights that moe tune takes. */
   static final class Dtypes extends Fixed {
     Dtypes() {
-      super(List.of("bf16", "f16", "f32", "int4", "int8", "fp8", "mxfp4"));
+      super(List.of("bf16", "f16"));
     }
   }
 

@@ -70,12 +70,17 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
     MarlinKernels kernels = new MarlinKernels(device);
     this.padded = new PaddedTensors(device, shared, config, batched());
     this.weights = new MarlinWeights(device, kernels, config, given);
-    this.slots =
-        config.lora().map(l -> new SlotTables(device, shared, config, l.maxLoras())).orElse(null);
-    this.sort = new TileSort(shared);
-    this.products = new MarlinProducts(kernels, shared, config, experts, weights);
-    this.narrow = heights(device, MarlinKernels.NARROW);
-    this.wide = heights(device, MarlinKernels.WIDE);
+    try {
+      this.slots =
+          config.lora().map(l -> new SlotTables(device, shared, config, l.maxLoras())).orElse(null);
+      this.sort = new TileSort(shared);
+      this.products = new MarlinProducts(kernels, shared, config, experts, weights);
+      this.narrow = heights(device, MarlinKernels.NARROW);
+      this.wide = heights(device, MarlinKernels.WIDE);
+    } catch (RuntimeException | Error e) {
+      weights.close(); // nobody else could
+      throw e;
+    }
     this.tuned =
         ExpertKernels.isHopper(CudaDeviceProvider.capability(device.info()))
             && config.weightDtype() == DType.BF16;

@@ -69,20 +69,25 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
     this.sizes = PaddedSizes.of(config);
     this.padded = new PaddedTensors(device, shared, config, batched());
     this.matrices = new ExpertMatrices(device, config, weights);
-    boolean fused = mode == LoraMode.FUSED;
-    this.slots =
-        config
-            .lora()
-            .filter(l -> fused)
-            .map(l -> new SlotTables(device, shared, config, l.maxLoras()))
-            .orElse(null);
-    this.sort = new TileSort(shared);
-    this.gemm =
-        new GemmLaunches(new TritonKernels(device), shared, config, sizes, experts, matrices);
-    this.composed =
-        fused || config.lora().isEmpty()
-            ? null
-            : new ComposedLora(device, config, sizes, experts, gemm, this, mode);
+    try {
+      boolean fused = mode == LoraMode.FUSED;
+      this.slots =
+          config
+              .lora()
+              .filter(l -> fused)
+              .map(l -> new SlotTables(device, shared, config, l.maxLoras()))
+              .orElse(null);
+      this.sort = new TileSort(shared);
+      this.gemm =
+          new GemmLaunches(new TritonKernels(device), shared, config, sizes, experts, matrices);
+      this.composed =
+          fused || config.lora().isEmpty()
+              ? null
+              : new ComposedLora(device, config, sizes, experts, gemm, this, mode);
+    } catch (RuntimeException | Error e) {
+      matrices.close(); // nobody else could
+      throw e;
+    }
   }
 
   private boolean batched() {
