@@ -149,3 +149,50 @@ void coded_avx512bf16(const struct moe_coded *q, int64_t expert, const char *x, 
   for (int64_t r = 0; r < rows; r++, c += BLOCK)
     for (int64_t i = 0; i < BLOCK; i += VL) *(vf *)(c + i) *= factor[i / HALF];
 }
+
+// A's products of bf16 rows: pairs along k are what the units multiply, so neither side is widened.
+static void shrink_target(const struct moe_target *t, const char *x, int64_t xs, int64_t rows, int64_t in, int64_t s_stride) {
+  const __mmask32 tail = (__mmask32)((1ULL << in % 32) - 1);
+  for (int64_t k0 = 0; k0 < t->rank; k0 += 4)
+    for (int64_t r0 = 0; r0 < rows; r0 += 4) {
+      int64_t ks = least(4, t->rank - k0), rs = least(4, rows - r0);
+      __m512 sum[4][4];
+      // The last ranks and rows are read twice rather than asked for each time.
+      const char *a[4], *p[4];
+      for (int j = 0; j < 4; j++) {
+        a[j] = t->a + (k0 + least(j, ks - 1)) * t->a_row;
+        p[j] = x + (r0 + least(j, rs - 1)) * xs;
+        for (int r = 0; r < 4; r++) sum[j][r] = _mm512_setzero_ps();
+      }
+      int64_t i = 0;
+      for (; i + 32 <= in; i += 32) {
+        __m512bh v[4];
+        for (int r = 0; r < 4; r++) v[r] = (__m512bh)_mm512_loadu_si512(p[r] + i * 2);
+        for (int j = 0; j < 4; j++) {
+          __m512bh w = (__m512bh)_mm512_loadu_si512(a[j] + i * 2);
+          if (r0 == 0) __builtin_prefetch(a[j] + i * 2 + 1024);
+          for (int r = 0; r < 4; r++) sum[j][r] = _mm512_dpbf16_ps(sum[j][r], w, v[r]);
+        }
+      }
+      if (i < in)
+        for (int j = 0; j < 4; j++) {
+          __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(tail, a[j] + i * 2);
+          for (int r = 0; r < 4; r++) sum[j][r] = _mm512_dpbf16_ps(sum[j][r], w, (__m512bh)_mm512_maskz_loadu_epi16(tail, p[r] + i * 2));
+        }
+      for (int j = 0; j < ks; j++)
+        for (int r = 0; r < rs; r++) ((float *)((char *)t->s + (r0 + r) * s_stride))[k0 + j] = _mm512_reduce_add_ps(sum[j][r]);
+    }
+}
+
+void shrink_avx512bf16(const struct moe_call *c, int64_t segment, int32_t down) {
+  const struct moe_segment *g = c->segments + segment;
+  for (int i = down ? DOWN : GATE; i <= (down ? DOWN : UP); i++) {
+    const struct moe_target *t = g->target + i;
+    const char *x = down ? c->act + g->from * c->act_stride : c->x + g->from * c->x_stride;
+    if (t->rank == 0 || !t->own_shrink) continue;
+    if (c->row_type == TYPE_BF16 && t->a_type == TYPE_BF16 && t->a_col == 2)
+      shrink_target(t, x, down ? c->act_stride : c->x_stride, g->to - g->from, down ? c->intermediate : c->hidden, c->s_stride);
+    else
+      shrink_target_avx512(c, t, x, down ? c->act_stride : c->x_stride, g->to - g->from, down ? c->intermediate : c->hidden);
+  }
+}

@@ -59,6 +59,7 @@ __attribute__((constructor)) static void fill(void) {
   table[ISA_BF16] = kernels_avx512;
   table[ISA_BF16].product[TYPE_BF16][TYPE_BF16] = product_bf16_avx512bf16;
   table[ISA_BF16].coded[TYPE_BF16] = coded_avx512bf16;
+  table[ISA_BF16].shrink = shrink_avx512bf16;
   table[ISA_AMX] = table[ISA_BF16];
   table[ISA_AMX].product[TYPE_BF16][TYPE_BF16] = product_bf16_amx;
   table[ISA_AMX].done = done_amx;
