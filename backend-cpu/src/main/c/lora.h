@@ -118,6 +118,17 @@ INLINE void stage(const struct lora *l, int64_t out, int64_t blocks, char *to) {
   if (before) stage_target(l, before, 0, before->rank, out, blocks, to);
 }
 
+// Between two products: fetches a share of what the next stage() will copy.
+INLINE void fetch_ahead(const struct lora *l, int64_t block) {
+  int64_t done = block % l->blocks, next = block - done + l->blocks, left = l->t->blocks - next;
+  if (left <= 0) return;
+  for (int64_t i = l->t->segments * done / l->blocks; i < l->t->segments * (done + 1) / l->blocks; i++)
+    for (int which = l->first; which <= l->last; which++) {
+      const struct moe_target *t = l->c->segments[l->t->segment + i].target + which;
+      if (t->rank && !repeats(l, l->t->segment + i, which)) fetch_target(l, t, (l->t->block + next) * l->width, least(left, l->blocks));
+    }
+}
+
 // Adds deltas to the rows of `part`: of the block whose pieces are `staged`, or, where those are too large, of the block that begins with `out`.
 INLINE void expand_rows(const struct lora *l, const struct moe_task *part, int64_t out, const char *staged, char *scratch, float *v) {
   const char *last[3] = {0, 0, 0};

@@ -145,6 +145,7 @@ static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
   for (int64_t b = 0; b < t->blocks; b++) {
     int64_t block = t->block + b, out = block * width, n = least(width, c->intermediate - out);
     if (lora.blocks && b % lora.blocks == 0) stage(&lora, out, least(lora.blocks, t->blocks - b), staged);
+    if (lora.blocks) fetch_ahead(&lora, b);
     for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
       struct moe_task p = part_of(t, done);
       const char *x = c->x13 + p.row * c->x_stride, *w = c->w13 + t->expert * c->w13_expert + block * c->w13_block;
@@ -173,6 +174,7 @@ static void NAME(w2)(const struct moe_call *c, const struct moe_task *t) {
   for (int64_t b = 0; b < t->blocks; b++) {
     int64_t block = t->block + b, out = block * BLOCK;
     if (lora.blocks && b % lora.blocks == 0) stage(&lora, out, least(lora.blocks, t->blocks - b), staged);
+    if (lora.blocks) fetch_ahead(&lora, b);
     for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
       struct moe_task p = part_of(t, done);
       const char *x = c->act2 + p.row * c->act_stride, *w = c->w2 + t->expert * c->w2_expert + block * c->w2_block;
