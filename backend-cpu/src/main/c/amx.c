@@ -160,3 +160,15 @@ void coded_amx(const struct moe_coded *q, int64_t expert, const char *x, int64_t
 }
 
 void done_amx(void) { _tile_release(); }
+
+int64_t peak_amx(int64_t rounds) {
+  configure(16, 16, 32);
+  for (int64_t n = 0; n < rounds; n++) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return rounds * 4 * 16 * 16 * 32 * 2;
+}

@@ -72,10 +72,12 @@ __attribute__((constructor)) static void fill(void) {
   table[ISA_BF16] = kernels_avx512;
   table[ISA_BF16].product[TYPE_BF16][TYPE_BF16] = product_bf16_avx512bf16;
   table[ISA_BF16].coded[TYPE_BF16] = coded_avx512bf16;
+  table[ISA_BF16].peak = peak_avx512bf16;
   table[ISA_BF16].shrink = shrink_avx512bf16;
   table[ISA_AMX] = table[ISA_BF16];
   table[ISA_AMX].product[TYPE_BF16][TYPE_BF16] = product_bf16_amx;
   table[ISA_AMX].coded[TYPE_BF16] = coded_amx;
+  table[ISA_AMX].peak = peak_amx;
   table[ISA_AMX].done = done_amx;
 #else
   table[ISA_NEON] = kernels_neon;
@@ -87,6 +89,9 @@ __attribute__((constructor)) static void fill(void) {
 PUBLIC void moe_gather(const struct moe_call *c, const char *hidden, int32_t type, const float *weight, int64_t first_token, int64_t from, int64_t to) {
   kernels_of(c->isa)->gather(c, hidden, type, weight, first_token, from, to);
 }
+
+// bf16 multiply-adds in registers, for benchmarks: operations done, 0 = no units for them.
+PUBLIC int64_t moe_peak(int32_t isa, int64_t rounds) { return kernels_of(isa)->peak ? kernels_of(isa)->peak(rounds) : 0; }
 
 PUBLIC void moe_shrink(const struct moe_call *c, int64_t segment, int32_t down) { kernels_of(c->isa)->shrink(c, segment, down); }
 

@@ -134,6 +134,7 @@ struct kernels {
   void (*shrink)(const struct moe_call *, int64_t segment, int32_t down);
   void (*w13)(const struct moe_call *, const struct moe_task *);
   void (*w2)(const struct moe_call *, const struct moe_task *);
+  int64_t (*peak)(int64_t rounds);  // bf16 multiply-adds in registers: operations done; null = no units for them
   void (*combine)(const struct moe_call *, const float *weight, int64_t first_token, int64_t from, int64_t to, char *out, int32_t type);
 };
 HIDDEN const struct kernels *kernels_of(int64_t isa);
@@ -142,6 +143,7 @@ extern HIDDEN product_fn product_bf16_avx512bf16, product_bf16_amx, product_bf16
 extern HIDDEN coded_fn coded_avx512bf16, coded_amx;
 HIDDEN void shrink_avx512bf16(const struct moe_call *, int64_t segment, int32_t down);
 HIDDEN void shrink_target_avx512(const struct moe_call *, const struct moe_target *, const char *x, int64_t x_stride, int64_t rows, int64_t in);
+HIDDEN int64_t peak_avx512bf16(int64_t rounds), peak_amx(int64_t rounds);
 HIDDEN void done_amx(void);
 HIDDEN int32_t permit_amx(void);
 #endif

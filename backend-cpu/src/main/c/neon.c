@@ -98,5 +98,5 @@ INLINE int again(int format) { return format == CODE_I8; }
 static void done(void) {}
 
 const struct kernels kernels_neon = {
-  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, {coded_neon, 0}, done, gather_neon, shrink_neon, w13_neon, w2_neon, combine_neon,
+  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, {coded_neon, 0}, done, gather_neon, shrink_neon, w13_neon, w2_neon, 0, combine_neon,
 };

@@ -154,6 +154,20 @@ public final class NativeKernels {
     return isa.multipliesBf16() && !(codes && isa == Isa.NEONBF16);
   }
 
+  /**
+   * Multiplies bf16 in registers.
+   *
+   * @param rounds some nanoseconds each
+   * @return operations done; 0 if there are no units for them
+   */
+  public long peak(long rounds) {
+    try {
+      return (long) NativeCalls.PEAK.invokeExact(isa.code(), rounds);
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
   /** {@return what it is, for logs: {@code C kernels, AVX-512 BF16}} */
   public String description() {
     return "C kernels, " + isa.title();
