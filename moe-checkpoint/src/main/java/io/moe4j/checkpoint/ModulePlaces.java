@@ -201,10 +201,10 @@ final class ModulePlaces {
     }
     if (isRouter(rest)) {
       if (!layout.routerAdapters()) {
-        return new ModulePlace.Unappliable(
-            "the router, whose weight "
+        return new ModulePlace.Outside(
+            "on the router, whose bare weight "
                 + layout.modelType()
-                + " multiplies with by itself: factors on it have no effect there");
+                + " multiplies with: PEFT's factors have no effect there");
       }
       return config.routing().inputNorm().isPresent()
           ? new ModulePlace.Unappliable(
