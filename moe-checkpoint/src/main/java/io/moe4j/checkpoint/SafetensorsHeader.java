@@ -163,8 +163,7 @@ final class SafetensorsHeader {
 
   private void readTensor(JsonParser p, String name) throws IOException {
     if (entries.size() == maxTensors) {
-      throw new CheckpointException(
-          file + ": the header has more than " + maxTensors + " tensors");
+      throw new CheckpointException(file + ": the header has more than " + maxTensors + " tensors");
     }
     String dtypeName = null;
     long[] shape = null;

@@ -125,7 +125,8 @@ class LayoutFilesTest {
   @Test
   void activationsOfFamiliesThatHaveOne() {
     ModelConfig gelu =
-        new ModelConfig("config.json", new ObjectMapper().createObjectNode().put("hidden_act", "gelu"));
+        new ModelConfig(
+            "config.json", new ObjectMapper().createObjectNode().put("hidden_act", "gelu"));
     assertThatThrownBy(() -> KnownLayouts.all().get("step3p5").rules().block(gelu, 0))
         .hasMessageContainingAll("hidden_act", "gelu");
   }

@@ -230,8 +230,7 @@ class NamesOfExpertsTest extends AdapterTestBase {
   })
   void whatStandsBesideABlock(String family, String module, String fate) {
     AdapterTargetModel model = model(family, MoeConfig.builder(H, I, E, 2));
-    TinyCheckpoint t =
-        adapter(2, 4).pair("model.layers.1." + module, DType.F32, d(2, H), d(I, 2));
+    TinyCheckpoint t = adapter(2, 4).pair("model.layers.1." + module, DType.F32, d(2, H), d(I, 2));
     AdapterPolicy policy = AdapterPolicy.DEFAULT.withRouter(true);
     if (fate.equals("REFUSED")) {
       assertThatThrownBy(() -> load(t, model, policy)).isInstanceOf(AdapterRefusedException.class);

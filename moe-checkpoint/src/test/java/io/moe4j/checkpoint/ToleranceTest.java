@@ -158,7 +158,9 @@ class ToleranceTest extends AdapterTestBase {
             .array());
   }
 
-  /** Names take time and heap, too: tensors without bytes may not be many, in one file or in all. */
+  /**
+   * Names take time and heap, too: tensors without bytes may not be many, in one file or in all.
+   */
   @Test
   void manyTensorsWithoutBytes() throws Exception {
     empties("a.safetensors", 0, 150_001);
