@@ -206,10 +206,7 @@ final class ModulePlaces {
                 + layout.modelType()
                 + " multiplies with: PEFT's factors have no effect there");
       }
-      return config.routing().inputNorm().isPresent()
-          ? new ModulePlace.Unappliable(
-              "the router, which normalises its input: factors on it are not applied")
-          : new ModulePlace.Router(layer);
+      return new ModulePlace.Router(layer);
     }
     for (SharedForm shared : layout.sharedExperts()) {
       Optional<ModulePlace> found = sharedModule(shared, rest, layer, config);
