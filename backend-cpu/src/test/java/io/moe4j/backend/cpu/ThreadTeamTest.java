@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.time.Duration;
+import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicIntegerArray;
 import org.junit.jupiter.api.Assertions;
 import org.junit.jupiter.api.Test;
@@ -134,5 +135,17 @@ class ThreadTeamTest {
           .isInstanceOf(IllegalArgumentException.class)
           .hasMessage("-Dmoe4j.cpu.threads is \"" + bad + "\", must be 1..1024");
     }
+  }
+
+  @Test
+  void aPinnedTeamDoesEveryTile() {
+    java.util.List<Integer> processors =
+        System.getProperty("os.name", "").startsWith("Linux")
+            ? io.moe4j.backend.cpu.ffi.Affinity.processorsByNode()
+            : java.util.List.of();
+    ThreadTeam team = new ThreadTeam(3, processors);
+    AtomicInteger done = new AtomicInteger();
+    team.run((_, _) -> done.incrementAndGet(), 100);
+    assertThat(done.get()).isEqualTo(100);
   }
 }
