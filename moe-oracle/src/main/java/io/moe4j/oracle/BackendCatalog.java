@@ -244,7 +244,7 @@ public final class BackendCatalog implements AutoCloseable {
               + device
               + ": "
               + PluginFault.describe(e),
-          e);
+          PluginFault.printable(e));
     }
     if (opened == null) { // strangers are not null-checked
       throw new DeviceException(
