@@ -30,6 +30,17 @@ public interface CommProvider {
   String newGroup();
 
   /**
+   * A name for a new group whose rank 0 the others reach by an address; the same as {@link
+   * #newGroup()} where names hold no address.
+   *
+   * @param host an address or name of rank 0's host, as the other ranks know it
+   * @return the name
+   */
+  default String newGroup(String host) {
+    return newGroup();
+  }
+
+  /**
    * Joins a group; returns when all ranks have come.
    *
    * @param config the group, and this process's rank in it
