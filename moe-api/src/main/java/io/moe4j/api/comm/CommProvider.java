@@ -15,6 +15,11 @@ public interface CommProvider {
   /** {@return stable lower-case id, like {@code nccl}} */
   String name();
 
+  /** {@return version of the library that carries it, which all ranks share; empty without one} */
+  default String version() {
+    return "";
+  }
+
   /** {@return the devices whose memory it sends} */
   DeviceType deviceType();
 
