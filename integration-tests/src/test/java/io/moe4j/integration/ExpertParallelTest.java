@@ -171,7 +171,9 @@ class ExpertParallelTest {
         new MoeLayerWeights(new ExpertWeights(model.experts.subList(0, RankedLayer.E / 2)), model.router, model.shared, null);
     try (MoeLayer layer = MoeLayer.builder(config, half).communicator(group.getFirst()).build()) {
       assertThat(layer.selection().explain())
-          .contains("exchange: gather, ep 0/2 over in-process, BATCHED rows")
+          .contains(
+              "exchange: alltoall, ep 0/2 over in-process, BATCHED rows; top_k 3 reaches 88% of 2"
+                  + " ranks")
           .contains("local: a communicator of 2 ranks, moves nothing between ranks");
     }
   }

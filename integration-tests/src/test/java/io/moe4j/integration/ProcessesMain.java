@@ -10,9 +10,6 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.backend.cpu.CpuDeviceProvider;
 import io.moe4j.oracle.BackendCatalog;
 import io.moe4j.oracle.Rendezvous;
-import java.nio.file.Files;
-import java.nio.file.Path;
-import java.util.Arrays;
 import java.util.HexFormat;
 import java.util.Map;
 
@@ -24,7 +21,8 @@ final class ProcessesMain {
   private ProcessesMain() {}
 
   /**
-   * @param args a folder; {@code run}, or {@code die} for the last rank to end without a word
+   * @param args {@code die} for the last rank to end without a word after two forwards, or
+   *     {@code differ} for ranks whose configs do
    */
   public static void main(String[] args) throws Exception {
     RankInfo me = RankInfo.fromEnvironment();
@@ -32,7 +30,7 @@ final class ProcessesMain {
     MoeConfig config =
         RankedLayer.config()
             .parallel(ParallelConfig.expert(me.worldSize(), me.rank()))
-            .maxTokens(args[1].equals("differ") ? 32 + me.rank() : 32)
+            .maxTokens(args[0].equals("differ") ? 32 + me.rank() : 32)
             .build();
     try (BackendCatalog catalog = BackendCatalog.discover();
         Device device = new CpuDeviceProvider().open(0);
@@ -40,14 +38,13 @@ final class ProcessesMain {
             Rendezvous.join(me, catalog, device, Rendezvous.layers(Map.of(0, config)))) {
       Tensor[] hidden = model.hidden(me.worldSize());
       for (int round = 0; round < 3; round++) {
-        if (args[1].equals("die") && round == 2 && me.rank() == me.worldSize() - 1) {
-          Files.writeString(Path.of(args[0], "died"), "");
+        if (args[0].equals("die") && round == 2 && me.rank() == me.worldSize() - 1) {
           Runtime.getRuntime().halt(9);
         }
         Tensor output =
             model.run(config, group, hidden[me.rank()], RankedLayer.names(me.rank()));
         byte[] bits = output.segment().toArray(java.lang.foreign.ValueLayout.JAVA_BYTE);
-        System.out.println("result " + HexFormat.of().formatHex(Arrays.copyOf(bits, bits.length)));
+        System.out.println("result " + HexFormat.of().formatHex(bits));
       }
     } catch (CommException e) {
       System.out.println("failed " + e.rank() + " " + e.getMessage());

@@ -5,7 +5,6 @@ import io.moe4j.api.comm.CommException;
 import io.moe4j.api.comm.CommProvider;
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.comm.RankInfo;
-import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.device.Device;
@@ -134,11 +133,8 @@ public final class Rendezvous {
 
   private static String common(MoeConfig config) {
     ParallelConfig p = config.parallel();
-    MoeConfig whole =
-        config.toBuilder()
-            .parallel(ParallelConfig.SINGLE)
-            .expertMap(ExpertMap.linear(config.numExperts(), 1, 0))
-            .build();
-    return "tp " + p.tpSize() + ", ep " + p.epSize() + ", " + whole;
+    MoeConfig whole = config.toBuilder().noExpertMap().parallel(ParallelConfig.SINGLE).build();
+    String placement = config.placement().map(e -> ", " + e).orElse("");
+    return "tp " + p.tpSize() + ", ep " + p.epSize() + placement + ", " + whole;
   }
 }

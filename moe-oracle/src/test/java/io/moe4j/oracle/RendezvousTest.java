@@ -278,7 +278,7 @@ class RendezvousTest {
             Map.of(
                 3,
                 config.toBuilder()
-                    .expertMap(ExpertMap.of(0, -1, 1, -1, 2, -1).forRank(2, 1))
+                    .expertMap(ExpertMap.of(-1, -1, -1, 0, 1, 2).forRank(2, 1))
                     .build()));
     assertThat(first).isEqualTo(second).containsOnlyKeys("layer 3");
     assertThat(first)

@@ -23,6 +23,9 @@ final class Peer {
   private static final int BUFFER = 1 << 18;
   private static final int MAX_WORDS = 1 << 14;
 
+  /** Room that data leave, so that the end of the group can always be told. */
+  private static final int FAREWELL = HEADER + MAX_WORDS;
+
   /** Writes and reads in a row before other ranks have their turn. */
   private static final int FAIR = 8;
 
@@ -103,7 +106,7 @@ final class Peer {
   }
 
   private void fill() {
-    long n = Math.min(out.remaining() - HEADER, send.byteSize() - sent);
+    long n = Math.min(out.remaining() - HEADER - FAREWELL, send.byteSize() - sent);
     if (n > 0) {
       out.putInt(DATA).putInt((int) n);
       MemorySegment to = MemorySegment.ofBuffer(out);
@@ -321,9 +324,7 @@ final class Peer {
     told = true;
     sent = send.byteSize();
     out.compact();
-    if (out.remaining() >= HEADER + body.remaining()) {
-      out.putInt(type).putInt(body.remaining()).put(body);
-    }
+    out.putInt(type).putInt(body.remaining()).put(body);
     out.flip();
   }
 
