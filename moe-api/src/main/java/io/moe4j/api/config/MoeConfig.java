@@ -104,10 +104,15 @@ public final class MoeConfig {
               + zeroExperts
               + " do not go together with latentSize, inputNorm or expert groups");
     }
-    if (parallel.epSize() > 1
+    if (parallel.worldSize() > 1
         && sharedExpert.map(c -> c.combine() == SharedExpertConfig.Combine.AVERAGE).orElse(false)) {
       throw new IllegalArgumentException(
-          "the average with a shared expert is none of sums that expert-parallel ranks could add up");
+          "the average with a shared expert is none of sums that ranks could add up");
+    }
+    if (parallel.tpSize() > 1 && quantizedActivations) {
+      throw new IllegalArgumentException(
+          "quantizedActivations needs all of intermediateSize for a token's scale, parallel is "
+              + parallel);
     }
     requireFloat("inputDtype", inputDtype);
     requireFloat("weightDtype", weightDtype);
@@ -514,7 +519,7 @@ public final class MoeConfig {
    */
   public static final class Builder {
     private final int hiddenSize;
-    private final int intermediateSize;
+    private int intermediateSize;
     private final int numExperts;
     private final int topK;
     private Activation activation = Activation.SILU;
@@ -673,6 +678,18 @@ public final class MoeConfig {
      */
     public Builder noSharedExpert() {
       this.sharedExpert = Optional.empty();
+      return this;
+    }
+
+    /**
+     * Sets intermediateSize, for a share of a layer.
+     *
+     * @param intermediateSize of one routed expert, on this rank
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder intermediateSize(int intermediateSize) {
+      this.intermediateSize = intermediateSize;
       return this;
     }
 

@@ -73,6 +73,8 @@ class MoeConfigTest {
             Optional.of(shared)),
         new Setting("expertMap", b -> b.expertMap(map), MoeConfig::expertMap, Optional.of(map)),
         new Setting(
+            "intermediateSize", b -> b.intermediateSize(3), MoeConfig::intermediateSize, 3),
+        new Setting(
             "placement",
             b -> b.placement(ExpertPlacement.of(List.of(map))),
             MoeConfig::placement,
