@@ -5,34 +5,19 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.comm.CommException;
 import io.moe4j.api.comm.Communicator;
-import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
-import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.ParallelConfig;
-import io.moe4j.api.config.SharedExpertConfig;
-import io.moe4j.api.lora.LoraAdapter;
-import io.moe4j.api.lora.LoraFactors;
-import io.moe4j.api.lora.LoraLayer;
-import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
-import io.moe4j.api.weights.RouterWeights;
-import io.moe4j.api.weights.SharedExpertWeights;
-import io.moe4j.lora.AdapterBatch;
-import io.moe4j.lora.AdapterRegistry;
-import io.moe4j.oracle.MoeForward;
 import io.moe4j.oracle.MoeLayer;
 import io.moe4j.reference.InProcessGroup;
 import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Map;
-import java.util.Random;
 import java.util.concurrent.Callable;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
@@ -71,12 +56,19 @@ class ExpertParallelTest {
       for (int r = 0; r < ranks; r++) {
         int rank = r;
         MoeConfig config =
-            RankedLayer.config().activationFormat(format).parallel(ParallelConfig.expert(ranks, rank)).build();
-        work.add(() -> model.run(config, group.get(rank), hidden.get(rank), RankedLayer.names(rank)));
+            RankedLayer.config()
+                .activationFormat(format)
+                .parallel(ParallelConfig.expert(ranks, rank))
+                .build();
+        work.add(
+            () -> model.run(config, group.get(rank), hidden.get(rank), RankedLayer.names(rank)));
       }
       List<Tensor> first = together(work);
       for (int r = 0; r < ranks; r++) {
-        double[] truth = model.run(RankedLayer.config().build(), null, hidden.get(r), RankedLayer.names(r)).toDoubles();
+        double[] truth =
+            model
+                .run(RankedLayer.config().build(), null, hidden.get(r), RankedLayer.names(r))
+                .toDoubles();
         double[] got = first.get(r).toDoubles();
         for (int i = 0; i < truth.length; i++) {
           assertThat(got[i]).isCloseTo(truth[i], org.assertj.core.data.Offset.offset(2e-5));
@@ -94,7 +86,10 @@ class ExpertParallelTest {
     List<ExpertMap> maps =
         List.of(ExpertMap.of(even).forRank(2, 0), ExpertMap.of(odd).forRank(2, 1));
     List<Communicator> group = InProcessGroup.create(2, Duration.ofSeconds(60));
-    List<Tensor> hidden = List.of(model.normal(RankedLayer.TOKENS[0], RankedLayer.H), model.normal(RankedLayer.TOKENS[1], RankedLayer.H));
+    List<Tensor> hidden =
+        List.of(
+            model.normal(RankedLayer.TOKENS[0], RankedLayer.H),
+            model.normal(RankedLayer.TOKENS[1], RankedLayer.H));
     List<Tensor> got =
         together(
             List.of(
@@ -110,7 +105,10 @@ class ExpertParallelTest {
                         group.get(1),
                         hidden.get(1),
                         RankedLayer.names(1))));
-    double[] truth = model.run(RankedLayer.config().build(), null, hidden.get(0), RankedLayer.names(0)).toDoubles();
+    double[] truth =
+        model
+            .run(RankedLayer.config().build(), null, hidden.get(0), RankedLayer.names(0))
+            .toDoubles();
     double[] result = got.getFirst().toDoubles();
     for (int i = 0; i < truth.length; i++) {
       assertThat(result[i]).isCloseTo(truth[i], org.assertj.core.data.Offset.offset(2e-5));
@@ -121,7 +119,9 @@ class ExpertParallelTest {
   void aRankThatDoesNotComeIsNamed() {
     List<Communicator> group = InProcessGroup.create(2, Duration.ofMillis(200));
     MoeConfig config = RankedLayer.config().parallel(ParallelConfig.expert(2, 0)).build();
-    assertThatThrownBy(() -> model.run(config, group.getFirst(), model.normal(5, RankedLayer.H), RankedLayer.names(0)))
+    assertThatThrownBy(() ->
+            model.run(
+                config, group.getFirst(), model.normal(5, RankedLayer.H), RankedLayer.names(0)))
         .isInstanceOf(CommException.class)
         .hasMessageContaining("rank 1 of 2")
         .hasMessageContaining("did not come within");
@@ -154,7 +154,8 @@ class ExpertParallelTest {
   void ranksThatDisagreeWithTheConfigAreRefused() {
     List<Communicator> group = InProcessGroup.create(3, Duration.ofSeconds(1));
     MoeConfig config = RankedLayer.config().parallel(ParallelConfig.expert(2, 1)).build();
-    assertThatThrownBy(() -> model.run(config, group.get(1), model.normal(5, RankedLayer.H), RankedLayer.names(0)))
+    assertThatThrownBy(() ->
+            model.run(config, group.get(1), model.normal(5, RankedLayer.H), RankedLayer.names(0)))
         .isInstanceOf(IllegalArgumentException.class)
         .hasMessageContaining("communicator is rank 1 of 3, the config says ep 1/2");
   }
@@ -168,7 +169,11 @@ class ExpertParallelTest {
             .parallel(ParallelConfig.expert(2, 0))
             .build();
     MoeLayerWeights half =
-        new MoeLayerWeights(new ExpertWeights(model.experts.subList(0, RankedLayer.E / 2)), model.router, model.shared, null);
+        new MoeLayerWeights(
+            new ExpertWeights(model.experts.subList(0, RankedLayer.E / 2)),
+            model.router,
+            model.shared,
+            null);
     try (MoeLayer layer = MoeLayer.builder(config, half).communicator(group.getFirst()).build()) {
       assertThat(layer.selection().explain())
           .contains(
@@ -181,8 +186,11 @@ class ExpertParallelTest {
   @Test
   void moreTokensThanOnePieceAreRefusedBeforeAnybodyWaits() {
     List<Communicator> group = InProcessGroup.create(2, Duration.ofSeconds(60));
-    MoeConfig config = RankedLayer.config().parallel(ParallelConfig.expert(2, 0)).maxTokens(4).build();
-    assertThatThrownBy(() -> model.run(config, group.getFirst(), model.normal(5, RankedLayer.H), RankedLayer.names(0)))
+    MoeConfig config =
+        RankedLayer.config().parallel(ParallelConfig.expert(2, 0)).maxTokens(4).build();
+    assertThatThrownBy(() ->
+            model.run(
+                config, group.getFirst(), model.normal(5, RankedLayer.H), RankedLayer.names(0)))
         .isInstanceOf(IllegalArgumentException.class)
         .hasMessageContaining("hidden has 5 tokens, more than the 4 of one piece");
   }

@@ -21,8 +21,8 @@ final class ProcessesMain {
   private ProcessesMain() {}
 
   /**
-   * @param args {@code die} for the last rank to end without a word after two forwards, or
-   *     {@code differ} for ranks whose configs do
+   * @param args {@code die} for the last rank to end without a word after two forwards, or {@code
+   *     differ} for ranks whose configs do
    */
   public static void main(String[] args) throws Exception {
     RankInfo me = RankInfo.fromEnvironment();
@@ -41,8 +41,7 @@ final class ProcessesMain {
         if (args[0].equals("die") && round == 2 && me.rank() == me.worldSize() - 1) {
           Runtime.getRuntime().halt(9);
         }
-        Tensor output =
-            model.run(config, group, hidden[me.rank()], RankedLayer.names(me.rank()));
+        Tensor output = model.run(config, group, hidden[me.rank()], RankedLayer.names(me.rank()));
         byte[] bits = output.segment().toArray(java.lang.foreign.ValueLayout.JAVA_BYTE);
         System.out.println("result " + HexFormat.of().formatHex(bits));
       }

@@ -85,8 +85,7 @@ class ProcessesTest {
               .toDoubles();
       byte[] bits = HexFormat.of().parseHex(mine.getFirst().substring("result ".length()));
       double[] got =
-          Tensor.of(
-                  io.moe4j.api.tensor.DType.F32, MemorySegment.ofArray(bits), hidden[r].shape())
+          Tensor.of(io.moe4j.api.tensor.DType.F32, MemorySegment.ofArray(bits), hidden[r].shape())
               .toDoubles();
       assertThat(got).hasSameSizeAs(truth);
       for (int i = 0; i < truth.length; i++) {

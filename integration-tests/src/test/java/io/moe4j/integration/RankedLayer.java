@@ -70,8 +70,7 @@ final class RankedLayer {
         .maxTokens(32);
   }
 
-  Tensor run(
-      MoeConfig config, Communicator communicator, Tensor hidden, List<String> names) {
+  Tensor run(MoeConfig config, Communicator communicator, Tensor hidden, List<String> names) {
     ExpertMap map = config.expertMap().orElse(ExpertMap.linear(E, 1, 0));
     ExpertWeights.Expert[] mine = new ExpertWeights.Expert[map.numLocalExperts()];
     for (int e = 0; e < E; e++) {

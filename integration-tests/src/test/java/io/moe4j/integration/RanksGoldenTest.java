@@ -32,7 +32,11 @@ import org.junit.jupiter.params.provider.CsvSource;
 class RanksGoldenTest {
   /** One rank's tokens through one exchange, twice. */
   private static float[] run(
-      Fixture fixture, int index, ParallelConfig rank, @Nullable String exchange, Communicator group)
+      Fixture fixture,
+      int index,
+      ParallelConfig rank,
+      @Nullable String exchange,
+      Communicator group)
       throws Exception {
     MoeConfig config = TensorParallel.config(fixture.config(index), rank);
     ExpertMap map = ExpertMap.linear(config.numExperts(), rank.epSize(), rank.epRank());
@@ -117,10 +121,7 @@ class RanksGoldenTest {
           int token = r + n * size;
           String name = name(fixture, token);
           double[] row =
-              check
-                  .golden("output." + (name == null ? "base" : name))
-                  .select(0, token)
-                  .toDoubles();
+              check.golden("output." + (name == null ? "base" : name)).select(0, token).toDoubles();
           for (int h = 0; h < width; h++) {
             wide[n * width + h] = got[n * width + h];
             golden[n * width + h] = row[h];
@@ -172,8 +173,7 @@ class RanksGoldenTest {
     try (Fixture fixture = Fixture.open(model)) {
       int index = fixture.checkpoint.layers().getFirst();
       MoeLayerWeights whole = fixture.checkpoint.weights(index);
-      assertThatThrownBy(() ->
-              TensorParallel.of(ParallelConfig.tensor(tp, 0)).weights(whole))
+      assertThatThrownBy(() -> TensorParallel.of(ParallelConfig.tensor(tp, 0)).weights(whole))
           .isInstanceOf(IllegalArgumentException.class)
           .hasMessageContaining(why);
     }

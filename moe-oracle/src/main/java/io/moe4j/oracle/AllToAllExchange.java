@@ -44,10 +44,7 @@ final class AllToAllExchange implements ExpertExchange {
    * @param placement of the config's expert-parallel ranks
    */
   AllToAllExchange(
-      MoeConfig config,
-      Communicator communicator,
-      LocalExchange local,
-      ExpertPlacement placement) {
+      MoeConfig config, Communicator communicator, LocalExchange local, ExpertPlacement placement) {
     this.config = config;
     this.communicator = communicator;
     this.local = local;
@@ -137,8 +134,7 @@ final class AllToAllExchange implements ExpertExchange {
   }
 
   private boolean isFor(int rank, int expert) {
-    return expert >= 0
-        && placement.rank(expert, config.parallel().epRank()) == rank / tpSize;
+    return expert >= 0 && placement.rank(expert, config.parallel().epRank()) == rank / tpSize;
   }
 
   @Override
@@ -157,8 +153,7 @@ final class AllToAllExchange implements ExpertExchange {
     long receiving = Arrays.stream(receive).sum();
     Places at = new Places(sending, receiving, dtype);
     pack(inputs, at.sent.in(workspace).segment(), at.tokens.in(workspace).segment());
-    communicator.allToAll(
-        at.sent.in(workspace), send, at.received.in(workspace), receive, stream);
+    communicator.allToAll(at.sent.in(workspace), send, at.received.in(workspace), receive, stream);
     unpack(at, workspace, dtype);
     requireMine(at.ids.in(workspace).segment(), receive);
     boolean lora = inputs.tokenLoraMapping() != null;
@@ -225,8 +220,7 @@ final class AllToAllExchange implements ExpertExchange {
       MemorySegment.copy(rows, from, hidden, n * width, width);
       MemorySegment.copy(rows, from + width, ids, n * choices, choices);
       MemorySegment.copy(rows, from + width + choices, weights, n * choices, choices);
-      MemorySegment.copy(
-          rows, from + width + 2 * choices, slots, n * Integer.BYTES, Integer.BYTES);
+      MemorySegment.copy(rows, from + width + 2 * choices, slots, n * Integer.BYTES, Integer.BYTES);
     }
   }
 

@@ -1,10 +1,10 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.MoeException;
+import io.moe4j.api.comm.CommProvider;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.comm.CommProvider;
 import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.ExpertsBackend;

@@ -206,7 +206,10 @@ final class Exchanges {
     if (chosen == null) {
       throw new IllegalArgumentException(
           (wanted == null ? "no exchange fits " : "exchange " + wanted + " does not fit ")
-              + config.parallel() + " (" + String.join(" | ", refused) + ")");
+              + config.parallel()
+              + " ("
+              + String.join(" | ", refused)
+              + ")");
     }
     String ranks =
         communicator == null

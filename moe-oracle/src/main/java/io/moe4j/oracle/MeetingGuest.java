@@ -45,7 +45,7 @@ final class MeetingGuest {
   }
 
   private static int millis(long end) {
-    return (int) Math.clamp((end - System.nanoTime()) / 1_000_000, 1, Integer.MAX_VALUE);
+    return Math.clamp((end - System.nanoTime()) / 1_000_000, 1, Integer.MAX_VALUE);
   }
 
   private static Socket connect(RankInfo info, String who, long end, Duration deadline)

@@ -105,7 +105,7 @@ final class MeetingHost {
     if (left <= 0) {
       return null;
     }
-    listener.setSoTimeout((int) Math.clamp(left / 1_000_000, 1, Integer.MAX_VALUE));
+    listener.setSoTimeout(Math.clamp(left / 1_000_000, 1, Integer.MAX_VALUE));
     try {
       return listener.accept();
     } catch (SocketTimeoutException e) {
@@ -213,7 +213,8 @@ final class MeetingHost {
         Meeting.sendGroup(guest.getValue(), group);
       } catch (IOException e) {
         int rank = guest.getKey();
-        throw new CommException(rank, "rank " + rank + " of " + info.worldSize() + " ended: " + e, e);
+        throw new CommException(
+            rank, "rank " + rank + " of " + info.worldSize() + " ended: " + e, e);
       }
     }
     return group;

@@ -529,7 +529,7 @@ public final class MoeLayer implements AutoCloseable {
                 + ", the layer on "
                 + where.info().id());
       }
-      Exchanges.Choice exchange = 
+      Exchanges.Choice exchange =
           Exchanges.choose(config, communicator, who.catalog().exchanges(), exchangeName);
       LayerParts parts =
           LayerParts.prepare(

@@ -67,7 +67,8 @@ public final class Rendezvous {
 
   static CommProvider choose(List<CommProvider> found, Device device, Platform platform) {
     List<String> refused = new ArrayList<>();
-    for (CommProvider p : found.stream().sorted(Comparator.comparing(CommProvider::name)).toList()) {
+    for (CommProvider p :
+        found.stream().sorted(Comparator.comparing(CommProvider::name)).toList()) {
       Optional<String> why =
           p.deviceType().equals(device.info().id().type())
               ? p.whyUnsupported(platform)

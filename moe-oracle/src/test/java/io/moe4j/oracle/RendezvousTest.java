@@ -145,8 +145,7 @@ class RendezvousTest {
   @Test
   void oneProcessMeetsNobody() {
     try (Communicator alone =
-        Rendezvous.join(
-            RankInfo.SINGLE, new Threads("1"), HOST, Map.of(), Duration.ofSeconds(1))) {
+        Rendezvous.join(RankInfo.SINGLE, new Threads("1"), HOST, Map.of(), Duration.ofSeconds(1))) {
       assertThat(alone.size()).isEqualTo(1);
     }
   }
@@ -197,11 +196,7 @@ class RendezvousTest {
             2,
             (rank, port) ->
                 Rendezvous.join(
-                    rank(rank, 4, port),
-                    new Threads("1"),
-                    HOST,
-                    Map.of(),
-                    Duration.ofMillis(700)));
+                    rank(rank, 4, port), new Threads("1"), HOST, Map.of(), Duration.ofMillis(700)));
     allRefused(got, 2, "rank 2, rank 3 of 4 did not come to 127.0.0.1:");
   }
 
@@ -286,7 +281,10 @@ class RendezvousTest {
             Rendezvous.layers(
                 Map.of(
                     3,
-                    config.toBuilder().parallel(ParallelConfig.expert(2, 0)).maxTokens(1).build())));
+                    config.toBuilder()
+                        .parallel(ParallelConfig.expert(2, 0))
+                        .maxTokens(1)
+                        .build())));
   }
 
   @Test

@@ -359,8 +359,7 @@ final class ExchangeCases {
                             tokens,
                             false,
                             false,
-                            (p, rank, ranks) ->
-                                toExpertsOf(p, 0, ranks, Placement.REDUNDANT)))));
+                            (p, rank, ranks) -> toExpertsOf(p, 0, ranks, Placement.REDUNDANT)))));
   }
 
   static Stream<ExchangeCase> weights() {

@@ -4,6 +4,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.nio.BufferUnderflowException;
 import java.nio.ByteBuffer;
+import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 
 /**
@@ -26,9 +27,6 @@ final class Call {
   }
 
   private static final int MAX_DIMS = 16;
-
-  /** Bytes of the longest. */
-  static final int MAX_BYTES = 8 + 4 + 4 + 4 + 8 * MAX_DIMS + 8;
 
   /** Calls before this one. */
   private final long number;
@@ -65,11 +63,24 @@ final class Call {
   }
 
   void write(ByteBuffer to) {
-    to.putLong(number).putInt(op.ordinal()).putInt(dtype.ordinal()).putInt(shape.length);
+    to.putLong(number);
+    putName(to, op.method);
+    putName(to, dtype.name());
+    to.putInt(shape.length);
     for (long n : shape) {
       to.putLong(n);
     }
     to.putLong(rows);
+  }
+
+  private static void putName(ByteBuffer to, String name) {
+    to.put((byte) name.length()).put(name.getBytes(StandardCharsets.US_ASCII));
+  }
+
+  private static String getName(ByteBuffer from) {
+    byte[] name = new byte[Byte.toUnsignedInt(from.get())];
+    from.get(name);
+    return new String(name, StandardCharsets.US_ASCII);
   }
 
   /**
@@ -80,12 +91,14 @@ final class Call {
   static Call read(ByteBuffer from) {
     try {
       long number = from.getLong();
-      int op = from.getInt();
-      int dtype = from.getInt();
+      String method = getName(from);
+      Op op =
+          Arrays.stream(Op.values())
+              .filter(o -> o.method.equals(method))
+              .findFirst()
+              .orElseThrow(() -> new IllegalArgumentException("call " + method));
+      DType dtype = DType.valueOf(getName(from));
       int dims = from.getInt();
-      if (op < 0 || op >= Op.values().length || dtype < 0 || dtype >= DType.values().length) {
-        throw new IllegalArgumentException("call " + op + ", dtype " + dtype);
-      }
       if (dims < 1 || dims > MAX_DIMS) {
         throw new IllegalArgumentException(dims + " dimensions");
       }
@@ -93,7 +106,7 @@ final class Call {
       for (int d = 0; d < dims; d++) {
         shape[d] = from.getLong();
       }
-      return new Call(number, Op.values()[op], DType.values()[dtype], shape, from.getLong());
+      return new Call(number, op, dtype, shape, from.getLong());
     } catch (BufferUnderflowException e) {
       throw new IllegalArgumentException("a call that is cut short", e);
     }

@@ -19,6 +19,6 @@ final class Deadline {
   /** {@return what is left for a socket, at least 1 ms} */
   int millisLeft() {
     long left = (end - System.nanoTime()) / 1_000_000;
-    return (int) Math.clamp(left, 1, Integer.MAX_VALUE);
+    return Math.clamp(left, 1, Integer.MAX_VALUE);
   }
 }

@@ -203,12 +203,7 @@ final class TcpCommunicator implements Communicator {
   private long[] starts(String name, long[] rows) {
     if (rows.length != size) {
       throw new IllegalArgumentException(
-          name
-              + " has "
-              + rows.length
-              + " entries, must have one for each of "
-              + size
-              + " ranks");
+          name + " has " + rows.length + " entries, must have one for each of " + size + " ranks");
     }
     long[] from = new long[size + 1];
     for (int r = 0; r < size; r++) {
@@ -267,8 +262,7 @@ final class TcpCommunicator implements Communicator {
     exchange(call, none, none, send, receive);
   }
 
-  private void exchange(
-      Call call, long[] sendRows, long[] receiveRows, Part send, Part receive) {
+  private void exchange(Call call, long[] sendRows, long[] receiveRows, Part send, Part receive) {
     requireAlive();
     calls++;
     try {

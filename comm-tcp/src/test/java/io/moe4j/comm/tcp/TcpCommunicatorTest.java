@@ -77,7 +77,8 @@ class TcpCommunicatorTest {
             c -> {
               Tensor send = bytes(rows, 3);
               send.segment().fill((byte) (c.rank() + 1));
-              send.segment().set(java.lang.foreign.ValueLayout.JAVA_BYTE, 5L * (c.rank() + 1), (byte) 99);
+              send.segment()
+                  .set(java.lang.foreign.ValueLayout.JAVA_BYTE, 5L * (c.rank() + 1), (byte) 99);
               Tensor receive = bytes(3L * rows, 3);
               c.allGather(send, receive, DeviceStream.HOST);
               return receive.segment().toArray(java.lang.foreign.ValueLayout.JAVA_BYTE);
@@ -87,7 +88,8 @@ class TcpCommunicatorTest {
         for (int i = 0; i < rows * 3; i++) {
           int expected = i == 5 * (r + 1) ? 99 : r + 1;
           if (got[r * rows * 3 + i] != expected) {
-            throw new AssertionError("byte " + i + " of rank " + r + " is " + got[r * rows * 3 + i]);
+            throw new AssertionError(
+                "byte " + i + " of rank " + r + " is " + got[r * rows * 3 + i]);
           }
         }
       }
@@ -129,8 +131,7 @@ class TcpCommunicatorTest {
       CommConfig config = new CommConfig("localhost:" + port, r, 2, PATIENT);
       ranks.add(() -> provider.open(config, TcpGroup.HOST));
     }
-    List<Communicator> group =
-        TcpGroup.together(ranks).stream().map(TcpGroup::get).toList();
+    List<Communicator> group = TcpGroup.together(ranks).stream().map(TcpGroup::get).toList();
     onAll(
             group,
             c -> {
@@ -171,8 +172,8 @@ class TcpCommunicatorTest {
           .isInstanceOf(CommException.class)
           .hasMessageContaining("rank 1 of 3 did not come");
     }
-    assertThatThrownBy(() ->
-            provider.open(new CommConfig("127.0.0.1:1", 1, 2, brief), TcpGroup.HOST))
+    assertThatThrownBy(
+            () -> provider.open(new CommConfig("127.0.0.1:1", 1, 2, brief), TcpGroup.HOST))
         .isInstanceOf(CommException.class)
         .hasMessageContaining("rank 0 of 2 at 127.0.0.1:1 did not answer within");
   }
@@ -208,8 +209,8 @@ class TcpCommunicatorTest {
           List.of(
               () -> provider.open(new CommConfig(group, 0, 2, PATIENT), TcpGroup.HOST),
               () -> {
-                assertThatThrownBy(() ->
-                        provider.open(new CommConfig(wrongKey, 1, 2, brief), TcpGroup.HOST))
+                assertThatThrownBy(
+                        () -> provider.open(new CommConfig(wrongKey, 1, 2, brief), TcpGroup.HOST))
                     .isInstanceOf(CommException.class)
                     .hasMessageContaining("rank 0 of 2");
                 return provider.open(new CommConfig(group, 1, 2, PATIENT), TcpGroup.HOST);
@@ -262,8 +263,7 @@ class TcpCommunicatorTest {
     assertThatThrownBy(() -> TcpGroup.get(ended.getFirst()))
         .isInstanceOf(CommException.class)
         .hasMessageContaining("rank 0 of 2 aborted: java.lang.IllegalStateException: no paper");
-    assertThatThrownBy(() ->
-            group.get(1).allGather(bytes(1, 1), bytes(2, 1), DeviceStream.HOST))
+    assertThatThrownBy(() -> group.get(1).allGather(bytes(1, 1), bytes(2, 1), DeviceStream.HOST))
         .isInstanceOf(CommException.class)
         .hasMessageContaining("no paper");
     closeAll(group);

@@ -19,12 +19,7 @@ import org.jspecify.annotations.Nullable;
  * @since 0.2.0
  */
 public record RankInfo(
-    int worldSize,
-    int rank,
-    int localRank,
-    String masterAddress,
-    int masterPort,
-    String source) {
+    int worldSize, int rank, int localRank, String masterAddress, int masterPort, String source) {
   /** One process. */
   public static final RankInfo SINGLE = new RankInfo(1, 0, 0, "", 0, "one process");
 
@@ -146,7 +141,9 @@ public record RankInfo(
       }
       if (options.localRank() != null) {
         throw new IllegalArgumentException(
-            "localRank is " + options.localRank() + ", but neither options nor environment say a"
+            "localRank is "
+                + options.localRank()
+                + ", but neither options nor environment say a"
                 + " rank");
       }
       return SINGLE;

@@ -89,9 +89,7 @@ public final class ExpertPlacement {
    */
   public static ExpertPlacement linear(int numExperts, int epSize) {
     return new ExpertPlacement(
-        IntStream.range(0, epSize)
-            .mapToObj(r -> ExpertMap.linear(numExperts, epSize, r))
-            .toList());
+        IntStream.range(0, epSize).mapToObj(r -> ExpertMap.linear(numExperts, epSize, r)).toList());
   }
 
   /** {@return the number of ranks} */
@@ -135,9 +133,7 @@ public final class ExpertPlacement {
    */
   public int rank(int expert, int tokenRank) {
     int[] those = copies[expert];
-    return maps.get(tokenRank).local(expert) >= 0
-        ? tokenRank
-        : those[tokenRank % those.length];
+    return maps.get(tokenRank).local(expert) >= 0 ? tokenRank : those[tokenRank % those.length];
   }
 
   @Override
@@ -157,7 +153,6 @@ public final class ExpertPlacement {
    */
   @Override
   public String toString() {
-    return "ExpertPlacement"
-        + maps.stream().map(m -> Arrays.toString(m.toArray())).toList();
+    return "ExpertPlacement" + maps.stream().map(m -> Arrays.toString(m.toArray())).toList();
   }
 }

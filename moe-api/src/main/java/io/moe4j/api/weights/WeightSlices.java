@@ -87,8 +87,7 @@ final class WeightSlices {
     };
   }
 
-  private Tensor columns(
-      Tensor t, Packing packing, long start, long count, long all, String what) {
+  private Tensor columns(Tensor t, Packing packing, long start, long count, long all, String what) {
     return switch (packing) {
       case DENSE, WORDS_ALONG_OUT, WORDS_ALONG_OUT_AWQ -> t.narrow(1, start, count);
       case WORDS_ALONG_IN -> {

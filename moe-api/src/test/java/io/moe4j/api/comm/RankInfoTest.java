@@ -36,8 +36,7 @@ class RankInfoTest {
 
   @Test
   void torchrun() {
-    assertThat(
-            read("RANK=5", "WORLD_SIZE=8", "LOCAL_RANK=1", "MASTER_ADDR=a", "MASTER_PORT=29400"))
+    assertThat(read("RANK=5", "WORLD_SIZE=8", "LOCAL_RANK=1", "MASTER_ADDR=a", "MASTER_PORT=29400"))
         .isEqualTo(new RankInfo(8, 5, 1, "a", 29400, "RANK and WORLD_SIZE"));
     assertThat(read("RANK=0", "WORLD_SIZE=1", "LOCAL_RANK=0").worldSize()).isEqualTo(1);
   }
@@ -107,20 +106,18 @@ class RankInfoTest {
   void optionsComeFirst() {
     Map<String, String> torchrun =
         env("RANK=5", "WORLD_SIZE=8", "LOCAL_RANK=1", "MASTER_ADDR=a", "MASTER_PORT=29400");
-    assertThat(
-            RankInfo.fromEnvironment(new RankInfo.Options(2, 1, null, "b", 7), torchrun))
+    assertThat(RankInfo.fromEnvironment(new RankInfo.Options(2, 1, null, "b", 7), torchrun))
         .isEqualTo(new RankInfo(2, 1, 1, "b", 7, "options"));
-    assertThat(
-            RankInfo.fromEnvironment(new RankInfo.Options(null, null, 0, "b", 7), torchrun))
+    assertThat(RankInfo.fromEnvironment(new RankInfo.Options(null, null, 0, "b", 7), torchrun))
         .isEqualTo(new RankInfo(8, 5, 0, "b", 7, "RANK and WORLD_SIZE"));
-    assertThatThrownBy(() ->
-            RankInfo.fromEnvironment(new RankInfo.Options(2, null, null, "b", 7), env()))
+    assertThatThrownBy(
+            () -> RankInfo.fromEnvironment(new RankInfo.Options(2, null, null, "b", 7), env()))
         .hasMessageContaining("worldSize is 2 and rank null, must be given together");
-    assertThatThrownBy(() ->
-            RankInfo.fromEnvironment(new RankInfo.Options(2, 1, null, null, 7), env()))
+    assertThatThrownBy(
+            () -> RankInfo.fromEnvironment(new RankInfo.Options(2, 1, null, null, 7), env()))
         .hasMessageContaining("MASTER_ADDR is not set");
-    assertThatThrownBy(() ->
-            RankInfo.fromEnvironment(new RankInfo.Options(null, null, 1, null, null), env()))
+    assertThatThrownBy(
+            () -> RankInfo.fromEnvironment(new RankInfo.Options(null, null, 1, null, null), env()))
         .hasMessageContaining("localRank is 1, but neither");
   }
 
@@ -129,8 +126,11 @@ class RankInfoTest {
     refused("RANK is set, but WORLD_SIZE and LOCAL_RANK are not; they go together", "RANK=0");
     refused("WORLD_SIZE and LOCAL_RANK are set, but RANK is not", "WORLD_SIZE=2", "LOCAL_RANK=0");
     refused("LWS_GROUP_SIZE is set, but LWS_WORKER_INDEX", "LWS_GROUP_SIZE=2");
-    refused("SLURM_PROCID and SLURM_LOCALID are set, but SLURM_NTASKS is not",
-        "SLURM_PROCID=0", "SLURM_LOCALID=0", "SLURM_STEP_ID=1");
+    refused(
+        "SLURM_PROCID and SLURM_LOCALID are set, but SLURM_NTASKS is not",
+        "SLURM_PROCID=0",
+        "SLURM_LOCALID=0",
+        "SLURM_STEP_ID=1");
     refused("MASTER_ADDR is not set", "RANK=0", "WORLD_SIZE=2", "LOCAL_RANK=0", "MASTER_PORT=1");
     refused("MASTER_PORT is not set", "RANK=0", "WORLD_SIZE=2", "LOCAL_RANK=0", "MASTER_ADDR=a");
   }
@@ -138,14 +138,32 @@ class RankInfoTest {
   @Test
   void contradictionsAreNamed() {
     refused("RANK is 2, but there are 2 ranks", "RANK=2", "WORLD_SIZE=2", "LOCAL_RANK=0");
-    refused("LOCAL_RANK is 1, more than RANK, which is 0", "RANK=0", "WORLD_SIZE=2",
-        "LOCAL_RANK=1", "MASTER_ADDR=a", "MASTER_PORT=1");
+    refused(
+        "LOCAL_RANK is 1, more than RANK, which is 0",
+        "RANK=0",
+        "WORLD_SIZE=2",
+        "LOCAL_RANK=1",
+        "MASTER_ADDR=a",
+        "MASTER_PORT=1");
     refused("RANK is \"x\", must be a number", "RANK=x", "WORLD_SIZE=2", "LOCAL_RANK=0");
-    refused("WORLD_SIZE is \"0\", must be a number of at least 1", "RANK=0", "WORLD_SIZE=0",
+    refused(
+        "WORLD_SIZE is \"0\", must be a number of at least 1",
+        "RANK=0",
+        "WORLD_SIZE=0",
         "LOCAL_RANK=0");
-    refused("port 70000", "RANK=0", "WORLD_SIZE=2", "LOCAL_RANK=0", "MASTER_ADDR=a",
+    refused(
+        "port 70000",
+        "RANK=0",
+        "WORLD_SIZE=2",
+        "LOCAL_RANK=0",
+        "MASTER_ADDR=a",
         "MASTER_PORT=70000");
-    refused("a bracket that does not close", "SLURM_PROCID=0", "SLURM_NTASKS=2",
-        "SLURM_LOCALID=0", "SLURM_STEP_ID=0", "SLURM_NODELIST=tux[03-05");
+    refused(
+        "a bracket that does not close",
+        "SLURM_PROCID=0",
+        "SLURM_NTASKS=2",
+        "SLURM_LOCALID=0",
+        "SLURM_STEP_ID=0",
+        "SLURM_NODELIST=tux[03-05");
   }
 }

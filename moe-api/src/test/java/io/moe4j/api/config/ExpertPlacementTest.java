@@ -36,13 +36,13 @@ class ExpertPlacementTest {
 
   @Test
   void mapsThatAreNoPlacementAreRefused() {
-    assertThatThrownBy(() ->
-            ExpertPlacement.of(List.of(ExpertMap.of(0, -1, -1), ExpertMap.of(-1, 0, -1))))
+    assertThatThrownBy(
+            () -> ExpertPlacement.of(List.of(ExpertMap.of(0, -1, -1), ExpertMap.of(-1, 0, -1))))
         .hasMessage("expert 2 is on no rank");
     assertThatThrownBy(() -> ExpertPlacement.of(List.of(ExpertMap.of(0), ExpertMap.of(0, 1))))
         .hasMessage("the map of rank 1 covers 2 experts, that of rank 0 1");
-    assertThatThrownBy(() ->
-            ExpertPlacement.of(List.of(ExpertMap.linear(2, 2, 1), ExpertMap.linear(2, 2, 0))))
+    assertThatThrownBy(
+            () -> ExpertPlacement.of(List.of(ExpertMap.linear(2, 2, 1), ExpertMap.linear(2, 2, 0))))
         .hasMessage("the map of rank 0 of 2 was made for rank 1 of 2");
     assertThatThrownBy(() -> ExpertPlacement.of(List.of())).hasMessageContaining("maps is empty");
   }

@@ -72,8 +72,7 @@ class MoeConfigTest {
             MoeConfig::sharedExpert,
             Optional.of(shared)),
         new Setting("expertMap", b -> b.expertMap(map), MoeConfig::expertMap, Optional.of(map)),
-        new Setting(
-            "intermediateSize", b -> b.intermediateSize(3), MoeConfig::intermediateSize, 3),
+        new Setting("intermediateSize", b -> b.intermediateSize(3), MoeConfig::intermediateSize, 3),
         new Setting(
             "placement",
             b -> b.placement(ExpertPlacement.of(List.of(map))),

@@ -97,12 +97,7 @@ class WeightSlicesTest {
             .scales(floats(OUT / 32, IN / 16))
             .build(),
         Weight.builder(
-                "1 16 nvfp4",
-                QuantScheme.NVFP4,
-                OUT,
-                IN,
-                random(DType.F4, OUT, IN),
-                Packing.DENSE)
+                "1 16 nvfp4", QuantScheme.NVFP4, OUT, IN, random(DType.F4, OUT, IN), Packing.DENSE)
             .scales(fp8Scales(OUT, IN / 16))
             .globalScale(floats(1), true)
             .build());
@@ -167,8 +162,7 @@ class WeightSlicesTest {
     Tensor all = w.toPlain(DType.F32).plain();
     assertThat(w.outputs(8, 16).toPlain(DType.F32).plain().toDoubles())
         .isEqualTo(part(all, 8, 16, 0, IN));
-    assertThat(w.inputs(0, IN).toPlain(DType.F32).plain().toDoubles())
-        .isEqualTo(all.toDoubles());
+    assertThat(w.inputs(0, IN).toPlain(DType.F32).plain().toDoubles()).isEqualTo(all.toDoubles());
     assertThatThrownBy(() -> w.inputs(0, 32)).hasMessageContaining("act-order");
   }
 }

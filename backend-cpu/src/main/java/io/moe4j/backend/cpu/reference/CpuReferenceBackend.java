@@ -61,7 +61,6 @@ public final class CpuReferenceBackend implements ExpertsBackend {
   }
 
   static Support support(MoeConfig config) {
-    return Support.checks()
-        .result();
+    return Support.checks().result();
   }
 }
