@@ -529,6 +529,7 @@ public final class MoeLayer implements AutoCloseable {
                 + ", the layer on "
                 + where.info().id());
       }
+      requireSameMemory(where);
       Exchanges.Choice exchange =
           Exchanges.choose(config, communicator, who.catalog().exchanges(), exchangeName);
       LayerParts parts =
@@ -539,6 +540,21 @@ public final class MoeLayer implements AutoCloseable {
           ScratchPool.isHost(where) ? MappedSources.of(used) : MappedSources.none();
       return new MoeLayer(
           selection.withExchange(exchange.explanation()), where, parts, used, scratch, read);
+    }
+
+    private void requireSameMemory(Device where) {
+      if (communicator != null
+          && communicator.size() > 1
+          && !communicator.deviceType().equals(where.info().id().type())) {
+        throw new IllegalArgumentException(
+            "communicator "
+                + communicator.description()
+                + " carries memory of "
+                + communicator.deviceType()
+                + ", the layer is on "
+                + where.info().id()
+                + "; give the builder a device of that type");
+      }
     }
 
     /** A given device is the only one that may be chosen for. */
