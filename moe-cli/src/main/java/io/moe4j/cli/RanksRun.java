@@ -198,7 +198,7 @@ final class RanksRun {
     shape[0] = out == null ? 0 : tokens;
     if (out != null) {
       for (int r = 0; r < me.worldSize(); r++) {
-        receive[r] = first(tokens, r + 1) - first(tokens, r);
+        receive[r] = (long) first(tokens, r + 1) - first(tokens, r);
       }
     }
     long bytes = mine.dtype().byteSize(shape[0] * shape[1]);
