@@ -17,7 +17,6 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.util.Arrays;
-import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -146,7 +145,7 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
   @Override
   public void apply(
       MonolithicInputs inputs,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream) {
     if (closed) {
@@ -159,11 +158,10 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
     Rooms rooms = new Rooms(tokens);
     ExpertRouting routing = route(inputs, rooms, workspace, stream);
     Tensor x = input(inputs.hidden(), rooms, workspace, stream);
-    MoeLoraContext adapters = lora.filter(MoeLoraContext::hasLora).orElse(null);
-    if (adapters == null) {
+    if (lora == null || !lora.hasLora()) {
       sum(x, routing, inputs.output(), rooms, workspace, stream);
     } else {
-      sumWithDeltas(x, routing, adapters, inputs.output(), rooms, workspace, stream);
+      sumWithDeltas(x, routing, lora, inputs.output(), rooms, workspace, stream);
     }
   }
 

@@ -145,6 +145,7 @@ final class Standin {
     private final NativeLibrary library;
 
     Controls(Path path) {
+      TvmRuntime _ = runtime(); // whose symbols the modules need
       try {
         library = NativeLibrary.load(path);
       } catch (UnavailableException e) {

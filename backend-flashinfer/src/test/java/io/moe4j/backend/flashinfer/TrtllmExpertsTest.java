@@ -92,7 +92,7 @@ class TrtllmExpertsTest {
     try (scratch) {
       experts.apply(
           in,
-          Optional.ofNullable(lora),
+          lora,
           new Workspace(scratch.memory()),
           device.stream(0x52));
     }
@@ -104,7 +104,7 @@ class TrtllmExpertsTest {
       truth.apply(
           new MonolithicInputs(
               HostCuda.onHost(in.hidden()), HostCuda.onHost(in.routerLogits()), null, expected),
-          Optional.empty(),
+          null,
           new Workspace(Layers.empty(DType.U8, 1).memory()),
           DeviceStream.HOST);
     }
