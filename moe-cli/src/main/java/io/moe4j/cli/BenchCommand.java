@@ -191,7 +191,8 @@ final class BenchCommand implements Callable<Integer> {
       if (measured == 0) {
         throw new CliException(ExitCode.DEVICE, "Nothing fits the memory; try --shape tiny.");
       }
-      report = bench.report(Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine(), peers);
+      report =
+          bench.report(Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine(), peers);
     }
     write(report);
     return ExitCode.OK;

@@ -336,7 +336,10 @@ final class TuneCommand implements Callable<Integer> {
                 .filter(w -> dtypes().contains(w.text()))
                 .orElseThrow(() ->
                     CliException.usage(
-                        "--dtype is \"" + name + "\"; accepted are " + String.join(", ", dtypes())));
+                        "--dtype is \""
+                            + name
+                            + "\"; accepted are "
+                            + String.join(", ", dtypes())));
         DType dtype = kind.dtype();
         MoeConfig config =
             MoeConfig.builder(s.hiddenSize(), s.intermediateSize(), s.numExperts(), s.topK())
@@ -347,9 +350,7 @@ final class TuneCommand implements Callable<Integer> {
                 .build();
         all.add(
             new DeviceTuning.Layer(
-                s.name() + (kind == BenchWeights.BF16 ? "" : " " + kind.text()),
-                config,
-                null));
+                s.name() + (kind == BenchWeights.BF16 ? "" : " " + kind.text()), config, null));
       }
     }
     return all;

@@ -62,8 +62,7 @@ final class FlashInferModule {
       Cubins.serve(loaded, cubins);
       try {
         FlashInferModule now =
-            new FlashInferModule(
-                library, runtime, runtime.module(library.module()), cubins);
+            new FlashInferModule(library, runtime, runtime.module(library.module()), cubins);
         LOADED.put(library, now);
         LOG.info(
             "FlashInfer {} ({}), apache-tvm-ffi {} ({})",

@@ -77,8 +77,8 @@ public final class FlashInferTrtllmBackend implements ExpertsBackend, ExternalBa
     Installed.Answer answer =
         installed
             .trtllm(info)
-            .orElseThrow(() ->
-                new DeviceException("FlashInfer has no TRTLLM experts for " + info.name()));
+            .orElseThrow(
+                () -> new DeviceException("FlashInfer has no TRTLLM experts for " + info.name()));
     FlashInferModule module =
         answer.module().orElseThrow(() -> new DeviceException(answer.reason()));
     return new TrtllmExperts(config, weights, device, kernels.apply(device), module);

@@ -207,9 +207,7 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
       DeviceStream stream) {
     boolean whole = hidden == TrtllmWeights.padded(hidden);
     boolean direct =
-        whole
-            && output.dtype() == DType.BF16
-            && output.deviceAddress() % TENSOR_ALIGNMENT == 0;
+        whole && output.dtype() == DType.BF16 && output.deviceAddress() % TENSOR_ALIGNMENT == 0;
     Tensor target = direct ? output : rooms.output.in(workspace);
     TrtllmRunner.Forward forward = forward(x, routing, target, rooms, workspace, stream);
     try (TvmCall _ = TvmCall.on(device, stream)) {
@@ -221,7 +219,8 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
     Tensor narrow = target;
     if (!whole) {
       // Where the call read its input from, which it has done.
-      narrow = output.dtype() == DType.BF16 ? output : rooms.input.in(workspace, rooms.tokens, hidden);
+      narrow =
+          output.dtype() == DType.BF16 ? output : rooms.input.in(workspace, rooms.tokens, hidden);
       kernels.rows(CardKernels.Rows.resized(target, narrow), stream);
     }
     if (narrow != output) {
@@ -254,7 +253,8 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
     Tensor deltas = rooms.first.in(workspace, pairs, 2 * intermediate);
     kernels.rows(CardKernels.Rows.zeros(deltas), stream);
     applyW13Lora(
-        PunicaWrapper.W13.of(
+        PunicaWrapper.W13
+            .of(
                 adapters,
                 deltas.reshape(tokens, topK, 2 * intermediate),
                 x,
@@ -275,12 +275,12 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
     try (TvmCall _ = TvmCall.on(device, stream);
         TrtllmRunner.Pairs rows =
             runner.runPairs(forward, layer, ordered.reshape(tokens, topK, 2 * wide))) {
-      kernels.rows(CardKernels.Rows.fetched(rows.activations(), rows.places(), activations), stream);
+      kernels.rows(
+          CardKernels.Rows.fetched(rows.activations(), rows.places(), activations), stream);
       kernels.rows(CardKernels.Rows.fetched(rows.product(), rows.places(), product), stream);
     }
     applyW2Lora(
-        PunicaWrapper.W2.of(
-            adapters, product.reshape(tokens, topK, hidden), activations, routing),
+        PunicaWrapper.W2.of(adapters, product.reshape(tokens, topK, hidden), activations, routing),
         stream);
     kernels.combine(product, routing, block.local(), output, stream);
   }

@@ -57,8 +57,7 @@ final class TrtllmWeights implements AutoCloseable {
               copyRow(from % 2 == 0 ? up : gate, from / 2, hidden, both, r, 2 * i);
             }
           }
-          tensors.copy(
-              Tensor.of(DType.BF16, both, h / PIECE, 2 * i, PIECE), w13.select(0, e));
+          tensors.copy(Tensor.of(DType.BF16, both, h / PIECE, 2 * i, PIECE), w13.select(0, e));
         }
         try (Arena arena = Arena.ofConfined()) {
           MemorySegment down = plain(x.down(), arena);

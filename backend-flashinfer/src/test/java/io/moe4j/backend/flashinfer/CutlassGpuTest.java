@@ -81,8 +81,7 @@ class CutlassGpuTest {
       there =
           ExpertsInputs.standard(
               OnCard.put(tensors, hidden),
-              new ExpertRouting(
-                  OnCard.put(tensors, ids), OnCard.put(tensors, weights), null),
+              new ExpertRouting(OnCard.put(tensors, ids), OnCard.put(tensors, weights), null),
               tensors.allocate(outputType, tokens, c.hiddenSize()));
     }
 
@@ -98,10 +97,7 @@ class CutlassGpuTest {
     double error(ExpertWeights w) {
       try (ReferenceExperts truth = new ReferenceExperts(config, w)) {
         truth.apply(
-            host,
-            null,
-            new Workspace(Layers.empty(DType.U8, 1).memory()),
-            DeviceStream.HOST);
+            host, null, new Workspace(Layers.empty(DType.U8, 1).memory()), DeviceStream.HOST);
       }
       double[] expected = host.output().toDoubles();
       double[] got = output();
@@ -241,7 +237,8 @@ class CutlassGpuTest {
     HostCuda host = new HostCuda(9, 0);
     Random random = new Random(2);
     Tensor map = Tensor.ofInts(new int[] {3, -1, 0, 2, 2}, 5);
-    for (int[] widths : new int[][] {{16, 24, 1}, {24, 16, 1}, {10, 7, 1}, {16, 32, 2}, {6, 9, 2}}) {
+    for (int[] widths :
+        new int[][] {{16, 24, 1}, {24, 16, 1}, {10, 7, 1}, {16, 32, 2}, {6, 9, 2}}) {
       int blocks = widths[2];
       Tensor in = Layers.random(random, 1, DType.BF16, 4, widths[0] * blocks);
       for (boolean mapped : new boolean[] {false, true}) {

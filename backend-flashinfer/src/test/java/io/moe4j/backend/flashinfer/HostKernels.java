@@ -70,8 +70,7 @@ final class HostKernels implements CardKernels {
       Tensor all = HostCuda.onHost(logits);
       double[] correction = bias == null ? null : HostCuda.onHost(bias).toDoubles();
       for (long t = 0; t < logits.size(0); t++) {
-        ReferenceRouting.route(
-            routing, all.select(0, t).toDoubles(), correction, chosen, shares);
+        ReferenceRouting.route(routing, all.select(0, t).toDoubles(), correction, chosen, shares);
         for (int k = 0; k < topK; k++) {
           HostCuda.onHost(ids).set(chosen[k], t, k);
           HostCuda.onHost(weights).set(shares[k], t, k);
@@ -94,8 +93,7 @@ final class HostKernels implements CardKernels {
         float sum = 0;
         for (long k = 0; k < ids.size(1); k++) {
           int id = (int) ids.get(t, k);
-          long local =
-              map == null ? id : HostCuda.bytes(map).getAtIndex(ValueLayout.JAVA_INT, id);
+          long local = map == null ? id : HostCuda.bytes(map).getAtIndex(ValueLayout.JAVA_INT, id);
           if (local >= 0 && local < experts) {
             sum +=
                 (float) weights.get(t, k)

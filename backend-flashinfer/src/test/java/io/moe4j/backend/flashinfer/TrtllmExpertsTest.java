@@ -90,11 +90,7 @@ class TrtllmExpertsTest {
   private void run(MonolithicExperts experts, MonolithicInputs in, @Nullable MoeLoraContext lora) {
     Device.Buffer scratch = device.allocate(experts.workspaceBytes(TOKENS));
     try (scratch) {
-      experts.apply(
-          in,
-          lora,
-          new Workspace(scratch.memory()),
-          device.stream(0x52));
+      experts.apply(in, lora, new Workspace(scratch.memory()), device.stream(0x52));
     }
   }
 
@@ -169,8 +165,7 @@ class TrtllmExpertsTest {
   void bothPathsComputeTheLayer(int h, int i) {
     for (Activation a :
         List.of(Activation.SILU, Activation.SILU.withLimit(0.6f), Activation.SWIGLUOAI)) {
-      MoeConfig c =
-          Layers.config(h, i, 5, 2).activation(a).lora(new LoraConfig(1, 8)).build();
+      MoeConfig c = Layers.config(h, i, 5, 2).activation(a).lora(new LoraConfig(1, 8)).build();
       ExpertWeights w = weights(c);
       assertThat(Standin.trtllmBackend().isSupportedConfig(c, B200)).isEqualTo(Support.yes());
       try (var experts = (MonolithicExperts) Standin.trtllmBackend().prepare(c, w, device)) {
@@ -183,8 +178,7 @@ class TrtllmExpertsTest {
           run(experts, again, lora);
           assertClose(c, w, again);
           assertThat(lora.calls())
-              .containsExactly(
-                  "w13 BF16[7, 2, " + 2 * i + "]", "w2 BF16[7, 2, " + h + "]");
+              .containsExactly("w13 BF16[7, 2, " + 2 * i + "]", "w2 BF16[7, 2, " + h + "]");
         }
       }
     }
@@ -194,8 +188,7 @@ class TrtllmExpertsTest {
   void aBatchWithoutAdaptersTakesTheShortPath() {
     MoeConfig c = layer().lora(new LoraConfig(1, 8)).build();
     Standin.Controls module = new Standin.Controls(Standin.trtllm());
-    try (var experts =
-        (MonolithicExperts) Standin.trtllmBackend().prepare(c, weights(c), device)) {
+    try (var experts = (MonolithicExperts) Standin.trtllmBackend().prepare(c, weights(c), device)) {
       long before = module.ask("standin_calls_with_delta");
       NoDeltas lora = noDeltas(false);
       run(experts, inputs(c, DType.BF16), lora);
@@ -253,8 +246,7 @@ class TrtllmExpertsTest {
   @Test
   void aKernelWithAnotherChecksumIsNotTaken() {
     MoeConfig c = layer().build();
-    try (var experts =
-        (MonolithicExperts) Standin.trtllmBackend().prepare(c, weights(c), device)) {
+    try (var experts = (MonolithicExperts) Standin.trtllmBackend().prepare(c, weights(c), device)) {
       MonolithicInputs in = inputs(c, DType.BF16);
       new Standin.Controls(Standin.trtllm()).ask("standin_wrong_checksum");
       assertThatThrownBy(() -> run(experts, in, null))
@@ -281,8 +273,7 @@ class TrtllmExpertsTest {
                 Optional.empty(),
                 List.of(),
                 Optional.of(temp.resolve("missing"))));
-    FlashInferTrtllmBackend backend =
-        new FlashInferTrtllmBackend(bare, _ -> new HostKernels());
+    FlashInferTrtllmBackend backend = new FlashInferTrtllmBackend(bare, _ -> new HostKernels());
     assertThat(backend.isSupportedConfig(layer().build(), B200).toString())
         .isEqualTo(
             "no folder with the compiled kernels of FlashInfer's TRTLLM experts was found: pip"

@@ -66,8 +66,7 @@ public final class HostCosts {
             .maxTokens(16)
             .build();
     boolean adapters = backend.equals("triton");
-    MoeConfig config =
-        adapters ? base.toBuilder().lora(new LoraConfig(4, RANK)).build() : base;
+    MoeConfig config = adapters ? base.toBuilder().lora(new LoraConfig(4, RANK)).build() : base;
     try (CudaDevice device = new CudaDeviceProvider().open(0);
         MoeLayer layer =
             MoeLayer.builder(config, weights()).backend(backend).device(device).build();
