@@ -24,7 +24,7 @@ DEV void narrow(GEMM_PARAMETERS) {
   const int wk = warp % warps_k, wr = warp / warps_k;
   const int rows_a_warp = gated ? 16 : 32;
   const Tile t = find_tile(first, NARROW_WARPS / warps_k * rows_a_warp, ids, expert_map, mapping, gtile, nums, has_map, lora, naive, P, TOPK,
-                           N, EG, E, NS, 0);
+                           N, EG, E, NS, 0, BLOCK);
   if (!t.some) return;
   const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
   const int n0 = (t.block * (NARROW_WARPS / warps_k) + wr) * rows_a_warp;

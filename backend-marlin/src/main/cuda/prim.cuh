@@ -13,6 +13,7 @@
 #define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
+#define BLOCKS ((int)gridDim.x)
 #define SHARED(name) extern __shared__ __align__(1024) uint8_t name[]
 
 struct Bf16 {};
@@ -67,6 +68,43 @@ DEV uint4 load_new16(const void* p) {
   uint4 v;
   asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
   return v;
+}
+
+// Barriers in shared memory: a phase ends when everybody has arrived and all announced bytes are there. parity: of the phase waited for, counted from 0.
+DEV void barrier_init(uint32_t b, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(b), "r"(count) : "memory"); }
+DEV void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEV void barrier_arrive(uint32_t b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory"); }
+DEV void barrier_arrive_bytes(uint32_t b, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
+}
+DEV void barrier_wait(uint32_t b, int parity) {
+  asm volatile(
+      "{\n.reg .pred p;\nAGAIN%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE%=;\nbra AGAIN%=;\nDONE%=:\n}" ::"r"(b),
+      "r"(parity)
+      : "memory");
+}
+// One thread's copy of many bytes, by the copy engine; a multiple of 16.
+DEV void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
+template <int N>
+DEV void registers_up() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+DEV void registers_down() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int THREADS>
+DEV void some_sync(int id) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
+}
+DEV void warp_sync() { __syncwarp(); }
+DEV int from_lane(int v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+// Four 8 x 8 matrices of 16-bit elements, turned over: lane l names where column l % 8 of matrix l / 8 goes.
+DEV void store_matrices_turned(uint32_t p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
 template <class T>
@@ -126,6 +164,18 @@ DEV uint32_t mask_or(uint32_t v, uint32_t mask, uint32_t more) {
 template <class A>
 DEV void whole(A*& p) {
   asm volatile("" : "+l"(p));
+}
+// The value is in this register here.
+DEV void here(float& v) { asm volatile("" : "+f"(v)::"memory"); }
+DEV float quick_exp2(float v) {
+  float d;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(v));
+  return d;
+}
+DEV float quick_reciprocal(float v) {
+  float d;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(v));
+  return d;
 }
 DEV float bits_float(uint32_t v) { return __uint_as_float(v); }
 DEV uint32_t float_bits(float v) { return __float_as_uint(v); }

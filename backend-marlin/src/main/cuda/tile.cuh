@@ -37,9 +37,9 @@ struct Tile {
 
 // GM: that many tiles of an expert's rows take turns with its blocks, so that both are still in the L2 cache; 0: a tile's blocks in a row.
 DEV Tile find_tile(int first, int rows_a_block, const int* ids, const int* expert_map, const int* mapping, const int* gtile, const int* nums,
-                   int has_map, int lora, int naive, int P, int TOPK, int N, int EG, int E, int NS, int GM) {
+                   int has_map, int lora, int naive, int P, int TOPK, int N, int EG, int E, int NS, int GM, int pid) {
   Tile t;
-  int nn = ceil_div(N, rows_a_block), pid = BLOCK;
+  int nn = ceil_div(N, rows_a_block);
   t.slot = -1;
   t.e = t.row0 = t.row1 = t.lora0 = t.begin = t.end = t.block = 0;
   if (naive) {

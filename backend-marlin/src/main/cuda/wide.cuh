@@ -1,9 +1,12 @@
-// A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, NT rows of x as its B operand
+// A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, up to NT rows of x as its B operand
 // in shared memory, so that no widened weight ever goes through shared memory.
 //
-// Two warpgroups take 128 rows of the weights each (64 of gate and the 64 of up that belong to them), and the same rows of x. A step is 64
-// columns: four products of 16 columns, at most one under way while the next step's weights are widened. After the loop the sums lie as mma has
-// them, so the expand and the end are those of narrow.cu.
+// A block stays on its multiprocessor and takes tile after tile. Its third warpgroup brings: one warp the packed weights, by the copy engine, three
+// warps the rows of x, each a stage of its own (the fence that makes ordinary copies visible to the tensor cores waits for all copies of a thread,
+// so a warp has no more than one stage under way). The other two widen and multiply, 128 rows of the weights each (64 of gate and the 64 of up that
+// belong to them) with the same rows of x. They wait for stages, not for each other: while one ends a tile, the other multiplies.
+// A step is 16 columns; the next step's weights are widened while the products of this one run. The products are as wide as a tile has rows, in
+// steps of 32. After the loop the sums lie as mma has them.
 #pragma once
 #include "tile.cuh"
 #include "wgmma.cuh"
@@ -15,19 +18,26 @@ template <int N>
 DEV void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-// What ordinary copies wrote is visible to the tensor cores. NO_PROXY_FENCE: to measure what it costs, see the README.
-DEV void fence_for_products() {
-#ifndef NO_PROXY_FENCE
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
+// What ordinary copies wrote is visible to the tensor cores and the copy engine.
+DEV void fence_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #endif
 
-// As many as fit: one block a multiprocessor at 128 rows, else two, if three stages of each fit.
-BOTH int wide_stages(int q, int nt, int stage_bytes) {
-  const int most = (nt >= 128 ? 6 : 5) - (code_bits(q) == 4 ? 0 : 1), fit = (nt >= 128 ? 222 : 110) * 1024 / stage_bytes;
-  return fit < 3 ? 3 : fit < most ? fit : most;
-}
+constexpr int CONSUMERS = 256, MEET_ALL = 1, MEET_GROUP = 2;  // named barriers: of both groups, of each
+constexpr int X_WARPS = 3;
+constexpr int WIDE_TILES = 16;  // row tiles of the weights a block
+
+// Where things lie in shared memory: stages, each x [NT][64] with its 16-byte columns swizzled as the tensor cores want them, then codes, ratios and
+// zero points of the row tiles; what the groups write their outputs through; barriers.
+template <int Q, int NT, int SG, bool ZERO>
+struct WideLayout {
+  static constexpr int CODES = CHUNK * 16 * code_bits(Q) / 8, SCALES = SG * 32;
+  static constexpr int AT_CODES = NT * 128, AT_RATIOS = AT_CODES + WIDE_TILES * CODES, AT_ZEROS = AT_RATIOS + WIDE_TILES * SCALES;
+  static constexpr int STAGE = (AT_ZEROS + (ZERO ? WIDE_TILES * SCALES : 0) + 1023) / 1024 * 1024;
+  static constexpr int OUTPUTS = NT * 128;  // of a group
+  static constexpr int FIT = (224 * 1024 / (NT >= 64 ? 1 : 2) - 2 * OUTPUTS - 1024) / STAGE, STAGES = FIT < 8 ? FIT : 8;
+  static constexpr int AT_OUTPUTS = STAGES * STAGE, AT_BARRIERS = AT_OUTPUTS + 2 * OUTPUTS;
+  static constexpr int WEIGHT_BYTES = WIDE_TILES * (CODES + SCALES * (ZERO ? 2 : 1));
+};
 
 // The expand for many pages a tile: B and s through shared memory, PAGES of them a step, three steps under way. acc[0] has rows `rows` of the
 // block's 256 rows of B, acc[1] rows `rows2`.
@@ -94,7 +104,7 @@ DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, con
   const uint32_t s1 = 256 * 32 + srow * 32 + (shalf ^ (srow >> 2 & 1)) * 16;
   for (int step = 0; step < steps; step++) {
     copies_wait<1>();
-    block_sync();
+    some_sync<CONSUMERS>(MEET_ALL);
     fill(step + 2);
 #pragma unroll 1
     for (int v = 0; v < PAGES; v++) {
@@ -122,67 +132,17 @@ DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, con
   copies_wait<0>();
 }
 
-template <int Q, class T, int NT, int SG, bool ZERO>
-DEV void wide(GEMM_PARAMETERS) {
-  SHARED(memory);
-  constexpr int NJ = NT / 8, WORDS = code_bits(Q) / 4;
-  constexpr int slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, stage_bytes = (NT * 128 + 8 * slot_bytes + 1023) / 1024 * 1024;
-  constexpr int STAGES = wide_stages(Q, NT, stage_bytes);
-  const int BLOCK_ROWS = gated ? 128 : 256;
-  if (wait == 0) wait_for_predecessor();
-  const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4, group4 = warp / 4, own4 = warp % 4;
-  const Tile t = find_tile(first, BLOCK_ROWS, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, N, EG, E, NS, GM);
-  if (!t.some) return;
-  const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
-  const int local[2] = {gated ? group4 * 64 + own4 * 16 : group4 * 128 + own4 * 16, gated ? group4 * 64 + own4 * 16 : group4 * 128 + 64 + own4 * 16};
-  const int n[2] = {t.block * BLOCK_ROWS + local[0], t.block * BLOCK_ROWS + local[1]};
-  int64_t tile[2];
-  tile[0] = (int64_t)(t.e * (gated ? 2 : 1)) * tiles + min(n[0] / 16, tiles - 1);
-  tile[1] = (int64_t)(t.e * (gated ? 2 : 1) + (gated ? 1 : 0)) * tiles + min(n[1] / 16, tiles - 1);
+// silu_gated with the instructions that are good to some last bits.
+DEV float quick_silu_gated(float g, float u, float limit) {
+  const float c = at_most(g, limit);
+  return c * quick_reciprocal(1.0f + quick_exp2(c * -1.4426950408889634f)) * clip(u, limit);
+}
 
-  // A stage: x, [NT][64] with its 16-byte columns swizzled as the tensor cores want them, then the slots of the warps.
-  const uint32_t base = shared_address(memory), base_end = base + STAGES * stage_bytes, own_slot = NT * 128 + warp * slot_bytes;
-  Stream<Q, SG, ZERO> stream(w, ratio, zero, tile, chunks, group_shift, lane);
-  constexpr int XROWS = NT * 8 >= 256 ? NT / 32 : 1;
-  const uint16_t* from_x[XROWS];
-  const int xcol = THREAD % 8;
-  const bool copies_x = NT * 8 >= 256 || THREAD < NT * 8;
-  const uint32_t xto = THREAD / 8 * 128 + ((xcol ^ (THREAD / 8 & 7)) << 4);
-#pragma unroll
-  for (int i = 0; i < XROWS; i++) {
-    int row = min(t.row0 + THREAD / 8 + 32 * i, t.row1 - 1);
-    if (gather) row = (int)load_new4(pairs + row) / TOPK;
-    from_x[i] = x + (int64_t)row * KD + xcol * 8;
-    whole(from_x[i]);
-  }
-  uint32_t to = base;
-  int next = 0;
-  auto prefetch = [&]() {
-    if (next < chunks) {
-      const bool some = next * CHUNK + xcol * 8 < KD;
-      if (copies_x) {
-#pragma unroll
-        for (int i = 0; i < XROWS; i++) copy16_or_zero(to + xto + i * 4096, some ? from_x[i] + next * CHUNK : x, some);
-      }
-      stream.copy(to + own_slot, next, lane);
-    }
-    copies_end();
-    next++;
-    to += stage_bytes;
-    if (to == base_end) to = base;
-  };
-  const float unit[2][2] = {{channel[tile[0] * 16 + g], channel[tile[0] * 16 + g + 8]}, {channel[tile[1] * 16 + g], channel[tile[1] * 16 + g + 8]}};
-  if (wait == 1) wait_for_predecessor();
-  float acc[2][NJ][4];
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-#pragma unroll
-    for (int j = 0; j < NJ; j++)
-#pragma unroll
-      for (int v = 0; v < 4; v++) acc[i][j][v] = 0.0f;
-#pragma unroll
-  for (int c = 0; c < STAGES - 2; c++) prefetch();
-
+// Sums of a tile: NC rows of x with two 64-row tiles of the weights, all of the contraction.
+template <int Q, class T, int NC, int NT, int SG, bool ZERO>
+DEV void products(float (&acc)[2][NT / 8][4], uint32_t base, uint32_t full, uint32_t empty, int& stage, int& phase, int chunks, const int (&slot)[2], int lane) {
+  using L = WideLayout<Q, NT, SG, ZERO>;
+  constexpr int WORDS = code_bits(Q) / 4;
   uint32_t a[2][2][4], codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
   auto widen_step = [&](int step) {
     const int group = SG == 4 ? step : SG == 2 ? step / 2 : 0;
@@ -196,117 +156,308 @@ DEV void wide(GEMM_PARAMETERS) {
       }
     }
   };
-  // A warp reads its own codes before it meets the others, so that its first product is issued as soon as x is there.
-  uint32_t at = base;
-  copies_wait<STAGES - 3>();
-  stream.load(at + own_slot, codes, scale, zeros, lane);
+  auto load = [&]() {
+    barrier_wait(full + stage * 8, phase);
+    const uint32_t at = base + stage * L::STAGE;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+#pragma unroll
+      for (int h = 0; h < WORDS; h++) *(uint4*)(codes[i] + 4 * h) = shared16(at + L::AT_CODES + slot[i] * L::CODES + lane * 16 + h * 512);
+#pragma unroll
+      for (int b = 0; b < (SG > 0 ? SG : 1); b++) {
+        zeros[i][b] = (Q == U8 ? 128 : 8) * 0x10001;
+        if constexpr (SG > 0) scale[i][b] = shared4(at + L::AT_RATIOS + slot[i] * L::SCALES + (lane / 4 * SG + b) * 4);
+        if constexpr (ZERO) zeros[i][b] = shared4(at + L::AT_ZEROS + slot[i] * L::SCALES + (lane / 4 * SG + b) * 4);
+      }
+    }
+  };
+  load();
   widen_step(0);
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int j = 0; j < NT / 8; j++)
+#pragma unroll
+      for (int v = 0; v < 4; v++) {
+        acc[i][j][v] = 0.0f;
+        here(acc[i][j][v]);
+      }
+  uint32_t before = 0;
   for (int c = 0; c < chunks; c++) {
-    fence_for_products();
-    block_sync();
+    const uint32_t at = base + stage * L::STAGE, own = empty + stage * 8;
     const uint64_t operand = (uint64_t)((at & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 #pragma unroll
     for (int step = 0; step < 4; step++) {
       products_begin();
-      Wgmma<T, NT>::run(&acc[0][0][0], a[step % 2][0], operand + step * 2);
-      Wgmma<T, NT>::run(&acc[1][0][0], a[step % 2][1], operand + step * 2);
+      Wgmma<T, NC>::run(&acc[0][0][0], a[step % 2][0], operand + step * 2);
+      Wgmma<T, NC>::run(&acc[1][0][0], a[step % 2][1], operand + step * 2);
       products_end();
-      if (step == 0) prefetch();  // into the stage of two chunks ago: of the chunk just before, one product may still read
       products_wait<1>();
+      if (step == 0 && before != 0 && lane == 0) barrier_arrive(before);  // nothing reads the stage of the chunk before any more
       if (step < 3) {
         widen_step(step + 1);
+        if (step == 2) {
+          if (++stage == L::STAGES) {
+            stage = 0;
+            phase ^= 1;
+          }
+          if (c + 1 < chunks) load();
+        }
       } else if (c + 1 < chunks) {
-        at += stage_bytes;
-        if (at == base_end) at = base;
-        copies_wait<STAGES - 3>();
-        stream.load(at + own_slot, codes, scale, zeros, lane);
         widen_step(0);
       }
     }
+    before = own;
   }
   products_wait<0>();
-  copies_wait<0>();
-  launch_dependents();
+  if (lane == 0) barrier_arrive(before);
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
-    for (int j = 0; j < NJ; j++)
+    for (int j = 0; j < NT / 8; j++)
 #pragma unroll
-      for (int v = 0; v < 4; v++) acc[i][j][v] *= unit[i][v / 2];
-  if (lora) {
-    if (wait == 2) wait_for_predecessor();
-    block_sync();  // the stages have been read
-    if (t.begin < t.end)
-      expand_staged<T, NT>(gated, acc, base, s, pga, pgb, pgm, seg_of, t, local[0], gated ? 128 + local[1] : local[1], t.block * BLOCK_ROWS, N, RS, SU, lane,
-                                  warp);
-  }
-  // The sums through shared memory, gate and up side by side, so that the activation stands here once and rows of y are written whole.
-  block_sync();
-  constexpr int STRIDE = 256 + 4;
-  float* sums = (float*)memory;
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const int column = local[i] + (gated ? 128 * i : 0) + g;
-#pragma unroll
-    for (int j = 0; j < NJ; j++)
-#pragma unroll
-      for (int v = 0; v < 4; v++) sums[(8 * j + 2 * q + v % 2) * STRIDE + column + v / 2 * 8] = acc[i][j][v];
-  }
-  block_sync();
-  // Activations that few layers have, one at a time and in place, so that their code stands here once and is short.
-  const bool activated = act > 0;
-  if (activated) {
-    const int shift = gated ? 7 : 8;
-#pragma unroll 1
-    for (int i = THREAD; i < NT << shift; i += 256) {
-      const int r = i >> shift, c = i & ((1 << shift) - 1), col = t.block * BLOCK_ROWS + c;
-      if (t.row0 + r >= t.row1 || col >= N) continue;
-      const float f = on_input ? tw[(int)load_new4(pairs + t.row0 + r)] : 1.0f;
-      float* own = sums + r * STRIDE + c;
-      float v = own[0] * f, u = gated ? own[128] * f : 0.0f;
-      if (has_bias) {
-        v += bias[(int64_t)t.e * (gated ? 2 * N : N) + col];
-        if (gated) u += bias[((int64_t)t.e * 2 + 1) * N + col];
-      }
-      own[0] = gated ? activate_gated(v, u, act, alpha, beta, limit) : activate_single(v, act);
+      for (int v = 0; v < 4; v++) here(acc[i][j][v]);
+}
+
+template <int Q, class T, int NT, int SG, bool ZERO>
+DEV void wide(GEMM_PARAMETERS) {
+  SHARED(memory);
+  using L = WideLayout<Q, NT, SG, ZERO>;
+  constexpr int NJ = NT / 8;
+  const int lane = THREAD % 32, warp = THREAD / 32, BLOCK_ROWS = gated ? 128 : 256;
+  const uint32_t base = shared_address(memory), full = base + L::AT_BARRIERS, empty = full + 8 * L::STAGES, released = empty + 8 * L::STAGES;
+  if (THREAD == 0) {
+    for (int i = 0; i < L::STAGES; i++) {
+      barrier_init(full + 8 * i, 33);
+      barrier_init(empty + 8 * i, 8);
     }
-    block_sync();
+    barrier_init(released, 8);
+    barriers_ready();
   }
-  // Eight outputs a thread.
-  const int shift = gated ? 4 : 5;
-  for (int i = THREAD; i < NT << shift; i += 256) {
-    const int r = i >> shift, c = (i & ((1 << shift) - 1)) * 8, col = t.block * BLOCK_ROWS + c;
-    if (t.row0 + r >= t.row1 || col >= N) continue;
-    const float* own = sums + r * STRIDE + c;
-    float v[8], u[8] = {};
-    *(uint4*)v = *(const uint4*)own;
-    *(uint4*)(v + 4) = *(const uint4*)(own + 4);
-    if (!activated) {
-      if (gated) {
-        *(uint4*)u = *(const uint4*)(own + 128);
-        *(uint4*)(u + 4) = *(const uint4*)(own + 132);
-      }
-      const float f = on_input ? tw[(int)load_new4(pairs + t.row0 + r)] : 1.0f;
-      const float *b1 = bias + (int64_t)t.e * (gated ? 2 * N : N) + col, *b2 = b1 + N;
-#pragma unroll
-      for (int h = 0; h < 8; h++) {
-        v[h] *= f;
-        u[h] *= f;
-        if (has_bias) {
-          v[h] += b1[h];
-          if (gated) u[h] += b2[h];
+  if (wait == 0) wait_for_predecessor();
+  block_sync();
+  const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
+  auto tile_of = [&](int pid) {
+    return find_tile(first, BLOCK_ROWS, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, N, EG, E, NS, GM, pid);
+  };
+  if (warp >= 8) {
+    registers_down<72>();
+    int stage, phase = 1, released_phase = 0;
+    if (warp == 8) {
+      // The weights.
+      const int groups = SG == 1 ? (chunks + (1 << group_shift) - 1) >> group_shift : chunks;
+      stage = 0;
+      for (int pid = BLOCK;; pid += BLOCKS) {
+        const Tile t = tile_of(pid);
+        if (!t.some) break;
+        const int matrix = gated ? lane / 8 % 2 : 0, row_tile = gated ? t.block * 8 + lane % 8 : t.block * 16 + lane % 16;
+        const int64_t tile = (int64_t)(t.e * (gated ? 2 : 1) + matrix) * tiles + min(row_tile, tiles - 1);
+        const uint8_t* codes = w + tile * chunks * L::CODES;
+        const uint32_t *r = SG > 0 ? ratio + tile * groups * 8 * SG : nullptr, *z = ZERO ? zero + tile * groups * 8 * SG : nullptr;
+        for (int c = 0; c < chunks; c++) {
+          const uint32_t at = base + stage * L::STAGE, own = full + 8 * stage;
+          barrier_wait(empty + 8 * stage, phase);
+          if (lane == 0) barrier_arrive_bytes(own, L::WEIGHT_BYTES);
+          warp_sync();
+          if (lane < WIDE_TILES) {
+            bulk_copy(at + L::AT_CODES + lane * L::CODES, codes + (int64_t)c * L::CODES, L::CODES, own);
+            const int group = (SG == 1 ? c >> group_shift : c) * 8 * SG;
+            if constexpr (SG > 0) bulk_copy(at + L::AT_RATIOS + lane * L::SCALES, r + group, L::SCALES, own);
+            if constexpr (ZERO) bulk_copy(at + L::AT_ZEROS + lane * L::SCALES, z + group, L::SCALES, own);
+          }
+          if (++stage == L::STAGES) {
+            stage = 0;
+            phase ^= 1;
+          }
         }
-        if (gated) v[h] = silu_gated(v[h], u[h], limit);
+        if (lora) {
+          barrier_wait(released, released_phase);
+          released_phase ^= 1;
+        }
+      }
+    } else {
+      // The rows of x: a warp every third stage, four rows of 128 bytes an instruction.
+      if (wait == 1) wait_for_predecessor();
+      stage = warp - 9;
+      int c = warp - 9;
+      const int xcol = lane % 8, xrow = lane / 8;
+      auto rows_of = [&](const Tile& t, int (&rows)[NT / 32]) {
+#pragma unroll
+        for (int i = 0; i < NT / 32; i++) {
+          int row = min(t.row0 + 32 * i + lane, t.row1 - 1);
+          rows[i] = gather && t.some ? (int)load_new4(pairs + row) / TOPK : row;
+        }
+      };
+      int pid = BLOCK, rows[NT / 32], next_rows[NT / 32];
+      Tile t = tile_of(pid), next = t;
+      rows_of(t, rows);
+      while (t.some) {
+        bool fetched = false;
+        const int count = t.row1 - t.row0;
+        for (; c < chunks; c += X_WARPS) {
+          const uint32_t at = base + stage * L::STAGE;
+          barrier_wait(empty + 8 * stage, phase);
+          const uint16_t* from = x + c * CHUNK + xcol * 8;
+          const bool some = c * CHUNK + xcol * 8 < KD;
+#pragma unroll
+          for (int q = 0; q < NT / 32; q++) {
+            if (32 * q >= count) break;
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+              const int row = from_lane(rows[q], 4 * i + xrow);
+              copy16_or_zero(at + (32 * q + 4 * i + xrow) * 128 + ((xcol ^ (4 * i + xrow) & 7) << 4), some ? from + (int64_t)row * KD : x, some);
+            }
+          }
+          copies_end();
+          if (!fetched) {
+            next = tile_of(pid + BLOCKS);
+            rows_of(next, next_rows);
+            fetched = true;
+          }
+          copies_wait<0>();
+          fence_for_products();
+          barrier_arrive(full + 8 * stage);
+          stage += X_WARPS;
+          if (stage >= L::STAGES) {
+            stage -= L::STAGES;
+            phase ^= 1;
+          }
+        }
+        c -= chunks;
+        if (!fetched) {
+          next = tile_of(pid + BLOCKS);
+          rows_of(next, next_rows);
+        }
+        if (lora) {
+          barrier_wait(released, released_phase);
+          released_phase ^= 1;
+        }
+        t = next;
+        pid += BLOCKS;
+#pragma unroll
+        for (int i = 0; i < NT / 32; i++) rows[i] = next_rows[i];
       }
     }
-    uint4 out;
-    out.x = pack2<T>(v[0], v[1]);
-    out.y = pack2<T>(v[2], v[3]);
-    out.z = pack2<T>(v[4], v[5]);
-    out.w = pack2<T>(v[6], v[7]);
-    *(uint4*)(y + (int64_t)(t.row0 + r) * N + col) = out;
+  } else {
+    registers_up<NT >= 64 ? 216 : 104>();
+    const int g = lane / 4, q = lane % 4, group = warp / 4, own4 = warp % 4, in_group = THREAD % 128;
+    const int local[2] = {gated ? group * 64 + own4 * 16 : group * 128 + own4 * 16, gated ? group * 64 + own4 * 16 : group * 128 + 64 + own4 * 16};
+    const int slot[2] = {local[0] / 16, gated ? 8 + local[1] / 16 : local[1] / 16};
+    const uint32_t outputs = base + L::AT_OUTPUTS + group * L::OUTPUTS;
+    float2* scratch = (float2*)(memory + L::AT_OUTPUTS + group * L::OUTPUTS);
+    int stage = 0, phase = 0;
+    int pid = BLOCK;
+    Tile t = tile_of(pid);
+    while (t.some) {
+      const Tile next = tile_of(pid + BLOCKS);
+      const int count = t.row1 - t.row0;
+      float unit[2][2], biases[2][2];
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const int n = t.block * BLOCK_ROWS + local[i];
+        const int64_t tile = (int64_t)(t.e * (gated ? 2 : 1) + (gated ? i : 0)) * tiles + min(n / 16, tiles - 1);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          unit[i][h] = channel[tile * 16 + g + 8 * h];
+          biases[i][h] = has_bias ? bias[((int64_t)t.e * (gated ? 2 : 1) + (gated ? i : 0)) * N + min(n + g + 8 * h, N - 1)] : 0.0f;
+        }
+      }
+      float acc[2][NJ][4];
+      if constexpr (NT >= 128) {
+        if (count > 96) products<Q, T, 128, NT, SG, ZERO>(acc, base, full, empty, stage, phase, chunks, slot, lane);
+        else if (count > 64) products<Q, T, 96, NT, SG, ZERO>(acc, base, full, empty, stage, phase, chunks, slot, lane);
+      }
+      if constexpr (NT >= 64) {
+        if (count > 32 && count <= 64) products<Q, T, 64, NT, SG, ZERO>(acc, base, full, empty, stage, phase, chunks, slot, lane);
+      }
+      if (count <= 32) products<Q, T, 32, NT, SG, ZERO>(acc, base, full, empty, stage, phase, chunks, slot, lane);
+      if (!next.some) launch_dependents();
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < NJ; j++)
+#pragma unroll
+          for (int v = 0; v < 4; v++) acc[i][j][v] *= unit[i][v / 2];
+      if (lora) {
+        if (wait == 2) wait_for_predecessor();
+        if (t.begin < t.end) {
+          some_sync<CONSUMERS>(MEET_ALL);  // the stages have been read
+          expand_staged<T, NT>(gated, acc, base, s, pga, pgb, pgm, seg_of, t, local[0], gated ? 128 + local[1] : local[1], t.block * BLOCK_ROWS, N, RS, SU, lane,
+                               warp);
+          fence_for_products();
+          some_sync<CONSUMERS>(MEET_ALL);
+        }
+        if (lane == 0) barrier_arrive(released);
+      }
+      some_sync<128>(MEET_GROUP + group);  // the outputs of the tile before have been read
+      if (act > 0 || on_input) {
+        // What few layers have goes through shared memory, so that its code is short.
+#pragma unroll
+        for (int j = 0; j < NJ; j += 4) {
+          if (8 * j >= count) break;
+#pragma unroll
+          for (int v = 0; v < 16; v++) scratch[v * 128 + in_group] = {acc[0][j + v / 4][v % 4], acc[1][j + v / 4][v % 4]};
+#pragma unroll 1
+          for (int v = 0; v < 16; v++) {
+            float2 p = scratch[v * 128 + in_group];
+            const float f = on_input ? tw[(int)load_new4(pairs + min(t.row0 + 8 * j + v / 4 * 8 + 2 * q + v % 2, t.row1 - 1))] : 1.0f;
+            p.x = p.x * f + (v & 2 ? biases[0][1] : biases[0][0]);
+            p.y = p.y * f + (v & 2 ? biases[1][1] : biases[1][0]);
+            if (gated) {
+              p.x = activate_gated(p.x, p.y, act, alpha, beta, limit);
+            } else {
+              p.x = activate_single(p.x, act);
+              p.y = activate_single(p.y, act);
+            }
+            scratch[v * 128 + in_group] = p;
+          }
+#pragma unroll
+          for (int v = 0; v < 16; v++) {
+            const float2 p = scratch[v * 128 + in_group];
+            acc[0][j + v / 4][v % 4] = p.x;
+            acc[1][j + v / 4][v % 4] = p.y;
+          }
+        }
+        some_sync<128>(MEET_GROUP + group);
+      } else {
+#pragma unroll
+        for (int j = 0; j < NJ; j++) {
+          if (8 * j >= count) break;
+#pragma unroll
+          for (int v = 0; v < 4; v++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) acc[i][j][v] += biases[i][v / 2];
+            if (gated) acc[0][j][v] = quick_silu_gated(acc[0][j][v], acc[1][j][v], limit);
+          }
+        }
+      }
+      // Through shared memory, so that rows of y are written whole: 64 outputs of each at a time.
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        if (i == 1) {
+          if (gated) break;
+          some_sync<128>(MEET_GROUP + group);
+        }
+#pragma unroll
+        for (int j = 0; j < NJ; j += 2) {
+          if (8 * j >= count) break;
+          const int row = 8 * j + lane / 16 * 8 + lane % 8, col = own4 * 2 + lane / 8 % 2;
+          store_matrices_turned(outputs + row * 128 + ((col ^ row & 7) << 4), pack2<T>(acc[i][j][0], acc[i][j][1]), pack2<T>(acc[i][j][2], acc[i][j][3]),
+                                pack2<T>(acc[i][j + 1][0], acc[i][j + 1][1]), pack2<T>(acc[i][j + 1][2], acc[i][j + 1][3]));
+        }
+        some_sync<128>(MEET_GROUP + group);
+        const int col = in_group % 8, n = t.block * BLOCK_ROWS + (gated ? group * 64 : group * 128 + 64 * i) + col * 8;
+        if (n < N) {
+#pragma unroll 4
+          for (int row = in_group / 8; row < count; row += 16)
+            *(uint4*)(y + (int64_t)(t.row0 + row) * N + n) = shared16(outputs + row * 128 + ((col ^ row & 7) << 4));
+        }
+      }
+      t = next;
+      pid += BLOCKS;
+    }
   }
 }
 
-#define WIDE(NAME, Q, T, NT, SG, ZERO, BLOCKS) \
-  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { wide<Q, T, NT, SG, ZERO>(GEMM_ARGUMENTS); }
+#define WIDE(NAME, Q, T, NT, SG, ZERO) \
+  KERNEL(384, (NT >= 64 ? 1 : 2)) NAME(GEMM_PARAMETERS) { wide<Q, T, NT, SG, ZERO>(GEMM_ARGUMENTS); }

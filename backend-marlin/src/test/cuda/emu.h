@@ -8,6 +8,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <ucontext.h>
 #include <vector>
 
@@ -16,19 +17,21 @@
 #define KERNEL(threads, blocks) void
 #define THREAD emu::thread
 #define BLOCK emu::block
+#define BLOCKS emu::blocks
 #define SHARED(name) uint8_t* name = emu::shared
 
 struct Bf16 {};
 struct F16 {};
 struct uint4 { uint32_t x, y, z, w; };
 struct uint2 { uint32_t x, y; };
+struct float2 { float x, y; };
 template <class A> A min(A a, A b) { return a < b ? a : b; }
 template <class A> A max(A a, A b) { return a > b ? a : b; }
 inline int64_t min(int64_t a, int b) { return a < b ? a : b; }
 
 namespace emu {
 constexpr int SHARED_BYTES = 227 * 1024;
-inline int thread, block, threads;
+inline int thread, block, blocks, threads;
 inline uint8_t* shared = (uint8_t*)aligned_alloc(1024, SHARED_BYTES);
 struct Copy { uint32_t to; int bytes; uint8_t data[16]; };
 struct Fiber {
@@ -41,7 +44,10 @@ struct Fiber {
 struct Group { int size = 0, arrived = 0; long turn = 0; };
 inline std::vector<Fiber> fibers;
 inline ucontext_t host;
-inline Group whole, warps[32], quads[8];
+inline Group whole, warps[32], quads[8], named[16];
+// A barrier in shared memory: arrivals still missing and announced bytes still missing in this phase, phases that have ended.
+struct Barrier { int count, missing; long bytes, ended; };
+inline std::map<uint32_t, Barrier> barriers;
 inline uint32_t deposit[1024][8];
 inline long idle;
 inline std::function<void()> body;
@@ -63,6 +69,7 @@ inline void entry() { body(); fibers[thread].done = true; idle = 0; swapcontext(
 
 inline void launch(int blocks, int count, std::function<void()> kernel) {
   threads = count;
+  emu::blocks = blocks;
   body = kernel;
   for (block = 0; block < blocks; block++) {
     memset(shared, 0xFF, SHARED_BYTES);
@@ -70,6 +77,8 @@ inline void launch(int blocks, int count, std::function<void()> kernel) {
     whole = Group();
     for (auto& w : warps) w = Group();
     for (auto& w : quads) w = Group();
+    for (auto& w : named) w = Group();
+    barriers.clear();
     for (int i = 0; i < count; i++) {
       Fiber& f = fibers[i];
       f.stack.resize(64 * 1024);
@@ -195,6 +204,57 @@ inline float bits_float(uint32_t v) { float f; memcpy(&f, &v, 4); return f; }
 inline uint32_t float_bits(float v) { uint32_t b; memcpy(&b, &v, 4); return b; }
 inline void launch_dependents() {}
 inline void wait_for_predecessor() {}
+inline void warp_sync() { emu::meet_warp(); }
+inline int from_lane(int v, int lane) {
+  emu::deposit[THREAD][0] = v;
+  emu::meet_warp();
+  int r = emu::deposit[THREAD / 32 * 32 + (lane & 31)][0];
+  emu::meet_warp();
+  return r;
+}
+template <int THREADS> void some_sync(int id) { emu::meet(emu::named[id], THREADS); }
+template <int N> void registers_up() {}
+template <int N> void registers_down() {}
+inline void barrier_init(uint32_t b, int count) { emu::check(b, 8); emu::barriers[b] = {count, count, 0, 0}; }
+inline void barriers_ready() {}
+namespace emu {
+inline Barrier& barrier(uint32_t b) {
+  auto i = barriers.find(b);
+  if (i == barriers.end()) { fprintf(stderr, "no barrier at %u\n", b); exit(2); }
+  return i->second;
+}
+inline void changed(Barrier& b) {
+  if (b.missing < 0) { fprintf(stderr, "too many arrive\n"); exit(2); }
+  if (b.missing == 0 && b.bytes == 0) { b.missing = b.count; b.ended++; idle = 0; }
+}
+}  // namespace emu
+inline void barrier_arrive(uint32_t p) { auto& b = emu::barrier(p); b.missing--; emu::changed(b); }
+inline void barrier_arrive_bytes(uint32_t p, int bytes) { auto& b = emu::barrier(p); b.bytes += bytes; b.missing--; emu::changed(b); }
+inline void barrier_wait(uint32_t p, int parity) { while ((emu::barrier(p).ended & 1) == parity) emu::yield(); }
+inline void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  if (bytes % 16 || to % 16 || (uintptr_t)from % 16 || to + bytes > emu::SHARED_BYTES) { fprintf(stderr, "a bulk copy of %d bytes from %p to %u\n", bytes, from, to); exit(2); }
+  memcpy(emu::shared + to, from, bytes);
+  auto& b = emu::barrier(barrier);
+  b.bytes -= bytes;
+  emu::changed(b);
+}
+inline void store_matrices_turned(uint32_t p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  emu::check(p, 16);
+  auto v = emu::deposit;
+  v[THREAD][0] = a; v[THREAD][1] = b; v[THREAD][2] = c; v[THREAD][3] = d;
+  v[THREAD][4] = p;
+  emu::meet_warp();
+  int lane = THREAD % 32, base = THREAD / 32 * 32;
+  for (int m = 0; m < 4; m++)
+    for (int h = 0; h < 2; h++) {
+      uint16_t e = v[base + lane][m] >> 16 * h;
+      memcpy(emu::shared + v[base + 8 * m + lane % 4 * 2 + h][4] + lane / 4 * 2, &e, 2);
+    }
+  emu::meet_warp();
+}
+inline void here(float&) {}
+inline float quick_exp2(float v) { return std::exp2(v); }
+inline float quick_reciprocal(float v) { return 1.0f / v; }
 
 // wgmma
 inline void products_begin() {}
