@@ -70,23 +70,17 @@ DEV uint4 load_new16(const void* p) {
   return v;
 }
 
-// Barriers in shared memory: a phase ends when everybody has arrived and all announced bytes are there. parity: of the phase waited for, counted from 0.
+// Barriers in shared memory: a phase ends when everybody has arrived. parity: of the phase waited for, counted from 0.
 DEV void barrier_init(uint32_t b, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(b), "r"(count) : "memory"); }
 DEV void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 DEV void barrier_arrive(uint32_t b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory"); }
-DEV void barrier_arrive_bytes(uint32_t b, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
-}
+// Once this thread's copies so far are there.
+DEV void barrier_arrive_with_copies(uint32_t b) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(b) : "memory"); }
 DEV void barrier_wait(uint32_t b, int parity) {
   asm volatile(
       "{\n.reg .pred p;\nAGAIN%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE%=;\nbra AGAIN%=;\nDONE%=:\n}" ::"r"(b),
       "r"(parity)
       : "memory");
-}
-// One thread's copy of many bytes, by the copy engine; a multiple of 16.
-DEV void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier)
-               : "memory");
 }
 template <int N>
 DEV void registers_up() {

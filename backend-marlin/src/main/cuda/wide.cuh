@@ -1,8 +1,8 @@
 // A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, up to NT rows of x as its B operand
 // in shared memory, so that no widened weight ever goes through shared memory.
 //
-// A block stays on its multiprocessor and takes tile after tile. Its third warpgroup brings: one warp the packed weights, by the copy engine, three
-// warps the rows of x, each a stage of its own (the fence that makes ordinary copies visible to the tensor cores waits for all copies of a thread,
+// A block stays on its multiprocessor and takes tile after tile. Its third warpgroup brings: one warp the packed weights, three warps
+// the rows of x, each a stage of its own (the fence that makes ordinary copies visible to the tensor cores waits for all copies of a thread,
 // so a warp has no more than one stage under way). The other two widen and multiply, 128 rows of the weights each (64 of gate and the 64 of up that
 // belong to them) with the same rows of x. They wait for stages, not for each other: while one ends a tile, the other multiplies.
 // A step is 16 columns; the next step's weights are widened while the products of this one run. The products are as wide as a tile has rows, in
@@ -18,12 +18,12 @@ template <int N>
 DEV void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-// What ordinary copies wrote is visible to the tensor cores and the copy engine.
+// What ordinary copies wrote is visible to the tensor cores.
 DEV void fence_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #endif
 
 constexpr int CONSUMERS = 256, MEET_ALL = 1, MEET_GROUP = 2;  // named barriers: of both groups, of each
-constexpr int X_WARPS = 3;
+constexpr int X_WARPS = 3, BATCH_2 = 64;
 constexpr int WIDE_TILES = 16;  // row tiles of the weights a block
 
 // Where things lie in shared memory: stages, each x [NT][64] with its 16-byte columns swizzled as the tensor cores want them, then codes, ratios and
@@ -36,7 +36,6 @@ struct WideLayout {
   static constexpr int OUTPUTS = NT * 128;  // of a group
   static constexpr int FIT = (224 * 1024 / (NT >= 64 ? 1 : 2) - 2 * OUTPUTS - 1024) / STAGE, STAGES = FIT < 8 ? FIT : 8;
   static constexpr int AT_OUTPUTS = STAGES * STAGE, AT_BARRIERS = AT_OUTPUTS + 2 * OUTPUTS;
-  static constexpr int WEIGHT_BYTES = WIDE_TILES * (CODES + SCALES * (ZERO ? 2 : 1));
 };
 
 // The expand for many pages a tile: B and s through shared memory, PAGES of them a step, three steps under way. acc[0] has rows `rows` of the
@@ -143,16 +142,18 @@ template <int Q, class T, int NC, int NT, int SG, bool ZERO>
 DEV void products(float (&acc)[2][NT / 8][4], uint32_t base, uint32_t full, uint32_t empty, int& stage, int& phase, int chunks, const int (&slot)[2], int lane) {
   using L = WideLayout<Q, NT, SG, ZERO>;
   constexpr int WORDS = code_bits(Q) / 4;
-  uint32_t a[2][2][4], codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
-  auto widen_step = [&](int step) {
+  // So many steps are widened while as many before them are multiplied: more where the sums leave registers for it.
+  constexpr int BATCH = NC <= BATCH_2 ? 2 : 1;
+  uint32_t a[2][BATCH][2][4], codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
+  auto widen_step = [&](int step, uint32_t (&to)[2][4]) {
     const int group = SG == 4 ? step : SG == 2 ? step / 2 : 0;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const uint32_t z0 = zero_word<Q, T>(zeros[i][group] & 0xFFFF), z1 = zero_word<Q, T>(zeros[i][group] >> 16);
       if constexpr (SG > 0) {
-        widen_scaled<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T>(scale[i][group]));
+        widen_scaled<Q, T>(to[i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T>(scale[i][group]));
       } else {
-        widen<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1);
+        widen<Q, T>(to[i], codes[i] + step * WORDS, z0, z1);
       }
     }
   };
@@ -171,12 +172,16 @@ DEV void products(float (&acc)[2][NT / 8][4], uint32_t base, uint32_t full, uint
       }
     }
   };
+  auto widen_batch = [&](int batch) {
+#pragma unroll
+    for (int u = 0; u < BATCH; u++) widen_step(batch * BATCH + u, a[batch % 2][u]);
+  };
   load();
-  widen_step(0);
+  widen_batch(0);
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
-    for (int j = 0; j < NT / 8; j++)
+    for (int j = 0; j < NC / 8; j++)
 #pragma unroll
       for (int v = 0; v < 4; v++) {
         acc[i][j][v] = 0.0f;
@@ -187,25 +192,27 @@ DEV void products(float (&acc)[2][NT / 8][4], uint32_t base, uint32_t full, uint
     const uint32_t at = base + stage * L::STAGE, own = empty + stage * 8;
     const uint64_t operand = (uint64_t)((at & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 #pragma unroll
-    for (int step = 0; step < 4; step++) {
+    for (int batch = 0; batch < 4 / BATCH; batch++) {
       products_begin();
-      Wgmma<T, NC>::run(&acc[0][0][0], a[step % 2][0], operand + step * 2);
-      Wgmma<T, NC>::run(&acc[1][0][0], a[step % 2][1], operand + step * 2);
+#pragma unroll
+      for (int u = 0; u < BATCH; u++) {
+        Wgmma<T, NC>::run(&acc[0][0][0], a[batch % 2][u][0], operand + (batch * BATCH + u) * 2);
+        Wgmma<T, NC>::run(&acc[1][0][0], a[batch % 2][u][1], operand + (batch * BATCH + u) * 2);
+      }
       products_end();
       products_wait<1>();
-      if (step == 0 && before != 0 && lane == 0) barrier_arrive(before);  // nothing reads the stage of the chunk before any more
-      if (step < 3) {
-        widen_step(step + 1);
-        if (step == 2) {
-          if (++stage == L::STAGES) {
-            stage = 0;
-            phase ^= 1;
-          }
-          if (c + 1 < chunks) load();
+      if (batch == 0 && before != 0 && lane == 0) barrier_arrive(before);  // nothing reads the stage of the chunk before any more
+      const bool last = batch == 4 / BATCH - 1;
+      if (!last) widen_batch(batch + 1);
+      // The codes have all been widened one batch before the last, so those of the next chunk may come.
+      if (batch == 4 / BATCH - 2) {
+        if (++stage == L::STAGES) {
+          stage = 0;
+          phase ^= 1;
         }
-      } else if (c + 1 < chunks) {
-        widen_step(0);
+        if (c + 1 < chunks) load();
       }
+      if (last && c + 1 < chunks) widen_batch(0);
     }
     before = own;
   }
@@ -216,7 +223,10 @@ DEV void products(float (&acc)[2][NT / 8][4], uint32_t base, uint32_t full, uint
 #pragma unroll
     for (int j = 0; j < NT / 8; j++)
 #pragma unroll
-      for (int v = 0; v < 4; v++) here(acc[i][j][v]);
+      for (int v = 0; v < 4; v++) {
+        if (j >= NC / 8) acc[i][j][v] = 0.0f;
+        here(acc[i][j][v]);
+      }
 }
 
 template <int Q, class T, int NT, int SG, bool ZERO>
@@ -228,7 +238,7 @@ DEV void wide(GEMM_PARAMETERS) {
   const uint32_t base = shared_address(memory), full = base + L::AT_BARRIERS, empty = full + 8 * L::STAGES, released = empty + 8 * L::STAGES;
   if (THREAD == 0) {
     for (int i = 0; i < L::STAGES; i++) {
-      barrier_init(full + 8 * i, 33);
+      barrier_init(full + 8 * i, 64);
       barrier_init(empty + 8 * i, 8);
     }
     barrier_init(released, 8);
@@ -241,7 +251,7 @@ DEV void wide(GEMM_PARAMETERS) {
     return find_tile(first, BLOCK_ROWS, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, N, EG, E, NS, GM, pid);
   };
   if (warp >= 8) {
-    registers_down<72>();
+    registers_down<NT >= 64 ? 72 : 64>();
     int stage, phase = 1, released_phase = 0;
     if (warp == 8) {
       // The weights.
@@ -250,21 +260,40 @@ DEV void wide(GEMM_PARAMETERS) {
       for (int pid = BLOCK;; pid += BLOCKS) {
         const Tile t = tile_of(pid);
         if (!t.some) break;
-        const int matrix = gated ? lane / 8 % 2 : 0, row_tile = gated ? t.block * 8 + lane % 8 : t.block * 16 + lane % 16;
-        const int64_t tile = (int64_t)(t.e * (gated ? 2 : 1) + matrix) * tiles + min(row_tile, tiles - 1);
-        const uint8_t* codes = w + tile * chunks * L::CODES;
-        const uint32_t *r = SG > 0 ? ratio + tile * groups * 8 * SG : nullptr, *z = ZERO ? zero + tile * groups * 8 * SG : nullptr;
+        // Row tiles lie `stride` bytes apart, those of up behind those of gate. There may be fewer than a block has.
+        const int64_t tile = (int64_t)t.e * (gated ? 2 : 1) * tiles + t.block * (gated ? 8 : 16);
+        const int stride = chunks * L::CODES, left = tiles - t.block * (gated ? 8 : 16);
+        const int64_t second = (int64_t)tiles * stride - (gated ? 8 : 0) * (int64_t)stride;
+        const uint8_t* codes = w + tile * stride + lane * 16;
+        // Of ratios and zero points a lane has one 16-byte piece in 32.
+        constexpr int PIECES = SG > 0 ? SG * 2 : 1;
+        int64_t piece[SG > 0 ? SG : 1];
+        bool has_piece[SG > 0 ? SG : 1];
+#pragma unroll
+        for (int u = 0; u < SG; u++) {
+          const int i = (u * 32 + lane) / PIECES;
+          has_piece[u] = (gated ? i % 8 : i) < left;
+          piece[u] = (tile + (gated && i >= 8 ? tiles - 8 : 0) + i) * groups * SG * 8 + (u * 32 + lane) % PIECES * 4;
+        }
         for (int c = 0; c < chunks; c++) {
-          const uint32_t at = base + stage * L::STAGE, own = full + 8 * stage;
+          const uint32_t at = base + stage * L::STAGE;
           barrier_wait(empty + 8 * stage, phase);
-          if (lane == 0) barrier_arrive_bytes(own, L::WEIGHT_BYTES);
-          warp_sync();
-          if (lane < WIDE_TILES) {
-            bulk_copy(at + L::AT_CODES + lane * L::CODES, codes + (int64_t)c * L::CODES, L::CODES, own);
-            const int group = (SG == 1 ? c >> group_shift : c) * 8 * SG;
-            if constexpr (SG > 0) bulk_copy(at + L::AT_RATIOS + lane * L::SCALES, r + group, L::SCALES, own);
-            if constexpr (ZERO) bulk_copy(at + L::AT_ZEROS + lane * L::SCALES, z + group, L::SCALES, own);
+          const uint8_t* from = codes + (int64_t)c * L::CODES;
+#pragma unroll
+          for (int i = 0; i < WIDE_TILES; i++) {
+            if (i == 8) from += gated ? second : 0;
+#pragma unroll
+            for (int h = 0; h < L::CODES / 512; h++)
+              copy16_or_zero(at + L::AT_CODES + i * L::CODES + h * 512 + lane * 16, from + h * 512, (gated ? i % 8 : i) < left);
+            from += stride;
           }
+          const int group = (SG == 1 ? c >> group_shift : c) * 8 * SG;
+#pragma unroll
+          for (int u = 0; u < SG; u++) {
+            copy16_or_zero(at + L::AT_RATIOS + (u * 32 + lane) * 16, ratio + piece[u] + group, has_piece[u]);
+            if constexpr (ZERO) copy16_or_zero(at + L::AT_ZEROS + (u * 32 + lane) * 16, zero + piece[u] + group, has_piece[u]);
+          }
+          barrier_arrive_with_copies(full + 8 * stage);
           if (++stage == L::STAGES) {
             stage = 0;
             phase ^= 1;
@@ -339,7 +368,7 @@ DEV void wide(GEMM_PARAMETERS) {
       }
     }
   } else {
-    registers_up<NT >= 64 ? 216 : 104>();
+    registers_up<NT >= 64 ? 216 : 88>();
     const int g = lane / 4, q = lane % 4, group = warp / 4, own4 = warp % 4, in_group = THREAD % 128;
     const int local[2] = {gated ? group * 64 + own4 * 16 : group * 128 + own4 * 16, gated ? group * 64 + own4 * 16 : group * 128 + 64 + own4 * 16};
     const int slot[2] = {local[0] / 16, gated ? 8 + local[1] / 16 : local[1] / 16};
@@ -384,7 +413,6 @@ DEV void wide(GEMM_PARAMETERS) {
           some_sync<CONSUMERS>(MEET_ALL);  // the stages have been read
           expand_staged<T, NT>(gated, acc, base, s, pga, pgb, pgm, seg_of, t, local[0], gated ? 128 + local[1] : local[1], t.block * BLOCK_ROWS, N, RS, SU, lane,
                                warp);
-          fence_for_products();
           some_sync<CONSUMERS>(MEET_ALL);
         }
         if (lane == 0) barrier_arrive(released);

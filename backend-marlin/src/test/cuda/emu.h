@@ -45,8 +45,8 @@ struct Group { int size = 0, arrived = 0; long turn = 0; };
 inline std::vector<Fiber> fibers;
 inline ucontext_t host;
 inline Group whole, warps[32], quads[8], named[16];
-// A barrier in shared memory: arrivals still missing and announced bytes still missing in this phase, phases that have ended.
-struct Barrier { int count, missing; long bytes, ended; };
+// A barrier in shared memory: arrivals still missing in this phase, phases that have ended.
+struct Barrier { int count, missing; long ended; };
 inline std::map<uint32_t, Barrier> barriers;
 inline uint32_t deposit[1024][8];
 inline long idle;
@@ -215,7 +215,7 @@ inline int from_lane(int v, int lane) {
 template <int THREADS> void some_sync(int id) { emu::meet(emu::named[id], THREADS); }
 template <int N> void registers_up() {}
 template <int N> void registers_down() {}
-inline void barrier_init(uint32_t b, int count) { emu::check(b, 8); emu::barriers[b] = {count, count, 0, 0}; }
+inline void barrier_init(uint32_t b, int count) { emu::check(b, 8); emu::barriers[b] = {count, count, 0}; }
 inline void barriers_ready() {}
 namespace emu {
 inline Barrier& barrier(uint32_t b) {
@@ -225,19 +225,16 @@ inline Barrier& barrier(uint32_t b) {
 }
 inline void changed(Barrier& b) {
   if (b.missing < 0) { fprintf(stderr, "too many arrive\n"); exit(2); }
-  if (b.missing == 0 && b.bytes == 0) { b.missing = b.count; b.ended++; idle = 0; }
+  if (b.missing == 0) { b.missing = b.count; b.ended++; idle = 0; }
 }
 }  // namespace emu
 inline void barrier_arrive(uint32_t p) { auto& b = emu::barrier(p); b.missing--; emu::changed(b); }
-inline void barrier_arrive_bytes(uint32_t p, int bytes) { auto& b = emu::barrier(p); b.bytes += bytes; b.missing--; emu::changed(b); }
-inline void barrier_wait(uint32_t p, int parity) { while ((emu::barrier(p).ended & 1) == parity) emu::yield(); }
-inline void bulk_copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
-  if (bytes % 16 || to % 16 || (uintptr_t)from % 16 || to + bytes > emu::SHARED_BYTES) { fprintf(stderr, "a bulk copy of %d bytes from %p to %u\n", bytes, from, to); exit(2); }
-  memcpy(emu::shared + to, from, bytes);
-  auto& b = emu::barrier(barrier);
-  b.bytes -= bytes;
-  emu::changed(b);
+inline void barrier_arrive_with_copies(uint32_t p) {
+  copies_end();
+  copies_wait<0>();
+  barrier_arrive(p);
 }
+inline void barrier_wait(uint32_t p, int parity) { while ((emu::barrier(p).ended & 1) == parity) emu::yield(); }
 inline void store_matrices_turned(uint32_t p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   emu::check(p, 16);
   auto v = emu::deposit;
