@@ -1,12 +1,9 @@
-// A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, up to NT rows of x as its B operand
+// A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, NT rows of x as its B operand
 // in shared memory, so that no widened weight ever goes through shared memory.
 //
-// A block stays on its multiprocessor and takes tile after tile. Its third warpgroup brings: one warp the packed weights, three warps
-// the rows of x, each a stage of its own (the fence that makes ordinary copies visible to the tensor cores waits for all copies of a thread,
-// so a warp has no more than one stage under way). The other two widen and multiply, 128 rows of the weights each (64 of gate and the 64 of up that
-// belong to them) with the same rows of x. They wait for stages, not for each other: while one ends a tile, the other multiplies.
-// A step is 16 columns; the next step's weights are widened while the products of this one run. The products are as wide as a tile has rows, in
-// steps of 32. After the loop the sums lie as mma has them.
+// Two warpgroups take 128 rows of the weights each (64 of gate and the 64 of up that belong to them), and the same rows of x. A step is 64
+// columns: four products of 16 columns, at most one under way while the next step's weights are widened. After the loop the sums lie as mma has
+// them, so the expand and the end are those of narrow.cu.
 #pragma once
 #include "tile.cuh"
 #include "wgmma.cuh"
@@ -18,25 +15,21 @@ template <int N>
 DEV void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-// What ordinary copies wrote is visible to the tensor cores.
-DEV void fence_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// What ordinary copies wrote is visible to the tensor cores. NO_PROXY_FENCE: to measure what it costs, see the README.
+DEV void fence_for_products() {
+#ifndef NO_PROXY_FENCE
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 #endif
 
-constexpr int CONSUMERS = 256, MEET_ALL = 1, MEET_GROUP = 2;  // named barriers: of both groups, of each
-constexpr int X_WARPS = 3, BATCH_2 = 64;
-constexpr int WIDE_TILES = 16;  // row tiles of the weights a block
+constexpr int MEET = 1, GROUP_BYTES = 16 * 1024;  // of the warpgroups: named barriers, shared memory at the end
 
-// Where things lie in shared memory: stages, each x [NT][64] with its 16-byte columns swizzled as the tensor cores want them, then codes, ratios and
-// zero points of the row tiles; what the groups write their outputs through; barriers.
-template <int Q, int NT, int SG, bool ZERO>
-struct WideLayout {
-  static constexpr int CODES = CHUNK * 16 * code_bits(Q) / 8, SCALES = SG * 32;
-  static constexpr int AT_CODES = NT * 128, AT_RATIOS = AT_CODES + WIDE_TILES * CODES, AT_ZEROS = AT_RATIOS + WIDE_TILES * SCALES;
-  static constexpr int STAGE = (AT_ZEROS + (ZERO ? WIDE_TILES * SCALES : 0) + 1023) / 1024 * 1024;
-  static constexpr int OUTPUTS = NT * 128;  // of a group
-  static constexpr int FIT = (224 * 1024 / (NT >= 64 ? 1 : 2) - 2 * OUTPUTS - 1024) / STAGE, STAGES = FIT < 8 ? FIT : 8;
-  static constexpr int AT_OUTPUTS = STAGES * STAGE, AT_BARRIERS = AT_OUTPUTS + 2 * OUTPUTS;
-};
+// As many as fit: one block a multiprocessor at 128 rows, else two, if three stages of each fit.
+BOTH int wide_stages(int q, int nt, int stage_bytes) {
+  const int most = (nt >= 128 ? 6 : 5) - (code_bits(q) == 4 ? 0 : 1), fit = (nt >= 128 ? 222 : 110) * 1024 / stage_bytes;
+  return fit < 3 ? 3 : fit < most ? fit : most;
+}
 
 // The expand for many pages a tile: B and s through shared memory, PAGES of them a step, three steps under way. acc[0] has rows `rows` of the
 // block's 256 rows of B, acc[1] rows `rows2`.
@@ -103,7 +96,7 @@ DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, con
   const uint32_t s1 = 256 * 32 + srow * 32 + (shalf ^ (srow >> 2 & 1)) * 16;
   for (int step = 0; step < steps; step++) {
     copies_wait<1>();
-    some_sync<CONSUMERS>(MEET_ALL);
+    block_sync();
     fill(step + 2);
 #pragma unroll 1
     for (int v = 0; v < PAGES; v++) {
@@ -137,355 +130,240 @@ DEV float quick_silu_gated(float g, float u, float limit) {
   return c * quick_reciprocal(1.0f + quick_exp2(c * -1.4426950408889634f)) * clip(u, limit);
 }
 
-// Sums of a tile: NC rows of x with two 64-row tiles of the weights, all of the contraction.
-template <int Q, class T, int NC, int NT, int SG, bool ZERO>
-DEV void products(float (&acc)[2][NT / 8][4], uint32_t base, uint32_t full, uint32_t empty, int& stage, int& phase, int chunks, const int (&slot)[2], int lane) {
-  using L = WideLayout<Q, NT, SG, ZERO>;
-  constexpr int WORDS = code_bits(Q) / 4;
-  // So many steps are widened while as many before them are multiplied: more where the sums leave registers for it.
-  constexpr int BATCH = NC <= BATCH_2 ? 2 : 1;
-  uint32_t a[2][BATCH][2][4], codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
-  auto widen_step = [&](int step, uint32_t (&to)[2][4]) {
-    const int group = SG == 4 ? step : SG == 2 ? step / 2 : 0;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const uint32_t z0 = zero_word<Q, T>(zeros[i][group] & 0xFFFF), z1 = zero_word<Q, T>(zeros[i][group] >> 16);
-      if constexpr (SG > 0) {
-        widen_scaled<Q, T>(to[i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T>(scale[i][group]));
-      } else {
-        widen<Q, T>(to[i], codes[i] + step * WORDS, z0, z1);
-      }
-    }
-  };
-  auto load = [&]() {
-    barrier_wait(full + stage * 8, phase);
-    const uint32_t at = base + stage * L::STAGE;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-#pragma unroll
-      for (int h = 0; h < WORDS; h++) *(uint4*)(codes[i] + 4 * h) = shared16(at + L::AT_CODES + slot[i] * L::CODES + lane * 16 + h * 512);
-#pragma unroll
-      for (int b = 0; b < (SG > 0 ? SG : 1); b++) {
-        zeros[i][b] = (Q == U8 ? 128 : 8) * 0x10001;
-        if constexpr (SG > 0) scale[i][b] = shared4(at + L::AT_RATIOS + slot[i] * L::SCALES + (lane / 4 * SG + b) * 4);
-        if constexpr (ZERO) zeros[i][b] = shared4(at + L::AT_ZEROS + slot[i] * L::SCALES + (lane / 4 * SG + b) * 4);
-      }
-    }
-  };
-  auto widen_batch = [&](int batch) {
-#pragma unroll
-    for (int u = 0; u < BATCH; u++) widen_step(batch * BATCH + u, a[batch % 2][u]);
-  };
-  load();
-  widen_batch(0);
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-#pragma unroll
-    for (int j = 0; j < NC / 8; j++)
-#pragma unroll
-      for (int v = 0; v < 4; v++) {
-        acc[i][j][v] = 0.0f;
-        here(acc[i][j][v]);
-      }
-  uint32_t before = 0;
-  for (int c = 0; c < chunks; c++) {
-    const uint32_t at = base + stage * L::STAGE, own = empty + stage * 8;
-    const uint64_t operand = (uint64_t)((at & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
-#pragma unroll
-    for (int batch = 0; batch < 4 / BATCH; batch++) {
-      products_begin();
-#pragma unroll
-      for (int u = 0; u < BATCH; u++) {
-        Wgmma<T, NC>::run(&acc[0][0][0], a[batch % 2][u][0], operand + (batch * BATCH + u) * 2);
-        Wgmma<T, NC>::run(&acc[1][0][0], a[batch % 2][u][1], operand + (batch * BATCH + u) * 2);
-      }
-      products_end();
-      products_wait<1>();
-      if (batch == 0 && before != 0 && lane == 0) barrier_arrive(before);  // nothing reads the stage of the chunk before any more
-      const bool last = batch == 4 / BATCH - 1;
-      if (!last) widen_batch(batch + 1);
-      // The codes have all been widened one batch before the last, so those of the next chunk may come.
-      if (batch == 4 / BATCH - 2) {
-        if (++stage == L::STAGES) {
-          stage = 0;
-          phase ^= 1;
-        }
-        if (c + 1 < chunks) load();
-      }
-      if (last && c + 1 < chunks) widen_batch(0);
-    }
-    before = own;
-  }
-  products_wait<0>();
-  if (lane == 0) barrier_arrive(before);
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-#pragma unroll
-    for (int j = 0; j < NT / 8; j++)
-#pragma unroll
-      for (int v = 0; v < 4; v++) {
-        if (j >= NC / 8) acc[i][j][v] = 0.0f;
-        here(acc[i][j][v]);
-      }
-}
+template <int N>
+struct Width {
+  static constexpr int value = N;
+};
 
 template <int Q, class T, int NT, int SG, bool ZERO>
 DEV void wide(GEMM_PARAMETERS) {
   SHARED(memory);
-  using L = WideLayout<Q, NT, SG, ZERO>;
-  constexpr int NJ = NT / 8;
-  const int lane = THREAD % 32, warp = THREAD / 32, BLOCK_ROWS = gated ? 128 : 256;
-  const uint32_t base = shared_address(memory), full = base + L::AT_BARRIERS, empty = full + 8 * L::STAGES, released = empty + 8 * L::STAGES;
-  if (THREAD == 0) {
-    for (int i = 0; i < L::STAGES; i++) {
-      barrier_init(full + 8 * i, 64);
-      barrier_init(empty + 8 * i, 8);
-    }
-    barrier_init(released, 8);
-    barriers_ready();
-  }
+  constexpr int NJ = NT / 8, WORDS = code_bits(Q) / 4;
+  constexpr int slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, stage_bytes = (NT * 128 + 8 * slot_bytes + 1023) / 1024 * 1024;
+  constexpr int STAGES = wide_stages(Q, NT, stage_bytes);
+  // Two chunks a meeting where there are stages enough: filled are then those of two and three chunks ago.
+#ifndef PAIRED
+#define PAIRED 1
+#endif
+  constexpr bool PAIRS = PAIRED && STAGES >= 5;
+  const int BLOCK_ROWS = gated ? 128 : 256;
   if (wait == 0) wait_for_predecessor();
-  block_sync();
+  const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4, group4 = warp / 4, own4 = warp % 4;
+  const Tile t = find_tile(first, BLOCK_ROWS, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, N, EG, E, NS, GM, BLOCK);
+  if (!t.some) return;
   const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
-  auto tile_of = [&](int pid) {
-    return find_tile(first, BLOCK_ROWS, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, N, EG, E, NS, GM, pid);
+  const int local[2] = {gated ? group4 * 64 + own4 * 16 : group4 * 128 + own4 * 16, gated ? group4 * 64 + own4 * 16 : group4 * 128 + 64 + own4 * 16};
+  const int n[2] = {t.block * BLOCK_ROWS + local[0], t.block * BLOCK_ROWS + local[1]};
+  int64_t tile[2];
+  tile[0] = (int64_t)(t.e * (gated ? 2 : 1)) * tiles + min(n[0] / 16, tiles - 1);
+  tile[1] = (int64_t)(t.e * (gated ? 2 : 1) + (gated ? 1 : 0)) * tiles + min(n[1] / 16, tiles - 1);
+
+  // A stage: x, [NT][64] with its 16-byte columns swizzled as the tensor cores want them, then the slots of the warps.
+  const uint32_t base = shared_address(memory), base_end = base + STAGES * stage_bytes, own_slot = NT * 128 + warp * slot_bytes;
+  Stream<Q, SG, ZERO> stream(w, ratio, zero, tile, chunks, group_shift, lane);
+  constexpr int XROWS = NT * 8 >= 256 ? NT / 32 : 1;
+  const uint16_t* from_x[XROWS];
+  const int xcol = THREAD % 8;
+  const bool copies_x = NT * 8 >= 256 || THREAD < NT * 8;
+  const uint32_t xto = THREAD / 8 * 128 + ((xcol ^ (THREAD / 8 & 7)) << 4);
+#pragma unroll
+  for (int i = 0; i < XROWS; i++) {
+    int row = min(t.row0 + THREAD / 8 + 32 * i, t.row1 - 1);
+    if (gather) row = (int)load_new4(pairs + row) / TOPK;
+    from_x[i] = x + (int64_t)row * KD + xcol * 8;
+    whole(from_x[i]);
+  }
+  uint32_t to = base;
+  int next = 0;
+  auto prefetch = [&]() {
+    if (next < chunks) {
+      const bool some = next * CHUNK + xcol * 8 < KD;
+      if (copies_x) {
+#pragma unroll
+        for (int i = 0; i < XROWS; i++) copy16_or_zero(to + xto + i * 4096, some ? from_x[i] + next * CHUNK : x, some);
+      }
+      stream.copy(to + own_slot, next, lane);
+    }
+    copies_end();
+    next++;
+    to += stage_bytes;
+    if (to == base_end) to = base;
   };
-  if (warp >= 8) {
-    registers_down<NT >= 64 ? 72 : 64>();
-    int stage, phase = 1, released_phase = 0;
-    if (warp == 8) {
-      // The weights.
-      const int groups = SG == 1 ? (chunks + (1 << group_shift) - 1) >> group_shift : chunks;
-      stage = 0;
-      for (int pid = BLOCK;; pid += BLOCKS) {
-        const Tile t = tile_of(pid);
-        if (!t.some) break;
-        // Row tiles lie `stride` bytes apart, those of up behind those of gate. There may be fewer than a block has.
-        const int64_t tile = (int64_t)t.e * (gated ? 2 : 1) * tiles + t.block * (gated ? 8 : 16);
-        const int stride = chunks * L::CODES, left = tiles - t.block * (gated ? 8 : 16);
-        const int64_t second = (int64_t)tiles * stride - (gated ? 8 : 0) * (int64_t)stride;
-        const uint8_t* codes = w + tile * stride + lane * 16;
-        // Of ratios and zero points a lane has one 16-byte piece in 32.
-        constexpr int PIECES = SG > 0 ? SG * 2 : 1;
-        int64_t piece[SG > 0 ? SG : 1];
-        bool has_piece[SG > 0 ? SG : 1];
+  const float unit[2][2] = {{channel[tile[0] * 16 + g], channel[tile[0] * 16 + g + 8]}, {channel[tile[1] * 16 + g], channel[tile[1] * 16 + g + 8]}};
+  if (wait == 1) wait_for_predecessor();
+  float acc[2][NJ][4];
 #pragma unroll
-        for (int u = 0; u < SG; u++) {
-          const int i = (u * 32 + lane) / PIECES;
-          has_piece[u] = (gated ? i % 8 : i) < left;
-          piece[u] = (tile + (gated && i >= 8 ? tiles - 8 : 0) + i) * groups * SG * 8 + (u * 32 + lane) % PIECES * 4;
+  for (int c = 0; c < (PAIRS ? STAGES - 3 : STAGES - 2); c++) prefetch();
+
+  // The products are as wide as the tile has rows, in steps of 32.
+  auto multiply_rows = [&](auto width) {
+    constexpr int NC = decltype(width)::value;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+      for (int j = 0; j < NC / 8; j++)
+#pragma unroll
+        for (int v = 0; v < 4; v++) {
+          acc[i][j][v] = 0.0f;
+          here(acc[i][j][v]);
         }
-        for (int c = 0; c < chunks; c++) {
-          const uint32_t at = base + stage * L::STAGE;
-          barrier_wait(empty + 8 * stage, phase);
-          const uint8_t* from = codes + (int64_t)c * L::CODES;
+  uint32_t a[2][2][4], codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
+    auto widen_step = [&](int step) {
+      const int group = SG == 4 ? step : SG == 2 ? step / 2 : 0;
 #pragma unroll
-          for (int i = 0; i < WIDE_TILES; i++) {
-            if (i == 8) from += gated ? second : 0;
-#pragma unroll
-            for (int h = 0; h < L::CODES / 512; h++)
-              copy16_or_zero(at + L::AT_CODES + i * L::CODES + h * 512 + lane * 16, from + h * 512, (gated ? i % 8 : i) < left);
-            from += stride;
-          }
-          const int group = (SG == 1 ? c >> group_shift : c) * 8 * SG;
-#pragma unroll
-          for (int u = 0; u < SG; u++) {
-            copy16_or_zero(at + L::AT_RATIOS + (u * 32 + lane) * 16, ratio + piece[u] + group, has_piece[u]);
-            if constexpr (ZERO) copy16_or_zero(at + L::AT_ZEROS + (u * 32 + lane) * 16, zero + piece[u] + group, has_piece[u]);
-          }
-          barrier_arrive_with_copies(full + 8 * stage);
-          if (++stage == L::STAGES) {
-            stage = 0;
-            phase ^= 1;
-          }
-        }
-        if (lora) {
-          barrier_wait(released, released_phase);
-          released_phase ^= 1;
+      for (int i = 0; i < 2; i++) {
+        const uint32_t z0 = zero_word<Q, T>(zeros[i][group] & 0xFFFF), z1 = zero_word<Q, T>(zeros[i][group] >> 16);
+        if constexpr (SG > 0) {
+          widen_scaled<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T>(scale[i][group]));
+        } else {
+          widen<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1);
         }
       }
-    } else {
-      // The rows of x: a warp every third stage, four rows of 128 bytes an instruction.
-      if (wait == 1) wait_for_predecessor();
-      stage = warp - 9;
-      int c = warp - 9;
-      const int xcol = lane % 8, xrow = lane / 8;
-      auto rows_of = [&](const Tile& t, int (&rows)[NT / 32]) {
+    };
+    // A warp reads its own codes before it meets the others, so that its first product is issued as soon as x is there.
+    uint32_t at = base;
+    copies_wait<PAIRS ? STAGES - 4 : STAGES - 3>();
+    stream.load(at + own_slot, codes, scale, zeros, lane);
+    widen_step(0);
+    for (int c = 0; c < chunks; c++) {
+      if (!PAIRS || c % 2 == 0) {
+        if (PAIRS) copies_wait<STAGES - 5>();
+        fence_for_products();
+        block_sync();
+      }
+      const uint64_t operand = (uint64_t)((at & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 #pragma unroll
-        for (int i = 0; i < NT / 32; i++) {
-          int row = min(t.row0 + 32 * i + lane, t.row1 - 1);
-          rows[i] = gather && t.some ? (int)load_new4(pairs + row) / TOPK : row;
+      for (int step = 0; step < 4; step++) {
+        products_begin();
+        Wgmma<T, NC>::run(&acc[0][0][0], a[step % 2][0], operand + step * 2);
+        Wgmma<T, NC>::run(&acc[1][0][0], a[step % 2][1], operand + step * 2);
+        products_end();
+        if (step == 0 && (!PAIRS || c % 2 == 0)) {  // into the stage of two chunks ago: of the chunk just before, one product may still read
+          prefetch();
+          if (PAIRS) prefetch();
         }
-      };
-      int pid = BLOCK, rows[NT / 32], next_rows[NT / 32];
-      Tile t = tile_of(pid), next = t;
-      rows_of(t, rows);
-      while (t.some) {
-        bool fetched = false;
-        const int count = t.row1 - t.row0;
-        for (; c < chunks; c += X_WARPS) {
-          const uint32_t at = base + stage * L::STAGE;
-          barrier_wait(empty + 8 * stage, phase);
-          const uint16_t* from = x + c * CHUNK + xcol * 8;
-          const bool some = c * CHUNK + xcol * 8 < KD;
-#pragma unroll
-          for (int q = 0; q < NT / 32; q++) {
-            if (32 * q >= count) break;
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-              const int row = from_lane(rows[q], 4 * i + xrow);
-              copy16_or_zero(at + (32 * q + 4 * i + xrow) * 128 + ((xcol ^ (4 * i + xrow) & 7) << 4), some ? from + (int64_t)row * KD : x, some);
-            }
-          }
-          copies_end();
-          if (!fetched) {
-            next = tile_of(pid + BLOCKS);
-            rows_of(next, next_rows);
-            fetched = true;
-          }
-          copies_wait<0>();
-          fence_for_products();
-          barrier_arrive(full + 8 * stage);
-          stage += X_WARPS;
-          if (stage >= L::STAGES) {
-            stage -= L::STAGES;
-            phase ^= 1;
-          }
+        products_wait<1>();
+        if (step < 3) {
+          widen_step(step + 1);
+        } else if (c + 1 < chunks) {
+          at += stage_bytes;
+          if (at == base_end) at = base;
+          if (!PAIRS) copies_wait<STAGES - 3>();
+          else if (c % 2 == 1) copies_wait<STAGES - 4>();
+          stream.load(at + own_slot, codes, scale, zeros, lane);
+          widen_step(0);
         }
-        c -= chunks;
-        if (!fetched) {
-          next = tile_of(pid + BLOCKS);
-          rows_of(next, next_rows);
-        }
-        if (lora) {
-          barrier_wait(released, released_phase);
-          released_phase ^= 1;
-        }
-        t = next;
-        pid += BLOCKS;
-#pragma unroll
-        for (int i = 0; i < NT / 32; i++) rows[i] = next_rows[i];
       }
     }
-  } else {
-    registers_up<NT >= 64 ? 216 : 88>();
-    const int g = lane / 4, q = lane % 4, group = warp / 4, own4 = warp % 4, in_group = THREAD % 128;
-    const int local[2] = {gated ? group * 64 + own4 * 16 : group * 128 + own4 * 16, gated ? group * 64 + own4 * 16 : group * 128 + 64 + own4 * 16};
-    const int slot[2] = {local[0] / 16, gated ? 8 + local[1] / 16 : local[1] / 16};
-    const uint32_t outputs = base + L::AT_OUTPUTS + group * L::OUTPUTS;
-    float2* scratch = (float2*)(memory + L::AT_OUTPUTS + group * L::OUTPUTS);
-    int stage = 0, phase = 0;
-    int pid = BLOCK;
-    Tile t = tile_of(pid);
-    while (t.some) {
-      const Tile next = tile_of(pid + BLOCKS);
-      const int count = t.row1 - t.row0;
-      float unit[2][2], biases[2][2];
+    products_wait<0>();
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const int n = t.block * BLOCK_ROWS + local[i];
-        const int64_t tile = (int64_t)(t.e * (gated ? 2 : 1) + (gated ? i : 0)) * tiles + min(n / 16, tiles - 1);
+    for (int i = 0; i < 2; i++)
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-          unit[i][h] = channel[tile * 16 + g + 8 * h];
-          biases[i][h] = has_bias ? bias[((int64_t)t.e * (gated ? 2 : 1) + (gated ? i : 0)) * N + min(n + g + 8 * h, N - 1)] : 0.0f;
+      for (int j = 0; j < NJ; j++)
+#pragma unroll
+        for (int v = 0; v < 4; v++) {
+          if (j >= NC / 8) acc[i][j][v] = 0.0f;
+          here(acc[i][j][v]);
         }
-      }
-      float acc[2][NJ][4];
-      if constexpr (NT >= 128) {
-        if (count > 96) products<Q, T, 128, NT, SG, ZERO>(acc, base, full, empty, stage, phase, chunks, slot, lane);
-        else if (count > 64) products<Q, T, 96, NT, SG, ZERO>(acc, base, full, empty, stage, phase, chunks, slot, lane);
-      }
-      if constexpr (NT >= 64) {
-        if (count > 32 && count <= 64) products<Q, T, 64, NT, SG, ZERO>(acc, base, full, empty, stage, phase, chunks, slot, lane);
-      }
-      if (count <= 32) products<Q, T, 32, NT, SG, ZERO>(acc, base, full, empty, stage, phase, chunks, slot, lane);
-      if (!next.some) launch_dependents();
+  };
+  const int count = t.row1 - t.row0;
+  if constexpr (NT >= 128) {
+    if (count > 96) multiply_rows(Width<128>{});
+    else if (count > 64) multiply_rows(Width<96>{});
+  }
+  if constexpr (NT >= 64) {
+    if (count > 32 && count <= 64) multiply_rows(Width<64>{});
+  }
+  if (count <= 32) multiply_rows(Width<32>{});
+  copies_wait<0>();
+  launch_dependents();
 #pragma unroll
-      for (int i = 0; i < 2; i++)
+  for (int i = 0; i < 2; i++)
 #pragma unroll
-        for (int j = 0; j < NJ; j++)
+    for (int j = 0; j < NJ; j++)
 #pragma unroll
-          for (int v = 0; v < 4; v++) acc[i][j][v] *= unit[i][v / 2];
-      if (lora) {
-        if (wait == 2) wait_for_predecessor();
-        if (t.begin < t.end) {
-          some_sync<CONSUMERS>(MEET_ALL);  // the stages have been read
-          expand_staged<T, NT>(gated, acc, base, s, pga, pgb, pgm, seg_of, t, local[0], gated ? 128 + local[1] : local[1], t.block * BLOCK_ROWS, N, RS, SU, lane,
-                               warp);
-          some_sync<CONSUMERS>(MEET_ALL);
-        }
-        if (lane == 0) barrier_arrive(released);
-      }
-      some_sync<128>(MEET_GROUP + group);  // the outputs of the tile before have been read
-      if (act > 0 || on_input) {
-        // What few layers have goes through shared memory, so that its code is short.
+      for (int v = 0; v < 4; v++) acc[i][j][v] *= unit[i][v / 2];
+  if (lora) {
+    if (wait == 2) wait_for_predecessor();
+    block_sync();  // the stages have been read
+    if (t.begin < t.end)
+      expand_staged<T, NT>(gated, acc, base, s, pga, pgb, pgm, seg_of, t, local[0], gated ? 128 + local[1] : local[1], t.block * BLOCK_ROWS, N, RS, SU, lane,
+                                  warp);
+  }
+  block_sync();  // the stages have been read
+  const int group = group4, in_group = THREAD % 128;
+  const uint32_t outputs = base + group * GROUP_BYTES;
+  float2* scratch = (float2*)(memory + group * GROUP_BYTES);
+  float biases[2][2];
 #pragma unroll
-        for (int j = 0; j < NJ; j += 4) {
-          if (8 * j >= count) break;
+  for (int i = 0; i < 2; i++)
 #pragma unroll
-          for (int v = 0; v < 16; v++) scratch[v * 128 + in_group] = {acc[0][j + v / 4][v % 4], acc[1][j + v / 4][v % 4]};
+    for (int h = 0; h < 2; h++)
+      biases[i][h] = has_bias ? bias[((int64_t)t.e * (gated ? 2 : 1) + (gated ? i : 0)) * N + min(n[i] + g + 8 * h, N - 1)] : 0.0f;
+  if (act > 0 || on_input) {
+    // What few layers have goes through shared memory, so that its code is short.
+#pragma unroll
+    for (int j = 0; j < NJ; j += 4) {
+      if (8 * j >= count) break;
+#pragma unroll
+      for (int v = 0; v < 16; v++) scratch[v * 128 + in_group] = {acc[0][j + v / 4][v % 4], acc[1][j + v / 4][v % 4]};
 #pragma unroll 1
-          for (int v = 0; v < 16; v++) {
-            float2 p = scratch[v * 128 + in_group];
-            const float f = on_input ? tw[(int)load_new4(pairs + min(t.row0 + 8 * j + v / 4 * 8 + 2 * q + v % 2, t.row1 - 1))] : 1.0f;
-            p.x = p.x * f + (v & 2 ? biases[0][1] : biases[0][0]);
-            p.y = p.y * f + (v & 2 ? biases[1][1] : biases[1][0]);
-            if (gated) {
-              p.x = activate_gated(p.x, p.y, act, alpha, beta, limit);
-            } else {
-              p.x = activate_single(p.x, act);
-              p.y = activate_single(p.y, act);
-            }
-            scratch[v * 128 + in_group] = p;
-          }
-#pragma unroll
-          for (int v = 0; v < 16; v++) {
-            const float2 p = scratch[v * 128 + in_group];
-            acc[0][j + v / 4][v % 4] = p.x;
-            acc[1][j + v / 4][v % 4] = p.y;
-          }
+      for (int v = 0; v < 16; v++) {
+        float2 p = scratch[v * 128 + in_group];
+        const float f = on_input ? tw[(int)load_new4(pairs + min(t.row0 + 8 * j + v / 4 * 8 + 2 * q + v % 2, t.row1 - 1))] : 1.0f;
+        p.x = p.x * f + (v & 2 ? biases[0][1] : biases[0][0]);
+        p.y = p.y * f + (v & 2 ? biases[1][1] : biases[1][0]);
+        if (gated) {
+          p.x = activate_gated(p.x, p.y, act, alpha, beta, limit);
+        } else {
+          p.x = activate_single(p.x, act);
+          p.y = activate_single(p.y, act);
         }
-        some_sync<128>(MEET_GROUP + group);
-      } else {
-#pragma unroll
-        for (int j = 0; j < NJ; j++) {
-          if (8 * j >= count) break;
-#pragma unroll
-          for (int v = 0; v < 4; v++) {
-#pragma unroll
-            for (int i = 0; i < 2; i++) acc[i][j][v] += biases[i][v / 2];
-            if (gated) acc[0][j][v] = quick_silu_gated(acc[0][j][v], acc[1][j][v], limit);
-          }
-        }
+        scratch[v * 128 + in_group] = p;
       }
-      // Through shared memory, so that rows of y are written whole: 64 outputs of each at a time.
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        if (i == 1) {
-          if (gated) break;
-          some_sync<128>(MEET_GROUP + group);
-        }
+      for (int v = 0; v < 16; v++) {
+        const float2 p = scratch[v * 128 + in_group];
+        acc[0][j + v / 4][v % 4] = p.x;
+        acc[1][j + v / 4][v % 4] = p.y;
+      }
+    }
+    some_sync<128>(MEET + group);
+  } else {
 #pragma unroll
-        for (int j = 0; j < NJ; j += 2) {
-          if (8 * j >= count) break;
-          const int row = 8 * j + lane / 16 * 8 + lane % 8, col = own4 * 2 + lane / 8 % 2;
-          store_matrices_turned(outputs + row * 128 + ((col ^ row & 7) << 4), pack2<T>(acc[i][j][0], acc[i][j][1]), pack2<T>(acc[i][j][2], acc[i][j][3]),
-                                pack2<T>(acc[i][j + 1][0], acc[i][j + 1][1]), pack2<T>(acc[i][j + 1][2], acc[i][j + 1][3]));
-        }
-        some_sync<128>(MEET_GROUP + group);
-        const int col = in_group % 8, n = t.block * BLOCK_ROWS + (gated ? group * 64 : group * 128 + 64 * i) + col * 8;
-        if (n < N) {
+    for (int j = 0; j < NJ; j++) {
+      if (8 * j >= count) break;
+#pragma unroll
+      for (int v = 0; v < 4; v++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) acc[i][j][v] += biases[i][v / 2];
+        if (gated) acc[0][j][v] = quick_silu_gated(acc[0][j][v], acc[1][j][v], limit);
+      }
+    }
+  }
+  // Through shared memory, so that rows of y are written whole: 64 outputs of each at a time.
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    if (i == 1) {
+      if (gated) break;
+      some_sync<128>(MEET + group);
+    }
+#pragma unroll
+    for (int j = 0; j < NJ; j += 2) {
+      if (8 * j >= count) break;
+      const int row = 8 * j + lane / 16 * 8 + lane % 8, col = own4 * 2 + lane / 8 % 2;
+      store_matrices_turned(outputs + row * 128 + ((col ^ row & 7) << 4), pack2<T>(acc[i][j][0], acc[i][j][1]), pack2<T>(acc[i][j][2], acc[i][j][3]),
+                            pack2<T>(acc[i][j + 1][0], acc[i][j + 1][1]), pack2<T>(acc[i][j + 1][2], acc[i][j + 1][3]));
+    }
+    some_sync<128>(MEET + group);
+    const int col = in_group % 8, n = t.block * BLOCK_ROWS + (gated ? group * 64 : group * 128 + 64 * i) + col * 8;
+    if (n < N) {
 #pragma unroll 4
-          for (int row = in_group / 8; row < count; row += 16)
-            *(uint4*)(y + (int64_t)(t.row0 + row) * N + n) = shared16(outputs + row * 128 + ((col ^ row & 7) << 4));
-        }
-      }
-      t = next;
-      pid += BLOCKS;
+      for (int row = in_group / 8; row < count; row += 16)
+        *(uint4*)(y + (int64_t)(t.row0 + row) * N + n) = shared16(outputs + row * 128 + ((col ^ row & 7) << 4));
     }
   }
 }
 
-#define WIDE(NAME, Q, T, NT, SG, ZERO) \
-  KERNEL(384, (NT >= 64 ? 1 : 2)) NAME(GEMM_PARAMETERS) { wide<Q, T, NT, SG, ZERO>(GEMM_ARGUMENTS); }
+#define WIDE(NAME, Q, T, NT, SG, ZERO, BLOCKS) \
+  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { wide<Q, T, NT, SG, ZERO>(GEMM_ARGUMENTS); }

@@ -255,7 +255,7 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
   std::vector<uint16_t> y((size_t)P * N, 0xFFFF);
   float alpha = 1.7f, beta = 1.0f, limit = act == 0 ? INFINITY : 1.5f;
   int rows = WIDE_ONE ? (GATED ? 128 : 256) : 8 / warps_k * (GATED ? 16 : 32), grid = (naive ? P : tiles) * ((N + rows - 1) / rows);
-  emu::launch(WIDE_ONE ? std::min(grid, 2) : grid + 1, WIDE_ONE ? 384 : 256, [&] {
+  emu::launch(grid + 1, 256, [&] {
     auto call = [&](auto kernel) {
       kernel(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(), bias.data(), tw.data(), y.data(),
              table.data(), ids.data(), ids.data(), mapping.data(), pairs.data(), gtile.data(), nums, seg_of.data(), pga.data(), pgb.data(),
