@@ -25,7 +25,6 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import java.util.Random;
 import org.jspecify.annotations.Nullable;
 
@@ -46,7 +45,7 @@ final class SampleLayer implements AutoCloseable {
   private final ModularExperts[] copies;
   private final ExpertsInputs[] inputs = new ExpertsInputs[ROUTINGS];
   private final double[] expertsTouched = new double[ROUTINGS];
-  private final Optional<MoeLoraContext> lora;
+  private final @Nullable MoeLoraContext lora;
   private final Device.Buffer workspaceBuffer;
   private final Workspace workspace;
   private final int tokens;
@@ -78,7 +77,7 @@ final class SampleLayer implements AutoCloseable {
     for (int i = 0; i < ROUTINGS; i++) {
       inputs[i] = ExpertsInputs.standard(hidden, routing(i), output);
     }
-    lora = adapters > 0 ? Optional.of(context(adapters, rank)) : Optional.empty();
+    lora = adapters > 0 ? context(adapters, rank) : null;
     workspaceBuffer = device.allocate(copies[0].workspaceBytes(tokens));
     workspace = new Workspace(workspaceBuffer.memory());
   }

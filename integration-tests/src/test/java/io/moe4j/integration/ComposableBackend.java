@@ -21,7 +21,6 @@ import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.reference.ReferenceMath;
 import io.moe4j.reference.ReferenceMoe;
 import java.util.Arrays;
-import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -84,7 +83,7 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
     @Override
     public void apply(
         ExpertsInputs inputs,
-        Optional<MoeLoraContext> lora,
+        @Nullable MoeLoraContext lora,
         Workspace workspace,
         DeviceStream stream) {
       var routing = inputs.requireRouting();
@@ -125,8 +124,9 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
         }
       }
       Tensor y13 = Tensor.ofFloats(w13, tokens, topK, width);
-      lora.ifPresent(context ->
-          applyW13Lora(PunicaWrapper.W13.of(context, y13, x13, routing, gated, layout), stream));
+      if (lora != null) {
+        applyW13Lora(PunicaWrapper.W13.of(lora, y13, x13, routing, gated, layout), stream);
+      }
 
       float[] act = new float[tokens * topK * i];
       float[] w2 = new float[tokens * topK * h];
@@ -150,9 +150,10 @@ record ComposableBackend(GateUpLayout layout, boolean weightFirst) implements Ex
       Tensor y2 = Tensor.ofFloats(w2, tokens, topK, h);
       Tensor x2 = Tensor.ofFloats(act, (long) tokens * topK, i);
       boolean weighted = weightFirst && !config.routerWeightOnInput();
-      lora.ifPresent(context ->
-          applyW2Lora(
-              PunicaWrapper.W2.of(context, y2, x2, routing).withMulRoutedWeight(weighted), stream));
+      if (lora != null) {
+        applyW2Lora(
+            PunicaWrapper.W2.of(lora, y2, x2, routing).withMulRoutedWeight(weighted), stream);
+      }
 
       for (int t = 0; t < tokens; t++) {
         for (int c = 0; c < h; c++) {

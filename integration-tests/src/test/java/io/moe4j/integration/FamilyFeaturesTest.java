@@ -25,7 +25,6 @@ import io.moe4j.oracle.MoeOracle;
 import io.moe4j.oracle.UnsupportedConfigException;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import java.util.function.UnaryOperator;
 import org.junit.jupiter.api.Test;
 
@@ -89,7 +88,7 @@ class FamilyFeaturesTest {
             "token id",
             b -> b.routing(routing().byTokenId(true).build()),
             "router that normalises",
-            b -> b.routing(routing().inputNorm(Optional.of(norm)).build()),
+            b -> b.routing(routing().inputNorm(norm).build()),
             "expert scales",
             b -> b.routing(routing().expertScale(true).build()),
             "floor of the weights' sum (0.5)",
@@ -97,7 +96,7 @@ class FamilyFeaturesTest {
             "3 zero experts",
             b -> b.zeroExperts(3),
             "norm of the experts' input",
-            b -> b.inputNorm(Optional.of(norm)),
+            b -> b.inputNorm(norm),
             "output bias",
             b -> b.outputBias(true),
             "average with the shared expert",
@@ -128,8 +127,7 @@ class FamilyFeaturesTest {
         .hasMessageContaining("by token id");
     assertThatThrownBy(() -> MoeConfig.builder(8, 4, 4, 2).zeroExperts(-1).build())
         .hasMessageContaining("zeroExperts is -1");
-    assertThatThrownBy(
-            () -> MoeConfig.builder(8, 4, 4, 2).latentSize(4).inputNorm(Optional.of(norm)).build())
+    assertThatThrownBy(() -> MoeConfig.builder(8, 4, 4, 2).latentSize(4).inputNorm(norm).build())
         .hasMessageContaining("latentSize 4");
     assertThat(MoeConfig.builder(8, 4, 4, 7).zeroExperts(3).build().numChoices()).isEqualTo(7);
     assertThatThrownBy(() -> MoeConfig.builder(8, 4, 4, 8).zeroExperts(3).build())

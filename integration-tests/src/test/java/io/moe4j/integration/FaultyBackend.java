@@ -16,8 +16,8 @@ import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.CpuExpertsBackend;
-import java.util.Optional;
 import java.util.concurrent.atomic.AtomicInteger;
+import org.jspecify.annotations.Nullable;
 
 /** The CPU backend, except that every third forward throws something, before or after its work. */
 final class FaultyBackend implements ExpertsBackend {
@@ -76,7 +76,7 @@ final class FaultyBackend implements ExpertsBackend {
 
     @Override
     public void apply(
-        ExpertsInputs in, Optional<MoeLoraContext> lora, Workspace workspace, DeviceStream stream) {
+        ExpertsInputs in, @Nullable MoeLoraContext lora, Workspace workspace, DeviceStream stream) {
       int call = calls.getAndIncrement();
       if (call % 6 == 0) {
         fail(call / 6);

@@ -29,7 +29,6 @@ import io.moe4j.oracle.MoeOracle;
 import io.moe4j.tck.GpuTest;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.DynamicNode;
@@ -112,10 +111,7 @@ class GpuGoldenTest {
         if (new CudaBlockOpsProvider().isSupportedConfig(config) instanceof Support.No no) {
           // What stands around the experts of a few families is the CPU's only, and said.
           assertThat(
-                  oracle
-                      .evaluate(
-                          config, new Platform(List.of(device.info()), Map.of()), Optional.empty())
-                      .explain())
+                  oracle.evaluate(config, new Platform(List.of(device.info()), Map.of())).explain())
               .contains(no.reasons().getFirst().message());
           continue;
         }

@@ -30,7 +30,6 @@ import io.moe4j.oracle.UnsupportedConfigException;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import java.util.SplittableRandom;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
@@ -305,14 +304,13 @@ class LoraWeaknessesTest {
               .build();
       if (name.endsWith("-reference")) {
         // These compute them; the recorded outputs are in GoldenTest.
-        assertThat(oracle.select(c, Platform.cpuOnly(), Optional.of(name)).chosenBackend().name())
+        assertThat(oracle.select(c, Platform.cpuOnly(), name).chosenBackend().name())
             .isEqualTo(name);
         return;
       }
       UnsupportedConfigException e =
           catchThrowableOfType(
-              UnsupportedConfigException.class,
-              () -> oracle.select(c, Platform.cpuOnly(), Optional.of(name)));
+              UnsupportedConfigException.class, () -> oracle.select(c, Platform.cpuOnly(), name));
       assertThat(e).isNotNull();
       assertThat(e.selection().candidate(name).orElseThrow().support().reasons())
           .extracting(Support.Reason::code)
@@ -335,9 +333,7 @@ class LoraWeaknessesTest {
               UnsupportedConfigException.class,
               () ->
                   oracle.select(
-                      config(backend).activationFormat(other).build(),
-                      Platform.cpuOnly(),
-                      Optional.of(name)));
+                      config(backend).activationFormat(other).build(), Platform.cpuOnly(), name));
       assertThat(e).hasMessageContaining("activations, the layer has " + other);
     }
   }

@@ -13,7 +13,6 @@ import io.moe4j.cuda.ops.CudaBlockOpsProvider;
 import io.moe4j.oracle.BackendCatalog;
 import io.moe4j.oracle.MoeOracle;
 import java.util.List;
-import java.util.Optional;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.DynamicTest;
 import org.junit.jupiter.api.TestFactory;
@@ -45,12 +44,11 @@ class PackedSelectionTest {
                 .build();
         if (config.uniformScheme().isEmpty()) {
           // Some experts of one model were left plain: nobody keeps those beside packed ones.
-          assertThat(oracle.evaluate(config, H200, Optional.empty()).explain())
+          assertThat(oracle.evaluate(config, H200).explain())
               .contains("weights are of several kinds");
           continue;
         }
-        assertThat(oracle.select(config, H200, Optional.empty()).chosenBackend().name())
-            .isEqualTo("marlin");
+        assertThat(oracle.select(config, H200).chosenBackend().name()).isEqualTo("marlin");
       }
     }
   }

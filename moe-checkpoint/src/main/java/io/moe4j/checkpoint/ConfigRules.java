@@ -18,6 +18,7 @@ import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.function.Function;
 import java.util.stream.Collectors;
+import org.jspecify.annotations.Nullable;
 
 /**
  * The {@code config} part of a layout in JSON: what it says about a model's config.json. Immutable.
@@ -282,10 +283,8 @@ final class ConfigRules implements CheckpointLayout.Rules {
       return type.apply(found(name));
     }
 
-    Optional<RmsNorm> norm(boolean present) {
-      return present
-          ? Optional.of(new RmsNorm(get("norm_epsilon", ConfigValue.Found::floatValue)))
-          : Optional.empty();
+    @Nullable RmsNorm norm(boolean present) {
+      return present ? new RmsNorm(get("norm_epsilon", ConfigValue.Found::floatValue)) : null;
     }
 
     int intValue(String name, int smallest) {

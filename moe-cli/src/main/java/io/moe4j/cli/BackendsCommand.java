@@ -11,7 +11,6 @@ import io.moe4j.oracle.MoeOracle;
 import io.moe4j.oracle.Selection;
 import java.io.PrintWriter;
 import java.nio.file.Path;
-import java.util.Optional;
 import java.util.concurrent.Callable;
 import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Command;
@@ -73,10 +72,7 @@ final class BackendsCommand implements Callable<Integer> {
     }
     try (MoeOracle oracle = oracleOptions.discover()) {
       Selection selection =
-          oracle.evaluate(
-              config,
-              oracle.catalog().detectPlatform(),
-              Optional.ofNullable(oracleOptions.backend));
+          oracle.evaluate(config, oracle.catalog().detectPlatform(), oracleOptions.backend);
       if (json) {
         ObjectNode root = Json.document("backends");
         root.setAll(SelectionJson.of(selection));

@@ -21,7 +21,6 @@ import java.lang.management.ManagementFactory;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
-import java.util.Optional;
 import java.util.concurrent.Callable;
 import java.util.stream.Collectors;
 import picocli.CommandLine.Command;
@@ -164,10 +163,7 @@ final class DoctorCommand implements Callable<Integer> {
       platform
           .absent()
           .forEach((type, why) -> add(Verdict.NOTE, "device " + type, "none: " + why, ""));
-      for (Candidate c :
-          oracle
-              .evaluate(BackendsCommand.defaultConfig(), platform, Optional.empty())
-              .candidates()) {
+      for (Candidate c : oracle.evaluate(BackendsCommand.defaultConfig(), platform).candidates()) {
         FoundBackend b = c.backend();
         String broken =
             c.support().reasons().stream()

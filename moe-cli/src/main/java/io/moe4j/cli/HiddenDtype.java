@@ -8,7 +8,6 @@ import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.oracle.MoeOracle;
 import java.lang.foreign.Arena;
-import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -48,8 +47,7 @@ final class HiddenDtype {
       @Nullable String backend,
       DType dtype) {
     return oracle
-        .evaluate(
-            config.toBuilder().inputDtype(dtype).build(), platform, Optional.ofNullable(backend))
+        .evaluate(config.toBuilder().inputDtype(dtype).build(), platform, backend)
         .chosen()
         .map(c -> c.backend().deviceType().equals(DeviceType.CPU))
         .orElse(true);

@@ -25,7 +25,6 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
-import java.util.Optional;
 import java.util.concurrent.Callable;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.TimeUnit;
@@ -261,7 +260,7 @@ final class TuneCommand implements Callable<Integer> {
               + ". Run it on the machine that is to compute; without a file of tuned choices the"
               + " built-in table serves.");
     }
-    Selection all = oracle.evaluate(config, platform, Optional.empty());
+    Selection all = oracle.evaluate(config, platform);
     String best =
         wanted != null
             ? wanted
@@ -277,9 +276,7 @@ final class TuneCommand implements Callable<Integer> {
 
   /** {@return a backend by its name, if it takes a layer; refused with all reasons otherwise} */
   private static FoundBackend require(MoeOracle oracle, MoeConfig config, String name) {
-    return oracle
-        .evaluate(config, oracle.catalog().detectPlatform(), Optional.of(name))
-        .chosenBackend();
+    return oracle.evaluate(config, oracle.catalog().detectPlatform(), name).chosenBackend();
   }
 
   /**

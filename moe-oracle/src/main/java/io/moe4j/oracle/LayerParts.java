@@ -32,7 +32,6 @@ import io.moe4j.api.weights.MoeLayerWeights;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
-import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -263,20 +262,18 @@ final class LayerParts {
     Workspace workspace = v.workspace();
     // Without a token that has an adapter the base path is the whole result, unless rows of other
     // ranks come with theirs.
-    Optional<MoeLoraContext> lora =
-        Optional.ofNullable(f.lora()).filter(l -> isCollective() || l.hasLora());
+    MoeLoraContext given = f.lora();
+    MoeLoraContext lora = given != null && (isCollective() || given.hasLora()) ? given : null;
     Tensor logits = null;
     if (f.topkIds() == null) {
       logits = f.routerLogits();
       if (logits == null) {
         logits = f.logitsOut() != null ? f.logitsOut() : v.logits();
         block.routerLogits(f.hidden(), logits, workspace, stream);
-        if (lora.isPresent() && routerLora) {
-          lora.get()
-              .punicaWrapper()
+        if (lora != null && routerLora) {
+          lora.punicaWrapper()
               .addLoraLinear(
-                  PunicaWrapper.Linear.of(lora.get(), LoraTarget.ROUTER, logits, f.hidden()),
-                  stream);
+                  PunicaWrapper.Linear.of(lora, LoraTarget.ROUTER, logits, f.hidden()), stream);
         }
       }
     }
@@ -359,20 +356,20 @@ final class LayerParts {
       ModularExperts modular,
       Tensor in,
       ExpertRouting routing,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor sum,
       ScratchLayout layout,
       ScratchLayout.Views v,
       DeviceStream stream) {
     Workspace exchanged = Objects.requireNonNull(v.exchanged());
-    Tensor mapping = lora.map(MoeLoraContext::tokenLoraMapping).orElse(null);
+    Tensor mapping = lora == null ? null : lora.tokenLoraMapping();
     ExchangeInputs inputs = new ExchangeInputs(in, routing, mapping);
     ExchangedRows rows = exchange.dispatch(inputs, exchanged, stream);
     Tensor out = layout.expertsOut(v, rows.hidden().shape());
     Tensor slots = rows.loraMapping();
     modular.apply(
         rows.inputs(out),
-        slots == null ? Optional.empty() : lora.map(l -> l.withTokenLoraMapping(slots)),
+        slots == null || lora == null ? null : lora.withTokenLoraMapping(slots),
         v.workspace(),
         stream);
     exchange.combine(out, rows, inputs, sum, exchanged, stream);

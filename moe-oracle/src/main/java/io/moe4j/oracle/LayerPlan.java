@@ -17,7 +17,6 @@ import java.lang.foreign.Arena;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
-import java.util.Optional;
 import java.util.OptionalLong;
 import org.jspecify.annotations.Nullable;
 
@@ -38,8 +37,7 @@ public record LayerPlan(
     String backend, DeviceId device, OptionalLong weightBytes, OptionalLong scratchBytes) {
 
   static LayerPlan of(MoeConfig config, MoeOracle oracle, @Nullable String backend) {
-    Selection s =
-        oracle.select(config, oracle.catalog().detectPlatform(), Optional.ofNullable(backend));
+    Selection s = oracle.select(config, oracle.catalog().detectPlatform(), backend);
     FoundBackend chosen = s.chosenBackend();
     DeviceId id = s.platform().device(chosen.deviceType()).map(DeviceInfo::id).orElseThrow();
     if (config.isQuantized()) {

@@ -13,7 +13,6 @@ import io.moe4j.api.spi.ExchangedRows;
 import io.moe4j.api.spi.ExpertExchange;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
-import java.util.Optional;
 
 /**
  * Tokens stay where they are. STANDARD experts read the layer's own tensors; for BATCHED ones the
@@ -88,10 +87,10 @@ final class LocalExchange implements ExpertExchange {
     block.dispatch(
         inputs.hidden(),
         inputs.routing(),
-        Optional.ofNullable(given),
+        given,
         in,
         counts,
-        Optional.ofNullable(slots),
+        slots,
         Workspaces.part(workspace, at.scratch),
         stream);
     return new ExchangedRows(in, null, counts, slots);

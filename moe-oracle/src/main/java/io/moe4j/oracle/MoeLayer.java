@@ -15,7 +15,6 @@ import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Objects;
-import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.atomic.LongAdder;
 import org.jspecify.annotations.Nullable;
@@ -498,7 +497,7 @@ public final class MoeLayer implements AutoCloseable {
         owned.add(who);
       }
       Device where = device != null ? device : pool != null ? pool.device() : null;
-      Selection selection = who.select(config, machine(who, where), Optional.ofNullable(backend));
+      Selection selection = who.select(config, machine(who, where), backend);
       FoundBackend chosen = selection.chosenBackend();
       if (where == null) {
         DeviceId id =

@@ -13,6 +13,7 @@ import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 import java.util.OptionalInt;
+import org.jspecify.annotations.Nullable;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -85,7 +86,7 @@ public final class MoeOracle implements AutoCloseable {
    * @throws UnsupportedConfigException if nothing fits
    */
   public Selection select(MoeConfig config) {
-    return select(config, catalog.detectPlatform(), Optional.empty());
+    return select(config, catalog.detectPlatform());
   }
 
   /**
@@ -93,11 +94,24 @@ public final class MoeOracle implements AutoCloseable {
    *
    * @param config the layer
    * @param platform the machine
-   * @param requested name of the backend to take; empty = the best one
+   * @return the decision, with a chosen backend
+   * @throws UnsupportedConfigException if nothing fits
+   * @since 0.2.0
+   */
+  public Selection select(MoeConfig config, Platform platform) {
+    return select(config, platform, null);
+  }
+
+  /**
+   * Decides for a machine, this one or another, where the caller may have a wish.
+   *
+   * @param config the layer
+   * @param platform the machine
+   * @param requested name of the backend to take; null = the best one
    * @return the decision, with a chosen backend
    * @throws UnsupportedConfigException if nothing fits, or the one asked for is refused or unknown
    */
-  public Selection select(MoeConfig config, Platform platform, Optional<String> requested) {
+  public Selection select(MoeConfig config, Platform platform, @Nullable String requested) {
     Selection selection = evaluate(config, platform, requested);
     if (selection.chosen().isEmpty()) {
       throw new UnsupportedConfigException(selection);
@@ -106,7 +120,7 @@ public final class MoeOracle implements AutoCloseable {
     Events.Choice event = new Events.Choice();
     if (event.isEnabled()) {
       event.chosen = selection.chosenBackend().name();
-      event.requested = requested.orElse("");
+      event.requested = requested == null ? "" : requested;
       event.summary = selection.summary();
       event.commit();
     }
@@ -133,18 +147,30 @@ public final class MoeOracle implements AutoCloseable {
   }
 
   /**
-   * Like {@link #select(MoeConfig, Platform, Optional)}, but neither throws nor logs: for tools
-   * that show the table.
+   * Like {@link #select(MoeConfig, Platform)}, but neither throws nor logs: for tools that show the
+   * table.
    *
    * @param config the layer
    * @param platform the machine
-   * @param requested name of the backend to take; empty = the best one
+   * @return the decision; nothing chosen where nothing fits
+   * @since 0.2.0
+   */
+  public Selection evaluate(MoeConfig config, Platform platform) {
+    return evaluate(config, platform, null);
+  }
+
+  /**
+   * Like {@link #select(MoeConfig, Platform, String)}, but neither throws nor logs: for tools that
+   * show the table.
+   *
+   * @param config the layer
+   * @param platform the machine
+   * @param requested name of the backend to take; null = the best one
    * @return the decision; nothing chosen where nothing fits
    */
-  public Selection evaluate(MoeConfig config, Platform platform, Optional<String> requested) {
+  public Selection evaluate(MoeConfig config, Platform platform, @Nullable String requested) {
     Objects.requireNonNull(config, "config");
     Objects.requireNonNull(platform, "platform");
-    Objects.requireNonNull(requested, "requested");
     List<Candidate> candidates = new ArrayList<>();
     for (FoundBackend b : catalog.backends()) {
       candidates.add(ask(b, config, platform));
@@ -157,10 +183,17 @@ public final class MoeOracle implements AutoCloseable {
             .thenComparing(Candidate::name));
     Optional<Candidate> chosen =
         candidates.stream()
-            .filter(c -> requested.isEmpty() || c.name().equals(requested.get()))
+            .filter(c -> requested == null || c.name().equals(requested))
             .filter(Candidate::isSupported)
             .findFirst();
-    return new Selection(config, platform, requested, chosen, candidates, catalog.failures(), "");
+    return new Selection(
+        config,
+        platform,
+        Optional.ofNullable(requested),
+        chosen,
+        candidates,
+        catalog.failures(),
+        "");
   }
 
   private Candidate ask(FoundBackend b, MoeConfig config, Platform platform) {

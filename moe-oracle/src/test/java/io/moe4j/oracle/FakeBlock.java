@@ -7,7 +7,7 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.tensor.Tensor;
-import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /**
  * A block simple enough to be followed by hand: the logit of expert {@code e} is {@code -((x0 + e)
@@ -77,7 +77,7 @@ final class FakeBlock implements BlockOps {
   @Override
   public void latentIn(
       Tensor hidden,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor latent,
       Workspace workspace,
       DeviceStream stream) {
@@ -93,7 +93,7 @@ final class FakeBlock implements BlockOps {
   public void output(
       Tensor hidden,
       Tensor routed,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor output,
       Workspace workspace,
       DeviceStream stream) {
@@ -113,10 +113,10 @@ final class FakeBlock implements BlockOps {
   public void dispatch(
       Tensor hidden,
       ExpertRouting routing,
-      Optional<Tensor> tokenLoraMapping,
+      @Nullable Tensor tokenLoraMapping,
       Tensor batched,
       Tensor expertNumTokens,
-      Optional<Tensor> batchedLoraMapping,
+      @Nullable Tensor batchedLoraMapping,
       Workspace workspace,
       DeviceStream stream) {
     note("dispatch", batched, stream);
@@ -130,7 +130,9 @@ final class FakeBlock implements BlockOps {
             batched.set(hidden.get(t, h), e, row, h);
           }
           expertNumTokens.set(row + 1, e);
-          batchedLoraMapping.ifPresent(m -> m.set(tokenLoraMapping.orElseThrow().get(t), e, row));
+          if (tokenLoraMapping != null && batchedLoraMapping != null) {
+            batchedLoraMapping.set(tokenLoraMapping.get(t), e, row);
+          }
         });
   }
 

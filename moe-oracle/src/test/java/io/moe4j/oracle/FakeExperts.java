@@ -11,7 +11,7 @@ import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
 import io.moe4j.api.spi.MonolithicInputs;
 import io.moe4j.api.tensor.Tensor;
-import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Local expert {@code e} multiplies by {@code e + 1}; a token with an adapter in slot {@code s}
@@ -41,11 +41,11 @@ final class FakeExperts {
     return new Monolithic(device);
   }
 
-  private static double delta(Optional<MoeLoraContext> lora, long... index) {
-    if (lora.isEmpty()) {
+  private static double delta(@Nullable MoeLoraContext lora, long... index) {
+    if (lora == null) {
       return 0;
     }
-    int slot = (int) lora.get().tokenLoraMapping().get(index);
+    int slot = (int) lora.tokenLoraMapping().get(index);
     return 100.0 * (slot + 1);
   }
 
@@ -65,13 +65,13 @@ final class FakeExperts {
 
     @Override
     public void apply(
-        ExpertsInputs in, Optional<MoeLoraContext> lora, Workspace workspace, DeviceStream stream) {
+        ExpertsInputs in, @Nullable MoeLoraContext lora, Workspace workspace, DeviceStream stream) {
       device.events.add(
           "apply "
               + in.hidden()
               + " -> "
               + in.output()
-              + (lora.isPresent() ? " lora " + lora.get().tokenLoraMapping() : "")
+              + (lora != null ? " lora " + lora.tokenLoraMapping() : "")
               + " on "
               + stream);
       probe.inApply(workspace);
@@ -86,7 +86,7 @@ final class FakeExperts {
     }
 
     private static void standard(
-        ExpertsInputs in, ExpertRouting routing, Optional<MoeLoraContext> lora) {
+        ExpertsInputs in, ExpertRouting routing, @Nullable MoeLoraContext lora) {
       for (long t = 0; t < in.hidden().size(0); t++) {
         for (long h = 0; h < in.hidden().size(1); h++) {
           double sum = 0;
@@ -102,7 +102,7 @@ final class FakeExperts {
       }
     }
 
-    private static void batched(ExpertsInputs in, Tensor counts, Optional<MoeLoraContext> lora) {
+    private static void batched(ExpertsInputs in, Tensor counts, @Nullable MoeLoraContext lora) {
       for (long e = 0; e < in.hidden().size(0); e++) {
         for (long row = 0; row < (long) counts.get(e); row++) {
           for (long h = 0; h < in.hidden().size(2); h++) {
@@ -134,7 +134,7 @@ final class FakeExperts {
     @Override
     public void apply(
         MonolithicInputs inputs,
-        Optional<MoeLoraContext> lora,
+        @Nullable MoeLoraContext lora,
         Workspace workspace,
         DeviceStream stream) {
       Tensor hidden = inputs.hidden();

@@ -11,7 +11,6 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import java.util.List;
-import java.util.Optional;
 import org.junit.jupiter.api.Test;
 
 class MoeOracleTest {
@@ -24,7 +23,7 @@ class MoeOracleTest {
             Zoo.cpuBackend(),
             new FakeBackend("b", DeviceType.CPU).priority(300),
             new FakeBackend("a", DeviceType.CPU).priority(300))) {
-      Selection s = oracle.select(CONFIG, Zoo.CPU_ONLY, Optional.empty());
+      Selection s = oracle.select(CONFIG, Zoo.CPU_ONLY);
       assertThat(s.candidates()).extracting(Candidate::name).containsExactly("a", "b", "cpu");
       assertThat(s.chosenBackend().name()).isEqualTo("a");
     }
@@ -41,8 +40,7 @@ class MoeOracleTest {
                     .require(false, Code.DTYPE, () -> "weights are BF16, takes F16")
                     .result());
     try (MoeOracle oracle = Zoo.oracle(picky)) {
-      assertThatThrownBy(
-              () -> oracle.select(Zoo.loraConfig().build(), Zoo.CPU_ONLY, Optional.empty()))
+      assertThatThrownBy(() -> oracle.select(Zoo.loraConfig().build(), Zoo.CPU_ONLY))
           .isInstanceOfSatisfying(
               UnsupportedConfigException.class,
               e ->
@@ -69,7 +67,7 @@ class MoeOracleTest {
   @Test
   void explicitChoiceIsTakenWhateverItsPriority() {
     try (MoeOracle oracle = Zoo.oracle(Zoo.all(true, true))) {
-      Selection s = oracle.select(CONFIG, Zoo.HOPPER, Optional.of("reference"));
+      Selection s = oracle.select(CONFIG, Zoo.HOPPER, "reference");
       assertThat(s.chosenBackend().name()).isEqualTo("reference");
       assertThat(s.isExplicit()).isTrue();
       assertThat(s.candidates()).hasSize(11); // the others were asked all the same
@@ -80,7 +78,7 @@ class MoeOracleTest {
   @Test
   void explicitChoiceThatDoesNotFitIsRefusedWithItsReasons() {
     try (MoeOracle oracle = Zoo.oracle(Zoo.all(true, true))) {
-      assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.TURING, Optional.of("triton")))
+      assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.TURING, "triton"))
           .isInstanceOfSatisfying(
               UnsupportedConfigException.class, e -> assertThat(e.selection().chosen()).isEmpty())
           .hasMessageStartingWith(
@@ -92,7 +90,7 @@ class MoeOracleTest {
   @Test
   void unknownNameListsTheKnown() {
     try (MoeOracle oracle = Zoo.oracle(Zoo.cpuBackend(), Zoo.triton())) {
-      assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.HOPPER, Optional.of("tritn")))
+      assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.HOPPER, "tritn"))
           .isInstanceOf(UnsupportedConfigException.class)
           .hasMessageStartingWith(
               "backend \"tritn\" was asked for and is not known; known are [cpu, triton]");
@@ -102,7 +100,7 @@ class MoeOracleTest {
   @Test
   void noBackendAtAllSaysWhatToDo() {
     try (MoeOracle oracle = Zoo.oracle()) {
-      assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.HOPPER, Optional.empty()))
+      assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.HOPPER))
           .isInstanceOf(UnsupportedConfigException.class)
           .hasMessageContaining("add backend-cpu or another backend to the class path");
     }
@@ -112,18 +110,16 @@ class MoeOracleTest {
   void referenceIsTakenOnlyWhenNothingElseFitsAndThenWithAWarning() {
     try (MoeOracle oracle = Zoo.oracle(Zoo.reference(), Zoo.cpuBackend());
         LogCapture log = new LogCapture(MoeOracle.class)) {
-      assertThat(oracle.select(CONFIG, Zoo.CPU_ONLY, Optional.empty()).chosenBackend().name())
-          .isEqualTo("cpu");
+      assertThat(oracle.select(CONFIG, Zoo.CPU_ONLY).chosenBackend().name()).isEqualTo("cpu");
       assertThat(log.at(Level.WARN)).isEmpty();
     }
     FakeBackend refusing =
         Zoo.cpuBackend().support((c, p) -> Support.no(Code.SIZE, "top_k is 8, takes 1"));
     try (MoeOracle oracle = Zoo.oracle(Zoo.reference(), refusing);
         LogCapture log = new LogCapture(MoeOracle.class)) {
-      assertThat(oracle.select(CONFIG, Zoo.CPU_ONLY, Optional.empty()).chosenBackend().name())
-          .isEqualTo("reference");
+      assertThat(oracle.select(CONFIG, Zoo.CPU_ONLY).chosenBackend().name()).isEqualTo("reference");
       assertThat(log.at(Level.WARN)).hasSize(1).first().asString().contains("reference");
-      oracle.select(CONFIG, Zoo.CPU_ONLY, Optional.of("reference"));
+      oracle.select(CONFIG, Zoo.CPU_ONLY, "reference");
       assertThat(log.at(Level.WARN)).hasSize(1); // who asks for it by name knows
     }
   }
@@ -133,7 +129,7 @@ class MoeOracleTest {
     try (MoeOracle oracle = Zoo.oracle(Zoo.all(true, false));
         LogCapture log = new LogCapture(MoeOracle.class)) {
       for (int layer = 0; layer < 3; layer++) {
-        oracle.select(CONFIG, Zoo.HOPPER, Optional.empty());
+        oracle.select(CONFIG, Zoo.HOPPER);
       }
       assertThat(log.at(Level.INFO)).hasSize(1);
       assertThat(log.at(Level.INFO).getFirst())
@@ -142,9 +138,9 @@ class MoeOracleTest {
                   + " reference] (refused: ")
           .contains("marlin: weights are [none], takes 4 bits")
           .contains("tpu: no tpu device; this machine has cuda:0, cpu:0");
-      oracle.select(Zoo.loraConfig().build(), Zoo.HOPPER, Optional.empty());
+      oracle.select(Zoo.loraConfig().build(), Zoo.HOPPER);
       assertThat(log.at(Level.INFO)).hasSize(2); // another decision, LoRA or not
-      oracle.select(CONFIG, Zoo.HOPPER, Optional.of("cpu"));
+      oracle.select(CONFIG, Zoo.HOPPER, "cpu");
       assertThat(log.at(Level.INFO)).hasSize(3).last().asString().contains("as asked for");
     }
   }
@@ -167,7 +163,7 @@ class MoeOracleTest {
                 .priority((c, p) -> {
                   throw new AssertionError("no priority");
                 }))) {
-      Selection s = oracle.select(CONFIG, Zoo.CPU_ONLY, Optional.empty());
+      Selection s = oracle.select(CONFIG, Zoo.CPU_ONLY);
       assertThat(s.chosenBackend().name()).isEqualTo("cpu");
       assertThat(reason(s, "throws"))
           .isEqualTo("isSupportedConfig failed: java.lang.IllegalStateException: boom");
@@ -203,7 +199,7 @@ class MoeOracleTest {
                   .support((c, p) -> {
                     throw e;
                   }))) {
-        assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.CPU_ONLY, Optional.empty()))
+        assertThatThrownBy(() -> oracle.select(CONFIG, Zoo.CPU_ONLY))
             .isInstanceOf(UnsupportedConfigException.class)
             .hasMessageContaining(e.getClass().getName());
       }
@@ -221,8 +217,7 @@ class MoeOracleTest {
                         new Support.Reason(Code.BIAS, "second reason"))));
     try (MoeOracle oracle = Zoo.oracle(Zoo.reference(), Zoo.cpuBackend(), two)) {
       MoeConfig config = Zoo.config().lora(new LoraConfig(4, 32)).build();
-      List<String> lines =
-          oracle.evaluate(config, Zoo.CPU_ONLY, Optional.empty()).explain().lines().toList();
+      List<String> lines = oracle.evaluate(config, Zoo.CPU_ONLY).explain().lines().toList();
       assertThat(lines.subList(0, 4))
           .containsExactly(
               "layer:   E=64 top_k=8 H=2048 I=1024, BF16 weights, BF16 input, SILU, STANDARD, LoRA"
@@ -250,7 +245,7 @@ class MoeOracleTest {
   void evaluateNeitherThrowsNorLogs() {
     try (MoeOracle oracle = Zoo.oracle(Zoo.triton());
         LogCapture log = new LogCapture(MoeOracle.class)) {
-      Selection s = oracle.evaluate(CONFIG, Zoo.CPU_ONLY, Optional.empty());
+      Selection s = oracle.evaluate(CONFIG, Zoo.CPU_ONLY);
       assertThat(s.chosen()).isEmpty();
       assertThat(s.explain()).contains("no experts backend fits this layer on this machine");
       assertThat(log.at(Level.INFO)).isEmpty();
@@ -262,7 +257,7 @@ class MoeOracleTest {
   void activationFormatOfTheLayerDecides() {
     MoeConfig batched = Zoo.config().activationFormat(ActivationFormat.BATCHED).build();
     try (MoeOracle oracle = Zoo.oracle(Zoo.all(false, false))) {
-      assertThat(oracle.select(batched, Zoo.HOPPER, Optional.empty()).chosenBackend().name())
+      assertThat(oracle.select(batched, Zoo.HOPPER).chosenBackend().name())
           .isEqualTo("batched-triton");
     }
   }

@@ -68,8 +68,7 @@ class PluginsTest {
       assertThat(b.backend().getClass().getClassLoader())
           .hasToString("PluginClassLoader[acme.jar]");
       assertThat(catalog.failures()).isEmpty();
-      Selection s =
-          MoeOracle.of(catalog).select(Zoo.config().build(), Zoo.CPU_ONLY, Optional.empty());
+      Selection s = MoeOracle.of(catalog).select(Zoo.config().build(), Zoo.CPU_ONLY);
       assertThat(s.chosenBackend().name()).isEqualTo("acme");
       assertThat(s.explain()).contains("acme.jar").contains("1.5");
     }
@@ -284,10 +283,7 @@ class PluginsTest {
                       .startsWith("q-garbage.jar not a class name!: named in META-INF/services/"));
       assertThat(log.at(Level.WARN)).hasSameSizeAs(rows);
       // Every one of them is a row of every table.
-      String table =
-          MoeOracle.of(catalog)
-              .select(Zoo.config().build(), Zoo.CPU_ONLY, Optional.empty())
-              .explain();
+      String table = MoeOracle.of(catalog).select(Zoo.config().build(), Zoo.CPU_ONLY).explain();
       assertThat(catalog.failures())
           .allSatisfy(f -> assertThat(table).contains(f.name()).contains(f.reason().message()));
     }
@@ -330,14 +326,9 @@ class PluginsTest {
                   .contains(plugins.resolve("first.jar").toString())
                   .contains(plugins.resolve("second.jar").toString()));
       MoeOracle oracle = MoeOracle.of(catalog);
-      assertThat(
-              oracle
-                  .select(Zoo.config().build(), Zoo.CPU_ONLY, Optional.of("other"))
-                  .chosenBackend()
-                  .name())
+      assertThat(oracle.select(Zoo.config().build(), Zoo.CPU_ONLY, "other").chosenBackend().name())
           .isEqualTo("other");
-      assertThatThrownBy(
-              () -> oracle.select(Zoo.config().build(), Zoo.CPU_ONLY, Optional.of("twin")))
+      assertThatThrownBy(() -> oracle.select(Zoo.config().build(), Zoo.CPU_ONLY, "twin"))
           .isInstanceOf(UnsupportedConfigException.class)
           .hasMessageContaining("\"twin\" was asked for and cannot be used: ambiguous");
     }
@@ -399,8 +390,7 @@ class PluginsTest {
       }
       try (BackendCatalog catalog = BackendCatalog.discover(plugins);
           MoeOracle oracle = MoeOracle.of(catalog)) {
-        String text =
-            oracle.evaluate(Zoo.config().build(), Zoo.CPU_ONLY, Optional.empty()).explain();
+        String text = oracle.evaluate(Zoo.config().build(), Zoo.CPU_ONLY).explain();
         assertThat(text.chars().filter(c -> c != '\n' && c < ' ')).isEmpty();
       }
     }
@@ -447,10 +437,7 @@ class PluginsTest {
         "Rude",
         "public Rude() { throw new IllegalStateException(\"\\u001b[2J\\nmoe: all is well\"); }");
     try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
-      String text =
-          MoeOracle.of(catalog)
-              .evaluate(Zoo.config().build(), Zoo.CPU_ONLY, Optional.empty())
-              .explain();
+      String text = MoeOracle.of(catalog).evaluate(Zoo.config().build(), Zoo.CPU_ONLY).explain();
       assertThat(text).contains("\\u001b[2J\\nmoe: all is well").doesNotContain("\u001b");
     }
   }

@@ -12,8 +12,8 @@ import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Optional;
 import java.util.stream.Stream;
+import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.DisplayName;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -23,11 +23,11 @@ import org.junit.jupiter.params.provider.MethodSource;
 /** The selection cases that vLLM tests for unquantised experts, in this project's terms. */
 class UpstreamCasesTest {
   private static String choose(List<ExpertsBackend> backends, MoeConfig config, Platform platform) {
-    return choose(backends, config, platform, Optional.empty());
+    return choose(backends, config, platform, null);
   }
 
   private static String choose(
-      List<ExpertsBackend> backends, MoeConfig config, Platform platform, Optional<String> name) {
+      List<ExpertsBackend> backends, MoeConfig config, Platform platform, @Nullable String name) {
     try (MoeOracle oracle = Zoo.oracle(backends)) {
       return oracle.select(config, platform, name).chosenBackend().name();
     }
@@ -85,8 +85,8 @@ class UpstreamCasesTest {
   @DisplayName("LoRA and an explicit flashinfer-cutlass: refused, where upstream took Triton")
   void loraDoesNotOverrideAnExplicitChoice() {
     MoeConfig config = Zoo.loraConfig().build();
-    assertThatThrownBy(() ->
-            choose(Zoo.all(true, true), config, Zoo.BLACKWELL, Optional.of("flashinfer-cutlass")))
+    assertThatThrownBy(
+            () -> choose(Zoo.all(true, true), config, Zoo.BLACKWELL, "flashinfer-cutlass"))
         .isInstanceOf(UnsupportedConfigException.class)
         .hasMessageContaining("flashinfer-cutlass")
         .hasMessageContaining("takes no adapters");
@@ -96,8 +96,7 @@ class UpstreamCasesTest {
   void explicitTritonWithAndWithoutLora() {
     for (MoeConfig config : List.of(Zoo.config().build(), Zoo.loraConfig().build())) {
       // FlashInfer is there and would win on this card: upstream's environment variables.
-      assertThat(choose(Zoo.all(true, true), config, Zoo.BLACKWELL, Optional.of("triton")))
-          .isEqualTo("triton");
+      assertThat(choose(Zoo.all(true, true), config, Zoo.BLACKWELL, "triton")).isEqualTo("triton");
     }
   }
 

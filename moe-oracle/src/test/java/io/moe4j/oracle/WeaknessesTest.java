@@ -40,8 +40,8 @@ import io.moe4j.api.tensor.Tensor;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.List;
-import java.util.Optional;
 import java.util.Random;
+import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.DisplayName;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -57,7 +57,7 @@ class WeaknessesTest {
 
   private static Selection select(
       List<ExpertsBackend> backends, MoeConfig config, Platform platform) {
-    return Zoo.oracle(backends).select(config, platform, Optional.empty());
+    return Zoo.oracle(backends).select(config, platform);
   }
 
   private static UnsupportedConfigException refusal(
@@ -65,7 +65,7 @@ class WeaknessesTest {
     MoeOracle oracle = Zoo.oracle(backends);
     return catchThrowableOfType(
         UnsupportedConfigException.class,
-        () -> oracle.select(config, platform, List.of(name).stream().findFirst()));
+        () -> oracle.select(config, platform, name.length == 0 ? null : name[0]));
   }
 
   private static List<Code> codes(Selection s, String backend) {
@@ -106,8 +106,7 @@ class WeaknessesTest {
         refusal(Zoo.all(true, true), config, Zoo.BLACKWELL, "flashinfer-cutlass");
     assertThat(e.selection().chosen()).isEmpty();
     assertThat(codes(e.selection(), "flashinfer-cutlass")).containsExactly(Code.LORA);
-    Selection cpu =
-        Zoo.oracle(Zoo.all(true, true)).select(config, Zoo.BLACKWELL, Optional.of("cpu"));
+    Selection cpu = Zoo.oracle(Zoo.all(true, true)).select(config, Zoo.BLACKWELL, "cpu");
     assertThat(cpu.chosenBackend().name()).isEqualTo("cpu");
   }
 
@@ -283,10 +282,12 @@ class WeaknessesTest {
     @Override
     public void apply(
         ExpertsInputs inputs,
-        Optional<MoeLoraContext> lora,
+        @Nullable MoeLoraContext lora,
         Workspace workspace,
         DeviceStream stream) {
-      lora.map(l -> l.slot(0)).ifPresent(firstSlots::add);
+      if (lora != null) {
+        firstSlots.add(lora.slot(0));
+      }
       inner.apply(inputs, lora, workspace, stream);
     }
 
@@ -412,9 +413,9 @@ class WeaknessesTest {
       Collections.shuffle(backends, random);
       MoeOracle oracle = Zoo.oracle(backends);
       for (Platform other : List.of(Zoo.CPU_ONLY, Zoo.BLACKWELL)) {
-        oracle.select(config, other, Optional.of("cpu"));
+        oracle.select(config, other, "cpu");
       }
-      Selection again = oracle.select(config, Zoo.HOPPER, Optional.empty());
+      Selection again = oracle.select(config, Zoo.HOPPER);
       assertThat(again.summary()).isEqualTo(first.summary());
       assertThat(again.candidates())
           .extracting(Candidate::name)

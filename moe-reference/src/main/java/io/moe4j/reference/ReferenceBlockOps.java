@@ -14,7 +14,6 @@ import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import java.util.Objects;
-import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -153,7 +152,7 @@ public final class ReferenceBlockOps implements BlockOps {
   @Override
   public void latentIn(
       Tensor hidden,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor latent,
       Workspace workspace,
       DeviceStream stream) {
@@ -172,7 +171,7 @@ public final class ReferenceBlockOps implements BlockOps {
   public void output(
       Tensor hidden,
       Tensor routed,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor output,
       Workspace workspace,
       DeviceStream stream) {
@@ -204,10 +203,10 @@ public final class ReferenceBlockOps implements BlockOps {
   public void dispatch(
       Tensor hidden,
       ExpertRouting routing,
-      Optional<Tensor> tokenLoraMapping,
+      @Nullable Tensor tokenLoraMapping,
       Tensor batched,
       Tensor expertNumTokens,
-      Optional<Tensor> batchedLoraMapping,
+      @Nullable Tensor batchedLoraMapping,
       Workspace workspace,
       DeviceStream stream) {
     int[] counts = new int[config.numLocalExperts()];
@@ -233,8 +232,8 @@ public final class ReferenceBlockOps implements BlockOps {
             }
           }
           TensorRows.write(x, batched, e, row);
-          if (tokenLoraMapping.isPresent() && batchedLoraMapping.isPresent()) {
-            batchedLoraMapping.get().set(tokenLoraMapping.get().get(t), e, row);
+          if (tokenLoraMapping != null && batchedLoraMapping != null) {
+            batchedLoraMapping.set(tokenLoraMapping.get(t), e, row);
           }
         });
     for (int e = 0; e < counts.length; e++) {

@@ -10,7 +10,7 @@ import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.util.Objects;
-import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /** {@link ReferenceMoe} behind the contract, for both activation formats. Holds views only. */
 public final class ReferenceExperts implements ModularExperts, LoraExperts {
@@ -41,7 +41,7 @@ public final class ReferenceExperts implements ModularExperts, LoraExperts {
   @Override
   public void apply(
       ExpertsInputs inputs,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream) {
     if (inputs.routing() != null) {
@@ -51,7 +51,7 @@ public final class ReferenceExperts implements ModularExperts, LoraExperts {
     }
   }
 
-  private void standard(ExpertsInputs inputs, Optional<MoeLoraContext> lora) {
+  private void standard(ExpertsInputs inputs, @Nullable MoeLoraContext lora) {
     for (int t = 0; t < inputs.hidden().size(0); t++) {
       double[] x = TensorRows.read(inputs.hidden(), t);
       double[] y =
@@ -62,7 +62,7 @@ public final class ReferenceExperts implements ModularExperts, LoraExperts {
   }
 
   /** Rows come weighted where the weight belongs on the input; the dispatcher sums them. */
-  private void batched(ExpertsInputs inputs, Tensor counts, Optional<MoeLoraContext> lora) {
+  private void batched(ExpertsInputs inputs, Tensor counts, @Nullable MoeLoraContext lora) {
     for (int e = 0; e < weights.numExperts(); e++) {
       for (int j = 0; j < counts.get(e); j++) {
         double[] x = TensorRows.read(inputs.hidden(), e, j);

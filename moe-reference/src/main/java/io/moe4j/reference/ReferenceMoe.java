@@ -16,7 +16,6 @@ import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
 import io.moe4j.api.weights.Weight;
 import java.util.Objects;
-import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -237,12 +236,12 @@ public final class ReferenceMoe {
    * @param index the token's place in the mapping, one or two numbers
    * @return what its adapter does to this layer; null for the base model
    */
-  public static @Nullable LoraLayer adapter(Optional<MoeLoraContext> lora, long... index) {
-    if (lora.isEmpty() || !lora.get().hasLora()) {
+  public static @Nullable LoraLayer adapter(@Nullable MoeLoraContext lora, long... index) {
+    if (lora == null || !lora.hasLora()) {
       return null;
     }
-    int slot = (int) lora.get().tokenLoraMapping().get(index);
-    return slot < 0 || slot >= lora.get().maxLoras() ? null : lora.get().slot(slot);
+    int slot = (int) lora.tokenLoraMapping().get(index);
+    return slot < 0 || slot >= lora.maxLoras() ? null : lora.slot(slot);
   }
 
   /**

@@ -51,7 +51,7 @@ public final class ReferenceMonolithicExperts implements MonolithicExperts, Lora
   @Override
   public void apply(
       MonolithicInputs inputs,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream) {
     int tokens = Math.toIntExact(inputs.hidden().size(0));

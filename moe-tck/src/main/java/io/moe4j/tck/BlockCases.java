@@ -19,7 +19,6 @@ import io.moe4j.reference.ReferenceRouting;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Optional;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 
@@ -259,10 +258,7 @@ final class BlockCases {
           new Block(
               "router with a norm",
               layer(d)
-                  .routing(
-                      RoutingConfig.SOFTMAX.toBuilder()
-                          .inputNorm(Optional.of(new RmsNorm(0.01f)))
-                          .build())
+                  .routing(RoutingConfig.SOFTMAX.toBuilder().inputNorm(new RmsNorm(0.01f)).build())
                   .build()));
       blocks.add(
           new Block(

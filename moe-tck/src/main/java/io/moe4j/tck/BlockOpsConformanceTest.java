@@ -377,7 +377,7 @@ public abstract class BlockOpsConformanceTest {
       ops.output(
           bench.input(hidden),
           bench.input(routed),
-          lora ? context(bench, slots, mapping) : Optional.empty(),
+          lora ? context(bench, slots, mapping) : null,
           result,
           bench.workspace(ops.workspaceBytes(tokens)),
           bench.stream);
@@ -416,7 +416,7 @@ public abstract class BlockOpsConformanceTest {
       ops.output(
           bench.input(hidden),
           both,
-          Optional.empty(),
+          null,
           both,
           bench.workspace(ops.workspaceBytes(tokens)),
           bench.stream);
@@ -505,16 +505,14 @@ public abstract class BlockOpsConformanceTest {
     return slot < 0 ? null : slots.get(slot).orElse(null);
   }
 
-  private Optional<MoeLoraContext> context(
-      Bench bench, List<Optional<LoraLayer>> slots, int[] mapping) {
-    return Optional.of(
-        new KitLoraContext(
-            slots.stream()
-                .map(slot -> slot.map((LoraLayer layer) -> KitLoraContext.map(layer, bench::input)))
-                .toList(),
-            bench.input(Tensor.ofInts(mapping, mapping.length)),
-            mapping.length > 0,
-            punicaWrapper(device())));
+  private MoeLoraContext context(Bench bench, List<Optional<LoraLayer>> slots, int[] mapping) {
+    return new KitLoraContext(
+        slots.stream()
+            .map(slot -> slot.map((LoraLayer layer) -> KitLoraContext.map(layer, bench::input)))
+            .toList(),
+        bench.input(Tensor.ofInts(mapping, mapping.length)),
+        mapping.length > 0,
+        punicaWrapper(device()));
   }
 
   private static double[][] outputOf(
@@ -596,10 +594,10 @@ public abstract class BlockOpsConformanceTest {
       ops.dispatch(
           bench.input(p.hidden),
           routing,
-          Optional.of(bench.input(Tensor.ofInts(p.mapping, tokens))),
+          bench.input(Tensor.ofInts(p.mapping, tokens)),
           batched,
           counts,
-          Optional.of(slots),
+          slots,
           workspace,
           bench.stream);
       bench.stream.synchronize();
@@ -688,7 +686,7 @@ public abstract class BlockOpsConformanceTest {
         var workspace = bench.workspace(ops.workspaceBytes(tokens));
         work.add(() -> {
           for (int round = 0; round < 25; round++) {
-            ops.output(in, sum, Optional.empty(), out, workspace, bench.stream);
+            ops.output(in, sum, null, out, workspace, bench.stream);
             bench.stream.synchronize();
             Compare.rows(
                 "MOE-6.4",
@@ -724,7 +722,7 @@ public abstract class BlockOpsConformanceTest {
       var workspace = bench.workspace(ops.workspaceBytes(0));
       ops.routerLogits(hidden, logits, workspace, bench.stream);
       ops.route(logits, ids, topkWeights, workspace, bench.stream);
-      ops.output(hidden, routed, Optional.empty(), routed, workspace, bench.stream);
+      ops.output(hidden, routed, null, routed, workspace, bench.stream);
       bench.stream.synchronize();
       bench.requireNothingElseWritten();
     } catch (RuntimeException e) {

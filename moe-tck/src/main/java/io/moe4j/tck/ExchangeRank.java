@@ -26,7 +26,6 @@ import io.moe4j.reference.ReferenceExperts;
 import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
-import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /** One rank of an exchange under test: dispatch, the reference's experts, combine. */
@@ -186,12 +185,11 @@ final class ExchangeRank implements AutoCloseable {
                 fetch(java.util.Objects.requireNonNull(counts), stream),
                 host);
     Tensor slots = rows.loraMapping();
-    Optional<MoeLoraContext> lora =
+    MoeLoraContext lora =
         slots == null
-            ? Optional.empty()
-            : Optional.of(
-                new KitLoraContext(
-                    c.slots(rank), fetch(slots, stream), true, new KitPunicaWrapper(device)));
+            ? null
+            : new KitLoraContext(
+                c.slots(rank), fetch(slots, stream), true, new KitPunicaWrapper(device));
     experts.apply(call, lora, new Workspace(hostMemory()), DeviceStream.HOST);
     device.copy(host, output, stream);
     stream.synchronize();

@@ -18,7 +18,6 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.HashMap;
 import java.util.Map;
-import java.util.Optional;
 import java.util.zip.CRC32C;
 import org.jspecify.annotations.Nullable;
 
@@ -38,7 +37,7 @@ final class Harness implements AutoCloseable {
   private final @Nullable Tensor correctionBias;
   private final @Nullable ExpertRouting routing;
   private final @Nullable Tensor expertNumTokens;
-  private final Optional<MoeLoraContext> lora;
+  private final @Nullable MoeLoraContext lora;
   private final Guarded outputMemory;
   private final Guarded workspaceMemory;
   private final Tensor output;
@@ -96,9 +95,9 @@ final class Harness implements AutoCloseable {
         .like(host);
   }
 
-  private Optional<MoeLoraContext> lora(PunicaWrapper wrapper) {
+  private @Nullable MoeLoraContext lora(PunicaWrapper wrapper) {
     if (problem.slots.isEmpty()) {
-      return Optional.empty();
+      return null;
     }
     Tensor mapping =
         batched == null ? Tensor.ofInts(problem.mapping, problem.tokens) : batched.mapping;
@@ -107,7 +106,7 @@ final class Harness implements AutoCloseable {
             .map(slot -> slot.map((LoraLayer layer) -> KitLoraContext.map(layer, this::input)))
             .toList();
     boolean hasLora = java.util.Arrays.stream(problem.mapping).anyMatch(s -> s >= 0);
-    return Optional.of(new KitLoraContext(slots, input(mapping), hasLora, wrapper));
+    return new KitLoraContext(slots, input(mapping), hasLora, wrapper);
   }
 
   /** Calls {@code apply} and waits. */

@@ -17,7 +17,7 @@ import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.reference.CpuReferenceBackend;
 import java.util.Locale;
-import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /** The reference with one thing changed: what a subclass overrides is its mistake. */
 abstract class Altered implements ExpertsBackend {
@@ -43,7 +43,7 @@ abstract class Altered implements ExpertsBackend {
     return inputs;
   }
 
-  Optional<MoeLoraContext> lora(Optional<MoeLoraContext> lora) {
+  @Nullable MoeLoraContext lora(@Nullable MoeLoraContext lora) {
     return lora;
   }
 
@@ -111,7 +111,7 @@ abstract class Altered implements ExpertsBackend {
       @Override
       public void apply(
           ExpertsInputs inputs,
-          Optional<MoeLoraContext> lora,
+          @Nullable MoeLoraContext lora,
           Workspace workspace,
           DeviceStream stream) {
         experts.apply(inputs(config, inputs), lora(lora), workspace, stream);

@@ -17,7 +17,7 @@ import io.moe4j.api.spi.MonolithicInputs;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.reference.ReferenceMonolithicExperts;
-import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /** A backend that routes by itself and takes LoRA; what a subclass overrides is its mistake. */
 public class MonolithicReference implements ExpertsBackend {
@@ -32,7 +32,7 @@ public class MonolithicReference implements ExpertsBackend {
     return inputs;
   }
 
-  Optional<MoeLoraContext> lora(Optional<MoeLoraContext> lora) {
+  @Nullable MoeLoraContext lora(@Nullable MoeLoraContext lora) {
     return lora;
   }
 
@@ -94,7 +94,7 @@ public class MonolithicReference implements ExpertsBackend {
       @Override
       public void apply(
           MonolithicInputs in,
-          Optional<MoeLoraContext> lora,
+          @Nullable MoeLoraContext lora,
           Workspace workspace,
           DeviceStream stream) {
         right.apply(inputs(in), lora(lora), workspace, stream);

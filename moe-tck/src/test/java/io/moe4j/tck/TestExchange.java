@@ -17,7 +17,6 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Arrays;
 import java.util.Objects;
-import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -256,10 +255,10 @@ class TestExchange implements ExpertExchange {
     block.dispatch(
         all.hidden(),
         all.routing(),
-        Optional.ofNullable(all.tokenLoraMapping()),
+        all.tokenLoraMapping(),
         hidden,
         numTokens,
-        Optional.ofNullable(batchedSlots),
+        batchedSlots,
         scratch(rows),
         stream);
     return new ExchangedRows(hidden, null, numTokens, batchedSlots);

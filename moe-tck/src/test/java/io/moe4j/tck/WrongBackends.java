@@ -21,7 +21,6 @@ import io.moe4j.backend.cpu.reference.BatchedCpuReferenceBackend;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Objects;
-import java.util.Optional;
 import java.util.concurrent.locks.LockSupport;
 import java.util.function.DoubleUnaryOperator;
 import java.util.function.IntUnaryOperator;
@@ -509,10 +508,10 @@ final class WrongBackends {
     @Override
     public void apply(
         ExpertsInputs inputs,
-        Optional<MoeLoraContext> lora,
+        @Nullable MoeLoraContext lora,
         Workspace workspace,
         DeviceStream stream) {
-      experts.apply(inputs, Optional.empty(), workspace, stream);
+      experts.apply(inputs, null, workspace, stream);
     }
 
     @Override

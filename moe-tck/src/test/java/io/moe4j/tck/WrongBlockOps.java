@@ -19,8 +19,8 @@ import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
 import io.moe4j.reference.ReferenceBlockOps;
 import java.lang.foreign.ValueLayout;
-import java.util.Optional;
 import java.util.concurrent.locks.LockSupport;
+import org.jspecify.annotations.Nullable;
 
 /** The reference's operations with one thing changed. */
 class WrongBlockOps implements BlockOps {
@@ -133,21 +133,21 @@ class WrongBlockOps implements BlockOps {
       public void output(
           Tensor hidden,
           Tensor routed,
-          Optional<MoeLoraContext> lora,
+          @Nullable MoeLoraContext lora,
           Tensor output,
           Workspace workspace,
           DeviceStream stream) {
-        super.output(hidden, routed, Optional.empty(), output, workspace, stream);
+        super.output(hidden, routed, null, output, workspace, stream);
       }
 
       @Override
       public void latentIn(
           Tensor hidden,
-          Optional<MoeLoraContext> lora,
+          @Nullable MoeLoraContext lora,
           Tensor latent,
           Workspace workspace,
           DeviceStream stream) {
-        super.latentIn(hidden, Optional.empty(), latent, workspace, stream);
+        super.latentIn(hidden, null, latent, workspace, stream);
       }
     };
   }
@@ -159,7 +159,7 @@ class WrongBlockOps implements BlockOps {
       public void output(
           Tensor hidden,
           Tensor routed,
-          Optional<MoeLoraContext> lora,
+          @Nullable MoeLoraContext lora,
           Tensor output,
           Workspace workspace,
           DeviceStream stream) {
@@ -206,21 +206,13 @@ class WrongBlockOps implements BlockOps {
       public void dispatch(
           Tensor hidden,
           ExpertRouting routing,
-          Optional<Tensor> mapping,
+          @Nullable Tensor mapping,
           Tensor batched,
           Tensor counts,
-          Optional<Tensor> batchedMapping,
+          @Nullable Tensor batchedMapping,
           Workspace workspace,
           DeviceStream stream) {
-        super.dispatch(
-            hidden,
-            routing,
-            Optional.empty(),
-            batched,
-            counts,
-            Optional.empty(),
-            workspace,
-            stream);
+        super.dispatch(hidden, routing, null, batched, counts, null, workspace, stream);
       }
     };
   }
@@ -248,7 +240,7 @@ class WrongBlockOps implements BlockOps {
       public void output(
           Tensor hidden,
           Tensor routed,
-          Optional<MoeLoraContext> lora,
+          @Nullable MoeLoraContext lora,
           Tensor output,
           Workspace workspace,
           DeviceStream stream) {
@@ -338,7 +330,7 @@ class WrongBlockOps implements BlockOps {
       public void output(
           Tensor hidden,
           Tensor routed,
-          Optional<MoeLoraContext> lora,
+          @Nullable MoeLoraContext lora,
           Tensor output,
           Workspace workspace,
           DeviceStream stream) {
@@ -357,7 +349,7 @@ class WrongBlockOps implements BlockOps {
       public void output(
           Tensor hidden,
           Tensor routed,
-          Optional<MoeLoraContext> lora,
+          @Nullable MoeLoraContext lora,
           Tensor output,
           Workspace workspace,
           DeviceStream stream) {
@@ -435,7 +427,7 @@ class WrongBlockOps implements BlockOps {
   @Override
   public void latentIn(
       Tensor hidden,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor latent,
       Workspace workspace,
       DeviceStream stream) {
@@ -446,7 +438,7 @@ class WrongBlockOps implements BlockOps {
   public void output(
       Tensor hidden,
       Tensor routed,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor output,
       Workspace workspace,
       DeviceStream stream) {
@@ -457,10 +449,10 @@ class WrongBlockOps implements BlockOps {
   public void dispatch(
       Tensor hidden,
       ExpertRouting routing,
-      Optional<Tensor> mapping,
+      @Nullable Tensor mapping,
       Tensor batched,
       Tensor counts,
-      Optional<Tensor> batchedMapping,
+      @Nullable Tensor batchedMapping,
       Workspace workspace,
       DeviceStream stream) {
     right.dispatch(hidden, routing, mapping, batched, counts, batchedMapping, workspace, stream);

@@ -26,21 +26,23 @@ import java.util.Optional;
 import java.util.function.IntUnaryOperator;
 import java.util.function.UnaryOperator;
 import java.util.stream.IntStream;
+import org.jspecify.annotations.Nullable;
 
 /** Backends that are right without adapters. */
 final class WrongLoraBackends {
   private WrongLoraBackends() {}
 
-  private static Optional<MoeLoraContext> mapped(
-      Optional<MoeLoraContext> lora, IntUnaryOperator slot) {
-    return lora.map(c -> {
-      int[] slots = c.tokenLoraMapping().toInts();
-      for (int i = 0; i < slots.length; i++) {
-        slots[i] = slot.applyAsInt(slots[i]);
-      }
-      Tensor mapping = Tensor.ofInts(slots, c.tokenLoraMapping().shape());
-      return new KitLoraContext(layers(c, l -> l), mapping, true, c.punicaWrapper());
-    });
+  private static @Nullable MoeLoraContext mapped(
+      @Nullable MoeLoraContext lora, IntUnaryOperator slot) {
+    if (lora == null) {
+      return null;
+    }
+    int[] slots = lora.tokenLoraMapping().toInts();
+    for (int i = 0; i < slots.length; i++) {
+      slots[i] = slot.applyAsInt(slots[i]);
+    }
+    Tensor mapping = Tensor.ofInts(slots, lora.tokenLoraMapping().shape());
+    return new KitLoraContext(layers(lora, l -> l), mapping, true, lora.punicaWrapper());
   }
 
   private static List<Optional<LoraLayer>> layers(
@@ -50,25 +52,26 @@ final class WrongLoraBackends {
         .toList();
   }
 
-  private static Optional<MoeLoraContext> changed(
-      Optional<MoeLoraContext> lora, UnaryOperator<LoraLayer> change) {
-    return lora.map(c ->
-        new KitLoraContext(
-            layers(c, change), c.tokenLoraMapping(), c.hasLora(), c.punicaWrapper()));
+  private static @Nullable MoeLoraContext changed(
+      @Nullable MoeLoraContext lora, UnaryOperator<LoraLayer> change) {
+    return lora == null
+        ? null
+        : new KitLoraContext(
+            layers(lora, change), lora.tokenLoraMapping(), lora.hasLora(), lora.punicaWrapper());
   }
 
   /** Accepts adapters and computes the base model. */
   public static final class LoraIgnored extends Altered {
     @Override
-    Optional<MoeLoraContext> lora(Optional<MoeLoraContext> lora) {
-      return Optional.empty();
+    @Nullable MoeLoraContext lora(@Nullable MoeLoraContext lora) {
+      return null;
     }
   }
 
   /** Slot -1 is taken for slot 0. */
   public static final class LoraOnBaseTokens extends Altered {
     @Override
-    Optional<MoeLoraContext> lora(Optional<MoeLoraContext> lora) {
+    @Nullable MoeLoraContext lora(@Nullable MoeLoraContext lora) {
       return mapped(lora, s -> Math.max(s, 0));
     }
   }
@@ -76,7 +79,7 @@ final class WrongLoraBackends {
   /** One adapter for the batch. */
   public static final class LoraOfTheFirstSlot extends Altered {
     @Override
-    Optional<MoeLoraContext> lora(Optional<MoeLoraContext> lora) {
+    @Nullable MoeLoraContext lora(@Nullable MoeLoraContext lora) {
       return mapped(lora, s -> Math.min(s, 0));
     }
   }
@@ -84,7 +87,7 @@ final class WrongLoraBackends {
   /** A kernel for ranks up to 64 takes any. */
   public static final class LoraRankCut extends Altered {
     @Override
-    Optional<MoeLoraContext> lora(Optional<MoeLoraContext> lora) {
+    @Nullable MoeLoraContext lora(@Nullable MoeLoraContext lora) {
       return changed(
           lora,
           layer -> {
@@ -103,7 +106,7 @@ final class WrongLoraBackends {
   /** An adapter without all three projections is taken for none. */
   public static final class LoraNeedsAllProjections extends Altered {
     @Override
-    Optional<MoeLoraContext> lora(Optional<MoeLoraContext> lora) {
+    @Nullable MoeLoraContext lora(@Nullable MoeLoraContext lora) {
       return changed(
           lora,
           layer ->
@@ -116,7 +119,7 @@ final class WrongLoraBackends {
   /** Every expert reads the factors of expert 0. */
   public static final class LoraOfTheFirstExpert extends Altered {
     @Override
-    Optional<MoeLoraContext> lora(Optional<MoeLoraContext> lora) {
+    @Nullable MoeLoraContext lora(@Nullable MoeLoraContext lora) {
       return changed(
           lora,
           layer ->
@@ -128,7 +131,7 @@ final class WrongLoraBackends {
   /** Strides of factors are not looked at. */
   public static final class LoraStridesIgnored extends Altered {
     @Override
-    Optional<MoeLoraContext> lora(Optional<MoeLoraContext> lora) {
+    @Nullable MoeLoraContext lora(@Nullable MoeLoraContext lora) {
       return changed(
           lora,
           layer ->
@@ -163,7 +166,7 @@ final class WrongLoraBackends {
         @Override
         public void apply(
             ExpertsInputs in,
-            Optional<MoeLoraContext> lora,
+            @Nullable MoeLoraContext lora,
             Workspace workspace,
             DeviceStream stream) {
           ExpertRouting routing = in.requireRouting();
@@ -278,7 +281,7 @@ final class WrongLoraBackends {
 
     @Override
     public void apply(
-        ExpertsInputs in, Optional<MoeLoraContext> lora, Workspace workspace, DeviceStream stream) {
+        ExpertsInputs in, @Nullable MoeLoraContext lora, Workspace workspace, DeviceStream stream) {
       ExpertRouting routing = in.requireRouting();
       long tokens = in.hidden().size(0);
       int topK = config.topK();
@@ -308,8 +311,9 @@ final class WrongLoraBackends {
           }
         }
       }
-      lora.ifPresent(
-          c -> applyW13Lora(PunicaWrapper.W13.of(c, w13, x, routing, gated, layout), stream));
+      if (lora != null) {
+        applyW13Lora(PunicaWrapper.W13.of(lora, w13, x, routing, gated, layout), stream);
+      }
       Tensor hidden = Data.empty(DType.F32, tokens * topK, i);
       Tensor w2 = Data.empty(DType.F32, tokens, topK, h);
       for (int t = 0; t < tokens; t++) {
@@ -330,7 +334,9 @@ final class WrongLoraBackends {
           put(w2.select(0, t).select(0, k), y, 0);
         }
       }
-      lora.ifPresent(c -> applyW2Lora(PunicaWrapper.W2.of(c, w2, hidden, routing), stream));
+      if (lora != null) {
+        applyW2Lora(PunicaWrapper.W2.of(lora, w2, hidden, routing), stream);
+      }
       for (int t = 0; t < tokens; t++) {
         for (int j = 0; j < h; j++) {
           double sum = 0;

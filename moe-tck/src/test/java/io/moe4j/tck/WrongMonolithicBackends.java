@@ -6,7 +6,7 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.spi.MonolithicInputs;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
-import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /** Experts that route by themselves, with a mistake each. */
 final class WrongMonolithicBackends {
@@ -20,8 +20,8 @@ final class WrongMonolithicBackends {
   /** Accepts adapters and computes the base model. */
   static final class MonolithicLoraIgnored extends MonolithicReference {
     @Override
-    Optional<MoeLoraContext> lora(Optional<MoeLoraContext> lora) {
-      return Optional.empty();
+    @Nullable MoeLoraContext lora(@Nullable MoeLoraContext lora) {
+      return null;
     }
   }
 

@@ -14,7 +14,6 @@ import java.util.EnumMap;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import java.util.Objects;
-import java.util.Optional;
 import java.util.function.UnaryOperator;
 
 /** Mistakes in routing: one for each score function and each part of the rule. */
@@ -47,7 +46,7 @@ final class WrongRules {
         .sumFloor(r.sumFloor())
         .expertScale(r.expertScale())
         .byTokenId(r.byTokenId())
-        .inputNorm(r.inputNorm())
+        .inputNorm(r.inputNorm().orElse(null))
         .build();
   }
 
@@ -82,7 +81,7 @@ final class WrongRules {
                     unscaled(Objects.requireNonNull(w.router())),
                     w.shared(),
                     w.latent())));
-    mistakes.put("inputNorm", rule(r -> r.toBuilder().inputNorm(Optional.empty()).build()));
+    mistakes.put("inputNorm", rule(r -> r.toBuilder().inputNorm(null).build()));
     mistakes.put("byTokenId", WrongRules::chosenByScore);
     return mistakes;
   }

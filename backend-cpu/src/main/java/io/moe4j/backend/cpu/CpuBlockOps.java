@@ -251,7 +251,7 @@ final class CpuBlockOps implements BlockOps {
   @Override
   public void latentIn(
       Tensor hidden,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor latent,
       Workspace workspace,
       DeviceStream stream) {
@@ -263,7 +263,7 @@ final class CpuBlockOps implements BlockOps {
         FileMemory.read(hidden),
         Rows.requireFloat("hidden", hidden),
         tokens,
-        lora.orElse(null),
+        lora,
         latent.segment(),
         0,
         memory(workspace, tokens),
@@ -274,7 +274,7 @@ final class CpuBlockOps implements BlockOps {
   public void output(
       Tensor hidden,
       Tensor routed,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor output,
       Workspace workspace,
       DeviceStream stream) {
@@ -284,11 +284,10 @@ final class CpuBlockOps implements BlockOps {
     long scratch = scratchOffset(tokens);
     long sharedOut = accumulatorBytes(tokens);
     long gate = 2 * accumulatorBytes(tokens);
-    MoeLoraContext context = lora.orElse(null);
     DType type = Rows.requireFloat("hidden", hidden);
     MemorySegment x = FileMemory.read(hidden);
     if (latentOut != null) {
-      latentOut.run(routed.segment(), DType.F32, tokens, context, ws, 0, ws, scratch);
+      latentOut.run(routed.segment(), DType.F32, tokens, lora, ws, 0, ws, scratch);
     } else {
       MemorySegment.copy(routed.segment(), 0, ws, 0, 4L * tokens * h);
     }
@@ -305,13 +304,13 @@ final class CpuBlockOps implements BlockOps {
                 null,
                 null,
                 null,
-                context,
+                lora,
                 ws.asSlice(sharedOut, accumulatorBytes(tokens)),
                 DType.F32),
             ws.asSlice(scratch));
       }
       if (sharedGate != null) {
-        sharedGate.run(x, type, tokens, context, ws, gate, ws, scratch);
+        sharedGate.run(x, type, tokens, lora, ws, gate, ws, scratch);
       }
       TypedKernels f32 = kernels.forType(DType.F32);
       for (int t = 0; t < tokens; t++) {
@@ -353,10 +352,10 @@ final class CpuBlockOps implements BlockOps {
   public void dispatch(
       Tensor hidden,
       ExpertRouting routing,
-      Optional<Tensor> tokenLoraMapping,
+      @Nullable Tensor tokenLoraMapping,
       Tensor batched,
       Tensor expertNumTokens,
-      Optional<Tensor> batchedLoraMapping,
+      @Nullable Tensor batchedLoraMapping,
       Workspace workspace,
       DeviceStream stream) {
     MemorySegment counts = expertNumTokens.segment();
@@ -389,9 +388,9 @@ final class CpuBlockOps implements BlockOps {
         MemorySegment.copy(
             hidden.segment(), t * rowBytes, batched.segment(), at * rowBytes, rowBytes);
       }
-      if (tokenLoraMapping.isPresent() && batchedLoraMapping.isPresent()) {
-        int slot = tokenLoraMapping.get().segment().getAtIndex(I32, t);
-        batchedLoraMapping.get().segment().setAtIndex(I32, at, slot);
+      if (tokenLoraMapping != null && batchedLoraMapping != null) {
+        int slot = tokenLoraMapping.segment().getAtIndex(I32, t);
+        batchedLoraMapping.segment().setAtIndex(I32, at, slot);
       }
     }
   }

@@ -14,7 +14,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
-import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /** Prepared experts of one layer. LoRA is fused: the context's punica wrapper is not called. */
 final class CpuExperts implements ModularExperts, LoraExperts {
@@ -54,7 +54,7 @@ final class CpuExperts implements ModularExperts, LoraExperts {
   @Override
   public void apply(
       ExpertsInputs inputs,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream) {
     if (!arena.scope().isAlive()) {
@@ -73,12 +73,9 @@ final class CpuExperts implements ModularExperts, LoraExperts {
       throw new IllegalArgumentException(
           "topkIds is " + routing.topkIds() + ", the config has topK " + config.topK());
     }
-    MoeLoraContext context = lora.orElse(null);
-    if (context != null
-        && context.hasLora()
-        && context.tokenLoraMapping().elementCount() != tokens) {
+    if (lora != null && lora.hasLora() && lora.tokenLoraMapping().elementCount() != tokens) {
       throw new IllegalArgumentException(
-          "tokenLoraMapping is " + context.tokenLoraMapping() + " for " + tokens + " tokens");
+          "tokenLoraMapping is " + lora.tokenLoraMapping() + " for " + tokens + " tokens");
     }
     MemorySegment results = FileMemory.standIn(output.segment());
     mlp.run(
@@ -90,7 +87,7 @@ final class CpuExperts implements ModularExperts, LoraExperts {
             routing.topkIds().segment(),
             FileMemory.read(routing.topkWeights()),
             map == null ? null : map.segment(),
-            context,
+            lora,
             results,
             Rows.requireFloat("output", output)),
         memory(workspace, mlp.workspaceBytes(tokens)));

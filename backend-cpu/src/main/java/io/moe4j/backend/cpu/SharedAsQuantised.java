@@ -10,7 +10,6 @@ import io.moe4j.reference.QuantizeActivation;
 import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
-import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -46,7 +45,7 @@ record SharedAsQuantised(SharedExpertConfig config, SharedExpertWeights weights)
    * @param lora the batch's adapters
    * @param output F32 {@code [T, H]}
    */
-  void run(Tensor hidden, Optional<MoeLoraContext> lora, MemorySegment output) {
+  void run(Tensor hidden, @Nullable MoeLoraContext lora, MemorySegment output) {
     long width = hidden.size(1);
     for (long t = 0; t < hidden.size(0); t++) {
       double[] y =

@@ -30,7 +30,6 @@ import java.util.EnumMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import java.util.Random;
 import java.util.Set;
 import java.util.stream.IntStream;
@@ -256,7 +255,7 @@ class CodedExpertsTest {
       ws.fill((byte) 0x7f);
       experts.apply(
           ExpertsInputs.standard(hidden, routing, output),
-          Optional.ofNullable(lora),
+          lora,
           new Workspace(new HostMemory(ws)),
           DeviceStream.HOST);
       experts.close();

@@ -26,7 +26,6 @@ import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Optional;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -78,7 +77,7 @@ class CodedMemoryTest {
                   Tensor.of(DType.F32, arena.allocate(4L * tokens * 8), tokens, 8),
                   null),
               output),
-          Optional.empty(),
+          null,
           new Workspace(new HostMemory(arena.allocate(experts.workspaceBytes(tokens), 64))),
           DeviceStream.HOST);
       long taken = resident() - before;

@@ -28,9 +28,9 @@ import java.lang.foreign.Arena;
 import java.util.Arrays;
 import java.util.EnumMap;
 import java.util.Map;
-import java.util.Optional;
 import java.util.Random;
 import java.util.stream.Stream;
+import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
@@ -153,8 +153,7 @@ class CpuBlockOpsTest {
       MoeLayerWeights weights =
           new MoeLayerWeights(
               Samples.experts(rnd, arena, config), null, shared ? s : null, d > 0 ? l : null);
-      Optional<MoeLoraContext> context =
-          lora ? Optional.of(context(arena, h, d)) : Optional.empty();
+      MoeLoraContext context = lora ? context(arena, h, d) : null;
       Tensor hidden = Samples.random(rnd, arena, DType.BF16, 1, TOKENS, h);
       Tensor routed = Samples.random(rnd, arena, DType.F32, 1, TOKENS, d > 0 ? d : h);
       try (BlockOps ops = fast(config, weights);
@@ -202,14 +201,14 @@ class CpuBlockOpsTest {
   }
 
   private static double[] output(
-      BlockOps ops, Tensor hidden, Tensor routed, Optional<MoeLoraContext> lora, Arena arena) {
+      BlockOps ops, Tensor hidden, Tensor routed, @Nullable MoeLoraContext lora, Arena arena) {
     Tensor out = Tensor.of(DType.F32, arena.allocate(4 * hidden.elementCount()), hidden.shape());
     ops.output(hidden, routed, lora, out, workspace(ops, arena), DeviceStream.HOST);
     return out.toDoubles();
   }
 
   private static double[] latentIn(
-      BlockOps ops, Tensor hidden, Optional<MoeLoraContext> lora, Arena arena) {
+      BlockOps ops, Tensor hidden, @Nullable MoeLoraContext lora, Arena arena) {
     Tensor out = Tensor.of(DType.F32, arena.allocate(4L * TOKENS * 21), TOKENS, 21);
     ops.latentIn(hidden, lora, out, workspace(ops, arena), DeviceStream.HOST);
     return out.toDoubles();
@@ -247,15 +246,7 @@ class CpuBlockOpsTest {
     Tensor counts = Tensor.of(DType.I32, arena.allocate(24), 6);
     Tensor mapping = Samples.ints(arena, new int[TOKENS], TOKENS);
     Tensor batchedMapping = Tensor.of(DType.I32, arena.allocate(4L * 6 * TOKENS), 6, TOKENS);
-    ops.dispatch(
-        hidden,
-        routing,
-        Optional.of(mapping),
-        batched,
-        counts,
-        Optional.of(batchedMapping),
-        ws,
-        DeviceStream.HOST);
+    ops.dispatch(hidden, routing, mapping, batched, counts, batchedMapping, ws, DeviceStream.HOST);
     Tensor out = Tensor.of(DType.F32, arena.allocate(4L * TOKENS * 10), TOKENS, 10);
     ops.combine(batched, routing, out, ws, DeviceStream.HOST);
     return out.toDoubles();

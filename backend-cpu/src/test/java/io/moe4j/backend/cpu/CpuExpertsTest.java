@@ -444,7 +444,7 @@ class CpuExpertsTest {
       ws.fill((byte) 0x7f);
       experts.apply(
           ExpertsInputs.standard(hidden, routing, output),
-          Optional.ofNullable(adapters),
+          adapters,
           new Workspace(new HostMemory(ws.asSlice(0, bytes))),
           DeviceStream.HOST);
     }

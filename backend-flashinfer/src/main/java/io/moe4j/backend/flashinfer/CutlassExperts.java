@@ -13,7 +13,6 @@ import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.util.Map;
-import java.util.Optional;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.function.Function;
 import java.util.function.IntFunction;
@@ -157,13 +156,13 @@ final class CutlassExperts implements ModularExperts {
   @Override
   public void apply(
       ExpertsInputs inputs,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream) {
     if (closed) {
       throw new IllegalStateException("these experts are closed");
     }
-    if (lora.isPresent()) {
+    if (lora != null) {
       throw new IllegalArgumentException(CutlassSupport.NO_LORA);
     }
     Tensor hidden = inputs.hidden();

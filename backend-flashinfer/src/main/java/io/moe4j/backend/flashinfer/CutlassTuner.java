@@ -74,7 +74,7 @@ final class CutlassTuner implements Tuner {
     }
     int tokens = Math.toIntExact(pass.getFirst().inputs().hidden().size(0));
     for (Call c : pass) {
-      if (c.lora().isPresent()) {
+      if (c.lora() != null) {
         throw new IllegalArgumentException(CutlassSupport.NO_LORA);
       }
       if (c.inputs().hidden().size(0) != tokens) {
@@ -172,7 +172,7 @@ final class CutlassTuner implements Tuner {
 
     private void forward() {
       for (Call c : calls) {
-        experts.apply(c.inputs(), Optional.empty(), workspace, stream);
+        experts.apply(c.inputs(), null, workspace, stream);
       }
     }
 

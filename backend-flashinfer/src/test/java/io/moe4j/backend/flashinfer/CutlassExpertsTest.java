@@ -31,7 +31,6 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Optional;
 import java.util.Random;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.AfterEach;
@@ -100,18 +99,14 @@ class CutlassExpertsTest {
   private void run(ModularExperts experts, Batch b) {
     Device.Buffer scratch = device.allocate(experts.workspaceBytes(TOKENS));
     try (scratch) {
-      experts.apply(
-          b.device(), Optional.empty(), new Workspace(scratch.memory()), device.stream(0x51));
+      experts.apply(b.device(), null, new Workspace(scratch.memory()), device.stream(0x51));
     }
   }
 
   private static void assertClose(MoeConfig c, ExpertWeights w, Batch b, double tolerance) {
     try (ReferenceExperts truth = new ReferenceExperts(c, w)) {
       truth.apply(
-          b.host(),
-          Optional.empty(),
-          new Workspace(Layers.empty(DType.U8, 1).memory()),
-          DeviceStream.HOST);
+          b.host(), null, new Workspace(Layers.empty(DType.U8, 1).memory()), DeviceStream.HOST);
     }
     double[] expected = b.host().output().toDoubles();
     double[] got = HostCuda.onHost(b.device().output()).toDoubles();
@@ -276,8 +271,7 @@ class CutlassExpertsTest {
       Device.Buffer small = device.allocate(1 << 11);
       try (small) {
         Workspace workspace = new Workspace(small.memory());
-        assertThatThrownBy(() ->
-                experts.apply(b.device(), Optional.empty(), workspace, device.defaultStream()))
+        assertThatThrownBy(() -> experts.apply(b.device(), null, workspace, device.defaultStream()))
             .isInstanceOf(DeviceException.class)
             .hasMessageContaining("workspace_buffer too small: need");
       }
@@ -353,16 +347,14 @@ class CutlassExpertsTest {
     try (Tuner tuner = backend.tuner(c, w, device, file)) {
       Tuner.Outcome found =
           tuner
-              .tune(List.of(new Tuner.Call(b.device(), Optional.empty())), () -> true, tried::add)
+              .tune(List.of(new Tuner.Call(b.device(), null)), () -> true, tried::add)
               .orElseThrow();
       // Tiles of 256 and 512 do not fit K = 128, and the card has no room for kernel 3.
       assertThat(tried).hasSize(2 + 3);
       assertThat(found.measured()).isEqualTo(5);
       assertThat(found.dropped()).isEmpty();
       assertThat(found.micros()).isLessThanOrEqualTo(found.builtInMicros());
-      assertThat(
-              tuner.tune(
-                  List.of(new Tuner.Call(b.device(), Optional.empty())), () -> false, tried::add))
+      assertThat(tuner.tune(List.of(new Tuner.Call(b.device(), null)), () -> false, tried::add))
           .isEmpty();
     }
     assertThat(backend.tuningStatus(device.info()).applying()).isEqualTo(1);

@@ -22,7 +22,6 @@ import io.moe4j.cuda.ops.PairBatch;
 import io.moe4j.cuda.ops.SlotTables;
 import io.moe4j.cuda.ops.TileSort;
 import java.util.List;
-import java.util.Optional;
 import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
 
@@ -147,7 +146,7 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
   @Override
   public void apply(
       ExpertsInputs inputs,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream) {
     if (closed) {
@@ -158,7 +157,7 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
     if (tokens == 0) {
       return;
     }
-    MoeLoraContext context = lora.filter(MoeLoraContext::hasLora).orElse(null);
+    MoeLoraContext context = lora == null || !lora.hasLora() ? null : lora;
     AdaptersInUse adapters = AdaptersInUse.of(slots, context, largestRank(), stream);
     int topK = batched() ? 1 : Math.toIntExact(inputs.requireRouting().topkIds().size(1));
     Tensor output = inputs.output();

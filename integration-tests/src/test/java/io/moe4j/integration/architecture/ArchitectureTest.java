@@ -176,6 +176,25 @@ class ArchitectureTest {
   }
 
   @Test
+  void optionalParameterIsCaught() throws IOException {
+    ArchRule rule = Optionals.onlyReturned();
+    for (String parameter : List.of("Optional<String>", "OptionalInt")) {
+      JavaClasses classes =
+          compile(
+              "io.moe4j.api.Bad",
+              "import java.util.*; public class Bad { public void x(%s p) {} }"
+                  .formatted(parameter));
+      assertThatThrownBy(() -> rule.check(classes))
+          .isInstanceOf(AssertionError.class)
+          .hasMessageContaining("io.moe4j.api.Bad.x(java.util.Optional");
+    }
+    rule.check(
+        compile(
+            "io.moe4j.api.Good",
+            "import java.util.*; public record Good(Optional<String> component) {}"));
+  }
+
+  @Test
   void cycleOfPackagesIsCaught() throws IOException {
     JavaClasses classes =
         compileAll(

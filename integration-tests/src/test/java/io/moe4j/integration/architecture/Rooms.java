@@ -176,6 +176,7 @@ final class Rooms {
             .should()
             .notDependOnEachOther()
             .as("no backend imports another"));
+    rules.add(Optionals.onlyReturned());
     rules.add(Cycles.packages());
     rules.add(Cycles.classesOf("io.moe4j.backend.cpu"));
     rules.add(

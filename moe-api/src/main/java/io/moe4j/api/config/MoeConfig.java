@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /**
  * One MoE layer: what an oracle selects a backend for, and what a backend is prepared with. A
@@ -729,8 +730,8 @@ public final class MoeConfig {
      * @return this
      * @since 0.2.0
      */
-    public Builder inputNorm(Optional<RmsNorm> inputNorm) {
-      this.inputNorm = inputNorm;
+    public Builder inputNorm(@Nullable RmsNorm inputNorm) {
+      this.inputNorm = Optional.ofNullable(inputNorm);
       return this;
     }
 

@@ -3,6 +3,7 @@ package io.moe4j.api.config;
 import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /**
  * How router logits {@code z [T, E]} become topk ids and weights. The logits are the product of the
@@ -149,7 +150,7 @@ public final class RoutingConfig {
         .sumFloor(sumFloor)
         .expertScale(expertScale)
         .byTokenId(byTokenId)
-        .inputNorm(inputNorm);
+        .inputNorm(inputNorm.orElse(null));
   }
 
   /** {@return the score function} */
@@ -451,12 +452,12 @@ public final class RoutingConfig {
     /**
      * How the router normalises what it reads.
      *
-     * @param inputNorm empty, not at all, unless set
+     * @param inputNorm null, not at all, unless set
      * @return this
      * @since 0.2.0
      */
-    public Builder inputNorm(Optional<RmsNorm> inputNorm) {
-      this.inputNorm = Objects.requireNonNull(inputNorm, "inputNorm");
+    public Builder inputNorm(@Nullable RmsNorm inputNorm) {
+      this.inputNorm = Optional.ofNullable(inputNorm);
       return this;
     }
 

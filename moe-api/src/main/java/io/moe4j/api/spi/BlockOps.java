@@ -5,7 +5,7 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.Tensor;
-import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Everything of a MoE block but its routed experts, prepared for one layer on one device: router,
@@ -126,7 +126,7 @@ public interface BlockOps extends AutoCloseable {
    */
   void latentIn(
       Tensor hidden,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor latent,
       Workspace workspace,
       DeviceStream stream);
@@ -147,7 +147,7 @@ public interface BlockOps extends AutoCloseable {
   void output(
       Tensor hidden,
       Tensor routed,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor output,
       Workspace workspace,
       DeviceStream stream);
@@ -159,7 +159,7 @@ public interface BlockOps extends AutoCloseable {
    *
    * @param hidden {@code [T, H]}
    * @param routing ids, weights, map
-   * @param tokenLoraMapping int32 {@code [T]} or empty
+   * @param tokenLoraMapping int32 {@code [T]} or null
    * @param batched {@code [E_local, maxTokens, H]}, dtype of {@code hidden}; rows past a count
    *     undefined. With router weight on input: multiplied by the pair's weight
    * @param expertNumTokens int32 {@code [E_local]}, overwritten
@@ -173,10 +173,10 @@ public interface BlockOps extends AutoCloseable {
   void dispatch(
       Tensor hidden,
       ExpertRouting routing,
-      Optional<Tensor> tokenLoraMapping,
+      @Nullable Tensor tokenLoraMapping,
       Tensor batched,
       Tensor expertNumTokens,
-      Optional<Tensor> batchedLoraMapping,
+      @Nullable Tensor batchedLoraMapping,
       Workspace workspace,
       DeviceStream stream);
 

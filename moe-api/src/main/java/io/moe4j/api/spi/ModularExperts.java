@@ -3,7 +3,7 @@ package io.moe4j.api.spi;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
-import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Experts that take topk ids and weights, so that routing, dispatch and LoRA stay outside.
@@ -15,13 +15,13 @@ public non-sealed interface ModularExperts extends Experts {
    * w13 product, activation, w2 product, weighted sum over k.
    *
    * @param inputs tensors in and out
-   * @param lora adapters of this batch; empty = none. Only {@link LoraExperts} are ever given any
+   * @param lora adapters of this batch; null = none. Only {@link LoraExperts} are ever given any
    * @param workspace at least {@link #workspaceBytes} for this call's {@code T}
    * @param stream where to run
    */
   void apply(
       ExpertsInputs inputs,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream);
 }

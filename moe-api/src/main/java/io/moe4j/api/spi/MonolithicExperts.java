@@ -5,7 +5,7 @@ import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.spi.Support.Code;
-import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Experts that route by themselves. They own the routed experts only: shared experts and latent
@@ -43,13 +43,13 @@ public non-sealed interface MonolithicExperts extends Experts {
    * Routing, both products, activation, weighted sum.
    *
    * @param inputs tensors in and out
-   * @param lora adapters of this batch; empty = none. Only {@link LoraExperts} are ever given any
+   * @param lora adapters of this batch; null = none. Only {@link LoraExperts} are ever given any
    * @param workspace at least {@link #workspaceBytes} for this call's {@code T}
    * @param stream where to run
    */
   void apply(
       MonolithicInputs inputs,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream);
 }

@@ -6,6 +6,7 @@ import java.util.Objects;
 import java.util.Optional;
 import java.util.function.BooleanSupplier;
 import java.util.function.Consumer;
+import org.jspecify.annotations.Nullable;
 
 /**
  * Finds the fastest kernel variants for one layer on one device, see {@link TunableBackend}. Not
@@ -18,18 +19,17 @@ public interface Tuner extends AutoCloseable {
    * One forward.
    *
    * @param inputs on the device
-   * @param lora adapters, empty for the base model
+   * @param lora adapters, or null for the base model
    */
-  record Call(ExpertsInputs inputs, Optional<MoeLoraContext> lora) {
+  record Call(ExpertsInputs inputs, @Nullable MoeLoraContext lora) {
     /**
      * Checks the components.
      *
      * @param inputs on the device
-     * @param lora adapters, empty for the base model
+     * @param lora adapters, or null for the base model
      */
     public Call {
       Objects.requireNonNull(inputs, "inputs");
-      Objects.requireNonNull(lora, "lora");
     }
   }
 

@@ -83,7 +83,7 @@ class MoeConfigTest {
         new Setting("zeroExperts", b -> b.zeroExperts(2), MoeConfig::zeroExperts, 2),
         new Setting(
             "inputNorm",
-            b -> b.inputNorm(Optional.of(new RmsNorm(1e-5f))),
+            b -> b.inputNorm(new RmsNorm(1e-5f)),
             MoeConfig::inputNorm,
             Optional.of(new RmsNorm(1e-5f))),
         new Setting("outputBias", b -> b.outputBias(true), MoeConfig::outputBias, true),

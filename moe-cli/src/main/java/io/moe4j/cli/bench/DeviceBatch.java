@@ -7,7 +7,8 @@ import java.util.Set;
 import java.util.SplittableRandom;
 
 /**
- * One of the batches that rotate: who goes where, on the host, for the routing and for the floor.
+ * One of the batches that rotate: ids, weights and slots on the host, for the routing and for the
+ * floor.
  */
 final class DeviceBatch {
   /** More than adapters that are accepted: expert * KEYS + adapter is unique. */

@@ -24,7 +24,6 @@ import io.moe4j.oracle.Selection;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Optional;
 import java.util.concurrent.locks.LockSupport;
 import org.jspecify.annotations.Nullable;
 
@@ -115,7 +114,7 @@ public final class DeviceBench implements AutoCloseable {
       int restMillis) {
     MoeConfig config = config(BenchShape.DEVICE.getFirst(), weights, 1, grid.getLast());
     Platform platform = oracle.catalog().detectPlatform();
-    Selection selection = oracle.select(config, platform, Optional.ofNullable(backend));
+    Selection selection = oracle.select(config, platform, backend);
     FoundBackend chosen = selection.chosenBackend();
     if (chosen.deviceType().equals(DeviceType.CPU)) {
       throw new DeviceException(

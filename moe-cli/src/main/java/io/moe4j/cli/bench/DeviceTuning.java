@@ -203,16 +203,15 @@ public final class DeviceTuning {
                   routing,
                   memory.empty(dtype, tokens, shape.hiddenSize())),
               slots.isEmpty()
-                  ? Optional.empty()
-                  : Optional.of(
-                      new DeviceAdapters(
-                          key,
-                          slots,
-                          memory.put(batch.mapping(tokens, slots.size())),
-                          () -> {
-                            throw new IllegalStateException(
-                                "moe tune measures backends that fuse LoRA");
-                          }))));
+                  ? null
+                  : new DeviceAdapters(
+                      key,
+                      slots,
+                      memory.put(batch.mapping(tokens, slots.size())),
+                      () -> {
+                        throw new IllegalStateException(
+                            "moe tune measures backends that fuse LoRA");
+                      })));
     }
     return pass;
   }

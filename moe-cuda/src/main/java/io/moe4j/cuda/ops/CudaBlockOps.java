@@ -21,7 +21,6 @@ import io.moe4j.api.weights.SharedExpertWeights;
 import io.moe4j.api.weights.Weight;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.DeviceWeights;
-import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -188,7 +187,7 @@ final class CudaBlockOps implements BlockOps {
   @Override
   public void latentIn(
       Tensor hidden,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor latent,
       Workspace workspace,
       DeviceStream stream) {
@@ -204,14 +203,12 @@ final class CudaBlockOps implements BlockOps {
       Tensor w,
       @Nullable Tensor bias,
       LoraTarget target,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor y,
       DeviceStream stream) {
     gemm.run(x, w, bias, y, stream);
-    if (lora.isPresent() && lora.get().hasLora()) {
-      lora.get()
-          .punicaWrapper()
-          .addLoraLinear(PunicaWrapper.Linear.of(lora.get(), target, y, x), stream);
+    if (lora != null && lora.hasLora()) {
+      lora.punicaWrapper().addLoraLinear(PunicaWrapper.Linear.of(lora, target, y, x), stream);
     }
   }
 
@@ -219,7 +216,7 @@ final class CudaBlockOps implements BlockOps {
   public void output(
       Tensor hidden,
       Tensor routed,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Tensor output,
       Workspace workspace,
       DeviceStream stream) {
@@ -269,10 +266,10 @@ final class CudaBlockOps implements BlockOps {
   public void dispatch(
       Tensor hidden,
       ExpertRouting routing,
-      Optional<Tensor> tokenLoraMapping,
+      @Nullable Tensor tokenLoraMapping,
       Tensor batched,
       Tensor expertNumTokens,
-      Optional<Tensor> batchedLoraMapping,
+      @Nullable Tensor batchedLoraMapping,
       Workspace workspace,
       DeviceStream stream) {
     if (hidden.size(0) == 0) {
@@ -286,12 +283,12 @@ final class CudaBlockOps implements BlockOps {
         hidden,
         routing,
         config.routerWeightOnInput(),
-        batchedLoraMapping.isPresent() ? tokenLoraMapping.orElse(null) : null,
+        batchedLoraMapping == null ? null : tokenLoraMapping,
         at + layout.rowOfPair(),
         at + layout.off(),
         batched,
         expertNumTokens,
-        batchedLoraMapping.orElse(null),
+        batchedLoraMapping,
         stream);
   }
 

@@ -24,7 +24,6 @@ import io.moe4j.cuda.GpuTest;
 import io.moe4j.reference.ReferenceBlockOps;
 import java.lang.foreign.MemorySegment;
 import java.util.Collections;
-import java.util.Optional;
 import java.util.Random;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -98,17 +97,16 @@ class CudaBlockOpsTest {
 
       if (latent > 0) {
         Tensor in = gpu.empty(DType.F32, tokens, D);
-        ops.latentIn(gpu.upload(hidden), Optional.empty(), in, guarded, gpu.stream);
+        ops.latentIn(gpu.upload(hidden), null, in, guarded, gpu.stream);
         Tensor want = Tensor.ofFloats(new float[tokens * D], tokens, D);
-        reference.latentIn(hidden, Optional.empty(), want, NONE, DeviceStream.HOST);
+        reference.latentIn(hidden, null, want, NONE, DeviceStream.HOST);
         Gpu.assertClose(gpu.floats(in), want.toDoubles(), 2e-6, "latent in");
       }
 
       Tensor out = gpu.empty(input, tokens, H);
-      ops.output(
-          gpu.upload(hidden), gpu.upload(routed), Optional.empty(), out, guarded, gpu.stream);
+      ops.output(gpu.upload(hidden), gpu.upload(routed), null, out, guarded, gpu.stream);
       Tensor want = Tensor.ofFloats(new float[tokens * H], tokens, H);
-      reference.output(hidden, routed, Optional.empty(), want, NONE, DeviceStream.HOST);
+      reference.output(hidden, routed, null, want, NONE, DeviceStream.HOST);
       Gpu.assertClose(gpu.floats(out), want.toDoubles(), tolerance, "output");
     }
   }
@@ -154,10 +152,10 @@ class CudaBlockOpsTest {
     reference.dispatch(
         hidden,
         host,
-        Optional.of(Tensor.ofInts(slots, tokens)),
+        Tensor.ofInts(slots, tokens),
         wantBatched,
         wantCounts,
-        Optional.of(wantSlots),
+        wantSlots,
         NONE,
         DeviceStream.HOST);
     Tensor wantRouted = Tensor.ofFloats(new float[tokens * H], tokens, H);
@@ -175,10 +173,10 @@ class CudaBlockOpsTest {
       ops.dispatch(
           gpu.upload(hidden),
           routing,
-          Optional.of(gpu.ints(slots, tokens)),
+          gpu.ints(slots, tokens),
           batched,
           counts,
-          Optional.of(batchedSlots),
+          batchedSlots,
           workspace,
           gpu.stream);
       int[] got = gpu.ints(counts);

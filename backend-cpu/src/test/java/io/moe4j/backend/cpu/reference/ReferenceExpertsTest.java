@@ -35,7 +35,6 @@ import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import java.util.ServiceLoader;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.Test;
@@ -80,10 +79,7 @@ class ReferenceExpertsTest {
       Tensor output = floats(tokens, 2, out);
       if (backend.activationFormat() == ActivationFormat.STANDARD) {
         experts.apply(
-            ExpertsInputs.standard(hidden, routing, output),
-            Optional.empty(),
-            NONE,
-            DeviceStream.HOST);
+            ExpertsInputs.standard(hidden, routing, output), null, NONE, DeviceStream.HOST);
       } else {
         Tensor in = Tensor.ofFloats(new float[3 * 4 * 2], 3, 4, 2);
         Tensor result = Tensor.ofFloats(new float[3 * 4 * 2], 3, 4, 2);
@@ -91,17 +87,8 @@ class ReferenceExpertsTest {
         try (var ops =
             new CpuBlockOpsProvider()
                 .prepare(config, new MoeLayerWeights(WEIGHTS, null, null, null), device)) {
-          ops.dispatch(
-              hidden,
-              routing,
-              Optional.empty(),
-              in,
-              counts,
-              Optional.empty(),
-              NONE,
-              DeviceStream.HOST);
-          experts.apply(
-              ExpertsInputs.batched(in, counts, result), Optional.empty(), NONE, DeviceStream.HOST);
+          ops.dispatch(hidden, routing, null, in, counts, null, NONE, DeviceStream.HOST);
+          experts.apply(ExpertsInputs.batched(in, counts, result), null, NONE, DeviceStream.HOST);
           ops.combine(result, routing, output, NONE, DeviceStream.HOST);
         }
       }

@@ -26,7 +26,6 @@ import io.moe4j.cuda.ops.PaddedTensors;
 import io.moe4j.cuda.ops.PairBatch;
 import io.moe4j.cuda.ops.SlotTables;
 import io.moe4j.cuda.ops.TileSort;
-import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -138,7 +137,7 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
   @Override
   public void apply(
       ExpertsInputs inputs,
-      Optional<MoeLoraContext> lora,
+      @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream) {
     if (closed) {
@@ -149,7 +148,7 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
     if (tokens == 0) {
       return;
     }
-    MoeLoraContext context = lora.filter(MoeLoraContext::hasLora).orElse(null);
+    MoeLoraContext context = lora == null || !lora.hasLora() ? null : lora;
     AdaptersInUse adapters =
         composed == null
             ? AdaptersInUse.of(slots, context, largestRank(), stream)

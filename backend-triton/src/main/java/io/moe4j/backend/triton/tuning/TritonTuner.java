@@ -73,7 +73,7 @@ public final class TritonTuner implements Tuner {
     int tokens = Math.toIntExact(pass.getFirst().inputs().hidden().size(0));
     for (Call c : pass) {
       if (c.inputs().hidden().size(0) != tokens
-          || c.lora().isPresent() != pass.getFirst().lora().isPresent()) {
+          || (c.lora() == null) != (pass.getFirst().lora() == null)) {
         throw new IllegalArgumentException(
             "pass mixes forwards of other sizes: all must have as many tokens as the first, "
                 + tokens

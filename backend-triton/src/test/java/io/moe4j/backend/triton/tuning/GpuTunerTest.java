@@ -32,7 +32,6 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
-import java.util.Optional;
 import java.util.Random;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.AfterEach;
@@ -184,9 +183,7 @@ class GpuTunerTest {
                 put(Tensor.ofFloats(weights, tokens, TOP_K)),
                 null),
             normal(1, tokens, HIDDEN)),
-        slots == null
-            ? Optional.empty()
-            : Optional.of(new Slots(key, slots, put(Tensor.ofInts(mapping, tokens)))));
+        slots == null ? null : new Slots(key, slots, put(Tensor.ofInts(mapping, tokens))));
   }
 
   private double[] run(MoeConfig config, ExpertWeights weights, Tuner.Call call, String tiles) {

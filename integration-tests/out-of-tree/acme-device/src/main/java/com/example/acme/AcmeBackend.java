@@ -18,7 +18,6 @@ import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.reference.ReferenceExperts;
-import java.util.Optional;
 
 /** Experts on the card; the reference stands for its kernels. */
 public final class AcmeBackend implements ExpertsBackend {
@@ -67,7 +66,7 @@ public final class AcmeBackend implements ExpertsBackend {
 
     @Override
     public void apply(
-        ExpertsInputs in, Optional<MoeLoraContext> lora, Workspace workspace, DeviceStream stream) {
+        ExpertsInputs in, MoeLoraContext lora, Workspace workspace, DeviceStream stream) {
       kernels.apply(
           ExpertsInputs.standard(
               AcmeDevice.onCard(in.hidden()),

@@ -14,7 +14,6 @@ import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.reference.ReferenceBlockOps;
-import java.util.Optional;
 
 /** Router, shared expert, latent projections, dispatch and combine on the card. */
 public final class AcmeBlockOpsProvider implements BlockOpsProvider {
@@ -46,7 +45,7 @@ public final class AcmeBlockOpsProvider implements BlockOpsProvider {
 
     @Override
     public void latentIn(
-        Tensor hidden, Optional<MoeLoraContext> lora, Tensor latent, Workspace w, DeviceStream s) {
+        Tensor hidden, MoeLoraContext lora, Tensor latent, Workspace w, DeviceStream s) {
       kernels.latentIn(onCard(hidden), AcmeLoraContext.onCard(lora), onCard(latent), w, s);
     }
 
@@ -54,7 +53,7 @@ public final class AcmeBlockOpsProvider implements BlockOpsProvider {
     public void output(
         Tensor hidden,
         Tensor routed,
-        Optional<MoeLoraContext> lora,
+        MoeLoraContext lora,
         Tensor output,
         Workspace w,
         DeviceStream s) {
@@ -66,19 +65,19 @@ public final class AcmeBlockOpsProvider implements BlockOpsProvider {
     public void dispatch(
         Tensor hidden,
         ExpertRouting routing,
-        Optional<Tensor> tokenLoraMapping,
+        Tensor tokenLoraMapping,
         Tensor batched,
         Tensor expertNumTokens,
-        Optional<Tensor> batchedLoraMapping,
+        Tensor batchedLoraMapping,
         Workspace w,
         DeviceStream s) {
       kernels.dispatch(
           onCard(hidden),
           AcmeBackend.routing(routing),
-          tokenLoraMapping.map(AcmeDevice::onCard),
+          tokenLoraMapping == null ? null : onCard(tokenLoraMapping),
           onCard(batched),
           onCard(expertNumTokens),
-          batchedLoraMapping.map(AcmeDevice::onCard),
+          batchedLoraMapping == null ? null : onCard(batchedLoraMapping),
           w,
           s);
     }

@@ -8,12 +8,11 @@ import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.tensor.Tensor;
 import java.util.EnumMap;
 import java.util.Map;
-import java.util.Optional;
 
 /** A batch's adapters as the card sees them. */
 record AcmeLoraContext(MoeLoraContext given) implements MoeLoraContext {
-  static Optional<MoeLoraContext> onCard(Optional<MoeLoraContext> lora) {
-    return lora.map(AcmeLoraContext::new);
+  static MoeLoraContext onCard(MoeLoraContext lora) {
+    return lora == null ? null : new AcmeLoraContext(lora);
   }
 
   @Override

@@ -14,7 +14,6 @@ import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.Weight;
-import java.util.Optional;
 
 /** Products of all pairs are kept, so that the punica wrapper adds all deltas at once. */
 record PlainExperts(MoeConfig config, ExpertWeights weights) implements ModularExperts, LoraExperts {
@@ -25,7 +24,7 @@ record PlainExperts(MoeConfig config, ExpertWeights weights) implements ModularE
 
   @Override
   public void apply(
-      ExpertsInputs in, Optional<MoeLoraContext> lora, Workspace workspace, DeviceStream stream) {
+      ExpertsInputs in, MoeLoraContext lora, Workspace workspace, DeviceStream stream) {
     ExpertRouting routing = in.requireRouting();
     int tokens = (int) in.hidden().size(0);
     int i = config.intermediateSize();
@@ -41,8 +40,9 @@ record PlainExperts(MoeConfig config, ExpertWeights weights) implements ModularE
       multiply(weights.expert(e).gate(), x, y.narrow(0, 0, i));
       multiply(weights.expert(e).up(), x, y.narrow(0, i, i));
     });
-    lora.ifPresent(c ->
-        applyW13Lora(W13.of(c, w13, in.hidden(), routing, true, GateUpLayout.HALVES), stream));
+    if (lora != null) {
+      applyW13Lora(W13.of(lora, w13, in.hidden(), routing, true, GateUpLayout.HALVES), stream);
+    }
     routing.forEachLocalPair(experts, (t, k, e) -> {
       Tensor x = act.select(0, t * config.topK() + k);
       for (int c = 0; c < i; c++) {
@@ -51,7 +51,9 @@ record PlainExperts(MoeConfig config, ExpertWeights weights) implements ModularE
       }
       multiply(weights.expert(e).down(), x, w2.select(0, t).select(0, k));
     });
-    lora.ifPresent(c -> applyW2Lora(W2.of(c, w2, act, routing), stream));
+    if (lora != null) {
+      applyW2Lora(W2.of(lora, w2, act, routing), stream);
+    }
     double[][] sums = new double[tokens][h];
     routing.forEachLocalPair(experts, (t, k, e) -> {
       for (int c = 0; c < h; c++) {
