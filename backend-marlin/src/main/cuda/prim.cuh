@@ -13,7 +13,6 @@
 #define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
-#define BLOCKS ((int)gridDim.x)
 #define SHARED(name) extern __shared__ __align__(1024) uint8_t name[]
 
 struct Bf16 {};
@@ -70,32 +69,10 @@ DEV uint4 load_new16(const void* p) {
   return v;
 }
 
-// Barriers in shared memory: a phase ends when everybody has arrived. parity: of the phase waited for, counted from 0.
-DEV void barrier_init(uint32_t b, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(b), "r"(count) : "memory"); }
-DEV void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-DEV void barrier_arrive(uint32_t b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory"); }
-// Once this thread's copies so far are there.
-DEV void barrier_arrive_with_copies(uint32_t b) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(b) : "memory"); }
-DEV void barrier_wait(uint32_t b, int parity) {
-  asm volatile(
-      "{\n.reg .pred p;\nAGAIN%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE%=;\nbra AGAIN%=;\nDONE%=:\n}" ::"r"(b),
-      "r"(parity)
-      : "memory");
-}
-template <int N>
-DEV void registers_up() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-}
-template <int N>
-DEV void registers_down() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
 template <int THREADS>
 DEV void some_sync(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
 }
-DEV void warp_sync() { __syncwarp(); }
-DEV int from_lane(int v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
 // Four 8 x 8 matrices of 16-bit elements, turned over: lane l names where column l % 8 of matrix l / 8 goes.
 DEV void store_matrices_turned(uint32_t p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");

@@ -131,7 +131,7 @@ DEV float quick_silu_gated(float g, float u, float limit) {
 }
 
 template <int N>
-struct Width {
+struct Value {
   static constexpr int value = N;
 };
 
@@ -141,11 +141,6 @@ DEV void wide(GEMM_PARAMETERS) {
   constexpr int NJ = NT / 8, WORDS = code_bits(Q) / 4;
   constexpr int slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, stage_bytes = (NT * 128 + 8 * slot_bytes + 1023) / 1024 * 1024;
   constexpr int STAGES = wide_stages(Q, NT, stage_bytes);
-  // Two chunks a meeting where there are stages enough: filled are then those of two and three chunks ago.
-#ifndef PAIRED
-#define PAIRED 1
-#endif
-  constexpr bool PAIRS = PAIRED && STAGES >= 5;
   const int BLOCK_ROWS = gated ? 128 : 256;
   if (wait == 0) wait_for_predecessor();
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4, group4 = warp / 4, own4 = warp % 4;
@@ -193,11 +188,15 @@ DEV void wide(GEMM_PARAMETERS) {
   if (wait == 1) wait_for_predecessor();
   float acc[2][NJ][4];
 #pragma unroll
-  for (int c = 0; c < (PAIRS ? STAGES - 3 : STAGES - 2); c++) prefetch();
+  for (int c = 0; c < STAGES - 2; c++) prefetch();
 
-  // The products are as wide as the tile has rows, in steps of 32.
-  auto multiply_rows = [&](auto width) {
+  // The products are as wide as the tile has rows, in steps of 32. Where there is room for a group's sums (LAZY), its ratio is applied to them in f32
+  // and not to every weight.
+  constexpr bool LAZY = NT == 32 && SG == 1 && is_integer(Q);
+  constexpr int SCALED = SG > 0 && !LAZY && code_bias<U4, T>() < 1000.0f;
+  auto multiply_rows = [&](auto width, auto bits) {
     constexpr int NC = decltype(width)::value;
+    constexpr bool FINE = decltype(bits)::value == 1;
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -207,14 +206,16 @@ DEV void wide(GEMM_PARAMETERS) {
           acc[i][j][v] = 0.0f;
           here(acc[i][j][v]);
         }
+    float sum[2][LAZY ? NC / 8 : 1][4];
+    const int group_mask = (1 << group_shift) - 1;
   uint32_t a[2][2][4], codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
     auto widen_step = [&](int step) {
       const int group = SG == 4 ? step : SG == 2 ? step / 2 : 0;
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const uint32_t z0 = zero_word<Q, T>(zeros[i][group] & 0xFFFF), z1 = zero_word<Q, T>(zeros[i][group] >> 16);
-        if constexpr (SG > 0) {
-          widen_scaled<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T>(scale[i][group]));
+        if constexpr (SG > 0 && !LAZY) {
+          widen_scaled<Q, T, FINE>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T, FINE>(scale[i][group]));
         } else {
           widen<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1);
         }
@@ -222,36 +223,52 @@ DEV void wide(GEMM_PARAMETERS) {
     };
     // A warp reads its own codes before it meets the others, so that its first product is issued as soon as x is there.
     uint32_t at = base;
-    copies_wait<PAIRS ? STAGES - 4 : STAGES - 3>();
+    copies_wait<STAGES - 3>();
     stream.load(at + own_slot, codes, scale, zeros, lane);
     widen_step(0);
     for (int c = 0; c < chunks; c++) {
-      if (!PAIRS || c % 2 == 0) {
-        if (PAIRS) copies_wait<STAGES - 5>();
-        fence_for_products();
-        block_sync();
-      }
+      fence_for_products();
+      block_sync();
       const uint64_t operand = (uint64_t)((at & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 #pragma unroll
       for (int step = 0; step < 4; step++) {
         products_begin();
-        Wgmma<T, NC>::run(&acc[0][0][0], a[step % 2][0], operand + step * 2);
-        Wgmma<T, NC>::run(&acc[1][0][0], a[step % 2][1], operand + step * 2);
-        products_end();
-        if (step == 0 && (!PAIRS || c % 2 == 0)) {  // into the stage of two chunks ago: of the chunk just before, one product may still read
-          prefetch();
-          if (PAIRS) prefetch();
+        if constexpr (LAZY) {
+          const int more = step > 0 || (c & group_mask) != 0;
+          Wgmma<T, NC>::run_more(&sum[0][0][0], a[step % 2][0], operand + step * 2, more);
+          Wgmma<T, NC>::run_more(&sum[1][0][0], a[step % 2][1], operand + step * 2, more);
+        } else {
+          Wgmma<T, NC>::run(&acc[0][0][0], a[step % 2][0], operand + step * 2);
+          Wgmma<T, NC>::run(&acc[1][0][0], a[step % 2][1], operand + step * 2);
         }
+        products_end();
+        if (step == 0) prefetch();  // into the stage of two chunks ago: of the chunk just before, one product may still read
         products_wait<1>();
         if (step < 3) {
           widen_step(step + 1);
-        } else if (c + 1 < chunks) {
-          at += stage_bytes;
-          if (at == base_end) at = base;
-          if (!PAIRS) copies_wait<STAGES - 3>();
-          else if (c % 2 == 1) copies_wait<STAGES - 4>();
-          stream.load(at + own_slot, codes, scale, zeros, lane);
-          widen_step(0);
+        } else {
+          const uint32_t ratios[2] = {scale[0][0], scale[1][0]};
+          if (c + 1 < chunks) {
+            at += stage_bytes;
+            if (at == base_end) at = base;
+            copies_wait<STAGES - 3>();
+            stream.load(at + own_slot, codes, scale, zeros, lane);
+            widen_step(0);
+          }
+          if constexpr (LAZY) {
+            if ((c & group_mask) == group_mask || c + 1 == chunks) {
+              products_wait<0>();
+#pragma unroll
+              for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int j = 0; j < NC / 8; j++)
+#pragma unroll
+                  for (int v = 0; v < 4; v++) {
+                    here(sum[i][j][v]);
+                    acc[i][j][v] += half_float((uint16_t)(ratios[i] >> v / 2 * 16)) * sum[i][j][v];
+                  }
+            }
+          }
         }
       }
     }
@@ -267,14 +284,24 @@ DEV void wide(GEMM_PARAMETERS) {
         }
   };
   const int count = t.row1 - t.row0;
-  if constexpr (NT >= 128) {
-    if (count > 96) multiply_rows(Width<128>{});
-    else if (count > 64) multiply_rows(Width<96>{});
+  if (SCALED && fine) {
+    if constexpr (NT >= 128) {
+      if (count > 64) multiply_rows(Value<128>{}, Value<SCALED>{});
+    }
+    if constexpr (NT >= 64) {
+      if (count > 32 && count <= 64) multiply_rows(Value<64>{}, Value<SCALED>{});
+    }
+    if (count <= 32) multiply_rows(Value<32>{}, Value<SCALED>{});
+  } else {
+    if constexpr (NT >= 128) {
+      if (count > 96) multiply_rows(Value<128>{}, Value<0>{});
+      else if (count > 64) multiply_rows(Value<96>{}, Value<0>{});
+    }
+    if constexpr (NT >= 64) {
+      if (count > 32 && count <= 64) multiply_rows(Value<64>{}, Value<0>{});
+    }
+    if (count <= 32) multiply_rows(Value<32>{}, Value<0>{});
   }
-  if constexpr (NT >= 64) {
-    if (count > 32 && count <= 64) multiply_rows(Width<64>{});
-  }
-  if (count <= 32) multiply_rows(Width<32>{});
   copies_wait<0>();
   launch_dependents();
 #pragma unroll

@@ -8,7 +8,6 @@
 #include <cstring>
 #include <deque>
 #include <functional>
-#include <map>
 #include <ucontext.h>
 #include <vector>
 
@@ -17,7 +16,6 @@
 #define KERNEL(threads, blocks) void
 #define THREAD emu::thread
 #define BLOCK emu::block
-#define BLOCKS emu::blocks
 #define SHARED(name) uint8_t* name = emu::shared
 
 struct Bf16 {};
@@ -31,7 +29,7 @@ inline int64_t min(int64_t a, int b) { return a < b ? a : b; }
 
 namespace emu {
 constexpr int SHARED_BYTES = 227 * 1024;
-inline int thread, block, blocks, threads;
+inline int thread, block, threads;
 inline uint8_t* shared = (uint8_t*)aligned_alloc(1024, SHARED_BYTES);
 struct Copy { uint32_t to; int bytes; uint8_t data[16]; };
 struct Fiber {
@@ -45,9 +43,6 @@ struct Group { int size = 0, arrived = 0; long turn = 0; };
 inline std::vector<Fiber> fibers;
 inline ucontext_t host;
 inline Group whole, warps[32], quads[8], named[16];
-// A barrier in shared memory: arrivals still missing in this phase, phases that have ended.
-struct Barrier { int count, missing; long ended; };
-inline std::map<uint32_t, Barrier> barriers;
 inline uint32_t deposit[1024][8];
 inline long idle;
 inline std::function<void()> body;
@@ -69,7 +64,6 @@ inline void entry() { body(); fibers[thread].done = true; idle = 0; swapcontext(
 
 inline void launch(int blocks, int count, std::function<void()> kernel) {
   threads = count;
-  emu::blocks = blocks;
   body = kernel;
   for (block = 0; block < blocks; block++) {
     memset(shared, 0xFF, SHARED_BYTES);
@@ -78,7 +72,6 @@ inline void launch(int blocks, int count, std::function<void()> kernel) {
     for (auto& w : warps) w = Group();
     for (auto& w : quads) w = Group();
     for (auto& w : named) w = Group();
-    barriers.clear();
     for (int i = 0; i < count; i++) {
       Fiber& f = fibers[i];
       f.stack.resize(64 * 1024);
@@ -204,37 +197,7 @@ inline float bits_float(uint32_t v) { float f; memcpy(&f, &v, 4); return f; }
 inline uint32_t float_bits(float v) { uint32_t b; memcpy(&b, &v, 4); return b; }
 inline void launch_dependents() {}
 inline void wait_for_predecessor() {}
-inline void warp_sync() { emu::meet_warp(); }
-inline int from_lane(int v, int lane) {
-  emu::deposit[THREAD][0] = v;
-  emu::meet_warp();
-  int r = emu::deposit[THREAD / 32 * 32 + (lane & 31)][0];
-  emu::meet_warp();
-  return r;
-}
 template <int THREADS> void some_sync(int id) { emu::meet(emu::named[id], THREADS); }
-template <int N> void registers_up() {}
-template <int N> void registers_down() {}
-inline void barrier_init(uint32_t b, int count) { emu::check(b, 8); emu::barriers[b] = {count, count, 0}; }
-inline void barriers_ready() {}
-namespace emu {
-inline Barrier& barrier(uint32_t b) {
-  auto i = barriers.find(b);
-  if (i == barriers.end()) { fprintf(stderr, "no barrier at %u\n", b); exit(2); }
-  return i->second;
-}
-inline void changed(Barrier& b) {
-  if (b.missing < 0) { fprintf(stderr, "too many arrive\n"); exit(2); }
-  if (b.missing == 0) { b.missing = b.count; b.ended++; idle = 0; }
-}
-}  // namespace emu
-inline void barrier_arrive(uint32_t p) { auto& b = emu::barrier(p); b.missing--; emu::changed(b); }
-inline void barrier_arrive_with_copies(uint32_t p) {
-  copies_end();
-  copies_wait<0>();
-  barrier_arrive(p);
-}
-inline void barrier_wait(uint32_t p, int parity) { while ((emu::barrier(p).ended & 1) == parity) emu::yield(); }
 inline void store_matrices_turned(uint32_t p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   emu::check(p, 16);
   auto v = emu::deposit;
@@ -282,5 +245,9 @@ struct Wgmma {
         c[j * 4 + v] += sum;
       }
     emu::meet_quad();
+  }
+  static void run_more(float* c, const uint32_t* a, uint64_t b, int more) {
+    if (more == 0) for (int i = 0; i < N / 2; i++) c[i] = 0;
+    run(c, a, b);
   }
 };

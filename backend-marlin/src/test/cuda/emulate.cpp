@@ -260,7 +260,7 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
       kernel(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(), bias.data(), tw.data(), y.data(),
              table.data(), ids.data(), ids.data(), mapping.data(), pairs.data(), gtile.data(), nums, seg_of.data(), pga.data(), pgb.data(),
              pgm.data(), s.data(), part.data(), 0, 1, on_input, first, GATED, gather, adapters, naive, act, alpha, beta, limit, P, TOPK, N, KD, E, E, 3,
-             RS, SU, SPLIT, 2, adapters ? 2 : first ? 0 : 1, 0, w.group_shift, warps_k, phase);
+             RS, SU, SPLIT, 2, adapters ? 2 : first ? 0 : 1, f.group != 0 && f.scale_type <= F16_SCALE && f.scale_type != BF16_SCALE, w.group_shift, warps_k, phase);
     };
     if constexpr (WIDE_ONE) call(wide<Q, T, NT, SG, ZERO>);
     else call(narrow<Q, T, NT, SG, ZERO>);
