@@ -104,5 +104,5 @@ INLINE int again(int format) { return format == CODE_I8; }
 static void done(void) {}
 
 const struct kernels kernels_avx2 = {
-  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, {coded_avx2, 0}, done, gather_avx2, shrink_avx2, w13_avx2, w2_avx2, combine_avx2,
+  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, {coded_avx2, 0}, done, gather_avx2, shrink_avx2, w13_avx2, w2_avx2, 0, combine_avx2,
 };

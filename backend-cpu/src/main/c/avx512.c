@@ -90,5 +90,5 @@ INLINE int again(int format) { (void)format; return 1; }
 static void done(void) {}
 
 const struct kernels kernels_avx512 = {
-  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, {coded_avx512, 0}, done, gather_avx512, shrink_avx512, w13_avx512, w2_avx512, combine_avx512,
+  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, {coded_avx512, 0}, done, gather_avx512, shrink_avx512, w13_avx512, w2_avx512, 0, combine_avx512,
 };

@@ -5,6 +5,7 @@
 #include "vectors.h"
 #include "bytes512.h"
 #include "scales.h"
+#include "pairs.h"
 
 INLINE void rows_bf16(const int m, const char *x, int64_t xs, const char *w, int64_t k, float *c, struct fetch f) {
   __m512 a[12][2];
@@ -45,12 +46,6 @@ void product_bf16_avx512bf16(const char *x, int64_t xs, int64_t rows, const char
 // 8-bit codes take longer to widen than to multiply: for more rows than one pass takes they are widened once, into PAIRS: [k / 2][32] pairs.
 enum { CODED_ROWS = 6, PAIRS = -1 };
 
-// Two values of k: a word's lower half and its upper one.
-INLINE __m512i pair_of(vf even, vf odd) {
-  const __m512i high = _mm512_set1_epi32((int)0xffff0000);
-  return _mm512_or_si512(_mm512_srli_epi32((__m512i)even, 16), _mm512_and_si512((__m512i)odd, high));
-}
-
 INLINE void add_pair(const int m, const char *x, int64_t xs, __m512i w0, __m512i w1, int odd, __m512 sum[][2][2]) {
   for (int r = 0; r < m; r++, x += xs) {
     __m512bh v = (__m512bh)_mm512_set1_epi32(*(const int *)x);
@@ -65,14 +60,12 @@ INLINE void stretch_bf16(const int m, const int format, __m512i table, const cha
     for (int j = 0; j < 4; j++) sum[r][j / 2][j % 2] = _mm512_setzero_ps();
   if (format == CODE_4)
     for (int64_t i = 0; i < k; i += 8, codes += 128, x += 16) {
-      // Fields n and n + 4 of a word are neighbours in k, so a look-up of halves gives pairs; it takes five bits, and the table is there twice.
       __m512i v0 = _mm512_loadu_si512(codes), v1 = _mm512_loadu_si512(codes + 64);
       __builtin_prefetch(codes + ahead);
       __builtin_prefetch(codes + ahead + 64);
 #pragma GCC unroll 4
       for (int n = 0; n < 4; n++)
-        add_pair(m, x + n * 4, xs, _mm512_permutexvar_epi16(n ? _mm512_srli_epi16(v0, (unsigned)n * 4) : v0, table),
-                 _mm512_permutexvar_epi16(n ? _mm512_srli_epi16(v1, (unsigned)n * 4) : v1, table), n % 2, sum);
+        add_pair(m, x + n * 4, xs, pairs_of(table, v0, n), pairs_of(table, v1, n), n % 2, sum);
     }
   else if (format == PAIRS)
     for (int64_t i = 0; i < k; i += 4, codes += 256, x += 8)
@@ -92,14 +85,6 @@ INLINE void stretch_bf16(const int m, const int format, __m512i table, const cha
     for (int j = 0; j < 2; j++) *(vf *)(c + j * VL) += ((vf)sum[r][j][0] + (vf)sum[r][j][1]) * scale[j];
 }
 
-INLINE void widen_pairs(const int format, const char *codes, int64_t k, char *to, int64_t ahead) {
-  for (int64_t i = 0; i < k; i += 2, codes += 2 * BLOCK, to += 128) {
-    if (ahead) __builtin_prefetch(codes + ahead);
-    _mm512_store_si512(to, pair_of(byte_value(codes, format), byte_value(codes + BLOCK, format)));
-    _mm512_store_si512(to + 64, pair_of(byte_value(codes + VL, format), byte_value(codes + BLOCK + VL, format)));
-  }
-}
-
 #define CASE(m) case m: stretch_bf16(m, format, table, xr, xs, codes, n, scale, to, ahead); break;
 INLINE void passes_bf16(const int format, __m512i table, const char *xr, int64_t xs, int64_t rows, const char *codes, int64_t n, const vf *scale, float *to, int first) {
   int64_t passes = (rows + CODED_ROWS - 1) / CODED_ROWS;
@@ -113,11 +98,7 @@ INLINE void passes_bf16(const int format, __m512i table, const char *xr, int64_t
 
 INLINE void coded_bf16(const int format, const struct moe_coded *q, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
   char pairs[STRETCH * BLOCK * 2] __attribute__((aligned(64)));
-  __m512i table = _mm512_setzero_si512();
-  if (format == CODE_4) {
-    __m512i once = _mm512_srli_epi32((__m512i)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)q->table))), 16);
-    table = _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(once));
-  }
+  const __m512i table = pair_table(q);
   for (int64_t i = 0; i < rows * BLOCK; i += VL) *(vf *)(c + i) = (vf){};
   int64_t group = 0, left = q->group;
   for (int64_t k0 = 0; k0 < k;) {
@@ -125,7 +106,7 @@ INLINE void coded_bf16(const int format, const struct moe_coded *q, const char *
     const char *codes = w + k0 * (format == CODE_4 ? BLOCK / 2 : BLOCK);
     vf scale[2] = {scales_at(q, w, group, 0), scales_at(q, w, group, VL)};
     if (format != CODE_4 && rows > CODED_ROWS) {
-      widen_pairs(format, codes, n, pairs, first ? 4096 : 0);
+      widen_pairs(format, table, codes, n, pairs, first ? 4096 : 0);
       passes_bf16(PAIRS, table, x + k0 * 2, xs, rows, pairs, n, scale, c, 0);
     } else {
       passes_bf16(format, table, x + k0 * 2, xs, rows, codes, n, scale, c, first);
@@ -148,4 +129,63 @@ void coded_avx512bf16(const struct moe_coded *q, int64_t expert, const char *x, 
   const float *factor = q->factors + expert * 2;
   for (int64_t r = 0; r < rows; r++, c += BLOCK)
     for (int64_t i = 0; i < BLOCK; i += VL) *(vf *)(c + i) *= factor[i / HALF];
+}
+
+// A's products of bf16 rows: pairs along k are what the units multiply, so neither side is widened.
+static void shrink_target(const struct moe_target *t, const char *x, int64_t xs, int64_t rows, int64_t in, int64_t s_stride) {
+  const __mmask32 tail = (__mmask32)((1ULL << in % 32) - 1);
+  for (int64_t k0 = 0; k0 < t->rank; k0 += 4)
+    for (int64_t r0 = 0; r0 < rows; r0 += 4) {
+      int64_t ks = least(4, t->rank - k0), rs = least(4, rows - r0);
+      __m512 sum[4][4];
+      // The last ranks and rows are read twice rather than asked for each time.
+      const char *a[4], *p[4];
+      for (int j = 0; j < 4; j++) {
+        a[j] = t->a + (k0 + least(j, ks - 1)) * t->a_row;
+        p[j] = x + (r0 + least(j, rs - 1)) * xs;
+        for (int r = 0; r < 4; r++) sum[j][r] = _mm512_setzero_ps();
+      }
+      int64_t i = 0;
+      for (; i + 32 <= in; i += 32) {
+        __m512bh v[4];
+        for (int r = 0; r < 4; r++) v[r] = (__m512bh)_mm512_loadu_si512(p[r] + i * 2);
+        for (int j = 0; j < 4; j++) {
+          __m512bh w = (__m512bh)_mm512_loadu_si512(a[j] + i * 2);
+          if (r0 == 0) __builtin_prefetch(a[j] + i * 2 + 1024);
+          for (int r = 0; r < 4; r++) sum[j][r] = _mm512_dpbf16_ps(sum[j][r], w, v[r]);
+        }
+      }
+      if (i < in)
+        for (int j = 0; j < 4; j++) {
+          __m512bh w = (__m512bh)_mm512_maskz_loadu_epi16(tail, a[j] + i * 2);
+          for (int r = 0; r < 4; r++) sum[j][r] = _mm512_dpbf16_ps(sum[j][r], w, (__m512bh)_mm512_maskz_loadu_epi16(tail, p[r] + i * 2));
+        }
+      for (int j = 0; j < ks; j++)
+        for (int r = 0; r < rs; r++) ((float *)((char *)t->s + (r0 + r) * s_stride))[k0 + j] = _mm512_reduce_add_ps(sum[j][r]);
+    }
+}
+
+void shrink_avx512bf16(const struct moe_call *c, int64_t segment, int32_t down) {
+  const struct moe_segment *g = c->segments + segment;
+  for (int i = down ? DOWN : GATE; i <= (down ? DOWN : UP); i++) {
+    const struct moe_target *t = g->target + i;
+    const char *x = down ? c->act + g->from * c->act_stride : c->x + g->from * c->x_stride;
+    if (t->rank == 0 || !t->own_shrink) continue;
+    if (c->row_type == TYPE_BF16 && t->a_type == TYPE_BF16 && t->a_col == 2)
+      shrink_target(t, x, down ? c->act_stride : c->x_stride, g->to - g->from, down ? c->intermediate : c->hidden, c->s_stride);
+    else
+      shrink_target_avx512(c, t, x, down ? c->act_stride : c->x_stride, g->to - g->from, down ? c->intermediate : c->hidden);
+  }
+}
+
+int64_t peak_avx512bf16(int64_t rounds) {
+  __m512 a[12];
+  __m512bh one = (__m512bh)_mm512_set1_epi16(0x3f80);
+  for (int i = 0; i < 12; i++) a[i] = _mm512_setzero_ps();
+  for (int64_t n = 0; n < rounds; n++)
+    for (int i = 0; i < 12; i++) {
+      a[i] = _mm512_dpbf16_ps(a[i], one, one);
+      __asm__ volatile("" : "+v"(a[i]));
+    }
+  return rounds * 12 * 64;
 }

@@ -14,16 +14,22 @@ from pathlib import Path
 
 OUT = "src/main/resources/META-INF/moe4j/kernels/backend-cpu"
 COMMON = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden", "-ffreestanding", "-fno-stack-protector",
-          "-fno-asynchronous-unwind-tables", "-fcf-protection=none", "-Wall", "-Wextra", "-Werror"]
+          "-fno-asynchronous-unwind-tables", "-Wall", "-Wextra", "-Werror"]
 LINK = ["-shared", "-nostdlib", "-Wl,-z,noexecstack", "-Wl,-z,relro,-z,now", "-Wl,--build-id=none", "-Wl,--gc-sections", "-s"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
+NO_CET = ["-fcf-protection=none"]
+AVX512 = NO_CET + ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
 TARGETS = {
     "linux-x86-64": ("gcc", {
-        "moe.c": ["-fno-tree-loop-distribute-patterns"],
-        "avx2.c": ["-mavx2", "-mfma", "-mf16c"],
+        "moe.c": NO_CET + ["-fno-tree-loop-distribute-patterns"],
+        "avx2.c": NO_CET + ["-mavx2", "-mfma", "-mf16c"],
         "avx512.c": AVX512,
         "avx512bf16.c": AVX512 + ["-mavx512bf16"],
-        "amx.c": ["-mamx-tile", "-mamx-bf16"],
+        "amx.c": AVX512 + ["-mamx-tile", "-mamx-bf16"],
+    }),
+    "linux-aarch64": ("aarch64-linux-gnu-gcc", {
+        "moe.c": ["-fno-tree-loop-distribute-patterns"],
+        "neon.c": [],
+        "neonbf16.c": ["-march=armv8.2-a+bf16"],
     }),
 }
 

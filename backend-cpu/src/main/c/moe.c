@@ -1,5 +1,7 @@
 // What Java calls. No C library: the same file loads under glibc and musl.
+#ifdef __x86_64__
 #include <cpuid.h>
+#endif
 #include "moe.h"
 
 // The compiler may call these.
@@ -16,6 +18,7 @@ HIDDEN void *memset(void *to, int v, __SIZE_TYPE__ n) {
   return to;
 }
 
+#ifdef __x86_64__
 static long system_call(long n, long a, long b) {
   long r;
   __asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b) : "rcx", "r11", "memory");
@@ -44,6 +47,15 @@ PUBLIC int32_t moe_isa(void) {
   return (tiles & amx) == amx && (low >> 17 & 3) == 3 && permit_amx() ? ISA_AMX : ISA_BF16;
 }
 
+#else
+// The system lets programs read which extensions there are.
+PUBLIC int32_t moe_isa(void) {
+  uint64_t features;
+  __asm__("mrs %0, ID_AA64ISAR1_EL1" : "=r"(features));
+  return (features >> 44 & 15) ? ISA_NEON_BF16 : ISA_NEON;
+}
+#endif
+
 PUBLIC int64_t moe_abi(int32_t i) {
   const int64_t sizes[] = {sizeof(struct moe_call), sizeof(struct moe_segment), sizeof(struct moe_target), sizeof(struct moe_coded), sizeof(struct moe_source)};
   return i >= 0 && i < 5 ? sizes[i] : -1;
@@ -54,19 +66,32 @@ static struct kernels table[ISAS];
 const struct kernels *kernels_of(int64_t isa) { return table + isa; }
 
 __attribute__((constructor)) static void fill(void) {
+#ifdef __x86_64__
   table[ISA_AVX2] = kernels_avx2;
   table[ISA_AVX512] = kernels_avx512;
   table[ISA_BF16] = kernels_avx512;
   table[ISA_BF16].product[TYPE_BF16][TYPE_BF16] = product_bf16_avx512bf16;
   table[ISA_BF16].coded[TYPE_BF16] = coded_avx512bf16;
+  table[ISA_BF16].peak = peak_avx512bf16;
+  table[ISA_BF16].shrink = shrink_avx512bf16;
   table[ISA_AMX] = table[ISA_BF16];
   table[ISA_AMX].product[TYPE_BF16][TYPE_BF16] = product_bf16_amx;
+  table[ISA_AMX].coded[TYPE_BF16] = coded_amx;
+  table[ISA_AMX].peak = peak_amx;
   table[ISA_AMX].done = done_amx;
+#else
+  table[ISA_NEON] = kernels_neon;
+  table[ISA_NEON_BF16] = kernels_neon;
+  table[ISA_NEON_BF16].product[TYPE_BF16][TYPE_BF16] = product_bf16_neonbf16;
+#endif
 }
 
 PUBLIC void moe_gather(const struct moe_call *c, const char *hidden, int32_t type, const float *weight, int64_t first_token, int64_t from, int64_t to) {
   kernels_of(c->isa)->gather(c, hidden, type, weight, first_token, from, to);
 }
+
+// bf16 multiply-adds in registers, for benchmarks: operations done, 0 = no units for them.
+PUBLIC int64_t moe_peak(int32_t isa, int64_t rounds) { return kernels_of(isa)->peak ? kernels_of(isa)->peak(rounds) : 0; }
 
 PUBLIC void moe_shrink(const struct moe_call *c, int64_t segment, int32_t down) { kernels_of(c->isa)->shrink(c, segment, down); }
 

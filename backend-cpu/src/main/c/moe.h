@@ -13,8 +13,8 @@ enum { MAX_ROWS = 256, PRODUCT_ROWS = 128 };
 // Dtypes, as Java numbers them.
 enum { TYPE_F32 = 0, TYPE_BF16 = 1, TYPE_F16 = 2, TYPES = 3, TYPE_CODED = 3 };
 
-// Instruction sets, each containing those before it.
-enum { ISA_NONE = 0, ISA_AVX2 = 1, ISA_AVX512 = 2, ISA_BF16 = 3, ISA_AMX = 4, ISAS = 5 };
+// Instruction sets; of one architecture each contains those before it.
+enum { ISA_NONE = 0, ISA_AVX2 = 1, ISA_AVX512 = 2, ISA_BF16 = 3, ISA_AMX = 4, ISA_NEON = 5, ISA_NEON_BF16 = 6, ISAS = 7 };
 
 enum { GATE = 0, UP = 1, DOWN = 2 };
 
@@ -134,12 +134,16 @@ struct kernels {
   void (*shrink)(const struct moe_call *, int64_t segment, int32_t down);
   void (*w13)(const struct moe_call *, const struct moe_task *);
   void (*w2)(const struct moe_call *, const struct moe_task *);
+  int64_t (*peak)(int64_t rounds);  // bf16 multiply-adds in registers: operations done; null = no units for them
   void (*combine)(const struct moe_call *, const float *weight, int64_t first_token, int64_t from, int64_t to, char *out, int32_t type);
 };
 HIDDEN const struct kernels *kernels_of(int64_t isa);
-extern HIDDEN const struct kernels kernels_avx2, kernels_avx512;
-extern HIDDEN product_fn product_bf16_avx512bf16, product_bf16_amx;
-extern HIDDEN coded_fn coded_avx512bf16;
+extern HIDDEN const struct kernels kernels_avx2, kernels_avx512, kernels_neon;
+extern HIDDEN product_fn product_bf16_avx512bf16, product_bf16_amx, product_bf16_neonbf16;
+extern HIDDEN coded_fn coded_avx512bf16, coded_amx;
+HIDDEN void shrink_avx512bf16(const struct moe_call *, int64_t segment, int32_t down);
+HIDDEN void shrink_target_avx512(const struct moe_call *, const struct moe_target *, const char *x, int64_t x_stride, int64_t rows, int64_t in);
+HIDDEN int64_t peak_avx512bf16(int64_t rounds), peak_amx(int64_t rounds);
 HIDDEN void done_amx(void);
 HIDDEN int32_t permit_amx(void);
 #endif

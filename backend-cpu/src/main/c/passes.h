@@ -1,5 +1,4 @@
 // How the vector kernels walk over rows: passes over a block, each for a few rows, and what is fetched meanwhile.
-#include <immintrin.h>
 #include "moe.h"
 
 struct fetch {
@@ -8,8 +7,8 @@ struct fetch {
 };
 
 static inline void fetch_next(struct fetch *f) {
-  _mm_prefetch(f->at, _MM_HINT_T0);
-  _mm_prefetch(f->at + f->second, _MM_HINT_T0);
+  __builtin_prefetch(f->at);
+  __builtin_prefetch(f->at + f->second);
   f->at += f->step;
 }
 

@@ -117,64 +117,9 @@ INLINE void activate_rows(const struct moe_call *c, int64_t kind, const float *v
     }
 }
 
-// c[row][column] += sum over ranks of s[row][rank] b[column][rank], for one target and n columns.
-INLINE void expand_typed(const struct moe_target *t, const float *s, int64_t s_stride, int64_t rows, int64_t out, int64_t n, float *c, int32_t type) {
-  const char *b = t->b + out * t->b_out;
-  int dense = t->b_out == size_of(type);
-  for (int64_t i = 0; i < n; i += VL)
-    for (int64_t r = 0; r < rows; r += 4) {
-      int64_t m = rows - r < 4 ? rows - r : 4;
-      vf a[4] = {};
-      for (int64_t j = 0; j < m; j++) a[j] = *(vf *)(c + (r + j) * BLOCK + i);
-      const float *sr = (const float *)((const char *)s + r * s_stride);
-      for (int64_t k = 0; k < t->rank; k++) {
-        const char *p = b + i * t->b_out + k * t->b_rank;
-        vf w = dense && n - i >= VL ? widen(p, type) : widen_part(p, t->b_out, n - i, type);
-        for (int64_t j = 0; j < m; j++) a[j] += w * *(const float *)((const char *)sr + j * s_stride + k * 4);
-      }
-      for (int64_t j = 0; j < m; j++) *(vf *)(c + (r + j) * BLOCK + i) = a[j];
-    }
-}
 
-static void expand(const struct moe_target *t, const float *s, int64_t s_stride, int64_t rows, int64_t out, int64_t n, float *c) {
-  switch (t->b_type) {
-    case TYPE_F32: expand_typed(t, s, s_stride, rows, out, n, c, TYPE_F32); break;
-    case TYPE_BF16: expand_typed(t, s, s_stride, rows, out, n, c, TYPE_BF16); break;
-    default: expand_typed(t, s, s_stride, rows, out, n, c, TYPE_F16); break;
-  }
-}
 
-// Fetches what expand will read of a target.
-static void fetch(const struct moe_target *t, int64_t out, int64_t n) {
-  const char *b = t->b + out * t->b_out;
-  if (n <= 0) return;
-  if (t->b_out == size_of(t->b_type))
-    for (int64_t k = 0; k < t->rank; k++) {
-      __builtin_prefetch(b + k * t->b_rank);
-      __builtin_prefetch(b + k * t->b_rank + n * t->b_out - 1);
-    }
-  else
-    for (int64_t i = 0; i < n; i++)
-      for (int64_t k = 0; k < t->rank; k += 16) __builtin_prefetch(b + i * t->b_out + k * t->b_rank);
-}
-
-// Adds one target's deltas to the task's rows.
-static void expand_rows(const struct moe_call *c, const struct moe_task *t, int which, int64_t out, int64_t n, float *v) {
-  if (n <= 0) return;
-  for (int64_t i = t->segment; i < t->segment + t->segments; i++) {
-    const struct moe_segment *g = c->segments + i;
-    const struct moe_target *target = g->target + which;
-    if (target->rank == 0) continue;
-    int64_t from = g->from > t->row ? g->from : t->row, to = g->to < t->row + t->rows ? g->to : t->row + t->rows;
-    if (from < to)
-      expand(target, (const float *)((const char *)target->s + (from - g->from) * c->s_stride), c->s_stride, to - from, out, n, v + (from - t->row) * BLOCK);
-  }
-}
-
-static void fetch_rows(const struct moe_call *c, const struct moe_task *t, int which, int64_t out, int64_t n) {
-  for (int64_t i = t->segment; i < t->segment + t->segments; i++)
-    if (c->segments[i].target[which].rank) fetch(c->segments[i].target + which, out, n);
-}
+#include "lora.h"
 
 INLINE void add_bias(const float *b, float *c, int64_t rows) {
   for (int64_t r = 0; r < rows; r++, c += BLOCK)
@@ -191,21 +136,23 @@ INLINE struct moe_task part_of(const struct moe_task *t, int64_t done) {
 
 static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
   float v[PRODUCT_ROWS * BLOCK] __attribute__((aligned(64)));
+  char staged[STAGE_BYTES] __attribute__((aligned(64)));
   const struct kernels *own = kernels_of(c->isa);
   product_fn *product = c->type13 == TYPE_CODED ? 0 : own->product[c->row_type][c->type13];
-  int64_t width = is_gated(c->activation) ? HALF : BLOCK, size = size_of(c->row_type);
-  for (int64_t b = t->block; b < t->block + t->blocks; b++) {
-    int64_t out = b * width, n = least(width, c->intermediate - out);
-    if (width == HALF) fetch_rows(c, t, GATE, out, n);
-    fetch_rows(c, t, UP, out, n);
+  int gated = is_gated(c->activation);
+  int64_t width = gated ? HALF : BLOCK, size = size_of(c->row_type);
+  struct lora lora = lora_of(c, t, gated ? GATE : UP, UP, width, c->intermediate);
+  for (int64_t b = 0; b < t->blocks; b++) {
+    int64_t block = t->block + b, out = block * width, n = least(width, c->intermediate - out);
+    if (lora.blocks && b % lora.blocks == 0) stage(&lora, out, least(lora.blocks, t->blocks - b), staged);
+    if (lora.blocks) fetch_ahead(&lora, b);
     for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
       struct moe_task p = part_of(t, done);
-      const char *x = c->x13 + p.row * c->x_stride, *w = c->w13 + t->expert * c->w13_expert + b * c->w13_block;
+      const char *x = c->x13 + p.row * c->x_stride, *w = c->w13 + t->expert * c->w13_expert + block * c->w13_block;
       if (product) product(x, c->x_stride, p.rows, w, c->hidden_padded, v, done == 0);
       else own->coded[c->row_type](c->coded13, t->expert, x, c->x_stride, p.rows, w, c->hidden_padded, v, done == 0);
-      if (c->b13) add_bias(c->b13 + (t->expert * (c->intermediate_padded / width) + b) * BLOCK, v, p.rows);
-      if (width == HALF) expand_rows(c, &p, GATE, out, n, v);
-      expand_rows(c, &p, UP, out, n, width == HALF ? v + HALF : v);
+      if (c->b13) add_bias(c->b13 + (t->expert * (c->intermediate_padded / width) + block) * BLOCK, v, p.rows);
+      if (lora.block_bytes && n > 0) expand_rows(&lora, &p, out, staged + (lora.blocks ? b % lora.blocks * lora.block_bytes : 0), staged, v);
       char *to = c->act + p.row * c->act_stride + out * size;
       switch (c->activation) {
 #define CASE(k) case k: activate_rows(c, k, v, to, p.rows, n); break;
@@ -220,18 +167,21 @@ static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
 
 static void NAME(w2)(const struct moe_call *c, const struct moe_task *t) {
   float v[PRODUCT_ROWS * BLOCK] __attribute__((aligned(64)));
+  char staged[STAGE_BYTES] __attribute__((aligned(64)));
   const struct kernels *own = kernels_of(c->isa);
   product_fn *product = c->type2 == TYPE_CODED ? 0 : own->product[c->row_type][c->type2];
-  for (int64_t b = t->block; b < t->block + t->blocks; b++) {
-    int64_t out = b * BLOCK, n = least(BLOCK, c->hidden - out);
-    fetch_rows(c, t, DOWN, out, n);
+  struct lora lora = lora_of(c, t, DOWN, DOWN, BLOCK, c->hidden);
+  for (int64_t b = 0; b < t->blocks; b++) {
+    int64_t block = t->block + b, out = block * BLOCK;
+    if (lora.blocks && b % lora.blocks == 0) stage(&lora, out, least(lora.blocks, t->blocks - b), staged);
+    if (lora.blocks) fetch_ahead(&lora, b);
     for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
       struct moe_task p = part_of(t, done);
-      const char *x = c->act2 + p.row * c->act_stride, *w = c->w2 + t->expert * c->w2_expert + b * c->w2_block;
+      const char *x = c->act2 + p.row * c->act_stride, *w = c->w2 + t->expert * c->w2_expert + block * c->w2_block;
       if (product) product(x, c->act_stride, p.rows, w, c->intermediate_padded, v, done == 0);
       else own->coded[c->row_type](c->coded2, t->expert, x, c->act_stride, p.rows, w, c->intermediate_padded, v, done == 0);
       if (c->b2) add_bias(c->b2 + t->expert * c->hidden_padded + out, v, p.rows);
-      expand_rows(c, &p, DOWN, out, n, v);
+      if (lora.block_bytes) expand_rows(&lora, &p, out, staged + (lora.blocks ? b % lora.blocks * lora.block_bytes : 0), staged, v);
       char *to = c->y + p.row * c->y_stride + out * 4;
       for (int64_t r = 0; r < p.rows; r++, to += c->y_stride)
         for (int64_t i = 0; i < BLOCK; i += VL) ((vf *)to)[i / VL] = *(vf *)(v + r * BLOCK + i);
@@ -269,70 +219,6 @@ static void NAME(gather)(const struct moe_call *c, const char *hidden, int32_t t
       default: gather_row(row, TYPE_F16, w, x, TYPE_BF16, c->hidden, c->hidden_padded); break;
     }
   }
-}
-
-INLINE float sum_of(vf v) {
-  float s[VL];
-  *(vf *)s = v;
-  for (int n = VL / 2; n; n /= 2)
-    for (int i = 0; i < n; i++) s[i] += s[i + n];
-  return s[0];
-}
-
-INLINE void shrink_typed(const struct moe_target *t, const char *x, int64_t x_stride, int64_t rows, int64_t in, int64_t s_stride, int32_t a_type, int32_t row_type) {
-  int64_t size = size_of(row_type), a_size = size_of(a_type);
-  for (int64_t k0 = 0; k0 < t->rank; k0 += 4)
-    for (int64_t r0 = 0; r0 < rows; r0 += 4) {
-      int64_t ks = least(4, t->rank - k0), rs = least(4, rows - r0);
-      vf sum[4][4] = {};
-      // The last ranks and rows are read twice rather than asked for each time.
-      const char *a[4], *p[4];
-      for (int j = 0; j < 4; j++) {
-        a[j] = t->a + (k0 + least(j, ks - 1)) * t->a_row;
-        p[j] = x + (r0 + least(j, rs - 1)) * x_stride;
-      }
-      int64_t i = 0;
-      if (t->a_col == a_size)
-        for (; i + VL <= in; i += VL) {
-          vf w[4], v[4];
-          for (int j = 0; j < 4; j++) {
-            w[j] = widen(a[j] + i * a_size, a_type);
-            v[j] = widen(p[j] + i * size, row_type);
-            __builtin_prefetch(a[j] + i * a_size + 1024);
-          }
-          for (int j = 0; j < 4; j++)
-            for (int r = 0; r < 4; r++) sum[j][r] += w[j] * v[r];
-        }
-      for (; i < in; i += VL)
-        for (int j = 0; j < 4; j++) {
-          vf w = widen_part(a[j] + i * t->a_col, t->a_col, in - i, a_type);
-          for (int r = 0; r < 4; r++) sum[j][r] += w * widen(p[r] + i * size, row_type);
-        }
-      for (int j = 0; j < ks; j++)
-        for (int r = 0; r < rs; r++) ((float *)((char *)t->s + (r0 + r) * s_stride))[k0 + j] = sum_of(sum[j][r]);
-    }
-}
-
-static void shrink_target(const struct moe_call *c, const struct moe_target *t, const char *x, int64_t x_stride, int64_t rows, int64_t in) {
-  switch (t->a_type * 2 + (c->row_type == TYPE_BF16)) {
-    case TYPE_F32 * 2: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_F32, TYPE_F32); break;
-    case TYPE_BF16 * 2: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_BF16, TYPE_F32); break;
-    case TYPE_F16 * 2: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_F16, TYPE_F32); break;
-    case TYPE_F32 * 2 + 1: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_F32, TYPE_BF16); break;
-    case TYPE_BF16 * 2 + 1: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_BF16, TYPE_BF16); break;
-    default: shrink_typed(t, x, x_stride, rows, in, c->s_stride, TYPE_F16, TYPE_BF16); break;
-  }
-}
-
-static void NAME(shrink)(const struct moe_call *c, int64_t segment, int32_t down) {
-  const struct moe_segment *g = c->segments + segment;
-  int64_t rows = g->to - g->from;
-  if (down) {
-    if (g->target[DOWN].rank) shrink_target(c, g->target + DOWN, c->act + g->from * c->act_stride, c->act_stride, rows, c->intermediate);
-    return;
-  }
-  for (int i = GATE; i <= UP; i++)
-    if (g->target[i].rank && g->target[i].own_shrink) shrink_target(c, g->target + i, c->x + g->from * c->x_stride, c->x_stride, rows, c->hidden);
 }
 
 INLINE void combine_row(const struct moe_call *c, const float *weight, int64_t pair0, char *to, int32_t type) {

@@ -359,7 +359,7 @@ static int all_coded(int isa, const char *name) {
       for (int format = CODE_4; format <= CODE_E4M3; format++)
         for (int group = 0; group < 5; group++)
           for (int zero = 0; zero < 2; zero++) {
-            int row = isa >= ISA_BF16 && !zero && cases % 2 ? TYPE_BF16 : TYPE_F32;
+            int row = kernels_of(isa)->coded[TYPE_BF16] && !zero && cases % 2 ? TYPE_BF16 : TYPE_F32;
             int lie = format == CODE_E4M3 ? LIE_DENSE : format == CODE_4 ? cases % 4 : zero ? 1 + cases % 2 : cases % 3;
             int scale = cases / 3 % 5, splat = cases % 7 == 0, zero_lie = format == CODE_E4M3 || !zero ? -1 : cases % 3 == 0 ? LIE_DENSE : format == CODE_4 ? 2 + cases % 2 : LIE_ALONG_OUT;
             // Zeros stand beside scales of single outputs.
@@ -376,11 +376,15 @@ static int all_coded(int isa, const char *name) {
 }
 
 int main(void) {
-  const char *names[] = {"none", "avx2", "avx512", "avx512bf16", "amx"};
+  const char *names[] = {"none", "avx2", "avx512", "avx512bf16", "amx", "neon", "neonbf16"};
   int best = moe_isa(), bad = 0;
+#ifdef MOE_TILES  // tiles are a header's, everything else is the processor's
+  if (best == ISA_BF16) best = ISA_AMX;
+  names[ISA_AMX] = "amx (tiles in C)";
+#endif
   int shapes[][2] = {{64, 32}, {33, 17}, {1, 1}, {130, 70}, {96, 1056}};
   int counts[] = {1, 3, 12, 17, 33, 65, 129};
-  for (int isa = 1; isa < ISAS; isa++) {
+  for (int isa = best < ISA_NEON ? ISA_AVX2 : ISA_NEON; isa <= (best < ISA_NEON ? ISA_AMX : ISA_NEON_BF16); isa++) {
     if (isa > best) {
       printf("%s: skipped, this machine does not have it\n", names[isa]);
       continue;
@@ -392,7 +396,7 @@ int main(void) {
       for (int s = 0; s < 5; s++)
         for (int n = 0; n < 7; n++) {
           int weight = cases % 3, rank = (int[]){0, 16, 3, 8}[cases % 4], hidden = cases / 3 % 3;
-          int bf = isa >= ISA_BF16 && cases % 2;
+          int bf = kernels_of(isa)->product[TYPE_BF16][TYPE_BF16] && cases % 2;
           if (bf) weight = hidden = TYPE_BF16;
           int h = shapes[s][0], in = shapes[s][1];
           // Sums of very few terms may cancel.

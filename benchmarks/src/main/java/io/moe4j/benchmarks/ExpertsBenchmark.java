@@ -62,7 +62,7 @@ public class ExpertsBenchmark {
   @Setup
   public void open() {
     layer = new SampleLayer(shape, dtype, tokens, adapters, RANK);
-    roofline = new Roofline(Runtime.getRuntime().availableProcessors());
+    roofline = new Roofline(Runtime.getRuntime().availableProcessors(), null);
   }
 
   /** Samples the limits. */

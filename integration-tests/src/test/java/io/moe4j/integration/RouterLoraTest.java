@@ -10,21 +10,30 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.checkpoint.AdapterPolicy;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.PeftAdapter;
 import io.moe4j.checkpoint.SafetensorsFile;
+import io.moe4j.checkpoint.SafetensorsWriter;
 import io.moe4j.lora.AdapterBatch;
 import io.moe4j.lora.AdapterRegistry;
 import io.moe4j.oracle.MoeForward;
 import io.moe4j.oracle.MoeLayer;
+import io.moe4j.reference.ReferenceMoe;
+import java.io.IOException;
 import java.lang.foreign.Arena;
+import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Collections;
 import java.util.Map;
+import java.util.Random;
 import java.util.TreeMap;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
@@ -119,6 +128,78 @@ class RouterLoraTest {
                 same &= logits.get(i, e) == baseLogits.get(i, e);
               }
               assertThat(same).as("logits of token %d are those of the base", i).isEqualTo(isBase);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  /** Factors on a router that normalises its input read what it reads (Gemma 4). */
+  @ParameterizedTest
+  @ValueSource(strings = {"cpu 9", "cpu 4", "cpu-reference 9"})
+  void aRouterThatNormalisesItsInput(String backendAndTokens, @TempDir Path dir)
+      throws IOException {
+    String backend = backendAndTokens.substring(0, backendAndTokens.indexOf(' '));
+    int maxTokens = Integer.parseInt(backendAndTokens.substring(backend.length() + 1));
+    Path family = Path.of("..", "testdata", "families", "gemma4").toAbsolutePath().normalize();
+    Random random = new Random(3);
+    try (MoeCheckpoint gemma = MoeCheckpoint.open(family.resolve("model"));
+        SafetensorsFile io = SafetensorsFile.open(family.resolve("io.safetensors"))) {
+      MoeConfig config =
+          gemma.config(0).toBuilder()
+              .lora(new LoraConfig(1, 2).withRouter())
+              .maxTokens(maxTokens)
+              .build();
+      int h = config.hiddenSize();
+      int e = config.numExperts();
+      float[] a = new float[2 * h];
+      float[] b = new float[e * 2];
+      for (int i = 0; i < a.length; i++) {
+        a[i] = (float) random.nextGaussian() / 4;
+      }
+      for (int i = 0; i < b.length; i++) {
+        b[i] = (float) random.nextGaussian();
+      }
+      String module = "base_model.model.model.language_model.layers.0.router.proj.lora_";
+      SafetensorsWriter.write(
+          dir.resolve("adapter_model.safetensors"),
+          Map.of(
+              module + "A.weight", Tensor.ofFloats(a, 2, h),
+              module + "B.weight", Tensor.ofFloats(b, e, 2)),
+          Map.of());
+      Files.writeString(
+          dir.resolve("adapter_config.json"),
+          "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":2,\"target_modules\":[\"proj\"]}");
+      PeftAdapter changed =
+          PeftAdapter.load(dir, "g", gemma, AdapterPolicy.DEFAULT.withRouter(true));
+      MoeLayerWeights weights = gemma.weights(0);
+      RouterWeights router = weights.router();
+      float[] merged = router.weight().toFloats();
+      for (int row = 0; row < e; row++) {
+        for (int i = 0; i < h; i++) {
+          merged[row * h + i] += b[2 * row] * a[i] + b[2 * row + 1] * a[h + i];
+        }
+      }
+      RouterWeights other =
+          new RouterWeights(Tensor.ofFloats(merged, e, h), null, null, router.norm(), null, null);
+      Tensor x = io.tensor("layers.0.input");
+      int t = Math.toIntExact(x.size(0));
+      try (AdapterRegistry slots = AdapterRegistry.builder(Map.of(0, config)).build();
+          MoeLayer layer = MoeLayer.builder(config, weights).backend(backend).build()) {
+        slots.load(changed.adapter());
+        try (AdapterBatch batch = slots.batch(Collections.nCopies(t, "g"))) {
+          Tensor logits = zeros(DType.F32, t, e);
+          layer.forward(
+              MoeForward.of(x, zeros(DType.F32, t, h))
+                  .withLora(batch.context(0))
+                  .logitsInto(logits));
+          for (int i = 0; i < t; i++) {
+            double[] right =
+                ReferenceMoe.routerLogits(config.routing(), other, x.select(0, i).toDoubles());
+            for (int j = 0; j < e; j++) {
+              assertThat(logits.get(i, j))
+                  .isCloseTo(right[j], org.assertj.core.data.Offset.offset(1e-4));
             }
           }
         }

@@ -157,6 +157,24 @@ public record AdapterConfig(
     }
   }
 
+  /** A key that may stand in two places, with one meaning. */
+  private static Optional<String> one(ModelConfig config, ModelConfig detail, String key) {
+    Optional<String> outer = config.optionalString(key);
+    Optional<String> inner = detail.optionalString(key);
+    if (outer.isPresent() && inner.isPresent() && !outer.equals(inner)) {
+      throw new AdapterException(
+          config.source()
+              + ": '"
+              + key
+              + "' is '"
+              + StrictJson.shorten(outer.get())
+              + "', and '"
+              + StrictJson.shorten(inner.get())
+              + "' in unsloth_fused_expert_lora");
+    }
+    return outer.or(() -> inner);
+  }
+
   private static FusedLayout fused(ModelConfig config) {
     requireKnownLayouts(config);
     config
@@ -167,8 +185,8 @@ public record AdapterConfig(
     Optional<ModelConfig> detail = config.optionalObject("unsloth_fused_expert_lora");
     Map<String, FusedLayout.Parameter> byParameter = new LinkedHashMap<>();
     if (detail.isPresent()) {
-      a = a.or(() -> detail.get().optionalString("lora_A_layout"));
-      b = b.or(() -> detail.get().optionalString("lora_B_layout"));
+      a = one(config, detail.get(), "lora_A_layout");
+      b = one(config, detail.get(), "lora_B_layout");
       Optional<ModelConfig> parameters = detail.get().optionalObject("parameters");
       for (String name : parameters.map(ModelConfig::keys).orElse(List.of())) {
         parameters

@@ -81,7 +81,10 @@ public record BlockPath(String template, String part) {
    * @return root, layer and the rest; empty if the name is not in such a block
    */
   public Optional<Match> match(String name) {
-    return match(name, template.substring(template.indexOf(LAYER) + LAYER.length()) + ".");
+    return match(
+        name,
+        template.substring(template.indexOf(LAYER) + LAYER.length()) + ".",
+        part.isEmpty() ? "" : part + ".");
   }
 
   /**
@@ -89,10 +92,10 @@ public record BlockPath(String template, String part) {
    * layer index.
    */
   Optional<Match> matchLayer(String name) {
-    return match(name, ".");
+    return match(name, ".", "");
   }
 
-  private Optional<Match> match(String name, String after) {
+  private Optional<Match> match(String name, String after, String restPrefix) {
     String before = template.substring(0, template.indexOf(LAYER));
     for (int i = name.indexOf(before); i >= 0; i = name.indexOf(before, i + 1)) {
       if (i > 0 && name.charAt(i - 1) != '.') {
@@ -110,7 +113,7 @@ public record BlockPath(String template, String part) {
             new Match(
                 name.substring(0, i),
                 Integer.parseInt(name, digits, end, 10),
-                (part.isEmpty() ? "" : part + ".") + name.substring(end + after.length())));
+                restPrefix + name.substring(end + after.length())));
       }
     }
     return Optional.empty();

@@ -145,10 +145,12 @@ public final class CheckpointLayout {
   private final List<SharedForm> sharedExperts;
   private final Optional<String> sharedExpertGate;
   private final List<String> configAt;
+  private final List<BlockPath> outside;
   private final List<String> ignored;
   private final Orientation routerStored;
   private final int correctionBiasRow;
   private final boolean moreExpertsIgnored;
+  private final boolean routerAdapters;
   private final List<String> tokenExperts;
   private final Optional<String> routerNorm;
   private final boolean routerNormOverRoot;
@@ -195,10 +197,12 @@ public final class CheckpointLayout {
     this.sharedExperts = List.copyOf(b.sharedExperts);
     this.sharedExpertGate = Optional.ofNullable(b.sharedExpertGate);
     this.configAt = List.copyOf(b.configAt);
+    this.outside = List.copyOf(b.outside);
     this.ignored = List.copyOf(b.ignored);
     this.routerStored = b.routerStored;
     this.correctionBiasRow = b.correctionBiasRow;
     this.moreExpertsIgnored = b.moreExpertsIgnored;
+    this.routerAdapters = b.routerAdapters;
     this.tokenExperts = List.copyOf(b.tokenExperts);
     this.routerNorm = Optional.ofNullable(b.routerNorm);
     this.routerNormOverRoot = b.routerNormOverRoot;
@@ -263,6 +267,19 @@ public final class CheckpointLayout {
    */
   public List<String> configAt() {
     return configAt;
+  }
+
+  /**
+   * {@return where layers have modules that look like a part of the block and are none: a dense MLP
+   * beside it, attention with experts of its own}
+   */
+  public List<BlockPath> outside() {
+    return outside;
+  }
+
+  /** {@return whether the modelling code computes what an adapter adds to the router} */
+  public boolean routerAdapters() {
+    return routerAdapters;
   }
 
   /**
@@ -388,10 +405,12 @@ public final class CheckpointLayout {
     b.sharedExperts.addAll(sharedExperts);
     b.sharedExpertGate = sharedExpertGate.orElse(null);
     b.configAt.addAll(configAt);
+    b.outside.addAll(outside);
     b.ignored.addAll(ignored);
     b.routerStored = routerStored;
     b.correctionBiasRow = correctionBiasRow;
     b.moreExpertsIgnored = moreExpertsIgnored;
+    b.routerAdapters = routerAdapters;
     b.tokenExperts.addAll(tokenExperts);
     b.routerNorm = routerNorm.orElse(null);
     b.routerNormOverRoot = routerNormOverRoot;
@@ -416,12 +435,14 @@ public final class CheckpointLayout {
     private final List<String> correctionBiases = new ArrayList<>();
     private final List<SharedForm> sharedExperts = new ArrayList<>();
     private final List<String> configAt = new ArrayList<>();
+    private final List<BlockPath> outside = new ArrayList<>();
     private final List<String> ignored = new ArrayList<>();
     private final List<FusedParameter> fusedParameters = new ArrayList<>();
     private final Map<String, String> projectionNames = new LinkedHashMap<>();
     private Orientation routerStored = Orientation.OUT_IN;
     private int correctionBiasRow;
     private boolean moreExpertsIgnored;
+    private boolean routerAdapters = true;
     private final List<String> tokenExperts = new ArrayList<>();
     private @Nullable String routerNorm;
     private boolean routerNormOverRoot;
@@ -461,6 +482,32 @@ public final class CheckpointLayout {
       for (String template : templates) {
         blocks.add(BlockPath.beside(template));
       }
+      return this;
+    }
+
+    /**
+     * Names modules of a layer that look like a part of the block and are none, so that an
+     * adapter's factors on them count as outside.
+     *
+     * @param templates like {@code layers.{L}.mlp}
+     * @return this
+     */
+    public Builder outside(String... templates) {
+      for (String template : templates) {
+        outside.add(new BlockPath(template));
+      }
+      return this;
+    }
+
+    /**
+     * Says that the modelling code multiplies with the router's weight past what PEFT wraps, so
+     * that factors on it have no effect, or the reverse.
+     *
+     * @param computed true unless said otherwise
+     * @return this
+     */
+    public Builder routerAdapters(boolean computed) {
+      routerAdapters = computed;
       return this;
     }
 

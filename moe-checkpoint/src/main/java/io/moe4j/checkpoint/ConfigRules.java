@@ -229,6 +229,11 @@ final class ConfigRules implements CheckpointLayout.Rules {
             ActivationNames.named(name.text(), gated)
                 .orElseThrow(() ->
                     name.unusable(ActivationNames.accepted(gated) + ", swigluoai, swiglu_step"));
+        if (limit != 0 && plain.kind() != Activation.Kind.SILU) {
+          throw read.find(limitName)
+              .orElseThrow()
+              .unusable("0, no clamp, where the activation is '" + name.text() + "'");
+        }
         yield limit == 0 ? plain : plain.withLimit(limit);
       }
     };

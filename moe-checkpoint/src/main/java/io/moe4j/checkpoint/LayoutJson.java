@@ -202,6 +202,7 @@ final class LayoutJson {
         "config_at",
         "blocks",
         "beside",
+        "outside",
         "experts",
         "router",
         "shared_expert",
@@ -216,6 +217,7 @@ final class LayoutJson {
     CheckpointLayout.Builder b = CheckpointLayout.builder(json.required("model_type").text());
     templates(json, "blocks", t -> b.block(t));
     templates(json, "beside", t -> b.beside(t));
+    templates(json, "outside", t -> b.outside(t));
     json.texts("config_at").forEach(b::configAt);
     List<Boolean> gates =
         json.required("experts").elements().stream().map(f -> form(f, b)).toList();
@@ -313,7 +315,9 @@ final class LayoutJson {
         "norm",
         "norm_over_root",
         "expert_scale",
-        "token_experts");
+        "token_experts",
+        "adapters");
+    json.optional("adapters").ifPresent(a -> b.routerAdapters(json.flag("adapters")));
     json.optional("norm").ifPresent(n -> b.routerNorm(n.text(), json.flag("norm_over_root")));
     json.optional("expert_scale").ifPresent(s -> b.expertScale(s.text()));
     b.tokenExperts(json.texts("token_experts").toArray(String[]::new));

@@ -78,7 +78,7 @@ final class ModulePatterns<T> {
               + " parts with repetitions written out");
     }
     try {
-      return Pattern.compile(regex);
+      return PythonRegex.compile(regex);
     } catch (PatternSyntaxException e) {
       throw new CheckpointException(
           shown

@@ -19,6 +19,8 @@ final class ModulePlaces {
   private static final String BASE_LAYER = ".base_layer";
   private static final ModulePlace NOT_IN_A_BLOCK =
       new ModulePlace.Outside("not in a MoE block (attention, embedding, norm or head)");
+  private static final ModulePlace BESIDE_A_BLOCK =
+      new ModulePlace.Outside("beside the MoE block, and no part of it");
   private static final String GATE_UP = "gate_up_proj";
 
   private final AdapterTargetModel model;
@@ -85,6 +87,14 @@ final class ModulePlaces {
 
   /** Nothing is taken for attention because it is not known. */
   private ModulePlace outsideBlocks(String module) {
+    for (BlockPath path : layout.outside()) {
+      Optional<BlockPath.Match> match = path.match(module + ".");
+      if (match.isPresent()) {
+        return OutsideNames.otherTower(match.get().root(), model)
+            .map(ModulePlaces::underTower)
+            .orElse(BESIDE_A_BLOCK);
+      }
+    }
     for (BlockPath path : layout.blocks()) {
       Optional<BlockPath.Match> match = path.matchLayer(module + ".");
       if (match.isPresent()) {
@@ -190,10 +200,13 @@ final class ModulePlaces {
       return new ModulePlace.Unappliable("the router's bias");
     }
     if (isRouter(rest)) {
-      return config.routing().inputNorm().isPresent()
-          ? new ModulePlace.Unappliable(
-              "the router, which normalises its input: factors on it are not applied")
-          : new ModulePlace.Router(layer);
+      if (!layout.routerAdapters()) {
+        return new ModulePlace.Outside(
+            "on the router, whose bare weight "
+                + layout.modelType()
+                + " multiplies with: PEFT's factors have no effect there");
+      }
+      return new ModulePlace.Router(layer);
     }
     for (SharedForm shared : layout.sharedExperts()) {
       Optional<ModulePlace> found = sharedModule(shared, rest, layer, config);

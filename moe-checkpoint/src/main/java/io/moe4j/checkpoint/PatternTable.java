@@ -31,8 +31,14 @@ final class PatternTable {
   private final String where;
   private final List<Entry> regexes = new ArrayList<>();
 
-  /** Keys that are names: found by their text, because there may be one for every module. */
-  private final Map<String, Entry> names = new HashMap<>();
+  /**
+   * Keys that are names: found by their text, because there may be one for every module. First by
+   * where their dots are (a dot is any character, also in what looks like a name), then by all.
+   */
+  private final Map<String, Map<String, Entry>> names = new HashMap<>();
+
+  /** The first keys of {@link #names}, by length. */
+  private final Map<Integer, List<String>> dots = new HashMap<>();
 
   /** What was asked before: a pair of factors asks more than once. */
   private final Map<String, OptionalDouble> found = new HashMap<>();
@@ -57,7 +63,15 @@ final class PatternTable {
       String key = WrapperSegments.stripPattern(e.getKey());
       Entry entry = new Entry(order++, key, compile(key), e.getValue());
       if (entry.regex() == null) {
-        names.putIfAbsent(key, entry);
+        String shape = dots(key);
+        names
+            .computeIfAbsent(
+                shape,
+                n -> {
+                  dots.computeIfAbsent(n.length(), l -> new ArrayList<>()).add(n);
+                  return new HashMap<>();
+                })
+            .putIfAbsent(key, entry);
       } else {
         regexes.add(entry);
       }
@@ -111,7 +125,7 @@ final class PatternTable {
               + " parts");
     }
     try {
-      return Pattern.compile("(?:.*\\.)?(?:" + key + ")");
+      return PythonRegex.compile("(?:.*\\.)?(?:" + key + ")");
     } catch (PatternSyntaxException e) {
       throw new AdapterException(
           where
@@ -127,10 +141,7 @@ final class PatternTable {
     }
   }
 
-  /**
-   * Letters, digits and dots only: a module's name or the end of one. A dot in it is taken for a
-   * dot, since names have nothing else where a name has a dot.
-   */
+  /** Letters, digits and dots only: a module's name or the end of one. */
   private static boolean isPlain(String key) {
     return !key.isEmpty()
         && key.chars()
@@ -153,17 +164,38 @@ final class PatternTable {
     return known;
   }
 
-  private OptionalDouble search(String name) {
+  private static String dots(String key) {
+    StringBuilder shape = new StringBuilder(key);
+    for (int i = 0; i < key.length(); i++) {
+      shape.setCharAt(i, key.charAt(i) == '.' ? '.' : ' ');
+    }
+    return shape.toString();
+  }
+
+  private @Nullable Entry byName(String name, long since) {
     Entry best = null;
     for (int start = 0; start >= 0; ) {
-      Entry e = names.get(name.substring(start));
-      if (e != null && (best == null || e.order() < best.order())) {
-        best = e;
+      String end = name.substring(start);
+      for (String shape : dots.getOrDefault(end.length(), List.of())) {
+        StringBuilder masked = new StringBuilder(end);
+        for (int i = shape.indexOf('.'); i >= 0; i = shape.indexOf('.', i + 1)) {
+          masked.setCharAt(i, '.');
+        }
+        Entry e = names.getOrDefault(shape, Map.of()).get(masked.toString());
+        if (e != null && (best == null || e.order() < best.order())) {
+          best = e;
+        }
+        requireTime(shape, "match", nanos + System.nanoTime() - since);
       }
       int dot = name.indexOf('.', start);
       start = dot < 0 ? -1 : dot + 1;
     }
+    return best;
+  }
+
+  private OptionalDouble search(String name) {
     long start = System.nanoTime();
+    Entry best = byName(name, start);
     for (Entry e : regexes) {
       if (best != null && e.order() > best.order()) {
         break;

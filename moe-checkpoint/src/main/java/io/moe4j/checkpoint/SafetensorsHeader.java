@@ -31,8 +31,13 @@ final class SafetensorsHeader {
   private static final int MAX_DIMS = 16;
   private static final String METADATA = "__metadata__";
 
-  /** More is no file of weights: the largest published models have a fifth of it in all files. */
-  private static final int MAX_TENSORS = 500_000;
+  /** Of one file. The largest published models have less in all files. */
+  private static final int MAX_TENSORS = 250_000;
+
+  /** Tensors that any file may have, and bytes that each further one must bring: weights do. */
+  private static final int FREE_TENSORS = 150_000;
+
+  private static final int BYTES_A_TENSOR = 4096;
 
   private static final int MAX_METADATA_ENTRIES = 10_000;
   private static final long MAX_METADATA_CHARS = 16L << 20;
@@ -58,12 +63,19 @@ final class SafetensorsHeader {
     }
   }
 
+  /** {@return how many tensors files may have, so that reading them ends in time} */
+  static long maxTensors(long bytes) {
+    return FREE_TENSORS + bytes / BYTES_A_TENSOR;
+  }
+
   private final Path file;
+  private final long maxTensors;
   private final List<Entry> entries = new ArrayList<>();
   private final Map<String, String> metadata = new LinkedHashMap<>();
 
-  private SafetensorsHeader(Path file) {
+  private SafetensorsHeader(Path file, long dataSize) {
     this.file = file;
+    this.maxTensors = Math.min(MAX_TENSORS, maxTensors(dataSize));
   }
 
   /** In the order of the header. */
@@ -76,7 +88,7 @@ final class SafetensorsHeader {
   }
 
   static SafetensorsHeader parse(Path file, byte[] json, long dataSize) {
-    SafetensorsHeader header = new SafetensorsHeader(file);
+    SafetensorsHeader header = new SafetensorsHeader(file, dataSize);
     if (json.length == 0 || json[0] != '{') {
       throw new CheckpointException(
           file + ": the header does not begin with '{', so this is no safetensors file");
@@ -150,9 +162,8 @@ final class SafetensorsHeader {
   }
 
   private void readTensor(JsonParser p, String name) throws IOException {
-    if (entries.size() == MAX_TENSORS) {
-      throw new CheckpointException(
-          file + ": the header has more than " + MAX_TENSORS + " tensors");
+    if (entries.size() == maxTensors) {
+      throw new CheckpointException(file + ": the header has more than " + maxTensors + " tensors");
     }
     String dtypeName = null;
     long[] shape = null;

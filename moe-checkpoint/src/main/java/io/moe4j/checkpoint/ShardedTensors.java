@@ -306,10 +306,24 @@ final class ShardedTensors {
       LoadProgress progress) {
     Map<String, String> foundIn = new HashMap<>();
     int stale = 0;
+    long count = 0;
+    long bytes = 0;
     for (Map.Entry<String, Path> shard : shards.entrySet()) {
       String name = shard.getKey();
       SafetensorsFile file = SafetensorsFile.open(shard.getValue(), arena);
       files.add(file);
+      bytes += file.fileSize();
+      count += file.tensors().size() + file.opaque().size();
+      if (count > SafetensorsHeader.maxTensors(bytes)) {
+        throw new CheckpointException(
+            shard.getValue()
+                + ": the files up to this one have "
+                + count
+                + " tensors in "
+                + bytes
+                + " bytes; accepted are at most "
+                + SafetensorsHeader.maxTensors(bytes));
+      }
       for (Map.Entry<String, String> e : file.opaque().entrySet()) {
         if (!name.equals(shardOf.getOrDefault(e.getKey(), name))) {
           stale++;

@@ -13,6 +13,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterReport.Disposition;
 import java.nio.file.Files;
 import java.time.Duration;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.Collectors;
@@ -159,6 +160,55 @@ class AdapterPolicyTest extends AdapterTestBase {
     // It matches nothing: lora_alpha counts.
     assertThat(loaded.layer(1).get(LoraTarget.UP).b().get(0, 7, 1))
         .isEqualTo(b(t, EXPERTS + ".0.up_proj").get(7, 1));
+  }
+
+  /** What looks like a name is a regex all the same, and all are Python's. */
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "up.proj",
+        "experts.0.up_pro.",
+        "mlp.......s.0.up_proj",
+        "0..._proj",
+        "up_proj\\Z",
+        "[u]p_{,3}proj",
+        "layers\\.\\d{,2}\\.mlp\\.experts\\..*",
+        "up_proj{,}"
+      })
+  void patternsMeanWhatPythonReads(String pattern) {
+    TinyCheckpoint t =
+        adapter(2, 2)
+            .with("alpha_pattern", Map.of(pattern, 8))
+            .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2))
+            .pair(EXPERTS + ".0.down_proj", DType.F32, d(2, I), d(H, 2));
+    LoraAdapter loaded = load(t, qwen3(), AdapterPolicy.STRICT).adapter();
+    assertThat(loaded.layer(1).get(LoraTarget.UP).b().get(0, 7, 1))
+        .isEqualTo(4 * b(t, EXPERTS + ".0.up_proj").get(7, 1));
+    double factor = pattern.contains("experts\\..*") ? 4 : 1;
+    assertThat(loaded.layer(1).get(LoraTarget.DOWN).b().get(0, 3, 1))
+        .isEqualTo(factor * b(t, EXPERTS + ".0.down_proj").get(3, 1));
+  }
+
+  /** The first entry that matches counts, whatever kind it is. */
+  @Test
+  void theFirstPatternCounts() {
+    Map<String, Integer> patterns = new LinkedHashMap<>();
+    patterns.put("down_proj", 64);
+    patterns.put("u..proj", 8);
+    patterns.put("up_proj", 32);
+    patterns.put(".*up_proj", 16);
+    TinyCheckpoint t =
+        adapter(2, 2)
+            .with("alpha_pattern", patterns)
+            .pair(EXPERTS + ".0.up_proj", DType.F32, d(2, H), d(I, 2));
+    assertThat(
+            load(t, qwen3(), AdapterPolicy.STRICT)
+                .adapter()
+                .layer(1)
+                .get(LoraTarget.UP)
+                .b()
+                .get(0, 7, 1))
+        .isEqualTo(4 * b(t, EXPERTS + ".0.up_proj").get(7, 1));
   }
 
   @ParameterizedTest

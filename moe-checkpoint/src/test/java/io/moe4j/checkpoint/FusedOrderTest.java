@@ -3,6 +3,7 @@ package io.moe4j.checkpoint;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import io.moe4j.api.AdapterException;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -155,6 +156,15 @@ class FusedOrderTest extends AdapterTestBase {
 
   @Test
   void contradictionsAreRefused() {
+    for (String key : List.of("lora_A_layout", "lora_B_layout")) {
+      TinyCheckpoint two =
+          down()
+              .with(key, "rank_major")
+              .with("unsloth_fused_expert_lora", Map.of(key, "grouped_by_expert"));
+      assertThatThrownBy(() -> load(two, qwen3()))
+          .isInstanceOf(AdapterException.class)
+          .hasMessageContainingAll(key, "'rank_major'", "'grouped_by_expert'");
+    }
     assertThatThrownBy(() ->
             load(
                 down()

@@ -19,6 +19,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Families described in JSON by a user. */
 @NullUnmarked // a missing value fails the test where it is used
@@ -105,6 +106,29 @@ class LayoutFilesTest {
       assertThat(c.weights(2).shared().mlp().up().plain().get(4, 1))
           .isEqualTo(t.tensors.get(block + "common.in.weight").get(9, 1));
     }
+  }
+
+  /** A clamp that a function does not have is not dropped. */
+  @ParameterizedTest
+  @ValueSource(strings = {"gelu", "gelu_pytorch_tanh"})
+  void aClampOfAFunctionWithoutOneIsRefused(String activation) throws IOException {
+    Path model = house().writeModel(dir.resolve("model"));
+    Files.writeString(
+        model.resolve(MoeCheckpoint.LAYOUT_FILE),
+        HOUSE.replace("\"swiglu_step\"", "\"" + activation + "\""));
+    assertThatThrownBy(() -> MoeCheckpoint.open(model))
+        .isInstanceOf(CheckpointException.class)
+        .hasMessageContainingAll("limit", activation);
+  }
+
+  /** The activation that config.json names is computed, or refused. */
+  @Test
+  void activationsOfFamiliesThatHaveOne() {
+    ModelConfig gelu =
+        new ModelConfig(
+            "config.json", new ObjectMapper().createObjectNode().put("hidden_act", "gelu"));
+    assertThatThrownBy(() -> KnownLayouts.all().get("step3p5").rules().block(gelu, 0))
+        .hasMessageContainingAll("hidden_act", "gelu");
   }
 
   @Test

@@ -207,6 +207,39 @@ class NamesOfExpertsTest extends AdapterTestBase {
         .isInstanceOf(AdapterRefusedException.class);
   }
 
+  /** Attention and a dense MLP beside a block whose parts stand in the layer itself. */
+  @ParameterizedTest
+  @CsvSource({
+    "gemma4_text, self_attn.q_proj, OUTSIDE",
+    "gemma4_text, mlp.gate_proj, OUTSIDE",
+    "gemma4_text, mlp.down_proj, OUTSIDE",
+    "gemma4_text, post_feedforward_layernorm_2, OUTSIDE",
+    "gemma4_text, moe.down_proj, REFUSED",
+    "gemma4_text, mlp_experts.down_proj, REFUSED",
+    "granitemoehybrid, self_attn.q_proj, OUTSIDE",
+    "granitemoehybrid, mamba.in_proj, OUTSIDE",
+    "granitemoehybrid, mlp.down_proj, REFUSED",
+    "step3p5, self_attn.q_proj, OUTSIDE",
+    "jetmoe, self_attention.experts.router.layer, OUTSIDE",
+    "jetmoe, self_attention.kv_proj, OUTSIDE",
+    "jetmoe, experts.router.layer, REFUSED",
+    "longcat_flash, mlps.0.gate_proj, OUTSIDE",
+    "longcat_flash, self_attn.1.o_proj, OUTSIDE",
+    "longcat_flash, mlps_of_experts.gate_proj, REFUSED",
+    "longcat_flash, mlp.router.classifier, OUTSIDE"
+  })
+  void whatStandsBesideABlock(String family, String module, String fate) {
+    AdapterTargetModel model = model(family, MoeConfig.builder(H, I, E, 2));
+    TinyCheckpoint t = adapter(2, 4).pair("model.layers.1." + module, DType.F32, d(2, H), d(I, 2));
+    AdapterPolicy policy = AdapterPolicy.DEFAULT.withRouter(true);
+    if (fate.equals("REFUSED")) {
+      assertThatThrownBy(() -> load(t, model, policy)).isInstanceOf(AdapterRefusedException.class);
+      return;
+    }
+    assertThat(load(t, model, policy).report().tensors())
+        .allMatch(e -> e.disposition() == Disposition.SKIPPED);
+  }
+
   /** What does not look like one is reported and left out. */
   @ParameterizedTest
   @ValueSource(

@@ -141,6 +141,44 @@ class ToleranceTest extends AdapterTestBase {
         .hasMessageContaining("m-02999-of-30000.safetensors: a shard is missing");
   }
 
+  private void empties(String file, int first, int count) throws Exception {
+    StringBuilder all = new StringBuilder("{");
+    for (int i = first; i < first + count; i++) {
+      all.append(i == first ? "\"" : ",\"")
+          .append(i)
+          .append("\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}");
+    }
+    byte[] header = all.append('}').toString().getBytes(StandardCharsets.UTF_8);
+    Files.write(
+        dir.resolve(file),
+        ByteBuffer.allocate(8 + header.length)
+            .order(ByteOrder.LITTLE_ENDIAN)
+            .putLong(header.length)
+            .put(header)
+            .array());
+  }
+
+  /**
+   * Names take time and heap, too: tensors without bytes may not be many, in one file or in all.
+   */
+  @Test
+  void manyTensorsWithoutBytes() throws Exception {
+    empties("a.safetensors", 0, 150_001);
+    assertThatThrownBy(() -> SafetensorsFile.open(dir.resolve("a.safetensors")))
+        .isInstanceOf(CheckpointException.class)
+        .hasMessageContaining("more than 150000 tensors");
+    empties("model-00001-of-00002.safetensors", 0, 80_000);
+    empties("model-00002-of-00002.safetensors", 80_000, 80_000);
+    Files.delete(dir.resolve("a.safetensors"));
+    Files.writeString(
+        dir.resolve("config.json"),
+        new ObjectMapper().writeValueAsString(TinyCheckpoint.qwen3().config));
+    assertThatThrownBy(this::open)
+        .isInstanceOf(CheckpointException.class)
+        .hasMessageContaining("model-00002-of-00002.safetensors")
+        .hasMessageContaining("160000 tensors");
+  }
+
   /** A file with one more tensor, of a type that only the header knows. */
   private static void append(Path file, String name, String dtype, String shape, int bytes)
       throws Exception {

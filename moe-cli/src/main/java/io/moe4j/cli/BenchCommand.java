@@ -7,6 +7,7 @@ import io.moe4j.cli.bench.BenchWeights;
 import io.moe4j.cli.bench.DeviceBench;
 import io.moe4j.cli.bench.DeviceBenchReport;
 import io.moe4j.cli.bench.LayerBench;
+import io.moe4j.cli.bench.Peer;
 import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.MoeOracle;
 import java.io.IOException;
@@ -115,6 +116,15 @@ final class BenchCommand implements Callable<Integer> {
   @Option(names = "--out", paramLabel = "DIR", description = "Write the report's files here.")
   private @Nullable Path out;
 
+  @Option(
+      names = "--peers",
+      paramLabel = "FILE",
+      description =
+          "Times that others took, drawn beside ours: a JSON array of {\"name\", \"shape\", \"dtype\","
+              + " \"tokens\", \"ms\"}, shape and dtype as the options above have them. Not with"
+              + " --device cuda.")
+  private @Nullable Path peersFile;
+
   @Mixin private OracleOptions oracleOptions = new OracleOptions();
 
   @Option(names = "--json", description = "Print JSON instead of Markdown.")
@@ -130,11 +140,15 @@ final class BenchCommand implements Callable<Integer> {
   public Integer call() {
     requireRanges();
     if (device.equals("cuda")) {
+      if (peersFile != null) {
+        throw CliException.usage("--peers is " + peersFile + "; --device cuda draws no chart");
+      }
       return onDevice();
     }
     if (!device.equals("cpu")) {
       throw CliException.usage("--device is \"" + device + "\"; accepted are cpu and cuda");
     }
+    List<Peer> peers = peers();
     LayerBench.Plan plan = plan();
     List<Line> lines = lines();
     if (out != null) {
@@ -177,10 +191,24 @@ final class BenchCommand implements Callable<Integer> {
       if (measured == 0) {
         throw new CliException(ExitCode.DEVICE, "Nothing fits the memory; try --shape tiny.");
       }
-      report = bench.report(Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine());
+      report = bench.report(Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine(), peers);
     }
     write(report);
     return ExitCode.OK;
+  }
+
+  private List<Peer> peers() {
+    Path file = peersFile;
+    if (file == null) {
+      return List.of();
+    }
+    try {
+      return Peer.read(file);
+    } catch (IOException e) {
+      throw CliException.usage("--peers " + file + " cannot be read: " + e);
+    } catch (IllegalArgumentException e) {
+      throw CliException.usage("--peers " + e.getMessage());
+    }
   }
 
   private int onDevice() {

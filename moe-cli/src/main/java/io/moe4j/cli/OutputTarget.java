@@ -5,6 +5,9 @@ import java.nio.file.FileSystemLoopException;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
 import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermission;
+import java.util.Collections;
+import java.util.EnumSet;
 
 /**
  * Where a command may write: a new file, or one in the place of a regular file. A symbolic link is
@@ -46,11 +49,31 @@ final class OutputTarget {
           what
               + " is a device, a pipe or a socket, which would be replaced by a file; name a file.");
     }
+    if (Files.exists(target) && isReadOnly(target)) {
+      throw output(what + " is read-only; make it writable, or name another file.");
+    }
     if (!Files.isWritable(parent)) {
       throw output(
           what + ": the directory " + Text.line(parent.toString()) + " may not be written.");
     }
     return target;
+  }
+
+  /** Replacing a file takes no permission of its own, and root needs none: the mode is the wish. */
+  private static boolean isReadOnly(Path file) {
+    if (!Files.isWritable(file)) {
+      return true;
+    }
+    try {
+      return Collections.disjoint(
+          Files.getPosixFilePermissions(file),
+          EnumSet.of(
+              PosixFilePermission.OWNER_WRITE,
+              PosixFilePermission.GROUP_WRITE,
+              PosixFilePermission.OTHERS_WRITE));
+    } catch (IOException | UnsupportedOperationException e) {
+      return false; // no such permissions here
+    }
   }
 
   private static Path behindLinks(String what, Path link) {

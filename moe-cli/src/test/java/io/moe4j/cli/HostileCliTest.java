@@ -12,6 +12,7 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.LinkOption;
 import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermissions;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -41,6 +42,20 @@ final class HostileCliTest {
       "--output",
       output
     };
+  }
+
+  @Test
+  @EnabledOnOs(OS.LINUX)
+  void readOnlyFilesAreNotReplaced() throws Exception {
+    Path file = Files.writeString(dir.resolve("kept.safetensors"), "kept");
+    Files.setPosixFilePermissions(file, PosixFilePermissions.fromString("r--r--r--"));
+    Path link = Files.createSymbolicLink(dir.resolve("link"), file);
+    for (Path target : List.of(file, link)) {
+      Cli.Result r = Cli.run(run(target.toString()));
+      assertThat(r.code()).as(r.err()).isEqualTo(ExitCode.OUTPUT);
+      assertThat(r.error()).contains("read-only");
+    }
+    assertThat(file).hasContent("kept");
   }
 
   @Test

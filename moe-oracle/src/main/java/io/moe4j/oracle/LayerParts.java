@@ -271,9 +271,14 @@ final class LayerParts {
         logits = f.logitsOut() != null ? f.logitsOut() : v.logits();
         block.routerLogits(f.hidden(), logits, workspace, stream);
         if (lora != null && routerLora) {
+          Tensor read = f.hidden();
+          if (v.routerInput() != null) {
+            read = v.routerInput();
+            block.routerNorm(f.hidden(), read, workspace, stream);
+          }
           lora.punicaWrapper()
               .addLoraLinear(
-                  PunicaWrapper.Linear.of(lora, LoraTarget.ROUTER, logits, f.hidden()), stream);
+                  PunicaWrapper.Linear.of(lora, LoraTarget.ROUTER, logits, read), stream);
         }
       }
     }

@@ -1,6 +1,7 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.device.WorkspaceLayout;
@@ -28,6 +29,7 @@ final class ScratchLayout {
   private final Part ids;
   private final Part weights;
   private final Part latent;
+  private final Part routerInput;
   private final Part routed;
   private final Part exchanged;
   private final Part expertsOut;
@@ -62,6 +64,8 @@ final class ScratchLayout {
     ids = layout.reserve(DType.I32, capacity, config.topK());
     weights = layout.reserve(DType.F32, capacity, config.topK());
     latent = layout.reserve(DType.F32, hasOwnInput() ? capacity : 0, width);
+    routerInput =
+        layout.reserve(DType.F32, needsRouterInput() ? capacity : 0, config.hiddenSize());
     routed = layout.reserve(DType.F32, needsRouted() ? capacity : 0, width);
     exchanged = layout.reserve(DType.U8, direct ? 0 : exchange.workspaceBytes(capacity));
     expertsOut = layout.reserve(DType.F32, batched() ? config.numLocalExperts() : 1, rows, width);
@@ -87,6 +91,12 @@ final class ScratchLayout {
   /** Whether the experts read something else than the block's input: F32 in scratch. */
   private boolean hasOwnInput() {
     return config.latentSize() > 0 || config.inputNorm().isPresent();
+  }
+
+  /** Whether adapters read what the router has made of the block's input. */
+  private boolean needsRouterInput() {
+    return config.routing().inputNorm().isPresent()
+        && config.lora().map(LoraConfig::router).orElse(false);
   }
 
   /** {@return the dtype of the rows that experts read} */
@@ -118,6 +128,8 @@ final class ScratchLayout {
    * @param zeroWeights F32 {@code [T]}, likewise
    * @param latent F32 {@code [T, H or D]}, what the experts read instead of the block's input, or
    *     null
+   * @param routerInput F32 {@code [T, H]}, what adapters on the router read instead of the block's
+   *     input, or null
    * @param routed F32 {@code [T, H or D]} or null
    * @param exchanged scratch of the exchange, null where no row moves
    */
@@ -130,6 +142,7 @@ final class ScratchLayout {
       @Nullable Tensor expertIds,
       @Nullable Tensor zeroWeights,
       @Nullable Tensor latent,
+      @Nullable Tensor routerInput,
       @Nullable Tensor routed,
       @Nullable Workspace exchanged) {}
 
@@ -155,6 +168,7 @@ final class ScratchLayout {
         config.zeroExperts() > 0 ? expertIds.in(all, tokens, config.topK()) : null,
         config.zeroExperts() > 0 ? zeroWeights.in(all, tokens) : null,
         hasOwnInput() ? latent.in(all, tokens, width) : null,
+        needsRouterInput() ? routerInput.in(all, tokens, config.hiddenSize()) : null,
         needsRouted() ? routed.in(all, tokens, width) : null,
         direct ? null : Workspaces.part(all, exchanged));
   }

@@ -119,6 +119,16 @@ public final class ReferenceBlockOps implements BlockOps {
   }
 
   @Override
+  public void routerNorm(Tensor hidden, Tensor normed, Workspace workspace, DeviceStream stream) {
+    RmsNorm norm = config.routing().inputNorm().orElseThrow();
+    RouterWeights router = Objects.requireNonNull(weights.router(), "router");
+    Tensor factors = Objects.requireNonNull(router.norm(), "router norm");
+    for (int t = 0; t < hidden.size(0); t++) {
+      TensorRows.write(ReferenceMoe.normed(norm, factors, TensorRows.read(hidden, t)), normed, t);
+    }
+  }
+
+  @Override
   public void splitZeroExperts(
       Tensor topkIds,
       Tensor topkWeights,

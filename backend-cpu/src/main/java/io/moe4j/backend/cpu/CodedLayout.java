@@ -120,8 +120,9 @@ record CodedLayout(
     return size == QuantScheme.ALL ? Math.max(padded(columns), 1) : size;
   }
 
+  /** A group that takes all columns takes the padding behind them, too. */
   private int packedGroup() {
-    return Math.min(group(), padded(columns));
+    return group() >= columns ? padded(columns) : group();
   }
 
   private int stretch() {

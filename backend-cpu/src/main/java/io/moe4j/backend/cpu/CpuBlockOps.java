@@ -212,6 +212,14 @@ final class CpuBlockOps implements BlockOps {
   }
 
   @Override
+  public void routerNorm(Tensor hidden, Tensor normed, Workspace workspace, DeviceStream stream) {
+    if (routerNorm == null) {
+      throw new IllegalStateException("the layer does not normalise its router's input");
+    }
+    routerNorm.run(kernels, hidden, normed.segment());
+  }
+
+  @Override
   public void splitZeroExperts(
       Tensor topkIds,
       Tensor topkWeights,

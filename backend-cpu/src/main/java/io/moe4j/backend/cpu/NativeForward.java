@@ -26,6 +26,12 @@ final class NativeForward {
   /** Tokens of an expert from which on its tasks are longer. */
   private static final int LONG_TASK_ROWS = 32;
 
+  /** How much longer tasks with adapters may be: B is read in longer pieces then. */
+  private static final int LONGEST_WITH_LORA = 8;
+
+  /** Tasks of a region for each thread, so that the last ones end together. */
+  private static final int TASKS_PER_THREAD = 8;
+
   private final NativeSpec mlp;
   private final PackedWeights w;
   private final TokenPlan plan;
@@ -153,7 +159,7 @@ final class NativeForward {
 
   /** Units that multiply bf16 take rows of bf16, which hidden states of that dtype are. */
   private DType rowType() {
-    return mlp.kernels().multipliesBf16()
+    return mlp.kernels().multipliesBf16(w.w13.plain() == null || w.w2.plain() == null)
             && hiddenType == DType.BF16
             && w.w13.takesBf16Rows()
             && w.w2.takesBf16Rows()
@@ -224,6 +230,7 @@ final class NativeForward {
     units = 0;
     tasks13.count = 0;
     tasks2.count = 0;
+    int withLora = longerWithLora();
     for (int e = 0; e < w.count; e++) {
       int from = plan.expertStart[e];
       int n = plan.expertStart[e + 1] - from;
@@ -240,9 +247,28 @@ final class NativeForward {
       // Where multiplying takes longer than reading, longer tasks: the next block is fetched
       // meanwhile.
       int longer = n > LONG_TASK_ROWS && plan.size >= w.count * LONG_TASK_ROWS ? 4 : 1;
+      longer = Math.max(longer, withLora);
       addTasks(tasks13, first, w.w13.blocks(), mlp.group13() * longer);
       addTasks(tasks2, first, w.w2.blocks(), mlp.group2() * longer);
     }
+  }
+
+  /** How many times longer tasks are because of adapters, while there are enough of them. */
+  private int longerWithLora() {
+    if (!lora.any13() && !lora.any2()) {
+      return 1;
+    }
+    int experts = 0;
+    for (int e = 0; e < w.count; e++) {
+      experts += plan.expertStart[e + 1] > plan.expertStart[e] ? 1 : 0;
+    }
+    int shortest =
+        Math.min(
+            w.w13.blocks() / mlp.group13(), w.w2.blocks() / mlp.group2());
+    return Math.clamp(
+        (long) experts * shortest / ((long) TASKS_PER_THREAD * mlp.team().size()),
+        1,
+        LONGEST_WITH_LORA);
   }
 
   private void addTasks(Tasks tasks, int first, int blocks, int group) {

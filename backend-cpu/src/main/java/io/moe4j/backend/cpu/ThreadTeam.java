@@ -1,5 +1,7 @@
 package io.moe4j.backend.cpu;
 
+import io.moe4j.backend.cpu.ffi.Affinity;
+import java.util.List;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicIntegerArray;
 import java.util.concurrent.atomic.AtomicLong;
@@ -21,6 +23,12 @@ import org.slf4j.LoggerFactory;
 final class ThreadTeam {
   /** How many threads compute, the caller included; default: the processors of this JVM. */
   static final String THREADS_PROPERTY = "moe4j.cpu.threads";
+
+  /**
+   * Whether each worker stays on a processor of its own, those of one NUMA node first; default:
+   * false. The caller's thread stays the caller's.
+   */
+  static final String PIN_PROPERTY = "moe4j.cpu.pin";
 
   private static final Logger LOG = LoggerFactory.getLogger(ThreadTeam.class);
   private static final long SPIN_NANOS = 100_000;
@@ -62,6 +70,14 @@ final class ThreadTeam {
   private volatile @Nullable Throwable failure;
 
   ThreadTeam(int size) {
+    this(size, List.of());
+  }
+
+  /**
+   * @param size members, the caller included
+   * @param processors where members stay, the caller's first; empty = anywhere
+   */
+  ThreadTeam(int size, List<Integer> processors) {
     workers = new Thread[size - 1];
     for (int i = 0; i < workers.length; i++) {
       int member = i + 1;
@@ -69,7 +85,11 @@ final class ThreadTeam {
           Thread.ofPlatform()
               .name("moe4j-cpu-" + member)
               .daemon(true)
-              .unstarted(() -> work(member));
+              .unstarted(
+                  () -> {
+                    stay(processors, member);
+                    work(member);
+                  });
       workers[i].start();
     }
   }
@@ -87,10 +107,30 @@ final class ThreadTeam {
   private static synchronized ThreadTeam start() {
     ThreadTeam team = shared;
     if (team == null) {
-      team = new ThreadTeam(configuredThreads(System.getProperty(THREADS_PROPERTY)));
+      team =
+          new ThreadTeam(
+              configuredThreads(System.getProperty(THREADS_PROPERTY)), configuredProcessors());
       shared = team;
     }
     return team;
+  }
+
+  private static void stay(List<Integer> processors, int member) {
+    if (!processors.isEmpty()
+        && !Affinity.pin(processors.get(member % processors.size()))) {
+      LOG.warn("The system does not keep thread {} of the CPU backend on its processor", member);
+    }
+  }
+
+  private static List<Integer> configuredProcessors() {
+    String text = System.getProperty(PIN_PROPERTY, "false");
+    if (!text.equals("true") && !text.equals("false")) {
+      throw new IllegalArgumentException(
+          "-D" + PIN_PROPERTY + " is \"" + text + "\", accepted: true, false");
+    }
+    return text.equals("true") && System.getProperty("os.name", "").startsWith("Linux")
+        ? Affinity.processorsByNode()
+        : List.of();
   }
 
   static int configuredThreads(@Nullable String property) {

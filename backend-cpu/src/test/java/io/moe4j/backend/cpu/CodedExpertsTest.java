@@ -36,6 +36,7 @@ import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /** Experts whose weights are quantised, on every set of kernels, against float64. */
@@ -144,6 +145,41 @@ class CodedExpertsTest {
           new Layer(config, new ExpertWeights(List.of(Expert.of(null, up, down))), 1, arena);
       for (CpuExpertsTest.Path path : CpuExpertsTest.Path.here()) {
         assertThat(layer.run(path.with(new ThreadTeam(1)))).as("%s", path).containsOnly(Double.NaN);
+      }
+    }
+  }
+
+  /** A group that reaches beyond the inputs, but not beyond what they are padded to. */
+  @ParameterizedTest
+  @CsvSource({"17, 31", "17, 17", "33, 50", "36, 40", "45, 45", "70, 95", "31, 40"})
+  void groupsThatTakeAllInputs(int in, int group) {
+    try (Arena arena = Arena.ofShared()) {
+      CodedSamples samples = new CodedSamples(new Random(in), arena);
+      for (QuantScheme.Format format :
+          List.of(
+              QuantScheme.Format.INT4,
+              QuantScheme.Format.INT8,
+              QuantScheme.Format.FP8,
+              QuantScheme.Format.FP4)) {
+        QuantScheme scheme = QuantScheme.builder(format).group(group).build();
+        MoeConfig config =
+            MoeConfig.builder(in, in, 1, 1)
+                .quantSchemes(List.of(scheme))
+                .activation(Activation.plain(Activation.Kind.SILU))
+                .build();
+        Expert expert =
+            Expert.of(
+                samples.weight(scheme, in, in),
+                samples.weight(scheme, in, in),
+                samples.weight(scheme, in, in));
+        assertThat(CodedLayout.refusal(List.of(expert.up()))).isEmpty();
+        Layer layer = new Layer(config, new ExpertWeights(List.of(expert)), 5, arena);
+        double[] expected = layer.expected();
+        for (CpuExpertsTest.Path path : CpuExpertsTest.Path.here()) {
+          assertThat(Samples.relativeL2(expected, layer.run(path.with(new ThreadTeam(1)))))
+              .as("%s, %s", path, scheme)
+              .isLessThan(1e-5);
+        }
       }
     }
   }

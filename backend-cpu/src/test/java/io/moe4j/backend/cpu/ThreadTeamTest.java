@@ -135,4 +135,16 @@ class ThreadTeamTest {
           .hasMessage("-Dmoe4j.cpu.threads is \"" + bad + "\", must be 1..1024");
     }
   }
+
+  @Test
+  void aPinnedTeamDoesEveryTile() {
+    java.util.List<Integer> processors =
+        System.getProperty("os.name", "").startsWith("Linux")
+            ? io.moe4j.backend.cpu.ffi.Affinity.processorsByNode()
+            : java.util.List.of();
+    ThreadTeam team = new ThreadTeam(3, processors);
+    AtomicInteger done = new AtomicInteger();
+    team.run((_, _) -> done.incrementAndGet(), 100);
+    assertThat(done.get()).isEqualTo(100);
+  }
 }

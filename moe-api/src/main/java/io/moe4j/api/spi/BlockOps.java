@@ -84,6 +84,20 @@ public interface BlockOps extends AutoCloseable {
   }
 
   /**
+   * What the router reads, where it normalises its input: that of {@link #routerLogits}, which does
+   * so by itself. Asked for only where adapters change the router.
+   *
+   * @param hidden {@code [T, H]}
+   * @param normed F32 {@code [T, H]}, overwritten
+   * @param workspace scratch
+   * @param stream where to run
+   * @since 0.2.0
+   */
+  default void routerNorm(Tensor hidden, Tensor normed, Workspace workspace, DeviceStream stream) {
+    throw new UnsupportedOperationException("a norm of the router's input is not computed here");
+  }
+
+  /**
    * Takes the zero experts out of a routing: what they give a token is a part of the token itself.
    *
    * @param topkIds int32 {@code [T, K]}, global ids, {@code E} and above being zero experts

@@ -5,6 +5,7 @@ import static java.util.Locale.ROOT;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.function.ToDoubleFunction;
 
 /**
  * The report as one SVG that needs nothing else: a panel for each shape and dtype, in it the
@@ -17,7 +18,7 @@ final class BenchChart {
   private static final int PANEL_H = 316;
   private static final int GAP = 24;
   private static final int MARGIN = 24;
-  private static final int HEAD = 84;
+  private static final int HEAD = 100;
 
   // Inside a panel.
   private static final int LEFT = 52;
@@ -109,8 +110,60 @@ final class BenchChart {
       text(x + 132, y, 12, 400, "start", "soft", "with LoRA (" + report.loraText() + ")");
     }
     int at = report.hasLora() ? x + 330 : x + 104;
-    line(at, y - 4, at + 22, y - 4, "--good", 1.5, "2 3");
-    text(at + 28, y, 12, 400, "start", "soft", "as fast as this machine can be");
+    line(at, y - 4, at + 22, y - 4, "--good", 1.5, "6 3");
+    text(at + 28, y, 12, 400, "start", "soft", "limit of reading");
+    line(at + 134, y - 4, at + 156, y - 4, "--good", 1.5, "1 3");
+    text(at + 162, y, 12, 400, "start", "soft", "limit of multiplying");
+    StringBuilder names = new StringBuilder();
+    for (String name : report.peerNames()) {
+      names.append(names.isEmpty() ? "peers: " : ", ").append(mark(name)).append(" = ").append(name);
+    }
+    if (!names.isEmpty()) {
+      text(x, y + 18, 12, 400, "start", "soft", names.toString());
+    }
+  }
+
+  /** The letter of a peer's points. */
+  private String mark(String peer) {
+    return String.valueOf((char) ('A' + report.peerNames().indexOf(peer) % 26));
+  }
+
+  /** One of the two limits alone: 1 where it sets the floor, above where the other one does. */
+  private void limit(
+      List<BenchRow> rows, int x, int y, ToDoubleFunction<BenchRow> nanos, String dash) {
+    for (int i = 1; i < rows.size(); i++) {
+      BenchRow a = rows.get(i - 1);
+      BenchRow b = rows.get(i);
+      double from = Math.min(top, a.floorNanos() / nanos.applyAsDouble(a));
+      double to = Math.min(top, b.floorNanos() / nanos.applyAsDouble(b));
+      line(px(x, a.tokens()), py(y, from), px(x, b.tokens()), py(y, to), "--good", 1.5, dash);
+    }
+  }
+
+  /** What others took, as fractions of the same floor. */
+  private void peers(String series, int x, int y) {
+    for (Peer p : report.peers()) {
+      BenchRow row = report.rowOf(p).filter(r -> r.series().equals(series)).orElse(null);
+      if (row == null) {
+        continue;
+      }
+      double fraction = Math.min(top, row.floorNanos() / p.nanos());
+      double cx = px(x, p.tokens());
+      double cy = py(y, fraction);
+      svg.append(
+          String.format(
+              ROOT,
+              "<rect x=\"%.1f\" y=\"%.1f\" width=\"6\" height=\"6\" %s><title>%s, T=%d: %s, %.2f of"
+                  + " the roofline</title></rect>\n",
+              cx - 3,
+              cy - 3,
+              fill("--hot"),
+              escape(p.name()),
+              p.tokens(),
+              BenchReport.millis(p.nanos()),
+              fraction));
+      text(cx + 7, cy + 4, 10, 600, "start", "soft", mark(p.name()));
+    }
   }
 
   private void panel(String series, int x, int y) {
@@ -155,6 +208,9 @@ final class BenchChart {
       text(px(x, t), y + PLOT_TOP + PLOT_H + 18, 11, 400, "middle", "soft", Integer.toString(t));
     }
     text(x + LEFT - 8, y + PLOT_TOP + PLOT_H + 18, 11, 400, "end", "soft", "T =");
+    limit(base, x, y, BenchRow::bytesNanos, "6 3");
+    limit(base, x, y, BenchRow::flopsNanos, "1 3");
+    peers(series, x, y);
     curve(lora, x, y, "--lora", "5 4", false);
     curve(base, x, y, "--base", "", true);
     if (!lora.isEmpty()) {

@@ -31,8 +31,9 @@ final class BenchPage {
     s.append("<h1>moe bench</h1>\n");
     s.append(
         "<p>One forward of one MoE layer, routing included, against what this machine could do at"
-            + " best. The floor of a case is the larger of bytes / read bandwidth and flops / f32"
-            + " multiply-add peak; both limits were sampled between the cases.</p>\n");
+            + " best. The floor of a case is the larger of bytes / read bandwidth and flops /"
+            + " multiply-add peak (of bf16 where hidden states are bf16 and there are units for"
+            + " it); all limits were sampled between the cases.</p>\n");
     s.append("<dl>");
     for (BenchReport.Fact f : report.machine()) {
       fact(s, f.label(), f.value());
@@ -60,7 +61,34 @@ final class BenchPage {
       cell(s, String.format(ROOT, "%.0f", r.tokensPerSecond()));
       s.append("</tr>\n");
     }
-    return s.append("</tbody>\n</table>\n</div>\n</body>\n</html>\n").toString();
+    s.append("</tbody>\n</table>\n</div>\n");
+    peers(s, report);
+    return s.append("</body>\n</html>\n").toString();
+  }
+
+  private static void peers(StringBuilder s, BenchReport report) {
+    if (report.peers().isEmpty()) {
+      return;
+    }
+    s.append(
+        "<div class=\"scroll\">\n<table>\n<thead><tr><th>peer</th><th>shape, weights</th><th>T</th>"
+            + "<th>peer</th><th>ours</th><th>peer / ours</th></tr></thead>\n<tbody>\n");
+    for (Peer p : report.peers()) {
+      s.append("<tr>");
+      cell(s, p.name());
+      cell(s, p.shape() + ", " + p.dtype());
+      cell(s, Integer.toString(p.tokens()));
+      cell(s, BenchReport.millis(p.nanos()));
+      cell(s, report.rowOf(p).map(r -> BenchReport.millis(r.medianNanos())).orElse("-"));
+      cell(
+          s,
+          report
+              .rowOf(p)
+              .map(r -> String.format(ROOT, "%.2f", p.nanos() / r.medianNanos()))
+              .orElse("-"));
+      s.append("</tr>\n");
+    }
+    s.append("</tbody>\n</table>\n</div>\n");
   }
 
   private static void fact(StringBuilder s, String label, String value) {

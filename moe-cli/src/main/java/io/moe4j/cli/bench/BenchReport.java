@@ -19,9 +19,14 @@ import java.util.SequencedSet;
  * @param machine processor, memory, JDK: label and value
  * @param limits the roofline
  * @param rows measured cases, in the order of measuring
+ * @param peers times that others took, as the reader gave them
  */
 public record BenchReport(
-    String when, List<Fact> machine, Roofline.Limits limits, List<BenchRow> rows) {
+    String when,
+    List<Fact> machine,
+    Roofline.Limits limits,
+    List<BenchRow> rows,
+    List<Peer> peers) {
   /** A limit that moves by more than this is none. */
   private static final double UNSTABLE = 2;
 
@@ -54,6 +59,18 @@ public record BenchReport(
         .toList();
   }
 
+  /** {@return the peers' names, in the order of the file} */
+  List<String> peerNames() {
+    return peers.stream().map(Peer::name).distinct().toList();
+  }
+
+  /** {@return the base layer's row that a peer's time belongs to; empty if it was not measured} */
+  Optional<BenchRow> rowOf(Peer peer) {
+    return rows(peer.shape() + ", " + peer.dtype(), false).stream()
+        .filter(r -> r.tokens() == peer.tokens())
+        .findFirst();
+  }
+
   boolean hasLora() {
     return rows.stream().anyMatch(BenchRow::hasLora);
   }
@@ -73,6 +90,21 @@ public record BenchReport(
   }
 
   String limitsText() {
+    Roofline.Bf16 bf16 = limits.bf16();
+    String more =
+        bf16 == null
+            ? ""
+            : String.format(
+                ROOT,
+                "; %.0f GFLOP/s bf16 (%.0f to %.0f) by %s",
+                bf16.gflops().median(),
+                bf16.gflops().min(),
+                bf16.gflops().max(),
+                bf16.units());
+    return more.isEmpty() ? f32LimitsText() : f32LimitsText() + more;
+  }
+
+  private String f32LimitsText() {
     return String.format(
         ROOT,
         "%.1f GB/s read (%.1f to %.1f), %.0f GFLOP/s f32 (%.0f to %.0f), %d threads, %s, %d samples",
@@ -117,7 +149,7 @@ public record BenchReport(
         """
         One forward of one MoE layer (routing included). Cell: median time (fraction of the roofline). The floor of a case is
         the larger of bytes / read bandwidth (weights of the experts that were chosen, router, input, output) and
-        flops / f32 multiply-add peak; 1.00 is as fast as this machine can be, and more than that means that a cache helped.
+        flops / multiply-add peak (of bf16 where hidden states are bf16 and the machine has units for it, else of f32); 1.00 is as fast as this machine can be, and more than that means that a cache helped.
 
         """);
     table(
@@ -132,7 +164,31 @@ public record BenchReport(
           true,
           r -> String.format(ROOT, "%.2f", r.tax()));
     }
+    peerTable(s);
     return s.toString();
+  }
+
+  private void peerTable(StringBuilder s) {
+    if (peers.isEmpty()) {
+      return;
+    }
+    s.append("## Time of a peer / of the base layer\n\n| peer | shape, weights | T | peer | ours | ratio |\n");
+    s.append("|---|---|---:|---:|---:|---:|\n");
+    for (Peer p : peers) {
+      rowOf(p)
+          .ifPresent(r ->
+              s.append(
+                  String.format(
+                      ROOT,
+                      "| %s | %s | %d | %s | %s | %.2f |\n",
+                      p.name().replace("|", "\\|"),
+                      r.series(),
+                      p.tokens(),
+                      millis(p.nanos()),
+                      millis(r.medianNanos()),
+                      p.nanos() / r.medianNanos())));
+    }
+    s.append('\n');
   }
 
   private interface Cell {
@@ -188,6 +244,23 @@ public record BenchReport(
     l.put("how", limits.how());
     spread(l.putObject("read_gbps"), limits.readGbps());
     spread(l.putObject("f32_gflops"), limits.gflops());
+    Roofline.Bf16 bf16 = limits.bf16();
+    if (bf16 != null) {
+      l.put("bf16_units", bf16.units());
+      spread(l.putObject("bf16_gflops"), bf16.gflops());
+    }
+    if (!peers.isEmpty()) {
+      ArrayNode others = root.putArray("peers");
+      for (Peer p : peers) {
+        ObjectNode o = others.addObject();
+        o.put("name", p.name());
+        o.put("shape", p.shape());
+        o.put("dtype", p.dtype());
+        o.put("tokens", p.tokens());
+        o.put("ms", p.nanos() / 1e6);
+        rowOf(p).ifPresent(r -> o.put("ratio", p.nanos() / r.medianNanos()));
+      }
+    }
     ArrayNode all = root.putArray("rows");
     for (BenchRow r : rows) {
       ObjectNode o = all.addObject();
@@ -203,6 +276,8 @@ public record BenchReport(
       o.put("bytes", Math.round(r.bytes()));
       o.put("flops", Math.round(r.flops()));
       o.put("floor_ns", Math.round(r.floorNanos()));
+      o.put("bytes_floor_ns", Math.round(r.bytesNanos()));
+      o.put("flops_floor_ns", Math.round(r.flopsNanos()));
       o.put("floor", r.memoryBound() ? "bytes" : "flops");
       o.put("fraction_of_floor", r.fractionOfFloor());
       o.put("tokens_per_second", r.tokensPerSecond());

@@ -14,8 +14,8 @@ package io.moe4j.cli.bench;
  * @param repetitions how many
  * @param bytes weights of the experts that were chosen, router, input and output
  * @param flops of experts and router, without LoRA
- * @param floorNanos the least time on this machine for those bytes and flops
- * @param memoryBound whether bytes set the floor
+ * @param bytesNanos the least time on this machine for those bytes
+ * @param flopsNanos the least time on this machine for those flops
  * @param tax with LoRA: median of the ratios to the base layer, measured in turn; NaN without
  */
 public record BenchRow(
@@ -30,13 +30,23 @@ public record BenchRow(
     int repetitions,
     double bytes,
     double flops,
-    double floorNanos,
-    boolean memoryBound,
+    double bytesNanos,
+    double flopsNanos,
     double tax) {
+
+  /** {@return the least time on this machine, the larger of both} */
+  public double floorNanos() {
+    return Math.max(bytesNanos, flopsNanos);
+  }
+
+  /** {@return whether bytes set the floor} */
+  boolean memoryBound() {
+    return bytesNanos >= flopsNanos;
+  }
 
   /** {@return 1 = as fast as this machine can be} */
   public double fractionOfFloor() {
-    return floorNanos / medianNanos;
+    return floorNanos() / medianNanos;
   }
 
   double tokensPerSecond() {

@@ -2,6 +2,7 @@ package io.moe4j.cli.bench;
 
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
@@ -10,6 +11,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.lora.AdapterBatch;
 import io.moe4j.lora.AdapterRegistry;
+import io.moe4j.oracle.FoundDeviceProvider;
 import io.moe4j.oracle.MoeForward;
 import io.moe4j.oracle.MoeLayer;
 import io.moe4j.oracle.MoeOracle;
@@ -104,7 +106,16 @@ public final class LayerBench implements AutoCloseable {
   public LayerBench(MoeOracle oracle, Plan plan) {
     this.oracle = oracle;
     this.plan = plan;
-    this.roofline = new Roofline(plan.threads());
+    this.roofline = new Roofline(plan.threads(), bf16Peak(oracle));
+  }
+
+  private static DeviceProvider.@Nullable PeakLoop bf16Peak(MoeOracle oracle) {
+    return oracle.catalog().deviceProviders().stream()
+        .map(FoundDeviceProvider::provider)
+        .filter(p -> p.type().equals(DeviceType.CPU))
+        .flatMap(p -> p.peakLoop(DType.BF16).stream())
+        .findFirst()
+        .orElse(null);
   }
 
   /** Told before each case. */
@@ -315,8 +326,9 @@ public final class LayerBench implements AutoCloseable {
    *
    * @param when date and time, for the report
    * @param machine what is known of the machine
+   * @param peers times of others
    */
-  public BenchReport report(String when, List<BenchReport.Fact> machine) {
+  public BenchReport report(String when, List<BenchReport.Fact> machine, List<Peer> peers) {
     Roofline.Limits limits = roofline.limits();
     List<BenchRow> rows = new ArrayList<>();
     for (Measured m : measured) {
@@ -333,11 +345,11 @@ public final class LayerBench implements AutoCloseable {
               m.times().count(),
               m.bytes(),
               m.flops(),
-              limits.floorNanos(m.bytes(), m.flops()),
-              limits.isMemoryBound(m.bytes(), m.flops()),
+              limits.bytesNanos(m.bytes()),
+              limits.flopsNanos(m.flops(), m.dtype().dtype() == DType.BF16),
               m.tax()));
     }
-    return new BenchReport(when, machine, limits, rows);
+    return new BenchReport(when, machine, limits, rows, peers);
   }
 
   @Override

@@ -1,5 +1,6 @@
 package io.moe4j.cli.bench;
 
+import io.moe4j.api.device.DeviceProvider.PeakLoop;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
@@ -10,17 +11,19 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.stream.IntStream;
+import org.jspecify.annotations.Nullable;
 
 /**
  * This machine's limits, sampled again and again between the measured cases, because a shared
- * machine is never the same twice: read bandwidth of memory that no cache holds, and single
- * precision multiply-adds per second. Not thread-safe.
+ * machine is never the same twice: read bandwidth of memory that no cache holds, single precision
+ * multiply-adds per second and, where there are units for them, those of bf16. Not thread-safe.
  */
 public final class Roofline implements AutoCloseable {
   /** Bytes read by one sample: far more than any last-level cache. */
   private static final long BUFFER_BYTES = 512L << 20;
 
   private static final long FMA_ITERATIONS = 2_000_000;
+  private static final long BF16_ROUNDS = 200_000;
   private static final int WARM_UP_ROUNDS = 6;
 
   private final HostProbe probe = HostProbe.best();
@@ -30,14 +33,18 @@ public final class Roofline implements AutoCloseable {
   private final ExecutorService pool;
   private final List<Double> gigabytes = new ArrayList<>();
   private final List<Double> gigaflops = new ArrayList<>();
+  private final @Nullable PeakLoop bf16;
+  private final List<Double> bf16Gigaflops = new ArrayList<>();
 
   /**
    * Takes the memory, and runs the loops until they are compiled.
    *
    * @param threads how many threads the layers under test use
+   * @param bf16 multiply-adds of bf16, null where the machine has no units for them
    */
-  public Roofline(int threads) {
+  public Roofline(int threads, @Nullable PeakLoop bf16) {
     this.threads = threads;
+    this.bf16 = bf16;
     long part = BUFFER_BYTES / threads / 64 * 64;
     parts =
         IntStream.range(0, threads).mapToObj(_ -> arena.allocate(part, 64).fill((byte) 1)).toList();
@@ -54,6 +61,7 @@ public final class Roofline implements AutoCloseable {
     }
     gigabytes.clear();
     gigaflops.clear();
+    bf16Gigaflops.clear();
   }
 
   /** Measures both limits once: some tens of milliseconds. */
@@ -63,6 +71,12 @@ public final class Roofline implements AutoCloseable {
     long fmaNanos = all(_ -> probe.multiplyAdd(FMA_ITERATIONS));
     gigabytes.add((double) bytes / readNanos);
     gigaflops.add((double) FMA_ITERATIONS * probe.flopsPerIteration() * threads / fmaNanos);
+    PeakLoop loop = bf16;
+    if (loop != null) {
+      double[] flops = new double[threads];
+      long nanos = all(t -> flops[t] = loop.run(BF16_ROUNDS));
+      bf16Gigaflops.add(flops[0] * threads / nanos);
+    }
   }
 
   private interface Work {
@@ -98,7 +112,12 @@ public final class Roofline implements AutoCloseable {
 
   /** {@return what was sampled so far} */
   public Limits limits() {
-    return new Limits(threads, probe.name(), Spread.of(gigabytes), Spread.of(gigaflops));
+    return new Limits(
+        threads,
+        probe.name(),
+        Spread.of(gigabytes),
+        Spread.of(gigaflops),
+        bf16 == null ? null : new Bf16(bf16.units(), Spread.of(bf16Gigaflops)));
   }
 
   @Override
@@ -128,27 +147,39 @@ public final class Roofline implements AutoCloseable {
   }
 
   /**
+   * Multiply-adds of bf16.
+   *
+   * @param units which ones
+   * @param gflops as 1e9 operations per second
+   */
+  public record Bf16(String units, Spread gflops) {}
+
+  /**
    * The limits of a run.
    *
    * @param threads threads that ran at once
    * @param how vector width
    * @param readGbps gigabytes (1e9) read per second
    * @param gflops f32 multiply-adds, as 1e9 operations per second
+   * @param bf16 those of bf16, null where the machine has no units for them
    */
-  public record Limits(int threads, String how, Spread readGbps, Spread gflops) {
-    /**
-     * {@return the least time that reading and multiplying this much takes, the slower of both}
-     *
-     * @param bytes read
-     * @param flops additions and multiplications
-     */
-    public double floorNanos(double bytes, double flops) {
-      return Math.max(bytes / readGbps.median(), flops / gflops.median());
+  public record Limits(
+      int threads, String how, Spread readGbps, Spread gflops, @Nullable Bf16 bf16) {
+    /** {@return the multiply-adds that hidden states of bf16, or others, can have at best} */
+    private double peak(boolean ofBf16) {
+      return ofBf16 && bf16 != null
+          ? Math.max(bf16.gflops().median(), gflops.median())
+          : gflops.median();
     }
 
-    /** {@return whether reading, rather than multiplying, sets the floor} */
-    boolean isMemoryBound(double bytes, double flops) {
-      return bytes / readGbps.median() >= flops / gflops.median();
+    /** {@return the least time that reading this much takes} */
+    double bytesNanos(double bytes) {
+      return bytes / readGbps.median();
+    }
+
+    /** {@return the least time of so many additions and multiplications} */
+    double flopsNanos(double flops, boolean ofBf16) {
+      return flops / peak(ofBf16);
     }
   }
 }

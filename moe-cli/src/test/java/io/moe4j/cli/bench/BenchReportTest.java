@@ -1,12 +1,16 @@
 package io.moe4j.cli.bench;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.cli.json.Json;
 import java.io.StringReader;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.List;
 import javax.xml.parsers.DocumentBuilderFactory;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.w3c.dom.Document;
 import org.xml.sax.InputSource;
 
@@ -17,7 +21,8 @@ final class BenchReportTest {
           2,
           "256-bit vectors",
           new Roofline.Spread(20, 18, 22, 9),
-          new Roofline.Spread(100, 90, 110, 9));
+          new Roofline.Spread(50, 45, 55, 9),
+          new Roofline.Bf16("AMX", new Roofline.Spread(100, 90, 110, 9)));
 
   private static BenchRow row(int tokens, int adapters, double nanos, double bytes, double flops) {
     return new BenchRow(
@@ -32,8 +37,8 @@ final class BenchReportTest {
         7,
         bytes,
         flops,
-        LIMITS.floorNanos(bytes, flops),
-        LIMITS.isMemoryBound(bytes, flops),
+        LIMITS.bytesNanos(bytes),
+        LIMITS.flopsNanos(flops, true),
         adapters == 0 ? Double.NaN : 1.1);
   }
 
@@ -46,15 +51,17 @@ final class BenchReportTest {
             row(1, 0, 5e6, 80e6, 1e6),
             row(1, 8, 5.5e6, 80e6, 1e6),
             row(256, 0, 50e6, 200e6, 4e9),
-            row(256, 8, 55e6, 200e6, 4e9)));
+            row(256, 8, 55e6, 200e6, 4e9)),
+        List.of(new Peer("a <loop>", "olmoe <&>", "bf16", 256, 100e6)));
   }
 
   @Test
   void theFloorIsTheSlowerOfReadingAndMultiplying() {
-    assertThat(LIMITS.floorNanos(80e6, 1e6)).isEqualTo(4e6);
-    assertThat(LIMITS.isMemoryBound(80e6, 1e6)).isTrue();
-    assertThat(LIMITS.floorNanos(200e6, 4e9)).isEqualTo(40e6);
-    assertThat(LIMITS.isMemoryBound(200e6, 4e9)).isFalse();
+    assertThat(row(1, 0, 5e6, 80e6, 1e6).floorNanos()).isEqualTo(4e6);
+    assertThat(row(1, 0, 5e6, 80e6, 1e6).memoryBound()).isTrue();
+    assertThat(row(256, 0, 5e6, 200e6, 4e9).floorNanos()).isEqualTo(40e6);
+    assertThat(row(256, 0, 5e6, 200e6, 4e9).memoryBound()).isFalse();
+    assertThat(LIMITS.flopsNanos(4e9, false)).as("f32").isEqualTo(80e6);
   }
 
   @Test
@@ -64,7 +71,9 @@ final class BenchReportTest {
         .contains("| olmoe <&>, bf16 | 5.00 ms (0.80) | 50.0 ms (0.80) |")
         .contains("## LoRA tax (rank 16, 8 adapters)")
         .contains("| olmoe <&>, bf16 | 1.10 | 1.10 |")
-        .contains("20.0 GB/s read (18.0 to 22.0), 100 GFLOP/s f32 (90 to 110), 2 threads");
+        .contains("20.0 GB/s read (18.0 to 22.0), 50 GFLOP/s f32 (45 to 55), 2 threads")
+        .contains("100 GFLOP/s bf16 (90 to 110) by AMX")
+        .contains("| a <loop> | olmoe <&>, bf16 | 256 | 100 ms | 50.0 ms | 2.00 |");
   }
 
   @Test
@@ -76,6 +85,8 @@ final class BenchReportTest {
     assertThat(json.path("rows").path(3).path("floor").asText()).isEqualTo("flops");
     assertThat(json.path("rows").path(3).path("lora_tax").asDouble()).isEqualTo(1.1);
     assertThat(json.path("limits").path("read_gbps").path("median").asDouble()).isEqualTo(20);
+    assertThat(json.path("limits").path("bf16_units").asText()).isEqualTo("AMX");
+    assertThat(json.path("peers").path(0).path("ratio").asDouble()).isEqualTo(2);
     assertThat(Json.text(json)).doesNotContain("NaN");
   }
 
@@ -88,7 +99,10 @@ final class BenchReportTest {
     assertThat(chart.getDocumentElement().getLocalName()).isEqualTo("svg");
     assertThat(chart.getElementsByTagName("polyline").getLength()).isEqualTo(2);
     assertThat(chart.getElementsByTagName("circle").getLength()).isEqualTo(4);
-    assertThat(svg).contains("olmoe &lt;&amp;&gt;, bf16").doesNotContain("href", "NaN", "Infinity");
+    assertThat(svg)
+        .contains("limit of reading", "limit of multiplying")
+        .contains("peers: A = a &lt;loop&gt;", "a &lt;loop&gt;, T=256: 100 ms, 0.40 of")
+        .contains("olmoe &lt;&amp;&gt;, bf16").doesNotContain("href", "NaN", "Infinity");
   }
 
   /** Outside of browsers there are no variables: without attributes everything is black. */
@@ -120,8 +134,8 @@ final class BenchReportTest {
     assertThat(report().warning()).isEmpty();
     Roofline.Limits moved =
         new Roofline.Limits(
-            LIMITS.threads(), "x", new Roofline.Spread(20, 1.6, 24.4, 5), LIMITS.gflops());
-    BenchReport r = new BenchReport("now", List.of(), moved, report().rows());
+            LIMITS.threads(), "x", new Roofline.Spread(20, 1.6, 24.4, 5), LIMITS.gflops(), null);
+    BenchReport r = new BenchReport("now", List.of(), moved, report().rows(), List.of());
     assertThat(r.warning().orElseThrow()).contains("read bandwidth", "mean little");
     assertThat(r.markdown()).contains("**Warning**: read bandwidth");
     assertThat(r.html()).contains("Warning");
@@ -132,13 +146,14 @@ final class BenchReportTest {
   void thePageHoldsTheChartAndEveryRow() {
     String html = report().html();
     assertThat(html).startsWith("<!doctype html>").contains("<svg", "a &lt;fast&gt; one");
-    assertThat(html.split("<tr>", -1)).hasSize(6);
+    assertThat(html.split("<tr>", -1)).hasSize(8);
+    assertThat(html).contains("<td>a &lt;loop&gt;</td>", "<td>2.00</td>");
     assertThat(html).doesNotContain("src=", "href=");
   }
 
   @Test
   void limitsAreMeasured() {
-    try (Roofline roofline = new Roofline(1)) {
+    try (Roofline roofline = new Roofline(1, null)) {
       roofline.sample();
       roofline.sample();
       Roofline.Limits limits = roofline.limits();
@@ -160,5 +175,17 @@ final class BenchReportTest {
     float lanes = new VectorProbe().flopsPerIteration() / 2f;
     assertThat(new VectorProbe().multiplyAdd(10) / lanes)
         .isCloseTo(1f, org.assertj.core.data.Offset.offset(1e-3f));
+  }
+
+  @Test
+  void peersAreReadFromAFile(@TempDir Path dir) throws Exception {
+    Path file = Files.writeString(dir.resolve("p.json"), "[{\"name\":\"x\",\"shape\":\"olmoe\",\"dtype\":\"bf16\",\"tokens\":4,\"ms\":1.5}]");
+    assertThat(Peer.read(file)).containsExactly(new Peer("x", "olmoe", "bf16", 4, 1.5e6));
+    Files.writeString(file, "[{\"name\":\"x\"}]");
+    assertThatThrownBy(() -> Peer.read(file)).hasMessageContaining("entry 0");
+    Files.writeString(file, "{");
+    assertThatThrownBy(() -> Peer.read(file)).hasMessageContaining("is no JSON");
+    Files.writeString(file, "{}");
+    assertThatThrownBy(() -> Peer.read(file)).hasMessageContaining("holds no array");
   }
 }

@@ -6,6 +6,7 @@ import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
+import java.util.BitSet;
 
 /** The few functions of the C library that the JDK does not offer. Linux, 64 bits. */
 final class LibC {
@@ -27,6 +28,10 @@ final class LibC {
       function("memfd_create", FunctionDescriptor.of(INT, ValueLayout.ADDRESS, INT));
   private static final MethodHandle WRITE =
       function("write", FunctionDescriptor.of(LONG, INT, ValueLayout.ADDRESS, LONG));
+  private static final FunctionDescriptor AFFINITY =
+      FunctionDescriptor.of(INT, INT, LONG, ValueLayout.ADDRESS);
+  private static final MethodHandle GET_AFFINITY = function("sched_getaffinity", AFFINITY);
+  private static final MethodHandle SET_AFFINITY = function("sched_setaffinity", AFFINITY);
   private static final MethodHandle CLOSE = function("close", FunctionDescriptor.of(INT, INT));
 
   private LibC() {}
@@ -89,6 +94,28 @@ final class LibC {
         at += n;
       }
       return fd;
+    } catch (Throwable t) {
+      throw unexpected(t);
+    }
+  }
+
+  /** {@return the processors that the calling thread may use} */
+  static BitSet affinity(int bits) {
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment mask = arena.allocate(bits / 8, 8);
+      int n = (int) GET_AFFINITY.invokeExact(0, mask.byteSize(), mask);
+      return n < 0 ? new BitSet() : BitSet.valueOf(mask.toArray(LONG));
+    } catch (Throwable t) {
+      throw unexpected(t);
+    }
+  }
+
+  /** {@return whether the calling thread is kept on a processor} */
+  static boolean pin(int processor, int bits) {
+    try (Arena arena = Arena.ofConfined()) {
+      MemorySegment mask = arena.allocate(bits / 8, 8);
+      mask.setAtIndex(LONG, processor / Long.SIZE, 1L << processor);
+      return (int) SET_AFFINITY.invokeExact(0, mask.byteSize(), mask) == 0;
     } catch (Throwable t) {
       throw unexpected(t);
     }

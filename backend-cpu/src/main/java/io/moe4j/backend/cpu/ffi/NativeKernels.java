@@ -17,7 +17,8 @@ import org.slf4j.LoggerFactory;
 public final class NativeKernels {
   /**
    * Which kernels in C to use: {@code auto} (the best that the processor has), {@code off}, or the
-   * name of an instruction set: {@code avx2}, {@code avx512}, {@code avx512bf16}, {@code amx}.
+   * name of an instruction set: {@code avx2}, {@code avx512}, {@code avx512bf16}, {@code amx};
+   * {@code neon}, {@code neonbf16} on aarch64.
    */
   public static final String PROPERTY = "moe4j.cpu.native";
 
@@ -99,7 +100,7 @@ public final class NativeKernels {
       return new Choice(null, Loaded.REASON);
     }
     int best = Best.CODE;
-    if (named.isPresent() && named.get().code() > best) {
+    if (named.isPresent() && !named.get().isIn(best)) {
       return new Choice(
           null, "-D" + PROPERTY + "=" + wanted + ", which this processor or system does not offer");
     }
@@ -144,9 +145,27 @@ public final class NativeKernels {
     return isa.code();
   }
 
-  /** {@return whether there are units that multiply bf16, for rows and weights that are} */
-  public boolean multipliesBf16() {
-    return isa.compareTo(Isa.AVX512BF16) >= 0;
+  /**
+   * {@return whether there are units that multiply bf16, for rows of that dtype}
+   *
+   * @param codes whether weights are codes, rather than bf16
+   */
+  public boolean multipliesBf16(boolean codes) {
+    return isa.multipliesBf16() && !(codes && isa == Isa.NEONBF16);
+  }
+
+  /**
+   * Multiplies bf16 in registers.
+   *
+   * @param rounds some nanoseconds each
+   * @return operations done; 0 if there are no units for them
+   */
+  public long peak(long rounds) {
+    try {
+      return (long) NativeCalls.PEAK.invokeExact(isa.code(), rounds);
+    } catch (Throwable t) {
+      throw failed(t);
+    }
   }
 
   /** {@return what it is, for logs: {@code C kernels, AVX-512 BF16}} */

@@ -15,7 +15,9 @@ import org.junit.jupiter.api.io.TempDir;
 
 /**
  * The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer, against double, with every
- * instruction set that the machine has. Needs gcc with its sanitizers; skipped without.
+ * instruction set that the machine has, and tiles in plain C where it has AVX-512 BF16 without AMX.
+ * Needs gcc with its sanitizers; skipped without. Those for aarch64 run under qemu-user, where that
+ * and a cross compiler are.
  */
 class SanitizedKernelsTest {
   private static final Path SOURCES = Path.of("src/main/c");
@@ -49,16 +51,52 @@ class SanitizedKernelsTest {
     List<String> bf16 = new ArrayList<>(AVX512);
     bf16.add("-mavx512bf16");
     objects.add(compile("avx512bf16.c", bf16));
-    objects.add(compile("amx.c", List.of("-mamx-tile", "-mamx-bf16")));
+    List<String> amx = new ArrayList<>(AVX512);
+    List<String> test = new ArrayList<>();
+    if (Files.readString(Path.of("/proc/cpuinfo")).contains("amx_bf16")) {
+      amx.addAll(List.of("-mamx-tile", "-mamx-bf16"));
+    } else {
+      amx.addAll(List.of("-Isrc/test/c", "-DMOE_TILES=\"tiles_in_c.h\""));
+      test.add("-DMOE_TILES");
+    }
+    objects.add(compile("amx.c", amx));
     // The C library's own, which the sanitizers watch.
     objects.add(compile("moe.c", List.of("-Dmemcpy=moe_memcpy", "-Dmemset=moe_memset")));
     List<String> link = new ArrayList<>(List.of("gcc"));
     link.addAll(SANITIZE);
+    link.addAll(test);
     link.addAll(List.of("-mf16c", "-I" + SOURCES, "src/test/c/kernels_test.c"));
     link.addAll(objects);
     link.addAll(List.of("-lm", "-o", out + "/kernels_test"));
     run(link);
     System.out.println(run(List.of(out + "/kernels_test")));
+  }
+
+  @Test
+  void kernelsOfAarch64AreRightUnderQemu() throws Exception {
+    String gcc = "aarch64-linux-gnu-gcc";
+    assumeTrue(
+        works(gcc, "--version") && works("qemu-aarch64", "--version"),
+        "needs " + gcc + " and qemu-aarch64");
+    List<String> link = new ArrayList<>(List.of(gcc, "-std=gnu11", "-O1", "-I" + SOURCES));
+    link.add("src/test/c/kernels_test.c");
+    for (String name : List.of("moe.c", "neon.c", "neonbf16.c")) {
+      String object = out.resolve(name + ".o").toString();
+      List<String> command =
+          new ArrayList<>(List.of(gcc, "-std=gnu11", "-O2", "-ffp-contract=fast"));
+      if (name.equals("neonbf16.c")) {
+        command.add("-march=armv8.2-a+bf16");
+      }
+      command.addAll(List.of("-Dmemcpy=moe_memcpy", "-Dmemset=moe_memset"));
+      command.addAll(List.of("-c", SOURCES.resolve(name).toString(), "-o", object));
+      run(command);
+      link.add(object);
+    }
+    link.addAll(List.of("-static", "-lm", "-o", out + "/kernels_test_arm"));
+    run(link);
+    String text = run(List.of("qemu-aarch64", "-cpu", "max", out + "/kernels_test_arm"));
+    assertThat(text).contains("neonbf16: ").doesNotContain("skipped");
+    System.out.println(text);
   }
 
   private String compile(String name, List<String> options) throws Exception {
