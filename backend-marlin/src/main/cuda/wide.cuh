@@ -1,9 +1,9 @@
-// A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, NT rows of x as its B operand
+// A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, up to NT rows of x as its B operand
 // in shared memory, so that no widened weight ever goes through shared memory.
 //
-// Two warpgroups take 128 rows of the weights each (64 of gate and the 64 of up that belong to them), and the same rows of x. A step is 64
-// columns: four products of 16 columns, at most one under way while the next step's weights are widened. After the loop the sums lie as mma has
-// them, so the expand and the end are those of narrow.cu.
+// Two warpgroups take 128 rows of the weights each (64 of gate and the 64 of up that belong to them), and the same rows of x. A chunk is 64
+// columns: four steps of 16, at most one under way while the next one's weights are widened. After the loop the sums lie as mma has them, so the
+// expand is that of narrow.cuh. The end activates in registers and turns the outputs in shared memory, so that rows of y are written whole.
 #pragma once
 #include "tile.cuh"
 #include "wgmma.cuh"
@@ -15,12 +15,8 @@ template <int N>
 DEV void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-// What ordinary copies wrote is visible to the tensor cores. NO_PROXY_FENCE: to measure what it costs, see the README.
-DEV void fence_for_products() {
-#ifndef NO_PROXY_FENCE
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
+// What ordinary copies wrote is visible to the tensor cores.
+DEV void fence_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #endif
 
 constexpr int MEET = 1, GROUP_BYTES = 16 * 1024;  // of the warpgroups: named barriers, shared memory at the end
@@ -124,10 +120,10 @@ DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, con
   copies_wait<0>();
 }
 
-// silu_gated with the instructions that are good to some last bits.
-DEV float quick_silu_gated(float g, float u, float limit) {
+// SiLU and gpt-oss's SwiGLU (both are that of activate_gated, with alpha 1 and beta 0 for the first), with instructions that are good to some last bits.
+DEV float quick_gated(float g, float u, float alpha, float beta, float limit) {
   const float c = at_most(g, limit);
-  return c * quick_reciprocal(1.0f + quick_exp2(c * -1.4426950408889634f)) * clip(u, limit);
+  return c * quick_reciprocal(1.0f + quick_exp2(c * alpha * -1.4426950408889634f)) * (clip(u, limit) + beta);
 }
 
 template <int N>
@@ -196,7 +192,7 @@ DEV void wide(GEMM_PARAMETERS) {
   constexpr int SCALED = SG > 0 && !LAZY && code_bias<U4, T>() < 1000.0f;
   auto multiply_rows = [&](auto width, auto bits) {
     constexpr int NC = decltype(width)::value;
-    constexpr bool FINE = decltype(bits)::value == 1;
+    [[maybe_unused]] constexpr bool FINE = decltype(bits)::value == 1;
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -206,8 +202,8 @@ DEV void wide(GEMM_PARAMETERS) {
           acc[i][j][v] = 0.0f;
           here(acc[i][j][v]);
         }
-    float sum[2][LAZY ? NC / 8 : 1][4];
-    const int group_mask = (1 << group_shift) - 1;
+    [[maybe_unused]] float sum[2][LAZY ? NC / 8 : 1][4];
+    [[maybe_unused]] const int group_mask = (1 << group_shift) - 1;
   uint32_t a[2][2][4], codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
     auto widen_step = [&](int step) {
       const int group = SG == 4 ? step : SG == 2 ? step / 2 : 0;
@@ -247,7 +243,7 @@ DEV void wide(GEMM_PARAMETERS) {
         if (step < 3) {
           widen_step(step + 1);
         } else {
-          const uint32_t ratios[2] = {scale[0][0], scale[1][0]};
+          [[maybe_unused]] const uint32_t ratios[2] = {scale[0][0], scale[1][0]};
           if (c + 1 < chunks) {
             at += stage_bytes;
             if (at == base_end) at = base;
@@ -327,7 +323,8 @@ DEV void wide(GEMM_PARAMETERS) {
 #pragma unroll
     for (int h = 0; h < 2; h++)
       biases[i][h] = has_bias ? bias[((int64_t)t.e * (gated ? 2 : 1) + (gated ? i : 0)) * N + min(n[i] + g + 8 * h, N - 1)] : 0.0f;
-  if (act > 0 || on_input) {
+  constexpr int SWIGLU_OAI = 3;
+  if ((act > 0 && act != SWIGLU_OAI) || on_input) {
     // What few layers have goes through shared memory, so that its code is short.
 #pragma unroll
     for (int j = 0; j < NJ; j += 4) {
@@ -357,6 +354,7 @@ DEV void wide(GEMM_PARAMETERS) {
     }
     some_sync<128>(MEET + group);
   } else {
+    const float own_alpha = act == SWIGLU_OAI ? alpha : 1.0f, own_beta = act == SWIGLU_OAI ? beta : 0.0f;
 #pragma unroll
     for (int j = 0; j < NJ; j++) {
       if (8 * j >= count) break;
@@ -364,7 +362,7 @@ DEV void wide(GEMM_PARAMETERS) {
       for (int v = 0; v < 4; v++) {
 #pragma unroll
         for (int i = 0; i < 2; i++) acc[i][j][v] += biases[i][v / 2];
-        if (gated) acc[0][j][v] = quick_silu_gated(acc[0][j][v], acc[1][j][v], limit);
+        if (gated) acc[0][j][v] = quick_gated(acc[0][j][v], acc[1][j][v], own_alpha, own_beta, limit);
       }
     }
   }
