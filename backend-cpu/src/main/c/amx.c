@@ -23,7 +23,7 @@ static void configure(int64_t first, int64_t second, int64_t step) {
   c.rows[6] = c.rows[7] = (uint8_t)(step / 2);
   c.rows[0] = c.rows[1] = c.rows[4] = (uint8_t)first;
   if (second) c.rows[2] = c.rows[3] = c.rows[5] = (uint8_t)second;
-  _tile_loadconfig(&c);
+  TILE_CONFIG(c);
 }
 
 // Up to 16 rows: one pass, at the speed of memory.

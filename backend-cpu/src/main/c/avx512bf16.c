@@ -181,8 +181,10 @@ void shrink_avx512bf16(const struct moe_call *c, int64_t segment, int32_t down) 
 int64_t peak_avx512bf16(int64_t rounds) {
   __m512 a[12];
   __m512bh one = (__m512bh)_mm512_set1_epi16(0x3f80);
+#pragma GCC unroll 12
   for (int i = 0; i < 12; i++) a[i] = _mm512_setzero_ps();
   for (int64_t n = 0; n < rounds; n++)
+#pragma GCC unroll 12
     for (int i = 0; i < 12; i++) {
       a[i] = _mm512_dpbf16_ps(a[i], one, one);
       __asm__ volatile("" : "+v"(a[i]));

@@ -81,7 +81,6 @@ static void tile_dp_i8(int c, int a, int b) {
 #undef _tile_zero
 #undef _tile_dpbf16ps
 #undef _tile_dpbssd
-#define _tile_loadconfig(p) tile_configure(p)
 #define _tile_release() memset(&tile_state, 0, sizeof tile_state)
 #define _tile_zero(t) tile_zero(t)
 #define _tile_loadd(t, p, stride) tile_load(t, p, stride)

@@ -2,6 +2,7 @@
  * A stand-in for FlashInfer's fused_moe_<sm> module: its exports, its argument lists, its checks, and its arithmetic, slowly and on
  * the host. Of the argument lists RUN_MOE_ARGS (24, 25, 26, 28) and INIT_ARGS (7, 8, 9) are built.
  */
+#include "checks.h"
 #include "numbers.h"
 #include "standin.h"
 
@@ -11,33 +12,16 @@
 #ifndef INIT_ARGS
 #define INIT_ARGS 9
 #endif
-#ifndef DEVICE_ID
-#define DEVICE_ID 0
-#endif
 
 /* For the tests: what was seen, and what is to go wrong. */
 static _Atomic int64_t calls, bytes_allocated;
 static _Atomic(void*) last_stream;
-static char fail_kind[64], fail_message[256];
 static int64_t last_tactics[2];
 
 EXPORT int64_t standin_calls(void) { return calls; }
 EXPORT void* standin_last_stream(void) { return last_stream; }
 EXPORT int64_t standin_bytes_allocated(void) { return bytes_allocated; }
 EXPORT int64_t standin_last_tactics(void) { return last_tactics[0] * 1000 + last_tactics[1]; }
-EXPORT void standin_fail_next(const char* kind, const char* message) {
-  snprintf(fail_kind, sizeof fail_kind, "%s", kind);
-  snprintf(fail_message, sizeof fail_message, "%s", message);
-}
-
-static int told_to_fail(void) {
-  if (!fail_kind[0]) return 0;
-  char kind[64];
-  strcpy(kind, fail_kind);
-  fail_kind[0] = 0;
-  return fail(kind, "%s", fail_message);
-}
-
 /* The modes that `init` can be asked for. */
 enum Mode { PLAIN, FP8_TENSOR, FP8_BLOCK, MXFP4 };
 
@@ -52,29 +36,6 @@ typedef struct {
 enum { GEMM1_TACTICS = 5, GEMM2_TACTICS = 4 };
 /* The K tile of each tactic, in elements; one that does not divide K reads past the matrix on the real card. */
 static const int64_t TILE_K[GEMM1_TACTICS + GEMM2_TACTICS] = {64, 128, 256, 64, 512, 64, 128, 256, 64};
-
-static int same(DType a, DType b) { return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes; }
-
-static int check_tensor(const char* name, const char* what, const DlTensor* t, DType dtype, int dims, int64_t a, int64_t b, int64_t c) {
-  int64_t wanted[3] = {a, b, c};
-  if (t->device.type != CUDA || t->device.id != DEVICE_ID) {
-    return fail("ValueError", "%s: %s must be on cuda:%d, is on %d:%d", name, what, DEVICE_ID, t->device.type, t->device.id);
-  }
-  if (!same(t->dtype, dtype)) {
-    return fail("ValueError", "%s: %s has dtype %d:%d, expected %d:%d", name, what, t->dtype.code, t->dtype.bits, dtype.code, dtype.bits);
-  }
-  if (t->ndim != dims) return fail("ValueError", "%s: %s must be a %dD tensor, has %d dimensions", name, what, dims, t->ndim);
-  for (int d = 0; d < dims; d++) {
-    if (wanted[d] >= 0 && t->shape[d] != wanted[d]) {
-      return fail("ValueError", "%s: size %d of %s is %ld, expected %ld", name, d, what, (long)t->shape[d], (long)wanted[d]);
-    }
-  }
-  if (!contiguous(t)) return fail("ValueError", "%s: %s must be contiguous", name, what);
-  if (t->byte_offset != 0) return fail("ValueError", "%s: %s has byte offset %lu", name, what, (unsigned long)t->byte_offset);
-  return 0;
-}
-
-static const DlTensor* view(const Any* args, int i) { return args[i].type_index == NONE ? NULL : args[i].p; }
 
 static int64_t workspace_bytes(int64_t rows, int64_t hidden, int64_t inter, int64_t experts, int64_t top_k) {
   return 128 * ((rows * top_k * (hidden + 3 * inter) * 4 + experts * 64) / 128 + 1);

@@ -67,8 +67,8 @@ final class BenchCommand implements Callable<Integer> {
       split = ",",
       description =
           "Weights: bf16, f16, f32, int4, int8 (both with groups of 128), int4-g32, int4-zero (with"
-              + " zero points), fp8 (blocks of 128x128), mxfp4, nvfp4; on a GPU one of them, not f16"
-              + " or f32.")
+              + " zero points), fp8 (blocks of 128x128), mxfp4, nvfp4, fp8-tensor (activations too;"
+              + " on a GPU only); on a GPU one of them, not f16 or f32.")
   private List<String> dtypes = new ArrayList<>();
 
   @Option(
@@ -191,7 +191,8 @@ final class BenchCommand implements Callable<Integer> {
       if (measured == 0) {
         throw new CliException(ExitCode.DEVICE, "Nothing fits the memory; try --shape tiny.");
       }
-      report = bench.report(Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine(), peers);
+      report =
+          bench.report(Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine(), peers);
     }
     write(report);
     return ExitCode.OK;
@@ -354,6 +355,10 @@ final class BenchCommand implements Callable<Integer> {
     }
     for (BenchShape s : of.isEmpty() ? BenchShape.KNOWN.subList(0, 3) : of) {
       for (BenchWeights t : types.isEmpty() ? List.of(BenchWeights.BF16) : types) {
+        if (t.quantizedActivations()) {
+          throw CliException.usage(
+              "--dtype is " + t.text() + ", whose activations are quantised: --device cuda only");
+        }
         lines.add(new Line(s, t));
       }
     }
@@ -368,16 +373,6 @@ final class BenchCommand implements Callable<Integer> {
                     + text
                     + "\"; accepted are "
                     + String.join(", ", BenchWeights.texts())));
-  }
-
-  static DType dtype(String text) {
-    return switch (text.toLowerCase(java.util.Locale.ROOT)) {
-      case "bf16" -> DType.BF16;
-      case "f16" -> DType.F16;
-      case "f32" -> DType.F32;
-      default ->
-          throw CliException.usage("--dtype is \"" + text + "\"; accepted are bf16, f16, f32");
-    };
   }
 
   private static List<BenchReport.Fact> machine() {

@@ -24,10 +24,10 @@ final class Candidates {
     }
   }
 
-  /** Dtypes of random weights that moe tune takes. */
-  static final class Dtypes extends Fixed {
-    Dtypes() {
-      super(List.of("bf16", "f16"));
+  /** What the experts of random layers that moe tune takes are stored as. */
+  static final class TuneDtypes extends Fixed {
+    TuneDtypes() {
+      super(TuneCommand.dtypes());
     }
   }
 

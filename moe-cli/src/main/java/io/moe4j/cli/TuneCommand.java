@@ -1,7 +1,5 @@
 package io.moe4j.cli;
 
-import static java.util.Locale.ROOT;
-
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
@@ -12,6 +10,7 @@ import io.moe4j.api.spi.TunableBackend;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.cli.bench.BenchShape;
+import io.moe4j.cli.bench.BenchWeights;
 import io.moe4j.cli.bench.DeviceBench;
 import io.moe4j.cli.bench.DeviceTuning;
 import io.moe4j.oracle.Candidate;
@@ -89,9 +88,11 @@ final class TuneCommand implements Callable<Integer> {
   @Option(
       names = "--dtype",
       paramLabel = "DTYPE",
-      completionCandidates = Candidates.Dtypes.class,
+      completionCandidates = Candidates.TuneDtypes.class,
       split = ",",
-      description = "Random weights: bf16 or f16. Default: bf16.")
+      description =
+          "Random weights, as moe bench takes them but f32; what the backend has no kernels for is"
+              + " refused. Default: bf16.")
   private List<String> dtypes = new ArrayList<>();
 
   @Option(
@@ -317,6 +318,11 @@ final class TuneCommand implements Callable<Integer> {
     return OutputTarget.resolve(output == null ? "the file of tuned choices" : "--output", file);
   }
 
+  /** {@return what random experts can be stored as: what GPU backends have kernels for} */
+  static List<String> dtypes() {
+    return BenchWeights.texts().stream().filter(t -> !t.equals(BenchWeights.F32.text())).toList();
+  }
+
   private List<DeviceTuning.Layer> randomLayers() {
     if (layer != null) {
       throw CliException.usage("--layer goes with --model DIR");
@@ -325,20 +331,26 @@ final class TuneCommand implements Callable<Integer> {
     for (String text : shapes.isEmpty() ? List.of(BenchShape.DEVICE.getFirst().name()) : shapes) {
       BenchShape s = BenchCommand.shape(text);
       for (String name : dtypes.isEmpty() ? List.of("bf16") : dtypes) {
-        DType dtype = BenchCommand.dtype(name);
-        if (dtype != DType.BF16 && dtype != DType.F16) {
-          throw CliException.usage("--dtype is \"" + name + "\"; moe tune takes bf16 and f16");
-        }
+        BenchWeights kind =
+            BenchWeights.of(name)
+                .filter(w -> dtypes().contains(w.text()))
+                .orElseThrow(() ->
+                    CliException.usage(
+                        "--dtype is \""
+                            + name
+                            + "\"; accepted are "
+                            + String.join(", ", dtypes())));
+        DType dtype = kind.dtype();
         MoeConfig config =
             MoeConfig.builder(s.hiddenSize(), s.intermediateSize(), s.numExperts(), s.topK())
                 .inputDtype(dtype)
                 .weightDtype(dtype)
+                .quantScheme(kind.scheme())
+                .quantizedActivations(kind.quantizedActivations())
                 .build();
         all.add(
             new DeviceTuning.Layer(
-                s.name() + (dtype == DType.BF16 ? "" : " " + name.toLowerCase(ROOT)),
-                config,
-                null));
+                s.name() + (kind == BenchWeights.BF16 ? "" : " " + kind.text()), config, null));
       }
     }
     return all;

@@ -56,7 +56,7 @@ final class TuneCommandTest {
         "--rank 2000 | --rank is 2000, must be 1..1016",
         "--limit 0 | --limit is 0, must be at least 1 second",
         "--shape fancy | --shape is \"fancy\"; known are olmoe",
-        "--dtype f32 | --dtype is \"f32\"; moe tune takes bf16 and f16",
+        "--dtype f32 | --dtype is \"f32\"; accepted are bf16, f16, int4, int4-g32, int4-zero, int8, fp8, fp8-tensor, mxfp4, nvfp4",
         "--layer 3 | --layer goes with --model DIR",
         "--model . --shape tiny | --model brings its own sizes and dtype",
         "--backend cpu | --backend is \"cpu\", which has nothing to tune; what can be tuned: flashinfer-cutlass, triton",

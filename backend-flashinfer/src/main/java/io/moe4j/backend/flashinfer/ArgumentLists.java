@@ -14,16 +14,18 @@ import java.util.stream.Stream;
  * <tr><th>FlashInfer</th><th>init</th><th>run_moe</th><th>workspace and tactics of fused_moe</th>
  *   <th>trtllm_bf16_moe</th></tr>
  * <tr><td>0.6.0 to 0.6.7</td><td>7</td><td>24</td><td>memory by the allocator</td><td>refused</td></tr>
- * <tr><td>0.6.8 to 0.6.12</td><td>7</td><td>25</td><td>the same</td><td>refused</td></tr>
- * <tr><td>0.6.13, 0.6.14</td><td>7</td><td>25</td><td>the same</td><td>29</td></tr>
- * <tr><td>0.6.15</td><td>8</td><td>25</td><td>the same</td><td>29</td></tr>
- * <tr><td>0.6.16, 0.6.17</td><td>8 or 9</td><td>26</td><td>given; valid tactics where init has 9</td><td>29</td></tr>
+ * <tr><td>0.6.8 to 0.6.14</td><td>7</td><td>25</td><td>the same</td><td>refused</td></tr>
+ * <tr><td>0.6.15</td><td>8</td><td>25</td><td>the same</td><td>refused</td></tr>
+ * <tr><td>0.6.16, 0.6.17</td><td>8 or 9</td><td>26</td><td>given; valid tactics where init has 9</td><td>refused</td></tr>
  * <tr><td>0.6.18</td><td>9</td><td>26 or 28</td><td>given; valid tactics</td><td>33</td></tr>
  * </table>
  */
 final class ArgumentLists {
   static final int FIRST_PATCH = 0;
   static final int LAST_PATCH = 18;
+
+  /** Before it, {@code trtllm_bf16_moe} takes no ids and weights apart, which LoRA needs. */
+  static final int TRTLLM_FIRST_PATCH = 18;
 
   private static final Signature INIT_7 =
       Signature.of(
@@ -51,30 +53,17 @@ final class ArgumentLists {
   private static final Signature RUN_MOE_28 =
       RUN_MOE_26.with("situ_beta:T? situ_linear_beta:T?", "swiglu_limit");
 
-  private static final Signature TRTLLM_BF16_29 =
+  private static final Signature TRTLLM_BF16_33 =
       Signature.of(
           "trtllm_bf16_moe",
           """
-          routing_logits:T? routing_bias:T? expert_indices:T expert_weights:T hidden_states:T
+          routing_input_mode:i routing_logits:T? routing_bias:T? expert_indices:T expert_weights:T hidden_states:T
           gemm1_weights:T gemm2_weights:T gemm1_lora_delta:T? gemm1_alpha:T? gemm1_beta:T?
           gemm1_clamp_limit:T? output:T num_experts:i top_k:i n_group:i? topk_group:i?
           intermediate_size:i local_expert_offset:i local_num_experts:i routed_scaling_factor:f?
           routing_method_type:i use_shuffled_weight:b weight_layout:i do_finalize:b enable_pdl:b
           moe_tactic:i[] activation_type:i norm_topk_prob:b routing_replay_out:T?
-          """);
-  private static final Signature TRTLLM_BF16_33 =
-      TRTLLM_BF16_29
-          .withFirst("routing_input_mode:i")
-          .withLast("da_routing_metadata:T[] da_body_workspace:T[] is_da_body_preparation:b");
-
-  /** Takes raw type numbers of its own; of 0.6.13 and later. */
-  static final Signature TRTLLM_CONFIGS =
-      Signature.of(
-          "trtllm_get_valid_moe_configs",
-          """
-          dtype_act:i dtype_weights:i fp8_quantization_type:i top_k:i hidden_size:i
-          intermediate_size:i num_local_experts:i act_type:i use_shuffled_weight:b weight_layout:i
-          use_per_token_scaling:b num_tokens:i has_gemm1_lora_delta:b
+          da_routing_metadata:T[] da_body_workspace:T[] is_da_body_preparation:b
           """);
 
   static final Signature WORKSPACE_SIZE =
@@ -102,10 +91,9 @@ final class ArgumentLists {
   private static final List<Row> ROWS =
       List.of(
           new Row(0, 7, INIT_7, RUN_MOE_24),
-          new Row(8, 12, INIT_7, RUN_MOE_25),
-          new Row(13, 14, INIT_7, RUN_MOE_25, TRTLLM_BF16_29),
-          new Row(15, 15, INIT_8, RUN_MOE_25, TRTLLM_BF16_29),
-          new Row(16, 17, INIT_8, INIT_9, RUN_MOE_26, TRTLLM_BF16_29),
+          new Row(8, 14, INIT_7, RUN_MOE_25),
+          new Row(15, 15, INIT_8, RUN_MOE_25),
+          new Row(16, 17, INIT_8, INIT_9, RUN_MOE_26),
           new Row(18, 18, INIT_9, RUN_MOE_26, RUN_MOE_28, TRTLLM_BF16_33));
 
   private ArgumentLists() {}

@@ -1,15 +1,19 @@
 package io.moe4j.backend.flashinfer;
 
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.Kernel;
 import io.moe4j.cuda.KernelLibrary;
 import io.moe4j.cuda.ops.ElementwiseKernels;
+import io.moe4j.cuda.ops.TopkKernel;
 import java.util.EnumMap;
 import java.util.Map;
+import org.jspecify.annotations.Nullable;
 
 /** What stands between a layer's tensors and FlashInfer's, as kernels of ours. */
 interface CardKernels {
@@ -32,6 +36,74 @@ interface CardKernels {
    */
   void quantize(Tensor in, Tensor out, Tensor scale, DeviceStream stream);
 
+  /**
+   * Rows of BF16 from one form into another.
+   *
+   * @param in {@code [R, blocks * w]}, null = zeros
+   * @param map int32, the input's row for each of the output's, -1 = zeros; null = the same row
+   * @param out {@code [P, blocks * v]}, overwritten: of each block the first columns, zeros where
+   *     the input has fewer
+   * @param blocks of a row
+   * @param swapped whether blocks come in the opposite order
+   */
+  record Rows(@Nullable Tensor in, @Nullable Tensor map, Tensor out, int blocks, boolean swapped) {
+    /** {@return a copy into another width} */
+    static Rows resized(Tensor in, Tensor out) {
+      return new Rows(in, null, out, 1, false);
+    }
+
+    /** {@return zeros} */
+    static Rows zeros(Tensor out) {
+      return new Rows(null, null, out, 1, false);
+    }
+
+    /** {@return rows from elsewhere} */
+    static Rows fetched(Tensor in, Tensor map, Tensor out) {
+      return new Rows(in, map, out, 1, false);
+    }
+  }
+
+  /**
+   * Copies rows.
+   *
+   * @param rows what where
+   * @param stream where to run
+   */
+  void rows(Rows rows, DeviceStream stream);
+
+  /** From router logits to ids and weights. */
+  interface Router {
+    /**
+     * Routes.
+     *
+     * @param logits F32 {@code [T, E]}
+     * @param correctionBias F32 {@code [E]}, or null
+     * @param ids int32 {@code [T, K]}, overwritten
+     * @param weights F32 {@code [T, K]}, overwritten
+     * @param stream where to run
+     */
+    void route(
+        Tensor logits,
+        @Nullable Tensor correctionBias,
+        Tensor ids,
+        Tensor weights,
+        DeviceStream stream);
+  }
+
+  /** {@return the router of a layer} */
+  Router router(RoutingConfig routing, int numExperts, int topK);
+
+  /**
+   * The weighted sum over k, in f32.
+   *
+   * @param y BF16 {@code [T * K, H]}, in the order of the pairs
+   * @param routing ids, weights, map; pairs without a local expert add nothing
+   * @param experts local ones
+   * @param out {@code [T, H]}, overwritten
+   * @param stream where to run
+   */
+  void combine(Tensor y, ExpertRouting routing, int experts, Tensor out, DeviceStream stream);
+
   /** {@return the kernels of a CUDA device, loaded} */
   static CardKernels of(Device device) {
     return new OnCuda(CudaDevice.of(device));
@@ -42,11 +114,17 @@ interface CardKernels {
     private static final int THREADS = 256;
     private static final int PER_THREAD = 4;
     private static final int MOST_BLOCKS = 1024;
+    private static final int PACK = 8;
+    private static final int PACK_BYTES = 16;
 
     private final ElementwiseKernels elementwise;
     private final Map<DType, Kernel> quantize = new EnumMap<>(DType.class);
+    private final CudaDevice device;
+    private final Kernel rowsByOne;
+    private final Kernel rowsByEight;
 
     private OnCuda(CudaDevice device) {
+      this.device = device;
       elementwise = new ElementwiseKernels(device);
       KernelLibrary library = KernelLibrary.of(CardKernels.class, "backend-flashinfer-cuda");
       for (Map.Entry<DType, String> type :
@@ -56,6 +134,14 @@ interface CardKernels {
             device.kernel(
                 library, library.select(device.info(), "quantize", Map.of("in", type.getValue()))));
       }
+      rowsByOne = rows(device, library, 1);
+      rowsByEight = rows(device, library, PACK);
+    }
+
+    private static Kernel rows(CudaDevice device, KernelLibrary library, int elements) {
+      return device.kernel(
+          library,
+          library.select(device.info(), "rows", Map.of("elements", Integer.toString(elements))));
     }
 
     @Override
@@ -78,6 +164,41 @@ interface CardKernels {
           .pointer(scale)
           .i64(n)
           .launch(stream, (int) Math.min(MOST_BLOCKS, blocks));
+    }
+
+    @Override
+    public void rows(Rows r, DeviceStream stream) {
+      Tensor in = r.in();
+      Tensor out = r.out();
+      long outWidth = out.size(1) / r.blocks();
+      long inWidth = in == null ? outWidth : in.size(1) / r.blocks();
+      boolean packed =
+          inWidth % PACK == 0
+              && outWidth % PACK == 0
+              && out.deviceAddress() % PACK_BYTES == 0
+              && (in == null || in.deviceAddress() % PACK_BYTES == 0);
+      int elements = packed ? PACK : 1;
+      (packed ? rowsByEight : rowsByOne)
+          .begin()
+          .pointer(in)
+          .pointer(r.map())
+          .pointer(out)
+          .i32(r.blocks())
+          .i32(Math.toIntExact(inWidth / elements))
+          .i32(Math.toIntExact(outWidth / elements))
+          .i32(r.swapped() ? 1 : 0)
+          .launch(stream, Math.toIntExact(out.size(0)));
+    }
+
+    @Override
+    public Router router(RoutingConfig routing, int numExperts, int topK) {
+      return new TopkKernel(device, routing, numExperts, topK)::run;
+    }
+
+    @Override
+    public void combine(
+        Tensor y, ExpertRouting routing, int experts, Tensor out, DeviceStream stream) {
+      elementwise.combine(y, routing, true, 0, experts, out, stream);
     }
   }
 }

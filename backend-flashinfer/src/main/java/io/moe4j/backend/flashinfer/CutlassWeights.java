@@ -330,9 +330,13 @@ final class CutlassWeights implements AutoCloseable {
       try (Arena arena = Arena.ofConfined()) {
         MemorySegment from = tensors.onHost(w.values(), arena).segment();
         MemorySegment coded = arena.allocate(from.byteSize(), 64);
+        byte[] anew = new byte[1 << Byte.SIZE];
+        for (int code = 0; code < anew.length; code++) {
+          anew[code] = E4m3.of(E4m3.value((byte) code) * own / common);
+        }
         for (long i = 0; i < from.byteSize(); i++) {
-          float value = E4m3.value(from.get(ValueLayout.JAVA_BYTE, i)) * own;
-          coded.set(ValueLayout.JAVA_BYTE, i, E4m3.of(value / common));
+          byte code = from.get(ValueLayout.JAVA_BYTE, i);
+          coded.set(ValueLayout.JAVA_BYTE, i, anew[Byte.toUnsignedInt(code)]);
         }
         tensors.copy(Tensor.of(DType.F8_E4M3, coded, w.values().shape()), to);
       }

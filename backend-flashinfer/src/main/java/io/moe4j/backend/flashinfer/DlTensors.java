@@ -8,6 +8,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.backend.flashinfer.ffi.DLDataType;
 import io.moe4j.backend.flashinfer.ffi.DLDevice;
 import io.moe4j.backend.flashinfer.ffi.DLTensor;
+import io.moe4j.backend.flashinfer.ffi.TVMFFIObject;
 import io.moe4j.backend.flashinfer.ffi.TvmFfi;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SegmentAllocator;
@@ -74,6 +75,53 @@ final class DlTensors {
     }
     DLTensor.shape(at, sizes);
     DLTensor.strides(at, sizes.asSlice(Long.BYTES * (long) dims));
+  }
+
+  /**
+   * Our view of a tensor object of TVM-FFI's, valid while the object is open.
+   *
+   * @param object a tensor, in memory of {@code device}
+   * @param device where it must be
+   * @return the tensor, contiguous
+   */
+  static Tensor view(TvmObject object, DeviceId device) {
+    MemorySegment at =
+        object
+            .handle()
+            .reinterpret(TVMFFIObject.sizeof() + DLTensor.sizeof())
+            .asSlice(TVMFFIObject.sizeof());
+    MemorySegment where = DLTensor.device(at);
+    if (DLDevice.device_type(where) != TvmFfi.kDLCUDA()
+        || DLDevice.device_id(where) != device.ordinal()) {
+      throw new IllegalArgumentException(
+          "a tensor on device "
+              + DLDevice.device_type(where)
+              + ":"
+              + DLDevice.device_id(where)
+              + " in a call on "
+              + device);
+    }
+    long[] shape = new long[DLTensor.ndim(at)];
+    MemorySegment sizes = DLTensor.shape(at).reinterpret((long) Long.BYTES * shape.length);
+    for (int d = 0; d < shape.length; d++) {
+      shape[d] = sizes.getAtIndex(ValueLayout.JAVA_LONG, d);
+    }
+    long address = DLTensor.data(at).address() + DLTensor.byte_offset(at);
+    return Tensor.of(
+        dtypeOf(DLTensor.dtype(at)), new DeviceMemory(device, address, byteSize(at)), shape);
+  }
+
+  private static DType dtypeOf(MemorySegment dtype) {
+    int code = Byte.toUnsignedInt(DLDataType.code(dtype));
+    int bits = Byte.toUnsignedInt(DLDataType.bits(dtype));
+    if (code == TvmFfi.kDLBfloat() && bits == DType.BF16.bits()) {
+      return DType.BF16;
+    }
+    if (code == TvmFfi.kDLInt() && bits == DType.I32.bits()) {
+      return DType.I32;
+    }
+    throw new IllegalArgumentException(
+        "FlashInfer answered with a tensor of type " + code + ":" + bits + ", not BF16 or I32");
   }
 
   static void device(MemorySegment at, DeviceId device) {

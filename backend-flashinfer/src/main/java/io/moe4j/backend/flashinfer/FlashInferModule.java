@@ -31,11 +31,14 @@ final class FlashInferModule {
   private final FlashInferLibrary library;
   private final TvmRuntime runtime;
   private final TvmModule module;
+  private final List<Path> cubins;
 
-  private FlashInferModule(FlashInferLibrary library, TvmRuntime runtime, TvmModule module) {
+  private FlashInferModule(
+      FlashInferLibrary library, TvmRuntime runtime, TvmModule module, List<Path> cubins) {
     this.library = library;
     this.runtime = runtime;
     this.module = module;
+    this.cubins = cubins;
   }
 
   /**
@@ -54,10 +57,12 @@ final class FlashInferModule {
         return known;
       }
       TvmRuntime runtime = TvmRuntime.load(library.tvm());
-      loadDependencies(library, places);
+      NativeLibrary loaded = loadDependencies(library, places);
+      List<Path> cubins = Cubins.folders(library, places);
+      Cubins.serve(loaded, cubins);
       try {
         FlashInferModule now =
-            new FlashInferModule(library, runtime, runtime.module(library.module()));
+            new FlashInferModule(library, runtime, runtime.module(library.module()), cubins);
         LOADED.put(library, now);
         LOG.info(
             "FlashInfer {} ({}), apache-tvm-ffi {} ({})",
@@ -73,12 +78,11 @@ final class FlashInferModule {
   }
 
   /** Python finds CUDA's libraries in packages of their own; here they are loaded by name. */
-  private static void loadDependencies(FlashInferLibrary library, SearchPlaces places)
+  private static NativeLibrary loadDependencies(FlashInferLibrary library, SearchPlaces places)
       throws UnavailableException {
     for (int i = 0; ; i++) {
       try {
-        NativeLibrary.tryOut(library.module());
-        return;
+        return NativeLibrary.tryOut(library.module());
       } catch (UnavailableException e) {
         Matcher missing = MISSING.matcher(e.reason());
         Optional<Path> file =
@@ -108,6 +112,11 @@ final class FlashInferModule {
     }
     folders.addAll(places.cuda());
     return folders.stream().map(f -> f.resolve(name)).filter(Files::isRegularFile).findFirst();
+  }
+
+  /** {@return folders that the kernels of the TRTLLM experts are taken from} */
+  List<Path> cubins() {
+    return cubins;
   }
 
   FlashInferLibrary library() {

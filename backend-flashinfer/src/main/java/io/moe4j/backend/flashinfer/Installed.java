@@ -48,6 +48,13 @@ final class Installed {
         .flatMap(c -> FlashInferLibrary.cutlassModule(c).map(name -> module(name, c)));
   }
 
+  /** The module of the TRTLLM experts for a device, empty where FlashInfer has none for it. */
+  Optional<Answer> trtllm(DeviceInfo device) {
+    return device
+        .capability()
+        .flatMap(c -> FlashInferLibrary.trtllmModule(c).map(name -> module(name, c)));
+  }
+
   private Answer look(String name, ComputeCapability capability) {
     try {
       SearchPlaces where = places.get();

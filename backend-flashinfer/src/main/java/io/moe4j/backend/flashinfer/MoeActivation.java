@@ -45,6 +45,11 @@ record MoeActivation(
     };
   }
 
+  /** {@return whether it is SiLU with a gate, with or without parameters} */
+  boolean isSwiglu() {
+    return number == SWIGLU || number == SWIGLU_BIAS;
+  }
+
   private static MoeActivation plain(int number, int firstPatch) {
     return new MoeActivation(number, firstPatch, 1, 0, Float.POSITIVE_INFINITY, false);
   }

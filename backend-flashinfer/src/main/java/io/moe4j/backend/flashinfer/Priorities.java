@@ -47,4 +47,9 @@ final class Priorities {
         ? IN_FRONT
         : BEHIND;
   }
+
+  /** Never run on a card by this project: only where nothing else fits, or by name. */
+  static int trtllm() {
+    return BEHIND;
+  }
 }

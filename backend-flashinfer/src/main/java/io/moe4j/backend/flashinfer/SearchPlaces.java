@@ -24,6 +24,7 @@ import org.jspecify.annotations.Nullable;
  * @param sites folders of Python packages, the preferred one first
  * @param cache FlashInfer's cache of modules compiled on this machine
  * @param cuda folders of CUDA's libraries
+ * @param cubins the folder of the TRTLLM experts' compiled kernels, if the user named one
  */
 record SearchPlaces(
     Optional<Path> given,
@@ -31,7 +32,8 @@ record SearchPlaces(
     Optional<Path> tvm,
     List<Path> sites,
     Optional<Path> cache,
-    List<Path> cuda) {
+    List<Path> cuda,
+    Optional<Path> cubins) {
   /** A module, a folder of modules, or a folder of Python packages. */
   static final String PATH_PROPERTY = "moe4j.flashinfer.path";
 
@@ -43,6 +45,9 @@ record SearchPlaces(
 
   /** The file {@code libtvm_ffi.so}. */
   static final String TVM_PROPERTY = "moe4j.flashinfer.tvm-ffi";
+
+  /** FlashInfer's own variable: the folder of the TRTLLM experts' compiled kernels. */
+  static final String CUBIN_VARIABLE = "FLASHINFER_CUBIN_DIR";
 
   SearchPlaces {
     sites = List.copyOf(sites);
@@ -68,7 +73,8 @@ record SearchPlaces(
         path(properties.apply(TVM_PROPERTY)),
         sites(environment, home),
         base.map(b -> b.resolve(".cache").resolve("flashinfer")),
-        cuda(environment));
+        cuda(environment),
+        path(environment.apply(CUBIN_VARIABLE)));
   }
 
   private static Optional<String> text(@Nullable String text) {

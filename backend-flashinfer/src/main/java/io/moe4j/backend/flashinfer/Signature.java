@@ -107,13 +107,6 @@ record Signature(String function, List<Parameter> parameters) {
     return new Signature(function, all);
   }
 
-  /** The list with more arguments in front. */
-  Signature withFirst(String parameters) {
-    List<Parameter> all = new ArrayList<>(of(function, parameters).parameters);
-    all.addAll(this.parameters);
-    return new Signature(function, all);
-  }
-
   /** The list with more arguments at the end. */
   Signature withLast(String parameters) {
     return with(parameters, this.parameters.getLast().name());

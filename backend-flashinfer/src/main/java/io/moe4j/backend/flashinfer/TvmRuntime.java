@@ -291,17 +291,30 @@ final class TvmRuntime {
     }
   }
 
-  /** An array of objects that a function answered with, each owned by the caller. */
-  List<TvmObject> objects(TvmFunction function, TvmArguments arguments, int type) {
-    try (TvmObject answer =
-        new TvmObject(function.callForObject(arguments, TvmFfi.kTVMFFIArray()))) {
-      TvmObject[] values = new TvmObject[Math.toIntExact(sizeOf(answer))];
-      for (int i = 0; i < values.length; i++) {
-        try (TvmArguments at = new TvmArguments(2)) {
-          values[i] = new TvmObject(arrayGetItem.callForObject(at.object(answer).integer(i), type));
-        }
+  /** An array that a function answered with, owned by the caller. */
+  TvmObject array(TvmFunction function, TvmArguments arguments) {
+    return new TvmObject(function.callForObject(arguments, TvmFfi.kTVMFFIArray()));
+  }
+
+  /**
+   * A tensor of an array, owned by the caller.
+   *
+   * @throws io.moe4j.api.DeviceException if there is none at that place
+   */
+  TvmObject tensorOf(TvmObject array, int index) {
+    long size = sizeOf(array);
+    if (index >= size) {
+      throw new io.moe4j.api.DeviceException(
+          "FlashInfer answered with " + size + " tensors, needed number " + index);
+    }
+    try (TvmArguments at = new TvmArguments(2)) {
+      MemorySegment handle =
+          arrayGetItem.callForObject(at.object(array).integer(index), TvmFfi.kTVMFFITensor());
+      if (handle.address() == 0) {
+        throw new io.moe4j.api.DeviceException(
+            "FlashInfer answered with nothing for tensor " + index);
       }
-      return List.of(values);
+      return new TvmObject(handle);
     }
   }
 }

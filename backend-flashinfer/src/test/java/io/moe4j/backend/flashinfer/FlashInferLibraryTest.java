@@ -36,7 +36,8 @@ class FlashInferLibraryTest {
     SearchPlaces all = SearchPlaces.of(properties::get, environment::get);
     // What is installed on the machine that runs the tests is none of their business.
     List<Path> sites = all.sites().stream().filter(s -> s.startsWith(temp)).toList();
-    return new SearchPlaces(all.given(), all.version(), all.tvm(), sites, all.cache(), all.cuda());
+    return new SearchPlaces(
+        all.given(), all.version(), all.tvm(), sites, all.cache(), all.cuda(), all.cubins());
   }
 
   private FlashInferLibrary find() throws UnavailableException {
@@ -241,7 +242,8 @@ class FlashInferLibraryTest {
             Optional.empty(),
             List.of(),
             Optional.empty(),
-            List.of(needed()));
+            List.of(needed()),
+            Optional.empty());
     assertThat(FlashInferModule.load(other, with).library()).isEqualTo(other);
   }
 

@@ -1,8 +1,11 @@
 package io.moe4j.backend.flashinfer;
 
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.reference.ReferenceRouting;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 
@@ -30,6 +33,75 @@ final class HostKernels implements CardKernels {
     float s = read(HostCuda.bytes(scale), DType.F32, 0);
     for (long i = 0; i < in.elementCount(); i++) {
       to.set(ValueLayout.JAVA_BYTE, i, E4m3.of(read(from, in.dtype(), i) / s));
+    }
+  }
+
+  @Override
+  public void rows(Rows r, DeviceStream stream) {
+    MemorySegment to = HostCuda.bytes(r.out());
+    int blocks = r.blocks();
+    long outWidth = r.out().size(1) / blocks;
+    Tensor in = r.in();
+    Tensor map = r.map();
+    long inWidth = in == null ? 0 : in.size(1) / blocks;
+    for (long row = 0; row < r.out().size(0); row++) {
+      long from = map == null ? row : HostCuda.bytes(map).getAtIndex(ValueLayout.JAVA_INT, row);
+      for (int b = 0; b < blocks; b++) {
+        for (long x = 0; x < outWidth; x++) {
+          short v = 0;
+          if (in != null && from >= 0 && x < inWidth) {
+            int block = r.swapped() ? blocks - 1 - b : b;
+            v =
+                HostCuda.bytes(in)
+                    .getAtIndex(
+                        ValueLayout.JAVA_SHORT_UNALIGNED, (from * blocks + block) * inWidth + x);
+          }
+          to.setAtIndex(ValueLayout.JAVA_SHORT_UNALIGNED, (row * blocks + b) * outWidth + x, v);
+        }
+      }
+    }
+  }
+
+  @Override
+  public Router router(RoutingConfig routing, int numExperts, int topK) {
+    return (logits, bias, ids, weights, stream) -> {
+      int[] chosen = new int[topK];
+      double[] shares = new double[topK];
+      Tensor all = HostCuda.onHost(logits);
+      double[] correction = bias == null ? null : HostCuda.onHost(bias).toDoubles();
+      for (long t = 0; t < logits.size(0); t++) {
+        ReferenceRouting.route(routing, all.select(0, t).toDoubles(), correction, chosen, shares);
+        for (int k = 0; k < topK; k++) {
+          HostCuda.onHost(ids).set(chosen[k], t, k);
+          HostCuda.onHost(weights).set(shares[k], t, k);
+        }
+      }
+    };
+  }
+
+  @Override
+  public void combine(
+      Tensor y, ExpertRouting routing, int experts, Tensor out, DeviceStream stream) {
+    Tensor ids = HostCuda.onHost(routing.topkIds());
+    Tensor weights = HostCuda.onHost(routing.topkWeights());
+    Tensor map = routing.expertMap();
+    MemorySegment rows = HostCuda.bytes(y);
+    Tensor sums = HostCuda.onHost(out);
+    long width = out.size(1);
+    for (long t = 0; t < out.size(0); t++) {
+      for (long h = 0; h < width; h++) {
+        float sum = 0;
+        for (long k = 0; k < ids.size(1); k++) {
+          int id = (int) ids.get(t, k);
+          long local = map == null ? id : HostCuda.bytes(map).getAtIndex(ValueLayout.JAVA_INT, id);
+          if (local >= 0 && local < experts) {
+            sum +=
+                (float) weights.get(t, k)
+                    * read(rows, y.dtype(), (t * ids.size(1) + k) * width + h);
+          }
+        }
+        sums.set(sum, t, h);
+      }
     }
   }
 

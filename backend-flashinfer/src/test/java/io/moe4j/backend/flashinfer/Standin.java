@@ -108,6 +108,20 @@ final class Standin {
     return build("moe", "fused_moe_90.so", "moe.c");
   }
 
+  static Path trtllm() {
+    return build("trtllm", "fused_moe_trtllm_sm100.so", "trtllm.c");
+  }
+
+  /** The TRTLLM experts over the stand-in of today's FlashInfer. */
+  static FlashInferTrtllmBackend trtllmBackend() {
+    return new FlashInferTrtllmBackend(installed(trtllm(), "0.6.18"), _ -> new HostKernels());
+  }
+
+  /** The folder that kernels of the TRTLLM experts are taken from. */
+  static Path cubins() {
+    return SOURCES.resolve("cubins");
+  }
+
   /** What a process has of FlashInfer when the stand-in is all there is. */
   static Installed installed(Path module, String version) {
     return new Installed(() ->
@@ -117,7 +131,8 @@ final class Standin {
             Optional.of(tvm()),
             List.of(),
             Optional.empty(),
-            List.of()));
+            List.of(),
+            Optional.of(cubins())));
   }
 
   /** The CUTLASS experts over the stand-in of today's FlashInfer. */
@@ -130,6 +145,7 @@ final class Standin {
     private final NativeLibrary library;
 
     Controls(Path path) {
+      TvmRuntime _ = runtime(); // whose symbols the modules need
       try {
         library = NativeLibrary.load(path);
       } catch (UnavailableException e) {

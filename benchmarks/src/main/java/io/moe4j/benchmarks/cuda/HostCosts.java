@@ -29,10 +29,11 @@ import java.util.Random;
 
 /**
  * What one forward of one token costs the calling thread, launches enqueued but not waited for: an
- * eager one, and the replay of a captured one, without and with LoRA. Microseconds, medians.
+ * eager one, and the replay of a captured one, without LoRA and, on {@code triton}, with it.
+ * Microseconds, medians.
  *
  * <pre>
- * java -cp ... io.moe4j.benchmarks.cuda.HostCosts
+ * java -cp ... io.moe4j.benchmarks.cuda.HostCosts [BACKEND]
  * </pre>
  */
 public final class HostCosts {
@@ -48,7 +49,7 @@ public final class HostCosts {
   /**
    * Prints the figures.
    *
-   * @param args none
+   * @param args a backend's name; none = {@code triton}
    */
   @SuppressWarnings("SystemOut") // a command
   public static void main(String[] args) {
@@ -57,31 +58,37 @@ public final class HostCosts {
       System.out.println("no CUDA device: " + probe.absent());
       return;
     }
-    MoeConfig config =
+    String backend = args.length == 0 ? "triton" : args[0];
+    MoeConfig base =
         MoeConfig.builder(HIDDEN, INTERMEDIATE, EXPERTS, TOP_K)
             .inputDtype(DType.BF16)
             .weightDtype(DType.BF16)
             .maxTokens(16)
-            .lora(new LoraConfig(4, RANK))
             .build();
+    boolean adapters = backend.equals("triton");
+    MoeConfig config = adapters ? base.toBuilder().lora(new LoraConfig(4, RANK)).build() : base;
     try (CudaDevice device = new CudaDeviceProvider().open(0);
         MoeLayer layer =
-            MoeLayer.builder(config, weights()).backend("triton").device(device).build();
-        AdapterRegistry registry =
-            AdapterRegistry.builder(Map.of(0, config)).device(device).build();
+            MoeLayer.builder(config, weights()).backend(backend).device(device).build();
         CudaStream stream = device.newStream();
         MoeSession session = layer.newSession(16);
         DeviceBuffer inBuffer = device.allocate(2L * HIDDEN);
         DeviceBuffer outBuffer = device.allocate(2L * HIDDEN)) {
-      registry.load(new LoraAdapter("a", Map.of(0, adapter())));
-      System.out.println(device + ", one token, on the host");
-      try (AdapterBatch batch = registry.batch(List.of("a"))) {
-        Tensor in = inBuffer.tensor(DType.BF16, 1, HIDDEN);
-        device.copy(bf16(1, HIDDEN), in, stream);
-        MoeForward base = MoeForward.of(in, outBuffer.tensor(DType.BF16, 1, HIDDEN));
-        MoeForward lora = base.withLora(batch.context(0));
-        measure(device, stream, "base", () -> session.forward(base, stream));
-        measure(device, stream, "with LoRA", () -> session.forward(lora, stream));
+      System.out.println(device + ", " + backend + ", one token, on the host");
+      Tensor in = inBuffer.tensor(DType.BF16, 1, HIDDEN);
+      device.copy(bf16(1, HIDDEN), in, stream);
+      MoeForward forward = MoeForward.of(in, outBuffer.tensor(DType.BF16, 1, HIDDEN));
+      measure(device, stream, "base", () -> session.forward(forward, stream));
+      if (!adapters) {
+        return;
+      }
+      try (AdapterRegistry registry =
+          AdapterRegistry.builder(Map.of(0, config)).device(device).build()) {
+        registry.load(new LoraAdapter("a", Map.of(0, adapter())));
+        try (AdapterBatch batch = registry.batch(List.of("a"))) {
+          MoeForward lora = forward.withLora(batch.context(0));
+          measure(device, stream, "with LoRA", () -> session.forward(lora, stream));
+        }
       }
     }
   }

@@ -1,5 +1,6 @@
 package io.moe4j.cli.bench;
 
+import io.moe4j.api.config.ActivationQuant;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.tensor.DType;
 import java.util.Arrays;
@@ -28,6 +29,13 @@ public enum BenchWeights {
   INT8(DType.BF16, QuantScheme.int8(128)),
   /** 8-bit floats, a scale for 128 x 128. */
   FP8(DType.BF16, QuantScheme.FP8_BLOCK),
+  /** 8-bit floats, a scale for a matrix, activations by scales of the checkpoint. */
+  FP8_TENSOR(
+      DType.BF16,
+      QuantScheme.builder(QuantScheme.Format.FP8)
+          .perTensor()
+          .activations(ActivationQuant.FP8_STATIC)
+          .build()),
   /** OCP MXFP4. */
   MXFP4(DType.BF16, QuantScheme.MXFP4),
   /** NVFP4. */
@@ -62,13 +70,27 @@ public enum BenchWeights {
         .findFirst();
   }
 
+  /**
+   * {@return what a scheme is stored as here; empty if there is none}
+   *
+   * @param scheme not {@link QuantScheme#NONE}
+   */
+  static Optional<BenchWeights> of(QuantScheme scheme) {
+    return Arrays.stream(values()).filter(w -> w.scheme.equals(scheme)).findFirst();
+  }
+
+  /** {@return whether activations are quantised as well: kernels of GPU backends only} */
+  public boolean quantizedActivations() {
+    return scheme.activations() != ActivationQuant.NONE;
+  }
+
   /** {@return dtype of hidden states, router and adapters, and of plain experts} */
   public DType dtype() {
     return dtype;
   }
 
   /** {@return how experts are quantised} */
-  QuantScheme scheme() {
+  public QuantScheme scheme() {
     return scheme;
   }
 
@@ -93,7 +115,7 @@ public enum BenchWeights {
     return switch (scheme.scaleFormat()) {
       case E8M0 -> DType.F8_E8M0;
       case E4M3 -> DType.F8_E4M3;
-      case FLOAT -> scheme.scaleRows() > 1 ? DType.F32 : DType.BF16;
+      case FLOAT -> scheme.format() == QuantScheme.Format.FP8 ? DType.F32 : DType.BF16;
     };
   }
 }

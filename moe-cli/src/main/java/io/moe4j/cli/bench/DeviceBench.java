@@ -154,6 +154,7 @@ public final class DeviceBench implements AutoCloseable {
             .inputDtype(DType.BF16)
             .weightDtype(DType.BF16)
             .quantScheme(weights.scheme())
+            .quantizedActivations(weights.quantizedActivations())
             .maxTokens(maxTokens);
     return lora.adapters() > 0
         ? b.lora(new LoraConfig(lora.adapters(), lora.rank())).build()

@@ -30,6 +30,7 @@ final class DeviceModel implements AutoCloseable {
   private static final int BLOCK = 1 << 23;
   private static final int UNIT_BLOCK = 1 << 20;
   private static final double SPREAD = 0.02;
+  private static final float INPUT_SCALE = 0.02f;
 
   private final BenchShape shape;
   private final Device device;
@@ -180,7 +181,7 @@ final class DeviceModel implements AutoCloseable {
       return host;
     }
     for (int n = 0; n < UNIT_BLOCK; n++) {
-      host.set(middle * (0.5 + random.nextDouble()), n);
+      host.set(kind.quantizedActivations() ? middle : middle * (0.5 + random.nextDouble()), n);
     }
     return host;
   }
@@ -207,6 +208,10 @@ final class DeviceModel implements AutoCloseable {
     if (kind.scales() == DType.F8_E4M3) {
       float global = (float) (SPREAD / deviation(scheme));
       b.globalScale(put(Tensor.ofFloats(new float[] {global}, 1)), false);
+    }
+    if (kind.quantizedActivations()) {
+      // Hidden states of mean square 1, and what an activation makes of them, fit in 448 of these.
+      b.inputScale(put(Tensor.ofFloats(new float[] {INPUT_SCALE}, 1)));
     }
     if (!scheme.symmetric()) {
       long[] shape = Packing.WORDS_ALONG_OUT.shape(out, own.size(1), scheme.bits());

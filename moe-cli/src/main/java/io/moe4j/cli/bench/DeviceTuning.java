@@ -2,6 +2,7 @@ package io.moe4j.cli.bench;
 
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.SlotsKey;
@@ -32,8 +33,8 @@ public final class DeviceTuning {
    * A layer to tune.
    *
    * @param name as tables show it
-   * @param config in a 16-bit dtype or MXFP4, without LoRA
-   * @param weights of the experts; null = random ones of the config's sizes, in its dtype
+   * @param config without LoRA, hidden states in 16 bits
+   * @param weights of the experts; null = random ones of the config's sizes, as it stores them
    */
   public record Layer(String name, MoeConfig config, @Nullable ExpertWeights weights) {}
 
@@ -120,7 +121,7 @@ public final class DeviceTuning {
     }
     DType dtype = config.weightDtype();
     try (DeviceModel model = new DeviceModel(shape, device, dtype, config.activation().isGated())) {
-      ExpertWeights weights = layer.weights() != null ? layer.weights() : model.experts();
+      ExpertWeights weights = layer.weights() != null ? layer.weights() : random(model, config);
       for (DeviceBench.Lora lora : grid) {
         tooLarge = tooLarge(layer, shape, lora);
         if (tooLarge != null) {
@@ -131,6 +132,13 @@ public final class DeviceTuning {
       }
     }
     return true;
+  }
+
+  private static ExpertWeights random(DeviceModel model, MoeConfig config) {
+    QuantScheme scheme = config.uniformScheme().orElse(QuantScheme.NONE);
+    return scheme.isNone()
+        ? model.experts()
+        : model.weights(BenchWeights.of(scheme).orElseThrow()).experts();
   }
 
   private boolean run(

@@ -1,0 +1,202 @@
+package io.moe4j.backend.flashinfer;
+
+import io.moe4j.api.DeviceException;
+import io.moe4j.api.platform.DeviceId;
+import io.moe4j.api.tensor.Tensor;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * {@code trtllm_bf16_moe}: sort of the pairs, both products, activation, weighted sum. Routing is
+ * given as ids and weights, because deltas of the first product must be there before the call and
+ * the ids before them; so a token gets the same experts with adapters and without. Safe for several
+ * threads.
+ */
+final class TrtllmRunner implements AutoCloseable {
+  static final String FUNCTION = "trtllm_bf16_moe";
+
+  /** Ids and weights in tensors of their own, in FlashInfer's numbers. */
+  private static final int SEPARATE_IDS = 2;
+
+  /** Weights as they are given. */
+  private static final int TOPK = 5;
+
+  /** {@code [E, K / 64, M, 64]}: blocks of 128 bytes of a row. */
+  private static final int BLOCK_MAJOR_K = 2;
+
+  private static final int SWIGLU = 3;
+
+  private final FlashInferModule module;
+  private final FlashInferModule.Bound run;
+  private final TvmObject anyTactic;
+  private final TvmObject none;
+
+  TrtllmRunner(FlashInferModule module) {
+    this.module = module;
+    try {
+      run = module.bind(module.function(FUNCTION), FUNCTION);
+    } catch (UnavailableException e) {
+      throw new DeviceException(e.reason(), e);
+    }
+    anyTactic = module.runtime().integers(-1, -1);
+    none = module.runtime().tensors(java.util.List.of());
+  }
+
+  /**
+   * What stays the same from call to call.
+   *
+   * @param w13 {@code [E, H / 64, 2I, 64]}, see {@link TrtllmWeights}
+   * @param w2 {@code [E, I / 64, H, 64]}
+   * @param alpha F32, one number an expert, or null
+   * @param beta likewise
+   * @param limit likewise
+   * @param block this rank's experts
+   * @param topK experts a token
+   */
+  record Layer(
+      Tensor w13,
+      Tensor w2,
+      @Nullable Tensor alpha,
+      @Nullable Tensor beta,
+      @Nullable Tensor limit,
+      ExpertBlock block,
+      int topK) {}
+
+  /**
+   * One forward's tensors.
+   *
+   * @param hidden BF16 {@code [T, H]}
+   * @param ids int32 {@code [T, K]}, global
+   * @param weights F32 {@code [T, K]}
+   * @param output BF16 {@code [T, H]}, overwritten where the sum is asked for
+   */
+  record Forward(Tensor hidden, Tensor ids, Tensor weights, Tensor output) {}
+
+  /** Enqueues a forward up to the weighted sum; to be called inside a {@link TvmCall}. */
+  void run(Forward f, Layer layer) {
+    try {
+      run.call(arguments(f, layer, null, true));
+    } catch (DeviceException e) {
+      throw explained(e);
+    }
+  }
+
+  /**
+   * Enqueues a forward without the weighted sum; to be called inside a {@link TvmCall}.
+   *
+   * @param delta BF16 {@code [T, K, 2I]}, added before the activation: up, then gate
+   * @return what the products wrote, to be closed once everything that reads it is enqueued
+   */
+  Pairs runPairs(Forward f, Layer layer, Tensor delta) {
+    try (TvmArguments a = arguments(f, layer, delta, false).inOrderOf(run.signature())) {
+      return new Pairs(module.runtime().array(run.function(), a), f.hidden().memory());
+    } catch (DeviceException e) {
+      throw explained(e);
+    }
+  }
+
+  /** With the reason why a kernel was missing, where that is behind it. */
+  private static DeviceException explained(DeviceException e) {
+    String missing = Cubins.takeFailure();
+    return missing == null ? e : new DeviceException(e.getMessage() + "; " + missing, e);
+  }
+
+  /** The rows of a forward without its weighted sum, in an order of FlashInfer's. */
+  final class Pairs implements AutoCloseable {
+    /** What comes back: the second product, weights (which were given), places, activations. */
+    private static final int PRODUCT = 0;
+
+    private static final int PLACES = 2;
+    private static final int ACTIVATIONS = 3;
+
+    private final TvmObject array;
+    private final DeviceId device;
+    private final TvmObject product;
+    private final TvmObject places;
+    private final TvmObject activations;
+
+    private Pairs(TvmObject array, io.moe4j.api.tensor.Memory near) {
+      this.array = array;
+      this.device = ((io.moe4j.api.tensor.DeviceMemory) near).device();
+      TvmObject[] got = new TvmObject[ACTIVATIONS + 1];
+      try {
+        for (int i : new int[] {PRODUCT, PLACES, ACTIVATIONS}) {
+          got[i] = module.runtime().tensorOf(array, i);
+        }
+      } catch (RuntimeException | Error e) {
+        for (TvmObject g : got) {
+          if (g != null) {
+            g.close();
+          }
+        }
+        array.close();
+        throw e;
+      }
+      product = got[PRODUCT];
+      places = got[PLACES];
+      activations = got[ACTIVATIONS];
+    }
+
+    /** {@return BF16 {@code [rows, H]}, unweighted} */
+    Tensor product() {
+      return DlTensors.view(product, device);
+    }
+
+    /** {@return int32 {@code [T * K]}, the row of each pair, -1 = its expert is not here} */
+    Tensor places() {
+      return DlTensors.view(places, device);
+    }
+
+    /** {@return BF16 {@code [rows, I]}, what the second product read} */
+    Tensor activations() {
+      return DlTensors.view(activations, device);
+    }
+
+    @Override
+    public void close() {
+      product.close();
+      places.close();
+      activations.close();
+      array.close();
+    }
+  }
+
+  private NamedArguments arguments(
+      Forward f, Layer layer, @Nullable Tensor delta, boolean weightedSum) {
+    ExpertBlock block = layer.block();
+    return new NamedArguments()
+        .integer("routing_input_mode", SEPARATE_IDS)
+        .tensor("expert_indices", f.ids())
+        .tensor("expert_weights", f.weights())
+        .tensor("hidden_states", f.hidden())
+        .tensor("gemm1_weights", layer.w13())
+        .tensor("gemm2_weights", layer.w2())
+        .tensor("gemm1_lora_delta", delta)
+        .tensor("gemm1_alpha", layer.alpha())
+        .tensor("gemm1_beta", layer.beta())
+        .tensor("gemm1_clamp_limit", layer.limit())
+        .tensor("output", f.output())
+        .integer("num_experts", (long) block.local() * block.ranks())
+        .integer("top_k", layer.topK())
+        .integer("intermediate_size", layer.w13().size(2) / 2)
+        .integer("local_expert_offset", (long) block.local() * block.rank())
+        .integer("local_num_experts", block.local())
+        .integer("routing_method_type", TOPK)
+        .bool("use_shuffled_weight", true)
+        .integer("weight_layout", BLOCK_MAJOR_K)
+        .bool("do_finalize", weightedSum)
+        .bool("enable_pdl", true)
+        .object("moe_tactic", anyTactic)
+        .integer("activation_type", SWIGLU)
+        .bool("norm_topk_prob", false)
+        .object("da_routing_metadata", none)
+        .object("da_body_workspace", none)
+        .bool("is_da_body_preparation", false);
+  }
+
+  @Override
+  public void close() {
+    run.close();
+    anyTactic.close();
+    none.close();
+  }
+}

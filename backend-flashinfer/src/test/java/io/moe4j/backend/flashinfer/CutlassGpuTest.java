@@ -1,0 +1,275 @@
+package io.moe4j.backend.flashinfer;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import io.moe4j.api.config.Activation;
+import io.moe4j.api.config.GateUpLayout;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
+import io.moe4j.api.platform.Platform;
+import io.moe4j.api.routing.ExpertRouting;
+import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.ModularExperts;
+import io.moe4j.api.spi.Support;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.cuda.CudaDevice;
+import io.moe4j.reference.ReferenceExperts;
+import io.moe4j.tck.GpuTest;
+import java.util.List;
+import java.util.Map;
+import java.util.Random;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.TestInstance;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/**
+ * FlashInfer's kernels on the card: schemes that the kit does not ask for, our conversions around
+ * them, graphs, references. A module that was built without a scheme's kernels skips its tests.
+ */
+@GpuTest
+@TestInstance(TestInstance.Lifecycle.PER_CLASS)
+class CutlassGpuTest {
+  private CudaDevice device;
+
+  @BeforeAll
+  void open() {
+    System.setProperty(TacticTable.PROPERTY, "off");
+    device = OnCard.open();
+  }
+
+  @AfterAll
+  void close() {
+    System.clearProperty(TacticTable.PROPERTY);
+    if (device != null) {
+      device.close();
+    }
+  }
+
+  /** A batch on both sides. */
+  private final class Batch implements AutoCloseable {
+    private final DeviceTensors tensors = new DeviceTensors(device);
+    private final ExpertsInputs host;
+    private final ExpertsInputs there;
+    private final MoeConfig config;
+
+    Batch(MoeConfig c, int tokens, DType hiddenType, DType outputType, long seed) {
+      config = c;
+      Random random = new Random(seed);
+      Tensor hidden = Layers.random(random, 0.7, hiddenType, tokens, c.hiddenSize());
+      Tensor ids = Layers.empty(DType.I32, tokens, c.topK());
+      Tensor weights = Layers.empty(DType.F32, tokens, c.topK());
+      for (int t = 0; t < tokens; t++) {
+        for (int k = 0; k < c.topK(); k++) {
+          ids.set(t == 1 && k == 0 ? -1 : (t + 2 * k) % c.numExperts(), t, k);
+          weights.set(random.nextDouble(), t, k);
+        }
+      }
+      host =
+          ExpertsInputs.standard(
+              hidden,
+              new ExpertRouting(ids, weights, null),
+              Layers.empty(DType.F32, tokens, c.hiddenSize()));
+      there =
+          ExpertsInputs.standard(
+              OnCard.put(tensors, hidden),
+              new ExpertRouting(OnCard.put(tensors, ids), OnCard.put(tensors, weights), null),
+              tensors.allocate(outputType, tokens, c.hiddenSize()));
+    }
+
+    Workspace workspace(ModularExperts experts) {
+      long bytes = experts.workspaceBytes((int) there.hidden().size(0));
+      return new Workspace(tensors.allocate(DType.U8, Math.max(1, bytes)).memory());
+    }
+
+    double[] output() {
+      return OnCard.fetch(device, there.output()).toDoubles();
+    }
+
+    double error(ExpertWeights w) {
+      try (ReferenceExperts truth = new ReferenceExperts(config, w)) {
+        truth.apply(
+            host, null, new Workspace(Layers.empty(DType.U8, 1).memory()), DeviceStream.HOST);
+      }
+      double[] expected = host.output().toDoubles();
+      double[] got = output();
+      double difference = 0;
+      double size = 0;
+      for (int i = 0; i < expected.length; i++) {
+        difference += (got[i] - expected[i]) * (got[i] - expected[i]);
+        size += expected[i] * expected[i];
+      }
+      return Math.sqrt(difference / size);
+    }
+
+    @Override
+    public void close() {
+      tensors.close();
+    }
+  }
+
+  private ModularExperts prepare(MoeConfig c, ExpertWeights w) {
+    FlashInferCutlassBackend backend = new FlashInferCutlassBackend();
+    Support support = backend.isSupportedConfig(c, new Platform(List.of(device.info()), Map.of()));
+    assertThat(support).isEqualTo(Support.yes());
+    try {
+      return (ModularExperts) backend.prepare(c, w, device);
+    } catch (io.moe4j.api.DeviceException e) {
+      assumeTrue(
+          !String.valueOf(e.getMessage()).contains("Could not construct fused moe op"),
+          "this module was built without " + c.quantSchemes());
+      throw e;
+    }
+  }
+
+  private void check(MoeConfig c, ExpertWeights w, double tolerance) {
+    try (ModularExperts experts = prepare(c, w)) {
+      for (int tokens : new int[] {1, 9, 70}) {
+        for (DType type : List.of(c.inputDtype(), DType.F32)) {
+          try (Batch b = new Batch(c, tokens, type, type, 5)) {
+            experts.apply(b.there, null, b.workspace(experts), device.defaultStream());
+            device.defaultStream().synchronize();
+            assertThat(b.error(w)).as("T=%d %s", tokens, type).isLessThan(tolerance);
+          }
+        }
+      }
+    }
+  }
+
+  private static MoeConfig fp8() {
+    return Layers.config(256, 192, 5, 2)
+        .quantScheme(Layers.FP8_STATIC)
+        .quantizedActivations(true)
+        .build();
+  }
+
+  @Test
+  void fp8WithStaticActivations() {
+    MoeConfig c = fp8();
+    check(c, Layers.fp8(c, 8), 0.05);
+  }
+
+  @ParameterizedTest
+  @CsvSource({"HALVES", "INTERLEAVED"})
+  void mxfp4(GateUpLayout layout) {
+    MoeConfig c =
+        Layers.config(256, 128, 5, 2)
+            .quantScheme(QuantScheme.MXFP4)
+            .activation(Activation.SWIGLUOAI)
+            .expertBias(true)
+            .build();
+    check(c, Layers.mxfp4(c, 7, layout), 0.01);
+  }
+
+  @Test
+  void mxfp4OfWiderMatrices() {
+    MoeConfig c = Layers.config(512, 384, 6, 3).quantScheme(QuantScheme.MXFP4).build();
+    check(c, Layers.mxfp4(c, 11, GateUpLayout.HALVES), 0.01);
+  }
+
+  @Test
+  void graphsReplayOtherTokensAndRoutings() {
+    MoeConfig plain = Layers.config(256, 192, 8, 3).build();
+    MoeConfig fp8 = fp8();
+    replay(plain, Layers.plain(plain, 3, GateUpLayout.HALVES));
+    replay(fp8, Layers.fp8(fp8, 8));
+  }
+
+  private void replay(MoeConfig c, ExpertWeights w) {
+    DeviceStream stream = device.defaultStream();
+    for (int tokens : new int[] {1, 40}) {
+      try (ModularExperts experts = prepare(c, w);
+          Batch b = new Batch(c, tokens, DType.BF16, DType.BF16, 5);
+          Batch other = new Batch(c, tokens, DType.BF16, DType.BF16, 6)) {
+        Workspace workspace = b.workspace(experts);
+        experts.apply(b.there, null, workspace, stream);
+        try (Device.Graph graph =
+            device
+                .capture(stream, () -> experts.apply(b.there, null, workspace, stream))
+                .orElseThrow()) {
+          experts.apply(other.there, null, workspace, stream);
+          double[] eager = other.output();
+          device.copy(other.there.hidden(), b.there.hidden(), stream);
+          device.copy(
+              other.there.requireRouting().topkWeights(),
+              b.there.requireRouting().topkWeights(),
+              stream);
+          graph.launch(stream);
+          assertThat(b.output()).as("%s, T=%d", c.quantSchemes(), tokens).isEqualTo(eager);
+          graph.launch(stream);
+          assertThat(b.output()).as("the same again").isEqualTo(eager);
+        }
+      }
+    }
+  }
+
+  @Test
+  void memoryGoesBack() {
+    MoeConfig c = Layers.config(256, 192, 8, 3).build();
+    ExpertWeights w = Layers.plain(c, 3, GateUpLayout.HALVES);
+    long before = device.allocatedBytes();
+    try (ModularExperts experts = prepare(c, w);
+        Batch b = new Batch(c, 40, DType.F32, DType.F32, 5)) {
+      Workspace workspace = b.workspace(experts);
+      long during = device.allocatedBytes();
+      for (int i = 0; i < 1000; i++) {
+        experts.apply(b.there, null, workspace, device.defaultStream());
+      }
+      device.defaultStream().synchronize();
+      assertThat(device.allocatedBytes()).isEqualTo(during);
+      assertThat(b.error(w)).isLessThan(0.01);
+    }
+    assertThat(device.allocatedBytes()).isEqualTo(before);
+  }
+
+  /** Our kernel around the TRTLLM experts, which no card here runs, against the host's. */
+  @Test
+  void rowsAreCopiedAsOnTheHost() {
+    CardKernels card = CardKernels.of(device);
+    HostCuda host = new HostCuda(9, 0);
+    Random random = new Random(2);
+    Tensor map = Tensor.ofInts(new int[] {3, -1, 0, 2, 2}, 5);
+    for (int[] widths :
+        new int[][] {{16, 24, 1}, {24, 16, 1}, {10, 7, 1}, {16, 32, 2}, {6, 9, 2}}) {
+      int blocks = widths[2];
+      Tensor in = Layers.random(random, 1, DType.BF16, 4, widths[0] * blocks);
+      for (boolean mapped : new boolean[] {false, true}) {
+        int rows = mapped ? 5 : 4;
+        try (DeviceTensors there = new DeviceTensors(device);
+            DeviceTensors here = new DeviceTensors(host)) {
+          Tensor out = there.allocate(DType.BF16, rows, widths[1] * blocks);
+          Tensor expected = here.allocate(DType.BF16, rows, widths[1] * blocks);
+          card.rows(
+              new CardKernels.Rows(
+                  OnCard.put(there, in),
+                  mapped ? OnCard.put(there, map) : null,
+                  out,
+                  blocks,
+                  blocks > 1),
+              device.defaultStream());
+          Tensor inHere = here.allocate(DType.BF16, in.shape());
+          here.copy(in, inHere);
+          Tensor mapHere = here.allocate(DType.I32, 5);
+          here.copy(map, mapHere);
+          new HostKernels()
+              .rows(
+                  new CardKernels.Rows(
+                      inHere, mapped ? mapHere : null, expected, blocks, blocks > 1),
+                  host.defaultStream());
+          assertThat(OnCard.fetch(device, out).toDoubles())
+              .isEqualTo(HostCuda.onHost(expected).toDoubles());
+          card.rows(CardKernels.Rows.zeros(out), device.defaultStream());
+          assertThat(OnCard.fetch(device, out).toDoubles()).containsOnly(0.0);
+        }
+      }
+    }
+  }
+}
