@@ -19,12 +19,11 @@ DEV void narrow(GEMM_PARAMETERS) {
   constexpr int NJ = NT / 8, slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, STAGES = narrow_stages(Q, slot_bytes), WORDS = code_bits(Q) / 4;
   constexpr bool LAZY = !ZERO && has_bias_form<Q, T>() && NT <= 16, SUMS = SG > 0 || LAZY;
   if (wait == 0) wait_for_predecessor();
-  if (early) launch_dependents();
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4;
   const int wk = warp % warps_k, wr = warp / warps_k;
   const int rows_a_warp = gated ? 16 : 32;
   const Tile t = find_tile(first, NARROW_WARPS / warps_k * rows_a_warp, ids, expert_map, mapping, gtile, nums, has_map, lora, naive, P, TOPK,
-                           N, EG, E, NS, 0);
+                           N, EG, E, NS, 0, BLOCK);
   if (!t.some) return;
   const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
   const int n0 = (t.block * (NARROW_WARPS / warps_k) + wr) * rows_a_warp;
@@ -137,7 +136,7 @@ DEV void narrow(GEMM_PARAMETERS) {
     }
   }
   copies_wait<0>();
-  if (!early) launch_dependents();
+  launch_dependents();
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll

@@ -69,6 +69,15 @@ DEV uint4 load_new16(const void* p) {
   return v;
 }
 
+template <int THREADS>
+DEV void some_sync(int id) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
+}
+// Four 8 x 8 matrices of 16-bit elements, turned over: lane l names where column l % 8 of matrix l / 8 goes.
+DEV void store_matrices_turned(uint32_t p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
 template <class T>
 DEV void multiply(float* c, const uint32_t* a, uint32_t b0, uint32_t b1);
 template <>
@@ -126,6 +135,18 @@ DEV uint32_t mask_or(uint32_t v, uint32_t mask, uint32_t more) {
 template <class A>
 DEV void whole(A*& p) {
   asm volatile("" : "+l"(p));
+}
+// The value is in this register here.
+DEV void here(float& v) { asm volatile("" : "+f"(v)::"memory"); }
+DEV float quick_exp2(float v) {
+  float d;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(v));
+  return d;
+}
+DEV float quick_reciprocal(float v) {
+  float d;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(v));
+  return d;
 }
 DEV float bits_float(uint32_t v) { return __uint_as_float(v); }
 DEV uint32_t float_bits(float v) { return __float_as_uint(v); }

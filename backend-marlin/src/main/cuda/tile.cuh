@@ -11,17 +11,17 @@ constexpr int PAGE = 16;   // ranks
 // Weights: tiles of 16 rows x 64 columns, [experts][matrices][row tiles][chunks], each lane's codes together, see repack.cu.
 // ratio, zero: [experts][matrices][row tiles][groups][8][SG] words of the values of rows g (low half) and g + 8; SG groups a chunk, or
 // 2^group_shift chunks a group (SG = 1), or none (SG = 0). channel: [experts][matrices][row tiles * 16] f32.
-// gated: two matrices an expert, gate and up. wait: 0 at once, 1 before x, 2 before s.
+// fine: ratios may have more bits than bf16. gated: two matrices an expert, gate and up. wait: 0 at once, 1 before x, 2 before s.
 #define GEMM_PARAMETERS                                                                                                                    \
   const uint16_t *x, const uint8_t *w, const uint32_t *ratio, const uint32_t *zero, const float *channel, const float *bias, const float *tw, \
       uint16_t *y, const int64_t *table, const int *ids, const int *expert_map, const int *mapping, const int *pairs, const int *gtile,       \
       const int *nums, const int *seg_of, const int64_t *pga, const int64_t *pgb, const int64_t *pgm, const uint16_t *s, const float *part,   \
       int has_map, int has_bias, int on_input, int first, int gated, int gather, int lora, int naive, int act, float alpha, float beta, float limit, int P,         \
-      int TOPK, int N, int KD, int EG, int E, int NS, int RS, int SU, int SPLIT, int GM, int wait, int early,                   \
+      int TOPK, int N, int KD, int EG, int E, int NS, int RS, int SU, int SPLIT, int GM, int wait, int fine,                   \
       int group_shift, int warps_k, int phase
 #define GEMM_ARGUMENTS                                                                                                                     \
   x, w, ratio, zero, channel, bias, tw, y, table, ids, expert_map, mapping, pairs, gtile, nums, seg_of, pga, pgb, pgm, s, part, has_map,      \
-      has_bias, on_input, first, gated, gather, lora, naive, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM, wait, early,   \
+      has_bias, on_input, first, gated, gather, lora, naive, act, alpha, beta, limit, P, TOPK, N, KD, EG, E, NS, RS, SU, SPLIT, GM, wait, fine,   \
       group_shift, warps_k, phase
 
 DEV int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -37,9 +37,9 @@ struct Tile {
 
 // GM: that many tiles of an expert's rows take turns with its blocks, so that both are still in the L2 cache; 0: a tile's blocks in a row.
 DEV Tile find_tile(int first, int rows_a_block, const int* ids, const int* expert_map, const int* mapping, const int* gtile, const int* nums,
-                   int has_map, int lora, int naive, int P, int TOPK, int N, int EG, int E, int NS, int GM) {
+                   int has_map, int lora, int naive, int P, int TOPK, int N, int EG, int E, int NS, int GM, int pid) {
   Tile t;
-  int nn = ceil_div(N, rows_a_block), pid = BLOCK;
+  int nn = ceil_div(N, rows_a_block);
   t.slot = -1;
   t.e = t.row0 = t.row1 = t.lora0 = t.begin = t.end = t.block = 0;
   if (naive) {

@@ -1,9 +1,9 @@
-// A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, NT rows of x as its B operand
+// A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, up to NT rows of x as its B operand
 // in shared memory, so that no widened weight ever goes through shared memory.
 //
-// Two warpgroups take 128 rows of the weights each (64 of gate and the 64 of up that belong to them), and the same rows of x. A step is 64
-// columns: four products of 16 columns, at most one under way while the next step's weights are widened. After the loop the sums lie as mma has
-// them, so the expand and the end are those of narrow.cu.
+// Two warpgroups take 128 rows of the weights each (64 of gate and the 64 of up that belong to them), and the same rows of x. A chunk is 64
+// columns: four steps of 16, at most one under way while the next one's weights are widened. After the loop the sums lie as mma has them, so the
+// expand is that of narrow.cuh. The end activates in registers and turns the outputs in shared memory, so that rows of y are written whole.
 #pragma once
 #include "tile.cuh"
 #include "wgmma.cuh"
@@ -15,13 +15,11 @@ template <int N>
 DEV void products_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-// What ordinary copies wrote is visible to the tensor cores. NO_PROXY_FENCE: to measure what it costs, see the README.
-DEV void fence_for_products() {
-#ifndef NO_PROXY_FENCE
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+// What ordinary copies wrote is visible to the tensor cores.
+DEV void fence_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #endif
-}
-#endif
+
+constexpr int MEET = 1, GROUP_BYTES = 16 * 1024;  // of the warpgroups: named barriers, shared memory at the end
 
 // As many as fit: one block a multiprocessor at 128 rows, else two, if three stages of each fit.
 BOTH int wide_stages(int q, int nt, int stage_bytes) {
@@ -122,6 +120,17 @@ DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, con
   copies_wait<0>();
 }
 
+// SiLU and gpt-oss's SwiGLU (both are that of activate_gated, with alpha 1 and beta 0 for the first), with instructions that are good to some last bits.
+DEV float quick_gated(float g, float u, float alpha, float beta, float limit) {
+  const float c = at_most(g, limit);
+  return c * quick_reciprocal(1.0f + quick_exp2(c * alpha * -1.4426950408889634f)) * (clip(u, limit) + beta);
+}
+
+template <int N>
+struct Value {
+  static constexpr int value = N;
+};
+
 template <int Q, class T, int NT, int SG, bool ZERO>
 DEV void wide(GEMM_PARAMETERS) {
   SHARED(memory);
@@ -131,7 +140,7 @@ DEV void wide(GEMM_PARAMETERS) {
   const int BLOCK_ROWS = gated ? 128 : 256;
   if (wait == 0) wait_for_predecessor();
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4, group4 = warp / 4, own4 = warp % 4;
-  const Tile t = find_tile(first, BLOCK_ROWS, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, N, EG, E, NS, GM);
+  const Tile t = find_tile(first, BLOCK_ROWS, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, N, EG, E, NS, GM, BLOCK);
   if (!t.some) return;
   const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
   const int local[2] = {gated ? group4 * 64 + own4 * 16 : group4 * 128 + own4 * 16, gated ? group4 * 64 + own4 * 16 : group4 * 128 + 64 + own4 * 16};
@@ -175,56 +184,120 @@ DEV void wide(GEMM_PARAMETERS) {
   if (wait == 1) wait_for_predecessor();
   float acc[2][NJ][4];
 #pragma unroll
-  for (int i = 0; i < 2; i++)
-#pragma unroll
-    for (int j = 0; j < NJ; j++)
-#pragma unroll
-      for (int v = 0; v < 4; v++) acc[i][j][v] = 0.0f;
-#pragma unroll
   for (int c = 0; c < STAGES - 2; c++) prefetch();
 
+  // The products are as wide as the tile has rows, in steps of 32. Where there is room for a group's sums (LAZY), its ratio is applied to them in f32
+  // and not to every weight.
+  constexpr bool LAZY = NT == 32 && SG == 1 && is_integer(Q);
+  constexpr int SCALED = SG > 0 && !LAZY && code_bias<U4, T>() < 1000.0f;
+  auto multiply_rows = [&](auto width, auto bits) {
+    constexpr int NC = decltype(width)::value;
+    [[maybe_unused]] constexpr bool FINE = decltype(bits)::value == 1;
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+      for (int j = 0; j < NC / 8; j++)
+#pragma unroll
+        for (int v = 0; v < 4; v++) {
+          acc[i][j][v] = 0.0f;
+          here(acc[i][j][v]);
+        }
+    [[maybe_unused]] float sum[2][LAZY ? NC / 8 : 1][4];
+    [[maybe_unused]] const int group_mask = (1 << group_shift) - 1;
   uint32_t a[2][2][4], codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
-  auto widen_step = [&](int step) {
-    const int group = SG == 4 ? step : SG == 2 ? step / 2 : 0;
+    auto widen_step = [&](int step) {
+      const int group = SG == 4 ? step : SG == 2 ? step / 2 : 0;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const uint32_t z0 = zero_word<Q, T>(zeros[i][group] & 0xFFFF), z1 = zero_word<Q, T>(zeros[i][group] >> 16);
-      if constexpr (SG > 0) {
-        widen_scaled<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T>(scale[i][group]));
-      } else {
-        widen<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1);
+      for (int i = 0; i < 2; i++) {
+        const uint32_t z0 = zero_word<Q, T>(zeros[i][group] & 0xFFFF), z1 = zero_word<Q, T>(zeros[i][group] >> 16);
+        if constexpr (SG > 0 && !LAZY) {
+          widen_scaled<Q, T, FINE>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T, FINE>(scale[i][group]));
+        } else {
+          widen<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1);
+        }
+      }
+    };
+    // A warp reads its own codes before it meets the others, so that its first product is issued as soon as x is there.
+    uint32_t at = base;
+    copies_wait<STAGES - 3>();
+    stream.load(at + own_slot, codes, scale, zeros, lane);
+    widen_step(0);
+    for (int c = 0; c < chunks; c++) {
+      fence_for_products();
+      block_sync();
+      const uint64_t operand = (uint64_t)((at & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+#pragma unroll
+      for (int step = 0; step < 4; step++) {
+        products_begin();
+        if constexpr (LAZY) {
+          const int more = step > 0 || (c & group_mask) != 0;
+          Wgmma<T, NC>::run_more(&sum[0][0][0], a[step % 2][0], operand + step * 2, more);
+          Wgmma<T, NC>::run_more(&sum[1][0][0], a[step % 2][1], operand + step * 2, more);
+        } else {
+          Wgmma<T, NC>::run(&acc[0][0][0], a[step % 2][0], operand + step * 2);
+          Wgmma<T, NC>::run(&acc[1][0][0], a[step % 2][1], operand + step * 2);
+        }
+        products_end();
+        if (step == 0) prefetch();  // into the stage of two chunks ago: of the chunk just before, one product may still read
+        products_wait<1>();
+        if (step < 3) {
+          widen_step(step + 1);
+        } else {
+          [[maybe_unused]] const uint32_t ratios[2] = {scale[0][0], scale[1][0]};
+          if (c + 1 < chunks) {
+            at += stage_bytes;
+            if (at == base_end) at = base;
+            copies_wait<STAGES - 3>();
+            stream.load(at + own_slot, codes, scale, zeros, lane);
+            widen_step(0);
+          }
+          if constexpr (LAZY) {
+            if ((c & group_mask) == group_mask || c + 1 == chunks) {
+              products_wait<0>();
+#pragma unroll
+              for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int j = 0; j < NC / 8; j++)
+#pragma unroll
+                  for (int v = 0; v < 4; v++) {
+                    here(sum[i][j][v]);
+                    acc[i][j][v] += half_float((uint16_t)(ratios[i] >> v / 2 * 16)) * sum[i][j][v];
+                  }
+            }
+          }
+        }
       }
     }
+    products_wait<0>();
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+      for (int j = 0; j < NJ; j++)
+#pragma unroll
+        for (int v = 0; v < 4; v++) {
+          if (j >= NC / 8) acc[i][j][v] = 0.0f;
+          here(acc[i][j][v]);
+        }
   };
-  // A warp reads its own codes before it meets the others, so that its first product is issued as soon as x is there.
-  uint32_t at = base;
-  copies_wait<STAGES - 3>();
-  stream.load(at + own_slot, codes, scale, zeros, lane);
-  widen_step(0);
-  for (int c = 0; c < chunks; c++) {
-    fence_for_products();
-    block_sync();
-    const uint64_t operand = (uint64_t)((at & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
-#pragma unroll
-    for (int step = 0; step < 4; step++) {
-      products_begin();
-      Wgmma<T, NT>::run(&acc[0][0][0], a[step % 2][0], operand + step * 2);
-      Wgmma<T, NT>::run(&acc[1][0][0], a[step % 2][1], operand + step * 2);
-      products_end();
-      if (step == 0) prefetch();  // into the stage of two chunks ago: of the chunk just before, one product may still read
-      products_wait<1>();
-      if (step < 3) {
-        widen_step(step + 1);
-      } else if (c + 1 < chunks) {
-        at += stage_bytes;
-        if (at == base_end) at = base;
-        copies_wait<STAGES - 3>();
-        stream.load(at + own_slot, codes, scale, zeros, lane);
-        widen_step(0);
-      }
+  const int count = t.row1 - t.row0;
+  if (SCALED && fine) {
+    if constexpr (NT >= 128) {
+      if (count > 64) multiply_rows(Value<128>{}, Value<SCALED>{});
     }
+    if constexpr (NT >= 64) {
+      if (count > 32 && count <= 64) multiply_rows(Value<64>{}, Value<SCALED>{});
+    }
+    if (count <= 32) multiply_rows(Value<32>{}, Value<SCALED>{});
+  } else {
+    if constexpr (NT >= 128) {
+      if (count > 96) multiply_rows(Value<128>{}, Value<0>{});
+      else if (count > 64) multiply_rows(Value<96>{}, Value<0>{});
+    }
+    if constexpr (NT >= 64) {
+      if (count > 32 && count <= 64) multiply_rows(Value<64>{}, Value<0>{});
+    }
+    if (count <= 32) multiply_rows(Value<32>{}, Value<0>{});
   }
-  products_wait<0>();
   copies_wait<0>();
   launch_dependents();
 #pragma unroll
@@ -240,71 +313,80 @@ DEV void wide(GEMM_PARAMETERS) {
       expand_staged<T, NT>(gated, acc, base, s, pga, pgb, pgm, seg_of, t, local[0], gated ? 128 + local[1] : local[1], t.block * BLOCK_ROWS, N, RS, SU, lane,
                                   warp);
   }
-  // The sums through shared memory, gate and up side by side, so that the activation stands here once and rows of y are written whole.
-  block_sync();
-  constexpr int STRIDE = 256 + 4;
-  float* sums = (float*)memory;
+  block_sync();  // the stages have been read
+  const int group = group4, in_group = THREAD % 128;
+  const uint32_t outputs = base + group * GROUP_BYTES;
+  float2* scratch = (float2*)(memory + group * GROUP_BYTES);
+  float biases[2][2];
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+      biases[i][h] = has_bias ? bias[((int64_t)t.e * (gated ? 2 : 1) + (gated ? i : 0)) * N + min(n[i] + g + 8 * h, N - 1)] : 0.0f;
+  constexpr int SWIGLU_OAI = 3;
+  if ((act > 0 && act != SWIGLU_OAI) || on_input) {
+    // What few layers have goes through shared memory, so that its code is short.
+#pragma unroll
+    for (int j = 0; j < NJ; j += 4) {
+      if (8 * j >= count) break;
+#pragma unroll
+      for (int v = 0; v < 16; v++) scratch[v * 128 + in_group] = {acc[0][j + v / 4][v % 4], acc[1][j + v / 4][v % 4]};
+#pragma unroll 1
+      for (int v = 0; v < 16; v++) {
+        float2 p = scratch[v * 128 + in_group];
+        const float f = on_input ? tw[(int)load_new4(pairs + min(t.row0 + 8 * j + v / 4 * 8 + 2 * q + v % 2, t.row1 - 1))] : 1.0f;
+        p.x = p.x * f + (v & 2 ? biases[0][1] : biases[0][0]);
+        p.y = p.y * f + (v & 2 ? biases[1][1] : biases[1][0]);
+        if (gated) {
+          p.x = activate_gated(p.x, p.y, act, alpha, beta, limit);
+        } else {
+          p.x = activate_single(p.x, act);
+          p.y = activate_single(p.y, act);
+        }
+        scratch[v * 128 + in_group] = p;
+      }
+#pragma unroll
+      for (int v = 0; v < 16; v++) {
+        const float2 p = scratch[v * 128 + in_group];
+        acc[0][j + v / 4][v % 4] = p.x;
+        acc[1][j + v / 4][v % 4] = p.y;
+      }
+    }
+    some_sync<128>(MEET + group);
+  } else {
+    const float own_alpha = act == SWIGLU_OAI ? alpha : 1.0f, own_beta = act == SWIGLU_OAI ? beta : 0.0f;
+#pragma unroll
+    for (int j = 0; j < NJ; j++) {
+      if (8 * j >= count) break;
+#pragma unroll
+      for (int v = 0; v < 4; v++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) acc[i][j][v] += biases[i][v / 2];
+        if (gated) acc[0][j][v] = quick_gated(acc[0][j][v], acc[1][j][v], own_alpha, own_beta, limit);
+      }
+    }
+  }
+  // Through shared memory, so that rows of y are written whole: 64 outputs of each at a time.
 #pragma unroll
   for (int i = 0; i < 2; i++) {
-    const int column = local[i] + (gated ? 128 * i : 0) + g;
-#pragma unroll
-    for (int j = 0; j < NJ; j++)
-#pragma unroll
-      for (int v = 0; v < 4; v++) sums[(8 * j + 2 * q + v % 2) * STRIDE + column + v / 2 * 8] = acc[i][j][v];
-  }
-  block_sync();
-  // Activations that few layers have, one at a time and in place, so that their code stands here once and is short.
-  const bool activated = act > 0;
-  if (activated) {
-    const int shift = gated ? 7 : 8;
-#pragma unroll 1
-    for (int i = THREAD; i < NT << shift; i += 256) {
-      const int r = i >> shift, c = i & ((1 << shift) - 1), col = t.block * BLOCK_ROWS + c;
-      if (t.row0 + r >= t.row1 || col >= N) continue;
-      const float f = on_input ? tw[(int)load_new4(pairs + t.row0 + r)] : 1.0f;
-      float* own = sums + r * STRIDE + c;
-      float v = own[0] * f, u = gated ? own[128] * f : 0.0f;
-      if (has_bias) {
-        v += bias[(int64_t)t.e * (gated ? 2 * N : N) + col];
-        if (gated) u += bias[((int64_t)t.e * 2 + 1) * N + col];
-      }
-      own[0] = gated ? activate_gated(v, u, act, alpha, beta, limit) : activate_single(v, act);
+    if (i == 1) {
+      if (gated) break;
+      some_sync<128>(MEET + group);
     }
-    block_sync();
-  }
-  // Eight outputs a thread.
-  const int shift = gated ? 4 : 5;
-  for (int i = THREAD; i < NT << shift; i += 256) {
-    const int r = i >> shift, c = (i & ((1 << shift) - 1)) * 8, col = t.block * BLOCK_ROWS + c;
-    if (t.row0 + r >= t.row1 || col >= N) continue;
-    const float* own = sums + r * STRIDE + c;
-    float v[8], u[8] = {};
-    *(uint4*)v = *(const uint4*)own;
-    *(uint4*)(v + 4) = *(const uint4*)(own + 4);
-    if (!activated) {
-      if (gated) {
-        *(uint4*)u = *(const uint4*)(own + 128);
-        *(uint4*)(u + 4) = *(const uint4*)(own + 132);
-      }
-      const float f = on_input ? tw[(int)load_new4(pairs + t.row0 + r)] : 1.0f;
-      const float *b1 = bias + (int64_t)t.e * (gated ? 2 * N : N) + col, *b2 = b1 + N;
 #pragma unroll
-      for (int h = 0; h < 8; h++) {
-        v[h] *= f;
-        u[h] *= f;
-        if (has_bias) {
-          v[h] += b1[h];
-          if (gated) u[h] += b2[h];
-        }
-        if (gated) v[h] = silu_gated(v[h], u[h], limit);
-      }
+    for (int j = 0; j < NJ; j += 2) {
+      if (8 * j >= count) break;
+      const int row = 8 * j + lane / 16 * 8 + lane % 8, col = own4 * 2 + lane / 8 % 2;
+      store_matrices_turned(outputs + row * 128 + ((col ^ row & 7) << 4), pack2<T>(acc[i][j][0], acc[i][j][1]), pack2<T>(acc[i][j][2], acc[i][j][3]),
+                            pack2<T>(acc[i][j + 1][0], acc[i][j + 1][1]), pack2<T>(acc[i][j + 1][2], acc[i][j + 1][3]));
     }
-    uint4 out;
-    out.x = pack2<T>(v[0], v[1]);
-    out.y = pack2<T>(v[2], v[3]);
-    out.z = pack2<T>(v[4], v[5]);
-    out.w = pack2<T>(v[6], v[7]);
-    *(uint4*)(y + (int64_t)(t.row0 + r) * N + col) = out;
+    some_sync<128>(MEET + group);
+    const int col = in_group % 8, n = t.block * BLOCK_ROWS + (gated ? group * 64 : group * 128 + 64 * i) + col * 8;
+    if (n < N) {
+#pragma unroll 4
+      for (int row = in_group / 8; row < count; row += 16)
+        *(uint4*)(y + (int64_t)(t.row0 + row) * N + n) = shared16(outputs + row * 128 + ((col ^ row & 7) << 4));
+    }
   }
 }
 

@@ -117,8 +117,8 @@ struct Factors {
   uint32_t high[2], rest[2];
 };
 
-// ratio: two of f16.
-template <int Q, class T>
+// ratio: two of f16. FINE: they may have more bits than bf16.
+template <int Q, class T, bool FINE>
 DEV Factors factors_of(uint32_t ratio) {
   constexpr bool half = Zero<U4, T>::BASE == 0xE400E400;
   Factors f;
@@ -131,25 +131,25 @@ DEV Factors factors_of(uint32_t ratio) {
     for (int i = 0; i < 2; i++) {
       const float r = half_float((uint16_t)(ratio >> 16 * i));
       f.high[i] = pack2<T>(r, r);
-      const float rest = r - bits_float(f.high[i] << 16);
-      f.rest[i] = pack2<T>(rest, rest);
+      const float rest = FINE ? r - bits_float(f.high[i] << 16) : 0.0f;
+      f.rest[i] = FINE ? pack2<T>(rest, rest) : 0;
     }
   }
   if constexpr (!is_integer(Q)) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       f.high[i] = fma2<T>(f.high[i], unit<Q, T>(), minus_zero<T>());
-      f.rest[i] = fma2<T>(f.rest[i], unit<Q, T>(), minus_zero<T>());
+      if (FINE) f.rest[i] = fma2<T>(f.rest[i], unit<Q, T>(), minus_zero<T>());
     }
   }
   return f;
 }
 
 // Widened and multiplied with the ratios.
-template <int Q, class T>
+template <int Q, class T, bool FINE>
 DEV void widen_scaled(uint32_t* a, const uint32_t* w, uint32_t z0, uint32_t z1, const Factors& f) {
   constexpr bool half = Zero<U4, T>::BASE == 0xE400E400;
   widen_raw<Q, T>(a, w, z0, z1);
 #pragma unroll
-  for (int i = 0; i < 4; i++) a[i] = fma2<T>(a[i], f.high[i & 1], half ? minus_zero<T>() : fma2<T>(a[i], f.rest[i & 1], minus_zero<T>()));
+  for (int i = 0; i < 4; i++) a[i] = fma2<T>(a[i], f.high[i & 1], half || !FINE ? minus_zero<T>() : fma2<T>(a[i], f.rest[i & 1], minus_zero<T>()));
 }

@@ -22,6 +22,7 @@ struct Bf16 {};
 struct F16 {};
 struct uint4 { uint32_t x, y, z, w; };
 struct uint2 { uint32_t x, y; };
+struct float2 { float x, y; };
 template <class A> A min(A a, A b) { return a < b ? a : b; }
 template <class A> A max(A a, A b) { return a > b ? a : b; }
 inline int64_t min(int64_t a, int b) { return a < b ? a : b; }
@@ -41,7 +42,7 @@ struct Fiber {
 struct Group { int size = 0, arrived = 0; long turn = 0; };
 inline std::vector<Fiber> fibers;
 inline ucontext_t host;
-inline Group whole, warps[32], quads[8];
+inline Group whole, warps[32], quads[8], named[16];
 inline uint32_t deposit[1024][8];
 inline long idle;
 inline std::function<void()> body;
@@ -70,6 +71,7 @@ inline void launch(int blocks, int count, std::function<void()> kernel) {
     whole = Group();
     for (auto& w : warps) w = Group();
     for (auto& w : quads) w = Group();
+    for (auto& w : named) w = Group();
     for (int i = 0; i < count; i++) {
       Fiber& f = fibers[i];
       f.stack.resize(64 * 1024);
@@ -195,6 +197,24 @@ inline float bits_float(uint32_t v) { float f; memcpy(&f, &v, 4); return f; }
 inline uint32_t float_bits(float v) { uint32_t b; memcpy(&b, &v, 4); return b; }
 inline void launch_dependents() {}
 inline void wait_for_predecessor() {}
+template <int THREADS> void some_sync(int id) { emu::meet(emu::named[id], THREADS); }
+inline void store_matrices_turned(uint32_t p, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  emu::check(p, 16);
+  auto v = emu::deposit;
+  v[THREAD][0] = a; v[THREAD][1] = b; v[THREAD][2] = c; v[THREAD][3] = d;
+  v[THREAD][4] = p;
+  emu::meet_warp();
+  int lane = THREAD % 32, base = THREAD / 32 * 32;
+  for (int m = 0; m < 4; m++)
+    for (int h = 0; h < 2; h++) {
+      uint16_t e = v[base + lane][m] >> 16 * h;
+      memcpy(emu::shared + v[base + 8 * m + lane % 4 * 2 + h][4] + lane / 4 * 2, &e, 2);
+    }
+  emu::meet_warp();
+}
+inline void here(float&) {}
+inline float quick_exp2(float v) { return std::exp2(v); }
+inline float quick_reciprocal(float v) { return 1.0f / v; }
 
 // wgmma
 inline void products_begin() {}
@@ -225,5 +245,9 @@ struct Wgmma {
         c[j * 4 + v] += sum;
       }
     emu::meet_quad();
+  }
+  static void run_more(float* c, const uint32_t* a, uint64_t b, int more) {
+    if (more == 0) for (int i = 0; i < N / 2; i++) c[i] = 0;
+    run(c, a, b);
   }
 };

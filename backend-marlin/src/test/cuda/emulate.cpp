@@ -260,7 +260,7 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
       kernel(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(), bias.data(), tw.data(), y.data(),
              table.data(), ids.data(), ids.data(), mapping.data(), pairs.data(), gtile.data(), nums, seg_of.data(), pga.data(), pgb.data(),
              pgm.data(), s.data(), part.data(), 0, 1, on_input, first, GATED, gather, adapters, naive, act, alpha, beta, limit, P, TOPK, N, KD, E, E, 3,
-             RS, SU, SPLIT, 2, adapters ? 2 : first ? 0 : 1, 0, w.group_shift, warps_k, phase);
+             RS, SU, SPLIT, 2, adapters ? 2 : first ? 0 : 1, f.group != 0 && f.scale_type <= F16_SCALE && f.scale_type != BF16_SCALE, w.group_shift, warps_k, phase);
     };
     if constexpr (WIDE_ONE) call(wide<Q, T, NT, SG, ZERO>);
     else call(narrow<Q, T, NT, SG, ZERO>);
@@ -314,8 +314,8 @@ int main() {
   ok &= run<Q, T, 8, SG, G, false>(F, 9, 40, 328, G, true, false, 4, 8, G ? 0 : -1, false);            \
   ok &= run<Q, T, 8, SG, G, false>(F, 3, 40, 328, G, true, true, 8, 8, G ? 3 : -1, false);             \
   ok &= run<Q, T, 32, SG, G, false>(F, 30, 72, 200, G, false, false, 2, 2, G ? 0 : -1, G);             \
-  ok &= run<Q, T, 16, SG, G, true>(F, 14, 264, 328, G, true, false, 1, 1, G ? 3 : -1, false);          \
-  ok &= run<Q, T, 64, SG, G, true>(F, 90, 136, 264, G, true, false, 1, 1, G ? 0 : -1, G);
+  ok &= run<Q, T, 32, SG, G, true>(F, 14, 264, 328, G, true, false, 1, 1, G ? 3 : -1, false);          \
+  ok &= run<Q, T, 128, SG, G, true>(F, 90, 136, 264, G, true, false, 1, 1, G ? 0 : -1, G);
 #define ALL(Q, SG, F)                 \
   BOTH_KINDS(Q, Bf16, SG, F, true)    \
   BOTH_KINDS(Q, Bf16, SG, F, false)   \
@@ -324,7 +324,7 @@ int main() {
 #ifdef FORMATS
 #define ONE(Q, SG, F)                                                                     \
   ok &= run<Q, Bf16, 8, SG, true, false>(F, 9, 40, 328, true, true, false, 4, 8, 0, false); \
-  ok &= run<Q, Bf16, 16, SG, true, true>(F, 14, 264, 328, true, true, false, 1, 1, 3, false);
+  ok &= run<Q, Bf16, 32, SG, true, true>(F, 14, 264, 328, true, true, false, 1, 1, 3, false);
   ONE(U4, 2, ASYM)
   ONE(U4, 1, AWQ)
   ONE(U4, 4, CT16)
@@ -342,8 +342,8 @@ int main() {
 #if defined(FORMATS)
 #elif defined(QUICK)
   BOTH_KINDS(U4, Bf16, 2, ASYM, true)
-  for (int act = 5; act < 9; act++) ok &= run<U4, Bf16, 16, 1, false, true>(GPTQ, 14, 264, 328, true, true, false, 1, 1, act, act == 6);
-  for (int act = 1; act < 5; act++) ok &= run<U4, Bf16, 16, 1, true, true>(GPTQ, 14, 264, 328, true, true, false, 1, 1, act, act == 2);
+  for (int act = 5; act < 9; act++) ok &= run<U4, Bf16, 32, 1, false, true>(GPTQ, 14, 264, 328, true, true, false, 1, 1, act, act == 6);
+  for (int act = 1; act < 5; act++) ok &= run<U4, Bf16, 32, 1, true, true>(GPTQ, 14, 264, 328, true, true, false, 1, 1, act, act == 2);
 #else
   ALL(U4, 2, ASYM)
   ALL(U4, 1, AWQ)

@@ -11,4 +11,5 @@ module io.moe4j.oracle {
   uses io.moe4j.api.device.DeviceProvider;
   uses io.moe4j.api.spi.BlockOpsProvider;
   uses io.moe4j.api.spi.ExpertExchangeProvider;
+  uses io.moe4j.api.comm.CommProvider;
 }

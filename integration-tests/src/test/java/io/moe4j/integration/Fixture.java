@@ -3,11 +3,13 @@ package io.moe4j.integration;
 import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.checkpoint.AdapterPolicy;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.PeftAdapter;
 import io.moe4j.checkpoint.SafetensorsFile;
+import io.moe4j.checkpoint.TensorParallel;
 import io.moe4j.lora.AdapterRegistry;
 import java.io.IOException;
 import java.io.UncheckedIOException;
@@ -99,6 +101,17 @@ final class Fixture implements AutoCloseable {
     configs.forEach((layer, c) -> local.put(layer, c.toBuilder().expertMap(rank).build()));
     AdapterRegistry out = AdapterRegistry.builder(local).build();
     adapters.forEach(a -> out.load(a.localExperts(rank)));
+    return out;
+  }
+
+  /** The adapters that one of several ranks holds. */
+  AdapterRegistry registryOf(ParallelConfig rank) {
+    TreeMap<Integer, MoeConfig> local = new TreeMap<>();
+    configs.forEach((layer, c) -> local.put(layer, TensorParallel.config(c, rank)));
+    AdapterRegistry out = AdapterRegistry.builder(local).build();
+    int experts = configs.firstEntry().getValue().numExperts();
+    ExpertMap map = ExpertMap.linear(experts, rank.epSize(), rank.epRank());
+    adapters.forEach(a -> out.load(TensorParallel.of(rank).adapter(a.localExperts(map))));
     return out;
   }
 

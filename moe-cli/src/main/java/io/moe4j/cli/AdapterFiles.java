@@ -1,5 +1,7 @@
 package io.moe4j.cli;
 
+import io.moe4j.api.config.ExpertMap;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.checkpoint.AdapterPolicy;
 import io.moe4j.checkpoint.AdapterReport;
@@ -7,6 +9,7 @@ import io.moe4j.checkpoint.AdapterReport.Disposition;
 import io.moe4j.checkpoint.AdapterTargetModel;
 import io.moe4j.checkpoint.LoadProgress;
 import io.moe4j.checkpoint.PeftAdapter;
+import io.moe4j.checkpoint.TensorParallel;
 import java.lang.foreign.Arena;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -91,6 +94,13 @@ final class AdapterFiles implements AutoCloseable {
 
   List<LoraAdapter> adapters() {
     return loaded.stream().map(PeftAdapter::adapter).toList();
+  }
+
+  /** Those of one of several ranks. */
+  List<LoraAdapter> adapters(ExpertMap experts, ParallelConfig rank) {
+    return loaded.stream()
+        .map(a -> TensorParallel.of(rank).adapter(a.localExperts(experts)))
+        .toList();
   }
 
   List<String> names() {

@@ -3,6 +3,7 @@ package io.moe4j.cli;
 import io.moe4j.api.AdapterException;
 import io.moe4j.api.CheckpointException;
 import io.moe4j.api.DeviceException;
+import io.moe4j.api.comm.CommException;
 import io.moe4j.oracle.UnsupportedConfigException;
 import java.io.IOException;
 import java.io.PrintWriter;
@@ -64,7 +65,7 @@ final class ErrorPrinter implements IExecutionExceptionHandler, IParameterExcept
       case CheckpointException _, IOException _, UncheckedIOException _ -> ExitCode.BAD_INPUT;
       case AdapterException _ -> ExitCode.ADAPTER_REFUSED;
       case UnsupportedConfigException _ -> ExitCode.UNSUPPORTED;
-      case DeviceException _, OutOfMemoryError _ -> ExitCode.DEVICE;
+      case DeviceException _, CommException _, OutOfMemoryError _ -> ExitCode.DEVICE;
       case InternalError i when isMemoryFault(i) -> ExitCode.BAD_INPUT;
       default -> ExitCode.INTERNAL;
     };

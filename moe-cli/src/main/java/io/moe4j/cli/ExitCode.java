@@ -20,7 +20,7 @@ final class ExitCode {
   /** No backend fits, or the one asked for does not. */
   static final int UNSUPPORTED = 5;
 
-  /** A device failed or has too little memory. */
+  /** A device failed or has too little memory, or another rank ended. */
   static final int DEVICE = 6;
 
   /** The result could not be written. */
@@ -40,7 +40,7 @@ final class ExitCode {
     "3:an input file is missing, damaged or of an unknown kind",
     "4:an adapter was refused",
     "5:no backend fits, or not the one asked for",
-    "6:a device failed or has too little memory",
+    "6:a device failed or has too little memory, or another rank ended",
     "7:the result could not be written",
     "70:a fault in moe4j or in a plugin",
     "141:who read the output closed the pipe"

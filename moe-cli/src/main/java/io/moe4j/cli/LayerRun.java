@@ -82,7 +82,7 @@ final class LayerRun {
     configs.replaceAll((layer, c) -> c.toBuilder().inputDtype(inputDtype).build());
   }
 
-  private static boolean changeRouter(List<LoraAdapter> adapters) {
+  static boolean changeRouter(List<LoraAdapter> adapters) {
     return adapters.stream()
         .flatMap(a -> a.layers().values().stream())
         .anyMatch(l -> l.get(LoraTarget.ROUTER) != null);

@@ -4,7 +4,9 @@ import static java.util.Locale.ROOT;
 
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import io.moe4j.api.comm.RankInfo;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterReport;
@@ -32,6 +34,9 @@ import picocli.CommandLine.ParentCommand;
     name = "run",
     description = {
       "Run MoE layers of a checkpoint over hidden states, with any mix of adapters.",
+      "",
+      "In one of several processes (torchrun, srun, a LeaderWorkerSet, or --ranks): all share each"
+          + " layer on the host, each brings a part of the tokens and checks it; rank 0 reports.",
       "",
       "Without --model: run the bundled sample and check it against recorded results.",
       "",
@@ -109,6 +114,8 @@ final class RunCommand implements Callable<Integer> {
 
   @Mixin private OracleOptions oracleOptions = new OracleOptions();
 
+  @Mixin private RankOptions rankOptions = new RankOptions();
+
   @Option(names = "--json", description = "Print what was done as JSON.")
   private boolean json;
 
@@ -117,6 +124,12 @@ final class RunCommand implements Callable<Integer> {
 
   @Override
   public Integer call() {
+    RankInfo me = rankOptions.info();
+    ParallelConfig rank = rankOptions.parallel(me);
+    RanksRun ranks = me.worldSize() == 1 ? null : new RanksRun(moe, oracleOptions, me, rank, json);
+    if (ranks != null && activations != Activations.UNQUANTISED) {
+      throw CliException.usage("--activations as-quantised is for one rank");
+    }
     if (model == null) {
       if (layer != null
           || !adapters.isEmpty()
@@ -129,7 +142,7 @@ final class RunCommand implements Callable<Integer> {
             "--layer, --adapter, --input, --token-ids, --assign, --activations and --output go with --model DIR; without --model"
                 + " the bundled sample is run.");
       }
-      return new SampleRun(moe, oracleOptions, json).run();
+      return ranks != null ? ranks.sample() : new SampleRun(moe, oracleOptions, json).run();
     }
     if (input == null || output == null) {
       throw CliException.usage(
@@ -139,10 +152,10 @@ final class RunCommand implements Callable<Integer> {
               + (output == null ? "--output FILE.safetensors" : "")
               + ".");
     }
-    return run(model, RunInput.Source.parse("--input", input), output);
+    return run(model, RunInput.Source.parse("--input", input), output, ranks);
   }
 
-  private int run(Path modelDir, RunInput.Source source, Path target) {
+  private int run(Path modelDir, RunInput.Source source, Path target, @Nullable RanksRun ranks) {
     Map<String, Path> named = AdapterFiles.parse(adapters);
     RunInput.requireDirectory("--model", modelDir);
     RunInput.requireFile(source.file());
@@ -159,6 +172,10 @@ final class RunCommand implements Callable<Integer> {
         checkpoint.notes().forEach(n -> moe.note("model " + modelDir + ": " + n));
         files.remarks().forEach(moe::note);
         int[] assignment = RunInput.assignment(assign, files.names(), tokens);
+        if (ranks != null) {
+          return ranks.model(
+              oracle, checkpoint, files, layers, hidden, ids(tokens), assignment, file);
+        }
         LayerRun runner =
             new LayerRun(
                 oracle,

@@ -2,6 +2,7 @@ package io.moe4j.oracle;
 
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.MoeException;
+import io.moe4j.api.comm.CommProvider;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceProvider;
@@ -51,6 +52,7 @@ public final class BackendCatalog implements AutoCloseable {
   private final List<FoundDeviceProvider> deviceProviders;
   private final List<FoundBlockOps> blockOps;
   private final List<ExpertExchangeProvider> exchanges;
+  private final List<CommProvider> comms;
   private final List<PluginFailure> failures;
   private final List<PluginClassLoader> loaders;
 
@@ -63,6 +65,7 @@ public final class BackendCatalog implements AutoCloseable {
     backends = unique.backends().stream().sorted(Comparator.comparing(FoundBackend::name)).toList();
     blockOps = List.copyOf(found.blockOps);
     exchanges = List.copyOf(found.exchanges);
+    comms = List.copyOf(found.comms);
     deviceProviders = unique.deviceProviders();
     failures =
         Stream.concat(found.failures.stream(), unique.failures().stream()).distinct().toList();
@@ -160,6 +163,15 @@ public final class BackendCatalog implements AutoCloseable {
     return exchanges;
   }
 
+  /**
+   * {@return what connects ranks, as found; {@link Rendezvous} takes one of them}
+   *
+   * @since 0.2.0
+   */
+  public List<CommProvider> commProviders() {
+    return comms;
+  }
+
   /** {@return what could not be loaded, and why} */
   public List<PluginFailure> failures() {
     return failures;
@@ -244,7 +256,7 @@ public final class BackendCatalog implements AutoCloseable {
               + device
               + ": "
               + PluginFault.describe(e),
-          e);
+          PluginFault.printable(e));
     }
     if (opened == null) { // strangers are not null-checked
       throw new DeviceException(

@@ -1,6 +1,7 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.MoeException;
+import io.moe4j.api.comm.CommProvider;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.DeviceType;
@@ -48,6 +49,7 @@ final class Discovery {
   final List<FoundDeviceProvider> deviceProviders = new ArrayList<>();
   final List<FoundBlockOps> blockOps = new ArrayList<>();
   final List<ExpertExchangeProvider> exchanges = new ArrayList<>();
+  final List<CommProvider> comms = new ArrayList<>();
   final List<PluginFailure> failures = new ArrayList<>();
   final List<PluginClassLoader> loaders = new ArrayList<>();
 
@@ -64,6 +66,7 @@ final class Discovery {
     scanModules(ServiceLoader.load(layer, DeviceProvider.class), this::addDeviceProvider);
     scanModules(ServiceLoader.load(layer, BlockOpsProvider.class), this::addBlockOps);
     scanModules(ServiceLoader.load(layer, ExpertExchangeProvider.class), this::addExchange);
+    scanModules(ServiceLoader.load(layer, CommProvider.class), this::addComm);
   }
 
   private <S> void scanModules(ServiceLoader<S> providers, Adder<S> adder) {
@@ -102,6 +105,7 @@ final class Discovery {
     scanLoader(loader, DeviceProvider.class, this::addDeviceProvider);
     scanLoader(loader, BlockOpsProvider.class, this::addBlockOps);
     scanLoader(loader, ExpertExchangeProvider.class, this::addExchange);
+    scanLoader(loader, CommProvider.class, this::addComm);
   }
 
   private <S> void scanLoader(ClassLoader loader, Class<S> service, Adder<S> adder) {
@@ -290,6 +294,13 @@ final class Discovery {
     exchanges.add(provider);
   }
 
+  private void addComm(CommProvider provider, PluginOrigin origin) throws PluginFault, Refusal {
+    answer(
+        "name()",
+        PluginFault.guard(waiting(provider.getClass().getName(), origin), provider::name));
+    comms.add(provider);
+  }
+
   private static <T> T answer(String method, T value) throws Refusal {
     if (value == null) { // strangers are not null-checked
       throw new Refusal(method + " is null");
@@ -377,6 +388,7 @@ final class Discovery {
         + deviceProviders.size()
         + blockOps.size()
         + exchanges.size()
+        + comms.size()
         + failures.size();
   }
 

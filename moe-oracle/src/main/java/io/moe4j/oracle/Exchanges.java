@@ -1,6 +1,7 @@
 package io.moe4j.oracle;
 
 import io.moe4j.api.comm.Communicator;
+import io.moe4j.api.config.ExpertPlacement;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
@@ -12,6 +13,7 @@ import io.moe4j.api.spi.Support.Code;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
+import java.util.Locale;
 import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 
@@ -39,6 +41,10 @@ final class Exchanges {
                   "a communicator of "
                       + (communicator == null ? 0 : communicator.size())
                       + " ranks, moves nothing between ranks")
+          .require(
+              config.placement().filter(ExpertPlacement::isRedundant).isEmpty(),
+              Code.PARALLEL,
+              () -> "experts on several ranks, each would add them: give a communicator")
           .result();
     }
 
@@ -85,6 +91,72 @@ final class Exchanges {
     }
   }
 
+  /** Rows to the ranks whose experts they chose, through host memory. */
+  static final class AllToAll implements ExpertExchangeProvider {
+    @Override
+    public String name() {
+      return "alltoall";
+    }
+
+    @Override
+    public int priority() {
+      return 200;
+    }
+
+    @Override
+    public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
+      if (communicator == null) {
+        return Support.no(Code.PARALLEL, "no communicator, needs one");
+      }
+      return Support.checks()
+          .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
+          .require(
+              communicator.deviceType().equals(DeviceType.CPU),
+              Code.DEVICE,
+              () -> "a communicator of " + communicator.deviceType() + " memory, takes cpu")
+          .require(
+              config.placement().isPresent(),
+              Code.PARALLEL,
+              () ->
+                  config.parallel().epSize() == 1
+                      ? "all ranks have every expert, every row goes to all of them"
+                      : "which experts the other ranks have is not known: set"
+                          + " MoeConfig.placement")
+          .result();
+    }
+
+    @Override
+    public ExpertExchange open(
+        MoeConfig config, @Nullable Communicator communicator, BlockOps block, Device device) {
+      return new AllToAllExchange(
+          config,
+          Objects.requireNonNull(communicator, "communicator"),
+          new LocalExchange(config, block, device),
+          config.placement().orElseThrow());
+    }
+  }
+
+  /** The share of ranks a token has to reach from which on it may as well go to all. */
+  private static final double GO_TO_ALL = 0.9;
+
+  /**
+   * {@return the share of ranks that have an expert of a token, if tokens choose evenly; the own
+   * rank is one of them}
+   */
+  static double reached(MoeConfig config) {
+    double ranks = config.parallel().epSize();
+    return 1 - Math.pow(1 - 1 / ranks, config.topK());
+  }
+
+  private static String reach(MoeConfig config) {
+    return String.format(
+        Locale.ROOT,
+        "top_k %d reaches %.0f%% of %d ranks",
+        config.topK(),
+        100 * reached(config),
+        config.parallel().epSize());
+  }
+
   private Exchanges() {}
 
   /**
@@ -98,16 +170,21 @@ final class Exchanges {
   /**
    * The one of the highest priority that fits.
    *
-   * @throws IllegalArgumentException if the communicator and the config disagree, or nothing fits
+   * @param wanted a name to take, or null for the best; a token that reaches nearly all ranks
+   *     anyway is then sent to all
+   * @throws IllegalArgumentException if the communicator and the config disagree, nothing fits, or
+   *     not the one that is wanted
    */
   static Choice choose(
       MoeConfig config,
       @Nullable Communicator communicator,
-      List<? extends ExpertExchangeProvider> found) {
+      List<? extends ExpertExchangeProvider> found,
+      @Nullable String wanted) {
     requireRanks(config, communicator);
     List<ExpertExchangeProvider> all = new ArrayList<>(found);
     all.add(new Local());
     all.add(new Gather());
+    all.add(new AllToAll());
     all.sort(
         Comparator.comparingInt(ExpertExchangeProvider::priority)
             .reversed()
@@ -118,13 +195,21 @@ final class Exchanges {
       Support support = p.isSupported(config, communicator);
       if (!support.isSupported()) {
         refused.add(p.name() + ": " + support);
+      } else if (wanted != null) {
+        chosen = p.name().equals(wanted) ? p : chosen;
+      } else if (p instanceof AllToAll && reached(config) > GO_TO_ALL) {
+        refused.add(p.name() + ": " + reach(config) + ", gather sends to all in fewer steps");
       } else if (chosen == null) {
         chosen = p;
       }
     }
     if (chosen == null) {
       throw new IllegalArgumentException(
-          "no exchange fits " + config.parallel() + " (" + String.join(" | ", refused) + ")");
+          (wanted == null ? "no exchange fits " : "exchange " + wanted + " does not fit ")
+              + config.parallel()
+              + " ("
+              + String.join(" | ", refused)
+              + ")");
     }
     String ranks =
         communicator == null
@@ -139,6 +224,7 @@ final class Exchanges {
             + ", "
             + config.activationFormat()
             + " rows"
+            + (chosen instanceof AllToAll ? "; " + reach(config) : "")
             + (refused.isEmpty() ? "" : " (refused: " + String.join(" | ", refused) + ")"));
   }
 

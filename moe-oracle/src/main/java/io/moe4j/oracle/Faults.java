@@ -22,9 +22,10 @@ final class Faults {
   /**
    * @param who who was called
    * @param doing like "failed to prepare"
-   * @param thrown what came back
+   * @param what what came back
    */
-  static RuntimeException of(String who, String doing, Throwable thrown) {
+  static RuntimeException of(String who, String doing, Throwable what) {
+    Throwable thrown = PluginFault.printable(what);
     if (isMemoryFault(thrown)) {
       return new CheckpointException(
           who
@@ -49,7 +50,8 @@ final class Faults {
 
   /** What HotSpot throws where a mapped page is no longer there. */
   static boolean isMemoryFault(Throwable t) {
-    return t instanceof InternalError && String.valueOf(t.getMessage()).contains("memory access");
+    return t instanceof InternalError
+        && String.valueOf(PluginFault.printable(t).getMessage()).contains("memory access");
   }
 
   /**

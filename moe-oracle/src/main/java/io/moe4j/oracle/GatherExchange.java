@@ -2,6 +2,7 @@ package io.moe4j.oracle;
 
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.config.ExpertPlacement;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
@@ -13,6 +14,9 @@ import io.moe4j.api.spi.ExchangedRows;
 import io.moe4j.api.spi.ExpertExchange;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.nio.ByteOrder;
 import java.util.Arrays;
 import org.jspecify.annotations.Nullable;
 
@@ -22,6 +26,9 @@ import org.jspecify.annotations.Nullable;
  * rank, so it suits few ranks. In host memory: the numbers of tokens are read between calls.
  */
 final class GatherExchange implements ExpertExchange {
+  private static final ValueLayout.OfInt I32 =
+      ValueLayout.JAVA_INT_UNALIGNED.withOrder(ByteOrder.LITTLE_ENDIAN);
+
   private final MoeConfig config;
   private final Communicator communicator;
   private final LocalExchange local;
@@ -114,6 +121,7 @@ final class GatherExchange implements ExpertExchange {
     communicator.allGather(hidden, at.allHidden.in(workspace), stream);
     communicator.allGather(ids, at.allIds.in(workspace), stream);
     communicator.allGather(weights, at.allWeights.in(workspace), stream);
+    leaveToOneCopy(at.allIds.in(workspace), n);
     Tensor given = inputs.tokenLoraMapping();
     if (given != null) {
       Tensor slots = padded(at.slots.in(workspace), given, 0xff);
@@ -123,6 +131,24 @@ final class GatherExchange implements ExpertExchange {
         all(at, workspace, inputs.routing().expertMap(), given != null),
         Workspaces.part(workspace, at.inner),
         stream);
+  }
+
+  /** Of several ranks that have an expert, all but the one that computes it forget the pair. */
+  private void leaveToOneCopy(Tensor allIds, long rowsPerRank) {
+    ExpertPlacement placement =
+        config.placement().filter(ExpertPlacement::isRedundant).orElse(null);
+    if (placement == null) {
+      return;
+    }
+    MemorySegment ids = allIds.segment();
+    long pairsPerRank = rowsPerRank * config.topK();
+    for (long pair = 0; pair < allIds.elementCount(); pair++) {
+      int expert = ids.get(I32, pair * Integer.BYTES);
+      int tokenRank = (int) (pair / pairsPerRank) / config.parallel().tpSize();
+      if (expert >= 0 && placement.rank(expert, tokenRank) != config.parallel().epRank()) {
+        ids.set(I32, pair * Integer.BYTES, -1);
+      }
+    }
   }
 
   private static Tensor padded(Tensor to, Tensor from, int fill) {

@@ -309,7 +309,7 @@ final class LayerParts {
           modular.apply(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
         }
         // Where ranks share their tokens, the first adds what a token keeps of itself.
-        if (zeroWeights != null && (isCollective() || config.parallel().epRank() == 0)) {
+        if (zeroWeights != null && (isCollective() || config.parallel().rank() == 0)) {
           block.addZeroExperts(f.hidden(), zeroWeights, sum, stream);
         }
       }

@@ -66,7 +66,7 @@ public record LayerPlan(
               oracle.catalog(),
               chosen,
               device,
-              Exchanges.choose(config, null, oracle.catalog().exchanges()).provider(),
+              Exchanges.choose(config, null, oracle.catalog().exchanges(), null).provider(),
               null,
               owned)
           .layout(config.maxTokens())

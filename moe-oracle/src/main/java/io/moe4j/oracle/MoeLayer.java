@@ -359,6 +359,7 @@ public final class MoeLayer implements AutoCloseable {
     private @Nullable ScratchPool pool;
     private boolean copyWeights;
     private @Nullable Communicator communicator;
+    private @Nullable String exchangeName;
 
     private Builder(MoeConfig config, MoeLayerWeights weights) {
       this.config = Objects.requireNonNull(config, "config");
@@ -448,6 +449,18 @@ public final class MoeLayer implements AutoCloseable {
     }
 
     /**
+     * How rows come to their experts, instead of what suits the layer best. The same on every rank.
+     *
+     * @param name {@code gather}, {@code alltoall} or that of another jar; null for the best
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder exchange(@Nullable String name) {
+      this.exchangeName = name;
+      return this;
+    }
+
+    /**
      * Chooses, opens, prepares. May be slow: weights are repacked and uploaded here.
      *
      * @return the layer, owned by the caller
@@ -516,7 +529,9 @@ public final class MoeLayer implements AutoCloseable {
                 + ", the layer on "
                 + where.info().id());
       }
-      Exchanges.Choice exchange = Exchanges.choose(config, communicator, who.catalog().exchanges());
+      requireSameMemory(where);
+      Exchanges.Choice exchange =
+          Exchanges.choose(config, communicator, who.catalog().exchanges(), exchangeName);
       LayerParts parts =
           LayerParts.prepare(
               config, used, who.catalog(), chosen, where, exchange.provider(), communicator, owned);
@@ -525,6 +540,21 @@ public final class MoeLayer implements AutoCloseable {
           ScratchPool.isHost(where) ? MappedSources.of(used) : MappedSources.none();
       return new MoeLayer(
           selection.withExchange(exchange.explanation()), where, parts, used, scratch, read);
+    }
+
+    private void requireSameMemory(Device where) {
+      if (communicator != null
+          && communicator.size() > 1
+          && !communicator.deviceType().equals(where.info().id().type())) {
+        throw new IllegalArgumentException(
+            "communicator "
+                + communicator.description()
+                + " carries memory of "
+                + communicator.deviceType()
+                + ", the layer is on "
+                + where.info().id()
+                + "; give the builder a device of that type");
+      }
     }
 
     /** A given device is the only one that may be chosen for. */

@@ -1,6 +1,7 @@
 package io.moe4j.oracle;
 
 import java.lang.reflect.InvocationTargetException;
+import java.util.Optional;
 
 /**
  * A plugin threw something. {@link #guard} is the only place of this module that catches errors of
@@ -12,9 +13,10 @@ import java.lang.reflect.InvocationTargetException;
  */
 final class PluginFault extends Exception {
   private static final long serialVersionUID = 1L;
+  private static final int MAX_CAUSES = 100;
 
   private PluginFault(Throwable cause) {
-    super(describe(cause), cause);
+    super(describe(cause), printable(cause));
   }
 
   /** A call into a plugin. */
@@ -26,21 +28,55 @@ final class PluginFault extends Exception {
    * @param who whom a user would wait for, if this took long
    */
   static <T> T guard(String who, Call<T> call) throws PluginFault {
+    boolean interrupted = Thread.currentThread().isInterrupted();
     try (SlowPlugins _ = SlowPlugins.watch(who)) {
       return call.run();
     } catch (InvocationTargetException e) {
+      forgetInterrupt(interrupted);
       throw new PluginFault(e.getTargetException());
     } catch (Throwable e) {
+      forgetInterrupt(interrupted);
       throw new PluginFault(e);
     }
   }
 
-  /** A readable clause. */
-  static String describe(Throwable t) {
-    Throwable shown = t;
-    if (t instanceof ExceptionInInitializerError && t.getCause() != null) {
-      shown = t.getCause();
+  /** An interrupt that a failed plugin leaves would end the next reading of a file. */
+  private static void forgetInterrupt(boolean before) {
+    if (!before) {
+      Thread.interrupted();
     }
+  }
+
+  /** {@return what was thrown, or something in its place if printing it would throw again} */
+  static Throwable printable(Throwable thrown) {
+    return unreadable(thrown).<Throwable>map(IllegalStateException::new).orElse(thrown);
+  }
+
+  private static Optional<String> unreadable(Throwable thrown) {
+    try {
+      Throwable t = thrown;
+      for (int depth = 0; t != null && depth < MAX_CAUSES; depth++) {
+        String said = t.toString() + t.getMessage();
+        t = said.isEmpty() ? null : t.getCause();
+      }
+      return Optional.empty();
+    } catch (Throwable e) {
+      return Optional.of(
+          thrown.getClass().getName()
+              + ", whose message cannot be read: "
+              + e.getClass().getName());
+    }
+  }
+
+  /** A readable clause. */
+  static String describe(Throwable thrown) {
+    Optional<String> unreadable = unreadable(thrown);
+    if (unreadable.isPresent()) {
+      return unreadable.get();
+    }
+    Throwable cause = thrown.getCause();
+    Throwable shown =
+        thrown instanceof ExceptionInInitializerError && cause != null ? cause : thrown;
     String text = String.valueOf(shown.getMessage());
     return switch (shown) {
       case UnsupportedClassVersionError e ->

@@ -64,8 +64,7 @@ final class ScratchLayout {
     ids = layout.reserve(DType.I32, capacity, config.topK());
     weights = layout.reserve(DType.F32, capacity, config.topK());
     latent = layout.reserve(DType.F32, hasOwnInput() ? capacity : 0, width);
-    routerInput =
-        layout.reserve(DType.F32, needsRouterInput() ? capacity : 0, config.hiddenSize());
+    routerInput = layout.reserve(DType.F32, needsRouterInput() ? capacity : 0, config.hiddenSize());
     routed = layout.reserve(DType.F32, needsRouted() ? capacity : 0, width);
     exchanged = layout.reserve(DType.U8, direct ? 0 : exchange.workspaceBytes(capacity));
     expertsOut = layout.reserve(DType.F32, batched() ? config.numLocalExperts() : 1, rows, width);

@@ -16,6 +16,8 @@ import io.moe4j.api.tensor.MemorySource;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
+import java.io.PrintWriter;
+import java.io.StringWriter;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.util.List;
@@ -91,6 +93,24 @@ class FaultsTest {
       layer.forward(in, out); // the layer and its scratch go on
       assertThat(out.get(2, 0)).isEqualTo(LayerFixture.expected(2));
     }
+  }
+
+  @Test
+  void aMessageThatCannotBeRead() {
+    InternalError mute =
+        new InternalError() {
+          @Override
+          public String getMessage() {
+            throw new IllegalStateException("not yours");
+          }
+        };
+    assertThat(Faults.isMemoryFault(mute)).isFalse();
+    RuntimeException named = Faults.of("backend x", "failed", mute);
+    assertThat(named)
+        .isInstanceOf(MoeException.class)
+        .hasMessageStartingWith("backend x failed: ")
+        .hasMessageContaining("whose message cannot be read");
+    named.printStackTrace(new PrintWriter(new StringWriter()));
   }
 
   @Test

@@ -347,6 +347,20 @@ class PluginsTest {
         "static int x = deeper(0); static int deeper(int i) { return deeper(i + 1) + 1; }");
     broken("internal.jar", "Internal", "public Internal() { throw new InternalError(\"mine\"); }");
     broken("unknown.jar", "Unknown", "public Unknown() { throw new UnknownError(\"mine\"); }");
+    broken(
+        "mute.jar",
+        "Mute",
+        "public Mute() { throw new RuntimeException() {"
+            + " @Override public String getMessage() { throw new IllegalStateException(); } }; }");
+    broken(
+        "mutecause.jar",
+        "MuteCause",
+        "public MuteCause() { throw new RuntimeException(\"mine\", new Error() {"
+            + " @Override public String toString() { throw new Error(); } }); }");
+    broken(
+        "interrupting.jar",
+        "Interrupting",
+        "public Interrupting() { Thread.currentThread().interrupt(); throw new Error(\"mine\"); }");
     broken("bare.jar", "Bare", "public Bare() { throw new Error(); }");
     broken(
         "assertion.jar", "Assertion", "public Assertion() { throw new AssertionError(\"mine\"); }");
@@ -363,11 +377,15 @@ class PluginsTest {
               "soestatic.jar",
               "internal.jar",
               "unknown.jar",
+              "mute.jar",
+              "mutecause.jar",
+              "interrupting.jar",
               "bare.jar",
               "assertion.jar",
               "sneaky.jar");
       assertThat(catalog.failures())
           .allSatisfy(f -> assertThat(f.reason().message()).startsWith("cannot be created: "));
+      assertThat(Thread.currentThread().isInterrupted()).isFalse();
     }
   }
 

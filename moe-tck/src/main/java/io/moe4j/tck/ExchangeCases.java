@@ -2,6 +2,7 @@ package io.moe4j.tck;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.ExpertMap;
+import io.moe4j.api.config.ExpertPlacement;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.ParallelConfig;
@@ -17,6 +18,7 @@ import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.stream.IntStream;
 import java.util.stream.Stream;
 
 /** One layer over several ranks, and the tokens of each. */
@@ -33,11 +35,13 @@ final class ExchangeCases {
     /** In turn. */
     ROUND_ROBIN,
     /** One expert each for all but the last rank, local order unlike global order. */
-    LOPSIDED;
+    LOPSIDED,
+    /** In blocks, and each expert on the next rank as well. */
+    REDUNDANT;
 
     private int owner(int expert, int ranks) {
       return switch (this) {
-        case LINEAR -> Math.min(expert * ranks / E, ranks - 1);
+        case LINEAR, REDUNDANT -> Math.min(expert * ranks / E, ranks - 1);
         case ROUND_ROBIN -> expert % ranks;
         case LOPSIDED -> Math.min(expert, ranks - 1);
       };
@@ -49,11 +53,16 @@ final class ExchangeCases {
       int next = 0;
       for (int n = 0; n < E; n++) {
         int expert = this == LOPSIDED ? E - 1 - n : n;
-        if (owner(expert, ranks) == rank) {
+        int owner = owner(expert, ranks);
+        if (owner == rank || (this == REDUNDANT && (owner + 1) % ranks == rank)) {
           local[expert] = next++;
         }
       }
       return ExpertMap.of(local).forRank(ranks, rank);
+    }
+
+    private ExpertPlacement all(int ranks) {
+      return ExpertPlacement.of(IntStream.range(0, ranks).mapToObj(r -> map(ranks, r)).toList());
     }
   }
 
@@ -110,7 +119,7 @@ final class ExchangeCases {
           ? layer().build()
           : layer()
               .parallel(ParallelConfig.expert(ranks(), rank))
-              .expertMap(placement.map(ranks(), rank))
+              .placement(placement.all(ranks()))
               .build();
     }
 
@@ -324,6 +333,33 @@ final class ExchangeCases {
                         false,
                         true,
                         NONE)));
+  }
+
+  static Stream<ExchangeCase> redundant() {
+    return formats()
+        .flatMap(format ->
+            UNEVEN.stream()
+                .filter(tokens -> tokens.size() > 1)
+                .flatMap(tokens ->
+                    Stream.of(
+                        new ExchangeCase(
+                            "experts on two ranks",
+                            format,
+                            DType.F32,
+                            Placement.REDUNDANT,
+                            tokens,
+                            false,
+                            true,
+                            NONE),
+                        new ExchangeCase(
+                            "all tokens on experts that rank 0 has copies of",
+                            format,
+                            DType.BF16,
+                            Placement.REDUNDANT,
+                            tokens,
+                            false,
+                            false,
+                            (p, rank, ranks) -> toExpertsOf(p, 0, ranks, Placement.REDUNDANT)))));
   }
 
   static Stream<ExchangeCase> weights() {

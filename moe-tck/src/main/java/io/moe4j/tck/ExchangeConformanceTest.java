@@ -189,6 +189,17 @@ public abstract class ExchangeConformanceTest {
   }
 
   /**
+   * Experts on several ranks: one of them adds its part.
+   *
+   * @param c the case
+   */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("io.moe4j.tck.ExchangeCases#redundant")
+  public final void required_MOE_10_8_oneCopyOfAnExpertIsUsed(Object c) {
+    verify("MOE-10.8", (ExchangeCases.ExchangeCase) c);
+  }
+
+  /**
    * Adapters of several tokens, tokens without, on ranks that have others.
    *
    * @param c the case

@@ -100,6 +100,7 @@ class RankKitsCatchMistakesTest {
             "padding is expert 0",
             TestExchange::paddingIsExpertZero,
             "10_2_everyTokenGetsTheSumOfItsExperts"),
+        exchange("every copy adds", TestExchange::everyCopyAdds, "10_8_oneCopyOfAnExpertIsUsed"),
         exchange("slots stay", TestExchange::slotsStay, "10_3_adapterSlotsTravelWithTheRows"),
         exchange("weights twice", TestExchange::weightsTwice, "10_4_weightsAreAppliedOnce"),
         exchange("last bit varies", TestExchange::lastBitVaries, "10_5_equalCallsGiveEqualBits"),

@@ -125,6 +125,16 @@ class TestExchange implements ExpertExchange {
     };
   }
 
+  /** Every rank that has an expert adds it. */
+  static ExpertExchange everyCopyAdds(MoeConfig config, Communicator group, BlockOps block) {
+    return new TestExchange(config, group, block) {
+      @Override
+      int computes(int expert, int tokenRank) {
+        return group.rank();
+      }
+    };
+  }
+
   /** The last bit depends on the call. */
   static ExpertExchange lastBitVaries(MoeConfig config, Communicator group, BlockOps block) {
     return new TestExchange(config, group, block) {
@@ -209,6 +219,23 @@ class TestExchange implements ExpertExchange {
     return topkWeights;
   }
 
+  /** Of a redundant expert, the rank that is to compute it. */
+  int computes(int expert, int tokenRank) {
+    return config.placement().map(p -> p.rank(expert, tokenRank)).orElse(group.rank());
+  }
+
+  private Tensor mine(Tensor allIds) {
+    for (long row = 0; row < allIds.size(0); row++) {
+      for (long k = 0; k < allIds.size(1); k++) {
+        int expert = (int) allIds.get(row, k);
+        if (expert >= 0 && computes(expert, (int) (row / perRank)) != group.rank()) {
+          allIds.set(-1, row, k);
+        }
+      }
+    }
+    return allIds;
+  }
+
   private Tensor gather(Tensor mine, DeviceStream stream) {
     long[] shape = mine.shape();
     shape[0] *= group.size();
@@ -240,7 +267,7 @@ class TestExchange implements ExpertExchange {
         new ExchangeInputs(
             gather(padded(inputs.hidden(), 0), stream),
             new ExpertRouting(
-                gather(padded(mine.topkIds(), paddingId()), stream),
+                mine(gather(padded(mine.topkIds(), paddingId()), stream)),
                 weights(gather(padded(mine.topkWeights(), 0), stream)),
                 mine.expertMap()),
             slots == null ? null : gatherSlots(padded(slots, -1), stream));

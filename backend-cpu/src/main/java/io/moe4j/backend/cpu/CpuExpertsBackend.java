@@ -71,10 +71,6 @@ public final class CpuExpertsBackend implements ExpertsBackend {
             !config.quantizedActivations(),
             Support.Code.QUANTIZATION,
             () -> "quantised activations of " + config.quantSchemes() + ", accepted: unquantised")
-        .require(
-            config.parallel().tpSize() == 1,
-            Support.Code.PARALLEL,
-            () -> "tensor-parallel size " + config.parallel().tpSize() + ", accepted: 1")
         .result();
   }
 

@@ -262,9 +262,7 @@ final class NativeForward {
     for (int e = 0; e < w.count; e++) {
       experts += plan.expertStart[e + 1] > plan.expertStart[e] ? 1 : 0;
     }
-    int shortest =
-        Math.min(
-            w.w13.blocks() / mlp.group13(), w.w2.blocks() / mlp.group2());
+    int shortest = Math.min(w.w13.blocks() / mlp.group13(), w.w2.blocks() / mlp.group2());
     return Math.clamp(
         (long) experts * shortest / ((long) TASKS_PER_THREAD * mlp.team().size()),
         1,

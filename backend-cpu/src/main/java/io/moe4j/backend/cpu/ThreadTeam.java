@@ -85,11 +85,10 @@ final class ThreadTeam {
           Thread.ofPlatform()
               .name("moe4j-cpu-" + member)
               .daemon(true)
-              .unstarted(
-                  () -> {
-                    stay(processors, member);
-                    work(member);
-                  });
+              .unstarted(() -> {
+                stay(processors, member);
+                work(member);
+              });
       workers[i].start();
     }
   }
@@ -116,8 +115,7 @@ final class ThreadTeam {
   }
 
   private static void stay(List<Integer> processors, int member) {
-    if (!processors.isEmpty()
-        && !Affinity.pin(processors.get(member % processors.size()))) {
+    if (!processors.isEmpty() && !Affinity.pin(processors.get(member % processors.size()))) {
       LOG.warn("The system does not keep thread {} of the CPU backend on its processor", member);
     }
   }

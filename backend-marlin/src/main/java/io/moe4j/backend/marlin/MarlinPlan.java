@@ -16,9 +16,10 @@ import java.util.List;
  */
 record MarlinPlan(
     boolean naive, ProductPlan first, ProductPlan second, int groupTiles, ShrinkPlan shrinks) {
-  private static final int FEW_ROWS = 10;
+  private static final int FEW_ROWS = 7;
+  private static final int SHORT_ROWS = 10;
   private static final int SOME_ROWS = 24;
-  private static final int MANY_ROWS = 100;
+  private static final int MANY_ROWS = 48;
   private static final int FILLED = 264;
   private static final int NEARLY_FILLED = 190;
   private static final ShrinkPlan NO_SHRINKS =
@@ -77,8 +78,8 @@ record MarlinPlan(
    * @param p its sizes
    */
   static MarlinPlan choose(Problem p) {
-    if (p.naive() || p.rows() < FEW_ROWS) {
-      // Up to so many rows the shortest tiles win, even where an expert has two of them.
+    // Up to so many rows the shortest tiles win, even where an expert has two of them.
+    if (p.naive() || p.rows() < FEW_ROWS || (p.wide().isEmpty() && p.rows() < SHORT_ROWS)) {
       return of(p, MarlinKernels.NARROW, p.narrow().getFirst());
     }
     boolean some = p.rows() <= SOME_ROWS;

@@ -204,7 +204,7 @@ final class MarlinProducts {
         .i32(b.lora() ? shrink.splits(b, f.plan().shrinks(), first) : 1)
         .i32(f.plan().groupTiles())
         .i32(wait)
-        .i32(0)
+        .i32(w.fine() ? 1 : 0)
         .i32(w.layout().groupShift())
         .i32(plan.warps())
         .i32(plan.phase())

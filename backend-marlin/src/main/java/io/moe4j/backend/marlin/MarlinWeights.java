@@ -57,6 +57,13 @@ final class MarlinWeights implements AutoCloseable {
     return new Planned(weight, vectors ? plan : plan.between(0, plan.layout().wholeInputs()));
   }
 
+  /** Whether ratios of a weight's scales may have more bits than a BF16 has. */
+  private static boolean isFine(Weight w) {
+    boolean groups = w.scheme().scaleColumns() != QuantScheme.ALL;
+    return groups
+        && w.scales().map(s -> s.dtype() == DType.F32 || s.dtype() == DType.F16).orElse(false);
+  }
+
   /** Dense zero points of more than a byte as bytes: {@code repack.cu} reads bytes and words. */
   private static Weight bytesOfZeroPoints(Weight w) {
     Tensor zeros = w.zeroPoints().orElse(null);
@@ -99,7 +106,12 @@ final class MarlinWeights implements AutoCloseable {
     PackedLayout layout = apart ? each.widened(2 * half) : each;
     PackedMatrices to =
         PackedMatrices.allocate(
-            memory, layout, all.size(), all.getFirst().size(), scheme.actOrder());
+            memory,
+            layout,
+            all.size(),
+            all.getFirst().size(),
+            all.stream().flatMap(List::stream).anyMatch(p -> isFine(p.weight())),
+            scheme.actOrder());
     for (int e = 0; e < all.size(); e++) {
       List<Planned> own = all.get(e);
       for (int m = 0; m < own.size(); m++) {
@@ -137,7 +149,12 @@ final class MarlinWeights implements AutoCloseable {
       if (to == null) {
         to =
             PackedMatrices.allocate(
-                memory, down.plan().layout(), weights.numExperts(), 1, scheme.actOrder());
+                memory,
+                down.plan().layout(),
+                weights.numExperts(),
+                1,
+                weights.experts().stream().anyMatch(x -> isFine(x.down())),
+                scheme.actOrder());
       }
       repacker.run(down.weight(), down.plan(), to, e, 0);
       upload(to, e, down.plan().permutation());

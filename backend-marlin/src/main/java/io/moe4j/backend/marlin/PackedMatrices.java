@@ -15,6 +15,7 @@ import org.jspecify.annotations.Nullable;
  * @param ratios F16, or nothing
  * @param zeros 16-bit integers, or nothing
  * @param channels F32
+ * @param fine whether ratios may have more bits than a BF16 has
  * @param orders I32 {@code [E, in]}, which input of x each input of the kernels is, -1 = none; null
  *     without act-order
  */
@@ -25,10 +26,16 @@ record PackedMatrices(
     Tensor ratios,
     Tensor zeros,
     Tensor channels,
+    boolean fine,
     @Nullable Tensor orders) {
   /** Room for them; contents undefined. */
   static PackedMatrices allocate(
-      DeviceWeights memory, PackedLayout layout, int experts, int each, boolean ordered) {
+      DeviceWeights memory,
+      PackedLayout layout,
+      int experts,
+      int each,
+      boolean fine,
+      boolean ordered) {
     long n = (long) experts * each;
     boolean ratios = layout.groupsAChunk() > 0;
     return new PackedMatrices(
@@ -38,6 +45,7 @@ record PackedMatrices(
         memory.allocate(DType.U8, ratios ? n * layout.ratioBytes() : 0),
         memory.allocate(DType.U8, layout.zeroPoints() ? n * layout.ratioBytes() : 0),
         memory.allocate(DType.U8, n * layout.channelBytes()),
+        fine,
         ordered ? memory.allocate(DType.I32, experts, layout.in()) : null);
   }
 

@@ -27,8 +27,8 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
   private static final int X_BYTES = 33_000;
   private static final int TALL = 128;
 
-  /** Bytes of a row of sums of wide's end, see {@code wide.cuh}. */
-  private static final int SUM_ROW_BYTES = 260 * Float.BYTES;
+  /** What the end of wide takes, see {@code wide.cuh}. */
+  private static final int END_BYTES = 2 * (16 << 10);
 
   /**
    * Bytes of two tiles of weights with their ratios and zero points, {@code Stream::SLOT_BYTES} in
@@ -83,7 +83,7 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
     int most = (tall ? 6 : 5) - (w.code().bits() == 4 ? 0 : 1);
     int stages = Math.max(3, Math.min(most, (tall ? 222 : 110) * 1024 / stage));
     int pages = lora ? 3 * (tall ? 4 : 2) * (256 * 32 + rows * 64) : 0;
-    int shared = Math.max(stages * stage, Math.max(rows * SUM_ROW_BYTES, pages));
+    int shared = Math.max(stages * stage, Math.max(END_BYTES, pages));
     return new ProductPlan(MarlinKernels.WIDE, rows, 1, 1, gated ? 128 : 256, shared);
   }
 

@@ -128,7 +128,8 @@ class MarlinPlanTest {
     assertThat(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 0, false)).naive()).isTrue();
     assertThat(rows(9, 64)).isEqualTo(8);
     assertThat(rows(9, 256)).isEqualTo(32);
-    assertThat(rows(9, 1024)).isEqualTo(64);
+    assertThat(rows(9, 512)).isEqualTo(64);
+    assertThat(rows(9, 1024)).isEqualTo(128);
     assertThat(rows(9, 8192)).isEqualTo(128);
     assertThat(rows(8, 64)).isEqualTo(16);
     assertThat(rows(8, 8192)).isEqualTo(64);

@@ -67,6 +67,7 @@ final class Rooms {
         "org.slf4j..",
         "jdk.jfr..",
         "jdk.incubator.vector..");
+    room("comm-tcp", "io.moe4j.comm.tcp", API);
     room("lora-punica-cuda", "io.moe4j.lora.cuda", API, CUDA + "..", "org.slf4j..");
     room(
         "moe-checkpoint",

@@ -15,6 +15,11 @@ public interface CommProvider {
   /** {@return stable lower-case id, like {@code nccl}} */
   String name();
 
+  /** {@return version of the library that carries it, which all ranks share; empty without one} */
+  default String version() {
+    return "";
+  }
+
   /** {@return the devices whose memory it sends} */
   DeviceType deviceType();
 
@@ -28,6 +33,17 @@ public interface CommProvider {
 
   /** {@return a name for a new group, made by rank 0 and handed to all ranks by the launcher} */
   String newGroup();
+
+  /**
+   * A name for a new group whose rank 0 the others reach by an address; the same as {@link
+   * #newGroup()} where names hold no address.
+   *
+   * @param host an address or name of rank 0's host, as the other ranks know it
+   * @return the name
+   */
+  default String newGroup(String host) {
+    return newGroup();
+  }
 
   /**
    * Joins a group; returns when all ranks have come.

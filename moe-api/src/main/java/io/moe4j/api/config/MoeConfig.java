@@ -35,6 +35,8 @@ public final class MoeConfig {
   private final Optional<RmsNorm> inputNorm;
   private final boolean outputBias;
   private final Optional<ExpertMap> expertMap;
+  private final Optional<ExpertPlacement> placement;
+  private final boolean placed;
   private final Optional<LoraConfig> lora;
   private final ActivationFormat activationFormat;
   private final ParallelConfig parallel;
@@ -102,10 +104,15 @@ public final class MoeConfig {
               + zeroExperts
               + " do not go together with latentSize, inputNorm or expert groups");
     }
-    if (parallel.epSize() > 1
+    if (parallel.worldSize() > 1
         && sharedExpert.map(c -> c.combine() == SharedExpertConfig.Combine.AVERAGE).orElse(false)) {
       throw new IllegalArgumentException(
-          "the average with a shared expert is none of sums that expert-parallel ranks could add up");
+          "the average with a shared expert is none of sums that ranks could add up");
+    }
+    if (parallel.tpSize() > 1 && quantizedActivations) {
+      throw new IllegalArgumentException(
+          "quantizedActivations needs all of intermediateSize for a token's scale, parallel is "
+              + parallel);
     }
     requireFloat("inputDtype", inputDtype);
     requireFloat("weightDtype", weightDtype);
@@ -142,6 +149,8 @@ public final class MoeConfig {
           "quantSchemes is empty, must name at least one scheme (QuantScheme.NONE for plain floats)");
     }
     expertMap = expertMap(b);
+    placement = placement(b);
+    placed = b.placement.isPresent();
   }
 
   /** A map that was made for a rank says which one this is. */
@@ -158,6 +167,10 @@ public final class MoeConfig {
    * expert parallelism must hold every expert, because no other rank would compute the rest.
    */
   private Optional<ExpertMap> expertMap(Builder b) {
+    if (b.expertMap.isEmpty() && b.placement.isPresent()) {
+      requireFits(b.placement.get());
+      return Optional.of(b.placement.get().map(parallel.epRank()));
+    }
     if (b.expertMap.isEmpty()) {
       return parallel.epSize() == 1
           ? Optional.empty()
@@ -191,6 +204,37 @@ public final class MoeConfig {
           }
         });
     return Optional.of(map);
+  }
+
+  private void requireFits(ExpertPlacement p) {
+    if (p.numExperts() != numExperts || p.ranks() != parallel.epSize()) {
+      throw new IllegalArgumentException(
+          "placement is of "
+              + p.numExperts()
+              + " experts on "
+              + p.ranks()
+              + " ranks; numExperts is "
+              + numExperts
+              + ", and parallel is "
+              + parallel
+              + ": say ParallelConfig.expert(epSize, epRank)");
+    }
+  }
+
+  /** Known where it was given, or where this rank's map says that experts are consecutive. */
+  private Optional<ExpertPlacement> placement(Builder b) {
+    if (b.placement.isPresent()) {
+      ExpertPlacement given = b.placement.get();
+      requireFits(given);
+      if (!expertMap.equals(Optional.of(given.map(parallel.epRank())))) {
+        throw new IllegalArgumentException(
+            "expertMap is not what placement says of expert-parallel rank " + parallel.epRank());
+      }
+      return b.placement;
+    }
+    return expertMap.isPresent() && isImplied(expertMap.get())
+        ? Optional.of(ExpertPlacement.linear(numExperts, parallel.epSize()))
+        : Optional.empty();
   }
 
   private static void requireAtLeastOne(String name, int value) {
@@ -337,6 +381,16 @@ public final class MoeConfig {
     return expertMap;
   }
 
+  /**
+   * {@return which experts every rank has, where that is known: it was given, or experts are
+   * consecutive}
+   *
+   * @since 0.2.0
+   */
+  public Optional<ExpertPlacement> placement() {
+    return placement;
+  }
+
   /** {@return LoRA settings; empty = off, and a forward with adapters is refused} */
   public Optional<LoraConfig> lora() {
     return lora;
@@ -443,7 +497,8 @@ public final class MoeConfig {
     b.inputNorm = inputNorm;
     b.outputBias = outputBias;
     // A map that only follows from the rank follows again from whatever rank comes next.
-    b.expertMap = expertMap.filter(m -> !isImplied(m));
+    b.expertMap = expertMap.filter(m -> !isImplied(m) && !placed);
+    b.placement = placed ? placement : Optional.empty();
     b.lora = lora;
     b.activationFormat = activationFormat;
     b.parallel = parallel;
@@ -464,7 +519,7 @@ public final class MoeConfig {
    */
   public static final class Builder {
     private final int hiddenSize;
-    private final int intermediateSize;
+    private int intermediateSize;
     private final int numExperts;
     private final int topK;
     private Activation activation = Activation.SILU;
@@ -481,6 +536,7 @@ public final class MoeConfig {
     private Optional<RmsNorm> inputNorm = Optional.empty();
     private boolean outputBias;
     private Optional<ExpertMap> expertMap = Optional.empty();
+    private Optional<ExpertPlacement> placement = Optional.empty();
     private Optional<LoraConfig> lora = Optional.empty();
     private ActivationFormat activationFormat = ActivationFormat.STANDARD;
     private ParallelConfig parallel = ParallelConfig.SINGLE;
@@ -626,6 +682,18 @@ public final class MoeConfig {
     }
 
     /**
+     * Sets intermediateSize, for a share of a layer.
+     *
+     * @param intermediateSize of one routed expert, on this rank
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder intermediateSize(int intermediateSize) {
+      this.intermediateSize = intermediateSize;
+      return this;
+    }
+
+    /**
      * Sets expertMap.
      *
      * @param expertMap see {@link MoeConfig}
@@ -642,6 +710,22 @@ public final class MoeConfig {
      * @return this
      */
     public Builder noExpertMap() {
+      this.expertMap = Optional.empty();
+      this.placement = Optional.empty();
+      return this;
+    }
+
+    /**
+     * Which experts every expert-parallel rank has; this rank's map follows from it. Needed where
+     * experts are on several ranks; an exchange that sends rows only to ranks whose experts they
+     * chose needs to know it too.
+     *
+     * @param placement of {@code parallel.epSize()} ranks
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder placement(ExpertPlacement placement) {
+      this.placement = Optional.of(placement);
       this.expertMap = Optional.empty();
       return this;
     }
@@ -788,6 +872,7 @@ public final class MoeConfig {
         inputNorm,
         outputBias,
         expertMap,
+        placement,
         lora,
         activationFormat,
         parallel,
@@ -841,6 +926,7 @@ public final class MoeConfig {
         + (outputBias ? ", outputBias" : "")
         + ", expertMap="
         + expertMap
+        + (placed ? placement.map(p -> ", placement=" + p).orElse("") : "")
         + ", lora="
         + lora
         + ", activationFormat="

@@ -7,7 +7,9 @@ package io.moe4j.api.config;
  *
  * <p>Rank numbers of a communicator are {@code epRank * tpSize + tpRank}.
  *
- * @param tpSize tensor-parallel ranks that split {@code I} of every expert
+ * @param tpSize tensor-parallel ranks that split {@code I} of every expert; a config, its weights
+ *     and its adapters have this rank's share, {@code I / tpSize}: rows of w13 and of its B,
+ *     columns of w2 and of its A, the bias of w2 on the first rank only
  * @param tpRank this one
  * @param epSize expert-parallel ranks that split {@code E}
  * @param epRank this one

@@ -71,6 +71,9 @@
  *   <li><b>MOE-10.5</b> Equal calls MUST give equal bits.
  *   <li><b>MOE-10.6</b> Rule 9.3 holds for {@code dispatch} and {@code combine}.
  *   <li><b>MOE-10.7</b> {@code close} MAY be called twice; rules 3.1 and 3.2 hold for an exchange.
+ *   <li><b>MOE-10.8</b> Of several ranks that have an expert, one MUST compute it for a token: that
+ *       of {@link io.moe4j.api.config.ExpertPlacement#rank}. An exchange that cannot refuses a
+ *       config whose placement is redundant.
  * </ul>
  */
 @NullMarked

@@ -250,6 +250,33 @@ public final class Weight {
   }
 
   /**
+   * Some of the outputs: rows of {@code [out, in]}. A view.
+   *
+   * @param start the first
+   * @param count how many
+   * @return a weight {@code [count, in]} of the same name
+   * @throws IllegalArgumentException if a scale, or a word of codes, would be cut
+   * @since 0.2.0
+   */
+  public Weight outputs(long start, long count) {
+    return new WeightSlices(this).outputs(start, count);
+  }
+
+  /**
+   * Some of the inputs: columns of {@code [out, in]}. A view.
+   *
+   * @param start the first
+   * @param count how many
+   * @return a weight {@code [out, count]} of the same name
+   * @throws IllegalArgumentException if a group, or a word of codes, would be cut; with act-order,
+   *     where the inputs of a group lie anywhere, if it is not all of them
+   * @since 0.2.0
+   */
+  public Weight inputs(long start, long count) {
+    return new WeightSlices(this).inputs(start, count);
+  }
+
+  /**
    * A copy of all elements, no longer quantised. For small parts, and for those who cannot compute
    * with codes: it takes the room of {@code [out, in]} elements, and the common pool's threads.
    *

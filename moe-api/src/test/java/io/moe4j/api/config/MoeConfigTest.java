@@ -72,6 +72,12 @@ class MoeConfigTest {
             MoeConfig::sharedExpert,
             Optional.of(shared)),
         new Setting("expertMap", b -> b.expertMap(map), MoeConfig::expertMap, Optional.of(map)),
+        new Setting("intermediateSize", b -> b.intermediateSize(3), MoeConfig::intermediateSize, 3),
+        new Setting(
+            "placement",
+            b -> b.placement(ExpertPlacement.of(List.of(map))),
+            MoeConfig::placement,
+            Optional.of(ExpertPlacement.of(List.of(map)))),
         new Setting("lora", b -> b.lora(lora), MoeConfig::lora, Optional.of(lora)),
         new Setting(
             "activationFormat",

@@ -116,7 +116,11 @@ final class BenchChart {
     text(at + 162, y, 12, 400, "start", "soft", "limit of multiplying");
     StringBuilder names = new StringBuilder();
     for (String name : report.peerNames()) {
-      names.append(names.isEmpty() ? "peers: " : ", ").append(mark(name)).append(" = ").append(name);
+      names
+          .append(names.isEmpty() ? "peers: " : ", ")
+          .append(mark(name))
+          .append(" = ")
+          .append(name);
     }
     if (!names.isEmpty()) {
       text(x, y + 18, 12, 400, "start", "soft", names.toString());

@@ -172,7 +172,8 @@ public record BenchReport(
     if (peers.isEmpty()) {
       return;
     }
-    s.append("## Time of a peer / of the base layer\n\n| peer | shape, weights | T | peer | ours | ratio |\n");
+    s.append(
+        "## Time of a peer / of the base layer\n\n| peer | shape, weights | T | peer | ours | ratio |\n");
     s.append("|---|---|---:|---:|---:|---:|\n");
     for (Peer p : peers) {
       rowOf(p)

@@ -102,7 +102,8 @@ final class BenchReportTest {
     assertThat(svg)
         .contains("limit of reading", "limit of multiplying")
         .contains("peers: A = a &lt;loop&gt;", "a &lt;loop&gt;, T=256: 100 ms, 0.40 of")
-        .contains("olmoe &lt;&amp;&gt;, bf16").doesNotContain("href", "NaN", "Infinity");
+        .contains("olmoe &lt;&amp;&gt;, bf16")
+        .doesNotContain("href", "NaN", "Infinity");
   }
 
   /** Outside of browsers there are no variables: without attributes everything is black. */
@@ -179,7 +180,10 @@ final class BenchReportTest {
 
   @Test
   void peersAreReadFromAFile(@TempDir Path dir) throws Exception {
-    Path file = Files.writeString(dir.resolve("p.json"), "[{\"name\":\"x\",\"shape\":\"olmoe\",\"dtype\":\"bf16\",\"tokens\":4,\"ms\":1.5}]");
+    Path file =
+        Files.writeString(
+            dir.resolve("p.json"),
+            "[{\"name\":\"x\",\"shape\":\"olmoe\",\"dtype\":\"bf16\",\"tokens\":4,\"ms\":1.5}]");
     assertThat(Peer.read(file)).containsExactly(new Peer("x", "olmoe", "bf16", 4, 1.5e6));
     Files.writeString(file, "[{\"name\":\"x\"}]");
     assertThatThrownBy(() -> Peer.read(file)).hasMessageContaining("entry 0");

@@ -61,11 +61,6 @@ public final class CpuReferenceBackend implements ExpertsBackend {
   }
 
   static Support support(MoeConfig config) {
-    return Support.checks()
-        .require(
-            config.parallel().tpSize() == 1,
-            Support.Code.PARALLEL,
-            () -> "tensor-parallel size " + config.parallel().tpSize() + ", accepted: 1")
-        .result();
+    return Support.checks().result();
   }
 }

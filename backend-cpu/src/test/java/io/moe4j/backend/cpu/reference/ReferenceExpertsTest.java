@@ -182,14 +182,14 @@ class ReferenceExpertsTest {
   }
 
   @Test
-  void refusesWithEveryReason() {
-    var support =
-        new CpuReferenceBackend()
-            .isSupportedConfig(
-                config().parallel(io.moe4j.api.config.ParallelConfig.tensor(2, 0)).build(),
-                Platform.cpuOnly());
+  void aMachineWithoutAHostDeviceIsRefused() {
+    var nothing =
+        new Platform(
+            java.util.List.of(),
+            java.util.Map.of(io.moe4j.api.platform.DeviceType.CPU, "no provider"));
+    var support = new CpuReferenceBackend().isSupportedConfig(config().build(), nothing);
     assertThat(support.reasons()).hasSize(1);
-    assertThat(support).hasToString("tensor-parallel size 2, accepted: 1");
+    assertThat(support).hasToString("no provider");
   }
 
   @Test

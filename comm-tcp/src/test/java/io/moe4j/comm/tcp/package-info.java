@@ -1,0 +1,4 @@
+@NullMarked
+package io.moe4j.comm.tcp;
+
+import org.jspecify.annotations.NullMarked;

@@ -1,0 +1,163 @@
+package io.moe4j.cli;
+
+import io.moe4j.api.comm.Communicator;
+import io.moe4j.api.config.ExpertMap;
+import io.moe4j.api.config.LoraConfig;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.ParallelConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.lora.LoraAdapter;
+import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.MoeLayerWeights;
+import io.moe4j.checkpoint.MoeCheckpoint;
+import io.moe4j.checkpoint.TensorParallel;
+import io.moe4j.lora.AdapterBatch;
+import io.moe4j.lora.AdapterRegistry;
+import io.moe4j.oracle.MoeForward;
+import io.moe4j.oracle.MoeLayer;
+import io.moe4j.oracle.MoeOracle;
+import io.moe4j.oracle.Selection;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.Objects;
+import java.util.TreeMap;
+import org.jspecify.annotations.Nullable;
+
+/** One rank's part of a checkpoint's layers, on the host. Not thread-safe. */
+final class RankLayers {
+  private final MoeOracle oracle;
+  private final MoeCheckpoint model;
+  private final AdapterFiles files;
+  private final @Nullable String backend;
+  private final ParallelConfig rank;
+  private final Map<Integer, MoeConfig> whole = new TreeMap<>();
+
+  /**
+   * @param given dtype of the hidden states
+   * @param maxTokens of any rank
+   */
+  RankLayers(
+      MoeOracle oracle,
+      MoeCheckpoint model,
+      AdapterFiles files,
+      @Nullable String backend,
+      DType given,
+      int maxTokens,
+      ParallelConfig rank) {
+    this.oracle = oracle;
+    this.model = model;
+    this.files = files;
+    this.backend = backend;
+    this.rank = rank;
+    List<LoraAdapter> adapters = files.adapters();
+    int r = Math.max(1, adapters.stream().mapToInt(LoraAdapter::maxRank).max().orElse(1));
+    for (int layer : model.layers()) {
+      MoeConfig.Builder b =
+          model.config(layer).toBuilder().inputDtype(given).maxTokens(Math.max(1, maxTokens));
+      if (!adapters.isEmpty()) {
+        LoraConfig lora = new LoraConfig(adapters.size(), r);
+        b.lora(LayerRun.changeRouter(adapters) ? lora.withRouter() : lora);
+      }
+      whole.put(layer, b.build());
+    }
+  }
+
+  /** {@return what a rank builds, by layer} */
+  Map<Integer, MoeConfig> configs(ParallelConfig of) {
+    Map<Integer, MoeConfig> mine = new TreeMap<>();
+    whole.forEach((layer, c) -> mine.put(layer, TensorParallel.config(c, of)));
+    return mine;
+  }
+
+  /**
+   * What a layer gave for this rank's tokens.
+   *
+   * @param selection who computed, and how rows moved
+   * @param output F32 {@code [T, H]}
+   * @param topkIds int32 {@code [T, K]}
+   * @param topkWeights F32 {@code [T, K]}
+   * @param nanos of the forward
+   */
+  record Result(
+      Selection selection, Tensor output, Tensor topkIds, Tensor topkWeights, long nanos) {}
+
+  /**
+   * This rank's tokens through the layer of all ranks.
+   *
+   * @param assignment by token: 0 = base, i = the i-th adapter
+   */
+  Result together(
+      int layer,
+      Tensor hidden,
+      @Nullable Tensor tokenIds,
+      int[] assignment,
+      Communicator group,
+      Device device) {
+    return run(layer, rank, hidden, tokenIds, assignment, group, device);
+  }
+
+  /** The same tokens through a whole layer of its own. */
+  Result alone(
+      int layer, Tensor hidden, @Nullable Tensor tokenIds, int[] assignment, Device device) {
+    return run(layer, ParallelConfig.SINGLE, hidden, tokenIds, assignment, null, device);
+  }
+
+  private Result run(
+      int layer,
+      ParallelConfig of,
+      Tensor hidden,
+      @Nullable Tensor tokenIds,
+      int[] assignment,
+      @Nullable Communicator group,
+      Device device) {
+    Map<Integer, MoeConfig> configs = configs(of);
+    MoeConfig config = Objects.requireNonNull(configs.get(layer));
+    ExpertMap experts = ExpertMap.linear(config.numExperts(), of.epSize(), of.epRank());
+    MoeLayerWeights weights = TensorParallel.of(of).weights(model.weights(layer, experts));
+    MoeLayer.Builder builder =
+        MoeLayer.builder(config, weights).oracle(oracle).backend(backend).device(device);
+    if (group != null) {
+      builder.communicator(group);
+    }
+    int tokens = assignment.length;
+    Tensor output = floats(tokens, config.hiddenSize());
+    Tensor ids = Tensor.ofInts(new int[tokens * config.topK()], tokens, config.topK());
+    Tensor topkWeights = floats(tokens, config.topK());
+    MoeForward request = MoeForward.of(hidden, output).topkInto(ids, topkWeights);
+    if (tokenIds != null && config.routing().byTokenId()) {
+      request = request.withTokenIds(tokenIds);
+    }
+    try (MoeLayer built = builder.build();
+        AdapterRegistry slots = AdapterRegistry.builder(configs).build();
+        AdapterBatch batch = slots.batch(handles(slots, files.adapters(experts, of), assignment))) {
+      if (!files.names().isEmpty()) {
+        MoeLoraContext context = batch.context(layer);
+        request =
+            request.withLora(
+                context.withTokenLoraMapping(
+                    context.tokenLoraMapping().narrow(0, files.names().size(), tokens)));
+      }
+      long begin = System.nanoTime();
+      built.forward(request);
+      return new Result(built.selection(), output, ids, topkWeights, System.nanoTime() - begin);
+    }
+  }
+
+  /** All adapters come first, so that they have the same slots on every rank. */
+  private static int[] handles(
+      AdapterRegistry slots, List<LoraAdapter> adapters, int[] assignment) {
+    List<Integer> handles = new ArrayList<>();
+    adapters.forEach(a -> handles.add(slots.load(a)));
+    for (int a : assignment) {
+      handles.add(a == 0 ? AdapterRegistry.BASE : handles.get(a - 1));
+    }
+    return handles.stream().mapToInt(Integer::intValue).toArray();
+  }
+
+  private static Tensor floats(int rows, int columns) {
+    return Tensor.ofFloats(new float[Math.multiplyExact(rows, columns)], rows, columns);
+  }
+}
