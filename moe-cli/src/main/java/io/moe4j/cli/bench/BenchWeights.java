@@ -81,7 +81,7 @@ public enum BenchWeights {
 
   /** {@return whether activations are quantised as well: kernels of GPU backends only} */
   public boolean quantizedActivations() {
-    return scheme.activations() != ActivationQuant.NONE;
+    return !scheme.activations().equals(ActivationQuant.NONE);
   }
 
   /** {@return dtype of hidden states, router and adapters, and of plain experts} */
