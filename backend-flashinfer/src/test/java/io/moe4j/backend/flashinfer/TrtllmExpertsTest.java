@@ -41,6 +41,7 @@ import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
 /** What the kit does not ask: errors, kernels that are missing, references, refusals. */
+@SuppressWarnings("try") // closing before the end is what is tested
 class TrtllmExpertsTest {
   private static final int TOKENS = 7;
   private static final Platform B200 = Platform.of(DeviceInfo.cuda(0, "NVIDIA B200", 10, 0));
