@@ -56,9 +56,10 @@ JAVA_HOME=$jdk mvn ${MAVEN_ARGS:--q} -N dependency:copy -DoutputDirectory="$out/
 # The console brings the whole of JUnit; nothing here mocks.
 find "$out/lib" -name 'junit-*' ! -name 'junit-platform-console-standalone-*' -delete
 rm -f "$out"/lib/{jmh-core,jopt-simple,commons-math3,apiguardian-api,opentest4j,mockito-core,objenesis,byte-buddy,byte-buddy-agent}-*.jar
+# Of this version only: a tree that was built before may hold jars of another.
+release=$(sed -n 's|^  <version>\(.*\)</version>|\1|p' pom.xml | head -1)
 for m in $(sed -n 's|.*<module>\(.*\)</module>.*|\1|p' pom.xml); do
-  find "$m/target" -maxdepth 1 -name "$m-*.jar" ! -name '*-sources.jar' ! -name '*-javadoc.jar' ! -name '*-tests.jar' \
-    -exec cp {} "$out/lib/" \; 2> /dev/null || true
+  if [ -f "$m/target/$m-$release.jar" ]; then cp "$m/target/$m-$release.jar" "$out/lib/"; fi
 done
 cp moe-cli/target/dist/lib/moe-cli-*.jar "$out/lib/"
 # Of JCuda's natives only the driver API is used; the PTX compiler beside it is twenty times as large.
