@@ -49,7 +49,7 @@ public final class BatchedCpuReferenceBackend implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return CpuReferenceBackend.support(config);
+    return CpuReferenceBackend.support(platform);
   }
 
   @Override

@@ -52,7 +52,7 @@ public final class CpuReferenceBackend implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return support(config);
+    return support(platform);
   }
 
   @Override
@@ -60,7 +60,12 @@ public final class CpuReferenceBackend implements ExpertsBackend {
     return new ReferenceExperts(config, weights);
   }
 
-  static Support support(MoeConfig config) {
-    return Support.checks().result();
+  static Support support(Platform platform) {
+    return Support.checks()
+        .require(
+            platform.device(DeviceType.CPU).isPresent(),
+            Support.Code.DEVICE,
+            () -> platform.whyAbsent(DeviceType.CPU))
+        .result();
   }
 }
