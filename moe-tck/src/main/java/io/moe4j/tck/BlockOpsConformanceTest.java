@@ -8,6 +8,7 @@ import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.ParallelConfig;
+import io.moe4j.api.config.RmsNorm;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.SharedExpertConfig;
 import io.moe4j.api.device.Device;
@@ -543,6 +544,129 @@ public abstract class BlockOpsConformanceTest {
       rows[t] = row;
     }
     return rows;
+  }
+
+  /**
+   * What experts and adapters on the router read, where the block normalises it.
+   *
+   * @param dtypes element types of the tensors
+   */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("io.moe4j.tck.Grid#dtypePairs")
+  public final void required_MOE_6_2_norms(Object dtypes) {
+    RmsNorm norm = new RmsNorm(0.3f); // large enough to be missed
+    MoeConfig.Builder layer = Grid.layer((Grid.Dtypes) dtypes, 33, 8, 5, 2);
+    verifyNorm(layer.inputNorm(norm).build(), norm, false);
+    verifyNorm(
+        layer
+            .inputNorm(null)
+            .routing(RoutingConfig.SOFTMAX.toBuilder().inputNorm(norm).build())
+            .lora(new LoraConfig(2, 8).withRouter())
+            .build(),
+        norm,
+        true);
+  }
+
+  private void verifyNorm(MoeConfig config, RmsNorm norm, boolean router) {
+    int h = config.hiddenSize();
+    for (int tokens : new int[] {0, 1, 19}) {
+      Data data = new Data(tokens);
+      Tensor factors = data.normal(config.weightDtype(), 1, h);
+      MoeLayerWeights weights =
+          new MoeLayerWeights(
+              Layout.STACKED.random(config, data),
+              new RouterWeights(
+                  data.normal(config.weightDtype(), 1, config.numExperts(), h),
+                  null,
+                  null,
+                  router ? factors : null,
+                  null,
+                  null),
+              null,
+              null);
+      Tensor hidden = hidden(config, data, tokens);
+      try (BlockOps ops = prepare(config, router ? weights : weights.withInputNorm(factors));
+          Bench bench = new Bench(device())) {
+        Tensor normed = bench.output(DType.F32, tokens, h);
+        var workspace = bench.workspace(ops.workspaceBytes(tokens));
+        if (router) {
+          ops.routerNorm(bench.input(hidden), normed, workspace, bench.stream);
+        } else {
+          ops.inputNorm(bench.input(hidden), normed, workspace, bench.stream);
+        }
+        bench.stream.synchronize();
+        double[][] truth = new double[tokens][];
+        for (int t = 0; t < tokens; t++) {
+          truth[t] = ReferenceMoe.normed(norm, factors, hidden.select(0, t).toDoubles());
+        }
+        Compare.rows(
+            "MOE-6.2",
+            (router ? "routerNorm of " : "inputNorm of ") + config,
+            truth,
+            bench.rows(normed),
+            Tolerance.linear(h));
+        bench.requireNothingElseWritten();
+      }
+    }
+  }
+
+  /**
+   * Experts that give a token itself.
+   *
+   * @param dtypes element types of the tensors
+   */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("io.moe4j.tck.Grid#dtypePairs")
+  public final void required_MOE_6_2_zeroExperts(Object dtypes) {
+    MoeConfig config = Grid.layer((Grid.Dtypes) dtypes, 33, 8, 5, 3).zeroExperts(2).build();
+    for (int tokens : new int[] {0, 1, 19}) {
+      Data data = new Data(tokens);
+      MoeLayerWeights weights =
+          new MoeLayerWeights(Layout.STACKED.random(config, data), null, null, null);
+      Tensor hidden = hidden(config, data, tokens);
+      Tensor ids = Tensor.ofInts(new int[tokens * 3], tokens, 3);
+      Tensor topkWeights = data.normal(DType.F32, 1, tokens, 3);
+      Tensor routed = data.normal(DType.F32, 1, tokens, 33);
+      double[][] zero = new double[tokens][1];
+      double[][] left = new double[tokens][3];
+      double[][] truth = new double[tokens][];
+      for (int t = 0; t < tokens; t++) {
+        truth[t] = routed.select(0, t).toDoubles();
+        for (int k = 0; k < 3; k++) {
+          int id = (t * 3 + 2 * k) % 7; // 5 and 6 are zero experts
+          ids.set(id, t, k);
+          left[t][k] = id < 5 ? id : -1;
+          zero[t][0] += id < 5 ? 0 : topkWeights.get(t, k);
+        }
+        for (int c = 0; c < 33; c++) {
+          truth[t][c] += zero[t][0] * hidden.get(t, c);
+        }
+      }
+      try (BlockOps ops = prepare(config, weights);
+          Bench bench = new Bench(device())) {
+        Tensor expertIds = bench.output(DType.I32, tokens, 3);
+        Tensor zeroWeights = bench.output(DType.F32, tokens);
+        Tensor sum = bench.inout(routed);
+        ops.splitZeroExperts(
+            bench.input(ids), bench.input(topkWeights), expertIds, zeroWeights, bench.stream);
+        ops.addZeroExperts(bench.input(hidden), zeroWeights, sum, bench.stream);
+        bench.stream.synchronize();
+        Compare.rows("MOE-6.2", "ids without zero experts", left, bench.rows(expertIds), 0);
+        Compare.rows(
+            "MOE-6.2",
+            "weights of zero experts",
+            zero,
+            rowsOf(bench.read(zeroWeights).toDoubles()),
+            Tolerance.linear(3));
+        Compare.rows(
+            "MOE-6.2", "sum with zero experts", truth, bench.rows(sum), Tolerance.linear(3));
+        bench.requireNothingElseWritten();
+      }
+    }
+  }
+
+  private static double[][] rowsOf(double[] column) {
+    return java.util.Arrays.stream(column).mapToObj(v -> new double[] {v}).toArray(double[][]::new);
   }
 
   // ---- 6.3: dispatch and combine

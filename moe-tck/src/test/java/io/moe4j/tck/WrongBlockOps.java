@@ -397,9 +397,84 @@ class WrongBlockOps implements BlockOps {
     };
   }
 
+  /** Norms multiply by their factors and divide by nothing. */
+  static BlockOps normsOnlyMultiply(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void inputNorm(
+          Tensor hidden, Tensor normed, Workspace workspace, DeviceStream stream) {
+        multiply(hidden, java.util.Objects.requireNonNull(w.inputNorm()), normed);
+      }
+
+      private static void multiply(Tensor hidden, Tensor factors, Tensor normed) {
+        for (int t = 0; t < hidden.size(0); t++) {
+          for (int h = 0; h < hidden.size(1); h++) {
+            normed.set(hidden.get(t, h) * factors.get(h), t, h);
+          }
+        }
+      }
+    };
+  }
+
+  /** Adapters on the router read what the experts read. */
+  static BlockOps routerNormForgotten(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void routerNorm(
+          Tensor hidden, Tensor normed, Workspace workspace, DeviceStream stream) {
+        for (int t = 0; t < hidden.size(0); t++) {
+          for (int h = 0; h < hidden.size(1); h++) {
+            normed.set(hidden.get(t, h), t, h);
+          }
+        }
+      }
+    };
+  }
+
+  /** What zero experts give counts once, whatever their weight. */
+  static BlockOps zeroExpertsUnweighted(MoeConfig c, MoeLayerWeights w) {
+    return new WrongBlockOps(c, w) {
+      @Override
+      public void addZeroExperts(
+          Tensor hidden, Tensor zeroWeights, Tensor routed, DeviceStream stream) {
+        Tensor ones = Tensor.ofFloats(new float[(int) zeroWeights.size(0)], zeroWeights.size(0));
+        for (int t = 0; t < ones.size(0); t++) {
+          ones.set(zeroWeights.get(t) == 0 ? 0 : 1, t);
+        }
+        super.addZeroExperts(hidden, ones, routed, stream);
+      }
+    };
+  }
+
   @Override
   public long workspaceBytes(int maxTokens) {
     return right.workspaceBytes(maxTokens);
+  }
+
+  @Override
+  public void inputNorm(Tensor hidden, Tensor normed, Workspace workspace, DeviceStream stream) {
+    right.inputNorm(hidden, normed, workspace, stream);
+  }
+
+  @Override
+  public void routerNorm(Tensor hidden, Tensor normed, Workspace workspace, DeviceStream stream) {
+    right.routerNorm(hidden, normed, workspace, stream);
+  }
+
+  @Override
+  public void splitZeroExperts(
+      Tensor topkIds,
+      Tensor topkWeights,
+      Tensor expertIds,
+      Tensor zeroWeights,
+      DeviceStream stream) {
+    right.splitZeroExperts(topkIds, topkWeights, expertIds, zeroWeights, stream);
+  }
+
+  @Override
+  public void addZeroExperts(
+      Tensor hidden, Tensor zeroWeights, Tensor routed, DeviceStream stream) {
+    right.addZeroExperts(hidden, zeroWeights, routed, stream);
   }
 
   @Override

@@ -36,9 +36,9 @@
  *       bits MUST NOT depend on the rest of its batch.
  *   <li><b>MOE-6.1</b> {@link io.moe4j.api.spi.BlockOps#route} MUST choose exactly what {@link
  *       io.moe4j.api.config.RoutingConfig} says, in that order, ties included.
- *   <li><b>MOE-6.2</b> Router logits, latent projections and {@code output} MUST equal the float64
- *       reference within the tolerance of their dtypes, shared expert, its gate and LoRA on all of
- *       them included.
+ *   <li><b>MOE-6.2</b> Router logits, latent projections, norms, zero experts and {@code output}
+ *       MUST equal the float64 reference within the tolerance of their dtypes, shared expert, its
+ *       gate and LoRA on all of them included.
  *   <li><b>MOE-6.3</b> {@code dispatch} MUST place pairs in ascending order and {@code combine}
  *       MUST undo it, each topk weight applied once.
  *   <li><b>MOE-6.4</b> Rules 2.2, 2.3, 3.1, 3.2, 5.1 and 5.3 hold for {@code BlockOps} as well.
