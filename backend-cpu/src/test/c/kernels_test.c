@@ -375,7 +375,8 @@ static int all_coded(int isa, const char *name) {
   return bad;
 }
 
-int main(void) {
+// With the number of an instruction set only that one, so that several may run side by side.
+int main(int argc, char **argv) {
   const char *names[] = {"none", "avx2", "avx512", "avx512bf16", "amx", "neon", "neonbf16"};
   int best = moe_isa(), bad = 0;
 #ifdef MOE_TILES  // tiles are a header's, everything else is the processor's
@@ -385,6 +386,7 @@ int main(void) {
   int shapes[][2] = {{64, 32}, {33, 17}, {1, 1}, {130, 70}, {96, 1056}};
   int counts[] = {1, 3, 12, 17, 33, 65, 129};
   for (int isa = best < ISA_NEON ? ISA_AVX2 : ISA_NEON; isa <= (best < ISA_NEON ? ISA_AMX : ISA_NEON_BF16); isa++) {
+    if (argc > 1 && isa != atoi(argv[1])) continue;
     if (isa > best) {
       printf("%s: skipped, this machine does not have it\n", names[isa]);
       continue;

@@ -9,6 +9,8 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.concurrent.Executors;
+import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -69,7 +71,19 @@ class SanitizedKernelsTest {
     link.addAll(objects);
     link.addAll(List.of("-lm", "-o", out + "/kernels_test"));
     run(link);
-    System.out.println(run(List.of(out + "/kernels_test")));
+    // One process for each instruction set: what takes longest in this build runs side by side.
+    try (var sets = Executors.newFixedThreadPool(Runtime.getRuntime().availableProcessors())) {
+      List<Future<String>> results = new ArrayList<>();
+      for (int isa = 1; isa <= 4; isa++) {
+        List<String> one = List.of(out + "/kernels_test", String.valueOf(isa));
+        results.add(sets.submit(() -> run(one)));
+      }
+      for (Future<String> result : results) {
+        String text = result.get();
+        assertThat(text).isNotBlank();
+        System.out.print(text);
+      }
+    }
   }
 
   @Test
