@@ -3,6 +3,7 @@ package io.moe4j.oracle;
 import io.moe4j.api.comm.CommException;
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.ExpertPlacement;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.DeviceStream;
@@ -134,7 +135,7 @@ final class AllToAllExchange implements ExpertExchange {
   }
 
   private boolean isFor(int rank, int expert) {
-    return expert >= 0 && placement.rank(expert, config.parallel().epRank()) == rank / tpSize;
+    return placement.rank(expert, config.parallel().epRank()) == rank / tpSize;
   }
 
   @Override
@@ -226,12 +227,12 @@ final class AllToAllExchange implements ExpertExchange {
 
   /** What another rank takes this one to have and it has not would be lost without a word. */
   private void requireMine(MemorySegment ids, long[] receive) {
-    int me = config.parallel().epRank();
+    ExpertMap mine = placement.map(config.parallel().epRank());
     long n = 0;
     for (int r = 0; r < ranks; r++) {
       for (long end = n + receive[r] * config.topK(); n < end; n++) {
         int expert = ids.get(I32, n * Integer.BYTES);
-        if (expert >= 0 && placement.map(me).local(expert) < 0) {
+        if (expert >= 0 && (expert >= mine.numGlobalExperts() || mine.local(expert) < 0)) {
           throw new CommException(
               r,
               "rank "

@@ -55,6 +55,19 @@ final class Exchanges {
     }
   }
 
+  /** What exchanges through host memory need, whatever the layer is. */
+  private static Support.Checks betweenHosts(@Nullable Communicator communicator) {
+    if (communicator == null) {
+      return Support.checks().require(false, Code.PARALLEL, () -> "no communicator, needs one");
+    }
+    return Support.checks()
+        .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
+        .require(
+            communicator.deviceType().equals(DeviceType.CPU),
+            Code.DEVICE,
+            () -> "a communicator of " + communicator.deviceType() + " memory, takes cpu");
+  }
+
   /** All rows to all ranks, through host memory. */
   static final class Gather implements ExpertExchangeProvider {
     @Override
@@ -69,16 +82,7 @@ final class Exchanges {
 
     @Override
     public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
-      if (communicator == null) {
-        return Support.no(Code.PARALLEL, "no communicator, needs one");
-      }
-      return Support.checks()
-          .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
-          .require(
-              communicator.deviceType().equals(DeviceType.CPU),
-              Code.DEVICE,
-              () -> "a communicator of " + communicator.deviceType() + " memory, takes cpu")
-          .result();
+      return betweenHosts(communicator).result();
     }
 
     @Override
@@ -105,17 +109,9 @@ final class Exchanges {
 
     @Override
     public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
-      if (communicator == null) {
-        return Support.no(Code.PARALLEL, "no communicator, needs one");
-      }
-      return Support.checks()
-          .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
+      return betweenHosts(communicator)
           .require(
-              communicator.deviceType().equals(DeviceType.CPU),
-              Code.DEVICE,
-              () -> "a communicator of " + communicator.deviceType() + " memory, takes cpu")
-          .require(
-              config.placement().isPresent(),
+              communicator == null || config.placement().isPresent(),
               Code.PARALLEL,
               () ->
                   config.parallel().epSize() == 1

@@ -145,7 +145,7 @@ final class GatherExchange implements ExpertExchange {
     for (long pair = 0; pair < allIds.elementCount(); pair++) {
       int expert = ids.get(I32, pair * Integer.BYTES);
       int tokenRank = (int) (pair / pairsPerRank) / config.parallel().tpSize();
-      if (expert >= 0 && placement.rank(expert, tokenRank) != config.parallel().epRank()) {
+      if (placement.rank(expert, tokenRank) != config.parallel().epRank()) {
         ids.set(I32, pair * Integer.BYTES, -1);
       }
     }

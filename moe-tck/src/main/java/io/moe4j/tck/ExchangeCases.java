@@ -299,7 +299,7 @@ final class ExchangeCases {
                     (p, rank, ranks) -> toExpertsOf(p, ranks - 1, ranks, Placement.LOPSIDED)));
             cases.add(
                 new ExchangeCase(
-                    "ids -1 in some pairs, and in all pairs of a token",
+                    "ids that are no expert in some pairs, and in all pairs of a token",
                     format,
                     DType.F32,
                     Placement.ROUND_ROBIN,
@@ -308,7 +308,7 @@ final class ExchangeCases {
                     true,
                     (p, rank, ranks) -> {
                       for (int t = 0; t < p.tokens; t++) {
-                        p.id(t, t % TOP_K, -1);
+                        p.id(t, t % TOP_K, t % 2 == 0 ? -1 : 77);
                         for (int k = 0; t % 3 == 1 && k < TOP_K; k++) {
                           p.id(t, k, -1);
                         }
@@ -343,14 +343,18 @@ final class ExchangeCases {
                 .flatMap(tokens ->
                     Stream.of(
                         new ExchangeCase(
-                            "experts on two ranks",
+                            "experts on two ranks, and ids that are none",
                             format,
                             DType.F32,
                             Placement.REDUNDANT,
                             tokens,
                             false,
                             true,
-                            NONE),
+                            (p, rank, ranks) -> {
+                              for (int t = 0; t < p.tokens; t += 3) {
+                                p.id(t, 1, E);
+                              }
+                            }),
                         new ExchangeCase(
                             "all tokens on experts that rank 0 has copies of",
                             format,

@@ -126,12 +126,15 @@ public final class ExpertPlacement {
   }
 
   /**
-   * {@return the rank that computes an expert for a token}
+   * {@return the rank that computes an expert for a token, -1 for an id that is no expert}
    *
-   * @param expert global id
+   * @param expert global id, or anything else that a routing may hold
    * @param tokenRank the expert-parallel rank that has the token
    */
   public int rank(int expert, int tokenRank) {
+    if (expert < 0 || expert >= copies.length) {
+      return -1;
+    }
     int[] those = copies[expert];
     return maps.get(tokenRank).local(expert) >= 0 ? tokenRank : those[tokenRank % those.length];
   }

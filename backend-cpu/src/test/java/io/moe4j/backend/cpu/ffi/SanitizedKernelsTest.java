@@ -47,42 +47,39 @@ class SanitizedKernelsTest {
         works("gcc", "-fsanitize=address,undefined", probe.toString(), "-o", out + "/probe")
             && works(out + "/probe"),
         "gcc has no sanitizers that run here");
-    List<String> objects = new ArrayList<>();
-    objects.add(compile("avx2.c", List.of("-mavx2", "-mfma", "-mf16c")));
-    objects.add(compile("avx512.c", AVX512));
     List<String> bf16 = new ArrayList<>(AVX512);
     bf16.add("-mavx512bf16");
-    objects.add(compile("avx512bf16.c", bf16));
     List<String> amx = new ArrayList<>(AVX512);
-    List<String> test = new ArrayList<>();
+    List<String> test = new ArrayList<>(List.of("-mf16c", "-I" + SOURCES));
     if (Files.readString(Path.of("/proc/cpuinfo")).contains("amx_bf16")) {
       amx.addAll(List.of("-mamx-tile", "-mamx-bf16"));
     } else {
       amx.addAll(List.of("-Isrc/test/c", "-DMOE_TILES=\"tiles_in_c.h\""));
       test.add("-DMOE_TILES");
     }
-    objects.add(compile("amx.c", amx));
-    // The C library's own, which the sanitizers watch.
-    objects.add(compile("moe.c", List.of("-Dmemcpy=moe_memcpy", "-Dmemset=moe_memset")));
+    together(
+        List.of(
+            compile("avx512bf16.c", bf16),
+            compile("amx.c", amx),
+            compile("avx512.c", AVX512),
+            compile("avx2.c", List.of("-mavx2", "-mfma", "-mf16c")),
+            // The C library's own, which the sanitizers watch.
+            compile("moe.c", List.of("-Dmemcpy=moe_memcpy", "-Dmemset=moe_memset")),
+            compile(Path.of("src/test/c/kernels_test.c"), test)));
     List<String> link = new ArrayList<>(List.of("gcc"));
     link.addAll(SANITIZE);
-    link.addAll(test);
-    link.addAll(List.of("-mf16c", "-I" + SOURCES, "src/test/c/kernels_test.c"));
-    link.addAll(objects);
+    for (String name : List.of("kernels_test", "moe", "avx2", "avx512", "avx512bf16", "amx")) {
+      link.add(out.resolve(name + ".c.o").toString());
+    }
     link.addAll(List.of("-lm", "-o", out + "/kernels_test"));
     run(link);
-    // One process for each instruction set: what takes longest in this build runs side by side.
-    try (var sets = Executors.newFixedThreadPool(Runtime.getRuntime().availableProcessors())) {
-      List<Future<String>> results = new ArrayList<>();
-      for (int isa = 1; isa <= 4; isa++) {
-        List<String> one = List.of(out + "/kernels_test", String.valueOf(isa));
-        results.add(sets.submit(() -> run(one)));
-      }
-      for (Future<String> result : results) {
-        String text = result.get();
-        assertThat(text).isNotBlank();
-        System.out.print(text);
-      }
+    List<List<String>> sets = new ArrayList<>();
+    for (int isa = 1; isa <= 4; isa++) {
+      sets.add(List.of(out + "/kernels_test", String.valueOf(isa)));
+    }
+    for (String text : together(sets)) {
+      assertThat(text).isNotBlank();
+      System.out.print(text);
     }
   }
 
@@ -113,14 +110,32 @@ class SanitizedKernelsTest {
     System.out.println(text);
   }
 
-  private String compile(String name, List<String> options) throws Exception {
+  private List<String> compile(String name, List<String> options) {
+    return compile(SOURCES.resolve(name), options);
+  }
+
+  private List<String> compile(Path source, List<String> options) {
     List<String> command = new ArrayList<>(List.of("gcc"));
     command.addAll(SANITIZE);
     command.addAll(options);
-    String object = out.resolve(name + ".o").toString();
-    command.addAll(List.of("-c", SOURCES.resolve(name).toString(), "-o", object));
-    run(command);
-    return object;
+    Path object = out.resolve(source.getFileName() + ".o");
+    command.addAll(List.of("-c", source.toString(), "-o", object.toString()));
+    return command;
+  }
+
+  /** As many at a time as there are processors: this is what takes longest in the build. */
+  private List<String> together(List<List<String>> commands) throws Exception {
+    try (var pool = Executors.newFixedThreadPool(Runtime.getRuntime().availableProcessors())) {
+      List<Future<String>> started = new ArrayList<>();
+      for (List<String> command : commands) {
+        started.add(pool.submit(() -> run(command)));
+      }
+      List<String> texts = new ArrayList<>();
+      for (Future<String> f : started) {
+        texts.add(f.get());
+      }
+      return texts;
+    }
   }
 
   private String run(List<String> command) throws Exception {
