@@ -10,8 +10,9 @@
 # In the folder:
 #   jre/        a run-time image cut from a JDK 25          lib/     jars, the driver half of JCuda's natives among them
 #   tests/M/    test classes of module M                    testdata/
-#   ./test      runs the gpu tests: a JVM for each module, side by side, then what needs the card alone; its last line is
-#               "N passed, N failed, N skipped", logs are in test-logs/. Arguments go to JUnit's console instead, in one JVM
+#   ./test      runs the gpu tests: a JVM for each module and each class of integration-tests, side by side, then what needs
+#               the card alone; its last line is "N passed, N failed, N skipped", logs are in test-logs/. Arguments go to
+#               JUnit's console instead, in one JVM
 #   ./moe       the command line, like ./moe bench --device cuda
 #   ./java      java with the right flags and class path, as for ./java io.moe4j.benchmarks.cuda.HostCosts, LaunchCosts, LoraBenchmark
 #
@@ -130,16 +131,29 @@ summary() { # summary NAME: one line of counts, what failed, and the sums
       print n["successful"] + 0, failed + 0, skipped + 0 >> sums
     }' "$logs/$1.log"
 }
+names=
+in_a_jvm() { # in_a_jvm NAME ARGUMENTS...: starts tests beside the others
+  names="$names $1"
+  one "$@" --include-tag "gpu & !gpu-alone" &
+  running="$running $!"
+}
 for d in "$here"/tests/*/; do
   name=$(basename "$d")
-  one "$name" --scan-classpath "$d" --include-tag "gpu & !gpu-alone" &
-  running="$running $!"
+  if [ "$name" = integration-tests ]; then
+    # As long as all other modules together: a JVM for each class.
+    for c in "$d"io/moe4j/integration/Gpu*Test.class; do
+      class=$(basename "$c" .class)
+      in_a_jvm "$class" --select-class "io.moe4j.integration.$class"
+    done
+  else
+    in_a_jvm "$name" --scan-classpath "$d"
+  fi
 done
 # shellcheck disable=SC2086
 wait $running
 running=
-for d in "$here"/tests/*/; do
-  summary "$(basename "$d")"
+for name in $names; do
+  summary "$name"
 done
 # What these measure, other work on the card would change.
 one alone --scan-classpath "$(find "$here/tests" -mindepth 1 -maxdepth 1 -type d | sort | tr '\n' ':')" --include-tag gpu-alone
