@@ -76,6 +76,8 @@ final class ArgumentLists {
   static final Signature VALID_TACTICS =
       Signature.of("get_valid_tactics_for_shape", "stage:i gemm_n:i gemm_k:i");
   static final Signature OCCUPANCY = Signature.of("get_tactic_occupancy", "tactic_id:i");
+  static final Signature HEADERS =
+      Signature.of("set_deepgemm_jit_include_dirs", "include_dirs:s[]");
   static final Signature INTERLEAVE =
       Signature.of(
           "interleave_moe_weights_for_sm90_mixed_gemm",

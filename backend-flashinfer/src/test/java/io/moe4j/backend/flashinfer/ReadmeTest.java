@@ -21,7 +21,8 @@ class ReadmeTest {
           SearchPlaces.PATH_VARIABLE,
           SearchPlaces.VERSION_PROPERTY,
           SearchPlaces.TVM_PROPERTY,
-          TacticTable.PROPERTY
+          TacticTable.PROPERTY,
+          Replays.PROPERTY
         }) {
       assertThat(page).contains(setting);
     }
