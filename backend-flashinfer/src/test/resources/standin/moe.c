@@ -16,11 +16,12 @@
 /* For the tests: what was seen, and what is to go wrong. */
 static _Atomic int64_t calls, bytes_allocated;
 static _Atomic(void*) last_stream;
-static int64_t last_tactics[2];
+static int64_t last_tactics[2], last_fused;
 
 EXPORT int64_t standin_calls(void) { return calls; }
 EXPORT void* standin_last_stream(void) { return last_stream; }
 EXPORT int64_t standin_bytes_allocated(void) { return bytes_allocated; }
+EXPORT int64_t standin_last_fused(void) { return last_fused; }
 EXPORT int64_t standin_last_tactics(void) { return last_tactics[0] * 1000 + last_tactics[1]; }
 /* The modes that `init` can be asked for. */
 enum Mode { PLAIN, FP8_TENSOR, FP8_BLOCK, MXFP4, MXFP4_MXFP8, MXFP8, NVFP4 };
@@ -274,6 +275,7 @@ static int run_moe(void* self, const Any* a, int32_t count, Any* result) {
       return fail("InternalError", "Invalid gemm2 profile id: %ld", (long)tactic[1]);
     }
   }
+  last_fused = r->fused_finalize;
   last_tactics[0] = tactic[0];
   last_tactics[1] = tactic[1];
   for (int i = 0; i < 2; i++) {

@@ -47,9 +47,7 @@ final class CutlassRunner implements AutoCloseable {
               .bool("use_w4_group_scaling", scheme.isMixed())
               .bool("use_mxfp8_act_scaling", scheme.input() == CutlassScheme.Input.MXFP8)
               .bool("use_packed_weights", false)
-              // Fused into the second product, the weighted sum is made of atomic additions: equal
-              // calls would give unequal bits.
-              .bool("use_fused_finalize", false)
+              .bool("use_fused_finalize", FusedSum.on())
               .bool("use_wfp4afp8_humming", false)
               .inOrderOf(init.signature())) {
         runner = module.runtime().make(init.function(), a, module.library().module() + " runner");

@@ -22,7 +22,8 @@ class ReadmeTest {
           SearchPlaces.VERSION_PROPERTY,
           SearchPlaces.TVM_PROPERTY,
           TacticTable.PROPERTY,
-          Replays.PROPERTY
+          Replays.PROPERTY,
+          FusedSum.PROPERTY
         }) {
       assertThat(page).contains(setting);
     }
