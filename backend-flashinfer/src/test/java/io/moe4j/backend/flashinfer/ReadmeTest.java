@@ -15,6 +15,9 @@ class ReadmeTest {
     for (CutlassScheme s : CutlassScheme.values()) {
       assertThat(page).contains(s.row());
     }
+    for (TrtllmScheme s : TrtllmScheme.values()) {
+      assertThat(page).contains(s.row());
+    }
     for (String setting :
         new String[] {
           SearchPlaces.PATH_PROPERTY,
