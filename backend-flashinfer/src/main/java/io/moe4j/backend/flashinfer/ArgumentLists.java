@@ -12,12 +12,12 @@ import java.util.stream.Stream;
  * <table>
  * <caption>Numbers of arguments</caption>
  * <tr><th>FlashInfer</th><th>init</th><th>run_moe</th><th>workspace and tactics of fused_moe</th>
- *   <th>trtllm_bf16_moe</th></tr>
+ *   <th>trtllm_bf16_moe, _fp8_block_scale_moe, _fp4_block_scale_moe</th></tr>
  * <tr><td>0.6.0 to 0.6.7</td><td>7</td><td>24</td><td>memory by the allocator</td><td>refused</td></tr>
  * <tr><td>0.6.8 to 0.6.14</td><td>7</td><td>25</td><td>the same</td><td>refused</td></tr>
  * <tr><td>0.6.15</td><td>8</td><td>25</td><td>the same</td><td>refused</td></tr>
  * <tr><td>0.6.16, 0.6.17</td><td>8 or 9</td><td>26</td><td>given; valid tactics where init has 9</td><td>refused</td></tr>
- * <tr><td>0.6.18</td><td>9</td><td>26 or 28</td><td>given; valid tactics</td><td>33</td></tr>
+ * <tr><td>0.6.18</td><td>9</td><td>26 or 28</td><td>given; valid tactics</td><td>33, 38, 41</td></tr>
  * </table>
  */
 final class ArgumentLists {
