@@ -70,7 +70,11 @@ class SoakTest {
   @Test
   void everyRowIsRightUnderChurn() throws Exception {
     expectationsAreTellable();
-    long seconds = Long.getLong("moe.soak.seconds", 10);
+    churn(Long.getLong("moe.soak.seconds", 10));
+  }
+
+  /** What the test does, for so many seconds. */
+  void churn(long seconds) throws Exception {
     List<ExpertsBackend> backends =
         List.of(new CpuExpertsBackend(), new ComposableBackend(GateUpLayout.HALVES, false));
     try (AdapterRegistry registry =
