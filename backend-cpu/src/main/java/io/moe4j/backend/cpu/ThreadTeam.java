@@ -174,9 +174,15 @@ final class ThreadTeam {
       throw new IllegalArgumentException(
           "-D" + PIN_PROPERTY + " is \"" + text + "\", accepted: true, false");
     }
-    return text.equals("true") && System.getProperty("os.name", "").startsWith("Linux")
-        ? Affinity.places()
-        : List.of();
+    if (text.equals("false") || !System.getProperty("os.name", "").startsWith("Linux")) {
+      return List.of();
+    }
+    try {
+      return Affinity.places();
+    } catch (LinkageError e) { // native access is denied, or the C library is another one
+      LOG.warn("Threads of the CPU backend are not pinned: {}", String.valueOf(e.getCause()));
+      return List.of();
+    }
   }
 
   static int configuredThreads(@Nullable String property) {
