@@ -20,6 +20,7 @@ record MarlinPlan(
   private static final int SHORT_ROWS = 10;
   private static final int SOME_ROWS = 24;
   private static final int MANY_ROWS = 48;
+
   /**
    * What the beginning and end of a block of narrow cost, in chunks of its loop, and what more for
    * each warp that shares an output.
@@ -33,6 +34,7 @@ record MarlinPlan(
    * as there are elements, compared with a full one.
    */
   private static final double[][] ROUNDS = {{1}, {0.65, 1}, {0.6, 0.74, 1}};
+
   private static final ShrinkPlan NO_SHRINKS =
       new ShrinkPlan(false, true, false, 1, Shrink.NONE, Shrink.NONE);
 
@@ -167,14 +169,11 @@ record MarlinPlan(
   }
 
   /** Where whole contractions would leave half of the card's places empty, they are split. */
-  private static ProductPlan wide(
-      Problem p, PackedLayout w, boolean gated, int outputs, int rows) {
+  private static ProductPlan wide(Problem p, PackedLayout w, boolean gated, int outputs, int rows) {
     long tiles = (long) Math.min(p.experts(), p.pairs()) * Math.ceilDiv((int) p.rows(), rows);
     long halves = tiles * Math.ceilDiv(outputs, gated ? 64 : 128);
     boolean split =
-        rows == ProductPlan.SPLIT_ROWS
-            && w.chunks() % 2 == 0
-            && halves <= 2L * p.multiprocessors();
+        rows == ProductPlan.SPLIT_ROWS && w.chunks() % 2 == 0 && halves <= 2L * p.multiprocessors();
     return ProductPlan.wide(w, gated, rows, p.slots() > 0, split);
   }
 

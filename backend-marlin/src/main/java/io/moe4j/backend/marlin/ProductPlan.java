@@ -57,8 +57,8 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
    * @param gated whether gate and up are computed side by side
    * @param rows of a tile
    * @param naive whether a tile is a single row
-   * @param wanted warps that share the contraction, a power of two up to 8; fewer are taken
-   *     where x would not fit otherwise
+   * @param wanted warps that share the contraction, a power of two up to 8; fewer are taken where x
+   *     would not fit otherwise
    * @param rank padded to a page; 0 without LoRA
    */
   static ProductPlan narrow(

@@ -156,8 +156,7 @@ class MarlinPlanTest {
   /** 128 blocks of whole contractions would leave half of the card empty. */
   @Test
   void aContractionIsSplitWhereBlocksAreFew() {
-    MarlinPlan plan =
-        MarlinPlan.choose(problem(QuantScheme.int4(128), 9, LAYERS[2], 64, 0, false));
+    MarlinPlan plan = MarlinPlan.choose(problem(QuantScheme.int4(128), 9, LAYERS[2], 64, 0, false));
     assertThat(plan.first().kind()).isEqualTo(MarlinKernels.WIDE);
     assertThat(plan.first().warps()).isEqualTo(1);
     assertThat(plan.second().warps()).isEqualTo(2);
