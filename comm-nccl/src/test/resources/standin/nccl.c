@@ -72,7 +72,7 @@ typedef struct Comm {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static World* worlds;
-static long live, aborts, destroys, calls, groups, stuck, stuck_calls, hang, fail_next, inits;
+static long live, aborts, destroys, calls, groups, stuck, stuck_of[MOST_RANKS], hang, fail_next, inits;
 static __thread int depth;
 static __thread Comm* in_group;
 static __thread char last[512];
@@ -94,8 +94,8 @@ static int bad(int code, const char* format, ...) {
 // What tests say and ask.
 API void standin_set(const char* what, long value) {
   pthread_mutex_lock(&lock);
-  if (!strcmp(what, "stuck")) stuck = value, stuck_calls = 0;
-  if (!strcmp(what, "stuck_calls")) stuck_calls = value;
+  if (!strcmp(what, "stuck")) stuck = value, memset(stuck_of, 0, sizeof stuck_of);
+  if (!strncmp(what, "stuck ", 6)) stuck_of[atoi(what + 6)] = value;
   if (!strcmp(what, "hang")) hang = value;
   if (!strcmp(what, "fail_next")) fail_next = value;
   if (!strcmp(what, "async_error"))
@@ -113,8 +113,8 @@ API long standin_ask(const char* what) {
            : !strcmp(what, "calls")    ? calls
            : !strcmp(what, "groups")   ? groups
            : !strcmp(what, "inits")    ? inits
-           : !strcmp(what, "stuck_calls") ? stuck_calls
-                                          : -1;
+           : !strncmp(what, "stuck ", 6) ? stuck_of[atoi(what + 6)]
+                                         : -1;
   pthread_mutex_unlock(&lock);
   return v;
 }
@@ -261,7 +261,7 @@ static int submit(Comm* c, const Item* items, int n, void* stream) {
     p->stream = stream;
     p->submitted = 1;
     c->pending = 1;
-    stuck_calls += stuck != 0;
+    stuck_of[c->rank] += stuck != 0;
     result = advance(c);
   }
   pthread_mutex_unlock(&lock);
@@ -372,7 +372,7 @@ API int ncclCommAbort(Comm* c) {
   int result = c->aborted ? bad(USAGE, "aborted twice") : SUCCESS;
   c->aborted = 1;
   aborts++;
-  stuck = stuck_calls = 0; // what ran on the stream returns
+  stuck_of[c->rank] = 0; // what ran on its stream returns
   leave(c);
   pthread_mutex_unlock(&lock);
   return result;

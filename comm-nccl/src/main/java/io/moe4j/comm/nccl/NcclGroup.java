@@ -241,7 +241,7 @@ final class NcclGroup implements Control.Owner {
     return true;
   }
 
-  /** Once. A thread that is stuck in NCCL behind a full stream is freed by the abort itself. */
+  /** Has an effect once. A thread that is stuck in NCCL behind a full stream is freed by the abort itself. */
   private void abortNccl() {
     boolean locked = false;
     try {
@@ -273,6 +273,7 @@ final class NcclGroup implements Control.Owner {
       stop.set(true);
       LockSupport.unpark(watch);
       joinWatch();
+      abortNccl(); // of a group that ended while this rank was still joining
     }
     if (control != null) {
       control.close();

@@ -35,8 +35,8 @@ final class HostCard implements Device, Card {
     info = DeviceInfo.cuda(ordinal, "a stand-in", 9, 0);
   }
 
-  private static boolean isStuck() {
-    return Standin.ask("stuck_calls") != 0;
+  private boolean isStuck() {
+    return Standin.ask("stuck " + info.id().ordinal()) != 0;
   }
 
   /** Its only stream. */

@@ -259,7 +259,7 @@ class NcclCommunicatorTest {
     assertThat(zero.card().guards.getFirst().endRecording(zero.card().defaultStream())).isFalse();
     Standin.set("stuck", 1);
     zero.card().guards.getFirst().beforeLaunch(zero.card().defaultStream());
-    Standin.set("stuck_calls", 1);
+    Standin.set("stuck 0", 1);
     zero.card().guards.getFirst().afterLaunch(zero.card().defaultStream());
     assertThatThrownBy(() -> zero.card().defaultStream().synchronize())
         .isInstanceOf(CommException.class)

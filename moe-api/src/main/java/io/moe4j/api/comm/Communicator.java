@@ -38,6 +38,8 @@ public interface Communicator extends AutoCloseable {
   /**
    * {@return whether sums are made in f32 in the order of ranks and rounded once; true unless a
    * library decides}
+   *
+   * @since 0.2.0
    */
   default boolean sumsInRankOrder() {
     return true;
