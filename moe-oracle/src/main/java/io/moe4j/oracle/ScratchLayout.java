@@ -68,7 +68,8 @@ final class ScratchLayout {
     routed = layout.reserve(DType.F32, needsRouted() ? capacity : 0, width);
     exchanged = layout.reserve(DType.U8, direct ? 0 : exchange.workspaceBytes(capacity));
     expertsOut =
-        layout.reserve(exchange.outputDtype(), batched() ? config.numLocalExperts() : 1, rows, width);
+        layout.reserve(
+            exchange.outputDtype(), batched() ? config.numLocalExperts() : 1, rows, width);
     int zeros = config.zeroExperts() > 0 ? capacity : 0;
     expertIds = layout.reserve(DType.I32, zeros, config.topK());
     zeroWeights = layout.reserve(DType.F32, zeros);

@@ -23,8 +23,6 @@ final class CallLog {
 
   /** {@return what a call was, empty if it was not made yet or too long ago} */
   synchronized String what(long number) {
-    return number < 1 || number > made || number <= made - KEPT
-        ? ""
-        : last[(int) (number % KEPT)];
+    return number < 1 || number > made || number <= made - KEPT ? "" : last[(int) (number % KEPT)];
   }
 }

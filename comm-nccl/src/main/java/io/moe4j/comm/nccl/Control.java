@@ -361,7 +361,9 @@ final class Control implements AutoCloseable {
       return link.leftAfter >= number
           ? null
           : new CommException(
-              link.rank, "rank " + link.rank + " of " + config.size() + " has left the group", null);
+              link.rank,
+              "rank " + link.rank + " of " + config.size() + " has left the group",
+              null);
     }
     try {
       long left = Math.max(1, until - System.nanoTime());

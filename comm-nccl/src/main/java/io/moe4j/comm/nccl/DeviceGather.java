@@ -147,8 +147,7 @@ final class DeviceGather implements ExpertExchange {
       counts = layout.reserve(DType.I32, experts);
       batchedSlots = layout.reserve(DType.I32, experts, all);
       allSums = layout.reserve(DType.F32, isBatched() ? all : 0, width);
-      long scratch =
-          isBatched() ? DeviceGather.this.block.workspaceBytes(Math.toIntExact(all)) : 0;
+      long scratch = isBatched() ? DeviceGather.this.block.workspaceBytes(Math.toIntExact(all)) : 0;
       block = layout.reserve(DType.U8, scratch);
     }
   }
@@ -173,16 +172,14 @@ final class DeviceGather implements ExpertExchange {
     Tensor allIds = at.allIds.in(workspace);
     List<Tensor> send = new ArrayList<>(List.of(mine.hidden(), mine.ids(), mine.weights()));
     List<Tensor> receive =
-        new ArrayList<>(
-            List.of(at.allHidden.in(workspace), allIds, at.allWeights.in(workspace)));
+        new ArrayList<>(List.of(at.allHidden.in(workspace), allIds, at.allWeights.in(workspace)));
     if (mine.slots() != null) {
       send.add(mine.slots());
       receive.add(at.allSlots.in(workspace));
     }
     communicator.allGather(send, receive, stream);
     if (owner != null) {
-      kernels.own(
-          allIds, owner, config.parallel().tpSize(), config.parallel().epRank(), stream);
+      kernels.own(allIds, owner, config.parallel().tpSize(), config.parallel().epRank(), stream);
     }
     Tensor slots = mapping == null ? null : at.allSlots.in(workspace);
     ExpertRouting routing = routing(at, inputs, workspace);
@@ -211,8 +208,7 @@ final class DeviceGather implements ExpertExchange {
 
   private Workspace part(Workspace workspace, Part part) {
     return new Workspace(
-        new DeviceMemory(
-            device.info().id(), part.in(workspace).deviceAddress(), part.byteSize()));
+        new DeviceMemory(device.info().id(), part.in(workspace).deviceAddress(), part.byteSize()));
   }
 
   @Override

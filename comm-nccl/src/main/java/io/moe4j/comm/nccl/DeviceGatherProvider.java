@@ -53,7 +53,8 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
   @Override
   public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
     if (communicator == null) {
-      return Support.checks().require(false, Code.PARALLEL, () -> "no communicator, needs one")
+      return Support.checks()
+          .require(false, Code.PARALLEL, () -> "no communicator, needs one")
           .result();
     }
     return Support.checks()

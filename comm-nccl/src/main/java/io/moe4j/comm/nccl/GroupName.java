@@ -6,8 +6,8 @@ import java.util.regex.Pattern;
 
 /**
  * A group: NCCL's 128 bytes in hexadecimal, and behind {@code @} where rank 0 listens for the
- * others' control connections, {@code host:port/key}. Without that part, which another launcher
- * may not know, no rank that is missing can be named.
+ * others' control connections, {@code host:port/key}. Without that part, which another launcher may
+ * not know, no rank that is missing can be named.
  *
  * @param id NCCL's bytes
  * @param host of rank 0; empty without control connections

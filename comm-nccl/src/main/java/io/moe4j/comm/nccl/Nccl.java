@@ -81,7 +81,8 @@ final class Nccl {
     }
   }
 
-  // The header declares these without (void), which jextract takes for a variable number of arguments.
+  // The header declares these without (void), which jextract takes for a variable number of
+  // arguments.
 
   private static final class Group {
     static final NcclFfi.ncclGroupStart START = NcclFfi.ncclGroupStart.makeInvoker();

@@ -61,8 +61,7 @@ public final class NcclCommProvider implements CommProvider {
   private NcclLibrary library() {
     return installed
         .library()
-        .orElseThrow(() ->
-            new CommException(0, "no NCCL: " + installed.reason().orElse(""), null));
+        .orElseThrow(() -> new CommException(0, "no NCCL: " + installed.reason().orElse(""), null));
   }
 
   /** {@return a group of ranks on this host} */

@@ -101,20 +101,12 @@ final class NcclCommunicator implements Communicator, StreamGuard {
   @Override
   public void allGather(Tensor send, Tensor receive, DeviceStream stream) {
     requireGather(send, receive);
-    call(
-        "allGather " + shape(send),
-        stream,
-        (comm, s) -> gather(send, receive, comm, s));
+    call("allGather " + shape(send), stream, (comm, s) -> gather(send, receive, comm, s));
   }
 
   private static int gather(Tensor send, Tensor receive, MemorySegment comm, MemorySegment s) {
     return NcclFfi.ncclAllGather(
-        Nccl.address(send),
-        Nccl.address(receive),
-        Nccl.bytes(send),
-        NcclFfi.ncclUint8(),
-        comm,
-        s);
+        Nccl.address(send), Nccl.address(receive), Nccl.bytes(send), NcclFfi.ncclUint8(), comm, s);
   }
 
   private void requireGather(Tensor send, Tensor receive) {
@@ -138,8 +130,7 @@ final class NcclCommunicator implements Communicator, StreamGuard {
     call(
         what.toString(),
         stream,
-        (comm, s) ->
-            grouped(send.size(), i -> gather(send.get(i), receive.get(i), comm, s)));
+        (comm, s) -> grouped(send.size(), i -> gather(send.get(i), receive.get(i), comm, s)));
   }
 
   /** One of several calls. */

@@ -241,7 +241,10 @@ final class NcclGroup implements Control.Owner {
     return true;
   }
 
-  /** Has an effect once. A thread that is stuck in NCCL behind a full stream is freed by the abort itself. */
+  /**
+   * Has an effect once. A thread that is stuck in NCCL behind a full stream is freed by the abort
+   * itself.
+   */
   private void abortNccl() {
     boolean locked = false;
     try {

@@ -85,8 +85,8 @@ record NcclLibrary(Path path, NcclVersion version) {
   }
 
   /**
-   * Looks in all places, in order: what the user named and nothing else; the folders of the
-   * dynamic loader and of CUDA; the folders of Python packages.
+   * Looks in all places, in order: what the user named and nothing else; the folders of the dynamic
+   * loader and of CUDA; the folders of Python packages.
    *
    * @return the first that serves
    * @throws UnavailableException with the reason: of the first file that was found but does not
@@ -157,8 +157,7 @@ record NcclLibrary(Path path, NcclVersion version) {
           (int)
               Linker.nativeLinker()
                   .downcallHandle(
-                      function,
-                      FunctionDescriptor.of(ValueLayout.JAVA_INT, ValueLayout.ADDRESS))
+                      function, FunctionDescriptor.of(ValueLayout.JAVA_INT, ValueLayout.ADDRESS))
                   .invokeExact(code);
     } catch (RuntimeException | Error e) {
       throw e;

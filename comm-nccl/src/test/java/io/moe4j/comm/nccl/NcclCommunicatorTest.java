@@ -285,8 +285,7 @@ class NcclCommunicatorTest {
         HostCard.onHost(sendA).set(2.5 + rank, 0, 1);
         HostCard.onHost(sendB).set(7 + rank, 0);
         r.communicator()
-            .allGather(
-                List.of(sendA, sendB), List.of(receiveA, receiveB), card.defaultStream());
+            .allGather(List.of(sendA, sendB), List.of(receiveA, receiveB), card.defaultStream());
         assertThat(HostCard.onHost(receiveA).reshape(4).toFloats())
             .containsExactly(1.5f, 2.5f, 2.5f, 3.5f);
         assertThat(HostCard.onHost(receiveB).toInts()).containsExactly(7, 8);

@@ -65,8 +65,7 @@ class NcclLibraryTest {
     environment.put("MOE_NCCL_PATH", "/mine");
     assertThat(NcclPlaces.of(_ -> null, environment::get).files())
         .allMatch(p -> p.startsWith("/mine"));
-    NcclPlaces property =
-        NcclPlaces.of(Map.of("moe4j.nccl.path", "/that")::get, environment::get);
+    NcclPlaces property = NcclPlaces.of(Map.of("moe4j.nccl.path", "/that")::get, environment::get);
     assertThat(property.given()).hasValue(Path.of("/that"));
   }
 
@@ -74,8 +73,7 @@ class NcclLibraryTest {
   void tooOldOrTooNew() {
     Path old = Standin.build("old", "-DVERSION=22605");
     assertThat(refusal(given(old)))
-        .isEqualTo(
-            old + " is NCCL 2.26.5, must be 2.27 to 2.x: pip install nvidia-nccl-cu13");
+        .isEqualTo(old + " is NCCL 2.26.5, must be 2.27 to 2.x: pip install nvidia-nccl-cu13");
     Path next = Standin.build("next", "-DVERSION=30001");
     assertThat(refusal(given(next))).contains("is NCCL 3.0.1, must be 2.27 to 2.x");
     assertThat(NcclVersion.ofCode(2708)).hasToString("2.7.8");
@@ -117,8 +115,7 @@ class NcclLibraryTest {
 
   @Test
   void theProviderSaysWhyNot() {
-    NcclCommProvider none =
-        new NcclCommProvider(new NcclLibrary.Installed(() -> given(folder)));
+    NcclCommProvider none = new NcclCommProvider(new NcclLibrary.Installed(() -> given(folder)));
     assertThat(none.version()).isEmpty();
     assertThat(none.whyUnsupported(new Platform(List.of(), Map.of())))
         .hasValue("there is no libnccl.so.2 at " + folder);

@@ -96,8 +96,7 @@ final class Standin {
   /** What a process has of NCCL when the stand-in is all there is. */
   static NcclLibrary.Installed installed() {
     Path file = library();
-    return new NcclLibrary.Installed(
-        () -> new NcclPlaces(Optional.of(file), List.of(), List.of()));
+    return new NcclLibrary.Installed(() -> new NcclPlaces(Optional.of(file), List.of(), List.of()));
   }
 
   static NcclCommProvider provider() {

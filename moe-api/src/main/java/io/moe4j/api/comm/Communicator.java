@@ -12,9 +12,9 @@ import java.util.List;
  * alive until then; sent tensors are not written, and what is sent may not overlap what is
  * received.
  *
- * <p>Equal calls give equal bits. Sums are made in f32 in the order of ranks whatever the dtype, and
- * rounded once; a vendor's library may sum in an order of its own and round BF16 and F16 at each
- * step, which {@link #sumsInRankOrder} tells.
+ * <p>Equal calls give equal bits. Sums are made in f32 in the order of ranks whatever the dtype,
+ * and rounded once; a vendor's library may sum in an order of its own and round BF16 and F16 at
+ * each step, which {@link #sumsInRankOrder} tells.
  *
  * <p>A rank that fails or does not come within the deadline ends the group: every call that waits
  * or comes later throws {@link CommException}, which names the rank and the cause. Nothing waits
