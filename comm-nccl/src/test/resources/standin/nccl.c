@@ -15,6 +15,7 @@
 #define API __attribute__((visibility("default")))
 #define MOST_RANKS 16
 #define MOST_OPS 4096
+#define MOST_WORLDS 4096
 #define MOST_ITEMS 64
 #define MAGIC 0xcafebeefu
 
@@ -57,7 +58,7 @@ typedef struct {
 struct Comm;
 typedef struct World {
   Id id;
-  int size, joined, left;
+  int size, joined, left, number;
   struct Comm* comm[MOST_RANKS];
   Op* op[MOST_OPS];
   struct World* next;
@@ -72,7 +73,7 @@ typedef struct Comm {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static World* worlds;
-static long live, aborts, destroys, calls, groups, stuck, stuck_of[MOST_RANKS], hang, fail_next, inits;
+static long live, aborts, destroys, calls, groups, stuck, stuck_of[MOST_RANKS], hang, fail_next, inits, made;
 static __thread int depth;
 static __thread Comm* in_group;
 static __thread char last[512];
@@ -163,10 +164,15 @@ API int ncclCommInitRankConfig(Comm** out, int size, Id id, int rank, const Conf
     w->id = id;
     w->size = size;
     w->next = worlds;
+    w->number = made++ % MOST_WORLDS;
     worlds = w;
   }
   int result = IN_PROGRESS;
-  if (w->size != size || w->comm[rank]) {
+#ifdef CARD
+  if (!w->joined && prepare(w)) result = CUDA_ERROR;
+#endif
+  if (result != IN_PROGRESS) {
+  } else if (w->size != size || w->comm[rank]) {
     result = bad(ARGUMENT, "rank %d of %d is there already, or the world is of %d", rank, size, w->size);
   } else {
     Comm* c = calloc(1, sizeof *c);
@@ -372,6 +378,9 @@ API int ncclCommAbort(Comm* c) {
   int result = c->aborted ? bad(USAGE, "aborted twice") : SUCCESS;
   c->aborted = 1;
   aborts++;
+#ifdef CARD
+  release(c->world, c->rank);
+#endif
   stuck_of[c->rank] = 0; // what ran on its stream returns
   leave(c);
   pthread_mutex_unlock(&lock);

@@ -9,12 +9,12 @@ import java.util.regex.Pattern;
  * others' control connections, {@code host:port/key}. Without that part, which another launcher may
  * not know, no rank that is missing can be named.
  *
- * @param id NCCL's bytes
+ * @param hex NCCL's bytes in hexadecimal
  * @param host of rank 0; empty without control connections
  * @param port where it listens, 0 without
  * @param key a word that keeps out what connects by accident
  */
-record GroupName(byte[] id, String host, int port, String key) {
+record GroupName(String hex, String host, int port, String key) {
   /** Of NCCL's ids. */
   static final int ID_BYTES = 128;
 
@@ -31,10 +31,15 @@ record GroupName(byte[] id, String host, int port, String key) {
               + ID_BYTES
               + " bytes in hexadecimal");
     }
-    byte[] id = HexFormat.of().parseHex(m.group(1));
+    String hex = m.group(1);
     return m.group(2) == null
-        ? new GroupName(id, "", 0, "")
-        : new GroupName(id, m.group(2), Integer.parseInt(m.group(3)), m.group(4));
+        ? new GroupName(hex, "", 0, "")
+        : new GroupName(hex, m.group(2), Integer.parseInt(m.group(3)), m.group(4));
+  }
+
+  /** {@return NCCL's bytes} */
+  byte[] id() {
+    return HexFormat.of().parseHex(hex);
   }
 
   boolean hasControl() {
@@ -43,7 +48,6 @@ record GroupName(byte[] id, String host, int port, String key) {
 
   @Override
   public String toString() {
-    String hex = HexFormat.of().formatHex(id);
     return hasControl() ? hex + "@" + host + ":" + port + "/" + key : hex;
   }
 }

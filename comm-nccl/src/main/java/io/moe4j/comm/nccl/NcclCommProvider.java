@@ -10,6 +10,7 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.cuda.CudaDevice;
 import java.io.IOException;
 import java.net.ServerSocket;
+import java.util.HexFormat;
 import java.util.Map;
 import java.util.Optional;
 import java.util.UUID;
@@ -89,7 +90,7 @@ public final class NcclCommProvider implements CommProvider {
     }
     ServerSocket socket = Control.listen(host);
     String key = UUID.randomUUID().toString().replace("-", "");
-    String name = new GroupName(id, host, socket.getLocalPort(), key).toString();
+    String name = new GroupName(HexFormat.of().formatHex(id), host, socket.getLocalPort(), key).toString();
     LISTENING.put(name, socket);
     return name;
   }

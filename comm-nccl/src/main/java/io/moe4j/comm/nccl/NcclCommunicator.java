@@ -12,6 +12,7 @@ import io.moe4j.cuda.StreamGuard;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
 import org.jspecify.annotations.Nullable;
@@ -31,7 +32,9 @@ final class NcclCommunicator implements Communicator, StreamGuard {
   private final Set<Long> used = ConcurrentHashMap.newKeySet();
 
   private final Set<Long> recording = ConcurrentHashMap.newKeySet();
-  private final ThreadLocal<Marks.@Nullable Call> launch = new ThreadLocal<>();
+
+  /** Launches of graphs that have begun, by stream. */
+  private final Map<Long, Marks.Call> launches = new ConcurrentHashMap<>();
 
   NcclCommunicator(NcclVersion version, CommConfig config, Card card, @Nullable Control control) {
     this.version = version;
@@ -308,13 +311,15 @@ final class NcclCommunicator implements Communicator, StreamGuard {
   @Override
   public void beforeLaunch(DeviceStream stream) {
     used.add(stream.handle());
-    launch.set(group.begin("a recorded graph", stream, false));
+    Marks.Call marked = group.begin("a recorded graph", stream, false);
+    if (marked != null) {
+      launches.put(stream.handle(), marked);
+    }
   }
 
   @Override
   public void afterLaunch(DeviceStream stream) {
-    Marks.Call marked = launch.get();
-    launch.remove();
+    Marks.Call marked = launches.remove(stream.handle());
     if (marked != null) {
       marked.end(stream);
     }
