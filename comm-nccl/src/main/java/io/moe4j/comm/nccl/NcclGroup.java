@@ -62,8 +62,8 @@ final class NcclGroup implements Control.Owner {
     }
     watch.start();
     card.makeCurrent();
-    inNccl.lock();
     int result;
+    inNccl.lock();
     try {
       result = Nccl.init(slot, config.size(), id, config.rank(), version);
       comm = slot.get(ValueLayout.ADDRESS, 0);
@@ -129,8 +129,8 @@ final class NcclGroup implements Control.Owner {
 
   /** Enqueues; waits only where NCCL has first to connect to other ranks. */
   void run(String what, Work work) {
-    inNccl.lock();
     int result;
+    inNccl.lock();
     try {
       requireAlive();
       result = work.on(comm);
