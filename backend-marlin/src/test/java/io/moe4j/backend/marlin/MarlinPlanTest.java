@@ -9,7 +9,6 @@ import io.moe4j.cuda.KernelSpec;
 import io.moe4j.cuda.ops.ExpertKernels;
 import io.moe4j.cuda.ops.Shrink;
 import java.util.HashSet;
-import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.junit.jupiter.api.Test;
