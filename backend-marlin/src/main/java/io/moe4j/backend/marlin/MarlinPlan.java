@@ -186,8 +186,9 @@ record MarlinPlan(
     for (int k = 1; k <= ProductPlan.WARPS; k *= 2) {
       long items = (long) tiles * Math.ceilDiv(outputs, ProductPlan.WARPS / k * outputsOfWarp);
       long blocks = Math.ceilDiv(items, (long) p.multiprocessors()); // of the fullest
-      long last = blocks % round.length;
-      double rounds = blocks / round.length + (last == 0 ? 0 : round[(int) last - 1]);
+      long full = blocks / round.length;
+      int last = (int) (blocks % round.length);
+      double rounds = full + (last == 0 ? 0 : round[last - 1]);
       double cost = rounds * (Math.ceilDiv(w.chunks(), k) + BLOCK_COST + k * SHARE_COST);
       if (cost < least) {
         least = cost;

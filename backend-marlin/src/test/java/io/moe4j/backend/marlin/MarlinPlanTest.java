@@ -9,7 +9,6 @@ import io.moe4j.cuda.KernelSpec;
 import io.moe4j.cuda.ops.ExpertKernels;
 import io.moe4j.cuda.ops.Shrink;
 import java.util.HashSet;
-import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.junit.jupiter.api.Test;
@@ -64,28 +63,31 @@ class MarlinPlanTest {
 
   private static void check(MarlinPlan.Problem p, MarlinPlan plan) {
     assertThat(plan.first().rows()).as("%s", p).isEqualTo(plan.second().rows());
-    for (ProductPlan g : List.of(plan.first(), plan.second())) {
-      boolean wide = g.kind().equals(MarlinKernels.WIDE);
-      assertThat(wide ? p.wide() : p.narrow()).as("%s", p).contains(g.rows());
-      assertThat(g.sharedBytes())
-          .as("%s in %s", g, p)
-          .isPositive()
-          .isLessThanOrEqualTo(
-              wide ? ProductPlan.WIDE_SHARED_BYTES : ProductPlan.NARROW_SHARED_BYTES);
-      assertThat(plan.naive() && wide).isFalse();
-      PackedLayout w = g == plan.first() ? p.first() : p.second();
-      if (wide) {
-        // Warpgroups that share the contraction take every other chunk, so their number is even.
-        assertThat(g.warps() == 1 || (g.warps() == 2 && g.rows() == 32 && w.chunks() % 2 == 0))
-            .as("%s", g)
-            .isTrue();
-        assertThat(g.outputs() * g.warps()).isEqualTo(g == plan.first() ? 128 : 256);
-      } else {
-        assertThat(g.warps()).isIn(1, 2, 4, 8);
-        assertThat(g.phase()).isPositive();
-        // A phase ends where a round of the warps ends, or the contraction does.
-        assertThat(g.phase() % g.warps() == 0 || g.phase() == w.chunks()).as("%s", g).isTrue();
-      }
+    check(p, plan.naive(), plan.first(), p.first(), 128);
+    check(p, plan.naive(), plan.second(), p.second(), 256);
+  }
+
+  private static void check(
+      MarlinPlan.Problem p, boolean naive, ProductPlan g, PackedLayout w, int wideOutputs) {
+    boolean wide = g.kind().equals(MarlinKernels.WIDE);
+    assertThat(wide ? p.wide() : p.narrow()).as("%s", p).contains(g.rows());
+    assertThat(g.sharedBytes())
+        .as("%s in %s", g, p)
+        .isPositive()
+        .isLessThanOrEqualTo(
+            wide ? ProductPlan.WIDE_SHARED_BYTES : ProductPlan.NARROW_SHARED_BYTES);
+    assertThat(naive && wide).isFalse();
+    if (wide) {
+      // Warpgroups that share the contraction take every other chunk, so their number is even.
+      assertThat(g.warps() == 1 || (g.warps() == 2 && g.rows() == 32 && w.chunks() % 2 == 0))
+          .as("%s", g)
+          .isTrue();
+      assertThat(g.outputs() * g.warps()).isEqualTo(wideOutputs);
+    } else {
+      assertThat(g.warps()).isIn(1, 2, 4, 8);
+      assertThat(g.phase()).isPositive();
+      // A phase ends where a round of the warps ends, or the contraction does.
+      assertThat(g.phase() % g.warps() == 0 || g.phase() == w.chunks()).as("%s", g).isTrue();
     }
   }
 
