@@ -24,7 +24,8 @@ TARGETS = {
         "avx2.c": NO_CET + ["-mavx2", "-mfma", "-mf16c"],
         "avx512.c": AVX512,
         "avx512bf16.c": AVX512 + ["-mavx512bf16"],
-        "amx.c": AVX512 + ["-mamx-tile", "-mamx-bf16"],
+        "vnni.c": AVX512 + ["-mavx512vnni"],
+        "amx.c": AVX512 + ["-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
     }),
     "linux-aarch64": ("aarch64-linux-gnu-gcc", {
         "moe.c": ["-fno-tree-loop-distribute-patterns"],

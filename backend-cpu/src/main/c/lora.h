@@ -5,6 +5,29 @@
 
 enum { STAGE_BYTES = 64 << 10 };
 
+// With LORA_TILES whoever includes this has tiles for B's products of rows of bf16 where B is bf16: expand_tiles(), and tile_step(q), the values of k of a tile.
+// s then has pairs of bf16 whose sum is what A makes of x (one holds the upper bits, the other the lower ones), and B each value twice, so that products of
+// 16 ranks are one tile. Pieces of B are [rank of a multiple of 16][16 outputs][2], for each 16 outputs.
+enum { TILE_RANKS = 16, TILE_BYTES = TILE_RANKS * 64 };
+
+INLINE int on_tiles(const struct moe_call *c, const struct moe_segment *g, int which) {
+#ifdef LORA_TILES
+  const struct moe_target *t = g->target + which, *other = g->target + (which == DOWN ? DOWN : UP - which);
+  const struct moe_coded *q = which == DOWN ? c->type2 == TYPE_CODED ? c->coded2 : 0 : c->type13 == TYPE_CODED ? c->coded13 : 0;
+  if (c->row_type != TYPE_BF16 || t->rank == 0 || t->b_type != TYPE_BF16 || t->rank > STAGE_BYTES / 2 / 64 || tile_step(q) != 32) return 0;
+  return other->rank == 0 || other->s != t->s || other->b_type == TYPE_BF16;  // who shares s shares its form
+#else
+  (void)c, (void)g, (void)which;
+  return 0;
+#endif
+}
+
+#ifdef LORA_TILES
+INLINE void expand_tiles(const struct moe_task *task, const struct moe_target *t, int64_t first, int64_t s_stride, int64_t from, int64_t to, const char *b, int64_t width, float *v, int64_t row);
+#endif
+
+INLINE int64_t tiles_of(int64_t ranks) { return (ranks + TILE_RANKS - 1) / TILE_RANKS; }
+
 // c[row][column] += sum over ranks of s[row][rank] b[rank][column], for m rows and `vectors` vectors of columns.
 INLINE void expand_few(const int m, const int vectors, const float *s, int64_t s_stride, const char *b, int64_t b_rank, int64_t ranks, float *c, const int type) {
   vf a[8][BLOCK / VL];
@@ -62,16 +85,21 @@ struct lora {
 INLINE int repeats(const struct lora *l, int64_t segment, int which) {
   if (segment == l->t->segment) return 0;
   const struct moe_target *a = l->c->segments[segment].target + which, *b = l->c->segments[segment - 1].target + which;
-  return a->b == b->b && a->rank == b->rank && a->b_out == b->b_out && a->b_rank == b->b_rank && a->b_type == b->b_type;
+  return a->b == b->b && a->rank == b->rank && a->b_out == b->b_out && a->b_rank == b->b_rank && a->b_type == b->b_type &&
+         on_tiles(l->c, l->c->segments + segment, which) == on_tiles(l->c, l->c->segments + segment - 1, which);
 }
 
-INLINE int64_t piece_bytes(const struct lora *l, const struct moe_target *t) { return t->rank * l->width * size_of(t->b_type); }
+INLINE int64_t piece_bytes(const struct lora *l, int64_t segment, int which) {
+  const struct moe_target *t = l->c->segments[segment].target + which;
+  if (on_tiles(l->c, l->c->segments + segment, which)) return tiles_of(t->rank) * TILE_BYTES * (l->width / HALF);
+  return t->rank * l->width * size_of(t->b_type);
+}
 
 INLINE struct lora lora_of(const struct moe_call *c, const struct moe_task *t, int first, int last, int64_t width, int64_t size) {
   struct lora l = {c, t, first, last, width, size, 0, 0};
   for (int64_t i = t->segment; i < t->segment + t->segments; i++)
     for (int which = first; which <= last; which++)
-      if (!repeats(&l, i, which)) l.block_bytes += piece_bytes(&l, c->segments[i].target + which);
+      if (!repeats(&l, i, which)) l.block_bytes += piece_bytes(&l, i, which);
   if (l.block_bytes) l.blocks = least(t->blocks, STAGE_BYTES / l.block_bytes);
   return l;
 }
@@ -93,6 +121,32 @@ INLINE void stage_target(const struct lora *l, const struct moe_target *t, int64
     }
 }
 
+// The same for tiles, all ranks.
+INLINE void stage_tiles(const struct lora *l, const struct moe_target *t, int64_t out, int64_t blocks, char *to) {
+#ifdef LORA_TILES
+  for (int64_t j = 0; j < blocks; j++)
+    for (int64_t h = 0; h < l->width; h += HALF) {
+      const int64_t from = out + j * l->width + h, n = least(HALF, l->size - from);
+      for (int64_t k = 0; k < tiles_of(t->rank) * TILE_RANKS; k++) {
+        vu w = {};
+        const char *b = t->b + from * t->b_out + k * t->b_rank;
+        if (k < t->rank && n == HALF && t->b_out == 2) w = __builtin_convertvector(*(const vh *)b, vu);
+        else if (k < t->rank)
+          for (int64_t i = 0; i < n; i++) w[i] = *(const uint16_t *)(b + i * t->b_out);
+        *(vu *)(to + j * l->block_bytes + k / TILE_RANKS * TILE_BYTES * (l->width / HALF) + h / HALF * TILE_BYTES + k % TILE_RANKS * 64) = w << 16 | w;
+      }
+    }
+#else
+  (void)l, (void)t, (void)out, (void)blocks, (void)to;
+#endif
+}
+
+INLINE void stage_one(const struct lora *l, int64_t segment, int which, int64_t out, int64_t blocks, char *to) {
+  const struct moe_target *t = l->c->segments[segment].target + which;
+  if (on_tiles(l->c, l->c->segments + segment, which)) stage_tiles(l, t, out, blocks, to);
+  else stage_target(l, t, 0, t->rank, out, blocks, to);
+}
+
 INLINE void fetch_target(const struct lora *l, const struct moe_target *t, int64_t out, int64_t blocks) {
   int64_t size = size_of(t->b_type);
   const char *b = t->b + out * t->b_out;
@@ -103,19 +157,21 @@ INLINE void fetch_target(const struct lora *l, const struct moe_target *t, int64
 
 // Copies the pieces of some blocks; while those of a target are copied, the next one's are fetched.
 INLINE void stage(const struct lora *l, int64_t out, int64_t blocks, char *to) {
-  const struct moe_target *before = 0;
+  int64_t before = -1;
+  int before_which = 0;
   for (int64_t i = l->t->segment; i < l->t->segment + l->t->segments; i++)
     for (int which = l->first; which <= l->last; which++) {
       const struct moe_target *t = l->c->segments[i].target + which;
       if (t->rank == 0 || repeats(l, i, which)) continue;
       fetch_target(l, t, out, blocks);
-      if (before) {
-        stage_target(l, before, 0, before->rank, out, blocks, to);
-        to += piece_bytes(l, before);
+      if (before >= 0) {
+        stage_one(l, before, before_which, out, blocks, to);
+        to += piece_bytes(l, before, before_which);
       }
-      before = t;
+      before = i;
+      before_which = which;
     }
-  if (before) stage_target(l, before, 0, before->rank, out, blocks, to);
+  if (before >= 0) stage_one(l, before, before_which, out, blocks, to);
 }
 
 // Between two products: fetches a share of what the next stage() will copy.
@@ -140,11 +196,19 @@ INLINE void expand_rows(const struct lora *l, const struct moe_task *part, int64
       if (t->rank == 0) continue;
       if (l->blocks && !repeats(l, i, which)) {
         last[which] = staged;
-        staged += piece_bytes(l, t);
+        staged += piece_bytes(l, i, which);
       }
       if (from >= to) continue;
       float *c = v + (from - part->row) * BLOCK + (which == UP && l->width == HALF ? HALF : 0);
       const float *s = (const float *)((const char *)t->s + (from - g->from) * l->c->s_stride);
+#ifdef LORA_TILES
+      if (on_tiles(l->c, g, which)) {
+        const char *b = last[which];
+        if (!l->blocks) stage_tiles(l, t, out, 1, scratch), b = scratch;
+        expand_tiles(l->t, t, g->from, l->c->s_stride, from, to, b, l->width, v + (c - v) % BLOCK, part->row);
+        continue;
+      }
+#endif
       int64_t most = l->blocks ? t->rank : STAGE_BYTES / (BLOCK * 4);
       for (int64_t k = 0; k < t->rank; k += most) {
         int64_t ranks = least(most, t->rank - k);
@@ -157,6 +221,7 @@ INLINE void expand_rows(const struct lora *l, const struct moe_task *part, int64
   }
 }
 
+#ifndef LORA_TILES
 INLINE float sum_of(vf v) {
   float s[VL];
   *(vf *)s = v;
@@ -220,4 +285,4 @@ static void NAME(shrink)(const struct moe_call *c, int64_t segment, int32_t down
   for (int i = GATE; i <= UP; i++)
     if (g->target[i].rank && g->target[i].own_shrink) NAME(shrink_target)(c, g->target + i, c->x + g->from * c->x_stride, c->x_stride, rows, c->hidden);
 }
-
+#endif
