@@ -48,14 +48,7 @@ struct ahead {
 };
 
 INLINE void fetch_lines(struct ahead *f) {
-#ifndef PF_HINT
-#define PF_HINT _MM_HINT_T1
-#endif
-#ifdef PF_HALF
-  for (int64_t q = 0; q < f->lines; q += 2, f->at += 128) _mm_prefetch(f->at, PF_HINT);
-#elif !defined(PF_NONE)
-  for (int64_t q = 0; q < f->lines; q++, f->at += 64) _mm_prefetch(f->at, PF_HINT);
-#endif
+  for (int64_t q = 0; q < f->lines; q++, f->at += 64) _mm_prefetch(f->at, _MM_HINT_T1);
 }
 
 // Up to 16 rows.
@@ -74,13 +67,14 @@ static void sixteen(const char *x, int64_t xs, const char *w, int64_t k, float *
   _tile_stored(1, c + 16, BLOCK * 4);
 }
 
-// 16 rows, and 16 that begin `second` rows later.
-static void thirty_two(const char *x, int64_t second, int64_t xs, const char *w, int64_t k, float *c, struct ahead f, int more) {
-  if (more) {
+// 16 rows, and 16 that begin `second` rows later; their sums are new, or what c has is continued.
+static void thirty_two(const char *x, int64_t second, int64_t xs, const char *w, int64_t k, float *c, struct ahead f, int continued) {
+  float *c2 = c + second * BLOCK;
+  if (continued) {
     _tile_loadd(0, c, BLOCK * 4);
     _tile_loadd(1, c + 16, BLOCK * 4);
-    _tile_loadd(2, c + second * BLOCK, BLOCK * 4);
-    _tile_loadd(3, c + second * BLOCK + 16, BLOCK * 4);
+    _tile_loadd(2, c2, BLOCK * 4);
+    _tile_loadd(3, c2 + 16, BLOCK * 4);
   } else {
     _tile_zero(0);
     _tile_zero(1);
@@ -90,53 +84,44 @@ static void thirty_two(const char *x, int64_t second, int64_t xs, const char *w,
   for (int64_t i = 0; i < k; i += 32, w += 2048) {
     fetch_lines(&f);
     _tile_loadd(6, w, 64);
-    _tile_loadd(4, x + i * 2, xs);
+    _tile_stream_loadd(4, x + i * 2, xs);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, w + 1024, 64);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, x + second * xs + i * 2, xs);
+    _tile_stream_loadd(5, x + second * xs + i * 2, xs);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
   _tile_stored(0, c, BLOCK * 4);
   _tile_stored(1, c + 16, BLOCK * 4);
-  _tile_stored(2, c + second * BLOCK, BLOCK * 4);
-  _tile_stored(3, c + second * BLOCK + 16, BLOCK * 4);
+  _tile_stored(2, c2, BLOCK * 4);
+  _tile_stored(3, c2 + 16, BLOCK * 4);
 }
 
-#ifndef OWN_FIRST
-#define OWN_FIRST 1
-#endif
+// What is left behind passes of 32 rows: fewer than 32 of `rows`.
+static void rest(const char *x, int64_t xs, int64_t left, int64_t rows, const char *w, int64_t k, float *c, struct ahead f) {
+  if (left > 16) thirty_two(x, left - 16, xs, w, k, c, f, 0);
+  else if (rows > 16) sixteen(x + (left - 16) * xs, xs, w, k, c + (left - 16) * BLOCK, f);
+  else sixteen(x, xs, w, k, c, f);
+}
+
+// With that many passes k comes in pieces, whose weights then stay in the first-level cache; the sums go out and come back.
+enum { PIECE_PASSES = 3, PIECE = 512 };
+
 static void product_bf16(const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
-  const int64_t passes = (rows + 31) / 32;
-  // Lines of the block behind this one are spread over all passes, so that memory and tiles work at the same time.
-  struct ahead next = {w + k * 64, 0}, own = {w + 8192, 32};
-  const int64_t fetching = passes - (OWN_FIRST && first == 2);
-  if (passes > 1 && first) next.lines = (32 + fetching - 1) / fetching;
-#ifdef PIECE
-  if (rows >= 96) {
-    const int64_t full = rows / 32;
-    if (first == 2) next.lines = (32 + passes - 1) / passes;
-    for (int64_t i = 0; i < k; i += PIECE)
-      for (int64_t r = 0; r < full; r++) {
-        const int64_t n = least(PIECE, k - i);
-        thirty_two(x + r * 32 * xs + i * 2, 16, xs, w + i * 64, n, c + r * 32 * BLOCK, i == 0 && r == 0 && first == 2 ? own : next, i > 0);
-        next.at += n / 32 * next.lines * 64;
-      }
-    if (rows % 32 > 16) thirty_two(x + full * 32 * xs, rows % 32 - 16, xs, w, k, c + full * 32 * BLOCK, next, 0);
-    else if (rows % 32) sixteen(x + (rows - 16) * xs, xs, w, k, c + (rows - 16) * BLOCK, next);
-    return;
+  const int64_t full = rows / 32, left = rows % 32, passes = full + (left > 0), piece = full >= PIECE_PASSES ? PIECE : k;
+  // Lines of the block behind this one are spread over all passes, so that memory and tiles work at the same time. Some of this one's own come first where
+  // nobody has fetched it.
+  struct ahead next = {w + k * 64, first && passes > 1 ? (32 + passes - 1) / passes : 0};
+  const struct ahead own = {w + 8192, 32};
+  for (int64_t i = 0; i < k; i += piece) {
+    const int64_t n = least(piece, k - i);
+    for (int64_t pass = 0; pass < full; pass++) {
+      thirty_two(x + pass * 32 * xs + i * 2, 16, xs, w + i * 64, n, c + pass * 32 * BLOCK, passes == 1 || (first == 2 && pass == 0 && i == 0) ? own : next, i > 0);
+      next.at += n / 32 * next.lines * 64;
+    }
   }
-#endif
-  for (int64_t pass = 0; pass < passes; pass++, rows -= 32, x += 32 * xs, c += 32 * BLOCK) {
-    const int here = passes == 1 || (OWN_FIRST && first == 2 && pass == 0);
-    const struct ahead f = here ? own : next;
-    if (rows >= 32) thirty_two(x, 16, xs, w, k, c, f, 0);
-    else if (rows > 16) thirty_two(x, rows - 16, xs, w, k, c, f, 0);
-    else if (pass) sixteen(x + (rows - 16) * xs, xs, w, k, c + (rows - 16) * BLOCK, f);
-    else sixteen(x, xs, w, k, c, f);
-    if (!here) next.at += k / 32 * next.lines * 64;
-  }
+  if (left) rest(x + full * 32 * xs, xs, left, rows, w, k, c + full * 32 * BLOCK, passes == 1 ? own : next);
 }
 
 // Weights in codes: a stretch becomes bf16 in the first-level cache and is multiplied there, so that it is widened once for all rows.

@@ -3,7 +3,11 @@
 // B's rows are far apart, often by a power of two, so lines of many of them share a few sets of every cache. What a task needs of B is therefore
 // copied first: from each row one piece for several blocks, to where pieces of a block stand behind each other, [segment][target][rank][width].
 
+#ifdef LORA_TILES
+enum { STAGE_BYTES = 128 << 10 };
+#else
 enum { STAGE_BYTES = 64 << 10 };
+#endif
 
 // With LORA_TILES whoever includes this has tiles for B's products of rows of bf16 where B is bf16: expand_tiles(), and tile_step(q), the values of k of a tile.
 // s then has pairs of bf16 whose sum is what A makes of x (one holds the upper bits, the other the lower ones), and B each value twice, so that products of
@@ -14,17 +18,13 @@ INLINE int on_tiles(const struct moe_call *c, const struct moe_segment *g, int w
 #ifdef LORA_TILES
   const struct moe_target *t = g->target + which, *other = g->target + (which == DOWN ? DOWN : UP - which);
   const struct moe_coded *q = which == DOWN ? c->type2 == TYPE_CODED ? c->coded2 : 0 : c->type13 == TYPE_CODED ? c->coded13 : 0;
-  if (c->row_type != TYPE_BF16 || t->rank == 0 || t->b_type != TYPE_BF16 || t->rank > STAGE_BYTES / 2 / 64 || tile_step(q) != 32) return 0;
+  if (c->row_type != TYPE_BF16 || t->rank == 0 || t->b_type != TYPE_BF16 || t->rank > STAGE_BYTES / BLOCK / 4 || tile_step(q) != 32) return 0;
   return other->rank == 0 || other->s != t->s || other->b_type == TYPE_BF16;  // who shares s shares its form
 #else
   (void)c, (void)g, (void)which;
   return 0;
 #endif
 }
-
-#ifdef LORA_TILES
-INLINE void expand_tiles(const struct moe_task *task, const struct moe_target *t, int64_t first, int64_t s_stride, int64_t from, int64_t to, const char *b, int64_t width, float *v, int64_t row);
-#endif
 
 INLINE int64_t tiles_of(int64_t ranks) { return (ranks + TILE_RANKS - 1) / TILE_RANKS; }
 
@@ -81,6 +81,10 @@ struct lora {
   int64_t blocks;                 // that are copied at once; 0 = pieces are too large
 };
 
+#ifdef LORA_TILES
+INLINE void expand_tiles(const struct lora *l, const struct moe_segment *g, int which, int64_t from, int64_t to, const char *b, const char *second, float *v, int64_t row);
+#endif
+
 // Whether a segment's target has the factors of the segment before it, which then stand there once.
 INLINE int repeats(const struct lora *l, int64_t segment, int which) {
   if (segment == l->t->segment) return 0;
@@ -124,18 +128,25 @@ INLINE void stage_target(const struct lora *l, const struct moe_target *t, int64
 // The same for tiles, all ranks.
 INLINE void stage_tiles(const struct lora *l, const struct moe_target *t, int64_t out, int64_t blocks, char *to) {
 #ifdef LORA_TILES
-  for (int64_t j = 0; j < blocks; j++)
-    for (int64_t h = 0; h < l->width; h += HALF) {
-      const int64_t from = out + j * l->width + h, n = least(HALF, l->size - from);
-      for (int64_t k = 0; k < tiles_of(t->rank) * TILE_RANKS; k++) {
-        vu w = {};
-        const char *b = t->b + from * t->b_out + k * t->b_rank;
-        if (k < t->rank && n == HALF && t->b_out == 2) w = __builtin_convertvector(*(const vh *)b, vu);
-        else if (k < t->rank)
-          for (int64_t i = 0; i < n; i++) w[i] = *(const uint16_t *)(b + i * t->b_out);
-        *(vu *)(to + j * l->block_bytes + k / TILE_RANKS * TILE_BYTES * (l->width / HALF) + h / HALF * TILE_BYTES + k % TILE_RANKS * 64) = w << 16 | w;
-      }
-    }
+  const int64_t halves = l->width / HALF, n = l->size - out;
+  const int dense = t->b_out == 2 && n >= blocks * l->width;
+  for (int64_t k = 0; k < tiles_of(t->rank) * TILE_RANKS; k++) {
+    char *p = to + k / TILE_RANKS * TILE_BYTES * halves + k % TILE_RANKS * 64;
+    const char *b = t->b + out * t->b_out + k * t->b_rank;
+    if (k < t->rank && dense)
+      for (int64_t j = 0; j < blocks; j++, p += l->block_bytes)
+        for (int64_t h = 0; h < halves; h++, b += HALF * 2) {
+          const vu w = __builtin_convertvector(*(const vh *)b, vu);
+          *(vu *)(p + h * TILE_BYTES) = w << 16 | w;
+        }
+    else
+      for (int64_t j = 0; j < blocks; j++, p += l->block_bytes)
+        for (int64_t h = 0; h < halves; h++) {
+          vu w = {};
+          for (int64_t i = 0, at = (j * halves + h) * HALF; k < t->rank && i < HALF && at + i < n; i++) w[i] = *(const uint16_t *)(b + (at + i) * t->b_out);
+          *(vu *)(p + h * TILE_BYTES) = w << 16 | w;
+        }
+  }
 #else
   (void)l, (void)t, (void)out, (void)blocks, (void)to;
 #endif
@@ -147,12 +158,19 @@ INLINE void stage_one(const struct lora *l, int64_t segment, int which, int64_t 
   else stage_target(l, t, 0, t->rank, out, blocks, to);
 }
 
+// Into the second-level cache where tiles push everything out of the first.
+#ifdef LORA_TILES
+#define FETCH(p) __builtin_prefetch(p, 0, 2)
+#else
+#define FETCH(p) __builtin_prefetch(p)
+#endif
+
 INLINE void fetch_target(const struct lora *l, const struct moe_target *t, int64_t out, int64_t blocks) {
   int64_t size = size_of(t->b_type);
   const char *b = t->b + out * t->b_out;
   if (t->b_out == size)
     for (int64_t k = 0; k < t->rank; k++, b += t->b_rank)
-      for (int64_t i = 0; i < blocks * l->width * size; i += 64) __builtin_prefetch(b + i);
+      for (int64_t i = 0; i < blocks * l->width * size; i += 64) FETCH(b + i);
 }
 
 // Copies the pieces of some blocks; while those of a target are copied, the next one's are fetched.
@@ -203,9 +221,12 @@ INLINE void expand_rows(const struct lora *l, const struct moe_task *part, int64
       const float *s = (const float *)((const char *)t->s + (from - g->from) * l->c->s_stride);
 #ifdef LORA_TILES
       if (on_tiles(l->c, g, which)) {
-        const char *b = last[which];
+        const char *b = last[which], *second = 0;
         if (!l->blocks) stage_tiles(l, t, out, 1, scratch), b = scratch;
-        expand_tiles(l->t, t, g->from, l->c->s_stride, from, to, b, l->width, v + (c - v) % BLOCK, part->row);
+        if (which == DOWN || l->width == BLOCK) second = b + TILE_BYTES;
+        else if (which == GATE && l->blocks && g->target[UP].s == t->s && g->target[UP].rank) continue;  // with up, whose piece is the next one
+        else if (which == UP && l->blocks && g->target[GATE].s == t->s && g->target[GATE].rank) second = b, b = last[GATE];
+        expand_tiles(l, g, which, from, to, b, second, v, part->row);
         continue;
       }
 #endif

@@ -1,28 +1,35 @@
 // LoRA on tiles, for rows of bf16. Included by amx.c.
 
-// B's products: a window of 16 positions of the task around some of a segment, which begins with `first`, in sums of their own; the rows of positions
-// from..to-1 are added to v, which begins with position `row`.
-INLINE void expand_tiles(const struct moe_task *task, const struct moe_target *t, int64_t first, int64_t s_stride, int64_t from, int64_t to, const char *b, int64_t width, float *v, int64_t row) {
+// B's products of positions from..to-1 of a segment are added to v, which begins with position `row`: a window of 16 of the task's positions around them is
+// multiplied, in sums of its own, by pieces for 16 outputs, or by those for a first 16 and a second. The others' s may be anything.
+INLINE void expand_tiles(const struct lora *l, const struct moe_segment *g, int which, int64_t from, int64_t to, const char *b, const char *second, float *v, int64_t row) {
   float d[16 * BLOCK] __attribute__((aligned(64)));
-  const int64_t bytes = TILE_BYTES * (width / HALF);
+  const struct moe_target *t = g->target + which;
+  const struct moe_task *task = l->t;
+  const int64_t bytes = TILE_BYTES * (l->width / HALF), s_stride = l->c->s_stride;
+  const int lane = l->width == HALF && !second && which == UP ? HALF : 0;
   for (int64_t p = from; p < to; p += 16) {
     const int64_t at = task->rows < 16 ? task->row : least(p, task->row + task->rows - 16);
-    const char *s = (const char *)t->s + (at - first) * s_stride;
+    const char *s = (const char *)t->s + (at - g->from) * s_stride;
     _tile_zero(0);
-    if (width == BLOCK) _tile_zero(1);
+    if (second) _tile_zero(1);
     for (int64_t i = 0; i < tiles_of(t->rank); i++) {
       _tile_loadd(4, s + i * 64, s_stride);
       _tile_loadd(6, b + i * bytes, 64);
       _tile_dpbf16ps(0, 4, 6);
-      if (width == BLOCK) {
-        _tile_loadd(7, b + i * bytes + TILE_BYTES, 64);
+      if (second) {
+        _tile_loadd(7, second + i * bytes, 64);
         _tile_dpbf16ps(1, 4, 7);
       }
     }
     _tile_stored(0, d, BLOCK * 4);
-    if (width == BLOCK) _tile_stored(1, d + 16, BLOCK * 4);
-    for (int64_t q = p; q < least(p + 16, to); q++)
-      for (int64_t j = 0; j < width; j += VL) *(vf *)(v + (q - row) * BLOCK + j) += *(const vf *)(d + (q - at) * BLOCK + j);
+    if (second) _tile_stored(1, d + HALF, BLOCK * 4);
+    float *to_row = v + (p - row) * BLOCK + lane;
+    const float *from_row = d + (p - at) * BLOCK;
+    for (int64_t q = p; q < least(p + 16, to); q++, to_row += BLOCK, from_row += BLOCK) {
+      *(vf *)to_row += *(const vf *)from_row;
+      if (second) *(vf *)(to_row + HALF) += *(const vf *)(from_row + HALF);
+    }
   }
 }
 
@@ -115,6 +122,7 @@ static void shrink(const struct moe_call *c, int64_t segment, int32_t down) {
   const struct moe_segment *g = c->segments + segment;
   const int64_t rows = g->to - g->from, in = down ? c->intermediate : c->hidden, xs = down ? c->act_stride : c->x_stride;
   const char *x = down ? c->act + g->from * xs : c->x + g->from * xs;
+  if (rows <= 0) return;
   for (int i = down ? DOWN : GATE; i <= (down ? DOWN : UP); i++) {
     const struct moe_target *t = g->target + i;
     if (t->rank == 0 || !t->own_shrink) continue;

@@ -211,14 +211,18 @@ static void NAME(w2)(const struct moe_call *c, const struct moe_task *t) {
       char *to = c->y + p.row * c->y_stride + out * 4;
       for (int64_t r = 0; r < p.rows; r++, to += c->y_stride)
         for (int64_t i = 0; i < BLOCK; i += VL) {
-#if defined(STREAM_Y) && defined(LORA_TILES)
-          if (t->rows > 32) _mm512_stream_ps((float *)to + i, (__m512)*(vf *)(v + r * BLOCK + i));
+#ifdef LORA_TILES
+          // Nobody reads it before it has left the cache; so the line is not fetched, either.
+          if (t->rows > 32 && (uintptr_t)to % 64 == 0) _mm512_stream_ps((float *)to + i, (__m512)*(vf *)(v + r * BLOCK + i));
           else
 #endif
           ((vf *)to)[i / VL] = *(vf *)(v + r * BLOCK + i);
         }
     }
   }
+#ifdef LORA_TILES
+  _mm_sfence();
+#endif
   own->done();
 }
 

@@ -426,6 +426,34 @@ static int all_coded(int isa, const char *name) {
   return bad;
 }
 
+// A row's bits do not depend on the rows beside it: bf16 rows and weights.
+static int same_bits(int isa, const char *name) {
+  product_fn *product = kernels_of(isa)->product[TYPE_BF16][TYPE_BF16];
+  if (!product) return 0;
+  enum { ROWS = 128, K = 1120, STRIDE = K * 2 + 64 };
+  int counts[] = {1, 15, 16, 17, 31, 32, 33, 48, 64, 95, 96, 97, 113, 128}, bad = 0;
+  char *x = aligned_alloc(64, ROWS * STRIDE), *w = aligned_alloc(64, 2 * BLOCK * K * 2);
+  for (int i = 0; i < ROWS * STRIDE; i += 2) put(x + i, TYPE_BF16, uniform());
+  for (int i = 0; i < BLOCK * K; i++) put(w + 2 * i, TYPE_BF16, uniform());
+  float alone[ROWS * BLOCK];
+  kernels_of(isa)->begin(0, K, 1, 0);
+  for (int r = 0; r < ROWS; r++) product(x + r * STRIDE, STRIDE, 1, w, K, alone + r * BLOCK, 1);
+  for (int n = 0; n < 14; n++)
+    for (int first = 0; first < 3; first++) {
+      float *c = malloc(sizeof(float) * counts[n] * BLOCK);
+      kernels_of(isa)->begin(0, K, counts[n], 0);
+      product(x, STRIDE, counts[n], w, K, c, first);
+      if (memcmp(c, alone, sizeof(float) * counts[n] * BLOCK)) {
+        printf("%s: %d rows of bf16 have other bits than each of them alone\n", name, counts[n]);
+        bad++;
+      }
+      free(c);
+    }
+  kernels_of(isa)->done();
+  free(x), free(w);
+  return bad;
+}
+
 // With the number of an instruction set only that one, so that several may run side by side.
 int main(int argc, char **argv) {
   const char *names[] = {"none", "avx2", "avx512", "avx512bf16", "amx", "neon", "neonbf16"};
@@ -443,6 +471,7 @@ int main(int argc, char **argv) {
       continue;
     }
     bad += all_coded(isa, names[isa]);
+    bad += same_bits(isa, names[isa]);
     double worst = 0, worst_bf16 = 0;
     int cases = 0;
     for (int kind = SILU; kind <= RELU2_NO_MUL; kind++)

@@ -26,7 +26,7 @@ static void tile_configure(const void *p) {
     memcpy(&n, b + 16 + 2 * i, 2);
     tile_state.bytes[i] = n;
     tile_state.rows[i] = b[48 + i];
-    if (n > 64 || b[48 + i] > 16 || n % 4) abort();
+    if (n > 64 || b[48 + i] > 16 || n % 4 || (n == 0) != (b[48 + i] == 0)) abort();
   }
 }
 static void tile_zero(int t) {
@@ -76,6 +76,7 @@ static void tile_dp_sud(int c, int a, int b) {
       }
 }
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
@@ -83,6 +84,7 @@ static void tile_dp_sud(int c, int a, int b) {
 #define _tile_release() memset(&tile_state, 0, sizeof tile_state)
 #define _tile_zero(t) tile_zero(t)
 #define _tile_loadd(t, p, stride) tile_load(t, p, stride)
+#define _tile_stream_loadd(t, p, stride) tile_load(t, p, stride)
 #define _tile_stored(t, p, stride) tile_store(t, p, stride)
 #define _tile_dpbf16ps(c, a, b) tile_dp_bf16(c, a, b)
 #define _tile_dpbsud(c, a, b) tile_dp_sud(c, a, b)
