@@ -78,8 +78,8 @@ class Int8ActivationsTest {
         double[] got = layer.run(mlps(k, ActivationPolicy.INT8, 1 + seed % 2));
         double error = Samples.relativeL2(expected, got);
         // A sum of f32 may land on the other side of a rounding boundary: one code of one row.
-        assertThat(error).as("%s, %s", k.isa(), layer.config.quantSchemes()).isLessThan(2e-3);
-        assertThat(Samples.relativeL2(unquantised, got)).isGreaterThan(2 * error);
+        assertThat(error).as("%s, %s", k.isa(), layer.config.quantSchemes()).isLessThan(1e-3);
+        assertThat(Samples.relativeL2(unquantised, got)).isGreaterThan(5 * error);
         assertThat(layer.run(mlps(k, ActivationPolicy.INT8, 2))).isEqualTo(got);
       }
     }
@@ -170,12 +170,12 @@ class Int8ActivationsTest {
       int i = 20 + rnd.nextInt(200);
       boolean gated = rnd.nextInt(4) > 0;
       List<Expert> experts = new ArrayList<>();
+      Weight up = samples.shuffled(w13, i, h);
+      Weight down = samples.shuffled(w2, h, i);
       for (int e = 0; e < EXPERTS; e++) {
         experts.add(
             Expert.of(
-                gated ? samples.shuffled(w13, i, h) : null,
-                samples.shuffled(w13, i, h),
-                samples.shuffled(w2, h, i)));
+                gated ? alike(samples, up) : null, alike(samples, up), alike(samples, down)));
       }
       weights = new ExpertWeights(experts);
       MoeConfig.Builder b =
@@ -195,6 +195,19 @@ class Int8ActivationsTest {
               Samples.random(rnd, arena, DType.F32, 1, tokens, TOP_K),
               null);
       lora = config.lora().isEmpty() ? null : lora(h, i, gated);
+    }
+
+    /** Another matrix, stored as a first one is: the kernels in C refuse others. */
+    private static Weight alike(CodedSamples samples, Weight first) {
+      while (true) {
+        Weight w =
+            samples.shuffled(
+                first.scheme(), Math.toIntExact(first.out()), Math.toIntExact(first.in()));
+        if (CodedLayout.of(w).equals(CodedLayout.of(first))
+            && CodedLayout.refusal(List.of(w)).isEmpty()) {
+          return w;
+        }
+      }
     }
 
     private static QuantScheme scheme(Random rnd) {
