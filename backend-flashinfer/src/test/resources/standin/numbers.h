@@ -62,6 +62,12 @@ static inline float e2m1(int bits) {
   return bits & 8 ? -values[bits & 7] : values[bits & 7];
 }
 
+/* To the nearest, ties to even codes; too large becomes the largest. */
+static inline float e2m1_round(float v) {
+  float a = fabsf(v), step = a < 2 ? 0.5f : a < 4 ? 1 : 2;
+  return copysignf(fminf(nearbyintf(a / step) * step, 6), v);
+}
+
 static inline float number(const void* data, DType t, int64_t i) {
   if (t.code == 4) return bf16(((const uint16_t*)data)[i]);
   if (t.code == 10) return e4m3(((const uint8_t*)data)[i]);

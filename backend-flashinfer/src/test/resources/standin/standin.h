@@ -12,7 +12,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { NONE = 0, INT = 1, BOOL = 2, FLOAT = 3, DTYPE = 5, TENSOR_VIEW = 7, RAW_STR = 8 };
-enum { OBJECTS = 64, ERROR = 67, FUNCTION = 68, TENSOR = 70, ARRAY = 71, MODULE = 73 };
+enum { OBJECTS = 64, STR = 65, ERROR = 67, FUNCTION = 68, TENSOR = 70, ARRAY = 71, MODULE = 73 };
 enum { CUDA = 2 };
 
 typedef struct {
@@ -67,6 +67,11 @@ typedef struct {
   const char* data;
   size_t size;
 } Bytes;
+
+typedef struct {
+  Object object;
+  Bytes text;
+} String;
 
 typedef int (*SafeCall)(void* self, const Any* args, int32_t count, Any* result);
 

@@ -1,12 +1,13 @@
 /*
- * A stand-in for FlashInfer's fused_moe_trtllm_sm100 module: `trtllm_bf16_moe` with its argument list, its checks, its order of weights
- * and of rows, and its arithmetic, slowly and on the host. Like the real one it holds no kernels and asks its host for one.
+ * A stand-in for FlashInfer's fused_moe_trtllm_sm100 module: `trtllm_bf16_moe`, `trtllm_fp4_block_scale_moe` (MXFP4 weights) and
+ * `trtllm_fp8_block_scale_moe` (MXFP8) with their argument lists, checks, order of weights and of rows, and arithmetic, slowly and on
+ * the host. Like the real one it holds no kernels and asks its host for one.
  */
 #include "checks.h"
 #include "numbers.h"
 #include "standin.h"
 
-enum { ARGUMENTS = 33, TILE = 8, SEPARATE_IDS = 2, SWIGLU = 3, BLOCK_MAJOR_K = 2, PIECE = 64 };
+enum { TILE = 8, SEPARATE_IDS = 2, SWIGLU = 3, MAJOR_K = 0, BLOCK_MAJOR_K = 2, PIECE = 64, MX_FP8 = 2 };
 
 /* For the tests: what was seen. */
 static _Atomic int64_t calls, calls_with_delta;
@@ -45,31 +46,64 @@ static int64_t shuffled(int64_t row) {
   return row / 32 * 32 + to[row % 32];
 }
 
-static float weight(const DlTensor* w, int64_t expert, int64_t row, int64_t k) {
-  int64_t pieces = w->shape[1], rows = w->shape[2];
-  return number(w->data, w->dtype, ((expert * pieces + k / PIECE) * rows + shuffled(row)) * PIECE + k % PIECE);
+/* What is called: its name, and how weights are stored. */
+enum Form { PLAIN, MX4, MX8 };
+
+/* One call, whichever function it is of. */
+typedef struct {
+  const char* name;
+  enum Form form;
+  int64_t routing_mode, all, K, I, first, E, method, activation;
+  int finalize;
+  const DlTensor *logits, *ids, *weights, *hidden, *hidden_scale, *w13, *w13_scale, *w2, *w2_scale, *delta, *b13, *b2, *alpha, *beta, *limit,
+      *output;
+  const Array *tactic, *routing, *body;
+  int64_t preparation;
+} Call;
+
+/* Where the tensor cores read a group's scale. */
+static int64_t swizzled(int64_t row, int64_t group, int64_t groups) {
+  return (row / 128 * (groups / 4) + group / 4) * 512 + row % 32 * 16 + row % 128 / 32 * 4 + group % 4;
 }
 
-static int check_weights(const char* what, const DlTensor* w, int64_t experts, int64_t rows, int64_t k) {
-  const DType bf16_type = {4, 16, 1};
-  if (check_tensor("trtllm_bf16_moe", what, w, bf16_type, 4, experts, k / PIECE, rows)) return -1;
-  if (w->shape[3] != PIECE) return fail("ValueError", "trtllm_bf16_moe: %s has pieces of %ld elements", what, (long)w->shape[3]);
-  return 0;
+static float weight(enum Form form, const DlTensor* w, const DlTensor* scale, int64_t expert, int64_t row, int64_t k) {
+  if (form == PLAIN) {
+    int64_t pieces = w->shape[1], rows = w->shape[2];
+    return number(w->data, w->dtype, ((expert * pieces + k / PIECE) * rows + shuffled(row)) * PIECE + k % PIECE);
+  }
+  int64_t rows = w->shape[1], width = w->shape[2] * (form == MX4 ? 2 : 1), at = (expert * rows + shuffled(row)) * width + k;
+  uint8_t code = ((const uint8_t*)w->data)[form == MX4 ? at / 2 : at];
+  uint8_t s = ((const uint8_t*)scale->data)[expert * rows * (width / 32) + swizzled(shuffled(row), k / 32, width / 32)];
+  return (form == MX8 ? e4m3(code) : e2m1(k % 2 ? code >> 4 : code & 15)) * ldexpf(1, s - 127);
 }
 
-static int new_tensor(DType type, int dims, int64_t a, int64_t b, void** tensor) {
-  int64_t shape[2] = {a, b};
-  DlTensor prototype = {NULL, {CUDA, DEVICE_ID}, dims, type, shape, NULL, 0};
-  return TVMFFIEnvTensorAlloc(&prototype, tensor);
+/* A row of activations as the product reads it: e4m3 with a scale for 32. */
+static void quantize(float* x, int64_t n) {
+  for (int64_t from = 0; from < n; from += 32) {
+    float most = 0;
+    for (int64_t i = from; i < from + 32; i++) most = fmaxf(most, fabsf(x[i]));
+    if (most == 0) continue;
+    int exponent;
+    float wanted = most / 448, scale = ldexpf(1, frexpf(wanted, &exponent) == 0.5f ? exponent - 1 : exponent);
+    for (int64_t i = from; i < from + 32; i++) x[i] = e4m3_round(x[i] / scale) * scale;
+  }
 }
 
-EXPORT int __tvm_ffi_trtllm_bf16_moe(void* self, const Any* a, int32_t count, Any* result) {
-  (void)self;
-  const char* name = "trtllm_bf16_moe";
-  if (count_is(name, count, ARGUMENTS)) return -1;
-  /* T tensor, t optional tensor, i integer, j optional integer, f optional real, b bool, A array */
-  static const char types[] = "ittTTTTTttttTiijjiiifibibbAibtAAb";
-  for (int i = 0; i < ARGUMENTS; i++) {
+static int check_weights(const Call* c, const char* what, const DlTensor* w, const DlTensor* scale, int64_t rows, int64_t k) {
+  const DType bf16_type = {4, 16, 1}, e4m3_type = {10, 8, 1}, u8 = {1, 8, 1};
+  if (c->form == PLAIN) {
+    if (check_tensor(c->name, what, w, bf16_type, 4, c->E, k / PIECE, rows)) return -1;
+    if (w->shape[3] != PIECE) return fail("ValueError", "%s: %s has pieces of %ld elements", c->name, what, (long)w->shape[3]);
+    return 0;
+  }
+  if (check_tensor(c->name, what, w, c->form == MX4 ? u8 : e4m3_type, 3, c->E, rows, c->form == MX4 ? k / 2 : k)) return -1;
+  return check_tensor(c->name, "a weights_scale", scale, c->form == MX4 ? e4m3_type : u8, 3, c->E, rows, k / 32);
+}
+
+/* T tensor, t optional tensor, i integer, j optional integer, f optional real, b bool, A array */
+static int types_are(const char* name, const Any* a, int32_t count, const char* types) {
+  if (count_is(name, count, (int32_t)strlen(types))) return -1;
+  for (int i = 0; i < count; i++) {
     int bad;
     switch (types[i]) {
       case 'T': bad = type_is(name, a, i, TENSOR_VIEW); break;
@@ -82,37 +116,54 @@ EXPORT int __tvm_ffi_trtllm_bf16_moe(void* self, const Any* a, int32_t count, An
     }
     if (bad) return -1;
   }
-  const DlTensor *logits = view(a, 1), *ids = a[3].p, *weights = a[4].p, *hidden = a[5].p, *w13 = a[6].p, *w2 = a[7].p;
-  const DlTensor *delta = view(a, 8), *alpha = view(a, 9), *beta = view(a, 10), *limit = view(a, 11), *output = a[12].p;
-  int64_t all = a[13].i, K = a[14].i, I = a[17].i, first = a[18].i, E = a[19].i;
-  int finalize = a[24].i != 0;
-  Array* tactic = a[26].p;
+  return 0;
+}
+
+static int new_tensor(DType type, int dims, int64_t a, int64_t b, void** tensor) {
+  int64_t shape[2] = {a, b};
+  DlTensor prototype = {NULL, {CUDA, DEVICE_ID}, dims, type, shape, NULL, 0};
+  return TVMFFIEnvTensorAlloc(&prototype, tensor);
+}
+
+static int run(const Call* c, Any* result) {
+  const char* name = c->name;
+  const DlTensor *hidden = c->hidden, *alpha = c->alpha, *beta = c->beta, *limit = c->limit, *delta = c->delta;
+  int64_t K = c->K, I = c->I, E = c->E, first = c->first;
   calls++;
   if (delta) calls_with_delta++;
   last_stream = TVMFFIEnvGetStream(CUDA, DEVICE_ID);
   if (told_to_fail()) return -1;
 
-  const DType i32 = {0, 32, 1}, f32 = {2, 32, 1}, half = {4, 16, 1};
-  if (a[0].i != SEPARATE_IDS || logits) return fail("ValueError", "the stand-in routes nothing: routing_input_mode is %ld", (long)a[0].i);
+  const DType i32 = {0, 32, 1}, f32 = {2, 32, 1}, half = {4, 16, 1}, e4m3_type = {10, 8, 1}, u8 = {1, 8, 1};
+  if (c->routing_mode != SEPARATE_IDS || c->logits) {
+    return fail("ValueError", "the stand-in routes nothing: routing_input_mode is %ld", (long)c->routing_mode);
+  }
   if (hidden->ndim != 2) return fail("ValueError", "hidden_states must be 2D");
   int64_t T = hidden->shape[0], H = hidden->shape[1];
-  if (check_tensor(name, "hidden_states", hidden, half, 2, T, H, -1) || check_tensor(name, "expert_indices", ids, i32, 2, T, K, -1) ||
-      check_tensor(name, "expert_weights", weights, f32, 2, T, K, -1) || check_tensor(name, "output", output, half, 2, T, H, -1) ||
-      check_weights("gemm1_weights", w13, E, 2 * I, H) || check_weights("gemm2_weights", w2, E, H, I) ||
+  int coded = c->hidden_scale != NULL;
+  if (coded != (c->form == MX8) && c->form != MX4) return fail("ValueError", "%s: hidden_states_scale", name);
+  if (check_tensor(name, "hidden_states", hidden, coded ? e4m3_type : half, 2, T, H, -1) ||
+      (coded && check_tensor(name, "hidden_states_scale", c->hidden_scale, c->form == MX4 ? e4m3_type : u8, 2, T, H / 32, -1)) ||
+      check_tensor(name, "expert_indices", c->ids, i32, 2, T, K, -1) || check_tensor(name, "expert_weights", c->weights, f32, 2, T, K, -1) ||
+      check_tensor(name, "output", c->output, half, 2, T, H, -1) || check_weights(c, "gemm1_weights", c->w13, c->w13_scale, 2 * I, H) ||
+      check_weights(c, "gemm2_weights", c->w2, c->w2_scale, H, I) ||
+      (c->b13 && check_tensor(name, "gemm1_bias", c->b13, f32, 2, E, 2 * I, -1)) ||
+      (c->b2 && check_tensor(name, "gemm2_bias", c->b2, f32, 2, E, H, -1)) ||
       (delta && check_tensor(name, "gemm1_lora_delta", delta, half, 3, T, K, 2 * I))) {
     return -1;
   }
+  if (delta && c->b13) return fail("ValueError", "gemm1_bias and gemm1_lora_delta are mutually exclusive");
+  if (delta && coded) return fail("ValueError", "the stand-in gives no coded activations back");
   const DlTensor* parameters[3] = {alpha, beta, limit};
   for (int i = 0; i < 3; i++) {
     if (parameters[i] && check_tensor(name, "an activation parameter", parameters[i], f32, 1, E, -1, -1)) return -1;
   }
   if (I % 128 || H % 128) return fail("InternalError", "no valid config for hidden_size %ld and intermediate_size %ld", (long)H, (long)I);
-  if (first < 0 || first + E > all || K < 1 || K > all) return fail("InternalError", "expert offset and count must be within valid range");
-  if (a[22].i == 0 || a[23].i != BLOCK_MAJOR_K) return fail("InternalError", "BF16 Moe: weight_layout must be BlockMajorK, shuffled");
-  if (a[27].i != SWIGLU) return fail("InternalError", "activation %ld", (long)a[27].i);
-  if (a[21].i < 0 || a[21].i > 9) return fail("InternalError", "routing_method_type %ld", (long)a[21].i);
-  if (tactic->size != 2) return fail("InternalError", "Invalid tactic, expected to be [tile_N, config], but got array of size %ld", (long)tactic->size);
-  if (((Array*)a[30].p)->size || ((Array*)a[31].p)->size || a[32].i) return fail("InternalError", "no body preparation here");
+  if (first < 0 || first + E > c->all || K < 1 || K > c->all) return fail("InternalError", "expert offset and count must be within valid range");
+  if (c->activation != SWIGLU) return fail("InternalError", "activation %ld", (long)c->activation);
+  if (c->method < 0 || c->method > 9) return fail("InternalError", "routing_method_type %ld", (long)c->method);
+  if (c->tactic->size != 2) return fail("InternalError", "Invalid tactic, expected to be [tile_N, config], but got array of size %ld", (long)c->tactic->size);
+  if (c->routing->size || c->body->size || c->preparation) return fail("InternalError", "no body preparation here");
   if (!get_cubin) return fail("RuntimeError", "FlashInferSetCubinCallback not set");
   get_cubin("kernels/bf16.cubin", sha256);
   if (cubin_size <= 0) return fail("RuntimeError", "CUDA_ERROR_INVALID_IMAGE");
@@ -120,7 +171,7 @@ EXPORT int __tvm_ffi_trtllm_bf16_moe(void* self, const Any* a, int32_t count, An
   /* Rows in the order of the experts, each expert's in whole tiles; what nobody writes is NaN. */
   int64_t *counts = calloc(E + 1, sizeof *counts), rows = 0;
   int32_t* place = malloc(sizeof *place * (T * K + 1));
-  const int32_t* id = ids->data;
+  const int32_t* id = c->ids->data;
   for (int64_t e = 0; e < E; e++) {
     counts[e] = rows;
     int64_t own = 0;
@@ -143,11 +194,15 @@ EXPORT int __tvm_ffi_trtllm_bf16_moe(void* self, const Any* a, int32_t count, An
   for (int64_t p = 0; p < T * K; p++) {
     if (place[p] < 0) continue;
     int64_t e = id[p] - first, t = p / K;
-    for (int64_t h = 0; h < H; h++) in[h] = number(hidden->data, half, t * H + h);
+    for (int64_t h = 0; h < H; h++) {
+      in[h] = number(hidden->data, hidden->dtype, t * H + h);
+      if (coded) in[h] *= ldexpf(1, ((uint8_t*)c->hidden_scale->data)[t * (H / 32) + h / 32] - 127);
+    }
     for (int64_t i = 0; i < I; i++) {
       float v[2] = {0, 0}; /* up, gate: rows of the two alternate, deltas stand in halves */
       for (int b = 0; b < 2; b++) {
-        for (int64_t h = 0; h < H; h++) v[b] += in[h] == 0 ? 0 : in[h] * weight(w13, e, 2 * i + b, h);
+        for (int64_t h = 0; h < H; h++) v[b] += in[h] == 0 ? 0 : in[h] * weight(c->form, c->w13, c->w13_scale, e, 2 * i + b, h);
+        if (c->b13) v[b] += ((float*)c->b13->data)[e * 2 * I + shuffled(2 * i + b)];
         if (delta) v[b] += number(delta->data, half, (p * 2 + b) * I + i);
       }
       float top = limit ? ((float*)limit->data)[e] : INFINITY;
@@ -156,24 +211,26 @@ EXPORT int __tvm_ffi_trtllm_bf16_moe(void* self, const Any* a, int32_t count, An
       store(x->data, half, place[p] * I + i, gate * s * (up + (beta ? ((float*)beta->data)[e] : 0)));
     }
     for (int64_t i = 0; i < I; i++) in[i] = number(x->data, half, place[p] * I + i);
+    if (coded) quantize(in, I);
     for (int64_t h = 0; h < H; h++) {
       float v = 0;
-      for (int64_t i = 0; i < I; i++) v += in[i] == 0 ? 0 : in[i] * weight(w2, e, h, i);
+      for (int64_t i = 0; i < I; i++) v += in[i] == 0 ? 0 : in[i] * weight(c->form, c->w2, c->w2_scale, e, h, i);
+      if (c->b2) v += ((float*)c->b2->data)[e * H + shuffled(h)];
       store(y->data, half, place[p] * H + h, v);
     }
   }
   free(in);
   Any answers[4] = {0};
   int n = 0;
-  if (finalize) {
+  if (c->finalize) {
     for (int64_t t = 0; t < T; t++) {
       for (int64_t h = 0; h < H; h++) {
         float sum = 0;
         for (int64_t k = 0; k < K; k++) {
           int32_t at = place[t * K + k];
-          if (at >= 0) sum += ((float*)weights->data)[t * K + k] * number(y->data, half, at * H + h);
+          if (at >= 0) sum += ((float*)c->weights->data)[t * K + k] * number(y->data, half, at * H + h);
         }
-        store(output->data, half, t * H + h, sum);
+        store(c->output->data, half, t * H + h, sum);
       }
     }
   } else {
@@ -189,4 +246,43 @@ EXPORT int __tvm_ffi_trtllm_bf16_moe(void* self, const Any* a, int32_t count, An
   TVMFFIObjectDecRef(product);
   TVMFFIObjectDecRef(map);
   return 0;
+}
+
+EXPORT int __tvm_ffi_trtllm_bf16_moe(void* self, const Any* a, int32_t count, Any* result) {
+  (void)self;
+  const char* name = "trtllm_bf16_moe";
+  if (types_are(name, a, count, "ittTTTTTttttTiijjiiifibibbAibtAAb")) return -1;
+  if (a[22].i == 0 || a[23].i != BLOCK_MAJOR_K) return fail("InternalError", "BF16 Moe: weight_layout must be BlockMajorK, shuffled");
+  Call c = {.name = name, .form = PLAIN, .routing_mode = a[0].i, .logits = view(a, 1), .ids = a[3].p, .weights = a[4].p, .hidden = a[5].p,
+            .w13 = a[6].p, .w2 = a[7].p, .delta = view(a, 8), .alpha = view(a, 9), .beta = view(a, 10), .limit = view(a, 11),
+            .output = a[12].p, .all = a[13].i, .K = a[14].i, .I = a[17].i, .first = a[18].i, .E = a[19].i, .method = a[21].i,
+            .finalize = a[24].i != 0, .tactic = a[26].p, .activation = a[27].i, .routing = a[30].p, .body = a[31].p, .preparation = a[32].i};
+  return run(&c, result);
+}
+
+EXPORT int __tvm_ffi_trtllm_fp4_block_scale_moe(void* self, const Any* a, int32_t count, Any* result) {
+  (void)self;
+  const char* name = "trtllm_fp4_block_scale_moe";
+  if (types_are(name, a, count, "itTTtTtTTtttttTTtttttiijjjiiifibbiTAbtAAb")) return -1;
+  if (view(a, 17) || view(a, 18) || view(a, 19) || view(a, 20)) return fail("ValueError", "%s: MXFP4 has no scales of a tensor", name);
+  Call c = {.name = name, .form = MX4, .routing_mode = a[0].i, .logits = view(a, 1), .ids = a[2].p, .weights = a[3].p, .hidden = a[5].p,
+            .hidden_scale = view(a, 6), .w13 = a[7].p, .w13_scale = a[8].p, .b13 = view(a, 9), .delta = view(a, 10), .alpha = view(a, 11),
+            .beta = view(a, 12), .limit = view(a, 13), .w2 = a[14].p, .w2_scale = a[15].p, .b2 = view(a, 16), .all = a[21].i, .K = a[22].i,
+            .I = a[26].i, .first = a[27].i, .E = a[28].i, .method = a[30].i, .finalize = a[31].i != 0, .activation = a[33].i,
+            .output = a[34].p, .tactic = a[35].p, .routing = a[38].p, .body = a[39].p, .preparation = a[40].i};
+  return run(&c, result);
+}
+
+EXPORT int __tvm_ffi_trtllm_fp8_block_scale_moe(void* self, const Any* a, int32_t count, Any* result) {
+  (void)self;
+  const char* name = "trtllm_fp8_block_scale_moe";
+  if (types_are(name, a, count, "itTTtTTTTttttTTTiijjjiiifibibbAiibtAAb")) return -1;
+  if (a[31].i != MX_FP8) return fail("NotImplementedError", "the stand-in has MxFp8, not %ld", (long)a[31].i);
+  if (a[26].i == 0 || a[27].i != MAJOR_K) return fail("InternalError", "weight_layout must be 0, shuffled, for MxFp8.");
+  Call c = {.name = name, .form = MX8, .routing_mode = a[0].i, .logits = view(a, 1), .ids = a[2].p, .weights = a[3].p, .hidden = a[5].p,
+            .hidden_scale = a[6].p, .w13 = a[7].p, .w13_scale = a[8].p, .delta = view(a, 9), .alpha = view(a, 10), .beta = view(a, 11),
+            .limit = view(a, 12), .w2 = a[13].p, .w2_scale = a[14].p, .output = a[15].p, .all = a[16].i, .K = a[17].i, .I = a[21].i,
+            .first = a[22].i, .E = a[23].i, .method = a[25].i, .finalize = a[28].i != 0, .tactic = a[30].p, .activation = a[32].i,
+            .routing = a[35].p, .body = a[36].p, .preparation = a[37].i};
+  return run(&c, result);
 }

@@ -193,12 +193,32 @@ static int answer(Any* result, int32_t type, void* object) {
   return 0;
 }
 
+static void delete_string(void* self, int flags) {
+  (void)flags;
+  free((void*)((String*)self)->text.data);
+  free(self);
+  standin_destroyed();
+}
+
+/* What an array keeps of a string that is lent. */
+static String* string(const char* text) {
+  String* s = standin_object(sizeof(String), STR, delete_string);
+  s->text = copy(text);
+  return s;
+}
+
 static int make_array(void* self, const Any* args, int32_t count, Any* result) {
   (void)self;
   for (int32_t i = 0; i < count; i++) {
-    if (args[i].type_index != INT && args[i].type_index < OBJECTS) return type_is("ffi.Array", args, i, INT);
+    if (args[i].type_index != INT && args[i].type_index != RAW_STR && args[i].type_index < OBJECTS) return type_is("ffi.Array", args, i, INT);
   }
-  return answer(result, ARRAY, standin_array(args, count));
+  Array* a = standin_array(args, count);
+  for (int32_t i = 0; i < count; i++) {
+    if (args[i].type_index != RAW_STR) continue;
+    a->items[i].type_index = STR;
+    a->items[i].p = string(args[i].s);
+  }
+  return answer(result, ARRAY, a);
 }
 
 static int array_size(void* self, const Any* args, int32_t count, Any* result) {

@@ -402,7 +402,7 @@ final class ModuleReader {
           && scales.size(3) == 1) {
         scales = scales.reshape(scales.size(0), scales.size(2));
       }
-      boolean powers = scales.dtype() == DType.U8 || scales.dtype() == DType.F8_E8M0;
+      boolean powers = powersOfTwo(rule, key, scales);
       if (rule.strategy() == Strategy.UNKNOWN) {
         rule = byShape(rule, key, scales, powers);
       } else {
@@ -417,6 +417,23 @@ final class ModuleReader {
               Weight.builder(name, scheme, out, in, codes, Packing.DENSE)
                   .scales(powers ? viewAs(DType.F8_E8M0, scales) : scales))
           .build();
+    }
+
+    /** Bytes without a dtype of their own can only be exponents, which this method announces. */
+    private boolean powersOfTwo(QuantRule rule, String key, Tensor scales) {
+      boolean bytes = scales.dtype() == DType.U8;
+      if (bytes
+          && rule.method() == QuantRule.Method.COMPRESSED_TENSORS
+          && rule.scaleFormat() == ScaleFormat.FLOAT) {
+        throw bad(
+            key,
+            "is "
+                + scales
+                + ", bytes that could only be powers of two (scale_dtype torch.uint8), but "
+                + rule.inWords()
+                + " with scales of a float dtype");
+      }
+      return bytes || scales.dtype() == DType.F8_E8M0;
     }
 
     private String scaleName() {
@@ -528,7 +545,7 @@ final class ModuleReader {
             .build();
       }
       Tensor scales = take(scaleKey);
-      boolean powers = scales.dtype() == DType.U8 || scales.dtype() == DType.F8_E8M0;
+      boolean powers = powersOfTwo(rule, scaleKey, scales);
       return inputScale(
               Weight.builder(
                       name,

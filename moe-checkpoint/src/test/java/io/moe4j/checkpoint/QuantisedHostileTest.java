@@ -414,6 +414,15 @@ class QuantisedHostileTest {
         "E8M0");
     refused(
         tiny(
+            ctConfig(
+                "float-quantized",
+                weights("num_bits", 8, "type", "float", "strategy", "group", "group_size", 32)),
+            fp8(1, 32, ".weight_scale", DType.U8, 2)),
+        "'experts.0.gate_proj.weight_scale' is U8[32, 2]",
+        "powers of two",
+        "scales of a float dtype");
+    refused(
+        tiny(
             ctConfig("pack-quantized", weights("num_bits", 3, "type", "int", "group_size", 16)),
             words(4, 16, true, false, DType.I64, DType.BF16)),
         "3-bit int",

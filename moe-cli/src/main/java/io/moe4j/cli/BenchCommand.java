@@ -1,5 +1,6 @@
 package io.moe4j.cli;
 
+import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.cli.bench.BenchReport;
 import io.moe4j.cli.bench.BenchShape;
@@ -192,7 +193,7 @@ final class BenchCommand implements Callable<Integer> {
         throw new CliException(ExitCode.DEVICE, "Nothing fits the memory; try --shape tiny.");
       }
       report =
-          bench.report(Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine(), peers);
+          bench.report(Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine(oracle), peers);
     }
     write(report);
     return ExitCode.OK;
@@ -375,15 +376,26 @@ final class BenchCommand implements Callable<Integer> {
                     + String.join(", ", BenchWeights.texts())));
   }
 
-  private static List<BenchReport.Fact> machine() {
+  private static List<BenchReport.Fact> machine(MoeOracle oracle) {
     return List.of(
         new BenchReport.Fact("processor", "Processor", Machine.processor()),
         new BenchReport.Fact("processors", "Processors", Integer.toString(Machine.processors())),
         new BenchReport.Fact("vectors", "Vectors", Machine.vectors()),
+        new BenchReport.Fact("kernels", "Kernels", kernels(oracle)),
         new BenchReport.Fact("memory", "Memory", Text.bytes(Machine.memoryBytes())),
         new BenchReport.Fact("system", "System", Machine.system()),
         new BenchReport.Fact("java", "Java", Machine.java()),
         new BenchReport.Fact("moe4j", "moe4j", Version.current()));
+  }
+
+  /** Which kernels the host's own backend runs; another backend's is in its row. */
+  private static String kernels(MoeOracle oracle) {
+    return oracle
+        .catalog()
+        .detectPlatform()
+        .device(DeviceType.CPU)
+        .map(d -> d.properties().get("kernels"))
+        .orElse("unknown");
   }
 
   private void write(BenchReport report) {

@@ -40,6 +40,11 @@ final class DoctorCommand implements Callable<Integer> {
   /** Turns the CPU backend's fast kernels off. */
   private static final String CPU_SCALAR = "moe4j.cpu.scalar";
 
+  /** What a device of the host says of its kernels, and what it says where the fast ones lack. */
+  private static final String KERNELS = "kernels";
+
+  private static final String NO_KERNELS = "no kernels in C";
+
   private static final long SMALL_MEMORY = 4L << 30;
 
   @ParentCommand private Moe moe;
@@ -151,14 +156,16 @@ final class DoctorCommand implements Callable<Integer> {
             d.properties().entrySet().stream()
                 .map(e -> e.getKey() + " " + e.getValue())
                 .collect(Collectors.joining(", "));
+        String kernels = d.properties().getOrDefault(KERNELS, "");
+        boolean wrong = kernels.startsWith("-D");
         add(
-            Verdict.OK,
+            wrong ? Verdict.FAULT : kernels.contains(NO_KERNELS) ? Verdict.SLOW : Verdict.OK,
             "device " + d.id(),
             d.name()
                 + d.capability().map(c -> ", capability " + c).orElse("")
                 + (d.memoryBytes() > 0 ? ", " + Text.bytes(d.memoryBytes()) : "")
                 + (properties.isEmpty() ? "" : ", " + properties),
-            "");
+            wrong ? "leave the property out, or give it a value that is accepted" : "");
       }
       platform
           .absent()

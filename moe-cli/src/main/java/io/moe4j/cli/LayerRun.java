@@ -69,7 +69,8 @@ final class LayerRun {
       MoeConfig.Builder b =
           model.config(layer).toBuilder()
               .inputDtype(given)
-              .quantizedActivations(activations == Activations.AS_QUANTISED)
+              .quantizedActivations(
+                  activations == Activations.AS_QUANTISED && asksForThem(model.config(layer)))
               .maxTokens(Math.clamp(tokens, 1, MAX_TOKENS_AT_ONCE));
       if (!adapters.isEmpty()) {
         LoraConfig lora = new LoraConfig(adapters.size(), rank);
@@ -80,6 +81,15 @@ final class LayerRun {
     MoeConfig first = Objects.requireNonNull(configs.get(model.layers().getFirst()));
     this.inputDtype = HiddenDtype.choose(oracle, first, backend, given);
     configs.replaceAll((layer, c) -> c.toBuilder().inputDtype(inputDtype).build());
+  }
+
+  private static boolean asksForThem(MoeConfig config) {
+    return config.quantSchemes().stream().anyMatch(s -> !s.activations().isNone());
+  }
+
+  /** {@return whether no layer is computed with quantised activations} */
+  boolean unquantised() {
+    return configs.values().stream().noneMatch(MoeConfig::quantizedActivations);
   }
 
   static boolean changeRouter(List<LoraAdapter> adapters) {

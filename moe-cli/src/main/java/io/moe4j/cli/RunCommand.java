@@ -189,6 +189,11 @@ final class RunCommand implements Callable<Integer> {
             && layers.stream().noneMatch(n -> checkpoint.config(n).routing().byTokenId())) {
           moe.note("--token-ids is not used: these layers do not choose experts by token");
         }
+        if (activations == Activations.AS_QUANTISED && runner.unquantised()) {
+          moe.note(
+              "--activations as-quantised changes nothing: no layer was made for quantised"
+                  + " activations");
+        }
         if (runner.inputDtype() != hidden.dtype()) {
           moe.note(runner.rounding(hidden.dtype()));
         }

@@ -7,6 +7,8 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Map;
 import java.util.concurrent.TimeUnit;
 import org.junit.jupiter.api.Test;
@@ -47,9 +49,9 @@ final class LauncherTest {
   }
 
   private Run run(Path script, Map<String, String> environment, String... args) throws Exception {
-    java.util.List<String> command = new java.util.ArrayList<>();
+    List<String> command = new ArrayList<>();
     command.add(script.toString());
-    command.addAll(java.util.List.of(args));
+    command.addAll(List.of(args));
     ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
     builder.directory(dir.toFile());
     builder.environment().keySet().removeIf(k -> k.startsWith("MOE_") || k.equals("JAVA_HOME"));
@@ -107,7 +109,11 @@ final class LauncherTest {
 
   /** A source tree that was never built, with a Maven that only makes the folder. */
   private Path tree() throws IOException {
-    Path tree = Files.createDirectories(dir.resolve("tree"));
+    return tree("tree");
+  }
+
+  private Path tree(String name) throws IOException {
+    Path tree = Files.createDirectories(dir.resolve(name));
     Files.writeString(tree.resolve("pom.xml"), "<project/>");
     Files.createDirectories(tree.resolve("moe-cli/target"));
     Files.copy(SCRIPT, tree.resolve("moe"), java.nio.file.StandardCopyOption.COPY_ATTRIBUTES);
@@ -123,6 +129,10 @@ final class LauncherTest {
   private Run runTree(Path tree) throws Exception {
     Path jdk = jdk("jdk", "25");
     executable(jdk.resolve("bin/javac"), "#!/bin/sh\n");
+    return runTree(tree, jdk);
+  }
+
+  private Run runTree(Path tree, Path jdk) throws Exception {
     return run(
         tree.resolve("moe"),
         Map.of("MOE_JAVA_HOME", jdk.toString(), "MOE_MVN", dir.resolve("mvn").toString()),
@@ -131,17 +141,30 @@ final class LauncherTest {
 
   @Test
   void locksOfDeadBuildsAreBroken() throws Exception {
-    for (String pid : new String[] {null, "", "1", "999999999", "not a number"}) {
-      Path tree = tree();
-      Path lock = Files.createDirectories(tree.resolve("moe-cli/target/.building"));
-      if (pid != null) {
-        Files.writeString(lock.resolve("pid"), pid);
+    List<String> pids = List.of("no file", "", "1", "999999999", "not a number");
+    // Side by side: the script waits some seconds before it breaks a lock without a number.
+    try (var pool = java.util.concurrent.Executors.newFixedThreadPool(pids.size())) {
+      List<java.util.concurrent.Future<Run>> runs = new ArrayList<>();
+      List<Path> trees = new ArrayList<>();
+      for (String pid : pids) {
+        Path tree = tree("tree" + pids.indexOf(pid));
+        Path lock = Files.createDirectories(tree.resolve("moe-cli/target/.building"));
+        if (!pid.equals("no file")) {
+          Files.writeString(lock.resolve("pid"), pid);
+        }
+        trees.add(tree);
       }
-      Run r = runTree(tree);
-      assertThat(r.code()).as(r.text()).isEqualTo(5);
-      assertThat(r.text()).contains("java of jdk");
-      assertThat(lock).doesNotExist();
-      deleteTree(tree);
+      Path jdk = jdk("jdk", "25");
+      executable(jdk.resolve("bin/javac"), "#!/bin/sh\n");
+      for (Path tree : trees) {
+        runs.add(pool.submit(() -> runTree(tree, jdk)));
+      }
+      for (int i = 0; i < runs.size(); i++) {
+        Run r = runs.get(i).get();
+        assertThat(r.code()).as("%s: %s", pids.get(i), r.text()).isEqualTo(5);
+        assertThat(r.text()).contains("java of jdk");
+        assertThat(trees.get(i).resolve("moe-cli/target/.building")).doesNotExist();
+      }
     }
   }
 
@@ -256,14 +279,6 @@ final class LauncherTest {
     for (String command : new String[] {"run", "bench", "tune", "backends", "doctor"}) {
       assertThat(run(dist.resolve("moe"), Map.of("MOE_JAVA_HOME", jdk.toString()), command).text())
           .contains("<--add-modules=jdk.incubator.vector>");
-    }
-  }
-
-  private static void deleteTree(Path tree) throws IOException {
-    try (java.util.stream.Stream<Path> all = Files.walk(tree)) {
-      for (Path p : all.sorted(java.util.Comparator.reverseOrder()).toList()) {
-        Files.delete(p);
-      }
     }
   }
 

@@ -90,6 +90,27 @@ class QuantisedRunTest {
     }
   }
 
+  @Test
+  void aPlainModelHasNoQuantisedActivations() {
+    Path fixture = ROOT.resolve("gptq4_sym_g128");
+    Cli.Result r =
+        Cli.run(
+            "run",
+            "--model",
+            fixture.resolve("model").toString(),
+            "--layer",
+            "all",
+            "--input",
+            fixture.resolve("io.safetensors") + ":layers.0.input",
+            "--activations",
+            "as-quantised",
+            "--output",
+            dir.resolve("plain.safetensors").toString());
+    assertThat(r.succeeds().out()).contains("chosen: cpu (");
+    assertThat(r.error())
+        .contains("as-quantised changes nothing: no layer was made for quantised activations");
+  }
+
   private static double distance(double[] actual, double[] golden) {
     assertThat(actual).hasSameSizeAs(golden);
     double difference = 0;

@@ -142,6 +142,16 @@ public final class CudaDevice implements Device {
   }
 
   /**
+   * {@return whether work enqueued now is recorded into a graph instead of run}
+   *
+   * @param stream of this device
+   */
+  public boolean isCapturing(DeviceStream stream) {
+    context.makeCurrent();
+    return CudaStream.isCapturing(stream);
+  }
+
+  /**
    * A stream for work beside that of another: one for each handle, made when first asked for. Who
    * uses it makes it wait for the other, and the other for it, by events; so in a capture of the
    * other it is captured along.

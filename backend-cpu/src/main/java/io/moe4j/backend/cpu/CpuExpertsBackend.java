@@ -62,7 +62,9 @@ public final class CpuExpertsBackend implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
+    String problem = Mlps.problem();
     return Support.checks()
+        .require(problem.isEmpty(), Support.Code.OTHER, () -> problem)
         .require(
             platform.device(DeviceType.CPU).isPresent(),
             Support.Code.DEVICE,

@@ -75,6 +75,16 @@ record Mlps(
     }
   }
 
+  /** {@return what is wrong with a property; empty if they can be used} */
+  static String problem() {
+    try {
+      chosen();
+      return "";
+    } catch (IllegalArgumentException e) {
+      return String.valueOf(e.getMessage());
+    }
+  }
+
   /** {@return which kernels this JVM uses and, if none in C, why; or what a property lacks} */
   static String describe() {
     try {

@@ -55,9 +55,9 @@ final class NativeForward {
   private int[] unitSegments = new int[0];
 
   /** Which unit comes when: those of one expert take turns over its weights. */
-  private final Tasks tasks13 = new Tasks();
+  private final Tasks tasks13;
 
-  private final Tasks tasks2 = new Tasks();
+  private final Tasks tasks2;
 
   private MemorySegment hidden = NONE;
   private DType hiddenType = DType.F32;
@@ -74,6 +74,13 @@ final class NativeForward {
     int[] unit = new int[0];
     int[] block = new int[0];
     int[] blocks = new int[0];
+
+    /** Behind each node's last task. */
+    final int[] behind;
+
+    Tasks(int nodes) {
+      behind = new int[nodes];
+    }
 
     void add(int u, int first, int n) {
       if (count == unit.length) {
@@ -93,6 +100,8 @@ final class NativeForward {
     w = mlp.weights();
     plan = new TokenPlan(w.count, mlp.options().maxLoras());
     lora = new NativeLora(w, mlp.options());
+    tasks13 = new Tasks(mlp.team().nodes());
+    tasks2 = new Tasks(mlp.team().nodes());
   }
 
   void run(MlpCall c, NativeLayout l, MemorySegment ws) {
@@ -132,10 +141,10 @@ final class NativeForward {
         team.run(gather, Math.ceilDiv(plan.size, POSITIONS_PER_TILE));
         team.run(shrink13, lora.any13() ? plan.segments : 0);
         team.run(reorder13, l.x13Stride() > 0 ? units : 0);
-        team.run(product13, tasks13.count);
+        team.run(product13, tasks13.behind, false);
         team.run(shrink2, lora.any2() ? plan.segments : 0);
         team.run(reorder2, l.act2Stride() > 0 ? units : 0);
-        team.run(product2, tasks2.count);
+        team.run(product2, tasks2.behind, false);
       }
       team.run(combine, Math.ceilDiv(chunkTokens, TOKENS_PER_TILE));
     }
@@ -240,26 +249,33 @@ final class NativeForward {
     units = 0;
     tasks13.count = 0;
     tasks2.count = 0;
-    int withLora = longerWithLora();
     for (int e = 0; e < w.count; e++) {
       int from = plan.expertStart[e];
       int n = plan.expertStart[e + 1] - from;
-      if (n == 0) {
-        continue;
-      }
-      int first = units;
       int parts = Math.ceilDiv(n, CallStruct.MAX_ROWS);
       for (int i = 0; i < parts; i++) {
         // Whole tiles of rows, so that only the last unit has an odd number.
         int each = Math.ceilDiv(Math.ceilDiv(n, parts), 32) * 32;
         addUnit(e, from + i * each, Math.min(each, n - i * each));
       }
-      // Where multiplying takes longer than reading, longer tasks: the next block is fetched
-      // meanwhile.
-      int longer = n > LONG_TASK_ROWS && plan.size >= w.count * LONG_TASK_ROWS ? 4 : 1;
-      longer = Math.max(longer, withLora);
-      addTasks(tasks13, first, w.w13.blocks(), mlp.group13() * longer);
-      addTasks(tasks2, first, w.w2.blocks(), mlp.group2() * longer);
+    }
+    int withLora = longerWithLora();
+    for (int node = 0; node < mlp.team().nodes(); node++) {
+      for (int first = 0, behind = 0; first < units; first = behind) {
+        int e = unitExpert[first];
+        while (behind < units && unitExpert[behind] == e) {
+          behind++;
+        }
+        // Where multiplying takes longer than reading, longer tasks: the next block is fetched
+        // meanwhile.
+        int n = plan.expertStart[e + 1] - plan.expertStart[e];
+        int longer = n > LONG_TASK_ROWS && plan.size >= w.count * LONG_TASK_ROWS ? 4 : 1;
+        longer = Math.max(longer, withLora);
+        addTasks(tasks13, node, first, behind, w.w13.blocks(), mlp.group13() * longer);
+        addTasks(tasks2, node, first, behind, w.w2.blocks(), mlp.group2() * longer);
+      }
+      tasks13.behind[node] = tasks13.count;
+      tasks2.behind[node] = tasks2.count;
     }
   }
 
@@ -279,10 +295,13 @@ final class NativeForward {
         LONGEST_WITH_LORA);
   }
 
-  private void addTasks(Tasks tasks, int first, int blocks, int group) {
-    for (int b = 0; b < blocks; b += group) {
-      for (int u = first; u < units; u++) {
-        tasks.add(u, b, Math.min(group, blocks - b));
+  /** Those of a node over the weights of one expert, whose units are {@code first..behind-1}. */
+  private void addTasks(Tasks tasks, int node, int first, int behind, int blocks, int group) {
+    int nodes = mlp.team().nodes();
+    int end = NodeShare.first(blocks, nodes, node + 1);
+    for (int b = NodeShare.first(blocks, nodes, node); b < end; b += group) {
+      for (int u = first; u < behind; u++) {
+        tasks.add(u, b, Math.min(group, end - b));
       }
     }
   }

@@ -17,6 +17,7 @@ import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
 import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.concurrent.atomic.AtomicIntegerArray;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -197,7 +198,8 @@ final class PackedSide {
   boolean pack(NativeKernels kernels, ThreadTeam team, Arena arena) {
     memory = HugeMemory.allocate(bytes(), arena);
     if (coded == null) {
-      team.run((tile, _) -> packPlain(kernels, tile), second.length * blocks());
+      int[] behind = behind(team.nodes(), blocks());
+      team.run((tile, _) -> packPlain(kernels, ofNodes(tile, behind)), behind, true);
       return true;
     }
     MemorySegment factors = arena.allocate(8L * second.length, 64);
@@ -215,8 +217,44 @@ final class PackedSide {
       }
     }
     AtomicBoolean bad = new AtomicBoolean();
-    team.run((e, _) -> packCoded(kernels, e, bad), second.length);
+    int nodes = team.nodes();
+    AtomicIntegerArray parts = new AtomicIntegerArray(second.length);
+    team.run(
+        (tile, _) -> {
+          int e = tile % second.length;
+          int n = tile / second.length;
+          int from = NodeShare.first(blocks(), nodes, n);
+          if (!packCoded(kernels, e, from, NodeShare.first(blocks(), nodes, n + 1))) {
+            bad.set(true);
+          } else if (parts.incrementAndGet(e) == nodes) {
+            CodedLayout.letGo(((CodedRows) first[e]).weight());
+            CodedLayout.letGo(((CodedRows) second[e]).weight());
+          }
+        },
+        behind(nodes, nodes),
+        true);
     return !bad.get();
+  }
+
+  /** Tiles of each node: some parts of each expert. */
+  private int[] behind(int nodes, int parts) {
+    int[] behind = new int[nodes];
+    for (int n = 0; n < nodes; n++) {
+      behind[n] = second.length * NodeShare.first(parts, nodes, n + 1);
+    }
+    return behind;
+  }
+
+  /** {@return which block of all a tile is, where tiles of a node follow those of another} */
+  private int ofNodes(int tile, int[] behind) {
+    int n = 0;
+    while (tile >= behind[n]) {
+      n++;
+    }
+    int first = NodeShare.first(blocks(), behind.length, n);
+    int each = NodeShare.first(blocks(), behind.length, n + 1) - first;
+    int i = tile - (n == 0 ? 0 : behind[n - 1]);
+    return i / each * blocks() + first + i % each;
   }
 
   private MemorySegment orderOf(int e) {
@@ -275,13 +313,13 @@ final class PackedSide {
                 (n - 1) * m.stride() + (long) m.cols() * m.elementBytes());
   }
 
-  private void packCoded(NativeKernels kernels, int e, AtomicBoolean bad) {
+  private boolean packCoded(NativeKernels kernels, int e, int from, int to) {
     Weight w0 = ((CodedRows) first[e]).weight();
     Weight w1 = ((CodedRows) second[e]).weight();
     try (Arena arena = Arena.ofConfined()) {
       MemorySegment m1 = CodedLayout.source(w1, orderOf(e), arena);
       MemorySegment m0 = paired ? CodedLayout.source(w0, orderOf(e), arena) : m1;
-      for (int b = 0; b < blocks(); b++) {
+      for (int b = from; b < to; b++) {
         int row = b * width;
         int row1 = secondRow(row);
         long at = e * expertBytes() + b * blockBytes();
@@ -298,12 +336,10 @@ final class PackedSide {
                 row1,
                 valid(row1));
         if (!all) {
-          bad.set(true);
-          return;
+          return false;
         }
       }
     }
-    CodedLayout.letGo(w0);
-    CodedLayout.letGo(w1);
+    return true;
   }
 }

@@ -1,8 +1,8 @@
 package io.moe4j.backend.cpu;
 
 import io.moe4j.backend.cpu.ffi.Affinity;
+import io.moe4j.backend.cpu.ffi.Affinity.Place;
 import java.util.List;
-import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicIntegerArray;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.locks.LockSupport;
@@ -19,6 +19,10 @@ import org.slf4j.LoggerFactory;
  * tiles alone: no waiting on each other, no more runnable threads than processors and callers.
  * Workers spin for a moment after a region, because the next one of the same forward follows at
  * once, and then park. Nothing is allocated per region.
+ *
+ * <p>A pinned team on several NUMA nodes is a team for each: a region may say which tiles are whose
+ * (their weights are in that node's memory). Members do their own node's tiles, then what is left
+ * of another's.
  */
 final class ThreadTeam {
   /** How many threads compute, the caller included; default: the processors of this JVM. */
@@ -58,15 +62,41 @@ final class ThreadTeam {
 
   private static final long PAUSE_NANOS = 20_000;
 
+  /** How long the caller waits for a node that does nothing before it does that node's tiles. */
+  private static final long PATIENCE_NANOS = 50_000_000;
+
+  /** Counters that different nodes count stand two cache lines apart. */
+  private static final int APART = 32;
+
   private final ReentrantLock owner = new ReentrantLock();
   private final Thread[] workers;
-  private final AtomicInteger next = new AtomicInteger();
+
+  /** By member, {@code 0..nodes-1}. */
+  private final int[] node;
+
+  private final int nodes;
+  private final List<Place> places;
+
+  /** The next tile of each queue, one every {@link #APART}. */
+  private final AtomicIntegerArray next;
+
+  /** By worker: 1 while it is parked or about to be. */
+  private final AtomicIntegerArray parked;
+
+  /** Behind the last tile of the only queue. */
+  private final int[] one = new int[1];
 
   /** Upper half: the region's number; then {@link #OPEN}; low bits: workers inside. */
   private final AtomicLong state = new AtomicLong();
 
   private @Nullable Region region;
-  private int tiles;
+
+  /** Behind each queue's last tile; tiles of a queue follow those of the queue before. */
+  private int[] ends = one;
+
+  /** Whether workers leave other nodes' tiles alone. */
+  private boolean strict;
+
   private volatile @Nullable Throwable failure;
 
   ThreadTeam(int size) {
@@ -75,9 +105,18 @@ final class ThreadTeam {
 
   /**
    * @param size members, the caller included
-   * @param processors where members stay, the caller's first; empty = anywhere
+   * @param places where members stay, the caller's first; empty = anywhere
    */
-  ThreadTeam(int size, List<Integer> processors) {
+  ThreadTeam(int size, List<Place> places) {
+    this.places = places;
+    node = new int[size];
+    int[] numbers = places.stream().limit(size).mapToInt(Place::node).distinct().toArray();
+    nodes = Math.max(1, numbers.length);
+    for (int m = 0; m < size && nodes > 1; m++) {
+      node[m] = indexOf(numbers, places.get(m % places.size()).node());
+    }
+    next = new AtomicIntegerArray(nodes * APART);
+    parked = new AtomicIntegerArray(size);
     workers = new Thread[size - 1];
     for (int i = 0; i < workers.length; i++) {
       int member = i + 1;
@@ -86,11 +125,19 @@ final class ThreadTeam {
               .name("moe4j-cpu-" + member)
               .daemon(true)
               .unstarted(() -> {
-                stay(processors, member);
+                stay(member);
                 work(member);
               });
       workers[i].start();
     }
+  }
+
+  private static int indexOf(int[] numbers, int number) {
+    int i = 0;
+    while (numbers[i] != number) {
+      i++;
+    }
+    return i;
   }
 
   /**
@@ -108,27 +155,34 @@ final class ThreadTeam {
     if (team == null) {
       team =
           new ThreadTeam(
-              configuredThreads(System.getProperty(THREADS_PROPERTY)), configuredProcessors());
+              configuredThreads(System.getProperty(THREADS_PROPERTY)), configuredPlaces());
       shared = team;
     }
     return team;
   }
 
-  private static void stay(List<Integer> processors, int member) {
-    if (!processors.isEmpty() && !Affinity.pin(processors.get(member % processors.size()))) {
+  private void stay(int member) {
+    int processor = places.isEmpty() ? -1 : places.get(member % places.size()).processor();
+    if (processor >= 0 && !Affinity.pin(processor)) {
       LOG.warn("The system does not keep thread {} of the CPU backend on its processor", member);
     }
   }
 
-  private static List<Integer> configuredProcessors() {
+  private static List<Place> configuredPlaces() {
     String text = System.getProperty(PIN_PROPERTY, "false");
     if (!text.equals("true") && !text.equals("false")) {
       throw new IllegalArgumentException(
           "-D" + PIN_PROPERTY + " is \"" + text + "\", accepted: true, false");
     }
-    return text.equals("true") && System.getProperty("os.name", "").startsWith("Linux")
-        ? Affinity.processorsByNode()
-        : List.of();
+    if (text.equals("false") || !System.getProperty("os.name", "").startsWith("Linux")) {
+      return List.of();
+    }
+    try {
+      return Affinity.places();
+    } catch (LinkageError e) { // native access is denied, or the C library is another one
+      LOG.warn("Threads of the CPU backend are not pinned: {}", String.valueOf(e.getCause()));
+      return List.of();
+    }
   }
 
   static int configuredThreads(@Nullable String property) {
@@ -153,41 +207,125 @@ final class ThreadTeam {
     return workers.length + 1;
   }
 
+  /** {@return NUMA nodes that a pinned team has members on; 1 for any other team} */
+  int nodes() {
+    return nodes;
+  }
+
   /**
-   * Runs all tiles of a region and returns when they are done.
+   * Runs all tiles of a region and returns when they are done. They are begun in order.
    *
    * @param body the work
    * @param count tiles
    */
   void run(Region body, int count) {
     if (workers.length == 0 || count <= 1 || !owner.tryLock()) {
-      for (int i = 0; i < count; i++) {
-        body.tile(i, 0);
-      }
+      alone(body, count);
       return;
     }
     try {
-      region = body;
-      tiles = count;
-      next.set(0);
-      failure = null;
-      state.set((((state.get() >>> 32) + 1) << 32) | OPEN);
-      for (Thread w : workers) {
-        LockSupport.unpark(w);
-      }
-      take(body, count, 0);
-      long left = state.addAndGet(-OPEN);
-      for (int spins = 0; (left & (OPEN - 1)) != 0; left = state.get()) {
-        if (++spins < YIELD_AFTER) {
-          Thread.onSpinWait();
-        } else {
-          LockSupport.parkNanos(PAUSE_NANOS);
-        }
-      }
-      region = null;
-      rethrow(failure);
+      one[0] = count;
+      together(body, one, count - 1, false);
     } finally {
       owner.unlock();
+    }
+  }
+
+  /**
+   * Runs a region whose tiles belong to nodes, those of one after those of another. Tiles of
+   * different nodes are begun in no order.
+   *
+   * @param body the work
+   * @param behind {@link #nodes} entries: behind each node's last tile
+   * @param atHome whether a node's tiles must be done by its own members, because they take memory
+   *     near to them; holds as long as these have time and no other forward is under way
+   */
+  void run(Region body, int[] behind, boolean atHome) {
+    if (nodes == 1) {
+      run(body, behind[0]);
+      return;
+    }
+    int count = behind[nodes - 1];
+    if (count == 0 || !owner.tryLock()) {
+      alone(body, count);
+      return;
+    }
+    try {
+      together(body, behind, workers.length, atHome);
+    } finally {
+      owner.unlock();
+    }
+  }
+
+  private static void alone(Region body, int count) {
+    for (int i = 0; i < count; i++) {
+      body.tile(i, 0);
+    }
+  }
+
+  /** For the owner. */
+  private void together(Region body, int[] behind, int helpers, boolean atHome) {
+    region = body;
+    ends = behind;
+    strict = atHome && behind.length > 1;
+    for (int q = 0; q < behind.length; q++) {
+      next.set(q * APART, q == 0 ? 0 : behind[q - 1]);
+    }
+    failure = null;
+    state.set((((state.get() >>> 32) + 1) << 32) | OPEN);
+    for (int w = 0; w < Math.min(workers.length, helpers); w++) {
+      if (parked.get(w) != 0) { // others look for themselves
+        LockSupport.unpark(workers[w]);
+      }
+    }
+    take(body, 0, callersNode());
+    if (strict) {
+      awaitNodes(body);
+    }
+    long left = state.addAndGet(-OPEN);
+    for (int spins = 0; (left & (OPEN - 1)) != 0; left = state.get()) {
+      if (++spins < YIELD_AFTER) {
+        Thread.onSpinWait();
+      } else {
+        LockSupport.parkNanos(PAUSE_NANOS);
+      }
+    }
+    region = null;
+    rethrow(failure);
+  }
+
+  /** The caller is pinned nowhere: it is of the node it happens to run on. */
+  private int callersNode() {
+    if (ends.length == 1) {
+      return 0;
+    }
+    int processor = Affinity.current();
+    for (int m = 0; m < node.length && m < places.size(); m++) {
+      if (places.get(m).processor() == processor) {
+        return node[m];
+      }
+    }
+    return node[0];
+  }
+
+  /** Waits until all nodes have begun their last tiles; does those of one that does nothing. */
+  private void awaitNodes(Region body) {
+    for (int q = 0; q < ends.length; q++) {
+      int seen = -1;
+      long since = System.nanoTime();
+      while (failure == null) {
+        int at = next.get(q * APART);
+        if (at >= ends[q]) {
+          break;
+        }
+        if (at != seen) {
+          seen = at;
+          since = System.nanoTime();
+        } else if (System.nanoTime() - since > PATIENCE_NANOS) {
+          take(body, 0, q);
+        }
+        LockSupport.parkNanos(PAUSE_NANOS);
+      }
     }
   }
 
@@ -218,17 +356,30 @@ final class ThreadTeam {
     }
   }
 
-  private void take(@Nullable Region body, int count, int member) {
+  private void take(@Nullable Region body, int member, int home) {
     if (body == null) {
       return;
     }
+    int queues = ends.length;
+    int rounds = strict ? 1 : queues;
     try {
-      for (int i = next.getAndIncrement(); i < count; i = next.getAndIncrement()) {
-        body.tile(i, member);
+      for (int r = 0; r < rounds; r++) {
+        int q = (home + r) % queues;
+        int end = ends[q];
+        int counter = q * APART;
+        // Looked at first: a queue that is done is not written by everybody who comes by.
+        while (next.get(counter) < end) {
+          int i = next.getAndIncrement(counter);
+          if (i < end) {
+            body.tile(i, member);
+          }
+        }
       }
       settle();
     } catch (RuntimeException | Error t) {
-      next.set(count);
+      for (int q = 0; q < queues; q++) {
+        next.set(q * APART, ends[q]);
+      }
       failure = t;
     }
   }
@@ -266,7 +417,12 @@ final class ThreadTeam {
         if (System.nanoTime() < deadline) {
           Thread.onSpinWait();
         } else {
-          LockSupport.park(this);
+          parked.set(member - 1, 1);
+          s = state.get();
+          if ((s >>> 32) == seen || (s & OPEN) == 0) { // or nobody would wake it
+            LockSupport.park(this);
+          }
+          parked.set(member - 1, 0);
           // Threads are for whoever finds them, and one that is interrupted does not park again.
           if (Thread.interrupted()) {
             LOG.debug("A worker of the CPU backend was interrupted; that means nothing to it");
@@ -277,7 +433,7 @@ final class ThreadTeam {
       if (state.compareAndSet(s, s + 1)) {
         seen = s >>> 32;
         try {
-          take(region, tiles, member);
+          take(region, member, ends.length == 1 ? 0 : node[member]);
         } finally {
           state.decrementAndGet(); // or the caller waits for ever
         }

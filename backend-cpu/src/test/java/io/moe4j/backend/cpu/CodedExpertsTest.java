@@ -38,6 +38,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.MethodSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** Experts whose weights are quantised, on every set of kernels, against float64. */
 class CodedExpertsTest {
@@ -56,7 +57,7 @@ class CodedExpertsTest {
       Layer layer = new Layer(new Random(seed), arena, DType.F32);
       double[] expected = layer.expected();
       for (CpuExpertsTest.Path path : CpuExpertsTest.Path.here()) {
-        double[] got = layer.run(path.with(new ThreadTeam(1 + seed % 2)));
+        double[] got = layer.run(path.with(CpuExpertsTest.team(1 + seed % 2)));
         assertThat(Samples.relativeL2(expected, got))
             .as("%s, %s", path, layer.config.quantSchemes())
             .isLessThan(1e-5);
@@ -72,7 +73,7 @@ class CodedExpertsTest {
       Layer layer = new Layer(new Random(seed), arena, DType.BF16);
       double[] expected = layer.expected();
       for (CpuExpertsTest.Path path : CpuExpertsTest.Path.here()) {
-        double[] got = layer.run(path.with(new ThreadTeam(2)));
+        double[] got = layer.run(path.with(CpuExpertsTest.team(2)));
         assertThat(Samples.relativeL2(expected, got))
             .as("%s, %s", path, layer.config.quantSchemes())
             .isLessThan(2 * 0x1p-8);
@@ -82,6 +83,26 @@ class CodedExpertsTest {
 
   static IntStream fewSeeds() {
     return IntStream.range(1000, 1030);
+  }
+
+  /** Nor does doing it again. */
+  @ParameterizedTest
+  @ValueSource(ints = {2000, 2001, 2002, 2003, 2004, 2005, 2006, 2007})
+  void threadsDoNotChangeABit(int seed) {
+    try (Arena arena = Arena.ofShared()) {
+      DType io = seed % 2 == 0 ? DType.BF16 : DType.F32;
+      Layer layer = new Layer(new Random(seed), arena, io, 200);
+      for (CpuExpertsTest.Path path : CpuExpertsTest.Path.here()) {
+        double[] one = layer.run(path.with(CpuExpertsTest.team(1)));
+        for (ThreadTeam team : CpuExpertsTest.teams()) {
+          for (int run = 0; run < 2; run++) {
+            assertThat(layer.run(path.with(team)))
+                .as("%s, %s threads, %s nodes", path, team.size(), team.nodes())
+                .isEqualTo(one);
+          }
+        }
+      }
+    }
   }
 
   /** What people run is packed for the kernels in C, whatever the packing it comes in. */
@@ -144,7 +165,7 @@ class CodedExpertsTest {
       Layer layer =
           new Layer(config, new ExpertWeights(List.of(Expert.of(null, up, down))), 1, arena);
       for (CpuExpertsTest.Path path : CpuExpertsTest.Path.here()) {
-        assertThat(layer.run(path.with(new ThreadTeam(1)))).as("%s", path).containsOnly(Double.NaN);
+        assertThat(layer.run(path.with(CpuExpertsTest.team(1)))).as("%s", path).containsOnly(Double.NaN);
       }
     }
   }
@@ -176,7 +197,7 @@ class CodedExpertsTest {
         Layer layer = new Layer(config, new ExpertWeights(List.of(expert)), 5, arena);
         double[] expected = layer.expected();
         for (CpuExpertsTest.Path path : CpuExpertsTest.Path.here()) {
-          assertThat(Samples.relativeL2(expected, layer.run(path.with(new ThreadTeam(1)))))
+          assertThat(Samples.relativeL2(expected, layer.run(path.with(CpuExpertsTest.team(1)))))
               .as("%s, %s", path, scheme)
               .isLessThan(1e-5);
         }
@@ -200,6 +221,11 @@ class CodedExpertsTest {
     final boolean shuffled;
 
     Layer(Random rnd, Arena arena, DType io) {
+      this(rnd, arena, io, 0);
+    }
+
+    /** With adapters if the number of tokens is given. */
+    Layer(Random rnd, Arena arena, DType io, int givenTokens) {
       this.rnd = rnd;
       this.arena = arena;
       CodedSamples samples = new CodedSamples(rnd, arena);
@@ -223,14 +249,15 @@ class CodedExpertsTest {
                 weight(samples, w2, h, i)));
       }
       weights = new ExpertWeights(experts);
-      tokens = List.of(1, 2, 7, 15, 50).get(rnd.nextInt(5));
+      int anyTokens = List.of(1, 2, 7, 15, 50).get(rnd.nextInt(5));
+      tokens = givenTokens > 0 ? givenTokens : anyTokens;
       MoeConfig.Builder b =
           MoeConfig.builder(h, i, EXPERTS, TOP_K)
               .quantSchemes(schemes)
               .inputDtype(io)
               .activation(
                   Activation.plain(gated ? Activation.Kind.SILU : Activation.Kind.RELU2_NO_MUL));
-      config = (rnd.nextInt(3) == 0 ? b.lora(new LoraConfig(1, 8)) : b).build();
+      config = (rnd.nextInt(3) == 0 || givenTokens > 0 ? b.lora(new LoraConfig(1, 8)) : b).build();
       hidden = Samples.random(rnd, arena, io, 1, tokens, h);
       output = Samples.random(rnd, arena, DType.F32, 1, tokens, h);
       int[] ids = rnd.ints((long) tokens * TOP_K, 0, EXPERTS).toArray();
@@ -285,6 +312,7 @@ class CodedExpertsTest {
     }
 
     double[] run(Mlps mlps) {
+      output.segment().fill((byte) 0xff); // NaN, and nothing of another path
       CpuExperts experts = new CpuExperts(config, weights, mlps);
       long bytes = experts.workspaceBytes(tokens);
       MemorySegment ws = arena.allocate(bytes, 64);

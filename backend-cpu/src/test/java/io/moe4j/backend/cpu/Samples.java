@@ -13,7 +13,10 @@ import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.Weight;
 import java.lang.foreign.Arena;
 import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.IdentityHashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
 import org.jspecify.annotations.Nullable;
 
@@ -92,49 +95,73 @@ final class Samples {
     }
   }
 
+  /** Tensors of one problem in double, each read once: their elements are slow to get. */
+  static final class Doubles {
+    private record Factor(LoraFactors factors, int expert, boolean second) {}
+
+    private final Map<Tensor, double[]> tensors = new IdentityHashMap<>();
+    private final Map<Factor, double[]> factors = new HashMap<>();
+
+    double[] of(Tensor t) {
+      return tensors.computeIfAbsent(t, Tensor::toDoubles);
+    }
+
+    double[] of(LoraFactors f, int expert, boolean second) {
+      return factors.computeIfAbsent(
+          new Factor(f, expert, second), _ -> (second ? f.b(expert) : f.a(expert)).toDoubles());
+    }
+  }
+
   /** y = W x (+ B A x) in double; W {@code [out, in]}. */
   static double[] linear(
-      Tensor w, @Nullable Tensor bias, @Nullable LoraFactors f, int expert, double[] x) {
-    int out = (int) w.size(0);
-    int in = (int) w.size(1);
+      Doubles d,
+      Tensor w,
+      @Nullable Tensor bias,
+      @Nullable LoraFactors f,
+      int expert,
+      double[] x) {
+    double[] y = product(d.of(w), x, (int) w.size(0));
+    double[] deltas =
+        f == null
+            ? new double[y.length]
+            : product(d.of(f, expert, true), product(d.of(f, expert, false), x, f.rank()), y.length);
+    for (int o = 0; o < y.length; o++) {
+      y[o] += deltas[o] + (bias == null ? 0 : bias.get(o));
+    }
+    return y;
+  }
+
+  private static double[] product(double[] matrix, double[] x, int out) {
     double[] y = new double[out];
     for (int o = 0; o < out; o++) {
-      double s = bias == null ? 0 : bias.get(o);
-      for (int i = 0; i < in; i++) {
-        s += w.get(o, i) * x[i];
+      double s = 0;
+      for (int i = 0; i < x.length; i++) {
+        s += matrix[o * x.length + i] * x[i];
       }
       y[o] = s;
-    }
-    if (f != null) {
-      Tensor a = f.a(expert);
-      Tensor b = f.b(expert);
-      for (int r = 0; r < f.rank(); r++) {
-        double s = 0;
-        for (int i = 0; i < in; i++) {
-          s += a.get(r, i) * x[i];
-        }
-        for (int o = 0; o < out; o++) {
-          y[o] += b.get(o, r) * s;
-        }
-      }
     }
     return y;
   }
 
   /** One expert on one token, in double. */
   static double[] expert(
-      Activation act, ExpertWeights.Expert x, @Nullable LoraLayer lora, int e, double[] in) {
+      Doubles d,
+      Activation act,
+      ExpertWeights.Expert x,
+      @Nullable LoraLayer lora,
+      int e,
+      double[] in) {
     LoraFactors fg = lora == null ? null : lora.get(LoraTarget.GATE);
     LoraFactors fu = lora == null ? null : lora.get(LoraTarget.UP);
     LoraFactors fd = lora == null ? null : lora.get(LoraTarget.DOWN);
     Weight gate = x.gate();
-    double[] g = gate == null ? new double[0] : linear(gate.plain(), x.gateBias(), fg, e, in);
-    double[] u = linear(x.up().plain(), x.upBias(), fu, e, in);
+    double[] g = gate == null ? new double[0] : linear(d, gate.plain(), x.gateBias(), fg, e, in);
+    double[] u = linear(d, x.up().plain(), x.upBias(), fu, e, in);
     double[] a = new double[u.length];
     for (int i = 0; i < a.length; i++) {
       a[i] = activation(act, gate == null ? 0 : g[i], u[i]);
     }
-    return linear(x.down().plain(), x.downBias(), fd, e, a);
+    return linear(d, x.down().plain(), x.downBias(), fd, e, a);
   }
 
   /**

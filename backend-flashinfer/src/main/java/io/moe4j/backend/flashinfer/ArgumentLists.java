@@ -12,12 +12,12 @@ import java.util.stream.Stream;
  * <table>
  * <caption>Numbers of arguments</caption>
  * <tr><th>FlashInfer</th><th>init</th><th>run_moe</th><th>workspace and tactics of fused_moe</th>
- *   <th>trtllm_bf16_moe</th></tr>
+ *   <th>trtllm_bf16_moe, _fp8_block_scale_moe, _fp4_block_scale_moe</th></tr>
  * <tr><td>0.6.0 to 0.6.7</td><td>7</td><td>24</td><td>memory by the allocator</td><td>refused</td></tr>
  * <tr><td>0.6.8 to 0.6.14</td><td>7</td><td>25</td><td>the same</td><td>refused</td></tr>
  * <tr><td>0.6.15</td><td>8</td><td>25</td><td>the same</td><td>refused</td></tr>
  * <tr><td>0.6.16, 0.6.17</td><td>8 or 9</td><td>26</td><td>given; valid tactics where init has 9</td><td>refused</td></tr>
- * <tr><td>0.6.18</td><td>9</td><td>26 or 28</td><td>given; valid tactics</td><td>33</td></tr>
+ * <tr><td>0.6.18</td><td>9</td><td>26 or 28</td><td>given; valid tactics</td><td>33, 38, 41</td></tr>
  * </table>
  */
 final class ArgumentLists {
@@ -66,6 +66,37 @@ final class ArgumentLists {
           da_routing_metadata:T[] da_body_workspace:T[] is_da_body_preparation:b
           """);
 
+  /** Ids, weights, tactic and activation have other names in FlashInfer here. */
+  private static final Signature TRTLLM_FP8_38 =
+      Signature.of(
+          "trtllm_fp8_block_scale_moe",
+          """
+          routing_input_mode:i routing_logits:T? expert_indices:T expert_weights:T routing_bias:T?
+          hidden_states:T hidden_states_scale:T gemm1_weights:T gemm1_weights_scale:T
+          gemm1_lora_delta:T? gemm1_alpha:T? gemm1_beta:T? gemm1_clamp_limit:T? gemm2_weights:T
+          gemm2_weights_scale:T output:T num_experts:i top_k:i num_fused_shared_experts:i?
+          n_group:i? topk_group:i? intermediate_size:i local_expert_offset:i local_num_experts:i
+          routed_scaling_factor:f? routing_method_type:i use_shuffled_weight:b weight_layout:i
+          do_finalize:b enable_pdl:b moe_tactic:i[] quantization_type:i activation_type:i
+          norm_topk_prob:b routing_replay_out:T? da_routing_metadata:T[] da_body_workspace:T[]
+          is_da_body_preparation:b
+          """);
+  private static final Signature TRTLLM_FP4_41 =
+      Signature.of(
+          "trtllm_fp4_block_scale_moe",
+          """
+          routing_input_mode:i routing_logits:T? expert_indices:T expert_weights:T routing_bias:T?
+          hidden_states:T hidden_states_scale:T? gemm1_weights:T gemm1_weights_scale:T
+          gemm1_bias:T? gemm1_lora_delta:T? gemm1_alpha:T? gemm1_beta:T? gemm1_clamp_limit:T?
+          gemm2_weights:T gemm2_weights_scale:T gemm2_bias:T? output1_scales_scalar:T?
+          output1_scales_gate_scalar:T? output2_scales_scalar:T? per_token_scales:T? num_experts:i
+          top_k:i num_fused_shared_experts:i? n_group:i? topk_group:i? intermediate_size:i
+          local_expert_offset:i local_num_experts:i routed_scaling_factor:f? routing_method_type:i
+          do_finalize:b enable_pdl:b activation_type:i output:T moe_tactic:i[] norm_topk_prob:b
+          routing_replay_out:T? da_routing_metadata:T[] da_body_workspace:T[]
+          is_da_body_preparation:b
+          """);
+
   static final Signature WORKSPACE_SIZE =
       Signature.of(
           "get_workspace_size",
@@ -76,6 +107,8 @@ final class ArgumentLists {
   static final Signature VALID_TACTICS =
       Signature.of("get_valid_tactics_for_shape", "stage:i gemm_n:i gemm_k:i");
   static final Signature OCCUPANCY = Signature.of("get_tactic_occupancy", "tactic_id:i");
+  static final Signature HEADERS =
+      Signature.of("set_deepgemm_jit_include_dirs", "include_dirs:s[]");
   static final Signature INTERLEAVE =
       Signature.of(
           "interleave_moe_weights_for_sm90_mixed_gemm",
@@ -94,7 +127,7 @@ final class ArgumentLists {
           new Row(8, 14, INIT_7, RUN_MOE_25),
           new Row(15, 15, INIT_8, RUN_MOE_25),
           new Row(16, 17, INIT_8, INIT_9, RUN_MOE_26),
-          new Row(18, 18, INIT_9, RUN_MOE_26, RUN_MOE_28, TRTLLM_BF16_33));
+          new Row(18, 18, INIT_9, RUN_MOE_26, RUN_MOE_28, TRTLLM_BF16_33, TRTLLM_FP8_38, TRTLLM_FP4_41));
 
   private ArgumentLists() {}
 

@@ -37,6 +37,17 @@ interface CardKernels {
   void quantize(Tensor in, Tensor out, Tensor scale, DeviceStream stream);
 
   /**
+   * MXFP8 (OCP Microscaling Formats v1.0): of each 32 elements the largest magnitude over 448,
+   * rounded up to a power of two, is the scale; elements over it become e4m3, to nearest even.
+   *
+   * @param in F32, BF16 or F16, contiguous {@code [T, H]}, H a multiple of 32
+   * @param out F8_E4M3 {@code [T, H]}, contiguous
+   * @param scales E8M0 bytes {@code [T, H / 32]}, contiguous
+   * @param stream where to run
+   */
+  void quantizeMx(Tensor in, Tensor out, Tensor scales, DeviceStream stream);
+
+  /**
    * Rows of BF16 from one form into another.
    *
    * @param in {@code [R, blocks * w]}, null = zeros
@@ -104,6 +115,9 @@ interface CardKernels {
    */
   void combine(Tensor y, ExpertRouting routing, int experts, Tensor out, DeviceStream stream);
 
+  /** {@return whether work enqueued on a stream now is recorded into a graph instead of run} */
+  boolean isRecording(DeviceStream stream);
+
   /** {@return the kernels of a CUDA device, loaded} */
   static CardKernels of(Device device) {
     return new OnCuda(CudaDevice.of(device));
@@ -119,6 +133,7 @@ interface CardKernels {
 
     private final ElementwiseKernels elementwise;
     private final Map<DType, Kernel> quantize = new EnumMap<>(DType.class);
+    private final Map<DType, Kernel> quantizeMx = new EnumMap<>(DType.class);
     private final CudaDevice device;
     private final Kernel rowsByOne;
     private final Kernel rowsByEight;
@@ -129,13 +144,16 @@ interface CardKernels {
       KernelLibrary library = KernelLibrary.of(CardKernels.class, "backend-flashinfer-cuda");
       for (Map.Entry<DType, String> type :
           Map.of(DType.F32, "f32", DType.BF16, "bf16", DType.F16, "f16").entrySet()) {
-        quantize.put(
-            type.getKey(),
-            device.kernel(
-                library, library.select(device.info(), "quantize", Map.of("in", type.getValue()))));
+        quantize.put(type.getKey(), quantize(device, library, "quantize", type.getValue()));
+        quantizeMx.put(type.getKey(), quantize(device, library, "quantize_mx", type.getValue()));
       }
       rowsByOne = rows(device, library, 1);
       rowsByEight = rows(device, library, PACK);
+    }
+
+    private static Kernel quantize(
+        CudaDevice device, KernelLibrary library, String name, String type) {
+      return device.kernel(library, library.select(device.info(), name, Map.of("in", type)));
     }
 
     private static Kernel rows(CudaDevice device, KernelLibrary library, int elements) {
@@ -151,19 +169,38 @@ interface CardKernels {
 
     @Override
     public void quantize(Tensor in, Tensor out, Tensor scale, DeviceStream stream) {
-      Kernel kernel = quantize.get(in.dtype());
-      if (kernel == null) {
-        throw new IllegalArgumentException("input is " + in + ", must be F32, BF16 or F16");
-      }
       long n = in.elementCount();
-      long blocks = Math.ceilDiv(n, (long) THREADS * PER_THREAD);
-      kernel
+      of(quantize, in)
           .begin()
           .pointer(in)
           .pointer(out)
           .pointer(scale)
           .i64(n)
-          .launch(stream, (int) Math.min(MOST_BLOCKS, blocks));
+          .launch(stream, blocks(n));
+    }
+
+    private static Kernel of(Map<DType, Kernel> kernels, Tensor in) {
+      Kernel kernel = kernels.get(in.dtype());
+      if (kernel == null) {
+        throw new IllegalArgumentException("input is " + in + ", must be F32, BF16 or F16");
+      }
+      return kernel;
+    }
+
+    private static int blocks(long elements) {
+      return (int) Math.min(MOST_BLOCKS, Math.ceilDiv(elements, (long) THREADS * PER_THREAD));
+    }
+
+    @Override
+    public void quantizeMx(Tensor in, Tensor out, Tensor scales, DeviceStream stream) {
+      long n = in.elementCount();
+      of(quantizeMx, in)
+          .begin()
+          .pointer(in)
+          .pointer(out)
+          .pointer(scales)
+          .i64(n)
+          .launch(stream, blocks(n));
     }
 
     @Override
@@ -188,6 +225,11 @@ interface CardKernels {
           .i32(Math.toIntExact(outWidth / elements))
           .i32(r.swapped() ? 1 : 0)
           .launch(stream, Math.toIntExact(out.size(0)));
+    }
+
+    @Override
+    public boolean isRecording(DeviceStream stream) {
+      return device.isCapturing(stream);
     }
 
     @Override

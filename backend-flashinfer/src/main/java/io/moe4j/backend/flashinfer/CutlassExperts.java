@@ -13,6 +13,7 @@ import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.util.Map;
+import java.util.Objects;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.function.Function;
 import java.util.function.IntFunction;
@@ -23,11 +24,14 @@ import org.jspecify.annotations.Nullable;
  * hidden states are converted where they are of another dtype (or quantised, for FP8), behind it
  * the output where that is. Nothing is allocated on the device by versions that take a workspace
  * (0.6.16 and later), nothing is read by the host or waited for, so that a forward can be captured
- * once it has run.
+ * once it has run; with them, forwards that come again are replayed ({@link Replays}).
  */
 final class CutlassExperts implements ModularExperts {
   /** What the module wants of the workspace's address. */
   private static final int WORKSPACE_ALIGNMENT = 128;
+
+  /** Elements that share a scale in MX formats. */
+  private static final int MX_GROUP = 32;
 
   /** What its copies by tensor maps want of a tensor's address. */
   private static final int TENSOR_ALIGNMENT = 16;
@@ -41,8 +45,11 @@ final class CutlassExperts implements ModularExperts {
   private final CutlassRunner.Layer layer;
   private final ExpertBlock block;
   private final ExpertBlock localIds;
+  private final long hidden;
+  private final long paddedHidden;
   private final IntFunction<Tactics> tactics;
   private final Map<Integer, Long> moduleBytes = new ConcurrentHashMap<>();
+  private final Replays replays;
   private final @Nullable DeviceTensors parameters;
   private volatile boolean closed;
 
@@ -53,6 +60,7 @@ final class CutlassExperts implements ModularExperts {
    * @param kernels around the module's
    * @param module for the device
    * @param tactics what is chosen by number of tokens, of a runner's
+   * @param replays how many forwards are kept recorded, 0 for none
    */
   CutlassExperts(
       MoeConfig config,
@@ -60,12 +68,15 @@ final class CutlassExperts implements ModularExperts {
       Device device,
       CardKernels kernels,
       FlashInferModule module,
-      Function<CutlassRunner, IntFunction<Tactics>> tactics) {
+      Function<CutlassRunner, IntFunction<Tactics>> tactics,
+      int replays) {
     this.config = config;
     this.device = device;
     this.kernels = kernels;
     this.scheme = CutlassScheme.of(config).orElseThrow();
     this.block = ExpertBlock.of(config).orElseThrow();
+    this.hidden = config.expertHiddenSize();
+    this.paddedHidden = scheme.padded(hidden);
     this.localIds = new ExpertBlock(block.local(), 1, 0);
     this.weights =
         new CutlassWeights(
@@ -73,9 +84,12 @@ final class CutlassExperts implements ModularExperts {
     DeviceTensors constants = new DeviceTensors(device);
     CutlassRunner made = null;
     try {
+      module.compileFrom(scheme);
       made = new CutlassRunner(module, device, scheme, config.inputDtype());
       this.runner = made;
       this.tactics = tactics.apply(made);
+      // What takes memory from a pool while it is recorded would keep it.
+      this.replays = new Replays(device, made.takesWorkspace() ? replays : 0);
       MoeActivation a = MoeActivation.of(config.activation()).orElseThrow();
       this.layer =
           new CutlassRunner.Layer(
@@ -126,14 +140,19 @@ final class CutlassExperts implements ModularExperts {
     return runner;
   }
 
+  /** {@return how many forwards are recorded} */
+  int recorded() {
+    return replays.recorded();
+  }
+
   private long moduleBytes(int tokens) {
     return moduleBytes.computeIfAbsent(
         tokens,
         t ->
             runner.workspaceBytes(
                 t,
-                config.expertHiddenSize(),
-                config.intermediateSize(),
+                paddedHidden,
+                scheme.padded(config.intermediateSize()),
                 config.topK(),
                 block,
                 layer.kind()));
@@ -142,7 +161,14 @@ final class CutlassExperts implements ModularExperts {
   /** Room for hidden states or the output in the module's dtype, one after the other. */
   private long rowBytes(long tokens) {
     return Workspace.align(
-        Math.multiplyExact(tokens, config.inputDtype().byteSize(config.expertHiddenSize())));
+        Math.multiplyExact(tokens, config.inputDtype().byteSize(paddedHidden)));
+  }
+
+  /** Room for the scales of MXFP8 hidden states. */
+  private long scaleBytes(long tokens) {
+    return scheme.input() == CutlassScheme.Input.MXFP8
+        ? Workspace.align(tokens * (hidden / MX_GROUP))
+        : 0;
   }
 
   @Override
@@ -150,7 +176,10 @@ final class CutlassExperts implements ModularExperts {
     if (maxTokens == 0) {
       return 0;
     }
-    return WORKSPACE_ALIGNMENT + Workspace.align(moduleBytes(maxTokens)) + 2 * rowBytes(maxTokens);
+    return WORKSPACE_ALIGNMENT
+        + Workspace.align(moduleBytes(maxTokens))
+        + 2 * rowBytes(maxTokens)
+        + scaleBytes(maxTokens);
   }
 
   @Override
@@ -165,50 +194,110 @@ final class CutlassExperts implements ModularExperts {
     if (lora != null) {
       throw new IllegalArgumentException(CutlassSupport.NO_LORA);
     }
-    Tensor hidden = inputs.hidden();
-    long tokens = hidden.size(0);
+    long tokens = inputs.hidden().size(0);
     if (tokens == 0) {
       return;
     }
+    Tactics chosen = tactics.apply(Math.toIntExact(tokens));
+    if (!replays.active() || kernels.isRecording(stream)) {
+      enqueue(inputs, workspace, chosen, stream);
+      return;
+    }
     ExpertRouting routing = inputs.requireRouting();
-    Rooms rooms = new Rooms(workspace, tokens);
+    DeviceMemory scratch = (DeviceMemory) workspace.memory();
+    Replays.Key key =
+        new Replays.Key(
+            new long[] {
+              scratch.address(),
+              scratch.byteSize(),
+              chosen.first(),
+              chosen.second(),
+              routing.expertMap() == null ? 0 : 1
+            },
+            inputs.hidden(),
+            inputs.output(),
+            routing.topkIds(),
+            routing.topkWeights());
+    replays.run(key, stream, on -> enqueue(inputs, workspace, chosen, on));
+  }
+
+  private void enqueue(
+      ExpertsInputs inputs, Workspace workspace, Tactics chosen, DeviceStream stream) {
+    ExpertRouting routing = inputs.requireRouting();
+    Rooms rooms = new Rooms(workspace, inputs.hidden().size(0));
     Tensor output = inputs.output();
-    Tensor target = direct(output) ? output : rooms.output(config.inputDtype());
+    Tensor target = isWhole() && direct(output) ? output : rooms.output(paddedHidden);
     CutlassRunner.Forward forward =
         new CutlassRunner.Forward(
             target,
-            input(hidden, rooms, stream),
+            input(inputs.hidden(), rooms, stream),
+            rooms.scales(),
             routing.topkIds(),
             routing.topkWeights(),
             rooms.module());
     try (TvmCall _ = TvmCall.on(device, stream)) {
-      runner.run(
-          forward,
-          layer,
-          routing.expertMap() == null ? localIds : block,
-          tactics.apply(Math.toIntExact(tokens)));
+      runner.run(forward, layer, routing.expertMap() == null ? localIds : block, chosen);
     }
-    if (!target.equals(output)) {
-      kernels.cast(target, output, stream);
+    if (target.equals(output)) {
+      return;
     }
+    Tensor narrow = target;
+    if (!isWhole()) {
+      // Where the call read its input from, which it has done.
+      narrow =
+          output.dtype() == config.inputDtype()
+              ? output
+              : rooms.input(config.inputDtype(), hidden);
+      kernels.rows(CardKernels.Rows.resized(target, narrow), stream);
+    }
+    if (!narrow.equals(output)) {
+      kernels.cast(narrow, output, stream);
+    }
+  }
+
+  /** Whether the kernels take the layer's width as it is. */
+  private boolean isWhole() {
+    return hidden == paddedHidden;
   }
 
   private boolean direct(Tensor t) {
     return t.dtype() == config.inputDtype() && t.deviceAddress() % TENSOR_ALIGNMENT == 0;
   }
 
-  private Tensor input(Tensor hidden, Rooms rooms, DeviceStream stream) {
-    Tensor scale = weights.inputScale();
-    if (scale != null) {
-      Tensor quantised = rooms.input(DType.F8_E4M3);
-      kernels.quantize(hidden, quantised, scale, stream);
-      return quantised;
+  private Tensor input(Tensor given, Rooms rooms, DeviceStream stream) {
+    return switch (scheme.input()) {
+      case FP8 -> {
+        Tensor quantised = rooms.input(DType.F8_E4M3, hidden);
+        kernels.quantize(given, quantised, Objects.requireNonNull(weights.inputScale()), stream);
+        yield quantised;
+      }
+      case MXFP8 -> {
+        Tensor quantised = rooms.input(DType.F8_E4M3, hidden);
+        kernels.quantizeMx(given, quantised, Objects.requireNonNull(rooms.scales()), stream);
+        yield quantised;
+      }
+      case AS_IS -> isWhole() ? converted(given, rooms, stream) : padded(given, rooms, stream);
+    };
+  }
+
+  private Tensor converted(Tensor given, Rooms rooms, DeviceStream stream) {
+    if (direct(given)) {
+      return given;
     }
-    if (direct(hidden)) {
-      return hidden;
+    Tensor to = rooms.input(config.inputDtype(), hidden);
+    kernels.cast(given, to, stream);
+    return to;
+  }
+
+  private Tensor padded(Tensor given, Rooms rooms, DeviceStream stream) {
+    Tensor narrow = given;
+    if (given.dtype() != config.inputDtype()) {
+      // Nothing is in the output's room yet.
+      narrow = rooms.output(hidden);
+      kernels.cast(given, narrow, stream);
     }
-    Tensor to = rooms.input(config.inputDtype());
-    kernels.cast(hidden, to, stream);
+    Tensor to = rooms.input(config.inputDtype(), paddedHidden);
+    kernels.rows(CardKernels.Rows.resized(narrow, to), stream);
     return to;
   }
 
@@ -223,7 +312,7 @@ final class CutlassExperts implements ModularExperts {
     Rooms(Workspace workspace, long tokens) {
       this.workspace = workspace;
       this.tokens = tokens;
-      long rows = 2 * rowBytes(tokens);
+      long rows = 2 * rowBytes(tokens) + scaleBytes(tokens);
       if (workspace.memory().byteSize() < rows) {
         throw new IllegalArgumentException(
             "the workspace has "
@@ -235,19 +324,27 @@ final class CutlassExperts implements ModularExperts {
       }
     }
 
-    Tensor input(DType dtype) {
-      return workspace.tensor(0, dtype, tokens, config.expertHiddenSize());
+    Tensor input(DType dtype, long width) {
+      return workspace.tensor(0, dtype, tokens, width);
     }
 
-    Tensor output(DType dtype) {
-      return workspace.tensor(rowBytes(tokens), dtype, tokens, config.expertHiddenSize());
+    Tensor output(long width) {
+      return workspace.tensor(rowBytes(tokens), config.inputDtype(), tokens, width);
+    }
+
+    /** E8M0 bytes {@code [T, H / 32]}, null where the module wants none. */
+    @Nullable Tensor scales() {
+      return scheme.input() == CutlassScheme.Input.MXFP8
+          ? workspace.tensor(
+              2 * rowBytes(tokens), DType.U8, tokens, hidden / MX_GROUP)
+          : null;
     }
 
     @Nullable Tensor module() {
       if (!runner.takesWorkspace()) {
         return null;
       }
-      long at = 2 * rowBytes(tokens);
+      long at = 2 * rowBytes(tokens) + scaleBytes(tokens);
       long address = ((DeviceMemory) workspace.memory()).address() + at;
       long from = at + (-address & (WORKSPACE_ALIGNMENT - 1));
       return workspace.tensor(from, DType.U8, workspace.memory().byteSize() - from);
@@ -260,6 +357,7 @@ final class CutlassExperts implements ModularExperts {
       return;
     }
     closed = true;
+    replays.close();
     TvmObject scales = layer.scales();
     if (scales != null) {
       scales.close();

@@ -43,13 +43,11 @@ final class CutlassRunner implements AutoCloseable {
               .dtype("activation_dtype", scheme.inputDtype(type))
               .dtype("weight_dtype", scheme.weightDtype(type))
               .dtype("output_dtype", type)
-              .bool("use_deepseek_fp8_block_scale", false)
-              .bool("use_w4_group_scaling", scheme.isFourBit())
-              .bool("use_mxfp8_act_scaling", false)
+              .bool("use_deepseek_fp8_block_scale", scheme == CutlassScheme.FP8_BLOCK)
+              .bool("use_w4_group_scaling", scheme.isMixed())
+              .bool("use_mxfp8_act_scaling", scheme.input() == CutlassScheme.Input.MXFP8)
               .bool("use_packed_weights", false)
-              // Fused into the second product, the weighted sum is made of atomic additions: equal
-              // calls would give unequal bits.
-              .bool("use_fused_finalize", false)
+              .bool("use_fused_finalize", FusedSum.on())
               .bool("use_wfp4afp8_humming", false)
               .inOrderOf(init.signature())) {
         runner = module.runtime().make(init.function(), a, module.library().module() + " runner");
@@ -140,12 +138,15 @@ final class CutlassRunner implements AutoCloseable {
    * @param product 1 or 2
    * @param columns of the product's output
    * @param depth the length of its sums
-   * @param fourBit whether weights are four-bit, whose kernels must not be tried unasked
+   * @param scheme the runner's; kernels of mixed products must not be tried unasked
    */
-  long[] validTactics(int product, long columns, long depth, boolean fourBit) {
+  long[] validTactics(int product, long columns, long depth, CutlassScheme scheme) {
+    if (!scheme.hasTactics()) {
+      return new long[0];
+    }
     FlashInferModule.Bound asked = valid;
     if (asked == null) {
-      if (fourBit) {
+      if (scheme.isMixed()) {
         return new long[0];
       }
       int first = product == 1 ? 0 : firstCount;
@@ -185,12 +186,18 @@ final class CutlassRunner implements AutoCloseable {
    *
    * @param output {@code [T, H]} in the layer's dtype, overwritten
    * @param input {@code [T, H]} in {@link CutlassScheme#inputDtype}
+   * @param inputScales E8M0 bytes {@code [T, H / 32]} of MXFP8 input, else null
    * @param ids int32 {@code [T, K]}
    * @param weights F32 {@code [T, K]}
    * @param workspace bytes; null = the module takes memory from the allocator
    */
   record Forward(
-      Tensor output, Tensor input, Tensor ids, Tensor weights, @Nullable Tensor workspace) {}
+      Tensor output,
+      Tensor input,
+      @Nullable Tensor inputScales,
+      Tensor ids,
+      Tensor weights,
+      @Nullable Tensor workspace) {}
 
   /**
    * What stays the same from call to call.
@@ -226,6 +233,7 @@ final class CutlassRunner implements AutoCloseable {
             .tensor("fc2_expert_weights", w.w2())
             .tensor("fc2_expert_biases", w.b2())
             .object("quant_scales", layer.scales())
+            .tensor("input_sf", f.inputScales())
             .tensor("swiglu_alpha", layer.alpha())
             .tensor("swiglu_beta", layer.beta())
             .tensor("swiglu_limit", layer.limit())

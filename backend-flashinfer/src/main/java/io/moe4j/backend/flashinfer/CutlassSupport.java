@@ -87,6 +87,9 @@ final class CutlassSupport {
             v.patch() >= s.firstPatch(),
             Code.QUANTIZATION,
             () -> "FlashInfer " + v + " has no such weights, 0.6." + s.firstPatch() + " has"));
+    scheme
+        .flatMap(module::whyNotCompiled)
+        .ifPresent(why -> checks.require(false, Code.DRIVER, () -> why));
     activation.ifPresent(a ->
         checks.require(
             v.patch() >= a.firstPatch(),

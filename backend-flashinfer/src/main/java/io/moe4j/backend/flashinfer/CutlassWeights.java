@@ -14,16 +14,11 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * A layer's experts as the {@code fused_moe} module wants them: all experts in one tensor, up rows
- * before gate rows, four-bit weights interleaved and their scales folded by blocks of 64 rows and
- * 128 columns, per-tensor scales multiplied out. Made on the host and the card while a layer is
- * prepared; owned by the experts.
+ * before gate rows, per-tensor scales multiplied out; {@link Mxfp4Weights} and {@link
+ * BlockScaledWeights} see to the others. Made on the host and the card while a layer is prepared;
+ * owned by the experts.
  */
 final class CutlassWeights implements AutoCloseable {
-  private static final int FOLD_ROWS = 64;
-  private static final int FOLD_COLUMNS = 128;
-  private static final int FOLDED_ROWS = 16;
-  private static final int GROUP = 32;
-
   private final DeviceTensors tensors;
   private final CutlassScheme scheme;
   private final boolean gated;
@@ -50,19 +45,19 @@ final class CutlassWeights implements AutoCloseable {
       ExpertWeights weights,
       CutlassScheme scheme,
       Device device,
-      Interleave interleave) {
+      Mxfp4Weights.Interleave interleave) {
     this.tensors = new DeviceTensors(device);
     this.scheme = scheme;
     this.gated = config.activation().isGated();
     this.experts = weights.numExperts();
-    this.hidden = config.expertHiddenSize();
-    this.intermediate = config.intermediateSize();
+    this.hidden = scheme.padded(config.expertHiddenSize());
+    this.intermediate = scheme.padded(config.intermediateSize());
     this.type = config.inputDtype();
     try {
       switch (scheme) {
         case PLAIN -> {
-          w13 = stackW13(tensors, weights, type, Weight::plain);
-          w2 = stackW2(tensors, weights, type, Weight::plain);
+          w13 = stackW13(weights, type, Weight::plain);
+          w2 = stackW2(weights, type, Weight::plain);
           scales = List.of();
           inputScale = null;
         }
@@ -74,10 +69,18 @@ final class CutlassWeights implements AutoCloseable {
           inputScale = fp8.inputScale;
         }
         case MXFP4 -> {
-          w13 =
-              interleaved(in -> stackW13(in, weights, DType.U8, CutlassWeights::bytes), interleave);
-          w2 = interleaved(in -> stackW2(in, weights, DType.U8, CutlassWeights::bytes), interleave);
-          scales = List.of(foldedW13(weights), foldedW2(weights));
+          Mxfp4Weights mixed =
+              new Mxfp4Weights(weights, gated, hidden, intermediate, tensors, interleave);
+          w13 = mixed.w13();
+          w2 = mixed.w2();
+          scales = mixed.scales();
+          inputScale = null;
+        }
+        case FP8_BLOCK, MXFP4_MXFP8, MXFP8, NVFP4 -> {
+          BlockScaledWeights scaled = new BlockScaledWeights(weights, gated, scheme, tensors);
+          w13 = scaled.w13();
+          w2 = scaled.w2();
+          scales = scaled.scales();
           inputScale = null;
         }
         default -> throw new IllegalArgumentException("no weights of " + scheme);
@@ -91,32 +94,8 @@ final class CutlassWeights implements AutoCloseable {
     }
   }
 
-  /** Brings four-bit weights {@code [E, rows, columns / 2]} into the mixed GEMM's order. */
-  interface Interleave {
-    /** From one tensor to another, which does not overlap it. */
-    void apply(Tensor from, Tensor to);
-  }
-
-  private interface Stacked {
-    Tensor in(DeviceTensors tensors);
-  }
-
   private interface Elements {
     Tensor of(Weight weight);
-  }
-
-  /** Two weights a byte, the first in the lower half, as bytes; rows may lie apart. */
-  private static Tensor bytes(Weight w) {
-    Tensor codes = w.values();
-    if (codes.stride(1) != 1 || codes.stride(0) % 2 != 0) {
-      throw new IllegalArgumentException(w + " is " + codes + ", must have rows without gaps");
-    }
-    return Tensor.strided(
-        DType.U8,
-        codes.memory(),
-        codes.byteOffset(),
-        new long[] {w.out(), w.in() / 2},
-        new long[] {codes.stride(0) / 2, 1});
   }
 
   private long rows13() {
@@ -128,9 +107,9 @@ final class CutlassWeights implements AutoCloseable {
     return stacked.select(0, expert).narrow(0, gate ? intermediate : 0, intermediate);
   }
 
-  private Tensor stackW13(DeviceTensors in, ExpertWeights weights, DType dtype, Elements elements) {
+  private Tensor stackW13(ExpertWeights weights, DType dtype, Elements elements) {
     long columns = elements.of(weights.expert(0).up()).size(1);
-    Tensor to = in.allocate(dtype, experts, rows13(), columns);
+    Tensor to = tensors.allocate(dtype, experts, rows13(), columns);
     for (int e = 0; e < experts; e++) {
       ExpertWeights.Expert x = weights.expert(e);
       tensors.copy(elements.of(x.up()), half(to, e, false));
@@ -142,23 +121,11 @@ final class CutlassWeights implements AutoCloseable {
     return to;
   }
 
-  private Tensor stackW2(DeviceTensors in, ExpertWeights weights, DType dtype, Elements elements) {
+  private Tensor stackW2(ExpertWeights weights, DType dtype, Elements elements) {
     long columns = elements.of(weights.expert(0).down()).size(1);
-    Tensor to = in.allocate(dtype, experts, hidden, columns);
+    Tensor to = tensors.allocate(dtype, experts, hidden, columns);
     for (int e = 0; e < experts; e++) {
       tensors.copy(elements.of(weights.expert(e).down()), to.select(0, e));
-    }
-    return to;
-  }
-
-  /** Into a second tensor: the module's function does not work in place. */
-  private Tensor interleaved(Stacked stacked, Interleave interleave) {
-    Tensor to;
-    try (DeviceTensors between = new DeviceTensors(tensors.device())) {
-      Tensor plain = stacked.in(between);
-      to = tensors.allocate(DType.U8, plain.shape());
-      interleave.apply(plain, to);
-      tensors.device().defaultStream().synchronize();
     }
     return to;
   }
@@ -205,66 +172,6 @@ final class CutlassWeights implements AutoCloseable {
     }
   }
 
-  private Tensor foldedW13(ExpertWeights weights) {
-    long groups = hidden / GROUP;
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment folded = arena.allocate(experts * rows13() * groups, 64);
-      for (int e = 0; e < experts; e++) {
-        ExpertWeights.Expert x = weights.expert(e);
-        fold(x.up(), arena, folded, e * rows13(), groups);
-        Weight gate = x.gate();
-        if (gate != null) {
-          fold(gate, arena, folded, e * rows13() + intermediate, groups);
-        }
-      }
-      return upload(folded, rows13(), hidden);
-    }
-  }
-
-  private Tensor foldedW2(ExpertWeights weights) {
-    long groups = intermediate / GROUP;
-    try (Arena arena = Arena.ofConfined()) {
-      MemorySegment folded = arena.allocate(experts * hidden * groups, 64);
-      for (int e = 0; e < experts; e++) {
-        fold(weights.expert(e).down(), arena, folded, e * hidden, groups);
-      }
-      return upload(folded, hidden, intermediate);
-    }
-  }
-
-  private Tensor upload(MemorySegment folded, long rows, long columns) {
-    long lanes = (long) FOLD_ROWS / FOLDED_ROWS * (FOLD_COLUMNS / GROUP);
-    return tensors.upload(
-        DType.U8, folded, experts, rows / FOLD_ROWS, columns / FOLD_COLUMNS, FOLDED_ROWS, lanes);
-  }
-
-  /**
-   * Folds scales: a block of 64 rows and 128 columns becomes 16 rows of 16 bytes, in each of which
-   * four slices of 16 rows stand beside each other with their four groups.
-   *
-   * @param to all experts' folded scales
-   * @param firstRow of this weight among all rows; a multiple of 64
-   * @param groups of a row; a multiple of 4
-   */
-  private void fold(Weight w, Arena arena, MemorySegment to, long firstRow, long groups) {
-    Tensor scales = tensors.onHost(w.scales().orElseThrow(), arena);
-    MemorySegment from = scales.segment();
-    long perBlock = FOLD_COLUMNS / GROUP;
-    long blocks = groups / perBlock;
-    for (long row = 0; row < w.out(); row++) {
-      long all = firstRow + row;
-      long slice = all % FOLD_ROWS / FOLDED_ROWS;
-      for (long g = 0; g < groups; g++) {
-        long at =
-            ((all / FOLD_ROWS * blocks + g / perBlock) * FOLDED_ROWS + all % FOLDED_ROWS)
-                    * (FOLD_ROWS / FOLDED_ROWS * perBlock)
-                + slice * perBlock
-                + g % perBlock;
-        to.set(ValueLayout.JAVA_BYTE, at, from.get(ValueLayout.JAVA_BYTE, row * groups + g));
-      }
-    }
-  }
-
   /**
    * FP8 with one scale a tensor. The module has one scale for gate and up together and one input
    * scale for all experts, so the larger is taken, and what had the smaller is coded anew.
@@ -300,7 +207,7 @@ final class CutlassWeights implements AutoCloseable {
         quant[e] = 1 / down;
         fc2[e] = number(x.down().scales().orElseThrow()) * down;
       }
-      w2 = stackW2(tensors, weights, DType.F8_E4M3, Weight::values);
+      w2 = stackW2(weights, DType.F8_E4M3, Weight::values);
       inputScale = tensors.floats(new float[] {input});
       scales =
           List.of(

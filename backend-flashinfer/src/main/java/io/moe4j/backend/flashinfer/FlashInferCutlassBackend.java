@@ -84,7 +84,8 @@ public final class FlashInferCutlassBackend implements TunableBackend, ExternalB
         device,
         kernels.apply(device),
         module(device.info()),
-        runner -> TacticTable.of(config, device.info(), runner));
+        runner -> TacticTable.of(config, device.info(), runner),
+        Replays.kept(System.getProperty(Replays.PROPERTY)));
   }
 
   private FlashInferModule module(DeviceInfo device) {

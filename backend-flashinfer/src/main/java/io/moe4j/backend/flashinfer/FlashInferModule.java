@@ -25,6 +25,10 @@ final class FlashInferModule {
   private static final Pattern MISSING =
       Pattern.compile("^(lib[\\w.+-]+\\.so[\\w.]*): cannot open shared object file");
 
+  /** Under a folder of Python packages. */
+  private static final Path HEADERS =
+      Path.of("flashinfer", "data", "csrc", "nv_internal", "tensorrt_llm");
+
   private static final int MOST_DEPENDENCIES = 8;
   private static final Map<FlashInferLibrary, FlashInferModule> LOADED = new HashMap<>();
 
@@ -32,13 +36,20 @@ final class FlashInferModule {
   private final TvmRuntime runtime;
   private final TvmModule module;
   private final List<Path> cubins;
+  private final Optional<Path> headers;
+  private boolean toldHeaders;
 
   private FlashInferModule(
-      FlashInferLibrary library, TvmRuntime runtime, TvmModule module, List<Path> cubins) {
+      FlashInferLibrary library,
+      TvmRuntime runtime,
+      TvmModule module,
+      List<Path> cubins,
+      Optional<Path> headers) {
     this.library = library;
     this.runtime = runtime;
     this.module = module;
     this.cubins = cubins;
+    this.headers = headers;
   }
 
   /**
@@ -62,7 +73,12 @@ final class FlashInferModule {
       Cubins.serve(loaded, cubins);
       try {
         FlashInferModule now =
-            new FlashInferModule(library, runtime, runtime.module(library.module()), cubins);
+            new FlashInferModule(
+                library,
+                runtime,
+                runtime.module(library.module()),
+                cubins,
+                headers(library, places));
         LOADED.put(library, now);
         LOG.info(
             "FlashInfer {} ({}), apache-tvm-ffi {} ({})",
@@ -100,18 +116,64 @@ final class FlashInferModule {
 
   private static Optional<Path> find(String name, FlashInferLibrary library, SearchPlaces places) {
     List<Path> folders = new ArrayList<>();
-    List<Path> sites = new ArrayList<>(places.sites());
-    Path site = library.site();
-    if (site != null) {
-      sites.addFirst(site);
-    }
-    for (Path s : sites) {
+    for (Path s : sites(library, places)) {
       for (Path part : SearchPlaces.children(s.resolve("nvidia"), "")) {
         folders.add(part.resolve("lib"));
       }
     }
     folders.addAll(places.cuda());
     return folders.stream().map(f -> f.resolve(name)).filter(Files::isRegularFile).findFirst();
+  }
+
+  private static List<Path> sites(FlashInferLibrary library, SearchPlaces places) {
+    List<Path> sites = new ArrayList<>(places.sites());
+    Path site = library.site();
+    if (site != null) {
+      sites.addFirst(site);
+    }
+    return sites;
+  }
+
+  /** The headers that kernels are compiled from at run time, in the package flashinfer-python. */
+  private static Optional<Path> headers(FlashInferLibrary library, SearchPlaces places) {
+    return sites(library, places).stream()
+        .map(s -> s.resolve(HEADERS))
+        .filter(h -> Files.isDirectory(h.resolve("deep_gemm")))
+        .findFirst();
+  }
+
+  /** {@return why a scheme's kernels cannot be compiled at run time, empty where they can} */
+  Optional<String> whyNotCompiled(CutlassScheme scheme) {
+    return !scheme.needsHeaders() || headers.isPresent()
+        ? Optional.empty()
+        : Optional.of(
+            scheme.scheme()
+                + ": FlashInfer compiles these kernels while it runs, from headers of its Python"
+                + " package, and no folder of packages has "
+                + HEADERS
+                + ": pip install flashinfer-python=="
+                + library.version().text());
+  }
+
+  /**
+   * Makes ready for a scheme: one whose kernels are compiled at run time needs to know its headers.
+   *
+   * @throws DeviceException if that cannot be said or they are missing
+   */
+  synchronized void compileFrom(CutlassScheme scheme) {
+    if (!scheme.needsHeaders() || toldHeaders) {
+      return;
+    }
+    Path folder =
+        headers.orElseThrow(() -> new DeviceException(whyNotCompiled(scheme).orElseThrow()));
+    try (Bound f =
+            bind(function(ArgumentLists.HEADERS.function()), List.of(ArgumentLists.HEADERS));
+        TvmObject folders = runtime.strings(List.of(folder.toString()))) {
+      f.call(new NamedArguments().object("include_dirs", folders));
+      toldHeaders = true;
+    } catch (UnavailableException e) {
+      throw new DeviceException(e.reason(), e);
+    }
   }
 
   /** {@return folders that the kernels of the TRTLLM experts are taken from} */

@@ -22,6 +22,8 @@ import java.util.Optional;
  * <tr><td>9.0</td><td>cutlass</td><td>MXFP4</td><td>behind triton</td>
  *   <td>3.14 / 2.82 / 2.55 with tuned tactics and up to three times that without; triton was not
  *   measured beside it</td></tr>
+ * <tr><td>9.0</td><td>cutlass</td><td>FP8 in blocks</td><td>behind triton</td>
+ *   <td>never run by this project</td></tr>
  * <tr><td>others</td><td>both</td><td>all</td><td>behind triton</td>
  *   <td>never run on such a card by this project</td></tr>
  * </table>

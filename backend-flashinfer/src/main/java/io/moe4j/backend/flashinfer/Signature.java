@@ -45,6 +45,8 @@ record Signature(String function, List<Parameter> parameters) {
     INTS("i[]", "Array<int>", false),
     /** Integers or nothing. */
     OPTIONAL_INTS("i[]?", "Optional<Array<int>>", true),
+    /** Strings. */
+    STRINGS("s[]", "Array<str>", false),
     /** Tensors. */
     TENSORS("T[]", "Array<ffi.Tensor>", false),
     /** Tensors or nothing. */

@@ -13,7 +13,7 @@ import java.nio.file.Files;
  * @param flashinfer version
  * @param moduleBytes size of the module's file
  * @param moduleTime when it was written, milliseconds
- * @param scheme of the weights
+ * @param scheme of the weights, and whether the sum may be fused: that makes another list
  * @param dtype of hidden states
  * @param experts of this rank
  * @param topK experts of a token
@@ -42,7 +42,7 @@ record TacticKey(
         library.version().text(),
         Files.size(library.module()),
         Files.getLastModifiedTime(library.module()).toMillis(),
-        CutlassScheme.of(config).orElseThrow().name(),
+        CutlassScheme.of(config).orElseThrow().name() + (FusedSum.on() ? " fused sum" : ""),
         config.inputDtype().name(),
         config.numLocalExperts(),
         config.topK(),

@@ -17,6 +17,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.util.Arrays;
+import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -30,12 +31,16 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
   /** What copies by tensor maps want of a tensor's address. */
   private static final int TENSOR_ALIGNMENT = 16;
 
+  /** Elements that share a scale in MX formats. */
+  private static final int MX_GROUP = 32;
+
   private final MoeConfig config;
   private final Device device;
   private final CardKernels kernels;
   private final CardKernels.Router router;
   private final DeviceTensors constants;
-  private final TrtllmWeights weights;
+  private final TrtllmScheme scheme;
+  private final @Nullable TrtllmWeights weights;
   private final TrtllmRunner runner;
   private final TrtllmRunner.Layer layer;
   private final @Nullable Tensor expertMap;
@@ -64,33 +69,42 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
     this.hidden = config.expertHiddenSize();
     this.intermediate = config.intermediateSize();
     this.router = kernels.router(config.routing(), config.numExperts(), config.topK());
-    this.runner = new TrtllmRunner(module);
+    this.scheme = TrtllmScheme.of(config).orElseThrow();
+    this.runner = new TrtllmRunner(module, scheme);
     this.constants = new DeviceTensors(device);
+    TrtllmWeights plain = null;
     try {
-      this.weights = new TrtllmWeights(experts, hidden, intermediate, device);
-    } catch (RuntimeException | Error e) {
-      constants.close();
-      runner.close();
-      throw e;
-    }
-    try {
+      TrtllmScaledWeights scaled = null;
+      if (scheme == TrtllmScheme.PLAIN) {
+        plain = new TrtllmWeights(experts, hidden, intermediate, device);
+      } else {
+        scaled = new TrtllmScaledWeights(experts, scheme, config.expertBias(), constants);
+      }
       MoeActivation a = MoeActivation.of(config.activation()).orElseThrow();
       this.layer =
           new TrtllmRunner.Layer(
-              weights.w13(),
-              weights.w2(),
+              plain != null ? plain.w13() : Objects.requireNonNull(scaled).w13(),
+              scaled == null ? null : scaled.w13Scales(),
+              plain != null ? plain.w2() : Objects.requireNonNull(scaled).w2(),
+              scaled == null ? null : scaled.w2Scales(),
+              scaled == null ? null : scaled.b13(),
+              scaled == null ? null : scaled.b2(),
               a.parameters() ? forEach(a.alpha()) : null,
               a.parameters() ? forEach(a.beta()) : null,
               a.parameters() ? forEach(a.limit()) : null,
+              TrtllmWeights.padded(intermediate),
               block,
               config.topK());
       this.expertMap = config.expertMap().map(this::onDevice).orElse(null);
     } catch (RuntimeException | Error e) {
-      weights.close();
+      if (plain != null) {
+        plain.close();
+      }
       constants.close();
       runner.close();
       throw e;
     }
+    this.weights = plain;
   }
 
   private Tensor forEach(float value) {
@@ -118,6 +132,8 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
     private final WorkspaceLayout.Part cast;
     private final WorkspaceLayout.Part input;
     private final WorkspaceLayout.Part output;
+    private final WorkspaceLayout.Part codes;
+    private final WorkspaceLayout.Part scales;
     private final WorkspaceLayout.Part first;
     private final WorkspaceLayout.Part second;
 
@@ -130,6 +146,10 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
       cast = layout.reserve(DType.BF16, tokens, hidden);
       input = layout.reserve(DType.BF16, tokens, TrtllmWeights.padded(hidden));
       output = layout.reserve(DType.BF16, tokens, TrtllmWeights.padded(hidden));
+      long quantised = scheme.quantisesInput() ? tokens : 0;
+      codes = layout.reserve(DType.F8_E4M3, quantised, TrtllmWeights.padded(hidden));
+      scales =
+          layout.reserve(scheme.scales(), quantised, TrtllmWeights.padded(hidden) / MX_GROUP);
       first = layout.reserve(DType.BF16, pairs, 2 * intermediate);
       second =
           layout.reserve(
@@ -235,8 +255,16 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
       Rooms rooms,
       Workspace workspace,
       DeviceStream stream) {
+    Tensor wide = padded(x, rooms, workspace, stream);
+    Tensor scales = null;
+    if (scheme.quantisesInput()) {
+      Tensor codes = rooms.codes.in(workspace);
+      scales = rooms.scales.in(workspace);
+      kernels.quantizeMx(wide, codes, scales, stream);
+      wide = codes;
+    }
     return new TrtllmRunner.Forward(
-        padded(x, rooms, workspace, stream), routing.topkIds(), routing.topkWeights(), target);
+        wide, scales, routing.topkIds(), routing.topkWeights(), target);
   }
 
   private void sumWithDeltas(
@@ -292,7 +320,9 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
     }
     closed = true;
     runner.close();
-    weights.close();
+    if (weights != null) {
+      weights.close();
+    }
     constants.close();
   }
 }

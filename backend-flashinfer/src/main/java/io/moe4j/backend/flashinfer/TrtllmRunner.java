@@ -6,14 +6,13 @@ import io.moe4j.api.tensor.Tensor;
 import org.jspecify.annotations.Nullable;
 
 /**
- * {@code trtllm_bf16_moe}: sort of the pairs, both products, activation, weighted sum. Routing is
+ * The function of the TRTLLM module for a scheme, like {@code trtllm_bf16_moe}: sort of the pairs,
+ * both products, activation, weighted sum. Routing is
  * given as ids and weights, because deltas of the first product must be there before the call and
  * the ids before them; so a token gets the same experts with adapters and without. Safe for several
  * threads.
  */
 final class TrtllmRunner implements AutoCloseable {
-  static final String FUNCTION = "trtllm_bf16_moe";
-
   /** Ids and weights in tensors of their own, in FlashInfer's numbers. */
   private static final int SEPARATE_IDS = 2;
 
@@ -23,17 +22,25 @@ final class TrtllmRunner implements AutoCloseable {
   /** {@code [E, K / 64, M, 64]}: blocks of 128 bytes of a row. */
   private static final int BLOCK_MAJOR_K = 2;
 
+  /** {@code [E, M, K]}. */
+  private static final int MAJOR_K = 0;
+
   private static final int SWIGLU = 3;
 
+  /** FP8 with E8M0 scales, in FlashInfer's numbers. */
+  private static final int MXFP8 = 2;
+
   private final FlashInferModule module;
+  private final TrtllmScheme scheme;
   private final FlashInferModule.Bound run;
   private final TvmObject anyTactic;
   private final TvmObject none;
 
-  TrtllmRunner(FlashInferModule module) {
+  TrtllmRunner(FlashInferModule module, TrtllmScheme scheme) {
     this.module = module;
+    this.scheme = scheme;
     try {
-      run = module.bind(module.function(FUNCTION), FUNCTION);
+      run = module.bind(module.function(scheme.function()), scheme.function());
     } catch (UnavailableException e) {
       throw new DeviceException(e.reason(), e);
     }
@@ -44,32 +51,44 @@ final class TrtllmRunner implements AutoCloseable {
   /**
    * What stays the same from call to call.
    *
-   * @param w13 {@code [E, H / 64, 2I, 64]}, see {@link TrtllmWeights}
-   * @param w2 {@code [E, I / 64, H, 64]}
+   * @param w13 see {@link TrtllmWeights} and {@link TrtllmScaledWeights}
+   * @param w13Scales or null
+   * @param w2 likewise
+   * @param w2Scales or null
+   * @param b13 F32, in the order of the rows, or null
+   * @param b2 likewise
    * @param alpha F32, one number an expert, or null
    * @param beta likewise
    * @param limit likewise
+   * @param intermediate {@code I}, padded
    * @param block this rank's experts
    * @param topK experts a token
    */
   record Layer(
       Tensor w13,
+      @Nullable Tensor w13Scales,
       Tensor w2,
+      @Nullable Tensor w2Scales,
+      @Nullable Tensor b13,
+      @Nullable Tensor b2,
       @Nullable Tensor alpha,
       @Nullable Tensor beta,
       @Nullable Tensor limit,
+      long intermediate,
       ExpertBlock block,
       int topK) {}
 
   /**
    * One forward's tensors.
    *
-   * @param hidden BF16 {@code [T, H]}
+   * @param hidden BF16 {@code [T, H]}, or F8_E4M3
+   * @param hiddenScales E8M0 bytes {@code [T, H / 32]} in the scheme's dtype, or null
    * @param ids int32 {@code [T, K]}, global
    * @param weights F32 {@code [T, K]}
    * @param output BF16 {@code [T, H]}, overwritten where the sum is asked for
    */
-  record Forward(Tensor hidden, Tensor ids, Tensor weights, Tensor output) {}
+  record Forward(
+      Tensor hidden, @Nullable Tensor hiddenScales, Tensor ids, Tensor weights, Tensor output) {}
 
   /** Enqueues a forward up to the weighted sum; to be called inside a {@link TvmCall}. */
   void run(Forward f, Layer layer) {
@@ -168,8 +187,13 @@ final class TrtllmRunner implements AutoCloseable {
         .tensor("expert_indices", f.ids())
         .tensor("expert_weights", f.weights())
         .tensor("hidden_states", f.hidden())
+        .tensor("hidden_states_scale", f.hiddenScales())
         .tensor("gemm1_weights", layer.w13())
+        .tensor("gemm1_weights_scale", layer.w13Scales())
         .tensor("gemm2_weights", layer.w2())
+        .tensor("gemm2_weights_scale", layer.w2Scales())
+        .tensor("gemm1_bias", layer.b13())
+        .tensor("gemm2_bias", layer.b2())
         .tensor("gemm1_lora_delta", delta)
         .tensor("gemm1_alpha", layer.alpha())
         .tensor("gemm1_beta", layer.beta())
@@ -177,12 +201,13 @@ final class TrtllmRunner implements AutoCloseable {
         .tensor("output", f.output())
         .integer("num_experts", (long) block.local() * block.ranks())
         .integer("top_k", layer.topK())
-        .integer("intermediate_size", layer.w13().size(2) / 2)
+        .integer("intermediate_size", layer.intermediate())
         .integer("local_expert_offset", (long) block.local() * block.rank())
         .integer("local_num_experts", block.local())
         .integer("routing_method_type", TOPK)
         .bool("use_shuffled_weight", true)
-        .integer("weight_layout", BLOCK_MAJOR_K)
+        .integer("weight_layout", scheme == TrtllmScheme.PLAIN ? BLOCK_MAJOR_K : MAJOR_K)
+        .integer("quantization_type", MXFP8)
         .bool("do_finalize", weightedSum)
         .bool("enable_pdl", true)
         .object("moe_tactic", anyTactic)

@@ -37,20 +37,24 @@ final class TrtllmSupport {
     if (module.isPresent() && capability.isPresent()) {
       Installed.Answer answer = installed.module(module.get(), capability.get());
       checks.require(answer.module().isPresent(), Code.DRIVER, answer::reason);
-      answer.module().ifPresent(m -> module(m, checks));
+      answer
+          .module()
+          .ifPresent(m -> module(m, TrtllmScheme.of(c).orElse(TrtllmScheme.PLAIN), checks));
     }
     return checks.result();
   }
 
   private static void weights(MoeConfig c, Support.Checks checks) {
+    Optional<TrtllmScheme> scheme = TrtllmScheme.of(c);
     checks.require(
-        c.uniformScheme().equals(Optional.of(QuantScheme.NONE)) && !c.quantizedActivations(),
+        scheme.isPresent(),
         Code.QUANTIZATION,
         () ->
             "quantisation "
                 + c.quantSchemes()
                 + (c.quantizedActivations() ? " with" : " without")
-                + " quantised activations, accepted: plain weights");
+                + " quantised activations is none of: "
+                + TrtllmScheme.titles());
     DType in = c.inputDtype();
     checks.require(in == DType.BF16, Code.DTYPE, () -> "input dtype " + in + ", must be BF16");
     checks.require(
@@ -63,8 +67,22 @@ final class TrtllmSupport {
         () ->
             c.activation()
                 + ", the TRTLLM experts compute SiLU with a gate, clamped or as in gpt-oss too");
+    // Of a scheme that it has not, it says what it would say of plain weights.
+    TrtllmScheme s = scheme.orElse(TrtllmScheme.PLAIN);
     checks.require(
-        !c.expertBias(), Code.BIAS, () -> "experts with biases, trtllm_bf16_moe takes none");
+        !c.expertBias() || s.takesBiases(),
+        Code.BIAS,
+        () -> "experts with biases, " + s.function() + " takes none");
+    checks.require(
+        c.lora().isEmpty() || s.takesLora(),
+        Code.LORA,
+        () ->
+            "LoRA with quantised activations: what the second product reads does not come back"
+                + " as numbers that its deltas could be made from");
+    checks.require(
+        c.lora().isEmpty() || !c.expertBias(),
+        Code.LORA,
+        () -> "LoRA with biases: FlashInfer adds either a bias or a delta to the first product");
     checks.require(
         ExpertBlock.of(c).isPresent(),
         Code.EXPERT_MAP,
@@ -100,7 +118,8 @@ final class TrtllmSupport {
                 + MOST_EXPERTS);
   }
 
-  private static void module(FlashInferModule m, Support.Checks checks) {
+  private static void module(
+      FlashInferModule m, TrtllmScheme scheme, Support.Checks checks) {
     FlashInferVersion v = m.library().version();
     checks.require(
         !m.cubins().isEmpty(),
@@ -110,13 +129,13 @@ final class TrtllmSupport {
                 + " install flashinfer-cubin, or name it with "
                 + SearchPlaces.CUBIN_VARIABLE);
     checks.require(
-        !ArgumentLists.of(TrtllmRunner.FUNCTION, v).isEmpty(),
+        !ArgumentLists.of(scheme.function(), v).isEmpty(),
         Code.DRIVER,
         () ->
             "FlashInfer "
                 + v
                 + " has no "
-                + TrtllmRunner.FUNCTION
+                + scheme.function()
                 + " that takes ids and weights apart, 0.6."
                 + ArgumentLists.TRTLLM_FIRST_PATCH
                 + " has");

@@ -261,6 +261,14 @@ final class TvmRuntime {
     }
   }
 
+  /** An array of strings, owned by the caller. */
+  TvmObject strings(List<String> values) {
+    try (TvmArguments arguments = new TvmArguments(values.size())) {
+      values.forEach(arguments::text);
+      return arrayOf(arguments);
+    }
+  }
+
   private TvmObject arrayOf(TvmArguments elements) {
     return new TvmObject(array.callForObject(elements, TvmFfi.kTVMFFIArray()));
   }

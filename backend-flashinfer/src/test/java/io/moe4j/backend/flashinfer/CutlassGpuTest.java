@@ -169,6 +169,18 @@ class CutlassGpuTest {
     check(c, Layers.mxfp4(c, 7, layout), 0.01);
   }
 
+  /** Widths that are no whole tiles, as gpt-oss has them, and a hidden state in f32. */
+  @Test
+  void mxfp4OfPaddedWidths() {
+    MoeConfig c =
+        Layers.config(160, 96, 5, 2)
+            .quantScheme(QuantScheme.MXFP4)
+            .activation(Activation.SWIGLUOAI)
+            .expertBias(true)
+            .build();
+    check(c, Layers.mxfp4(c, 7, GateUpLayout.HALVES), 0.01);
+  }
+
   @Test
   void mxfp4OfWiderMatrices() {
     MoeConfig c = Layers.config(512, 384, 6, 3).quantScheme(QuantScheme.MXFP4).build();
@@ -211,6 +223,36 @@ class CutlassGpuTest {
     }
   }
 
+  /** Forwards that come again are replayed: bits, not just numbers, must be those of a call. */
+  @Test
+  void whatComesAgainIsReplayedToTheBit() {
+    MoeConfig plain = Layers.config(256, 192, 8, 3).build();
+    MoeConfig fp8 = fp8();
+    again(plain, Layers.plain(plain, 3, GateUpLayout.HALVES));
+    again(fp8, Layers.fp8(fp8, 8));
+  }
+
+  private void again(MoeConfig c, ExpertWeights w) {
+    DeviceStream stream = device.defaultStream();
+    try (ModularExperts experts = prepare(c, w);
+        Batch kept = new Batch(c, 7, DType.F32, DType.F32, 5)) {
+      Workspace workspace = kept.workspace(experts);
+      for (int seed = 0; seed < 2 * Replays.TIMES; seed++) {
+        try (Batch fresh = new Batch(c, 7, DType.F32, DType.F32, seed)) {
+          experts.apply(fresh.there, null, fresh.workspace(experts), stream);
+          device.copy(fresh.there.hidden(), kept.there.hidden(), stream);
+          device.copy(
+              fresh.there.requireRouting().topkWeights(),
+              kept.there.requireRouting().topkWeights(),
+              stream);
+          experts.apply(kept.there, null, workspace, stream);
+          assertThat(kept.output()).as("call %d", seed).isEqualTo(fresh.output());
+        }
+      }
+      assertThat(((CutlassExperts) experts).recorded()).isPositive();
+    }
+  }
+
   @Test
   void memoryGoesBack() {
     MoeConfig c = Layers.config(256, 192, 8, 3).build();
@@ -228,6 +270,39 @@ class CutlassGpuTest {
       assertThat(b.error(w)).isLessThan(0.01);
     }
     assertThat(device.allocatedBytes()).isEqualTo(before);
+  }
+
+  /** What Blackwell's experts get, which no card here runs, against the host's. */
+  @Test
+  void hiddenStatesBecomeMxfp8AsOnTheHost() {
+    CardKernels card = CardKernels.of(device);
+    HostCuda host = new HostCuda(10, 0);
+    Random random = new Random(2);
+    for (DType type : List.of(DType.F32, DType.BF16, DType.F16)) {
+      Tensor in = Layers.empty(type, 37, 160);
+      for (long r = 0; r < 37; r++) {
+        // Rows of all magnitudes, zeros among them.
+        double size = r == 3 ? 0 : Math.scalb(1.0, (int) (r - 18) / 2);
+        for (long i = 0; i < 160; i++) {
+          in.set(i / 32 == 2 && r % 5 == 0 ? 0 : random.nextGaussian() * size, r, i);
+        }
+      }
+      try (DeviceTensors there = new DeviceTensors(device);
+          DeviceTensors here = new DeviceTensors(host)) {
+        Tensor out = there.allocate(DType.F8_E4M3, 37, 160);
+        Tensor scales = there.allocate(DType.U8, 37, 5);
+        card.quantizeMx(OnCard.put(there, in), out, scales, device.defaultStream());
+        Tensor inHere = here.allocate(type, in.shape());
+        here.copy(in, inHere);
+        Tensor expected = here.allocate(DType.F8_E4M3, 37, 160);
+        Tensor expectedScales = here.allocate(DType.U8, 37, 5);
+        new HostKernels().quantizeMx(inHere, expected, expectedScales, host.defaultStream());
+        assertThat(OnCard.fetch(device, scales).toDoubles())
+            .isEqualTo(HostCuda.onHost(expectedScales).toDoubles());
+        assertThat(OnCard.fetch(device, out).toDoubles())
+            .isEqualTo(HostCuda.onHost(expected).toDoubles());
+      }
+    }
   }
 
   /** Our kernel around the TRTLLM experts, which no card here runs, against the host's. */

@@ -11,7 +11,9 @@ import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.Optional;
 import java.util.concurrent.atomic.AtomicBoolean;
+import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicLong;
 
 /**
@@ -22,7 +24,12 @@ import java.util.concurrent.atomic.AtomicLong;
 final class HostCuda implements Device {
   private final DeviceInfo info;
   private final AtomicLong taken = new AtomicLong();
+  private final AtomicInteger captures = new AtomicInteger();
+  private final AtomicInteger graphs = new AtomicInteger();
+  private final AtomicInteger replays = new AtomicInteger();
   private volatile long limit = Long.MAX_VALUE;
+  private volatile boolean records;
+  private volatile boolean failingCapture;
 
   HostCuda(int major, int minor) {
     info = DeviceInfo.cuda(0, "a stand-in", major, minor);
@@ -108,6 +115,67 @@ final class HostCuda implements Device {
       throw new IllegalArgumentException("cannot copy " + from + " to " + to);
     }
     MemorySegment.copy(bytes(from), 0, bytes(to), 0, bytes(from).byteSize());
+  }
+
+  /**
+   * Keeps what {@code work} does for later, on whatever addresses it has now: a replay does it
+   * again. Fails on demand, and counts what is open.
+   */
+  @Override
+  public Optional<Graph> capture(DeviceStream stream, Runnable work) {
+    if (!records) {
+      return Optional.empty();
+    }
+    captures.incrementAndGet();
+    if (failingCapture) {
+      throw new DeviceException("the captured work synchronised or allocated");
+    }
+    graphs.incrementAndGet();
+    AtomicBoolean open = new AtomicBoolean(true);
+    return Optional.of(
+        new Graph() {
+          @Override
+          public void launch(DeviceStream on) {
+            if (!open.get()) {
+              throw new IllegalStateException("the graph is closed");
+            }
+            replays.incrementAndGet();
+            work.run();
+          }
+
+          @Override
+          public void close() {
+            if (open.compareAndSet(true, false)) {
+              graphs.decrementAndGet();
+            }
+          }
+        });
+  }
+
+  /** From now on {@link #capture} records. */
+  HostCuda recording() {
+    records = true;
+    return this;
+  }
+
+  /** From now on {@link #capture} fails. */
+  void failCaptures() {
+    failingCapture = true;
+  }
+
+  /** {@return how often something was to be recorded} */
+  int captures() {
+    return captures.get();
+  }
+
+  /** {@return graphs that nobody closed} */
+  int graphs() {
+    return graphs.get();
+  }
+
+  /** {@return launches of graphs} */
+  int replays() {
+    return replays.get();
   }
 
   @Override

@@ -11,6 +11,11 @@ import java.lang.foreign.ValueLayout;
 
 /** The kernels around FlashInfer's, on the memory of a {@link HostCuda}. */
 final class HostKernels implements CardKernels {
+  /** A stream with this handle records. */
+  static final long RECORDING = 0xCA;
+
+  private static final int MX_GROUP = 32;
+
   @Override
   public void cast(Tensor in, Tensor out, DeviceStream stream) {
     MemorySegment from = HostCuda.bytes(in);
@@ -33,6 +38,27 @@ final class HostKernels implements CardKernels {
     float s = read(HostCuda.bytes(scale), DType.F32, 0);
     for (long i = 0; i < in.elementCount(); i++) {
       to.set(ValueLayout.JAVA_BYTE, i, E4m3.of(read(from, in.dtype(), i) / s));
+    }
+  }
+
+  @Override
+  public void quantizeMx(Tensor in, Tensor out, Tensor scales, DeviceStream stream) {
+    MemorySegment from = HostCuda.bytes(in);
+    MemorySegment to = HostCuda.bytes(out);
+    MemorySegment powers = HostCuda.bytes(scales);
+    for (long g = 0; g < in.elementCount() / MX_GROUP; g++) {
+      float most = 0;
+      for (long i = g * MX_GROUP; i < (g + 1) * MX_GROUP; i++) {
+        most = Math.max(most, Math.abs(read(from, in.dtype(), i)));
+      }
+      float wanted = most / 448;
+      int exponent = Math.getExponent(wanted);
+      exponent += Math.scalb(1f, exponent) < wanted ? 1 : 0;
+      powers.set(ValueLayout.JAVA_BYTE, g, (byte) (most == 0 ? 0 : exponent + 127));
+      for (long i = g * MX_GROUP; i < (g + 1) * MX_GROUP; i++) {
+        float v = read(from, in.dtype(), i);
+        to.set(ValueLayout.JAVA_BYTE, i, E4m3.of(most == 0 ? v : Math.scalb(v, -exponent)));
+      }
     }
   }
 
@@ -60,6 +86,11 @@ final class HostKernels implements CardKernels {
         }
       }
     }
+  }
+
+  @Override
+  public boolean isRecording(DeviceStream stream) {
+    return stream.handle() == RECORDING;
   }
 
   @Override

@@ -92,6 +92,16 @@ final class Layers {
     return t;
   }
 
+  /** Normally distributed E4M3 numbers. */
+  private static Tensor e4m3(Random random, long... shape) {
+    Tensor codes = empty(DType.F8_E4M3, shape);
+    MemorySegment s = codes.segment();
+    for (long b = 0; b < s.byteSize(); b++) {
+      s.set(ValueLayout.JAVA_BYTE, b, E4m3.of((float) random.nextGaussian() * 40));
+    }
+    return codes;
+  }
+
   /** FP8 with scales of their own for gate, up, down and their inputs. */
   static ExpertWeights fp8(MoeConfig c, long seed) {
     Random random = new Random(seed);
@@ -120,5 +130,49 @@ final class Layers {
         .scales(Tensor.ofFloats(new float[] {scale}, 1, 1))
         .inputScale(Tensor.ofFloats(new float[] {inputScale}, 1))
         .build();
+  }
+
+  /**
+   * Experts whose weights have a scale for each block or group, as a scheme says: random codes,
+   * scales of one magnitude, for NVFP4 global and input scales that differ between maps.
+   */
+  static ExpertWeights scaled(MoeConfig c, QuantScheme scheme, long seed) {
+    Random random = new Random(seed);
+    List<ExpertWeights.Expert> experts = new ArrayList<>();
+    for (int e = 0; e < c.numLocalExperts(); e++) {
+      long h = c.hiddenSize();
+      long i = c.intermediateSize();
+      experts.add(
+          ExpertWeights.Expert.of(
+              scaled(random, "gate", scheme, i, h),
+              scaled(random, "up", scheme, i, h),
+              scaled(random, "down", scheme, h, i)));
+    }
+    return new ExpertWeights(experts);
+  }
+
+  private static Weight scaled(
+      Random random, String name, QuantScheme scheme, long out, long in) {
+    boolean four = scheme.format() == QuantScheme.Format.FP4;
+    Tensor codes = four ? bytes(random, 0, 256, DType.F4, out, in) : e4m3(random, out, in);
+    long rows = scheme.scaleRowCount(out);
+    long columns = scheme.scaleColumnCount(in);
+    Weight.Builder weight = Weight.builder(name, scheme, out, in, codes, Packing.DENSE);
+    return switch (scheme.scaleFormat()) {
+      case E8M0 ->
+          weight
+              .scales(bytes(random, four ? 121 : 116, four ? 124 : 119, DType.F8_E8M0, rows, columns))
+              .build();
+      case E4M3 ->
+          weight
+              .scales(bytes(random, 0x30, 0x48, DType.F8_E4M3, rows, columns))
+              .globalScale(Tensor.ofFloats(new float[] {0.02f * (1 + random.nextInt(3))}, 1), false)
+              .inputScale(Tensor.ofFloats(new float[] {0.002f * (1 + random.nextInt(3))}, 1))
+              .build();
+      default ->
+          weight
+              .scales(random(random, 4e-4, DType.F32, rows, columns))
+              .build();
+    };
   }
 }

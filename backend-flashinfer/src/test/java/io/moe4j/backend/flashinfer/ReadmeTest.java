@@ -15,13 +15,18 @@ class ReadmeTest {
     for (CutlassScheme s : CutlassScheme.values()) {
       assertThat(page).contains(s.row());
     }
+    for (TrtllmScheme s : TrtllmScheme.values()) {
+      assertThat(page).contains(s.row());
+    }
     for (String setting :
         new String[] {
           SearchPlaces.PATH_PROPERTY,
           SearchPlaces.PATH_VARIABLE,
           SearchPlaces.VERSION_PROPERTY,
           SearchPlaces.TVM_PROPERTY,
-          TacticTable.PROPERTY
+          TacticTable.PROPERTY,
+          Replays.PROPERTY,
+          FusedSum.PROPERTY
         }) {
       assertThat(page).contains(setting);
     }

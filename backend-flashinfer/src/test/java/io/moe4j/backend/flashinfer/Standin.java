@@ -123,13 +123,13 @@ final class Standin {
   }
 
   /** What a process has of FlashInfer when the stand-in is all there is. */
-  static Installed installed(Path module, String version) {
+  static Installed installed(Path module, String version, Path... sites) {
     return new Installed(() ->
         new SearchPlaces(
             Optional.of(module),
             Optional.of(version),
             Optional.of(tvm()),
-            List.of(),
+            List.of(sites),
             Optional.empty(),
             List.of(),
             Optional.of(cubins())));

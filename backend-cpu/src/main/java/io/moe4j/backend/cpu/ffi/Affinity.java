@@ -6,6 +6,8 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.BitSet;
 import java.util.List;
+import java.util.SortedMap;
+import java.util.TreeMap;
 import java.util.stream.Stream;
 
 /** Which processors threads run on. Linux; elsewhere nothing is pinned. */
@@ -18,29 +20,58 @@ public final class Affinity {
   private Affinity() {}
 
   /**
+   * A processor and what it is near to.
+   *
+   * @param processor its number; -1 = any
+   * @param node of NUMA memory; numbers are those of the system
+   */
+  public record Place(int processor, int node) {}
+
+  /**
    * {@return the processors that the calling thread may use, those of one NUMA node after those of
    * another; empty where the system does not say}
    */
-  public static List<Integer> processorsByNode() {
-    BitSet allowed = LibC.affinity(MASK_BITS);
-    List<Integer> all = new ArrayList<>();
-    for (BitSet node : nodes(NODES)) {
-      node.stream().filter(allowed::get).filter(p -> !all.contains(p)).forEach(all::add);
-    }
-    allowed.stream().filter(p -> !all.contains(p)).forEach(all::add);
+  public static List<Place> places() {
+    return places(NODES, LibC.affinity(MASK_BITS));
+  }
+
+  /**
+   * {@return processors by node; those that no node has stand last, as of node 0}
+   *
+   * @param root folder of the system's nodes
+   * @param allowed processors to choose from
+   */
+  static List<Place> places(Path root, BitSet allowed) {
+    List<Place> all = new ArrayList<>();
+    BitSet left = (BitSet) allowed.clone();
+    nodes(root)
+        .forEach((node, processors) -> {
+          processors.stream().filter(left::get).forEach(p -> all.add(new Place(p, node)));
+          left.andNot(processors);
+        });
+    left.stream().forEach(p -> all.add(new Place(p, 0)));
     return all;
   }
 
-  /** {@return the processors of each node; empty without NUMA in the system} */
-  static List<BitSet> nodes(Path root) {
-    List<BitSet> nodes = new ArrayList<>();
+  /** {@return the processor that the calling thread runs on now; -1 where nobody says} */
+  public static int current() {
+    return LibC.currentProcessor();
+  }
+
+  /** {@return the processors of each node, by its number; empty without NUMA in the system} */
+  static SortedMap<Integer, BitSet> nodes(Path root) {
+    SortedMap<Integer, BitSet> nodes = new TreeMap<>();
     try (Stream<Path> folders = Files.list(root)) {
-      for (Path f :
-          folders.filter(f -> f.getFileName().toString().matches("node\\d+")).sorted().toList()) {
-        nodes.add(parse(Files.readString(f.resolve("cpulist")).strip()));
+      for (Path f : folders.toList()) {
+        String name = f.getFileName().toString();
+        if (name.matches("node\\d{1,6}")) {
+          nodes.put(
+              Integer.valueOf(name.substring(4)),
+              parse(Files.readString(f.resolve("cpulist")).strip()));
+        }
       }
     } catch (IOException | java.io.UncheckedIOException e) {
-      return List.of();
+      return new TreeMap<>();
     }
     return nodes;
   }

@@ -7,6 +7,7 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.lang.invoke.MethodHandle;
 import java.util.BitSet;
+import java.util.Optional;
 
 /** The few functions of the C library that the JDK does not offer. Linux, 64 bits. */
 final class LibC {
@@ -32,6 +33,11 @@ final class LibC {
       FunctionDescriptor.of(INT, INT, LONG, ValueLayout.ADDRESS);
   private static final MethodHandle GET_AFFINITY = function("sched_getaffinity", AFFINITY);
   private static final MethodHandle SET_AFFINITY = function("sched_setaffinity", AFFINITY);
+  private static final Optional<MethodHandle> CURRENT =
+      Linker.nativeLinker()
+          .defaultLookup()
+          .find("sched_getcpu")
+          .map(_ -> function("sched_getcpu", FunctionDescriptor.of(INT)));
   private static final MethodHandle CLOSE = function("close", FunctionDescriptor.of(INT, INT));
 
   private LibC() {}
@@ -116,6 +122,18 @@ final class LibC {
       MemorySegment mask = arena.allocate(bits / 8, 8);
       mask.setAtIndex(LONG, processor / Long.SIZE, 1L << processor);
       return (int) SET_AFFINITY.invokeExact(0, mask.byteSize(), mask) == 0;
+    } catch (Throwable t) {
+      throw unexpected(t);
+    }
+  }
+
+  /** {@return the processor that the calling thread runs on now; -1 if unknown} */
+  static int currentProcessor() {
+    if (CURRENT.isEmpty()) {
+      return -1;
+    }
+    try {
+      return (int) CURRENT.get().invokeExact();
     } catch (Throwable t) {
       throw unexpected(t);
     }

@@ -66,8 +66,7 @@ final class NativeLibrary {
       }
       refusal = "memfd_create is refused";
     } catch (IllegalCallerException e) {
-      throw new UnavailableException(
-          "native access is denied to this code (--enable-native-access)", e);
+      throw denied(e);
     } catch (IllegalArgumentException | UnsatisfiedLinkError | ExceptionInInitializerError e) {
       refusal = "it cannot be loaded from memory: " + oneLine(e);
     }
@@ -94,13 +93,25 @@ final class NativeLibrary {
       folder = Files.createTempDirectory("moe4j"); // only the owner may enter
       file = Files.write(folder.resolve(FILE), content);
       return SymbolLookup.libraryLookup(file, Arena.global());
+    } catch (IllegalCallerException e) {
+      throw denied(e);
     } catch (IOException | IllegalArgumentException | UnsatisfiedLinkError e) {
       throw new UnavailableException(
-          "the library cannot be loaded: " + refusal + "; from a folder: " + oneLine(e), e);
+          "the library cannot be loaded: "
+              + refusal
+              + "; from a folder: "
+              + oneLine(e)
+              + " (nothing can be run from where java.io.tmpdir is?)",
+          e);
     } finally {
       delete(file);
       delete(folder);
     }
+  }
+
+  private static UnavailableException denied(IllegalCallerException e) {
+    return new UnavailableException(
+        "native access is denied to this code (--enable-native-access)", e);
   }
 
   private static void delete(@Nullable Path path) {
