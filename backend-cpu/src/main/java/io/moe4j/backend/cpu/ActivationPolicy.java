@@ -3,14 +3,17 @@ package io.moe4j.backend.cpu;
 import java.util.Locale;
 import java.util.stream.Stream;
 
-/** Whether the kernels in C may quantise activations. Numbers change with it, so nobody gets it unasked. */
+/**
+ * Whether the kernels in C may quantise activations. Numbers change with it, so nobody gets it
+ * unasked.
+ */
 enum ActivationPolicy {
   /** Activations stay as they are. */
   UNQUANTISED,
   /**
    * What meets int4 or int8 weights becomes int8, each token's row with a scale of its own, {@code
-   * amax / 127}, as {@link io.moe4j.api.config.ActivationQuant#INT8_PER_TOKEN} says. Adapters meet the
-   * unquantised row.
+   * amax / 127}, as {@link io.moe4j.api.config.ActivationQuant#INT8_PER_TOKEN} says. Adapters meet
+   * the unquantised row.
    */
   INT8;
 

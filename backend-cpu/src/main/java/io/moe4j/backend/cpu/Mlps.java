@@ -32,8 +32,7 @@ record Mlps(
   private static final Logger LOG = LoggerFactory.getLogger(Mlps.class);
 
   /** With unquantised activations. */
-  Mlps(
-      Kernels java, @Nullable NativeKernels c, String whyNotC, PackPolicy pack, ThreadTeam team) {
+  Mlps(Kernels java, @Nullable NativeKernels c, String whyNotC, PackPolicy pack, ThreadTeam team) {
     this(java, c, whyNotC, pack, team, ActivationPolicy.UNQUANTISED);
   }
 

@@ -153,7 +153,8 @@ final class PackedSide {
   }
 
   /**
-   * {@return bytes from one copy of a row, as products read it, to the next; 0 = rows are not copied}
+   * {@return bytes from one copy of a row, as products read it, to the next; 0 = rows are not
+   * copied}
    *
    * @param stride of the rows themselves
    */

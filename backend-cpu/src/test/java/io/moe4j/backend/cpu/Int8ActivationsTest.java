@@ -41,7 +41,9 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
 
-/** Rows of int8 against float64 with the same rows, on every instruction set that multiplies them. */
+/**
+ * Rows of int8 against float64 with the same rows, on every instruction set that multiplies them.
+ */
 class Int8ActivationsTest {
   private static final int EXPERTS = 3;
   private static final int TOP_K = 2;
@@ -93,8 +95,7 @@ class Int8ActivationsTest {
     try (Arena arena = Arena.ofShared()) {
       Layer layer = new Layer(new Random(1), arena);
       for (NativeKernels k : kernels) {
-        Mlps mlps =
-            new Mlps(KernelSelection.scalar(), k, "", PackPolicy.ALWAYS, new ThreadTeam(1));
+        Mlps mlps = new Mlps(KernelSelection.scalar(), k, "", PackPolicy.ALWAYS, new ThreadTeam(1));
         assertThat(Samples.relativeL2(layer.expected(false), layer.run(mlps))).isLessThan(1e-5);
       }
     }
@@ -111,8 +112,7 @@ class Int8ActivationsTest {
       assertThat(Mlps.describe()).contains("activations");
       System.setProperty(ActivationPolicy.PROPERTY, "int4");
       assertThatThrownBy(ActivationPolicy::configured)
-          .hasMessage(
-              "-Dmoe4j.cpu.activations is \"int4\", accepted: unquantised, int8");
+          .hasMessage("-Dmoe4j.cpu.activations is \"int4\", accepted: unquantised, int8");
       assertThat(Mlps.describe()).contains("accepted: unquantised, int8");
     } finally {
       if (before == null) {
@@ -123,7 +123,9 @@ class Int8ActivationsTest {
     }
   }
 
-  /** A row with a number that is none is all NaN; a row of zeros stays one; others are untouched. */
+  /**
+   * A row with a number that is none is all NaN; a row of zeros stays one; others are untouched.
+   */
   @Test
   void rowsThatAreNotFinite() {
     List<NativeKernels> kernels = kernels();
@@ -174,8 +176,7 @@ class Int8ActivationsTest {
       Weight down = samples.shuffled(w2, h, i);
       for (int e = 0; e < EXPERTS; e++) {
         experts.add(
-            Expert.of(
-                gated ? alike(samples, up) : null, alike(samples, up), alike(samples, down)));
+            Expert.of(gated ? alike(samples, up) : null, alike(samples, up), alike(samples, down)));
       }
       weights = new ExpertWeights(experts);
       MoeConfig.Builder b =
@@ -211,7 +212,8 @@ class Int8ActivationsTest {
     }
 
     private static QuantScheme scheme(Random rnd) {
-      int group = List.of(16, 32, 32, 64, 128, QuantScheme.ALL, QuantScheme.ALL).get(rnd.nextInt(7));
+      int group =
+          List.of(16, 32, 32, 64, 128, QuantScheme.ALL, QuantScheme.ALL).get(rnd.nextInt(7));
       QuantScheme s = rnd.nextBoolean() ? QuantScheme.int4(group) : QuantScheme.int8(group);
       return s.toBuilder()
           .symmetric(rnd.nextInt(3) > 0)
