@@ -20,13 +20,13 @@ DEV void narrow(GEMM_PARAMETERS) {
   constexpr bool LAZY = !ZERO && has_bias_form<Q, T>() && NT <= 16, SUMS = SG > 0 || LAZY;
   if (wait == 0) wait_for_predecessor();
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4;
-  const int wk = warp % warps_k, wr = warp / warps_k;
-  const int rows_a_warp = gated ? 16 : 32;
-  const Tile t = find_tile(first, NARROW_WARPS / warps_k * rows_a_warp, ids, expert_map, mapping, gtile, nums, has_map, lora, naive, P, TOPK,
-                           N, EG, E, NS, 0, BLOCK);
+  const int shift_k = warps_k >= 4 ? (warps_k == 8 ? 3 : 2) : warps_k - 1, wk = warp & (warps_k - 1), wr = warp >> shift_k;
+  const int rows_a_warp = gated ? 16 : 32, rows_a_block = (NARROW_WARPS >> shift_k) * rows_a_warp;
+  const Tile t = find_tile(first, ids, expert_map, mapping, gtile, nums, has_map, lora, naive, P, TOPK, quotient(N + rows_a_block - 1, rows_a_block), EG, E,
+                           NS, 0, BLOCK);
   if (!t.some) return;
-  const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
-  const int n0 = (t.block * (NARROW_WARPS / warps_k) + wr) * rows_a_warp;
+  const int tiles = (N + 15) / 16, chunks = (KD + CHUNK - 1) / CHUNK;
+  const int n0 = (t.block * (NARROW_WARPS >> shift_k) + wr) * rows_a_warp;
   const int n[2] = {n0, gated ? n0 : n0 + 16};
   int64_t tile[2];
   tile[0] = (int64_t)(t.e * (gated ? 2 : 1)) * tiles + min(n[0] / 16, tiles - 1);
@@ -35,7 +35,7 @@ DEV void narrow(GEMM_PARAMETERS) {
   // Shared memory: x, then the slots.
   const int xrow = (phase * CHUNK + 8) * 2;
   const uint32_t xs = shared_address(memory);
-  const uint32_t slots = xs + ceil_div((naive ? 1 : NT) * xrow, 128) * 128 + warp * STAGES * slot_bytes, slots_end = slots + STAGES * slot_bytes;
+  const uint32_t slots = xs + (((naive ? 1 : NT) * xrow + 127) & -128) + warp * STAGES * slot_bytes, slots_end = slots + STAGES * slot_bytes;
   Stream<Q, SG, ZERO> stream(w, ratio, zero, tile, chunks, group_shift, lane);
   uint32_t to = slots;
   int next = wk;
@@ -67,9 +67,9 @@ DEV void narrow(GEMM_PARAMETERS) {
     if (p0) block_sync();
     const int vectors = min(phase, chunks - p0) * (CHUNK / 8);
     for (int i = THREAD; i < count * vectors; i += NARROW_WARPS * 32) {
-      const int r = i / vectors, c = i % vectors, k = p0 * CHUNK + c * 8;
+      const int r = quotient(i, vectors), c = i - r * vectors, k = p0 * CHUNK + c * 8;
       int row = t.row0 + r;
-      if (gather) row = (naive ? row : (int)load_new4(pairs + row)) / TOPK;
+      if (gather) row = quotient(naive ? row : (int)load_new4(pairs + row), TOPK);
       uint4 v = {0, 0, 0, 0};
       if (k < KD) v = load_new16(x + (int64_t)row * KD + k);
       *(uint4*)(memory + r * xrow + c * 16) = v;

@@ -6,7 +6,7 @@ KERNEL(256, 1) moe_permute_inputs(const uint16_t* x, uint16_t* out, const int* p
                                   const int* gtile, const int* nums, int has_map, int gather, int naive, int P, int TOPK, int KX, int KD, int EG, int E) {
   wait_for_predecessor();
   launch_dependents();
-  const Tile t = find_tile(0, 1, ids, expert_map, nullptr, gtile, nums, has_map, 0, naive, P, TOPK, 1, EG, E, 0, 0, BLOCK);
+  const Tile t = find_tile(0, ids, expert_map, nullptr, gtile, nums, has_map, 0, naive, P, TOPK, 1, EG, E, 0, 0, BLOCK);
   if (!t.some) return;
   const int* order = perm + (int64_t)t.e * KD;
   for (int row = t.row0; row < t.row1; row++) {

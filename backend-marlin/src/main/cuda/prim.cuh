@@ -69,6 +69,19 @@ DEV uint4 load_new16(const void* p) {
   return v;
 }
 
+// What no kernel of this forward writes.
+DEV uint32_t load_constant4(const void* p) {
+  uint32_t v;
+  asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+// The same, and its neighbours into the L2 cache. Where `some` is false, v stays: in its register, so that nothing waits.
+DEV void load_constant4(uint32_t& v, const void* p, bool some) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %2, 0;\n@p ld.global.nc.L2::256B.u32 %0, [%1];\n}" : "+r"(v) : "l"(p), "r"((int)some));
+}
+// The same in all lanes, and the compiler knows: it is kept in a uniform register.
+DEV uint32_t uniform(uint32_t v) { return __reduce_or_sync(0xffffffffu, v); }
+
 template <int THREADS>
 DEV void some_sync(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");

@@ -35,25 +35,29 @@ struct Tile {
   int block;          // which rows of the weights
 };
 
-// GM: that many tiles of an expert's rows take turns with its blocks, so that both are still in the L2 cache; 0: a tile's blocks in a row.
-DEV Tile find_tile(int first, int rows_a_block, const int* ids, const int* expert_map, const int* mapping, const int* gtile, const int* nums,
-                   int has_map, int lora, int naive, int P, int TOPK, int N, int EG, int E, int NS, int GM, int pid) {
+// a / b. The compiler's own division takes three times as long; quotients are below two million (tiles of rows, tokens).
+DEV int quotient(int a, int b) {
+  const int q = (int)((float)a * quick_reciprocal((float)b)), rest = a - q * b;
+  return rest < 0 ? q - 1 : rest >= b ? q + 1 : q;
+}
+
+// nn: blocks across N. GM: that many tiles of an expert's rows take turns with its blocks, so that both are still in the L2 cache; 0: a tile's blocks
+// in a row. naive: tiles are pairs.
+DEV Tile find_tile(int first, const int* ids, const int* expert_map, const int* mapping, const int* gtile, const int* nums, int has_map, int lora,
+                   int naive, int P, int TOPK, int nn, int EG, int E, int NS, int GM, int pid) {
   Tile t;
-  int nn = ceil_div(N, rows_a_block);
   t.slot = -1;
-  t.e = t.row0 = t.row1 = t.lora0 = t.begin = t.end = t.block = 0;
+  t.e = t.row0 = t.row1 = t.lora0 = t.begin = t.end = 0;
+  int mt = quotient(pid, nn);
+  t.block = pid - mt * nn;
   if (naive) {
-    int mt = pid / nn;
-    if (mt >= P) {
-      t.some = false;
-      return t;
-    }
-    t.block = pid % nn;
+    t.some = mt < P;
+    if (!t.some) return t;
     t.row0 = mt;
     t.row1 = mt + 1;
     t.lora0 = t.row1;
     int e = ids[mt];
-    int slot = lora ? mapping[mt / TOPK] : -1;
+    int slot = lora ? mapping[quotient(mt, TOPK)] : -1;
     bool ok = e >= 0 && e < EG;
     if (has_map) e = ok ? expert_map[e] : -1;
     ok = ok && e >= 0 && e < E;
@@ -62,15 +66,13 @@ DEV Tile find_tile(int first, int rows_a_block, const int* ids, const int* exper
     t.slot = slot >= 0 && slot < NS ? slot : -1;
     return t;
   }
-  int mt = pid / nn;
-  t.block = pid % nn;
   int nm = *(volatile const int*)nums;
   t.some = pid < nm * nn;
   if (!t.some) return t;
   if (GM > 0) {
-    int group = pid / (GM * nn), gm = min(nm - group * GM, GM), in = pid % (GM * nn);
-    mt = group * GM + in % gm;
-    t.block = in / gm;
+    const int group = quotient(pid, GM * nn), gm = min(nm - group * GM, GM), in = pid - group * (GM * nn);
+    t.block = quotient(in, gm);
+    mt = group * GM + in - t.block * gm;
   }
   const volatile int* about = gtile + mt * TILE_WORDS;
   t.e = about[0];
@@ -86,18 +88,20 @@ DEV Tile find_tile(int first, int rows_a_block, const int* ids, const int* exper
 }
 
 // A warp's two tiles of the weights on their way through its own slots of shared memory: codes, then ratios, then zero points (ZERO; else codes
-// are symmetric). A lane reads only what it copied itself, so nobody waits for anybody.
-template <int Q, int SG, bool ZERO>
+// are symmetric). A lane reads only what it copied itself, so nobody waits for anybody. DIRECT: one group a chunk or more, its ratios are loaded with
+// load_group and not copied.
+template <int Q, int SG, bool ZERO, bool DIRECT = false>
 struct Stream {
-  static constexpr int CODES = CHUNK * 16 * code_bits(Q) / 8, WORDS = code_bits(Q) / 4, SCALES = SG * 128;
+  static constexpr int CODES = CHUNK * 16 * code_bits(Q) / 8, WORDS = code_bits(Q) / 4, SCALES = DIRECT ? 0 : SG * 128;
   static constexpr int SLOT_BYTES = 2 * (CODES + SCALES * (ZERO ? 2 : 1));
   const uint8_t* codes[2];
   const uint32_t *ratio[2], *zero[2];
-  int shift;
+  int shift, last;  // last: groups that come after the one at hand
 
   DEV Stream(const uint8_t* w, const uint32_t* ratios, const uint32_t* zeros, const int64_t (&tile)[2], int chunks, int group_shift, int lane)
       : shift(group_shift) {
     const int groups = SG == 1 ? (chunks + (1 << group_shift) - 1) >> group_shift : chunks;
+    last = groups - 1;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       codes[i] = w + tile[i] * chunks * CODES + lane * 16;
@@ -115,26 +119,70 @@ struct Stream {
 
   // slot: the lane's place in it. Offsets in a row of tiles fit 32 bits.
   DEV void copy(uint32_t slot, int c, int lane) {
-    const uint32_t codes_at = (uint32_t)c * CODES, at = (uint32_t)(SG == 1 ? c >> shift : c) * 8 * SG;
+    copy_codes(slot, (uint32_t)c * CODES, lane);
+    copy_ratios(slot, c, lane);
+  }
+
+  DEV void copy_codes(uint32_t slot, uint32_t at, int lane) {
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
-      for (int h = 0; h < CODES / 512; h++) copy16(slot + lane * 16 + i * CODES + h * 512, codes[i] + codes_at + h * 512);
-    if constexpr (SG > 0) {
+      for (int h = 0; h < CODES / 512; h++) copy16(slot + lane * 16 + i * CODES + h * 512, codes[i] + at + h * 512);
+  }
+
+  DEV void copy_ratios(uint32_t slot, int c, int lane) {
+    const uint32_t at = (uint32_t)(SG == 1 ? c >> shift : c) * 8 * SG;
+    if constexpr (SG > 0 && !DIRECT) {
 #pragma unroll
       for (int i = 0; i < 2; i++) copy_words<4 * SG>(slot + lane * 4 * SG + 2 * CODES + i * SCALES, ratio[i] + at);
     }
-    if constexpr (ZERO) {
+    if constexpr (ZERO && !DIRECT) {
 #pragma unroll
       for (int i = 0; i < 2; i++) copy_words<4 * SG>(slot + lane * 4 * SG + 2 * (CODES + SCALES) + i * SCALES, zero[i] + at);
     }
   }
 
-  DEV void load(uint32_t slot, uint32_t (&code)[2][4 * WORDS], uint32_t (&scale)[2][SG > 0 ? SG : 1], uint32_t (&zeros)[2][SG > 0 ? SG : 1], int lane) {
+  // To the ratios and zero points of the group that is `step` groups on, or to the last.
+  DEV void next_group(int step) {
+    const int on = min(step, last);
+    last -= on;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
+      ratio[i] += on * 8;
+      if constexpr (ZERO) zero[i] += on * 8;
+    }
+  }
+
+  DEV void load_group(int step, uint32_t (&scale)[2], uint32_t (&zeros)[2]) {
+    static_assert(DIRECT, "others are copied");
+    next_group(step);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      scale[i] = load_constant4(ratio[i]);
+      zeros[i] = (Q == U8 ? 128 : 8) * 0x10001;
+      if constexpr (ZERO) zeros[i] = load_constant4(zero[i]);
+    }
+  }
+
+  // Only if `some`, and without zero points.
+  DEV void load_ratios(int step, uint32_t (&scale)[2], bool some) {
+    static_assert(DIRECT && !ZERO, "others are copied, or needed sooner");
+    next_group(some ? step : 0);
+#pragma unroll
+    for (int i = 0; i < 2; i++) load_constant4(scale[i], ratio[i], some);
+  }
+
+  DEV void load_codes(uint32_t slot, uint32_t (&code)[2][4 * WORDS], int lane) {
+#pragma unroll
+    for (int i = 0; i < 2; i++)
 #pragma unroll
       for (int h = 0; h < WORDS; h++) *(uint4*)(code[i] + 4 * h) = shared16(slot + lane * 16 + i * CODES + h * 512);
+  }
+
+  DEV void load(uint32_t slot, uint32_t (&code)[2][4 * WORDS], uint32_t (&scale)[2][SG > 0 ? SG : 1], uint32_t (&zeros)[2][SG > 0 ? SG : 1], int lane) {
+    load_codes(slot, code, lane);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
 #pragma unroll
       for (int b = 0; b < (SG > 0 ? SG : 1); b++) {
         zeros[i][b] = (Q == U8 ? 128 : 8) * 0x10001;

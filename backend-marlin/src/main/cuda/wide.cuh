@@ -131,49 +131,66 @@ struct Value {
   static constexpr int value = N;
 };
 
+// warps_k == 2 (height 32, an even number of chunks): the warpgroups take every other chunk of the same 128 rows of the weights, for launches that
+// would not fill the card.
 template <int Q, class T, int NT, int SG, bool ZERO>
 DEV void wide(GEMM_PARAMETERS) {
   SHARED(memory);
-  constexpr int NJ = NT / 8, WORDS = code_bits(Q) / 4;
-  constexpr int slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, stage_bytes = (NT * 128 + 8 * slot_bytes + 1023) / 1024 * 1024;
+  constexpr bool SPLITS = NT == 32, DIRECT = SG == 1;
+  using Weights = Stream<Q, SG, ZERO, DIRECT>;
+  constexpr int NJ = NT / 8, WORDS = code_bits(Q) / 4, CODES = Weights::CODES;
+  constexpr int slot_bytes = Weights::SLOT_BYTES, x_bytes = NT * 128 * (SPLITS ? 2 : 1), stage_bytes = (x_bytes + 8 * slot_bytes + 1023) / 1024 * 1024;
   constexpr int STAGES = wide_stages(Q, NT, stage_bytes);
-  const int BLOCK_ROWS = gated ? 128 : 256;
+  const int split = SPLITS && warps_k == 2 ? 1 : 0;
+  const int BLOCK_ROWS = (gated ? 128 : 256) >> split;
   if (wait == 0) wait_for_predecessor();
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4, group4 = warp / 4, own4 = warp % 4;
-  const Tile t = find_tile(first, BLOCK_ROWS, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, N, EG, E, NS, GM, BLOCK);
+  const Tile t = find_tile(first, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, quotient(N + BLOCK_ROWS - 1, BLOCK_ROWS), EG, E, NS, GM,
+                           BLOCK);
   if (!t.some) return;
-  const int tiles = ceil_div(N, 16), chunks = ceil_div(KD, CHUNK);
-  const int local[2] = {gated ? group4 * 64 + own4 * 16 : group4 * 128 + own4 * 16, gated ? group4 * 64 + own4 * 16 : group4 * 128 + 64 + own4 * 16};
+  const int tiles = (N + 15) / 16, chunks = (KD + CHUNK - 1) / CHUNK, turns = chunks >> split;
+  const int local0 = (split ? 0 : group4 * (gated ? 64 : 128)) + own4 * 16;
+  const int local[2] = {local0, gated ? local0 : local0 + 64};
   const int n[2] = {t.block * BLOCK_ROWS + local[0], t.block * BLOCK_ROWS + local[1]};
   int64_t tile[2];
   tile[0] = (int64_t)(t.e * (gated ? 2 : 1)) * tiles + min(n[0] / 16, tiles - 1);
   tile[1] = (int64_t)(t.e * (gated ? 2 : 1) + (gated ? 1 : 0)) * tiles + min(n[1] / 16, tiles - 1);
 
-  // A stage: x, [NT][64] with its 16-byte columns swizzled as the tensor cores want them, then the slots of the warps.
-  const uint32_t base = shared_address(memory), base_end = base + STAGES * stage_bytes, own_slot = NT * 128 + warp * slot_bytes;
-  Stream<Q, SG, ZERO> stream(w, ratio, zero, tile, chunks, group_shift, lane);
+  // A stage: x, [NT][64] (twice where the contraction is split) with its 16-byte columns swizzled as the tensor cores want them, then the slots of the warps.
+  const uint32_t base = uniform(shared_address(memory)), base_end = base + STAGES * stage_bytes, own_slot = x_bytes + warp * slot_bytes;
+  const uint32_t own_x = SPLITS ? uniform(split && group4 ? NT * 128 : 0) : 0;
+  Weights stream(w, ratio, zero, tile, chunks, group_shift, lane);
   constexpr int XROWS = NT * 8 >= 256 ? NT / 32 : 1;
   const uint16_t* from_x[XROWS];
   const int xcol = THREAD % 8;
-  const bool copies_x = NT * 8 >= 256 || THREAD < NT * 8;
   const uint32_t xto = THREAD / 8 * 128 + ((xcol ^ (THREAD / 8 & 7)) << 4);
+  // Pointers move on just before they are used, when the copies have long read them.
 #pragma unroll
   for (int i = 0; i < XROWS; i++) {
     int row = min(t.row0 + THREAD / 8 + 32 * i, t.row1 - 1);
-    if (gather) row = (int)load_new4(pairs + row) / TOPK;
-    from_x[i] = x + (int64_t)row * KD + xcol * 8;
+    if (gather) row = quotient((int)load_new4(pairs + row), TOPK);
+    from_x[i] = x + (int64_t)row * KD + xcol * 8 - (CHUNK << split);
     whole(from_x[i]);
   }
-  uint32_t to = base;
-  int next = 0;
-  auto prefetch = [&]() {
-    if (next < chunks) {
-      const bool some = next * CHUNK + xcol * 8 < KD;
-      if (copies_x) {
+  const int mine = split ? group4 : 0;  // chunks mine, mine + 2, ..
 #pragma unroll
-        for (int i = 0; i < XROWS; i++) copy16_or_zero(to + xto + i * 4096, some ? from_x[i] + next * CHUNK : x, some);
+  for (int i = 0; i < 2; i++) stream.codes[i] += (mine - (1 << split)) * CODES;
+  const int x_step = uniform(CHUNK << split), code_step = uniform(CODES / 2 << split);
+  uint32_t to = base;
+  int next = 0, rest = KD - xcol * 8;  // of the inputs, from this thread's column on
+  auto prefetch = [&]() {
+    if (next < turns) {
+#pragma unroll
+      for (int i = 0; i < XROWS; i++) {
+        from_x[i] += x_step;
+        copy16_or_zero(to + xto + i * 4096, from_x[i], rest > 0);
       }
-      stream.copy(to + own_slot, next, lane);
+      if (SPLITS && split) copy16_or_zero(to + xto + NT * 128, from_x[0] + CHUNK, rest > CHUNK);
+      rest -= x_step;
+#pragma unroll
+      for (int i = 0; i < 2; i++) stream.codes[i] = (const uint8_t*)((const uint16_t*)stream.codes[i] + code_step);
+      stream.copy_codes(to + own_slot, 0, lane);
+      stream.copy_ratios(to + own_slot, (next << split) + mine, lane);
     }
     copies_end();
     next++;
@@ -186,9 +203,9 @@ DEV void wide(GEMM_PARAMETERS) {
 #pragma unroll
   for (int c = 0; c < STAGES - 2; c++) prefetch();
 
-  // The products are as wide as the tile has rows, in steps of 32. Where there is room for a group's sums (LAZY), its ratio is applied to them in f32
+  // The products are as wide as the tile has rows, in steps. Where there is room for a group's sums (LAZY), its ratio is applied to them in f32
   // and not to every weight.
-  constexpr bool LAZY = NT == 32 && SG == 1 && is_integer(Q);
+  constexpr bool LAZY = NT == 32 && SG == 1, LATE = LAZY && !ZERO;  // LATE: nothing of a group is needed before its end
   constexpr int SCALED = SG > 0 && !LAZY && code_bias<U4, T>() < 1000.0f;
   auto multiply_rows = [&](auto width, auto bits) {
     constexpr int NC = decltype(width)::value;
@@ -203,29 +220,55 @@ DEV void wide(GEMM_PARAMETERS) {
           here(acc[i][j][v]);
         }
     [[maybe_unused]] float sum[2][LAZY ? NC / 8 : 1][4];
-    [[maybe_unused]] const int group_mask = (1 << group_shift) - 1;
-  uint32_t a[2][2][4], codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
+    uint32_t a[2][2][4], codes[2][4 * WORDS];
+    // Of the chunk at hand; DIRECT: of its group and of the next one.
+    [[maybe_unused]] uint32_t scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1], scale_next[2], zeros_next[2], late[2];
+    [[maybe_unused]] const int group_mask = uniform((1 << max(group_shift - split, 0)) - 1), group_step = split && group_shift == 0 ? 2 : 1;
+    [[maybe_unused]] Factors factors[2];
     auto widen_step = [&](int step) {
-      const int group = SG == 4 ? step : SG == 2 ? step / 2 : 0;
+      const int in = SG == 4 ? step : SG == 2 ? step / 2 : 0;
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const uint32_t z0 = zero_word<Q, T>(zeros[i][group] & 0xFFFF), z1 = zero_word<Q, T>(zeros[i][group] >> 16);
+        const uint32_t z0 = zero_word<Q, T>(zeros[i][in] & 0xFFFF), z1 = zero_word<Q, T>(zeros[i][in] >> 16);
         if constexpr (SG > 0 && !LAZY) {
-          widen_scaled<Q, T, FINE>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T, FINE>(scale[i][group]));
+          if constexpr (DIRECT) widen_scaled<Q, T, FINE>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, factors[i]);
+          else widen_scaled<Q, T, FINE>(a[step % 2][i], codes[i] + step * WORDS, z0, z1, factors_of<Q, T, FINE>(scale[i][in]));
         } else {
           widen<Q, T>(a[step % 2][i], codes[i] + step * WORDS, z0, z1);
         }
       }
     };
+    auto load = [&](uint32_t slot) {
+      if constexpr (DIRECT) stream.load_codes(slot, codes, lane);
+      else stream.load(slot, codes, scale, zeros, lane);
+    };
+    auto take_group = [&](const uint32_t (&r)[2], const uint32_t (&z)[2]) {
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        scale[i][0] = r[i];
+        zeros[i][0] = z[i];
+        if constexpr (SG > 0 && !LAZY) factors[i] = factors_of<Q, T, FINE>(r[i]);
+      }
+    };
+    if constexpr (LATE) {
+      late[0] = late[1] = 0;
+      zeros[0][0] = zeros[1][0] = (Q == U8 ? 128 : 8) * 0x10001;
+      stream.next_group((mine >> group_shift) - group_step);  // one too far back
+    } else if constexpr (DIRECT) {
+      uint32_t r[2], z[2];
+      stream.load_group(mine >> group_shift, r, z);
+      take_group(r, z);
+      stream.load_group(group_step, scale_next, zeros_next);
+    }
     // A warp reads its own codes before it meets the others, so that its first product is issued as soon as x is there.
     uint32_t at = base;
     copies_wait<STAGES - 3>();
-    stream.load(at + own_slot, codes, scale, zeros, lane);
+    load(at + own_slot);
     widen_step(0);
-    for (int c = 0; c < chunks; c++) {
+    for (int c = 0; c < turns; c++) {
       fence_for_products();
       block_sync();
-      const uint64_t operand = (uint64_t)((at & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+      const uint64_t operand = (uint64_t)(((at + own_x) & 0x3FFFF) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 #pragma unroll
       for (int step = 0; step < 4; step++) {
         products_begin();
@@ -238,21 +281,30 @@ DEV void wide(GEMM_PARAMETERS) {
           Wgmma<T, NC>::run(&acc[1][0][0], a[step % 2][1], operand + step * 2);
         }
         products_end();
+        if constexpr (LATE) {
+          if (step == 0) stream.load_ratios(group_step, late, (c & group_mask) == 0);
+        }
         if (step == 0) prefetch();  // into the stage of two chunks ago: of the chunk just before, one product may still read
         products_wait<1>();
         if (step < 3) {
           widen_step(step + 1);
         } else {
-          [[maybe_unused]] const uint32_t ratios[2] = {scale[0][0], scale[1][0]};
-          if (c + 1 < chunks) {
+          [[maybe_unused]] const uint32_t ratios[2] = {LATE ? late[0] : scale[0][0], LATE ? late[1] : scale[1][0]};
+          if constexpr (DIRECT && !LATE) {
+            if ((c & group_mask) == group_mask) {
+              take_group(scale_next, zeros_next);
+              stream.load_group(group_step, scale_next, zeros_next);
+            }
+          }
+          if (c + 1 < turns) {
             at += stage_bytes;
             if (at == base_end) at = base;
             copies_wait<STAGES - 3>();
-            stream.load(at + own_slot, codes, scale, zeros, lane);
+            load(at + own_slot);
             widen_step(0);
           }
           if constexpr (LAZY) {
-            if ((c & group_mask) == group_mask || c + 1 == chunks) {
+            if ((c & group_mask) == group_mask || c + 1 == turns) {
               products_wait<0>();
 #pragma unroll
               for (int i = 0; i < 2; i++)
@@ -280,26 +332,34 @@ DEV void wide(GEMM_PARAMETERS) {
         }
   };
   const int count = t.row1 - t.row0;
-  if (SCALED && fine) {
-    if constexpr (NT >= 128) {
-      if (count > 64) multiply_rows(Value<128>{}, Value<SCALED>{});
-    }
-    if constexpr (NT >= 64) {
-      if (count > 32 && count <= 64) multiply_rows(Value<64>{}, Value<SCALED>{});
-    }
-    if (count <= 32) multiply_rows(Value<32>{}, Value<SCALED>{});
-  } else {
-    if constexpr (NT >= 128) {
-      if (count > 96) multiply_rows(Value<128>{}, Value<0>{});
-      else if (count > 64) multiply_rows(Value<96>{}, Value<0>{});
-    }
-    if constexpr (NT >= 64) {
-      if (count > 32 && count <= 64) multiply_rows(Value<64>{}, Value<0>{});
-    }
-    if (count <= 32) multiply_rows(Value<32>{}, Value<0>{});
-  }
+  // The narrowest of some widths that holds the tile's rows.
+  auto multiply_in = [&](auto bits, auto... widths) {
+    bool done = false;
+    ((!done && count <= decltype(widths)::value ? (done = true, multiply_rows(widths, bits)) : void()), ...);
+  };
+  auto multiply = [&](auto bits) {
+    if constexpr (NT == 32) multiply_in(bits, Value<8>{}, Value<16>{}, Value<24>{}, Value<32>{});
+    else if constexpr (NT == 64) multiply_in(bits, Value<32>{}, Value<40>{}, Value<48>{}, Value<64>{});
+    else if constexpr (decltype(bits)::value == 1) multiply_in(bits, Value<32>{}, Value<64>{}, Value<96>{}, Value<128>{});
+    else multiply_in(bits, Value<32>{}, Value<64>{}, Value<80>{}, Value<96>{}, Value<128>{});
+  };
+  if (SCALED && fine) multiply(Value<SCALED>{});
+  else multiply(Value<0>{});
   copies_wait<0>();
   launch_dependents();
+  if (SPLITS && split) {
+    // The second warpgroup's sums to the first; it goes on with what it has, and writes nothing.
+    float* sums = (float*)memory + THREAD % 128;
+    block_sync();  // the stages have been read
+#pragma unroll
+    for (int v = 0; v < 2 * NJ * 4; v++)
+      if (group4 == 1) sums[v * 128] = (&acc[0][0][0])[v];
+    block_sync();
+#pragma unroll
+    for (int v = 0; v < 2 * NJ * 4; v++)
+      if (group4 == 0) (&acc[0][0][0])[v] += sums[v * 128];
+    block_sync();
+  }
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -381,8 +441,8 @@ DEV void wide(GEMM_PARAMETERS) {
                             pack2<T>(acc[i][j + 1][0], acc[i][j + 1][1]), pack2<T>(acc[i][j + 1][2], acc[i][j + 1][3]));
     }
     some_sync<128>(MEET + group);
-    const int col = in_group % 8, n = t.block * BLOCK_ROWS + (gated ? group * 64 : group * 128 + 64 * i) + col * 8;
-    if (n < N) {
+    const int col = in_group % 8, n = t.block * BLOCK_ROWS + (split ? 0 : group * (gated ? 64 : 128)) + 64 * i + col * 8;
+    if (n < N && !(split && group)) {
 #pragma unroll 4
       for (int row = in_group / 8; row < count; row += 16)
         *(uint4*)(y + (int64_t)(t.row0 + row) * N + n) = shared16(outputs + row * 128 + ((col ^ row & 7) << 4));

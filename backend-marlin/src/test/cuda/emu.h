@@ -157,6 +157,9 @@ inline void load_matrices(uint32_t* r, uint32_t p) {
   emu::meet_warp();
 }
 inline uint32_t load_new4(const void* p) { return *(const uint32_t*)p; }
+inline uint32_t load_constant4(const void* p) { return *(const uint32_t*)p; }
+inline void load_constant4(uint32_t& v, const void* p, bool some) { if (some) v = *(const uint32_t*)p; }
+inline uint32_t uniform(uint32_t v) { return v; }
 inline uint4 load_new16(const void* p) { return *(const uint4*)p; }
 template <class T> void multiply(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
   auto d = emu::deposit;

@@ -254,7 +254,7 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
   }
   std::vector<uint16_t> y((size_t)P * N, 0xFFFF);
   float alpha = 1.7f, beta = 1.0f, limit = act == 0 ? INFINITY : 1.5f;
-  int rows = WIDE_ONE ? (GATED ? 128 : 256) : 8 / warps_k * (GATED ? 16 : 32), grid = (naive ? P : tiles) * ((N + rows - 1) / rows);
+  int rows = WIDE_ONE ? (GATED ? 128 : 256) / warps_k : 8 / warps_k * (GATED ? 16 : 32), grid = (naive ? P : tiles) * ((N + rows - 1) / rows);
   emu::launch(grid + 1, 256, [&] {
     auto call = [&](auto kernel) {
       kernel(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(), bias.data(), tw.data(), y.data(),
@@ -315,6 +315,7 @@ int main() {
   ok &= run<Q, T, 8, SG, G, false>(F, 3, 40, 328, G, true, true, 8, 8, G ? 3 : -1, false);             \
   ok &= run<Q, T, 32, SG, G, false>(F, 30, 72, 200, G, false, false, 2, 2, G ? 0 : -1, G);             \
   ok &= run<Q, T, 32, SG, G, true>(F, 14, 264, 328, G, true, false, 1, 1, G ? 3 : -1, false);          \
+  ok &= run<Q, T, 32, SG, G, true>(F, 30, 136, 248, G, true, false, 2, 1, G ? 3 : -1, false);          \
   ok &= run<Q, T, 128, SG, G, true>(F, 90, 136, 264, G, true, false, 1, 1, G ? 0 : -1, G);
 #define ALL(Q, SG, F)                 \
   BOTH_KINDS(Q, Bf16, SG, F, true)    \
@@ -324,7 +325,8 @@ int main() {
 #ifdef FORMATS
 #define ONE(Q, SG, F)                                                                     \
   ok &= run<Q, Bf16, 8, SG, true, false>(F, 9, 40, 328, true, true, false, 4, 8, 0, false); \
-  ok &= run<Q, Bf16, 32, SG, true, true>(F, 14, 264, 328, true, true, false, 1, 1, 3, false);
+  ok &= run<Q, Bf16, 32, SG, true, true>(F, 14, 264, 328, true, true, false, 1, 1, 3, false); \
+  ok &= run<Q, Bf16, 32, SG, true, true>(F, 30, 136, 248, true, true, false, 2, 1, 3, false);
   ONE(U4, 2, ASYM)
   ONE(U4, 1, AWQ)
   ONE(U4, 4, CT16)

@@ -20,6 +20,7 @@ import java.util.List;
 import java.util.Objects;
 import java.util.TreeMap;
 import java.util.stream.Stream;
+import org.jspecify.annotations.Nullable;
 
 /**
  * One of the recorded models under {@code testdata}: a transformers checkpoint, its PEFT adapters,
@@ -106,9 +107,17 @@ final class Fixture implements AutoCloseable {
 
   /** The adapters that one of several ranks holds. */
   AdapterRegistry registryOf(ParallelConfig rank) {
+    return registryOf(rank, null);
+  }
+
+  /**
+   * The adapters that one of several ranks holds, in slots on a device; null = on the host.
+   */
+  AdapterRegistry registryOf(ParallelConfig rank, @Nullable Device device) {
     TreeMap<Integer, MoeConfig> local = new TreeMap<>();
     configs.forEach((layer, c) -> local.put(layer, TensorParallel.config(c, rank)));
-    AdapterRegistry out = AdapterRegistry.builder(local).build();
+    AdapterRegistry.Builder builder = AdapterRegistry.builder(local);
+    AdapterRegistry out = (device == null ? builder : builder.device(device)).build();
     int experts = configs.firstEntry().getValue().numExperts();
     ExpertMap map = ExpertMap.linear(experts, rank.epSize(), rank.epRank());
     adapters.forEach(a -> out.load(TensorParallel.of(rank).adapter(a.localExperts(map))));

@@ -174,7 +174,9 @@ class GpuFlashInferTest {
     }
   }
 
-  /** Gate and up of an expert under the larger of their scales, all under the largest input scale. */
+  /**
+   * Gate and up of an expert under the larger of their scales, all under the largest input scale.
+   */
   private static ExpertWeights unified(ExpertWeights experts) {
     float input = 0;
     for (ExpertWeights.Expert e : experts.experts()) {
@@ -186,8 +188,7 @@ class GpuFlashInferTest {
     for (ExpertWeights.Expert e : experts.experts()) {
       Weight gate = Objects.requireNonNull(e.gate());
       float scale =
-          Math.max(
-              number(gate.scales().orElseThrow()), number(e.up().scales().orElseThrow()));
+          Math.max(number(gate.scales().orElseThrow()), number(e.up().scales().orElseThrow()));
       all.add(
           ExpertWeights.Expert.of(
               coded(gate, scale, input), coded(e.up(), scale, input), e.down()));
@@ -242,8 +243,7 @@ class GpuFlashInferTest {
    */
   private static double[] expected(
       LayerCheck check, MoeConfig config, MoeLayerWeights weights, int tokens) {
-    if (config.routing().scoring() != RoutingConfig.Scoring.SPARSE_MIXER
-        && !config.isQuantized()) {
+    if (config.routing().scoring() != RoutingConfig.Scoring.SPARSE_MIXER && !config.isQuantized()) {
       return check.golden("output.base").toDoubles();
     }
     try (MoeOracle host =
@@ -252,8 +252,7 @@ class GpuFlashInferTest {
                     List.of(new CpuReferenceBackend()),
                     List.of(new CpuDeviceProvider()),
                     List.of(new CpuBlockOpsProvider())));
-        MoeLayer truth =
-            MoeLayer.builder(config, weights).oracle(host).build()) {
+        MoeLayer truth = MoeLayer.builder(config, weights).oracle(host).build()) {
       return wide(
           check.run(
               truth, check.fixture().registry, Collections.nCopies(tokens, (String) null), false));

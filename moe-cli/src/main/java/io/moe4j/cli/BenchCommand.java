@@ -2,6 +2,7 @@ package io.moe4j.cli;
 
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.cli.bench.RanksBench;
 import io.moe4j.cli.bench.BenchReport;
 import io.moe4j.cli.bench.BenchShape;
 import io.moe4j.cli.bench.BenchWeights;
@@ -42,6 +43,7 @@ import picocli.CommandLine.ParentCommand;
           + " no kernel can do without. Writes bench.md and bench.json."
     })
 final class BenchCommand implements Callable<Integer> {
+  private static final List<Integer> RANK_TOKENS = List.of(16, 64, 256, 1024, 4096, 8192);
   private static final List<Integer> TOKENS = List.of(1, 4, 16, 64, 256, 1024);
   private static final List<Integer> MANY_TOKENS = List.of(4096, 8192);
   private static final List<String> FILES =
@@ -111,6 +113,14 @@ final class BenchCommand implements Callable<Integer> {
       defaultValue = "300")
   private int rest;
 
+  @Option(
+      names = "--ranks",
+      paramLabel = "N",
+      description =
+          "With --device cuda: share the experts among so many GPUs of this machine, and print the"
+              + " time of all tokens (--tokens of all ranks together) against one GPU's. Needs NCCL.")
+  private @Nullable Integer ranks;
+
   @Option(names = "--quick", description = "Fewer cases and shorter: about half a minute.")
   private boolean quick;
 
@@ -144,7 +154,10 @@ final class BenchCommand implements Callable<Integer> {
       if (peersFile != null) {
         throw CliException.usage("--peers is " + peersFile + "; --device cuda draws no chart");
       }
-      return onDevice();
+      return ranks == null ? onDevice() : onDevices(ranks);
+    }
+    if (ranks != null) {
+      throw CliException.usage("--ranks is " + ranks + "; it goes with --device cuda");
     }
     if (!device.equals("cpu")) {
       throw CliException.usage("--device is \"" + device + "\"; accepted are cpu and cuda");
@@ -211,6 +224,50 @@ final class BenchCommand implements Callable<Integer> {
     } catch (IllegalArgumentException e) {
       throw CliException.usage("--peers " + e.getMessage());
     }
+  }
+
+  private int onDevices(int size) {
+    if (size < 2) {
+      throw CliException.usage("--ranks is " + size + ", must be at least 2");
+    }
+    if (!dtypes.isEmpty() && deviceWeights() != BenchWeights.BF16) {
+      throw CliException.usage("--dtype is " + dtypes + "; with --ranks accepted is bf16");
+    }
+    List<BenchShape> of =
+        shapes.isEmpty() ? BenchShape.DEVICE : shapes.stream().map(BenchCommand::shape).toList();
+    List<Integer> counts =
+        tokens.isEmpty() ? (quick ? List.of(16, 1024) : RANK_TOKENS) : counts();
+    for (int t : counts) {
+      if (t % size != 0) {
+        throw CliException.usage("--tokens is " + t + ", must be a multiple of --ranks " + size);
+      }
+    }
+    List<DeviceBench.Lora> grid = new ArrayList<>(List.of(DeviceBench.Lora.NONE));
+    if (adapters == null || adapters > 0) {
+      grid.add(
+          new DeviceBench.Lora(rank == null ? RANK : rank, adapters == null ? ADAPTERS : adapters));
+    }
+    try (MoeOracle oracle = oracleOptions.discover();
+        Progress progress =
+            Progress.start(moe, "Bench", 2L * of.size() * counts.size() * grid.size())) {
+      RanksBench bench = new RanksBench(oracle, oracleOptions.backend, size, counts, grid);
+      for (BenchShape s : of) {
+        bench.run(
+            s,
+            what -> {
+              progress.doing(what);
+              progress.step();
+            });
+      }
+      moe.terminal().print(json ? bench.json() : null, bench::markdown);
+      if (out != null) {
+        createDirectory(out);
+        writeFile("bench.md", bench.markdown());
+        writeFile("bench.json", Json.text(bench.json()) + "\n");
+        moe.note("Written: bench.md and bench.json in " + out);
+      }
+    }
+    return ExitCode.OK;
   }
 
   private int onDevice() {

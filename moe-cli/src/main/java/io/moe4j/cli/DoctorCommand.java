@@ -3,6 +3,7 @@ package io.moe4j.cli;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.MoeException;
+import io.moe4j.api.comm.CommProvider;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.ExternalBackend;
@@ -203,6 +204,16 @@ final class DoctorCommand implements Callable<Integer> {
                 s.remedy());
           }
         }
+      }
+      for (CommProvider p : catalog.commProviders()) {
+        String why = p.whyUnsupported(platform).orElse("");
+        add(
+            why.isEmpty() ? Verdict.OK : Verdict.NOTE,
+            "ranks over " + p.name(),
+            why.isEmpty()
+                ? (p.version() + " for memory of " + p.deviceType()).strip()
+                : "none: " + why,
+            "");
       }
       if (catalog.backends().isEmpty()) {
         add(Verdict.FAULT, "backends", "none found", "put backend-cpu on the class path");

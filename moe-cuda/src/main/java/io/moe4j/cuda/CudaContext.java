@@ -4,7 +4,9 @@ import io.moe4j.api.DeviceException;
 import io.moe4j.api.platform.DeviceInfo;
 import java.nio.ByteBuffer;
 import java.util.HashMap;
+import java.util.List;
 import java.util.Map;
+import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.atomic.AtomicLong;
 import jcuda.Pointer;
 import jcuda.driver.CUcontext;
@@ -42,6 +44,7 @@ final class CudaContext {
   private final Map<KernelKey, Kernel> kernels = new HashMap<>();
   private final AtomicLong allocated = new AtomicLong();
   private final AtomicLong pinned = new AtomicLong();
+  private final List<StreamGuard> guards = new CopyOnWriteArrayList<>();
   private int users;
 
   private CudaContext(DeviceInfo info) {
@@ -90,6 +93,11 @@ final class CudaContext {
 
   DeviceInfo info() {
     return info;
+  }
+
+  /** Those whose work on streams may fail unseen by the driver. */
+  List<StreamGuard> guards() {
+    return guards;
   }
 
   /**

@@ -174,6 +174,32 @@ public final class CudaDevice implements Device {
   }
 
   /**
+   * Makes the device's context the calling thread's, for another library's calls that act on it.
+   */
+  public void makeCurrent() {
+    context.makeCurrent();
+  }
+
+  /**
+   * Asks a guard from now on whenever somebody has waited for a stream of this device, or launches
+   * a graph that recorded its work.
+   *
+   * @param guard until {@link #removeGuard}
+   */
+  public void addGuard(StreamGuard guard) {
+    context.guards().add(guard);
+  }
+
+  /**
+   * Asks a guard no more.
+   *
+   * @param guard added before, or not
+   */
+  public void removeGuard(StreamGuard guard) {
+    context.guards().remove(guard);
+  }
+
+  /**
    * {@return a new event, owned by the caller}
    *
    * @param timing whether it measures time, which costs a little

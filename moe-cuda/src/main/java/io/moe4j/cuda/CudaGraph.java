@@ -3,6 +3,7 @@ package io.moe4j.cuda;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.cuda.ffi.CudaDriver;
+import java.util.List;
 import java.util.concurrent.atomic.AtomicBoolean;
 import jcuda.driver.CUgraph;
 import jcuda.driver.CUgraphExec;
@@ -17,11 +18,13 @@ import jcuda.driver.JCudaDriver;
 public final class CudaGraph implements Device.Graph {
   private final CudaContext context;
   private final CUgraphExec exec;
+  private final List<StreamGuard> guards;
   private final AtomicBoolean closed = new AtomicBoolean();
 
-  private CudaGraph(CudaContext context, CUgraphExec exec) {
+  private CudaGraph(CudaContext context, CUgraphExec exec, List<StreamGuard> guards) {
     this.context = context;
     this.exec = exec;
+    this.guards = guards;
   }
 
   /**
@@ -45,11 +48,13 @@ public final class CudaGraph implements Device.Graph {
         stream::toString);
     CUgraph graph = new CUgraph();
     boolean recorded = false;
+    List<StreamGuard> recording;
     int ended;
     try {
       work.run();
       recorded = true;
     } finally {
+      recording = context.guards().stream().filter(g -> g.endRecording(stream)).toList();
       context.makeCurrent();
       ended = JCudaDriver.cuStreamEndCapture(CudaStream.jcuda(stream), graph);
       if (!recorded && Handles.raw(graph) != 0) {
@@ -60,7 +65,7 @@ public final class CudaGraph implements Device.Graph {
     try {
       CUgraphExec exec = new CUgraphExec();
       Cu.check(JCudaDriver.cuGraphInstantiate(exec, graph, 0), "cuGraphInstantiate");
-      return new CudaGraph(context, exec);
+      return new CudaGraph(context, exec, recording);
     } finally {
       JCudaDriver.cuGraphDestroy(graph);
     }
@@ -72,10 +77,12 @@ public final class CudaGraph implements Device.Graph {
     if (closed.get()) {
       throw new IllegalStateException("the graph of " + context.info().id() + " is closed");
     }
+    guards.forEach(g -> g.beforeLaunch(stream));
     context.makeCurrent();
     Cu.check(
         CudaDriver.cuGraphLaunch(Handles.segment(exec), CudaStream.segment(stream)),
         "cuGraphLaunch");
+    guards.forEach(g -> g.afterLaunch(stream));
   }
 
   @Override

@@ -66,6 +66,9 @@ public final class CudaStream implements Device.OwnedStream {
         CudaDriver.cuStreamSynchronize(Handles.segment(open())),
         "cuStreamSynchronize",
         () -> "some work on " + this + " failed");
+    for (StreamGuard guard : context.guards()) {
+      guard.check(this);
+    }
   }
 
   /**

@@ -233,6 +233,14 @@ final class LayerParts {
               + layout.capacity()
               + " of one piece (maxTokens); on several ranks a forward is one piece");
     }
+    if (f.rankTokens() > layout.capacity()) {
+      throw new IllegalArgumentException(
+          "rankTokens is "
+              + f.rankTokens()
+              + ", more than the "
+              + layout.capacity()
+              + " of one piece (maxTokens)");
+    }
   }
 
   /** The other ranks would wait for this one until their deadline. */
@@ -304,7 +312,8 @@ final class LayerParts {
               chosen.topkIds(), chosen.topkWeights(), v.expertIds(), zeroWeights, stream);
         }
         if (v.exchanged() != null) {
-          runExchanged(modular, in, routing, lora, sum, layout, v, stream);
+          int most = f.rankTokens() == 0 ? layout.capacity() : f.rankTokens();
+          runExchanged(modular, in, routing, lora, sum, most, layout, v, stream);
         } else {
           modular.apply(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
         }
@@ -363,12 +372,13 @@ final class LayerParts {
       ExpertRouting routing,
       @Nullable MoeLoraContext lora,
       Tensor sum,
+      int rankTokens,
       ScratchLayout layout,
       ScratchLayout.Views v,
       DeviceStream stream) {
     Workspace exchanged = Objects.requireNonNull(v.exchanged());
     Tensor mapping = lora == null ? null : lora.tokenLoraMapping();
-    ExchangeInputs inputs = new ExchangeInputs(in, routing, mapping);
+    ExchangeInputs inputs = new ExchangeInputs(in, routing, mapping, rankTokens);
     ExchangedRows rows = exchange.dispatch(inputs, exchanged, stream);
     Tensor out = layout.expertsOut(v, rows.hidden().shape());
     Tensor slots = rows.loraMapping();

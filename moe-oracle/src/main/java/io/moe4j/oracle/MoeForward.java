@@ -24,6 +24,7 @@ public final class MoeForward {
   private final @Nullable Tensor topkWeightsOut;
   private final @Nullable Tensor logitsOut;
   private final @Nullable Tensor tokenIds;
+  private final int rankTokens;
 
   private MoeForward(
       Tensor hidden,
@@ -35,7 +36,8 @@ public final class MoeForward {
       @Nullable Tensor topkIdsOut,
       @Nullable Tensor topkWeightsOut,
       @Nullable Tensor logitsOut,
-      @Nullable Tensor tokenIds) {
+      @Nullable Tensor tokenIds,
+      int rankTokens) {
     this.hidden = Objects.requireNonNull(hidden, "hidden");
     this.output = Objects.requireNonNull(output, "output");
     this.lora = lora;
@@ -46,6 +48,7 @@ public final class MoeForward {
     this.topkWeightsOut = topkWeightsOut;
     this.logitsOut = logitsOut;
     this.tokenIds = tokenIds;
+    this.rankTokens = rankTokens;
     requirePair("topkIds", topkIds, "topkWeights", topkWeights);
     requirePair("topkIdsOut", topkIdsOut, "topkWeightsOut", topkWeightsOut);
     if (topkIds != null && (routerLogits != null || topkIdsOut != null || logitsOut != null)) {
@@ -128,6 +131,16 @@ public final class MoeForward {
   }
 
   /**
+   * {@return the largest T of any rank in this forward, 0 = as many as the session or the layer
+   * holds}
+   *
+   * @since 0.2.0
+   */
+  public int rankTokens() {
+    return rankTokens;
+  }
+
+  /**
    * The base model, routed by the layer.
    *
    * @param hidden {@code [T, H]}
@@ -135,7 +148,7 @@ public final class MoeForward {
    * @return the request
    */
   public static MoeForward of(Tensor hidden, Tensor output) {
-    return new MoeForward(hidden, output, null, null, null, null, null, null, null, null);
+    return new MoeForward(hidden, output, null, null, null, null, null, null, null, null, 0);
   }
 
   /**
@@ -155,7 +168,8 @@ public final class MoeForward {
         topkIdsOut,
         topkWeightsOut,
         logitsOut,
-        tokenIds);
+        tokenIds,
+        rankTokens);
   }
 
   /**
@@ -175,7 +189,8 @@ public final class MoeForward {
         topkIdsOut,
         topkWeightsOut,
         logitsOut,
-        tokenIds);
+        tokenIds,
+        rankTokens);
   }
 
   /**
@@ -196,7 +211,8 @@ public final class MoeForward {
         topkIdsOut,
         topkWeightsOut,
         logitsOut,
-        tokenIds);
+        tokenIds,
+        rankTokens);
   }
 
   /**
@@ -217,7 +233,8 @@ public final class MoeForward {
         ids,
         weights,
         logitsOut,
-        tokenIds);
+        tokenIds,
+        rankTokens);
   }
 
   /**
@@ -237,7 +254,8 @@ public final class MoeForward {
         topkIdsOut,
         topkWeightsOut,
         logits,
-        tokenIds);
+        tokenIds,
+        rankTokens);
   }
 
   /**
@@ -258,7 +276,36 @@ public final class MoeForward {
         topkIdsOut,
         topkWeightsOut,
         logitsOut,
-        Objects.requireNonNull(ids, "ids"));
+        Objects.requireNonNull(ids, "ids"),
+        rankTokens);
+  }
+
+  /**
+   * For ranks that share a layer on devices, where no rank can ask the others how many tokens they
+   * have: room is made for so many of each. Without it, for as many as the session holds. Every
+   * rank says the same number, or none.
+   *
+   * @param most the largest {@code T} of any rank, at least this one's
+   * @return a new request
+   * @since 0.2.0
+   */
+  public MoeForward withRankTokens(int most) {
+    if (most < hidden.size(0)) {
+      throw new IllegalArgumentException(
+          "rankTokens is " + most + ", less than the " + hidden.size(0) + " tokens of hidden");
+    }
+    return new MoeForward(
+        hidden,
+        output,
+        lora,
+        routerLogits,
+        topkIds,
+        topkWeights,
+        topkIdsOut,
+        topkWeightsOut,
+        logitsOut,
+        tokenIds,
+        most);
   }
 
   /** The same for some of the tokens. */
@@ -275,7 +322,8 @@ public final class MoeForward {
         part(topkIdsOut, start, count),
         part(topkWeightsOut, start, count),
         part(logitsOut, start, count),
-        part(tokenIds, start, count));
+        part(tokenIds, start, count),
+        rankTokens);
   }
 
   private static @Nullable Tensor part(@Nullable Tensor t, long start, long count) {

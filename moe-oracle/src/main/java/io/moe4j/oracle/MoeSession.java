@@ -73,8 +73,11 @@ public final class MoeSession implements AutoCloseable {
     if (!closed) {
       closed = true;
       layer.forget(this);
-      last.synchronize();
-      scratch.close();
+      try {
+        last.synchronize();
+      } finally {
+        scratch.close(); // also where the work failed, like that of ranks whose group has ended
+      }
     }
   }
 }

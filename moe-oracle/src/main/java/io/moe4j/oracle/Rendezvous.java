@@ -82,7 +82,7 @@ public final class Rendezvous {
         "nothing connects ranks on "
             + device.info().id()
             + (refused.isEmpty()
-                ? "; add the jar comm-tcp"
+                ? "; add the jar comm-tcp (processors) or comm-nccl (GPUs)"
                 : " (" + String.join(" | ", refused) + ")"));
   }
 

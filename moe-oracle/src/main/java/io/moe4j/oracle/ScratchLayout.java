@@ -67,7 +67,9 @@ final class ScratchLayout {
     routerInput = layout.reserve(DType.F32, needsRouterInput() ? capacity : 0, config.hiddenSize());
     routed = layout.reserve(DType.F32, needsRouted() ? capacity : 0, width);
     exchanged = layout.reserve(DType.U8, direct ? 0 : exchange.workspaceBytes(capacity));
-    expertsOut = layout.reserve(DType.F32, batched() ? config.numLocalExperts() : 1, rows, width);
+    expertsOut =
+        layout.reserve(
+            exchange.outputDtype(), batched() ? config.numLocalExperts() : 1, rows, width);
     int zeros = config.zeroExperts() > 0 ? capacity : 0;
     expertIds = layout.reserve(DType.I32, zeros, config.topK());
     zeroWeights = layout.reserve(DType.F32, zeros);
@@ -146,7 +148,7 @@ final class ScratchLayout {
       @Nullable Workspace exchanged) {}
 
   /**
-   * {@return where experts write what an exchange brought them, F32}
+   * {@return where experts write what an exchange brought them, in the dtype it wants}
    *
    * @param views of this layout
    * @param shape of the rows that came

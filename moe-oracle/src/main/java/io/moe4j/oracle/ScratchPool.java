@@ -178,16 +178,31 @@ public final class ScratchPool implements AutoCloseable {
 
   private void free(Scratch scratch) {
     bytes -= scratch.bytes();
-    device.defaultStream().synchronize(); // work that reads it may still be under way
-    scratch.close();
+    try {
+      device.defaultStream().synchronize(); // work that reads it may still be under way
+    } finally {
+      scratch.close(); // also where that work failed
+    }
   }
 
   /** Gives the memory back; pieces in use follow when their forward ends. Harmless twice. */
   @Override
   public synchronized void close() {
     closed = true;
-    idle.forEach(this::free);
-    idle.clear();
-    notifyAll();
+    try {
+      RuntimeException failure = null;
+      for (Scratch scratch; (scratch = idle.poll()) != null; ) {
+        try {
+          free(scratch);
+        } catch (RuntimeException e) {
+          failure = e;
+        }
+      }
+      if (failure != null) {
+        throw failure;
+      }
+    } finally {
+      notifyAll();
+    }
   }
 }

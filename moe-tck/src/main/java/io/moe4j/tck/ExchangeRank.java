@@ -131,7 +131,8 @@ final class ExchangeRank implements AutoCloseable {
                 bench.input(problem.ids),
                 bench.input(problem.topkWeights),
                 map == null ? null : bench.input(map)),
-            c.lora() ? bench.input(Tensor.ofInts(problem.mapping, problem.tokens)) : null);
+            c.lora() ? bench.input(Tensor.ofInts(problem.mapping, problem.tokens)) : null,
+            c.maxTokens());
     Workspace workspace = bench.workspace(exchange.workspaceBytes(c.maxTokens()));
     ExchangedRows rows = exchange.dispatch(inputs, workspace, stream);
     requireShapes(rule, rows);

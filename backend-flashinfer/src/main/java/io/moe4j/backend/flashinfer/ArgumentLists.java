@@ -81,6 +81,7 @@ final class ArgumentLists {
           norm_topk_prob:b routing_replay_out:T? da_routing_metadata:T[] da_body_workspace:T[]
           is_da_body_preparation:b
           """);
+
   private static final Signature TRTLLM_FP4_41 =
       Signature.of(
           "trtllm_fp4_block_scale_moe",
@@ -127,7 +128,15 @@ final class ArgumentLists {
           new Row(8, 14, INIT_7, RUN_MOE_25),
           new Row(15, 15, INIT_8, RUN_MOE_25),
           new Row(16, 17, INIT_8, INIT_9, RUN_MOE_26),
-          new Row(18, 18, INIT_9, RUN_MOE_26, RUN_MOE_28, TRTLLM_BF16_33, TRTLLM_FP8_38, TRTLLM_FP4_41));
+          new Row(
+              18,
+              18,
+              INIT_9,
+              RUN_MOE_26,
+              RUN_MOE_28,
+              TRTLLM_BF16_33,
+              TRTLLM_FP8_38,
+              TRTLLM_FP4_41));
 
   private ArgumentLists() {}
 

@@ -85,8 +85,7 @@ final class BlockScaledWeights {
       long at = 0;
       for (Weight w : maps(e, first)) {
         tensors.copy(
-            packed ? Mxfp4Weights.bytes(w) : w.values(),
-            to.select(0, e).narrow(0, at, w.out()));
+            packed ? Mxfp4Weights.bytes(w) : w.values(), to.select(0, e).narrow(0, at, w.out()));
         at += w.out();
       }
     }

@@ -160,8 +160,7 @@ final class CutlassExperts implements ModularExperts {
 
   /** Room for hidden states or the output in the module's dtype, one after the other. */
   private long rowBytes(long tokens) {
-    return Workspace.align(
-        Math.multiplyExact(tokens, config.inputDtype().byteSize(paddedHidden)));
+    return Workspace.align(Math.multiplyExact(tokens, config.inputDtype().byteSize(paddedHidden)));
   }
 
   /** Room for the scales of MXFP8 hidden states. */
@@ -245,9 +244,7 @@ final class CutlassExperts implements ModularExperts {
     if (!isWhole()) {
       // Where the call read its input from, which it has done.
       narrow =
-          output.dtype() == config.inputDtype()
-              ? output
-              : rooms.input(config.inputDtype(), hidden);
+          output.dtype() == config.inputDtype() ? output : rooms.input(config.inputDtype(), hidden);
       kernels.rows(CardKernels.Rows.resized(target, narrow), stream);
     }
     if (!narrow.equals(output)) {
@@ -335,8 +332,7 @@ final class CutlassExperts implements ModularExperts {
     /** E8M0 bytes {@code [T, H / 32]}, null where the module wants none. */
     @Nullable Tensor scales() {
       return scheme.input() == CutlassScheme.Input.MXFP8
-          ? workspace.tensor(
-              2 * rowBytes(tokens), DType.U8, tokens, hidden / MX_GROUP)
+          ? workspace.tensor(2 * rowBytes(tokens), DType.U8, tokens, hidden / MX_GROUP)
           : null;
     }
 

@@ -16,6 +16,7 @@ import java.util.Optional;
  * of {@code flashinfer-cutlass}. {@link CutlassSupport} answers from it, {@link CutlassRunner}
  * makes the module's object from it, and a test holds the README's table to it.
  */
+@SuppressWarnings("ImmutableEnumChecker") // a QuantScheme is a value
 enum CutlassScheme {
   /** Plain weights. */
   PLAIN("none", QuantScheme.NONE, true, "9.0 10.0 10.3 12.x", 0, 8, Input.AS_IS),

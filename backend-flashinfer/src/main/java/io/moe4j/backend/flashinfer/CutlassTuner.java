@@ -27,8 +27,8 @@ import java.util.function.Consumer;
 /**
  * Measures the module's kernels in whole forwards: first those of the first product beside the
  * module's choice for the second, then those of the second beside the best of the first, then the
- * fastest few of both with each other. Only kernels that the module itself calls valid for the shape
- * are run.
+ * fastest few of both with each other. Only kernels that the module itself calls valid for the
+ * shape are run.
  */
 final class CutlassTuner implements Tuner {
   private static final int SAMPLES = 7;

@@ -19,8 +19,7 @@ final class FusedSum {
       case "true" -> true;
       case "false" -> false;
       default ->
-          throw new IllegalArgumentException(
-              PROPERTY + " is " + text + ", must be true or false");
+          throw new IllegalArgumentException(PROPERTY + " is " + text + ", must be true or false");
     };
   }
 }

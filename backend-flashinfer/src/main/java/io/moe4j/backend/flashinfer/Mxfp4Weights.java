@@ -142,13 +142,7 @@ final class Mxfp4Weights {
       }
       long lanes = (long) FOLD_ROWS / FOLDED_ROWS * (FOLD_COLUMNS / GROUP);
       return tensors.upload(
-          DType.U8,
-          folded,
-          experts,
-          rows / FOLD_ROWS,
-          columns / FOLD_COLUMNS,
-          FOLDED_ROWS,
-          lanes);
+          DType.U8, folded, experts, rows / FOLD_ROWS, columns / FOLD_COLUMNS, FOLDED_ROWS, lanes);
     }
   }
 

@@ -3,6 +3,7 @@ package io.moe4j.backend.flashinfer;
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
@@ -69,9 +70,10 @@ final class Replays implements AutoCloseable {
 
   /** What a recording holds on to. */
   static final class Key {
-    private static final int PER_TENSOR = 6;
+    private static final int PER_TENSOR = 5;
 
     private final long[] parts;
+    private final DType[] types;
     private final int hash;
 
     /**
@@ -80,10 +82,12 @@ final class Replays implements AutoCloseable {
      */
     Key(long[] numbers, Tensor... tensors) {
       parts = Arrays.copyOf(numbers, numbers.length + PER_TENSOR * tensors.length);
+      types = new DType[tensors.length];
       int at = numbers.length;
-      for (Tensor t : tensors) {
+      for (int i = 0; i < tensors.length; i++) {
+        Tensor t = tensors[i];
+        types[i] = t.dtype();
         parts[at++] = t.deviceAddress();
-        parts[at++] = t.dtype().ordinal();
         for (int d = 0; d < 2; d++) {
           parts[at++] = t.size(d);
           parts[at++] = t.stride(d);
@@ -94,7 +98,9 @@ final class Replays implements AutoCloseable {
 
     @Override
     public boolean equals(@Nullable Object other) {
-      return other instanceof Key k && Arrays.equals(parts, k.parts);
+      return other instanceof Key k
+          && Arrays.equals(parts, k.parts)
+          && Arrays.equals(types, k.types);
     }
 
     @Override

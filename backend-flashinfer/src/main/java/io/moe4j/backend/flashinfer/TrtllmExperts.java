@@ -148,8 +148,7 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
       output = layout.reserve(DType.BF16, tokens, TrtllmWeights.padded(hidden));
       long quantised = scheme.quantisesInput() ? tokens : 0;
       codes = layout.reserve(DType.F8_E4M3, quantised, TrtllmWeights.padded(hidden));
-      scales =
-          layout.reserve(scheme.scales(), quantised, TrtllmWeights.padded(hidden) / MX_GROUP);
+      scales = layout.reserve(scheme.scales(), quantised, TrtllmWeights.padded(hidden) / MX_GROUP);
       first = layout.reserve(DType.BF16, pairs, 2 * intermediate);
       second =
           layout.reserve(
@@ -263,8 +262,7 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
       kernels.quantizeMx(wide, codes, scales, stream);
       wide = codes;
     }
-    return new TrtllmRunner.Forward(
-        wide, scales, routing.topkIds(), routing.topkWeights(), target);
+    return new TrtllmRunner.Forward(wide, scales, routing.topkIds(), routing.topkWeights(), target);
   }
 
   private void sumWithDeltas(

@@ -7,10 +7,9 @@ import org.jspecify.annotations.Nullable;
 
 /**
  * The function of the TRTLLM module for a scheme, like {@code trtllm_bf16_moe}: sort of the pairs,
- * both products, activation, weighted sum. Routing is
- * given as ids and weights, because deltas of the first product must be there before the call and
- * the ids before them; so a token gets the same experts with adapters and without. Safe for several
- * threads.
+ * both products, activation, weighted sum. Routing is given as ids and weights, because deltas of
+ * the first product must be there before the call and the ids before them; so a token gets the same
+ * experts with adapters and without. Safe for several threads.
  */
 final class TrtllmRunner implements AutoCloseable {
   /** Ids and weights in tensors of their own, in FlashInfer's numbers. */

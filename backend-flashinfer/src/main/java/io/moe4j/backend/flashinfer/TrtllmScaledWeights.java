@@ -120,8 +120,7 @@ final class TrtllmScaledWeights {
         eachRow(
             first,
             maps[0],
-            (row, map, at) ->
-                MemorySegment.copy(from[map], at * own, padded, row * width, own));
+            (row, map, at) -> MemorySegment.copy(from[map], at * own, padded, row * width, own));
         tensors.copy(Tensor.of(type, padded, rows(first), width), to.select(0, e));
       }
     }
@@ -149,8 +148,7 @@ final class TrtllmScaledWeights {
                     from[map].get(ValueLayout.JAVA_BYTE, at * own + g));
               }
             });
-        tensors.copy(
-            Tensor.of(scheme.scales(), placed, rows(first), groups), to.select(0, e));
+        tensors.copy(Tensor.of(scheme.scales(), placed, rows(first), groups), to.select(0, e));
       }
     }
     return to;
@@ -160,8 +158,10 @@ final class TrtllmScaledWeights {
     float[] placed = new float[Math.toIntExact(weights.numExperts() * rows(first))];
     for (int e = 0; e < weights.numExperts(); e++) {
       ExpertWeights.Expert x = weights.expert(e);
-      float[][] from = first ? new float[][] {floats(x.upBias()), floats(x.gateBias())}
-          : new float[][] {floats(x.downBias())};
+      float[][] from =
+          first
+              ? new float[][] {floats(x.upBias()), floats(x.gateBias())}
+              : new float[][] {floats(x.downBias())};
       int base = Math.toIntExact(e * rows(first));
       eachRow(
           first,

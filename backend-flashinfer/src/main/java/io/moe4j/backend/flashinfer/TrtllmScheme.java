@@ -12,6 +12,7 @@ import java.util.Optional;
  * What the {@code fused_moe_trtllm_sm100} module computes that this backend passes on to it: the
  * one table of {@code flashinfer-trtllm}. A test holds the README's table to it.
  */
+@SuppressWarnings("ImmutableEnumChecker") // a QuantScheme is a value
 enum TrtllmScheme {
   /** Plain bf16 weights. */
   PLAIN("none", QuantScheme.NONE, "trtllm_bf16_moe", false, true, DType.U8),

@@ -1,7 +1,6 @@
 package io.moe4j.backend.flashinfer;
 
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.ComputeCapability;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
@@ -118,8 +117,7 @@ final class TrtllmSupport {
                 + MOST_EXPERTS);
   }
 
-  private static void module(
-      FlashInferModule m, TrtllmScheme scheme, Support.Checks checks) {
+  private static void module(FlashInferModule m, TrtllmScheme scheme, Support.Checks checks) {
     FlashInferVersion v = m.library().version();
     checks.require(
         !m.cubins().isEmpty(),

@@ -151,8 +151,7 @@ final class Layers {
     return new ExpertWeights(experts);
   }
 
-  private static Weight scaled(
-      Random random, String name, QuantScheme scheme, long out, long in) {
+  private static Weight scaled(Random random, String name, QuantScheme scheme, long out, long in) {
     boolean four = scheme.format() == QuantScheme.Format.FP4;
     Tensor codes = four ? bytes(random, 0, 256, DType.F4, out, in) : e4m3(random, out, in);
     long rows = scheme.scaleRowCount(out);
@@ -161,7 +160,8 @@ final class Layers {
     return switch (scheme.scaleFormat()) {
       case E8M0 ->
           weight
-              .scales(bytes(random, four ? 121 : 116, four ? 124 : 119, DType.F8_E8M0, rows, columns))
+              .scales(
+                  bytes(random, four ? 121 : 116, four ? 124 : 119, DType.F8_E8M0, rows, columns))
               .build();
       case E4M3 ->
           weight
@@ -169,10 +169,7 @@ final class Layers {
               .globalScale(Tensor.ofFloats(new float[] {0.02f * (1 + random.nextInt(3))}, 1), false)
               .inputScale(Tensor.ofFloats(new float[] {0.002f * (1 + random.nextInt(3))}, 1))
               .build();
-      default ->
-          weight
-              .scales(random(random, 4e-4, DType.F32, rows, columns))
-              .build();
+      default -> weight.scales(random(random, 4e-4, DType.F32, rows, columns)).build();
     };
   }
 }

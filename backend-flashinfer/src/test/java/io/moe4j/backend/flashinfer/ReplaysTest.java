@@ -101,7 +101,9 @@ class ReplaysTest {
         Buffers kept = new Buffers(experts, 3, DType.F32)) {
       for (int call = 1; call <= 6; call++) {
         double[] expected = others.fill(call).run(called, 0x51);
-        assertThat(kept.fill(call).run(experts, 0x51 + call)).as("call %d", call).isEqualTo(expected);
+        assertThat(kept.fill(call).run(experts, 0x51 + call))
+            .as("call %d", call)
+            .isEqualTo(expected);
         assertThat(device.replays()).isEqualTo(Math.max(0, call - Replays.TIMES + 1));
       }
       assertThat(experts.recorded()).isEqualTo(1);

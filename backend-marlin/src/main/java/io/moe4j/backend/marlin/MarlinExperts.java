@@ -53,6 +53,7 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
   private final List<Integer> narrow;
   private final List<Integer> wide;
   private final boolean tuned;
+  private final int multiprocessors;
   private final Function<MarlinPlan.Problem, MarlinPlan> choice;
   private volatile boolean closed;
 
@@ -69,6 +70,8 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
     MarlinKernels kernels = new MarlinKernels(device);
     this.padded = new PaddedTensors(device, shared, config, batched());
     this.weights = new MarlinWeights(device, kernels, config, given);
+    this.multiprocessors =
+        Integer.parseInt(device.info().properties().getOrDefault("multiprocessors", "1"));
     try {
       this.slots =
           config.lora().map(l -> new SlotTables(device, shared, config, l.maxLoras())).orElse(null);
@@ -197,7 +200,8 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
                 adapters.used(),
                 adapters.rank(),
                 batched(),
-                tuned));
+                tuned,
+                multiprocessors));
     PairBatch batch =
         PairBatch.of(
             inputs.routing(), base + at.ids, base + at.slotOf, tokens, experts, adapters, stream);

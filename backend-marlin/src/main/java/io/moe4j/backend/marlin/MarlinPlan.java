@@ -16,12 +16,25 @@ import java.util.List;
  */
 record MarlinPlan(
     boolean naive, ProductPlan first, ProductPlan second, int groupTiles, ShrinkPlan shrinks) {
-  private static final int FEW_ROWS = 7;
+  private static final int FEW_ROWS = 5;
   private static final int SHORT_ROWS = 10;
   private static final int SOME_ROWS = 24;
   private static final int MANY_ROWS = 48;
-  private static final int FILLED = 264;
-  private static final int NEARLY_FILLED = 190;
+
+  /**
+   * What the beginning and end of a block of narrow cost, in chunks of its loop, and what more for
+   * each warp that shares an output.
+   */
+  private static final double BLOCK_COST = 6;
+
+  private static final double SHARE_COST = 0.5;
+
+  /**
+   * How long a multiprocessor takes with 1, 2, 3 blocks in a round where it has place for so many
+   * as there are elements, compared with a full one.
+   */
+  private static final double[][] ROUNDS = {{1}, {0.65, 1}, {0.6, 0.74, 1}};
+
   private static final ShrinkPlan NO_SHRINKS =
       new ShrinkPlan(false, true, false, 1, Shrink.NONE, Shrink.NONE);
 
@@ -42,6 +55,7 @@ record MarlinPlan(
    * @param rank largest rank of any of them, padded to a page
    * @param sorted whether pairs must be sorted even where there are few
    * @param tuned whether the Hopper bf16 shrinks are there
+   * @param multiprocessors of the card
    */
   record Problem(
       List<Integer> narrow,
@@ -57,7 +71,8 @@ record MarlinPlan(
       int slots,
       int rank,
       boolean sorted,
-      boolean tuned) {
+      boolean tuned,
+      int multiprocessors) {
     int pairs() {
       return tokens * topK;
     }
@@ -65,6 +80,12 @@ record MarlinPlan(
     /** Mean rows of an expert that has any. */
     double rows() {
       return (double) pairs() / Math.min(experts, pairs());
+    }
+
+    /** Experts with any row, to be expected of an even routing. */
+    int touched() {
+      double none = Math.pow(1 - Math.min(1.0, (double) topK / experts), tokens);
+      return Math.max(1, (int) Math.round(experts * (1 - none)));
     }
 
     boolean naive() {
@@ -79,7 +100,7 @@ record MarlinPlan(
    */
   static MarlinPlan choose(Problem p) {
     // Up to so many rows the shortest tiles win, even where an expert has two of them.
-    if (p.naive() || p.rows() < FEW_ROWS || (p.wide().isEmpty() && p.rows() < SHORT_ROWS)) {
+    if (p.naive() || p.rows() < (p.wide().isEmpty() ? SHORT_ROWS : FEW_ROWS)) {
       return of(p, MarlinKernels.NARROW, p.narrow().getFirst());
     }
     boolean some = p.rows() <= SOME_ROWS;
@@ -122,31 +143,57 @@ record MarlinPlan(
     ProductPlan first;
     ProductPlan second;
     if (kind.equals(MarlinKernels.WIDE)) {
-      first = ProductPlan.wide(p.first(), p.gated(), rows, lora);
-      second = ProductPlan.wide(p.second(), false, rows, lora);
+      first = wide(p, p.first(), p.gated(), p.intermediate(), rows);
+      second = wide(p, p.second(), false, p.hidden(), rows);
     } else {
-      int tiles = p.naive() ? p.pairs() : Math.max(1, (int) (p.pairs() / Math.max(1, p.rows())));
+      int tiles = p.naive() ? p.pairs() : p.touched();
       first =
           ProductPlan.narrow(
               p.first(),
               p.gated(),
               rows,
               p.naive(),
-              warps(tiles, p.intermediate(), p.gated() ? 16 : 32),
+              warps(p, rows, tiles, p.first(), p.intermediate(), p.gated() ? 16 : 32),
               rank);
       second =
           ProductPlan.narrow(
-              p.second(), false, rows, p.naive(), warps(tiles, p.hidden(), 32), rank);
+              p.second(),
+              false,
+              rows,
+              p.naive(),
+              warps(p, rows, tiles, p.second(), p.hidden(), 32),
+              rank);
     }
     int groupTiles = p.experts() <= 16 && p.rows() >= 1024 ? 32 : 8;
     return new MarlinPlan(p.naive(), first, second, groupTiles, shrinks);
   }
 
-  /** As few warps on one output as keep the card full: two blocks a multiprocessor, or nearly. */
-  private static int warps(int tiles, int outputs, int each) {
-    if ((long) tiles * Math.ceilDiv(outputs, 4 * each) >= FILLED) {
-      return 2;
+  /** Where whole contractions would leave half of the card's places empty, they are split. */
+  private static ProductPlan wide(Problem p, PackedLayout w, boolean gated, int outputs, int rows) {
+    long tiles = (long) Math.min(p.experts(), p.pairs()) * Math.ceilDiv((int) p.rows(), rows);
+    long halves = tiles * Math.ceilDiv(outputs, gated ? 64 : 128);
+    boolean split =
+        rows == ProductPlan.SPLIT_ROWS && w.chunks() % 2 == 0 && halves <= 2L * p.multiprocessors();
+    return ProductPlan.wide(w, gated, rows, p.slots() > 0, split);
+  }
+
+  /** How many warps share one output: the number that fills the card's rounds of blocks best. */
+  private static int warps(
+      Problem p, int rows, int tiles, PackedLayout w, int outputs, int outputsOfWarp) {
+    double[] round = ROUNDS[ProductPlan.residentBlocks(rows) - 1];
+    int best = 1;
+    double least = Double.POSITIVE_INFINITY;
+    for (int k = 1; k <= ProductPlan.WARPS; k *= 2) {
+      long items = (long) tiles * Math.ceilDiv(outputs, ProductPlan.WARPS / k * outputsOfWarp);
+      long blocks = Math.ceilDiv(items, (long) p.multiprocessors()); // of the fullest
+      long last = blocks % round.length;
+      double rounds = blocks / round.length + (last == 0 ? 0 : round[(int) last - 1]);
+      double cost = rounds * (Math.ceilDiv(w.chunks(), k) + BLOCK_COST + k * SHARE_COST);
+      if (cost < least) {
+        least = cost;
+        best = k;
+      }
     }
-    return (long) tiles * Math.ceilDiv(outputs, 2 * each) >= NEARLY_FILLED ? 4 : 8;
+    return best;
   }
 }

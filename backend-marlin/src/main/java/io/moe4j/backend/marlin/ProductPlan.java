@@ -5,7 +5,7 @@ package io.moe4j.backend.marlin;
  *
  * @param kind {@code narrow} or {@code wide}, the kernel
  * @param rows rows of a tile of x
- * @param warps of a block that share the contraction; 1 for wide
+ * @param warps of a block that share the contraction; of wide: warpgroups, 1 or (height 32) 2
  * @param phase chunks of x in shared memory at a time; 1 for wide
  * @param outputs of a block, of each matrix
  * @param sharedBytes of a block
@@ -19,6 +19,9 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
 
   /** Warps of a block. */
   static final int WARPS = 8;
+
+  /** The height of wide whose warpgroups can share the contraction. */
+  static final int SPLIT_ROWS = 32;
 
   private static final int CHUNK = PackedLayout.CHUNK;
   private static final int ELEMENT = 2;
@@ -35,8 +38,16 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
    * {@code tile.cuh}.
    */
   private static int slotBytes(PackedLayout w) {
-    int codes = CHUNK * PackedLayout.TILE_ROWS * w.code().bits() / Byte.SIZE;
-    return 2 * (codes + w.groupsAChunk() * 128 * (w.zeroPoints() ? 2 : 1));
+    return codeBytes(w) + 2 * w.groupsAChunk() * 128 * (w.zeroPoints() ? 2 : 1);
+  }
+
+  /** The same of wide, which copies no ratios where a chunk has one group. */
+  private static int wideSlotBytes(PackedLayout w) {
+    return w.groupsAChunk() == 1 ? codeBytes(w) : slotBytes(w);
+  }
+
+  private static int codeBytes(PackedLayout w) {
+    return 2 * CHUNK * PackedLayout.TILE_ROWS * w.code().bits() / Byte.SIZE;
   }
 
   /**
@@ -46,8 +57,8 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
    * @param gated whether gate and up are computed side by side
    * @param rows of a tile
    * @param naive whether a tile is a single row
-   * @param wanted warps that share the contraction, a power of two from 2 to 8; fewer are taken
-   *     where x would not fit otherwise
+   * @param wanted warps that share the contraction, a power of two up to 8; fewer are taken where x
+   *     would not fit otherwise
    * @param rank padded to a page; 0 without LoRA
    */
   static ProductPlan narrow(
@@ -76,15 +87,23 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
    * @param gated whether gate and up are computed side by side
    * @param rows of a tile
    * @param lora whether there are adapters
+   * @param split whether the warpgroups share the contraction; for {@link #SPLIT_ROWS}
    */
-  static ProductPlan wide(PackedLayout w, boolean gated, int rows, boolean lora) {
-    int stage = up(rows * CHUNK * ELEMENT + WARPS * slotBytes(w), STAGE_ALIGNMENT);
+  static ProductPlan wide(PackedLayout w, boolean gated, int rows, boolean lora, boolean split) {
+    int x = rows * CHUNK * ELEMENT * (rows == SPLIT_ROWS ? 2 : 1);
+    int stage = up(x + WARPS * wideSlotBytes(w), STAGE_ALIGNMENT);
     boolean tall = rows >= TALL;
     int most = (tall ? 6 : 5) - (w.code().bits() == 4 ? 0 : 1);
     int stages = Math.max(3, Math.min(most, (tall ? 222 : 110) * 1024 / stage));
     int pages = lora ? 3 * (tall ? 4 : 2) * (256 * 32 + rows * 64) : 0;
     int shared = Math.max(stages * stage, Math.max(END_BYTES, pages));
-    return new ProductPlan(MarlinKernels.WIDE, rows, 1, 1, gated ? 128 : 256, shared);
+    int parts = split ? 2 : 1;
+    return new ProductPlan(MarlinKernels.WIDE, rows, parts, 1, (gated ? 128 : 256) / parts, shared);
+  }
+
+  /** Blocks of narrow that a multiprocessor of 9.0 holds, as compiled. */
+  static int residentBlocks(int rows) {
+    return rows == 8 ? 3 : rows <= 16 ? 2 : 1;
   }
 
   private static int up(int bytes, int unit) {

@@ -40,7 +40,8 @@ class MarlinPlanTest {
         rank == 0 ? 0 : 4,
         rank,
         sorted,
-        major == 9);
+        major == 9,
+        132);
   }
 
   @Test
@@ -72,11 +73,17 @@ class MarlinPlanTest {
           .isLessThanOrEqualTo(
               wide ? ProductPlan.WIDE_SHARED_BYTES : ProductPlan.NARROW_SHARED_BYTES);
       assertThat(plan.naive() && wide).isFalse();
-      if (!wide) {
-        assertThat(g.warps()).isIn(2, 4, 8);
+      PackedLayout w = g == plan.first() ? p.first() : p.second();
+      if (wide) {
+        // Warpgroups that share the contraction take every other chunk, so their number is even.
+        assertThat(g.warps() == 1 || (g.warps() == 2 && g.rows() == 32 && w.chunks() % 2 == 0))
+            .as("%s", g)
+            .isTrue();
+        assertThat(g.outputs() * g.warps()).isEqualTo(g == plan.first() ? 128 : 256);
+      } else {
+        assertThat(g.warps()).isIn(1, 2, 4, 8);
         assertThat(g.phase()).isPositive();
         // A phase ends where a round of the warps ends, or the contraction does.
-        PackedLayout w = g == plan.first() ? p.first() : p.second();
         assertThat(g.phase() % g.warps() == 0 || g.phase() == w.chunks()).as("%s", g).isTrue();
       }
     }
@@ -133,6 +140,34 @@ class MarlinPlanTest {
     assertThat(rows(9, 8192)).isEqualTo(128);
     assertThat(rows(8, 64)).isEqualTo(16);
     assertThat(rows(8, 8192)).isEqualTo(64);
+  }
+
+  /** The numbers that were fastest on an H200. */
+  @Test
+  void warpsFillTheCard() {
+    assertThat(warps(0, 1)).containsExactly(4, 2);
+    assertThat(warps(0, 64)).containsExactly(1, 1);
+    assertThat(warps(1, 4)).containsExactly(1, 2);
+    assertThat(warps(1, 64)).containsExactly(1, 1);
+    assertThat(warps(2, 4)).containsExactly(2, 4);
+    assertThat(warps(2, 16)).containsExactly(1, 2);
+  }
+
+  /** 128 blocks of whole contractions would leave half of the card empty. */
+  @Test
+  void aContractionIsSplitWhereBlocksAreFew() {
+    MarlinPlan plan = MarlinPlan.choose(problem(QuantScheme.int4(128), 9, LAYERS[2], 64, 0, false));
+    assertThat(plan.first().kind()).isEqualTo(MarlinKernels.WIDE);
+    assertThat(plan.first().warps()).isEqualTo(1);
+    assertThat(plan.second().warps()).isEqualTo(2);
+    assertThat(plan.second().outputs()).isEqualTo(128);
+  }
+
+  private static int[] warps(int layer, int tokens) {
+    MarlinPlan plan =
+        MarlinPlan.choose(problem(QuantScheme.int4(128), 9, LAYERS[layer], tokens, 0, false));
+    assertThat(plan.first().kind()).isEqualTo(MarlinKernels.NARROW);
+    return new int[] {plan.first().warps(), plan.second().warps()};
   }
 
   private static int rows(int major, int tokens) {

@@ -86,10 +86,6 @@ final class TritonSupport {
         Code.SIZE,
         () -> c.numLocalExperts() + " local experts > " + TileSort.MAX_EXPERTS);
     checks.require(
-        c.parallel().tpSize() == 1,
-        Code.PARALLEL,
-        () -> "tensor-parallel size " + c.parallel().tpSize() + " is not 1");
-    checks.require(
         !c.batchInvariant(),
         Code.BATCH_INVARIANCE,
         () -> "batchInvariant is true, must be false: tiles and splits follow the batch size");

@@ -68,6 +68,7 @@ final class Rooms {
         "jdk.jfr..",
         "jdk.incubator.vector..");
     room("comm-tcp", "io.moe4j.comm.tcp", API);
+    room("comm-nccl", "io.moe4j.comm.nccl", API, CUDA + "..");
     room("lora-punica-cuda", "io.moe4j.lora.cuda", API, CUDA + "..", "org.slf4j..");
     room(
         "moe-checkpoint",

@@ -3,6 +3,7 @@ package io.moe4j.api.comm;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.Tensor;
+import java.util.List;
 
 /**
  * One rank of a group. Every rank makes the same calls in the same order with tensors of the same
@@ -11,8 +12,9 @@ import io.moe4j.api.tensor.Tensor;
  * alive until then; sent tensors are not written, and what is sent may not overlap what is
  * received.
  *
- * <p>Sums are made in f32 in the order of ranks whatever the dtype, and rounded once, so equal
- * calls give equal bits.
+ * <p>Equal calls give equal bits. Sums are made in f32 in the order of ranks whatever the dtype,
+ * and rounded once; a vendor's library may sum in an order of its own and round BF16 and F16 at
+ * each step, which {@link #sumsInRankOrder} tells.
  *
  * <p>A rank that fails or does not come within the deadline ends the group: every call that waits
  * or comes later throws {@link CommException}, which names the rank and the cause. Nothing waits
@@ -34,6 +36,16 @@ public interface Communicator extends AutoCloseable {
   DeviceType deviceType();
 
   /**
+   * {@return whether sums are made in f32 in the order of ranks and rounded once; true unless a
+   * library decides}
+   *
+   * @since 0.2.0
+   */
+  default boolean sumsInRankOrder() {
+    return true;
+  }
+
+  /**
    * Brings every rank's tensor to every rank.
    *
    * @param send {@code [n, ...]}
@@ -41,6 +53,24 @@ public interface Communicator extends AutoCloseable {
    * @param stream where to run
    */
   void allGather(Tensor send, Tensor receive, DeviceStream stream);
+
+  /**
+   * Several {@link #allGather(Tensor, Tensor, DeviceStream)} as one call, which a library may do in
+   * one step. By default one after the other.
+   *
+   * @param send what each of them sends
+   * @param receive where it goes, in the same order
+   * @param stream where to run
+   */
+  default void allGather(List<Tensor> send, List<Tensor> receive, DeviceStream stream) {
+    if (send.size() != receive.size()) {
+      throw new IllegalArgumentException(
+          "send has " + send.size() + " tensors, receive " + receive.size());
+    }
+    for (int i = 0; i < send.size(); i++) {
+      allGather(send.get(i), receive.get(i), stream);
+    }
+  }
 
   /**
    * Sums all ranks' tensors and leaves each rank its part.

@@ -13,16 +13,20 @@ import org.jspecify.annotations.Nullable;
  * @param routing global ids and weights {@code [T, K]}, and this rank's expert map
  * @param tokenLoraMapping int32 {@code [T]}, or null without adapters; every rank of a group gives
  *     one, or none does
+ * @param maxTokens the largest {@code T} of any rank in this call, or more; the same on every rank.
+ *     An exchange that cannot ask the others, because it must not wait for the device, makes room
+ *     for so many rows of each
  * @since 0.2.0
  */
 public record ExchangeInputs(
-    Tensor hidden, ExpertRouting routing, @Nullable Tensor tokenLoraMapping) {
+    Tensor hidden, ExpertRouting routing, @Nullable Tensor tokenLoraMapping, int maxTokens) {
   /**
    * Checks the components.
    *
    * @param hidden this rank's rows
    * @param routing their choice
    * @param tokenLoraMapping their adapter slots
+   * @param maxTokens at least {@code T}
    */
   public ExchangeInputs {
     Objects.requireNonNull(hidden, "hidden");
@@ -38,5 +42,20 @@ public record ExchangeInputs(
       throw new IllegalArgumentException(
           "tokenLoraMapping is " + tokenLoraMapping + ", must be I32 [" + hidden.size(0) + "]");
     }
+    if (maxTokens < hidden.size(0)) {
+      throw new IllegalArgumentException(
+          "maxTokens is " + maxTokens + ", less than the " + hidden.size(0) + " tokens of hidden");
+    }
+  }
+
+  /**
+   * Ranks that all have as many tokens as this one.
+   *
+   * @param hidden this rank's rows
+   * @param routing their choice
+   * @param tokenLoraMapping their adapter slots
+   */
+  public ExchangeInputs(Tensor hidden, ExpertRouting routing, @Nullable Tensor tokenLoraMapping) {
+    this(hidden, routing, tokenLoraMapping, Math.toIntExact(hidden.size(0)));
   }
 }

@@ -3,6 +3,7 @@ package io.moe4j.api.spi;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
+import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 
 /**
@@ -28,6 +29,14 @@ public interface ExpertExchange extends AutoCloseable {
    * part of this rank's experts, and the caller sums over ranks}
    */
   boolean outputIsReduced();
+
+  /**
+   * {@return the dtype in which the experts write what {@link #combine} gets: F32, BF16 or F16; F32
+   * unless an exchange sends less than that}
+   */
+  default DType outputDtype() {
+    return DType.F32;
+  }
 
   /**
    * The rows that the experts may get.

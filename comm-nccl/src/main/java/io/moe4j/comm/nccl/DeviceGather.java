@@ -1,0 +1,259 @@
+package io.moe4j.comm.nccl;
+
+import io.moe4j.api.comm.Communicator;
+import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.config.ExpertPlacement;
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.device.Device;
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.device.Workspace;
+import io.moe4j.api.device.WorkspaceLayout;
+import io.moe4j.api.device.WorkspaceLayout.Part;
+import io.moe4j.api.routing.ExpertRouting;
+import io.moe4j.api.spi.BlockOps;
+import io.moe4j.api.spi.ExchangeInputs;
+import io.moe4j.api.spi.ExchangedRows;
+import io.moe4j.api.spi.ExpertExchange;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.DeviceMemory;
+import io.moe4j.api.tensor.Tensor;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.atomic.AtomicReference;
+import org.jspecify.annotations.Nullable;
+
+/**
+ * Every rank's tokens go to every rank in one step; each computes what its experts add, and one
+ * ReduceScatter brings each token's sum home. All on the stream, with sizes that depend on {@link
+ * ExchangeInputs#maxTokens} alone: nothing waits for the device, and a graph may record it. Hidden
+ * states, ids, weights and slots are gathered side by side by one grouped call, so they arrive as
+ * the experts read them; a rank that has as many tokens as there is room for sends its own tensors.
+ */
+final class DeviceGather implements ExpertExchange {
+  private final MoeConfig config;
+  private final Communicator communicator;
+  private final BlockOps block;
+  private final Device device;
+  private final ExchangeKernels kernels;
+  private final DType sums;
+  private final int ranks;
+
+  /** Int32 {@code [token ranks, E]}: which rank computes an expert; null where none is twice. */
+  private final @Nullable Tensor owner;
+
+  private final AtomicReference<Device.@Nullable Buffer> ownerBuffer = new AtomicReference<>();
+
+  DeviceGather(
+      MoeConfig config,
+      Communicator communicator,
+      BlockOps block,
+      Device device,
+      ExchangeKernels kernels,
+      DType sums) {
+    this.config = config;
+    this.communicator = communicator;
+    this.block = block;
+    this.device = device;
+    this.kernels = kernels;
+    this.sums = sums;
+    this.ranks = communicator.size();
+    ExpertPlacement placement =
+        config.placement().filter(ExpertPlacement::isRedundant).orElse(null);
+    this.owner = placement == null ? null : upload(placement);
+  }
+
+  private Tensor upload(ExpertPlacement placement) {
+    int experts = placement.numExperts();
+    int[] by = new int[placement.ranks() * experts];
+    for (int i = 0; i < by.length; i++) {
+      by[i] = placement.rank(i % experts, i / experts);
+    }
+    Tensor host = Tensor.ofInts(by, placement.ranks(), experts);
+    Device.Buffer buffer = device.allocate((long) by.length * Integer.BYTES);
+    ownerBuffer.set(buffer);
+    Tensor there = Tensor.of(DType.I32, buffer.memory(), host.shape());
+    device.copy(host, there, device.defaultStream());
+    device.defaultStream().synchronize(); // the source may go away
+    return there;
+  }
+
+  @Override
+  public String name() {
+    return DeviceGatherProvider.NAME;
+  }
+
+  @Override
+  public ActivationFormat activationFormat() {
+    return config.activationFormat();
+  }
+
+  @Override
+  public boolean outputIsReduced() {
+    return true;
+  }
+
+  @Override
+  public DType outputDtype() {
+    return isBatched() ? DType.F32 : sums;
+  }
+
+  @Override
+  public int maxRows(int maxTokens) {
+    return Math.multiplyExact(maxTokens, ranks);
+  }
+
+  @Override
+  public long workspaceBytes(int maxTokens) {
+    return new Places(maxTokens, DType.F32).layout.byteSize();
+  }
+
+  private boolean isBatched() {
+    return config.activationFormat() == ActivationFormat.BATCHED;
+  }
+
+  /** What a rank sends and what all of them sent, {@code n} rows a rank. */
+  private final class Places {
+    final WorkspaceLayout layout = new WorkspaceLayout();
+    final Part hidden;
+    final Part ids;
+    final Part weights;
+    final Part slots;
+    final Part allHidden;
+    final Part allIds;
+    final Part allWeights;
+    final Part allSlots;
+    final Part sum;
+    final Part batched;
+    final Part counts;
+    final Part batchedSlots;
+    final Part allSums;
+    final Part block;
+
+    Places(long n, DType dtype) {
+      long all = Math.multiplyExact(n, ranks);
+      long width = config.expertHiddenSize();
+      int k = config.topK();
+      hidden = layout.reserve(dtype, n, width);
+      ids = layout.reserve(DType.I32, n, k);
+      weights = layout.reserve(DType.F32, n, k);
+      slots = layout.reserve(DType.I32, n);
+      allHidden = layout.reserve(dtype, all, width);
+      allIds = layout.reserve(DType.I32, all, k);
+      allWeights = layout.reserve(DType.F32, all, k);
+      allSlots = layout.reserve(DType.I32, all);
+      sum = layout.reserve(DType.F32, n, width);
+      long experts = isBatched() ? config.numLocalExperts() : 0;
+      batched = layout.reserve(dtype, experts, all, width);
+      counts = layout.reserve(DType.I32, experts);
+      batchedSlots = layout.reserve(DType.I32, experts, all);
+      allSums = layout.reserve(DType.F32, isBatched() ? all : 0, width);
+      long scratch = isBatched() ? DeviceGather.this.block.workspaceBytes(Math.toIntExact(all)) : 0;
+      block = layout.reserve(DType.U8, scratch);
+    }
+  }
+
+  @Override
+  public ExchangedRows dispatch(ExchangeInputs inputs, Workspace workspace, DeviceStream stream) {
+    Places at = new Places(inputs.maxTokens(), inputs.hidden().dtype());
+    Tensor mapping = inputs.tokenLoraMapping();
+    ExchangeKernels.Rows mine;
+    if (inputs.hidden().size(0) == inputs.maxTokens()) {
+      ExpertRouting r = inputs.routing();
+      mine = new ExchangeKernels.Rows(inputs.hidden(), r.topkIds(), r.topkWeights(), mapping);
+    } else {
+      mine =
+          new ExchangeKernels.Rows(
+              at.hidden.in(workspace),
+              at.ids.in(workspace),
+              at.weights.in(workspace),
+              mapping == null ? null : at.slots.in(workspace));
+      kernels.pad(inputs, mine, stream);
+    }
+    Tensor allIds = at.allIds.in(workspace);
+    List<Tensor> send = new ArrayList<>(List.of(mine.hidden(), mine.ids(), mine.weights()));
+    List<Tensor> receive =
+        new ArrayList<>(List.of(at.allHidden.in(workspace), allIds, at.allWeights.in(workspace)));
+    if (mine.slots() != null) {
+      send.add(mine.slots());
+      receive.add(at.allSlots.in(workspace));
+    }
+    communicator.allGather(send, receive, stream);
+    if (owner != null) {
+      kernels.own(allIds, owner, config.parallel().tpSize(), config.parallel().epRank(), stream);
+    }
+    Tensor slots = mapping == null ? null : at.allSlots.in(workspace);
+    ExpertRouting routing = routing(at, inputs, workspace);
+    if (!isBatched()) {
+      return new ExchangedRows(at.allHidden.in(workspace), routing, null, slots);
+    }
+    Tensor batched = at.batched.in(workspace);
+    Tensor counts = at.counts.in(workspace);
+    Tensor batchedSlots = slots == null ? null : at.batchedSlots.in(workspace);
+    block.dispatch(
+        at.allHidden.in(workspace),
+        routing,
+        slots,
+        batched,
+        counts,
+        batchedSlots,
+        part(workspace, at.block),
+        stream);
+    return new ExchangedRows(batched, null, counts, batchedSlots);
+  }
+
+  private static ExpertRouting routing(Places at, ExchangeInputs inputs, Workspace workspace) {
+    return new ExpertRouting(
+        at.allIds.in(workspace), at.allWeights.in(workspace), inputs.routing().expertMap());
+  }
+
+  private Workspace part(Workspace workspace, Part part) {
+    return new Workspace(
+        new DeviceMemory(device.info().id(), part.in(workspace).deviceAddress(), part.byteSize()));
+  }
+
+  @Override
+  public void combine(
+      Tensor output,
+      ExchangedRows rows,
+      ExchangeInputs inputs,
+      Tensor routed,
+      Workspace workspace,
+      DeviceStream stream) {
+    Places at = new Places(inputs.maxTokens(), inputs.hidden().dtype());
+    Tensor mine = output;
+    if (isBatched()) {
+      mine = at.allSums.in(workspace);
+      block.combine(
+          output, routing(at, inputs, workspace), mine, part(workspace, at.block), stream);
+    }
+    long tokens = routed.size(0);
+    if (tokens == inputs.maxTokens() && routed.dtype() == mine.dtype()) {
+      communicator.reduceScatter(mine, routed, stream);
+      return;
+    }
+    Tensor sum =
+        Tensor.of(
+            mine.dtype(),
+            part(workspace, at.sum).memory(),
+            inputs.maxTokens(),
+            config.expertHiddenSize());
+    communicator.reduceScatter(mine, sum, stream);
+    if (tokens == 0) {
+      return;
+    }
+    Tensor own = sum.narrow(0, 0, tokens);
+    if (routed.dtype() == own.dtype()) {
+      device.copy(own, routed, stream);
+    } else {
+      kernels.cast(own, routed, stream);
+    }
+  }
+
+  @Override
+  public void close() {
+    Device.Buffer buffer = ownerBuffer.getAndSet(null);
+    if (buffer != null) {
+      buffer.close();
+    }
+  }
+}

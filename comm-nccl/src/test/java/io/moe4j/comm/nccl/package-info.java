@@ -1,0 +1,4 @@
+@NullMarked
+package io.moe4j.comm.nccl;
+
+import org.jspecify.annotations.NullMarked;
