@@ -1,5 +1,9 @@
-// AMX tiles, bf16: 16 rows of x by 32 values of k, times 32 values of k by 16 outputs. A packed block is a row of pairs of such tiles.
+// AMX tiles: 16 rows of x by 32 values of k in bf16 (64 in int8), times as many values of k by 16 outputs. A packed block of bf16 is a row of pairs of such tiles.
+//
+// Setting up tiles takes as long as a dozen products, so a task does it once: 16 rows, or as many as it has if those are fewer. Rows that fill no tile stand
+// in one with rows that have been computed before, and come out the same.
 #define VL 16
+#define NAME(x) x##_amx
 #include "tiles.h"
 #include "vectors.h"
 #include "bytes512.h"
@@ -12,26 +16,47 @@ struct config {
   uint8_t rows[16];
 } __attribute__((aligned(64)));
 
-// Sums 0..3: [first or second 16 rows][first or second 16 outputs]; 4 and 5: rows of x; 6 and 7: weights, `step` values of k.
-static void configure(int64_t first, int64_t second, int64_t step) {
+// Sums 0..3: [first or second 16 rows][first or second 16 outputs]; 4 and 5: rows of x; 6 and 7: weights, `bytes` of a row's values of k.
+static void configure(int64_t rows, int64_t bytes, int64_t outputs) {
   struct config c = {.palette = 1};
   for (int i = 0; i < 8; i++) {
-    c.bytes[i] = 64;
-    c.rows[i] = 16;
+    c.bytes[i] = (uint16_t)(outputs * 4);
+    c.rows[i] = (uint8_t)rows;
   }
-  c.bytes[4] = c.bytes[5] = (uint16_t)(step * 2);
-  c.rows[6] = c.rows[7] = (uint8_t)(step / 2);
-  c.rows[0] = c.rows[1] = c.rows[4] = (uint8_t)first;
-  if (second) c.rows[2] = c.rows[3] = c.rows[5] = (uint8_t)second;
+  c.bytes[4] = c.bytes[5] = (uint16_t)bytes;
+  c.rows[6] = c.rows[7] = (uint8_t)(bytes / 4);
   TILE_CONFIG(c);
 }
 
-// Up to 16 rows: one pass, at the speed of memory.
-static void sixteen(const char *x, int64_t xs, const char *w, int64_t k, float *c, int64_t ahead) {
+// Values of k of a tile of bf16.
+INLINE int64_t tile_step(const struct moe_coded *q) { return !q || q->stretch % 32 == 0 ? 32 : q->stretch % 16 == 0 ? 16 : 8; }
+
+// And of int8.
+INLINE int64_t tile_step8(const struct moe_coded *q, int64_t k) {
+  const int64_t both = run_of(q) | k;
+  return both % 64 == 0 ? 64 : both % 32 == 0 ? 32 : both % 16 == 0 ? 16 : 8;
+}
+
+static void begin(const struct moe_coded *q, int64_t k, int64_t rows, int int8) {
+  configure(least(rows, 16), int8 ? tile_step8(q, k) : tile_step(q) * 2, 16);
+}
+
+// What is fetched meanwhile: some lines at each step.
+struct ahead {
+  const char *at;
+  int64_t lines;
+};
+
+INLINE void fetch_lines(struct ahead *f) {
+  for (int64_t q = 0; q < f->lines; q++, f->at += 64) _mm_prefetch(f->at, _MM_HINT_T1);
+}
+
+// Up to 16 rows.
+static void sixteen(const char *x, int64_t xs, const char *w, int64_t k, float *c, struct ahead f) {
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t i = 0; i < k; i += 32, w += 2048) {
-    for (int q = 0; ahead && q < 2048; q += 64) _mm_prefetch(w + ahead + q, _MM_HINT_T0);
+    fetch_lines(&f);
     _tile_loadd(6, w, 64);
     _tile_loadd(7, w + 1024, 64);
     _tile_loadd(4, x + i * 2, xs);
@@ -42,127 +67,199 @@ static void sixteen(const char *x, int64_t xs, const char *w, int64_t k, float *
   _tile_stored(1, c + 16, BLOCK * 4);
 }
 
-// Up to 32 rows; each step fetches some lines from `next` on.
-static void thirty_two(const char *x, int64_t xs, const char *w, int64_t k, float *c, const char *next, int64_t lines) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+// 16 rows, and 16 that begin `second` rows later; their sums are new, or what c has is continued.
+static void thirty_two(const char *x, int64_t second, int64_t xs, const char *w, int64_t k, float *c, struct ahead f, int continued) {
+  float *c2 = c + second * BLOCK;
+  if (continued) {
+    _tile_loadd(0, c, BLOCK * 4);
+    _tile_loadd(1, c + 16, BLOCK * 4);
+    _tile_loadd(2, c2, BLOCK * 4);
+    _tile_loadd(3, c2 + 16, BLOCK * 4);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   for (int64_t i = 0; i < k; i += 32, w += 2048) {
-    for (int64_t q = 0; q < lines; q++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+    fetch_lines(&f);
     _tile_loadd(6, w, 64);
-    _tile_loadd(4, x + i * 2, xs);
+    _tile_stream_loadd(4, x + i * 2, xs);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, w + 1024, 64);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, x + 16 * xs + i * 2, xs);
+    _tile_stream_loadd(5, x + second * xs + i * 2, xs);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
   _tile_stored(0, c, BLOCK * 4);
   _tile_stored(1, c + 16, BLOCK * 4);
-  _tile_stored(2, c + 16 * BLOCK, BLOCK * 4);
-  _tile_stored(3, c + 16 * BLOCK + 16, BLOCK * 4);
+  _tile_stored(2, c2, BLOCK * 4);
+  _tile_stored(3, c2 + 16, BLOCK * 4);
 }
 
-// Tried on the same machine, and no faster at any size: k in pieces of 512 or 1024 whose weights stay in the first-level cache (the sums go out and
-// come back), streaming loads of x, every second line fetched, 256 rows at once. Single points move by a third between runs there.
-void product_bf16_amx(const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
-  int64_t full = rows / 32, left = rows % 32;
-  if (full) {
-    configure(16, 16, 32);
-    // The block behind this one, spread over all passes, so that memory and tiles work at the same time.
-    const char *next = full == 1 ? w + 8192 : w + k * 64;
-    int64_t lines = first ? (32 + full - 1) / full : 0;
-    for (int64_t r = 0; r < full; r++, next += k / 32 * lines * 64, x += 32 * xs, c += 32 * BLOCK) thirty_two(x, xs, w, k, c, next, lines);
+// What is left behind passes of 32 rows: fewer than 32 of `rows`.
+static void rest(const char *x, int64_t xs, int64_t left, int64_t rows, const char *w, int64_t k, float *c, struct ahead f) {
+  if (left > 16) thirty_two(x, left - 16, xs, w, k, c, f, 0);
+  else if (rows > 16) sixteen(x + (left - 16) * xs, xs, w, k, c + (left - 16) * BLOCK, f);
+  else sixteen(x, xs, w, k, c, f);
+}
+
+// With that many passes k comes in pieces, whose weights then stay in the first-level cache; the sums go out and come back.
+enum { PIECE_PASSES = 3, PIECE = 512 };
+
+static void product_bf16(const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
+  const int64_t full = rows / 32, left = rows % 32, passes = full + (left > 0), piece = full >= PIECE_PASSES ? PIECE : k;
+  // Lines of the block behind this one are spread over all passes, so that memory and tiles work at the same time. Some of this one's own come first where
+  // nobody has fetched it.
+  struct ahead next = {w + k * 64, first && passes > 1 ? (32 + passes - 1) / passes : 0};
+  const struct ahead own = {w + 8192, 32};
+  for (int64_t i = 0; i < k; i += piece) {
+    const int64_t n = least(piece, k - i);
+    for (int64_t pass = 0; pass < full; pass++) {
+      thirty_two(x + pass * 32 * xs + i * 2, 16, xs, w + i * 64, n, c + pass * 32 * BLOCK, passes == 1 || (first == 2 && pass == 0 && i == 0) ? own : next, i > 0);
+      next.at += n / 32 * next.lines * 64;
+    }
   }
-  if (left > 16) {
-    configure(16, left - 16, 32);
-    thirty_two(x, xs, w, k, c, w + 8192, full ? 0 : 32);
-  } else if (left) {
-    configure(left, 0, 32);
-    sixteen(x, xs, w, k, c, full ? 0 : 8192);
-  }
+  if (left) rest(x + full * 32 * xs, xs, left, rows, w, k, c + full * 32 * BLOCK, passes == 1 ? own : next);
 }
 
 // Weights in codes: a stretch becomes bf16 in the first-level cache and is multiplied there, so that it is widened once for all rows.
-static void stretch_tiles(const char *x, int64_t xs, int64_t rows, const char *pairs, int64_t k, int64_t step, float *sums) {
+#define MULTIPLY(to, x, w)                 \
+  do {                                     \
+    if (int8) _tile_dpbsud(to, x, w);      \
+    else _tile_dpbf16ps(to, x, w);         \
+  } while (0)
+INLINE void stretch_tiles(const int int8, const char *x, int64_t second, int64_t xs, const char *w, int64_t bytes, int64_t step, float *sums) {
   _tile_zero(0);
   _tile_zero(1);
-  if (rows > 16) {
+  if (second) {
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t i = 0; i < k; i += step, pairs += step * 64) {
-      _tile_loadd(6, pairs, 128);
-      _tile_loadd(4, x + i * 2, xs);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, pairs + 64, 128);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, x + 16 * xs + i * 2, xs);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+    for (int64_t i = 0; i < bytes; i += step, w += step * 32) {
+      _tile_loadd(6, w, 128);
+      _tile_loadd(4, x + i, xs);
+      MULTIPLY(0, 4, 6);
+      _tile_loadd(7, w + 64, 128);
+      MULTIPLY(1, 4, 7);
+      _tile_loadd(5, x + second * xs + i, xs);
+      MULTIPLY(2, 5, 6);
+      MULTIPLY(3, 5, 7);
     }
     _tile_stored(2, sums + 16 * BLOCK, BLOCK * 4);
     _tile_stored(3, sums + 16 * BLOCK + 16, BLOCK * 4);
   } else
-    for (int64_t i = 0; i < k; i += step, pairs += step * 64) {
-      _tile_loadd(6, pairs, 128);
-      _tile_loadd(7, pairs + 64, 128);
-      _tile_loadd(4, x + i * 2, xs);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
+    for (int64_t i = 0; i < bytes; i += step, w += step * 32) {
+      _tile_loadd(6, w, 128);
+      _tile_loadd(7, w + 64, 128);
+      _tile_loadd(4, x + i, xs);
+      MULTIPLY(0, 4, 6);
+      MULTIPLY(1, 4, 7);
     }
   _tile_stored(0, sums, BLOCK * 4);
   _tile_stored(1, sums + 16, BLOCK * 4);
 }
 
+// Which rows two tiles take: 16 from `at` on, and, if `second`, 16 more that many rows later.
+struct window {
+  int64_t at, second;
+};
+
+// For the next rows of 0..rows-1, of which `done` have been done.
+INLINE struct window window_of(int64_t done, int64_t rows) {
+  const int64_t n = rows - done;
+  if (n >= 32) return (struct window){done, 16};
+  if (n > 16) return (struct window){done, n - 16};
+  return (struct window){rows < 16 ? 0 : rows - 16, 0};
+}
+
+// Where the sums of row `r` stand.
+INLINE const float *sums_of(const float *sums, struct window s, int64_t r) { return sums + (r - s.at < 16 ? r - s.at : 16 + r - s.at - s.second) * BLOCK; }
+
 INLINE void coded_tiles(const int format, const struct moe_coded *q, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
   char pairs[STRETCH * BLOCK * 2] __attribute__((aligned(64)));
   float sums[32 * BLOCK] __attribute__((aligned(64)));
   const __m512i table = pair_table(q);
-  const int64_t code_bytes = format == CODE_4 ? BLOCK / 2 : BLOCK, step = q->stretch % 32 == 0 ? 32 : q->stretch % 16 == 0 ? 16 : 8;
-  for (int64_t r0 = 0; r0 < rows;) {
-    // Full tiles first, then what is left; each configuration once, all stretches.
-    int64_t n = rows - r0 >= 32 ? (rows - r0) / 32 * 32 : rows - r0;
-    configure(least(n, 16), n > 16 ? (n >= 32 ? 16 : n - 16) : 0, step);
-    for (int64_t i = 0; i < n * BLOCK; i += VL) *(vf *)(c + r0 * BLOCK + i) = (vf){};
-    int64_t group = 0, left = q->group;
-    for (int64_t k0 = 0, m; k0 < k; k0 += m) {
-      m = least(least(q->stretch, k - k0), left);
-      widen_pairs(format, table, w + k0 * code_bytes, m, pairs, first && r0 == 0 ? 4096 : 0);
-      const vf scale[2] = {scales_at(q, w, group, 0), scales_at(q, w, group, VL)};
-      for (int64_t r = r0; r < r0 + n; r += 32) {
-        int64_t some = least(32, r0 + n - r);
-        stretch_tiles(x + r * xs + k0 * 2, xs, some, pairs, m, step, sums);
-        float *to = c + r * BLOCK;
-        for (int64_t i = 0; i < some * BLOCK; i += BLOCK)
-          for (int j = 0; j < 2; j++) *(vf *)(to + i + j * VL) += *(const vf *)(sums + i + j * VL) * scale[j];
-      }
-      left -= m;
-      if (left == 0) {
-        group++;
-        left = q->group;
-      }
+  const int64_t code_bytes = format == CODE_4 ? BLOCK / 2 : BLOCK, step = tile_step(q);
+  for (int64_t i = 0; i < rows * BLOCK; i += VL) *(vf *)(c + i) = (vf){};
+  int64_t group = 0, left = q->group;
+  for (int64_t k0 = 0, m; k0 < k; k0 += m) {
+    m = least(least(q->stretch, k - k0), left);
+    widen_pairs(format, table, w + k0 * code_bytes, m, pairs, first ? 4096 : 0);
+    const vf scale[2] = {scales_at(q, w, group, 0), scales_at(q, w, group, VL)};
+    for (int64_t r = 0; r < rows;) {
+      const struct window s = window_of(r, rows);
+      stretch_tiles(0, x + s.at * xs + k0 * 2, s.second, xs, pairs, m * 2, step * 2, sums);
+      for (const int64_t end = least(r + 32, rows); r < end; r++)
+        for (int j = 0; j < 2; j++) *(vf *)(c + r * BLOCK + j * VL) += *(const vf *)(sums_of(sums, s, r) + j * VL) * scale[j];
     }
-    r0 += n;
+    left -= m;
+    if (left == 0) {
+      group++;
+      left = q->group;
+    }
   }
 }
 
-void coded_amx(const struct moe_coded *q, int64_t expert, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
-  switch (q->format) {
-    case CODE_4: coded_tiles(CODE_4, q, x, xs, rows, w, k, c, first); break;
-    case CODE_I8: coded_tiles(CODE_I8, q, x, xs, rows, w, k, c, first); break;
-    default: coded_tiles(CODE_E4M3, q, x, xs, rows, w, k, c, first); break;
-  }
+INLINE void times_factor(const struct moe_coded *q, int64_t expert, int64_t rows, float *c) {
   const float *factor = q->factors + expert * 2;
   for (int64_t r = 0; r < rows; r++, c += BLOCK)
     for (int64_t i = 0; i < BLOCK; i += VL) *(vf *)(c + i) *= factor[i / HALF];
 }
 
-void done_amx(void) { _tile_release(); }
+static void coded(const struct moe_coded *q, int64_t expert, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
+  switch (q->format) {
+    case CODE_4: coded_tiles(CODE_4, q, x, xs, rows, w, k, c, first); break;
+    case CODE_I8: coded_tiles(CODE_I8, q, x, xs, rows, w, k, c, first); break;
+    default: coded_tiles(CODE_E4M3, q, x, xs, rows, w, k, c, first); break;
+  }
+  times_factor(q, expert, rows, c);
+}
 
-int64_t peak_amx(int64_t rounds) {
-  configure(16, 16, 32);
+#include "int8.h"
+
+INLINE void coded8_tiles(const int format, const struct moe_coded *q, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
+  char bytes[STRETCH * BLOCK] __attribute__((aligned(64)));
+  float sums[32 * BLOCK] __attribute__((aligned(64)));
+  const int64_t step = tile_step8(q, k), run = run_of(q);
+  for (int64_t i = 0; i < rows * BLOCK; i += VL) *(vf *)(c + i) = (vf){};
+  for (int64_t k0 = 0, n = 0, m; k0 < k; k0 += m, n++) {
+    m = least(run, k - k0);
+    const char *codes = w + k0 * (format == CODE_4 ? BLOCK / 2 : BLOCK);
+    if (format == CODE_4) {
+      widen_nibbles(codes, m, bytes, first ? 4096 : 0);
+      codes = bytes;
+    }
+    const struct zeros z = zeros_of(q, w, k0 / q->group);
+    const vf scale[2] = {scales_at(q, w, k0 / q->group, 0), scales_at(q, w, k0 / q->group, VL)};
+    for (int64_t r = 0; r < rows;) {
+      const struct window s = window_of(r, rows);
+      stretch_tiles(1, x + s.at * xs + k0, s.second, xs, codes, m, step, sums);
+      for (const int64_t end = least(r + 32, rows); r < end; r++) {
+        const int32_t of_x = ((const int32_t *)(x + r * xs + k))[n];
+        for (int j = 0; j < 2; j++) *(vf *)(c + r * BLOCK + j * VL) += __builtin_convertvector(*(const vi *)(sums_of(sums, s, r) + j * VL) - z.of[j] * of_x, vf) * scale[j];
+      }
+    }
+  }
+}
+
+static void coded8(const struct moe_coded *q, int64_t expert, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
+  if (q->format == CODE_4) coded8_tiles(CODE_4, q, x, xs, rows, w, k, c, first);
+  else coded8_tiles(CODE_U8X4, q, x, xs, rows, w, k, c, first);
+  times_scales(q, expert, x, xs, rows, k, c);
+}
+
+// Everything around the products.
+#define LORA_TILES
+#define AT_ONCE MAX_ROWS
+static vh to_f16(vf v) { return (vh)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+#include "rows.h"
+#include "lora_tiles.h"
+
+static void done(void) { _tile_release(); }
+
+static int64_t peak(int64_t rounds) {
+  configure(16, 64, 16);
   for (int64_t n = 0; n < rounds; n++) {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
@@ -172,3 +269,9 @@ int64_t peak_amx(int64_t rounds) {
   _tile_release();
   return rounds * 4 * 16 * 16 * 32 * 2;
 }
+
+// Without products of f32 rows, which are those of AVX-512.
+const struct kernels kernels_amx = {
+  .product = {{0, 0, 0}, {0, product_bf16, 0}}, .coded = {0, coded}, .coded8 = coded8, .begin = begin, .done = done, .quantise = quantise_amx,
+  .gather = gather_amx, .shrink = shrink, .w13 = w13_amx, .w2 = w2_amx, .peak = peak, .combine = combine_amx,
+};

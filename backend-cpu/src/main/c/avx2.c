@@ -101,8 +101,7 @@ INLINE int again(int format) { return format == CODE_I8; }
 #define STEP_CASES STEP_CASE(2) STEP_CASE(3)
 #include "coded.h"
 
-static void done(void) {}
-
 const struct kernels kernels_avx2 = {
-  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, {coded_avx2, 0}, done, gather_avx2, shrink_avx2, w13_avx2, w2_avx2, 0, combine_avx2,
+  .product = {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, .coded = {coded_avx2, 0}, .begin = begin_avx2, .done = done_avx2, .quantise = quantise_avx2,
+  .gather = gather_avx2, .shrink = shrink_avx2, .w13 = w13_avx2, .w2 = w2_avx2, .combine = combine_avx2,
 };

@@ -87,8 +87,7 @@ INLINE int again(int format) { (void)format; return 1; }
 #define STEP_CASES
 #include "coded.h"
 
-static void done(void) {}
-
 const struct kernels kernels_avx512 = {
-  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, {coded_avx512, 0}, done, gather_avx512, shrink_avx512, w13_avx512, w2_avx512, 0, combine_avx512,
+  .product = {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, .coded = {coded_avx512, 0}, .begin = begin_avx512, .done = done_avx512, .quantise = quantise_avx512,
+  .gather = gather_avx512, .shrink = shrink_avx512, .w13 = w13_avx512, .w2 = w2_avx512, .combine = combine_avx512,
 };

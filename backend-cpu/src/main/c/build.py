@@ -14,7 +14,7 @@ from pathlib import Path
 
 OUT = "src/main/resources/META-INF/moe4j/kernels/backend-cpu"
 COMMON = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden", "-ffreestanding", "-fno-stack-protector",
-          "-fno-asynchronous-unwind-tables", "-Wall", "-Wextra", "-Werror"]
+          "-fno-asynchronous-unwind-tables", "-fstack-clash-protection", "-Wall", "-Wextra", "-Werror"]
 LINK = ["-shared", "-nostdlib", "-Wl,-z,noexecstack", "-Wl,-z,relro,-z,now", "-Wl,--build-id=none", "-Wl,--gc-sections", "-s"]
 NO_CET = ["-fcf-protection=none"]
 AVX512 = NO_CET + ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
@@ -24,7 +24,8 @@ TARGETS = {
         "avx2.c": NO_CET + ["-mavx2", "-mfma", "-mf16c"],
         "avx512.c": AVX512,
         "avx512bf16.c": AVX512 + ["-mavx512bf16"],
-        "amx.c": AVX512 + ["-mamx-tile", "-mamx-bf16"],
+        "vnni.c": AVX512 + ["-mavx512vnni"],
+        "amx.c": AVX512 + ["-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
     }),
     "linux-aarch64": ("aarch64-linux-gnu-gcc", {
         "moe.c": ["-fno-tree-loop-distribute-patterns"],

@@ -148,3 +148,7 @@ static void NAME(coded)(const struct moe_coded *q, int64_t expert, const char *x
   for (int64_t r = 0; r < rows; r++, c += BLOCK)
     for (int64_t i = 0; i < BLOCK; i += VL) *(vf *)(c + i) *= factor[i / HALF];
 }
+
+// There is nothing to set up.
+static void NAME(begin)(const struct moe_coded *q, int64_t k, int64_t rows, int int8) { (void)q, (void)k, (void)rows, (void)int8; }
+static void NAME(done)(void) {}

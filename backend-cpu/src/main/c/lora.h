@@ -3,7 +3,30 @@
 // B's rows are far apart, often by a power of two, so lines of many of them share a few sets of every cache. What a task needs of B is therefore
 // copied first: from each row one piece for several blocks, to where pieces of a block stand behind each other, [segment][target][rank][width].
 
+#ifdef LORA_TILES
+enum { STAGE_BYTES = 128 << 10 };
+#else
 enum { STAGE_BYTES = 64 << 10 };
+#endif
+
+// With LORA_TILES whoever includes this has tiles for B's products of rows of bf16 where B is bf16: expand_tiles(), and tile_step(q), the values of k of a tile.
+// s then has pairs of bf16 whose sum is what A makes of x (one holds the upper bits, the other the lower ones), and B each value twice, so that products of
+// 16 ranks are one tile. Pieces of B are [rank of a multiple of 16][16 outputs][2], for each 16 outputs.
+enum { TILE_RANKS = 16, TILE_BYTES = TILE_RANKS * 64 };
+
+INLINE int on_tiles(const struct moe_call *c, const struct moe_segment *g, int which) {
+#ifdef LORA_TILES
+  const struct moe_target *t = g->target + which, *other = g->target + (which == DOWN ? DOWN : UP - which);
+  const struct moe_coded *q = which == DOWN ? c->type2 == TYPE_CODED ? c->coded2 : 0 : c->type13 == TYPE_CODED ? c->coded13 : 0;
+  if (c->row_type != TYPE_BF16 || t->rank == 0 || t->b_type != TYPE_BF16 || t->rank > STAGE_BYTES / BLOCK / 4 || tile_step(q) != 32) return 0;
+  return other->rank == 0 || other->s != t->s || other->b_type == TYPE_BF16;  // who shares s shares its form
+#else
+  (void)c, (void)g, (void)which;
+  return 0;
+#endif
+}
+
+INLINE int64_t tiles_of(int64_t ranks) { return (ranks + TILE_RANKS - 1) / TILE_RANKS; }
 
 // c[row][column] += sum over ranks of s[row][rank] b[rank][column], for m rows and `vectors` vectors of columns.
 INLINE void expand_few(const int m, const int vectors, const float *s, int64_t s_stride, const char *b, int64_t b_rank, int64_t ranks, float *c, const int type) {
@@ -58,20 +81,29 @@ struct lora {
   int64_t blocks;                 // that are copied at once; 0 = pieces are too large
 };
 
+#ifdef LORA_TILES
+INLINE void expand_tiles(const struct lora *l, const struct moe_segment *g, int which, int64_t from, int64_t to, const char *b, const char *second, float *v, int64_t row);
+#endif
+
 // Whether a segment's target has the factors of the segment before it, which then stand there once.
 INLINE int repeats(const struct lora *l, int64_t segment, int which) {
   if (segment == l->t->segment) return 0;
   const struct moe_target *a = l->c->segments[segment].target + which, *b = l->c->segments[segment - 1].target + which;
-  return a->b == b->b && a->rank == b->rank && a->b_out == b->b_out && a->b_rank == b->b_rank && a->b_type == b->b_type;
+  return a->b == b->b && a->rank == b->rank && a->b_out == b->b_out && a->b_rank == b->b_rank && a->b_type == b->b_type &&
+         on_tiles(l->c, l->c->segments + segment, which) == on_tiles(l->c, l->c->segments + segment - 1, which);
 }
 
-INLINE int64_t piece_bytes(const struct lora *l, const struct moe_target *t) { return t->rank * l->width * size_of(t->b_type); }
+INLINE int64_t piece_bytes(const struct lora *l, int64_t segment, int which) {
+  const struct moe_target *t = l->c->segments[segment].target + which;
+  if (on_tiles(l->c, l->c->segments + segment, which)) return tiles_of(t->rank) * TILE_BYTES * (l->width / HALF);
+  return t->rank * l->width * size_of(t->b_type);
+}
 
 INLINE struct lora lora_of(const struct moe_call *c, const struct moe_task *t, int first, int last, int64_t width, int64_t size) {
   struct lora l = {c, t, first, last, width, size, 0, 0};
   for (int64_t i = t->segment; i < t->segment + t->segments; i++)
     for (int which = first; which <= last; which++)
-      if (!repeats(&l, i, which)) l.block_bytes += piece_bytes(&l, c->segments[i].target + which);
+      if (!repeats(&l, i, which)) l.block_bytes += piece_bytes(&l, i, which);
   if (l.block_bytes) l.blocks = least(t->blocks, STAGE_BYTES / l.block_bytes);
   return l;
 }
@@ -93,29 +125,71 @@ INLINE void stage_target(const struct lora *l, const struct moe_target *t, int64
     }
 }
 
+// The same for tiles, all ranks.
+INLINE void stage_tiles(const struct lora *l, const struct moe_target *t, int64_t out, int64_t blocks, char *to) {
+#ifdef LORA_TILES
+  const int64_t halves = l->width / HALF, n = l->size - out;
+  const int dense = t->b_out == 2 && n >= blocks * l->width;
+  for (int64_t k = 0; k < tiles_of(t->rank) * TILE_RANKS; k++) {
+    char *p = to + k / TILE_RANKS * TILE_BYTES * halves + k % TILE_RANKS * 64;
+    const char *b = t->b + out * t->b_out + k * t->b_rank;
+    if (k < t->rank && dense)
+      for (int64_t j = 0; j < blocks; j++, p += l->block_bytes)
+        for (int64_t h = 0; h < halves; h++, b += HALF * 2) {
+          const vu w = __builtin_convertvector(*(const vh *)b, vu);
+          *(vu *)(p + h * TILE_BYTES) = w << 16 | w;
+        }
+    else
+      for (int64_t j = 0; j < blocks; j++, p += l->block_bytes)
+        for (int64_t h = 0; h < halves; h++) {
+          vu w = {};
+          for (int64_t i = 0, at = (j * halves + h) * HALF; k < t->rank && i < HALF && at + i < n; i++) w[i] = *(const uint16_t *)(b + (at + i) * t->b_out);
+          *(vu *)(p + h * TILE_BYTES) = w << 16 | w;
+        }
+  }
+#else
+  (void)l, (void)t, (void)out, (void)blocks, (void)to;
+#endif
+}
+
+INLINE void stage_one(const struct lora *l, int64_t segment, int which, int64_t out, int64_t blocks, char *to) {
+  const struct moe_target *t = l->c->segments[segment].target + which;
+  if (on_tiles(l->c, l->c->segments + segment, which)) stage_tiles(l, t, out, blocks, to);
+  else stage_target(l, t, 0, t->rank, out, blocks, to);
+}
+
+// Into the second-level cache where tiles push everything out of the first.
+#ifdef LORA_TILES
+#define FETCH(p) __builtin_prefetch(p, 0, 2)
+#else
+#define FETCH(p) __builtin_prefetch(p)
+#endif
+
 INLINE void fetch_target(const struct lora *l, const struct moe_target *t, int64_t out, int64_t blocks) {
   int64_t size = size_of(t->b_type);
   const char *b = t->b + out * t->b_out;
   if (t->b_out == size)
     for (int64_t k = 0; k < t->rank; k++, b += t->b_rank)
-      for (int64_t i = 0; i < blocks * l->width * size; i += 64) __builtin_prefetch(b + i);
+      for (int64_t i = 0; i < blocks * l->width * size; i += 64) FETCH(b + i);
 }
 
 // Copies the pieces of some blocks; while those of a target are copied, the next one's are fetched.
 INLINE void stage(const struct lora *l, int64_t out, int64_t blocks, char *to) {
-  const struct moe_target *before = 0;
+  int64_t before = -1;
+  int before_which = 0;
   for (int64_t i = l->t->segment; i < l->t->segment + l->t->segments; i++)
     for (int which = l->first; which <= l->last; which++) {
       const struct moe_target *t = l->c->segments[i].target + which;
       if (t->rank == 0 || repeats(l, i, which)) continue;
       fetch_target(l, t, out, blocks);
-      if (before) {
-        stage_target(l, before, 0, before->rank, out, blocks, to);
-        to += piece_bytes(l, before);
+      if (before >= 0) {
+        stage_one(l, before, before_which, out, blocks, to);
+        to += piece_bytes(l, before, before_which);
       }
-      before = t;
+      before = i;
+      before_which = which;
     }
-  if (before) stage_target(l, before, 0, before->rank, out, blocks, to);
+  if (before >= 0) stage_one(l, before, before_which, out, blocks, to);
 }
 
 // Between two products: fetches a share of what the next stage() will copy.
@@ -140,11 +214,22 @@ INLINE void expand_rows(const struct lora *l, const struct moe_task *part, int64
       if (t->rank == 0) continue;
       if (l->blocks && !repeats(l, i, which)) {
         last[which] = staged;
-        staged += piece_bytes(l, t);
+        staged += piece_bytes(l, i, which);
       }
       if (from >= to) continue;
       float *c = v + (from - part->row) * BLOCK + (which == UP && l->width == HALF ? HALF : 0);
       const float *s = (const float *)((const char *)t->s + (from - g->from) * l->c->s_stride);
+#ifdef LORA_TILES
+      if (on_tiles(l->c, g, which)) {
+        const char *b = last[which], *second = 0;
+        if (!l->blocks) stage_tiles(l, t, out, 1, scratch), b = scratch;
+        if (which == DOWN || l->width == BLOCK) second = b + TILE_BYTES;
+        else if (which == GATE && l->blocks && g->target[UP].s == t->s && g->target[UP].rank) continue;  // with up, whose piece is the next one
+        else if (which == UP && l->blocks && g->target[GATE].s == t->s && g->target[GATE].rank) second = b, b = last[GATE];
+        expand_tiles(l, g, which, from, to, b, second, v, part->row);
+        continue;
+      }
+#endif
       int64_t most = l->blocks ? t->rank : STAGE_BYTES / (BLOCK * 4);
       for (int64_t k = 0; k < t->rank; k += most) {
         int64_t ranks = least(most, t->rank - k);
@@ -157,6 +242,7 @@ INLINE void expand_rows(const struct lora *l, const struct moe_task *part, int64
   }
 }
 
+#ifndef LORA_TILES
 INLINE float sum_of(vf v) {
   float s[VL];
   *(vf *)s = v;
@@ -220,4 +306,4 @@ static void NAME(shrink)(const struct moe_call *c, int64_t segment, int32_t down
   for (int i = GATE; i <= UP; i++)
     if (g->target[i].rank && g->target[i].own_shrink) NAME(shrink_target)(c, g->target + i, c->x + g->from * c->x_stride, c->x_stride, rows, c->hidden);
 }
-
+#endif

@@ -74,11 +74,15 @@ __attribute__((constructor)) static void fill(void) {
   table[ISA_BF16].coded[TYPE_BF16] = coded_avx512bf16;
   table[ISA_BF16].peak = peak_avx512bf16;
   table[ISA_BF16].shrink = shrink_avx512bf16;
-  table[ISA_AMX] = table[ISA_BF16];
-  table[ISA_AMX].product[TYPE_BF16][TYPE_BF16] = product_bf16_amx;
-  table[ISA_AMX].coded[TYPE_BF16] = coded_amx;
-  table[ISA_AMX].peak = peak_amx;
-  table[ISA_AMX].done = done_amx;
+  uint32_t a, b, c = 0, d = 0;
+  __get_cpuid_count(7, 0, &a, &b, &c, &d);
+  if (c & bit_AVX512VNNI) table[ISA_BF16].coded8 = coded8_vnni;
+  table[ISA_AMX] = kernels_amx;
+  for (int type = 0; type < TYPES; type++) table[ISA_AMX].product[TYPE_F32][type] = kernels_avx512.product[TYPE_F32][type];
+  table[ISA_AMX].coded[TYPE_F32] = kernels_avx512.coded[TYPE_F32];
+#ifndef MOE_TILES  // a header that stands in for tiles has all of them
+  if (!(d & 1u << 25)) table[ISA_AMX].coded8 = 0;
+#endif
 #else
   table[ISA_NEON] = kernels_neon;
   table[ISA_NEON_BF16] = kernels_neon;
@@ -92,6 +96,9 @@ PUBLIC void moe_gather(const struct moe_call *c, const char *hidden, int32_t typ
 
 // bf16 multiply-adds in registers, for benchmarks: operations done, 0 = no units for them.
 PUBLIC int64_t moe_peak(int32_t isa, int64_t rounds) { return kernels_of(isa)->peak ? kernels_of(isa)->peak(rounds) : 0; }
+
+// Whether there are units for rows of int8.
+PUBLIC int32_t moe_int8(int32_t isa) { return kernels_of(isa)->coded8 != 0; }
 
 PUBLIC void moe_shrink(const struct moe_call *c, int64_t segment, int32_t down) { kernels_of(c->isa)->shrink(c, segment, down); }
 
@@ -142,17 +149,21 @@ PUBLIC void moe_pack(char *to, int32_t type, int64_t k, int64_t k_padded, const 
   }
 }
 
-// Rows of x, or of the activations, in the order of an expert's packed values of k.
+// Rows of x, or of the activations, in the order of an expert's packed values of k, or in int8.
 PUBLIC void moe_reorder(const struct moe_call *c, int32_t down, int64_t expert, int64_t from, int64_t to) {
+  if (c->int8 >> down & 1) {
+    kernels_of(c->isa)->quantise(c, down, expert, from, to);
+    return;
+  }
   const char *x = down ? c->act : c->x;
   char *copy = down ? c->act2 : c->x13;
-  int64_t stride = down ? c->act_stride : c->x_stride, k = down ? c->intermediate_padded : c->hidden_padded;
+  int64_t stride = down ? c->act_stride : c->x_stride, to_stride = down ? c->act2_stride : c->x13_stride, k = down ? c->intermediate_padded : c->hidden_padded;
   const int32_t *order = (down ? c->order2 : c->order13) + expert * k;
   for (int64_t p = from; p < to; p++) {
     if (c->row_type == TYPE_BF16)
-      for (int64_t i = 0; i < k; i++) ((uint16_t *)(copy + p * stride))[i] = ((const uint16_t *)(x + p * stride))[order[i]];
+      for (int64_t i = 0; i < k; i++) ((uint16_t *)(copy + p * to_stride))[i] = ((const uint16_t *)(x + p * stride))[order[i]];
     else
-      for (int64_t i = 0; i < k; i++) ((float *)(copy + p * stride))[i] = ((const float *)(x + p * stride))[order[i]];
+      for (int64_t i = 0; i < k; i++) ((float *)(copy + p * to_stride))[i] = ((const float *)(x + p * stride))[order[i]];
   }
 }
 
@@ -207,7 +218,8 @@ PUBLIC int32_t moe_pack_coded(char *to, const struct moe_coded *q, int64_t k, in
       for (int64_t i = 0; i < k_padded; i++) {
         uint8_t v = i < have ? read_field(m->codes, 8, field_of(m->code_lie, 8, m->code_row, m->code_col, o, m->order ? m->order[i] : i)) ^ m->flip : 0;
         if (q->format == CODE_E4M3) bad |= (v & 127) == 127;
-        to[i * BLOCK + lane] = (char)v;
+        if (q->format == CODE_U8X4) to[(i / 4 * BLOCK + lane) * 4 + i % 4] = (char)(v ^ 128);
+        else to[i * BLOCK + lane] = (char)v;
       }
     for (int64_t g = 0; g < q->groups; g++) {
       int there = have && g < m->groups;

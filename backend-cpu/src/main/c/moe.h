@@ -23,12 +23,13 @@ enum { SILU, GELU, GELU_TANH, SWIGLUOAI, SWIGLU_STEP, SILU_NO_MUL, GELU_NO_MUL, 
 
 // What a code is, how scales are stored, and how the codes of a matrix [out][in] lie where they come from.
 enum { STRETCH = 128 };  // values of k that are summed before they are scaled, at most
-enum { CODE_4 = 0, CODE_I8 = 1, CODE_E4M3 = 2 };
+enum { CODE_4 = 0, CODE_I8 = 1, CODE_E4M3 = 2, CODE_U8X4 = 3 };
 enum { SCALE_F32 = 0, SCALE_BF16 = 1, SCALE_F16 = 2, SCALE_E8M0 = 3, SCALE_E4M3 = 4 };
 enum { LIE_DENSE = 0, LIE_ALONG_IN = 1, LIE_ALONG_OUT = 2, LIE_ALONG_OUT_AWQ = 3 };
 
 // Packed matrices in codes. A block is
-//   codes    4 bits: [k / 8][32] words; bits 4n.. of a word are k = 2n for n < 4 and k = 2n - 7 for the others. 8 bits: [k][32]
+//   codes    4 bits: [k / 8][32] words; bits 4n.. of a word are k = 2n for n < 4 and k = 2n - 7 for the others. 8 bits: [k][32], or, for rows of
+//            int8 (CODE_U8X4), [k / 4][32][4] with 128 added to each code
 //   scales   [group][32], or [group][2] where 16 outputs share one
 //   zeros    [group][32] bytes; 4 bits: [group][16], output i in the low half of byte i and output 16 + i in its high half
 // A value is (code - zero - zero_offset) * scale * factor.
@@ -100,11 +101,16 @@ struct moe_call {
   const int32_t *position;        // by pair, -1 = goes nowhere
   const struct moe_coded *coded13, *coded2;  // where the type is TYPE_CODED
   const int32_t *order13, *order2;           // [expert][padded]: as moe_source has it, or null
-  char *x13, *act2;                          // what the products read: x and act, or copies in those orders
+  char *x13, *act2;                          // what the products read: x and act, or copies in those orders, or in int8
+  int64_t x13_stride, act2_stride;
   const struct moe_segment *segments;
   int64_t s_stride;               // from one row of s to the next
   int64_t top_k;
+  int64_t int8;                   // bit 0: x13 is int8, bit 1: act2 is; row_type is F32 then
 };
+
+// A row of int8: [padded] values, an int32 sum of them for each group, the f32 that they are multiplied with. Beside 4-bit codes each eight values stand in
+// the order 0 4 1 5 2 6 3 7, which is that of a word's low halves of bytes, then the high ones.
 
 // Some blocks of outputs for some positions of one expert, and the segments that these meet.
 struct moe_task {
@@ -120,7 +126,7 @@ int64_t moe_abi(int32_t i);
 #define PUBLIC __attribute__((visibility("default")))
 
 // c[row][32] = rows of x times one packed block; k is padded. Where one pass over the block is enough, what comes 8 KB later is fetched
-// meanwhile; otherwise the block behind it, if `first`.
+// meanwhile; otherwise the block behind it, if `first`. 2 = the task's first block, which nobody has fetched.
 typedef void product_fn(const char *x, int64_t x_stride, int64_t rows, const char *w, int64_t k, float *c, int first);
 
 // The same for a block in codes of an expert.
@@ -129,7 +135,11 @@ typedef void coded_fn(const struct moe_coded *q, int64_t expert, const char *x, 
 struct kernels {
   product_fn *product[2][TYPES];  // [row_type][weight_type]
   coded_fn *coded[2];             // [row_type]
+  coded_fn *coded8;               // rows of int8; null = no units for them
+  // Before a task's first product of rows of int8 or bf16, for so many rows of k values; q = null for plain weights.
+  void (*begin)(const struct moe_coded *q, int64_t k, int64_t rows, int int8);
   void (*done)(void);             // after the last product of a task
+  void (*quantise)(const struct moe_call *, int32_t down, int64_t expert, int64_t from, int64_t to);
   void (*gather)(const struct moe_call *, const char *hidden, int32_t type, const float *weight, int64_t first_token, int64_t from, int64_t to);
   void (*shrink)(const struct moe_call *, int64_t segment, int32_t down);
   void (*w13)(const struct moe_call *, const struct moe_task *);
@@ -138,12 +148,11 @@ struct kernels {
   void (*combine)(const struct moe_call *, const float *weight, int64_t first_token, int64_t from, int64_t to, char *out, int32_t type);
 };
 HIDDEN const struct kernels *kernels_of(int64_t isa);
-extern HIDDEN const struct kernels kernels_avx2, kernels_avx512, kernels_neon;
-extern HIDDEN product_fn product_bf16_avx512bf16, product_bf16_amx, product_bf16_neonbf16;
-extern HIDDEN coded_fn coded_avx512bf16, coded_amx;
+extern HIDDEN const struct kernels kernels_avx2, kernels_avx512, kernels_amx, kernels_neon;
+extern HIDDEN product_fn product_bf16_avx512bf16, product_bf16_neonbf16;
+extern HIDDEN coded_fn coded_avx512bf16, coded8_vnni;
 HIDDEN void shrink_avx512bf16(const struct moe_call *, int64_t segment, int32_t down);
 HIDDEN void shrink_target_avx512(const struct moe_call *, const struct moe_target *, const char *x, int64_t x_stride, int64_t rows, int64_t in);
-HIDDEN int64_t peak_avx512bf16(int64_t rounds), peak_amx(int64_t rounds);
-HIDDEN void done_amx(void);
+HIDDEN int64_t peak_avx512bf16(int64_t rounds);
 HIDDEN int32_t permit_amx(void);
 #endif

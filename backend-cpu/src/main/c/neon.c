@@ -95,8 +95,7 @@ INLINE int again(int format) { return format == CODE_I8; }
 #define STEP_CASES STEP_CASE(2) STEP_CASE(3)
 #include "coded.h"
 
-static void done(void) {}
-
 const struct kernels kernels_neon = {
-  {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, {coded_neon, 0}, done, gather_neon, shrink_neon, w13_neon, w2_neon, 0, combine_neon,
+  .product = {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, .coded = {coded_neon, 0}, .begin = begin_neon, .done = done_neon,
+  .gather = gather_neon, .shrink = shrink_neon, .w13 = w13_neon, .w2 = w2_neon, .combine = combine_neon,
 };

@@ -2,9 +2,22 @@
 // `widen_f16`. Vectors are the compiler's own; multiplications and additions are contracted.
 #include "vectors.h"
 
+#ifndef AT_ONCE
+#define AT_ONCE PRODUCT_ROWS  // rows of a product
+#endif
+
 INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
-INLINE vf max_of(vf a, vf b) { return choose(a < b, b, a); }  // a, if that is NaN
+// a, if that is NaN.
+#ifdef __AVX512F__
+INLINE vf max_of(vf a, vf b) { return (vf)_mm512_max_ps((__m512)b, (__m512)a); }
+INLINE vf min_of(vf a, vf b) { return (vf)_mm512_min_ps((__m512)b, (__m512)a); }
+#elif defined(__AVX__)
+INLINE vf max_of(vf a, vf b) { return (vf)_mm256_max_ps((__m256)b, (__m256)a); }
+INLINE vf min_of(vf a, vf b) { return (vf)_mm256_min_ps((__m256)b, (__m256)a); }
+#else
+INLINE vf max_of(vf a, vf b) { return choose(a < b, b, a); }
 INLINE vf min_of(vf a, vf b) { return choose(a > b, b, a); }
+#endif
 
 INLINE int64_t size_of(int32_t type) { return type == TYPE_F32 ? 4 : 2; }
 
@@ -26,6 +39,9 @@ INLINE vf widen_part(const char *p, int64_t step, int64_t n, int32_t type) {
 
 // To nearest even; NaN stays NaN.
 INLINE vh to_bf16(vf v) {
+#ifdef __AVX512BF16__
+  return (vh)_mm512_cvtneps_pbh((__m512)v);  // and denormal numbers become zeros, as the units that multiply bf16 take them
+#endif
   vu u = (vu)v, quiet = (u >> 16) | 64;
   vu r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   vu nan = (vu)(v != v);
@@ -118,7 +134,6 @@ INLINE void activate_rows(const struct moe_call *c, int64_t kind, const float *v
 }
 
 
-
 #include "lora.h"
 
 INLINE void add_bias(const float *b, float *c, int64_t rows) {
@@ -130,15 +145,21 @@ INLINE void add_bias(const float *b, float *c, int64_t rows) {
 INLINE struct moe_task part_of(const struct moe_task *t, int64_t done) {
   struct moe_task p = *t;
   p.row += done;
-  p.rows = least(PRODUCT_ROWS, t->rows - done);
+  p.rows = least(AT_ONCE, t->rows - done);
   return p;
 }
 
+// Rows as products read them: int8, or of the call's row type.
+INLINE coded_fn *coded_of(const struct kernels *own, const struct moe_call *c, int int8) { return int8 ? own->coded8 : own->coded[c->row_type]; }
+
 static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
-  float v[PRODUCT_ROWS * BLOCK] __attribute__((aligned(64)));
+  float v[AT_ONCE * BLOCK] __attribute__((aligned(64)));
   char staged[STAGE_BYTES] __attribute__((aligned(64)));
   const struct kernels *own = kernels_of(c->isa);
+  const int int8 = c->int8 & 1;
   product_fn *product = c->type13 == TYPE_CODED ? 0 : own->product[c->row_type][c->type13];
+  coded_fn *coded = coded_of(own, c, int8);
+  if (int8 || c->row_type == TYPE_BF16) own->begin(product ? 0 : c->coded13, c->hidden_padded, t->rows, int8);
   int gated = is_gated(c->activation);
   int64_t width = gated ? HALF : BLOCK, size = size_of(c->row_type);
   struct lora lora = lora_of(c, t, gated ? GATE : UP, UP, width, c->intermediate);
@@ -146,11 +167,12 @@ static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
     int64_t block = t->block + b, out = block * width, n = least(width, c->intermediate - out);
     if (lora.blocks && b % lora.blocks == 0) stage(&lora, out, least(lora.blocks, t->blocks - b), staged);
     if (lora.blocks) fetch_ahead(&lora, b);
-    for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
+    for (int64_t done = 0; done < t->rows; done += AT_ONCE) {
       struct moe_task p = part_of(t, done);
-      const char *x = c->x13 + p.row * c->x_stride, *w = c->w13 + t->expert * c->w13_expert + block * c->w13_block;
-      if (product) product(x, c->x_stride, p.rows, w, c->hidden_padded, v, done == 0);
-      else own->coded[c->row_type](c->coded13, t->expert, x, c->x_stride, p.rows, w, c->hidden_padded, v, done == 0);
+      const char *x = c->x13 + p.row * c->x13_stride, *w = c->w13 + t->expert * c->w13_expert + block * c->w13_block;
+      const int first = done ? 0 : b ? 1 : 2;
+      if (product) product(x, c->x13_stride, p.rows, w, c->hidden_padded, v, first);
+      else coded(c->coded13, t->expert, x, c->x13_stride, p.rows, w, c->hidden_padded, v, first);
       if (c->b13) add_bias(c->b13 + (t->expert * (c->intermediate_padded / width) + block) * BLOCK, v, p.rows);
       if (lora.block_bytes && n > 0) expand_rows(&lora, &p, out, staged + (lora.blocks ? b % lora.blocks * lora.block_bytes : 0), staged, v);
       char *to = c->act + p.row * c->act_stride + out * size;
@@ -166,27 +188,41 @@ static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
 }
 
 static void NAME(w2)(const struct moe_call *c, const struct moe_task *t) {
-  float v[PRODUCT_ROWS * BLOCK] __attribute__((aligned(64)));
+  float v[AT_ONCE * BLOCK] __attribute__((aligned(64)));
   char staged[STAGE_BYTES] __attribute__((aligned(64)));
   const struct kernels *own = kernels_of(c->isa);
+  const int int8 = c->int8 >> 1 & 1;
   product_fn *product = c->type2 == TYPE_CODED ? 0 : own->product[c->row_type][c->type2];
+  coded_fn *coded = coded_of(own, c, int8);
+  if (int8 || c->row_type == TYPE_BF16) own->begin(product ? 0 : c->coded2, c->intermediate_padded, t->rows, int8);
   struct lora lora = lora_of(c, t, DOWN, DOWN, BLOCK, c->hidden);
   for (int64_t b = 0; b < t->blocks; b++) {
     int64_t block = t->block + b, out = block * BLOCK;
     if (lora.blocks && b % lora.blocks == 0) stage(&lora, out, least(lora.blocks, t->blocks - b), staged);
     if (lora.blocks) fetch_ahead(&lora, b);
-    for (int64_t done = 0; done < t->rows; done += PRODUCT_ROWS) {
+    for (int64_t done = 0; done < t->rows; done += AT_ONCE) {
       struct moe_task p = part_of(t, done);
-      const char *x = c->act2 + p.row * c->act_stride, *w = c->w2 + t->expert * c->w2_expert + block * c->w2_block;
-      if (product) product(x, c->act_stride, p.rows, w, c->intermediate_padded, v, done == 0);
-      else own->coded[c->row_type](c->coded2, t->expert, x, c->act_stride, p.rows, w, c->intermediate_padded, v, done == 0);
+      const char *x = c->act2 + p.row * c->act2_stride, *w = c->w2 + t->expert * c->w2_expert + block * c->w2_block;
+      const int first = done ? 0 : b ? 1 : 2;
+      if (product) product(x, c->act2_stride, p.rows, w, c->intermediate_padded, v, first);
+      else coded(c->coded2, t->expert, x, c->act2_stride, p.rows, w, c->intermediate_padded, v, first);
       if (c->b2) add_bias(c->b2 + t->expert * c->hidden_padded + out, v, p.rows);
       if (lora.block_bytes) expand_rows(&lora, &p, out, staged + (lora.blocks ? b % lora.blocks * lora.block_bytes : 0), staged, v);
       char *to = c->y + p.row * c->y_stride + out * 4;
       for (int64_t r = 0; r < p.rows; r++, to += c->y_stride)
-        for (int64_t i = 0; i < BLOCK; i += VL) ((vf *)to)[i / VL] = *(vf *)(v + r * BLOCK + i);
+        for (int64_t i = 0; i < BLOCK; i += VL) {
+#ifdef LORA_TILES
+          // Nobody reads it before it has left the cache; so the line is not fetched, either.
+          if (t->rows > 32 && (uintptr_t)to % 64 == 0) _mm512_stream_ps((float *)to + i, (__m512)*(vf *)(v + r * BLOCK + i));
+          else
+#endif
+          ((vf *)to)[i / VL] = *(vf *)(v + r * BLOCK + i);
+        }
     }
   }
+#ifdef LORA_TILES
+  _mm_sfence();
+#endif
   own->done();
 }
 
@@ -244,3 +280,56 @@ static void NAME(combine)(const struct moe_call *c, const float *weight, int64_t
     }
   }
 }
+
+#if VL >= 8
+typedef int8_t vb __attribute__((vector_size(VL), aligned(1), may_alias));
+
+INLINE vf ordered(const float *x, const int32_t *order, int64_t i) {
+  if (!order) return *(const vf *)(x + i);
+  vf v;
+  for (int j = 0; j < VL; j++) v[j] = x[order[i + j]];
+  return v;
+}
+
+// A row of int8, of a scale of its own: the largest magnitude becomes 127. With a number that is none, or no finite one, all that comes of it is NaN.
+INLINE void quantise_row(const struct moe_coded *q, const float *x, const int32_t *order, int64_t k, char *to) {
+  vf most = {}, none = {};
+  for (int64_t i = 0; i < k; i += VL) {
+    vf v = *(const vf *)(x + i);
+    most = max_of(most, max_of(v, -v));
+    none += v * 0.0f;
+  }
+  float largest = 0, bad = 0;
+  for (int j = 0; j < VL; j++) {
+    largest = most[j] > largest ? most[j] : largest;
+    bad += none[j];
+  }
+  const float scale = largest / 127;
+  vb eights;
+  for (int j = 0; j < VL; j++) eights[j] = (int8_t)(j / 8 * 8 + (0x73625140 >> j % 8 * 4 & 15));
+  for (int64_t i = 0; i < k; i += VL) {
+    vf v = {};
+    if (scale > 0 && bad == 0) v = ordered(x, order, i) / scale;
+    vb b = __builtin_convertvector((vi)(v + 12582912.0f) - 0x4b400000, vb);  // to nearest even
+    *(vb *)(to + i) = q->format == CODE_4 ? __builtin_shuffle(b, eights) : b;
+  }
+  const int64_t run = run_of(q), runs = (k + run - 1) / run;
+  int32_t *sums = (int32_t *)(to + k);
+  for (int64_t r = 0; r < runs; r++) {
+    int32_t sum = 0;
+    for (int64_t i = r * run; i < least(k, (r + 1) * run); i++) sum += to[i];
+    sums[r] = sum;
+  }
+  *(float *)(sums + runs) = bad == 0 ? scale : bad;
+}
+
+static void NAME(quantise)(const struct moe_call *c, int32_t down, int64_t expert, int64_t from, int64_t to) {
+  const struct moe_coded *q = down ? c->coded2 : c->coded13;
+  const int64_t k = down ? c->intermediate_padded : c->hidden_padded;
+  const int32_t *order = down ? c->order2 : c->order13;
+  for (int64_t p = from; p < to; p++) {
+    const char *x = down ? c->act + p * c->act_stride : c->x + p * c->x_stride;
+    quantise_row(q, (const float *)x, order ? order + expert * k : 0, k, down ? c->act2 + p * c->act2_stride : c->x13 + p * c->x13_stride);
+  }
+}
+#endif

@@ -132,7 +132,7 @@ static double layer(int isa, int h, int in, int tokens, int kind, int weight, in
     segments[g].from = cut[g];
     segments[g].to = cut[g + 1];
     for (int t = 0; t < 3; t++) {
-      int type = (g + t) % 2 ? TYPE_F32 : weight, from = t == DOWN ? in : h, to = t == DOWN ? h : in;
+      int type = kind % 2 && (g + t) % 2 ? TYPE_F32 : weight, from = t == DOWN ? in : h, to = t == DOWN ? h : in;
       a[g][t] = matrix(rank ? rank : 1, from, type, 2 / sqrt(from));
       b[g][t] = dense_b ? matrix(rank ? rank : 1, to, type, 0.5) : matrix(to, rank ? rank : 1, type, 0.5);
       struct moe_target *q = segments[g].target + t;
@@ -162,6 +162,8 @@ static double layer(int isa, int h, int in, int tokens, int kind, int weight, in
   int n = rank ? 2 : 0;
   c.x13 = c.x;
   c.act2 = c.act;
+  c.x13_stride = x_stride;
+  c.act2_stride = act_stride;
   moe_gather(&c, x.data, hidden_type, 0, 0, 0, tokens);
   for (int g = 0; g < n; g++) moe_shrink(&c, g, 0);
   for (int r = 0; r < tokens; r += MAX_ROWS) {
@@ -239,6 +241,8 @@ static double layer(int isa, int h, int in, int tokens, int kind, int weight, in
 
 // A matrix in codes, of 47 rows: packed in two blocks, of which the second one's halves have 15 rows and none; its product's error relative to double.
 enum { CODED_OUT = 47 };
+void moe_reorder(const struct moe_call *, int32_t, int64_t, int64_t, int64_t);
+static int below(int n) { return (int)((uniform() + 1) / 2 * n); }
 int32_t moe_pack_coded(char *, const struct moe_coded *, int64_t, int64_t, const struct moe_source *, int64_t, int64_t, const struct moe_source *, int64_t, int64_t);
 static int32_t moe_pack_coded_of(char *to, const struct moe_coded *q, int64_t k, int64_t kp, const struct moe_source *m, int64_t row) {
   int64_t n0 = CODED_OUT - row, n1 = n0 - HALF;
@@ -254,7 +258,40 @@ static double scale_value(const char *p, int type) {
   if (type < SCALE_E8M0) return get(p, (int[]){TYPE_F32, TYPE_BF16, TYPE_F16}[type]);
   return type == SCALE_E8M0 ? ldexp(1, (uint8_t)*p - 127) : e4m3((uint8_t)*p);
 }
-static int below(int n) { return (int)((uniform() + 1) / 2 * n); }
+
+// Rows of int8, as a row type.
+enum { ROWS_I8 = TYPES };
+
+// Quantises rows; what they are then, in double, goes to `exact`. The columns come in some order.
+static char *int8_rows(int isa, const struct moe_coded *q, int rows, int k, int kp, int64_t *stride, double *exact) {
+  int64_t run = q->format == CODE_4 ? q->stretch : q->group, bytes = kp + ((kp + run - 1) / run + 1) * 4;
+  *stride = (bytes + 63) / 64 * 64;
+  float *x = aligned_alloc(64, (size_t)rows * kp * 4);
+  int32_t *order = malloc(sizeof(int32_t) * kp);
+  for (int i = 0; i < kp; i++) order[i] = i;
+  int shuffled = below(2);
+  for (int i = k - 1; shuffled && i > 0; i--) {
+    int j = below(i + 1), swap = order[i];
+    order[i] = order[j];
+    order[j] = swap;
+  }
+  char *to = aligned_alloc(64, (size_t)rows * *stride);
+  memset(to, 0x7f, (size_t)rows * *stride);
+  for (int r = 0; r < rows; r++)
+    for (int i = 0; i < kp; i++) x[r * kp + i] = i >= k || r == 1 ? 0 : (float)(uniform() * (r + 1));
+  struct moe_call c = {.isa = isa, .hidden_padded = kp, .intermediate_padded = kp, .int8 = 3, .coded13 = q, .coded2 = q, .x = (char *)x, .act = (char *)x, .x_stride = kp * 4, .act_stride = kp * 4,
+                       .x13 = to, .act2 = to, .x13_stride = *stride, .act2_stride = *stride, .order13 = shuffled ? order : 0, .order2 = shuffled ? order : 0};
+  moe_reorder(&c, below(2), 0, 0, rows / 2);
+  moe_reorder(&c, below(2), 0, rows / 2, rows);
+  for (int r = 0; r < rows; r++) {
+    float most = 0;
+    for (int i = 0; i < k; i++) most = fmaxf(most, fabsf(x[r * kp + i]));
+    float scale = most / 127;
+    for (int i = 0; i < kp; i++) exact[r * kp + i] = scale == 0 ? 0 : rintf(x[r * kp + order[i]] / scale) * (double)scale;
+  }
+  free(x), free(order);
+  return to;
+}
 
 static double coded(int isa, int row_type, int rows, int k, int format, int group, int lie, int scale_type, int splat, int zero_lie) {
   int bits = format == CODE_4 ? 4 : 8, kp = (k + 31) / 32 * 32, word = 32 / bits, groups = (k + group - 1) / group, out = CODED_OUT;
@@ -297,7 +334,7 @@ static double coded(int isa, int row_type, int rows, int k, int format, int grou
     m.zero_bits = zero_bits;
   }
   const float factors[4] = {0, 0, 0.25f, 3};
-  struct moe_coded q = {.format = format, .group = group >= kp ? kp : group, .scale_type = scale_type, .scale_lanes = splat ? 2 : BLOCK, .factors = factors};
+  struct moe_coded q = {.format = row_type == ROWS_I8 && format == CODE_I8 ? CODE_U8X4 : format, .group = group >= kp ? kp : group, .scale_type = scale_type, .scale_lanes = splat ? 2 : BLOCK, .factors = factors};
   q.stretch = q.group == kp ? STRETCH : q.group < STRETCH ? q.group : STRETCH;
   q.groups = (kp + q.group - 1) / q.group;
   q.scales = (int64_t)kp * BLOCK * bits / 8;
@@ -325,18 +362,30 @@ static double coded(int isa, int row_type, int rows, int k, int format, int grou
       double s = scale_value(m.scales + (o / m.scale_rows * m.scale_row + i / group * m.scale_col), scale_type);
       exact[o * k + i] = v * s / (scale_type == SCALE_E4M3 ? 256 : 1) * factors[2 + o / HALF % 2];
     }
-  size_t xs = (size_t)kp * (row_type == TYPE_BF16 ? 2 : 4);
-  char *x = aligned_alloc(64, (rows * xs + 63) / 64 * 64);
+  int64_t xs = (int64_t)kp * (row_type == TYPE_BF16 ? 2 : 4);
   double *xe = calloc((size_t)rows * kp, sizeof(double));
-  memset(x, 0, rows * xs);
-  for (int r = 0; r < rows; r++)
-    for (int i = 0; i < k; i++) xe[r * kp + i] = put(x + r * xs + i * xs / kp, row_type, uniform());
+  char *x;
+  if (row_type == ROWS_I8) {
+    x = int8_rows(isa, &q, rows, k, kp, &xs, xe);
+  } else {
+    x = aligned_alloc(64, (rows * xs + 63) / 64 * 64);
+    memset(x, 0, rows * xs);
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < k; i++) xe[r * kp + i] = put(x + r * xs + i * xs / kp, row_type, uniform());
+  }
+  const struct kernels *own = kernels_of(isa);
+  coded_fn *product = row_type == ROWS_I8 ? own->coded8 : own->coded[row_type];
   double worst = 0, norm = 0;
   for (int b = 0; b * BLOCK < out; b++) {
     char *w = malloc(block);
-    float *c = malloc(sizeof(float) * rows * BLOCK);
+    float *c = malloc(sizeof(float) * rows * BLOCK), alone[BLOCK];
     if (moe_pack_coded_of(w, &q, k, kp, &m, b * BLOCK)) worst = INFINITY;
-    kernels_of(isa)->coded[row_type](&q, 1, x, (int64_t)xs, rows, w, kp, c, b == 0);
+    if (row_type != TYPE_F32) own->begin(&q, kp, rows, row_type == ROWS_I8);
+    product(&q, 1, x, xs, rows, w, kp, c, b == 0);
+    // The last row alone has the same bits.
+    if (row_type != TYPE_F32) own->begin(&q, kp, 1, row_type == ROWS_I8);
+    product(&q, 1, x + (rows - 1) * xs, xs, 1, w, kp, alone, 1);
+    if (memcmp(alone, c + (rows - 1) * BLOCK, sizeof alone)) worst = INFINITY;
     for (int r = 0; r < rows; r++)
       for (int o = b * BLOCK; o < out && o < (b + 1) * BLOCK; o++) {
         double y = 0;
@@ -347,31 +396,61 @@ static double coded(int isa, int row_type, int rows, int k, int format, int grou
       }
     free(w), free(c);
   }
+  own->done();
   free(order), free(exact), free(xe), free(x), free((char *)m.codes), free((char *)m.scales), free((char *)m.zeros);
   return sqrt(worst / norm);
 }
 
 static int all_coded(int isa, const char *name) {
-  int counts[] = {1, 2, 5, 7, 13, 40}, ks[] = {8, 33, 72, 300}, bad = 0, cases = 0;
+  int counts[] = {1, 2, 5, 7, 13, 40}, ks[] = {8, 33, 72, 300}, bad = 0, cases = 0, int8 = 0;
   double worst = 0;
   for (int n = 0; n < 6; n++)
     for (int i = 0; i < 4; i++)
       for (int format = CODE_4; format <= CODE_E4M3; format++)
         for (int group = 0; group < 5; group++)
           for (int zero = 0; zero < 2; zero++) {
-            int row = kernels_of(isa)->coded[TYPE_BF16] && !zero && cases % 2 ? TYPE_BF16 : TYPE_F32;
+            int row = kernels_of(isa)->coded8 && format != CODE_E4M3 && cases / 2 % 3 == 0 ? ROWS_I8 : kernels_of(isa)->coded[TYPE_BF16] && !zero && cases % 2 ? TYPE_BF16 : TYPE_F32;
             int lie = format == CODE_E4M3 ? LIE_DENSE : format == CODE_4 ? cases % 4 : zero ? 1 + cases % 2 : cases % 3;
             int scale = cases / 3 % 5, splat = cases % 7 == 0, zero_lie = format == CODE_E4M3 || !zero ? -1 : cases % 3 == 0 ? LIE_DENSE : format == CODE_4 ? 2 + cases % 2 : LIE_ALONG_OUT;
             // Zeros stand beside scales of single outputs.
             double e = coded(isa, row, counts[n], ks[i], format, (int[]){8, 32, 48, 128, 4096}[group], lie, scale, splat && zero_lie < 0, zero_lie);
             cases++;
+            int8 += row == ROWS_I8;
             worst = fmax(worst, e);
             if (!(e < 2e-6)) {
               printf("%s: codes %d, group %d, %d rows of %d, lie %d, scales %d, zeros %d, row type %d: error %g\n", name, format, group, counts[n], ks[i], lie, scale, zero_lie, row, e);
               bad++;
             }
           }
-  printf("%s: %d products with codes, largest error %.1e\n", name, cases, worst);
+  printf("%s: %d products with codes, %d of them with rows of int8, largest error %.1e\n", name, cases, int8, worst);
+  return bad;
+}
+
+// A row's bits do not depend on the rows beside it: bf16 rows and weights.
+static int same_bits(int isa, const char *name) {
+  product_fn *product = kernels_of(isa)->product[TYPE_BF16][TYPE_BF16];
+  if (!product) return 0;
+  enum { ROWS = 128, K = 1120, STRIDE = K * 2 + 64 };
+  int counts[] = {1, 15, 16, 17, 31, 32, 33, 48, 64, 95, 96, 97, 113, 128}, bad = 0;
+  char *x = aligned_alloc(64, ROWS * STRIDE), *w = aligned_alloc(64, 2 * BLOCK * K * 2);
+  for (int i = 0; i < ROWS * STRIDE; i += 2) put(x + i, TYPE_BF16, uniform());
+  for (int i = 0; i < BLOCK * K; i++) put(w + 2 * i, TYPE_BF16, uniform());
+  float alone[ROWS * BLOCK];
+  kernels_of(isa)->begin(0, K, 1, 0);
+  for (int r = 0; r < ROWS; r++) product(x + r * STRIDE, STRIDE, 1, w, K, alone + r * BLOCK, 1);
+  for (int n = 0; n < 14; n++)
+    for (int first = 0; first < 3; first++) {
+      float *c = malloc(sizeof(float) * counts[n] * BLOCK);
+      kernels_of(isa)->begin(0, K, counts[n], 0);
+      product(x, STRIDE, counts[n], w, K, c, first);
+      if (memcmp(c, alone, sizeof(float) * counts[n] * BLOCK)) {
+        printf("%s: %d rows of bf16 have other bits than each of them alone\n", name, counts[n]);
+        bad++;
+      }
+      free(c);
+    }
+  kernels_of(isa)->done();
+  free(x), free(w);
   return bad;
 }
 
@@ -392,6 +471,7 @@ int main(int argc, char **argv) {
       continue;
     }
     bad += all_coded(isa, names[isa]);
+    bad += same_bits(isa, names[isa]);
     double worst = 0, worst_bf16 = 0;
     int cases = 0;
     for (int kind = SILU; kind <= RELU2_NO_MUL; kind++)

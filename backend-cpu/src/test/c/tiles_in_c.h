@@ -26,7 +26,7 @@ static void tile_configure(const void *p) {
     memcpy(&n, b + 16 + 2 * i, 2);
     tile_state.bytes[i] = n;
     tile_state.rows[i] = b[48 + i];
-    if (n > 64 || b[48 + i] > 16 || n % 4) abort();
+    if (n > 64 || b[48 + i] > 16 || n % 4 || (n == 0) != (b[48 + i] == 0)) abort();
   }
 }
 static void tile_zero(int t) {
@@ -63,12 +63,28 @@ static void tile_dp_bf16(int c, int a, int b) {
         memcpy(s->data[c][m] + 4 * n, &v, 4);
       }
 }
+static void tile_dp_sud(int c, int a, int b) {
+  struct tile_state *s = tile_checked(b, tile_state.bytes[a] / 4, tile_state.bytes[c]);
+  if (s->rows[a] != s->rows[c]) abort();
+  for (int m = 0; m < s->rows[c]; m++)
+    for (int k = 0; k < s->bytes[a]; k++)
+      for (int n = 0; n < s->bytes[c] / 4; n++) {
+        int32_t v;
+        memcpy(&v, s->data[c][m] + 4 * n, 4);
+        v += (int8_t)s->data[a][m][k] * s->data[b][k / 4][4 * n + k % 4];
+        memcpy(s->data[c][m] + 4 * n, &v, 4);
+      }
+}
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
+#undef _tile_dpbsud
 #define _tile_release() memset(&tile_state, 0, sizeof tile_state)
 #define _tile_zero(t) tile_zero(t)
 #define _tile_loadd(t, p, stride) tile_load(t, p, stride)
+#define _tile_stream_loadd(t, p, stride) tile_load(t, p, stride)
 #define _tile_stored(t, p, stride) tile_store(t, p, stride)
 #define _tile_dpbf16ps(c, a, b) tile_dp_bf16(c, a, b)
+#define _tile_dpbsud(c, a, b) tile_dp_sud(c, a, b)

@@ -31,6 +31,9 @@ record CodedLayout(
   /** Codes of a packed word, and what groups are whole numbers of. */
   private static final int STEP = 8;
 
+  /** Columns of 255 times 127 whose sum fits an int32. */
+  private static final int MAX_INT8_COLUMNS = 1 << 16;
+
   /** Raw E4M3 numbers are read as binary16 ones, which are smaller by this. */
   private static final double E4M3_FACTOR = 256;
 
@@ -159,6 +162,20 @@ record CodedLayout(
     return scheme.symmetric();
   }
 
+  /** {@return whether units that multiply int8 can; no sum of theirs is larger than an int32} */
+  boolean canTakeInt8Rows() {
+    return (scheme.format() == Format.INT4 || scheme.format() == Format.INT8)
+        && padded(columns) <= MAX_INT8_COLUMNS;
+  }
+
+  /** {@return bytes from one row of int8, with its sums and its scale, to the next} */
+  long int8RowBytes() {
+    int run = scheme.format() == Format.INT4 ? stretch() : packedGroup();
+    long bytes = align(padded(columns) + 4L * (Math.ceilDiv(padded(columns), run) + 1));
+    // A multiple of 4096 would put all rows of a column into the same few lines of a cache.
+    return bytes % 4096 == 0 ? bytes + 64 : bytes;
+  }
+
   /** {@return bytes of a block of 32 outputs} */
   long blockBytes() {
     return scheme.symmetric()
@@ -180,15 +197,16 @@ record CodedLayout(
    * {@return a {@code struct moe_coded}}
    *
    * @param factors F32 {@code [expert][2]}
+   * @param int8Rows whether blocks are for rows of int8
    * @param arena where it goes
    */
-  MemorySegment struct(MemorySegment factors, Arena arena) {
+  MemorySegment struct(MemorySegment factors, boolean int8Rows, Arena arena) {
     boolean words8 = scheme.format() == Format.INT8 && unsigned;
     CodedStruct s =
         CodedStruct.coded(arena)
             .put(
                 switch (scheme.format()) {
-                  case INT8 -> 1L;
+                  case INT8 -> int8Rows ? 3L : 1L;
                   case FP8 -> 2L;
                   default -> 0L;
                 })

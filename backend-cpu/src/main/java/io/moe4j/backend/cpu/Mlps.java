@@ -20,10 +20,21 @@ import org.slf4j.LoggerFactory;
  * @param whyNotC one line; empty if there are some
  * @param pack whether weights may be laid out for them
  * @param team threads
+ * @param activations whether they may be quantised
  */
 record Mlps(
-    Kernels java, @Nullable NativeKernels c, String whyNotC, PackPolicy pack, ThreadTeam team) {
+    Kernels java,
+    @Nullable NativeKernels c,
+    String whyNotC,
+    PackPolicy pack,
+    ThreadTeam team,
+    ActivationPolicy activations) {
   private static final Logger LOG = LoggerFactory.getLogger(Mlps.class);
+
+  /** With unquantised activations. */
+  Mlps(Kernels java, @Nullable NativeKernels c, String whyNotC, PackPolicy pack, ThreadTeam team) {
+    this(java, c, whyNotC, pack, team, ActivationPolicy.UNQUANTISED);
+  }
 
   /** {@return what this JVM uses} */
   static Mlps chosen() {
@@ -33,7 +44,8 @@ record Mlps(
           null,
           "-D" + KernelSelection.SCALAR_PROPERTY + "=true",
           PackPolicy.NEVER,
-          ThreadTeam.shared());
+          ThreadTeam.shared(),
+          ActivationPolicy.configured());
     }
     NativeKernels.Choice choice = NativeKernels.choice();
     return new Mlps(
@@ -41,7 +53,8 @@ record Mlps(
         choice.kernels(),
         choice.reason(),
         PackPolicy.configured(),
-        ThreadTeam.shared());
+        ThreadTeam.shared(),
+        ActivationPolicy.configured());
   }
 
   /** Packs into the layer's arena, or leaves nothing in it. */
@@ -75,12 +88,19 @@ record Mlps(
   static String describe() {
     try {
       Mlps m = chosen();
-      return m.c == null
-          ? m.java.description() + " (no kernels in C: " + m.whyNotC + ")"
-          : m.c.description();
+      String kernels =
+          m.c == null
+              ? m.java.description() + " (no kernels in C: " + m.whyNotC + ")"
+              : m.c.description();
+      return kernels + m.activations.describe(m.int8());
     } catch (IllegalArgumentException e) {
       return String.valueOf(e.getMessage());
     }
+  }
+
+  /** {@return whether rows that meet int4 or int8 weights become int8} */
+  private boolean int8() {
+    return activations == ActivationPolicy.INT8 && c != null && c.multipliesInt8();
   }
 
   /**
@@ -101,7 +121,7 @@ record Mlps(
     if (c != null) {
       try (Arena copies = Arena.ofShared()) {
         MlpWeights plain = new MlpWeights(activation, experts, copies, shared);
-        PackedWeights packed = new PackedWeights(plain);
+        PackedWeights packed = new PackedWeights(plain, int8());
         String refusal = packed.refusal();
         if (refusal.isEmpty()) {
           refusal = pack.refusal(packed.bytes());

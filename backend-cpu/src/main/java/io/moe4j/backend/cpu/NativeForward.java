@@ -140,10 +140,10 @@ final class NativeForward {
         findTasks();
         team.run(gather, Math.ceilDiv(plan.size, POSITIONS_PER_TILE));
         team.run(shrink13, lora.any13() ? plan.segments : 0);
-        team.run(reorder13, w.w13.isOrdered() ? units : 0);
+        team.run(reorder13, l.x13Stride() > 0 ? units : 0);
         team.run(product13, tasks13.behind, false);
         team.run(shrink2, lora.any2() ? plan.segments : 0);
-        team.run(reorder2, w.w2.isOrdered() ? units : 0);
+        team.run(reorder2, l.act2Stride() > 0 ? units : 0);
         team.run(product2, tasks2.behind, false);
       }
       team.run(combine, Math.ceilDiv(chunkTokens, TOKENS_PER_TILE));
@@ -173,6 +173,7 @@ final class NativeForward {
             && w.w13.takesBf16Rows()
             && w.w2.takesBf16Rows()
             && !mlp.options().weightOnInput()
+            && !w.anyInt8()
         ? DType.BF16
         : DType.F32;
   }
@@ -223,12 +224,21 @@ final class NativeForward {
             .put(w.w2.orderAddress())
             .put(base + l.x13())
             .put(base + l.act2())
+            .put(copyStride(w.w13, xStride))
+            .put(copyStride(w.w2, actStride))
             .put(base + l.segments())
             .put(l.shrunkStride())
-            .put((long) topK);
+            .put((long) topK)
+            .put((w.w13.takesInt8Rows() ? 1L : 0) + (w.w2.takesInt8Rows() ? 2L : 0));
     if (!s.isComplete()) {
       throw new AssertionError("struct moe_call has other fields");
     }
+  }
+
+  /** From one row to the next as products read them: copies, or the rows themselves. */
+  private static long copyStride(PackedSide side, long stride) {
+    long copies = side.copyStride(stride);
+    return copies > 0 ? copies : stride;
   }
 
   private static long address(@Nullable MemorySegment s) {

@@ -19,7 +19,9 @@ record NativeLayout(
     long segments,
     long call,
     long x13,
+    long x13Stride,
     long act2,
+    long act2Stride,
     long total) {
   /** {@return the layout for calls of at most so many tokens} */
   static NativeLayout of(NativeSpec spec, int maxTokens) {
@@ -39,10 +41,12 @@ record NativeLayout(
     long shrunk = position + Workspace.align(4 * pairs);
     long segments = shrunk + shrunkStride * pairs;
     long call = segments + Workspace.align(lora ? CallStruct.SEGMENT_BYTES * pairs : 0);
-    // Copies in the order of packed columns, where those have one.
+    // Copies in the order of packed columns, where those have one, or in int8; 0 = none.
+    long x13Stride = weights.w13.copyStride(xStride);
+    long act2Stride = weights.w2.copyStride(actStride);
     long x13 = call + Workspace.align(CallStruct.CALL_BYTES);
-    long act2 = x13 + (weights.w13.isOrdered() ? xStride * pairs : 0);
-    long total = act2 + (weights.w2.isOrdered() ? actStride * pairs : 0);
+    long act2 = x13 + x13Stride * pairs;
+    long total = act2 + act2Stride * pairs;
     return new NativeLayout(
         tokens,
         0,
@@ -57,8 +61,10 @@ record NativeLayout(
         shrunkStride,
         segments,
         call,
-        weights.w13.isOrdered() ? x13 : 0,
-        weights.w2.isOrdered() ? act2 : act,
+        x13Stride > 0 ? x13 : 0,
+        x13Stride,
+        act2Stride > 0 ? act2 : act,
+        act2Stride,
         total);
   }
 }

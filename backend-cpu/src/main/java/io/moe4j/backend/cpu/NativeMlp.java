@@ -22,7 +22,8 @@ final class NativeMlp implements Mlp {
 
   @Override
   public String description() {
-    return spec.kernels().description();
+    return spec.kernels().description()
+        + (spec.weights().anyInt8() ? ActivationPolicy.INT8.describe(true) : "");
   }
 
   @Override

@@ -36,6 +36,7 @@ final class PackedSide {
 
   private final @Nullable DType plain;
   private final @Nullable CodedLayout coded;
+  private final boolean int8Rows;
 
   /** Empty until {@link #pack}. */
   private MemorySegment memory = MemorySegment.NULL;
@@ -48,8 +49,9 @@ final class PackedSide {
   /**
    * @param gate by expert; null where a block has outputs of one matrix
    * @param other by expert; of {@code gate}'s shape
+   * @param int8 whether rows become int8 where that is possible
    */
-  PackedSide(Matrix @Nullable [] gate, Matrix[] other) {
+  PackedSide(Matrix @Nullable [] gate, Matrix[] other, boolean int8) {
     paired = gate != null;
     first = gate == null ? other : gate;
     second = other;
@@ -61,6 +63,7 @@ final class PackedSide {
         plain == null && refusal().isEmpty()
             ? CodedLayout.of(((CodedRows) second[0]).weight())
             : null;
+    int8Rows = int8 && coded != null && coded.canTakeInt8Rows();
   }
 
   private List<Matrix> all() {
@@ -144,6 +147,21 @@ final class PackedSide {
     return coded == null ? plain == DType.BF16 : coded.takesBf16Rows();
   }
 
+  /** {@return whether these blocks are made for rows of int8} */
+  boolean takesInt8Rows() {
+    return int8Rows;
+  }
+
+  /**
+   * {@return bytes from one copy of a row, as products read it, to the next; 0 = rows are not
+   * copied}
+   *
+   * @param stride of the rows themselves
+   */
+  long copyStride(long stride) {
+    return int8Rows && coded != null ? coded.int8RowBytes() : isOrdered() ? stride : 0;
+  }
+
   /** {@return the number of the blocks' type in moe.h} */
   int type() {
     return plain == null ? CallStruct.CODED : CallStruct.code(plain);
@@ -192,7 +210,7 @@ final class PackedSide {
       factors.setAtIndex(
           ValueLayout.JAVA_FLOAT, 2L * e + 1, CodedLayout.factor(((CodedRows) second[e]).weight()));
     }
-    struct = coded.struct(factors, arena);
+    struct = coded.struct(factors, int8Rows, arena);
     if (isOrdered()) {
       order = arena.allocate(4L * second.length * padded(columns), 64);
       for (int e = 0; e < second.length; e++) {

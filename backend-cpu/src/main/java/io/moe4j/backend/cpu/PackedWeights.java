@@ -38,8 +38,9 @@ final class PackedWeights {
    * Weights that {@link #pack} will pack.
    *
    * @param from the weights
+   * @param int8 whether rows that meet int4 or int8 weights become int8
    */
-  PackedWeights(MlpWeights from) {
+  PackedWeights(MlpWeights from, boolean int8) {
     activation = from.activation;
     count = from.count();
     hidden = from.hidden;
@@ -50,14 +51,19 @@ final class PackedWeights {
     gateTarget = from.gateTarget;
     upTarget = from.upTarget;
     downTarget = from.downTarget;
-    w13 = new PackedSide(activation.isGated() ? from.gate : null, from.up);
-    w2 = new PackedSide(null, from.down);
+    w13 = new PackedSide(activation.isGated() ? from.gate : null, from.up, int8);
+    w2 = new PackedSide(null, from.down, int8);
   }
 
   /** {@return why the kernels in C cannot read these weights; empty if they can} */
   String refusal() {
     String r = w13.refusal();
     return r.isEmpty() ? w2.refusal() : r;
+  }
+
+  /** {@return whether rows become int8 for some product} */
+  boolean anyInt8() {
+    return w13.takesInt8Rows() || w2.takesInt8Rows();
   }
 
   /** {@return bytes of packed weights} */

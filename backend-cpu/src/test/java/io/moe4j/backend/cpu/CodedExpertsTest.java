@@ -165,7 +165,9 @@ class CodedExpertsTest {
       Layer layer =
           new Layer(config, new ExpertWeights(List.of(Expert.of(null, up, down))), 1, arena);
       for (CpuExpertsTest.Path path : CpuExpertsTest.Path.here()) {
-        assertThat(layer.run(path.with(CpuExpertsTest.team(1)))).as("%s", path).containsOnly(Double.NaN);
+        assertThat(layer.run(path.with(CpuExpertsTest.team(1))))
+            .as("%s", path)
+            .containsOnly(Double.NaN);
       }
     }
   }

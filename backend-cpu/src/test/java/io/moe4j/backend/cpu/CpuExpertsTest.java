@@ -49,8 +49,7 @@ class CpuExpertsTest {
   /** What the project promises for f32 arithmetic. */
   private static final double TOLERANCE = 1e-5;
 
-  record Case(
-      String name, MoeConfig config, int tokens, Lora lora, Routes routes, int threads) {
+  record Case(String name, MoeConfig config, int tokens, Lora lora, Routes routes, int threads) {
     @Override
     public String toString() {
       return name;

@@ -114,17 +114,13 @@ final class Samples {
 
   /** y = W x (+ B A x) in double; W {@code [out, in]}. */
   static double[] linear(
-      Doubles d,
-      Tensor w,
-      @Nullable Tensor bias,
-      @Nullable LoraFactors f,
-      int expert,
-      double[] x) {
+      Doubles d, Tensor w, @Nullable Tensor bias, @Nullable LoraFactors f, int expert, double[] x) {
     double[] y = product(d.of(w), x, (int) w.size(0));
     double[] deltas =
         f == null
             ? new double[y.length]
-            : product(d.of(f, expert, true), product(d.of(f, expert, false), x, f.rank()), y.length);
+            : product(
+                d.of(f, expert, true), product(d.of(f, expert, false), x, f.rank()), y.length);
     for (int o = 0; o < y.length; o++) {
       y[o] += deltas[o] + (bias == null ? 0 : bias.get(o));
     }

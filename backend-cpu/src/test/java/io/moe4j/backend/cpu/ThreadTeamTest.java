@@ -258,13 +258,11 @@ class ThreadTeamTest {
     for (int c = 0; c < 2; c++) {
       int first = 500 * c;
       callers[c] =
-          new Thread(
-              () -> {
-                for (int round = 0; round < 20; round++) {
-                  team.run(
-                      (i, _) -> done.incrementAndGet(first + i), new int[] {200, 500}, true);
-                }
-              });
+          new Thread(() -> {
+            for (int round = 0; round < 20; round++) {
+              team.run((i, _) -> done.incrementAndGet(first + i), new int[] {200, 500}, true);
+            }
+          });
       callers[c].start();
     }
     for (Thread c : callers) {

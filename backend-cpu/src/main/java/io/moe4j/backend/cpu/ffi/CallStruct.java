@@ -15,7 +15,7 @@ public final class CallStruct {
   private static final ValueLayout.OfFloat F32 = ValueLayout.JAVA_FLOAT_UNALIGNED;
 
   /** Bytes of {@code struct moe_call}. */
-  public static final long CALL_BYTES = 288;
+  public static final long CALL_BYTES = 312;
 
   /** Bytes of {@code struct moe_target}. */
   static final long TARGET_BYTES = 72;

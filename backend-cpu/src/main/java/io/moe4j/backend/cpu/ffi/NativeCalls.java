@@ -21,6 +21,7 @@ final class NativeCalls {
   static final MethodHandle ISA = function("moe_isa", FunctionDescriptor.of(INT));
   static final MethodHandle ABI = function("moe_abi", FunctionDescriptor.of(LONG, INT));
   static final MethodHandle PEAK = function("moe_peak", FunctionDescriptor.of(LONG, INT, LONG));
+  static final MethodHandle INT8 = function("moe_int8", FunctionDescriptor.of(INT, INT));
   static final MethodHandle GATHER =
       function(
           "moe_gather",

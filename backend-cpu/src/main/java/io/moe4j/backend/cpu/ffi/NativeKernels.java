@@ -154,6 +154,15 @@ public final class NativeKernels {
     return isa.multipliesBf16() && !(codes && isa == Isa.NEONBF16);
   }
 
+  /** {@return whether there are units that multiply int8, for rows that became so} */
+  public boolean multipliesInt8() {
+    try {
+      return (int) NativeCalls.INT8.invokeExact(isa.code()) != 0;
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
   /**
    * Multiplies bf16 in registers.
    *

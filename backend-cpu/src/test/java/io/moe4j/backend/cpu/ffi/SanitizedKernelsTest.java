@@ -49,10 +49,12 @@ class SanitizedKernelsTest {
         "gcc has no sanitizers that run here");
     List<String> bf16 = new ArrayList<>(AVX512);
     bf16.add("-mavx512bf16");
-    List<String> amx = new ArrayList<>(AVX512);
+    List<String> vnni = new ArrayList<>(AVX512);
+    vnni.add("-mavx512vnni");
+    List<String> amx = new ArrayList<>(bf16);
     List<String> test = new ArrayList<>(List.of("-mf16c", "-I" + SOURCES));
     if (Files.readString(Path.of("/proc/cpuinfo")).contains("amx_bf16")) {
-      amx.addAll(List.of("-mamx-tile", "-mamx-bf16"));
+      amx.addAll(List.of("-mamx-tile", "-mamx-bf16", "-mamx-int8"));
     } else {
       amx.addAll(List.of("-Isrc/test/c", "-DMOE_TILES=\"tiles_in_c.h\""));
       test.add("-DMOE_TILES");
@@ -61,6 +63,7 @@ class SanitizedKernelsTest {
         List.of(
             compile("avx512bf16.c", bf16),
             compile("amx.c", amx),
+            compile("vnni.c", vnni),
             compile("avx512.c", AVX512),
             compile("avx2.c", List.of("-mavx2", "-mfma", "-mf16c")),
             // The C library's own, which the sanitizers watch.
@@ -68,7 +71,7 @@ class SanitizedKernelsTest {
             compile(Path.of("src/test/c/kernels_test.c"), test)));
     List<String> link = new ArrayList<>(List.of("gcc"));
     link.addAll(SANITIZE);
-    for (String name : List.of("kernels_test", "moe", "avx2", "avx512", "avx512bf16", "amx")) {
+    for (String name : List.of("kernels_test", "moe", "avx2", "avx512", "avx512bf16", "vnni", "amx")) {
       link.add(out.resolve(name + ".c.o").toString());
     }
     link.addAll(List.of("-lm", "-o", out + "/kernels_test"));
