@@ -99,7 +99,7 @@ final class Samples {
   static final class Doubles {
     private record Factor(LoraFactors factors, int expert, boolean second) {}
 
-    private final Map<Tensor, double[]> tensors = new IdentityHashMap<>();
+    private final IdentityHashMap<Tensor, double[]> tensors = new IdentityHashMap<>();
     private final Map<Factor, double[]> factors = new HashMap<>();
 
     double[] of(Tensor t) {

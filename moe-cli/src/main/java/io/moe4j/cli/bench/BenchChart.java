@@ -17,6 +17,10 @@ final class BenchChart {
   private static final int PANEL_W = 460;
   private static final int PANEL_H = 316;
   private static final int GAP = 24;
+
+  /** Title and legend fit. */
+  private static final int LEAST_W = 700;
+
   private static final int MARGIN = 24;
   private static final int HEAD = 100;
 
@@ -75,7 +79,7 @@ final class BenchChart {
     List<String> series = new ArrayList<>(report.series());
     int columns = Math.min(COLUMNS, series.size());
     int lines = (series.size() + columns - 1) / columns;
-    int width = 2 * MARGIN + columns * PANEL_W + (columns - 1) * GAP;
+    int width = Math.max(LEAST_W, 2 * MARGIN + columns * PANEL_W + (columns - 1) * GAP);
     int height = HEAD + lines * (PANEL_H + GAP) + MARGIN;
     svg.append(
         String.format(
