@@ -48,7 +48,7 @@ final class HostCard implements Device, Card {
 
     @Override
     public long handle() {
-      return 0xD0 + info.id().ordinal();
+      return 0xD0L + info.id().ordinal();
     }
 
     @Override

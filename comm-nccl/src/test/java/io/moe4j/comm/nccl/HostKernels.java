@@ -68,7 +68,7 @@ final class HostKernels implements ExchangeKernels {
         return reference.workspaceBytes(maxTokens);
       }
 
-      private Workspace host(Workspace workspace) {
+      private Workspace none() {
         return new Workspace(new HostMemory(MemorySegment.ofArray(new byte[0])));
       }
 
@@ -98,7 +98,7 @@ final class HostKernels implements ExchangeKernels {
             HostCard.onHost(batched),
             HostCard.onHost(expertNumTokens),
             on(batchedLoraMapping),
-            host(workspace),
+            none(),
             DeviceStream.HOST);
       }
 
@@ -113,7 +113,7 @@ final class HostKernels implements ExchangeKernels {
             HostCard.onHost(batched),
             on(routing),
             HostCard.onHost(routed),
-            host(workspace),
+            none(),
             DeviceStream.HOST);
       }
 

@@ -17,6 +17,7 @@ import java.util.concurrent.Callable;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -58,7 +59,7 @@ class NcclCommunicatorTest {
   }
 
   private interface Each {
-    Object on(HostGroup.Rank rank) throws Exception;
+    @Nullable Object on(HostGroup.Rank rank) throws Exception;
   }
 
   /** Every rank on a thread of its own; what each answered or threw. */

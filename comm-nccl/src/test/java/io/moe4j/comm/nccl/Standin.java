@@ -10,6 +10,7 @@ import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.Linker;
 import java.lang.foreign.SymbolLookup;
 import java.lang.foreign.ValueLayout;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -77,7 +78,7 @@ final class Standin {
             command.addAll(List.of(options));
             command.addAll(List.of(SOURCES.resolve("nccl.c").toString(), "-lpthread"));
             Process compiler = new ProcessBuilder(command).redirectErrorStream(true).start();
-            String words = new String(compiler.getInputStream().readAllBytes());
+            String words = new String(compiler.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
             assertThat(compiler.waitFor()).as("%s: %s", command, words).isZero();
             return target;
           } catch (IOException e) {

@@ -219,7 +219,7 @@ public final class RanksBench {
       }
       return times;
     } catch (ExecutionException e) {
-      throw new DeviceException("a rank failed: " + e.getCause(), e.getCause());
+      throw new DeviceException("a rank failed: " + e.getCause(), e);
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
       throw new DeviceException("interrupted", e);
@@ -238,7 +238,6 @@ public final class RanksBench {
   /** One rank's layer, or the whole on one GPU. */
   private final class Part implements AutoCloseable {
     private final BenchShape shape;
-    private final DeviceBench.Lora lora;
     private final Device device;
     private final DeviceStream stream;
     private final @Nullable Communicator communicator;
@@ -257,7 +256,6 @@ public final class RanksBench {
         ParallelConfig parallel,
         @Nullable Communicator communicator) {
       this.shape = shape;
-      this.lora = lora;
       this.device = device;
       this.stream = device.defaultStream();
       this.communicator = communicator;
