@@ -128,7 +128,9 @@ record Mlps(
         }
         if (refusal.isEmpty()) {
           if (packed(packed, plain, c, arena)) {
-            return new NativeMlp(packed, c, team, options);
+            NativeMlp mlp = new NativeMlp(packed, c, team, options);
+            mlp.warmUp();
+            return mlp;
           }
           refusal = "a code or a scale is not a number";
         }
