@@ -32,8 +32,8 @@ import org.junit.platform.testkit.engine.Events;
  * included), and a soak. A set that the machine lacks is skipped by name.
  *
  * <p>The set that the machine takes by itself has all of that in {@link GoldenTest}, {@link
- * CpuBackendConformanceTest} and {@link SoakTest}. Here each has a part, so that all together
- * take seconds: eight models, every case of the kit that no case is repeated for, of the others each
+ * CpuBackendConformanceTest} and {@link SoakTest}. Here each has a part, so that all together take
+ * seconds: eight models, every case of the kit that no case is repeated for, of the others each
  * path a different share. {@code -Dmoe.paths.full=true} is for everything on every path.
  *
  * <p>Equal bits for any number of threads are tested in backend-cpu, where teams can be made.
@@ -70,7 +70,10 @@ class ForcedPathsTest {
   static List<String> others() {
     String own = new CpuExpertsBackend().description();
     List<String> here =
-        PATHS.stream().filter(ForcedPathsTest::isHere).filter(p -> !description(p).equals(own)).toList();
+        PATHS.stream()
+            .filter(ForcedPathsTest::isHere)
+            .filter(p -> !description(p).equals(own))
+            .toList();
     assertThat(here).contains("scalar");
     return here;
   }
@@ -170,8 +173,7 @@ class ForcedPathsTest {
             .filter(m -> m.getName().startsWith("required_") || m.getName().startsWith("recomm"))
             .map(m -> selector(m, share))
             .toArray(DiscoverySelector[]::new);
-    Events events =
-        EngineTestKit.engine("junit-jupiter").selectors(tests).execute().testEvents();
+    Events events = EngineTestKit.engine("junit-jupiter").selectors(tests).execute().testEvents();
     System.out.printf(
         "kernels %s: %d tests of the kit passed, %d refused or skipped%n",
         path, events.succeeded().count(), events.aborted().count());

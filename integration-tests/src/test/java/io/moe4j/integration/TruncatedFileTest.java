@@ -46,8 +46,7 @@ class TruncatedFileTest {
 
   @BeforeAll
   static void start() {
-    ExecutorService pool =
-        Executors.newFixedThreadPool(Runtime.getRuntime().availableProcessors());
+    ExecutorService pool = Executors.newFixedThreadPool(Runtime.getRuntime().availableProcessors());
     results =
         RUNS.stream()
             .collect(
@@ -64,9 +63,7 @@ class TruncatedFileTest {
         List.of(
             "--add-modules=jdk.incubator.vector",
             "--enable-native-access=ALL-UNNAMED",
-            kernels.equals("scalar")
-                ? "-Dmoe4j.cpu.scalar=true"
-                : "-Dmoe4j.cpu.native=" + kernels,
+            kernels.equals("scalar") ? "-Dmoe4j.cpu.scalar=true" : "-Dmoe4j.cpu.native=" + kernels,
             "-XX:ErrorFile=" + folder.resolve("crash.log"),
             "-XX:-CreateCoredumpOnCrash",
             "-cp",

@@ -128,9 +128,7 @@ record Mlps(
         }
         if (refusal.isEmpty()) {
           if (packed(packed, plain, c, arena)) {
-            NativeMlp mlp = new NativeMlp(packed, c, team, options);
-            mlp.warmUp();
-            return mlp;
+            return new NativeMlp(packed, c, team, options);
           }
           refusal = "a code or a scale is not a number";
         }

@@ -1,7 +1,6 @@
 package io.moe4j.backend.cpu;
 
 import io.moe4j.api.device.Workspace;
-import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -14,29 +13,6 @@ final class NativeMlp implements Mlp {
 
   NativeMlp(PackedWeights weights, NativeKernels kernels, ThreadTeam team, Options options) {
     spec = new NativeSpec(weights, kernels, team, options);
-  }
-
-  /**
-   * Computes one token of zeros, so that classes are loaded and calls are linked before the first
-   * forward, which would take some tens of milliseconds longer.
-   */
-  void warmUp() {
-    int topK = spec.options().topK();
-    try (Arena arena = Arena.ofShared()) {
-      run(
-          new MlpCall(
-              arena.allocate(4L * hidden(), Workspace.ALIGNMENT),
-              DType.F32,
-              1,
-              topK,
-              arena.allocate(4L * topK, Workspace.ALIGNMENT),
-              arena.allocate(4L * topK, Workspace.ALIGNMENT),
-              null,
-              null,
-              arena.allocate(4L * hidden(), Workspace.ALIGNMENT),
-              DType.F32),
-          arena.allocate(workspaceBytes(1), Workspace.ALIGNMENT));
-    }
   }
 
   @Override
