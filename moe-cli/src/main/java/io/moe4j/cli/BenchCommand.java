@@ -2,7 +2,6 @@ package io.moe4j.cli;
 
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.DType;
-import io.moe4j.cli.bench.RanksBench;
 import io.moe4j.cli.bench.BenchReport;
 import io.moe4j.cli.bench.BenchShape;
 import io.moe4j.cli.bench.BenchWeights;
@@ -10,6 +9,7 @@ import io.moe4j.cli.bench.DeviceBench;
 import io.moe4j.cli.bench.DeviceBenchReport;
 import io.moe4j.cli.bench.LayerBench;
 import io.moe4j.cli.bench.Peer;
+import io.moe4j.cli.bench.RanksBench;
 import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.MoeOracle;
 import java.io.IOException;
@@ -206,7 +206,8 @@ final class BenchCommand implements Callable<Integer> {
         throw new CliException(ExitCode.DEVICE, "Nothing fits the memory; try --shape tiny.");
       }
       report =
-          bench.report(Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine(oracle), peers);
+          bench.report(
+              Instant.now().truncatedTo(ChronoUnit.SECONDS).toString(), machine(oracle), peers);
     }
     write(report);
     return ExitCode.OK;
@@ -235,8 +236,7 @@ final class BenchCommand implements Callable<Integer> {
     }
     List<BenchShape> of =
         shapes.isEmpty() ? BenchShape.DEVICE : shapes.stream().map(BenchCommand::shape).toList();
-    List<Integer> counts =
-        tokens.isEmpty() ? (quick ? List.of(16, 1024) : RANK_TOKENS) : counts();
+    List<Integer> counts = tokens.isEmpty() ? (quick ? List.of(16, 1024) : RANK_TOKENS) : counts();
     for (int t : counts) {
       if (t % size != 0) {
         throw CliException.usage("--tokens is " + t + ", must be a multiple of --ranks " + size);

@@ -14,7 +14,9 @@ final class Allocation {
   private static final int CALLS = 20;
   private static final long PATIENCE_NANOS = TimeUnit.SECONDS.toNanos(20);
 
-  /** Not final for tests of the kit itself: a backend that must be caught need not be waited for. */
+  /**
+   * Not final for tests of the kit itself: a backend that must be caught need not be waited for.
+   */
   static volatile long stableNanos = TimeUnit.SECONDS.toNanos(5);
 
   private Allocation() {}
