@@ -110,9 +110,7 @@ final class Fixture implements AutoCloseable {
     return registryOf(rank, null);
   }
 
-  /**
-   * The adapters that one of several ranks holds, in slots on a device; null = on the host.
-   */
+  /** The adapters that one of several ranks holds, in slots on a device; null = on the host. */
   AdapterRegistry registryOf(ParallelConfig rank, @Nullable Device device) {
     TreeMap<Integer, MoeConfig> local = new TreeMap<>();
     configs.forEach((layer, c) -> local.put(layer, TensorParallel.config(c, rank)));

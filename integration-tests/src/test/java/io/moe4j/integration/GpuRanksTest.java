@@ -87,8 +87,7 @@ class GpuRanksTest {
         int rank = r;
         running.add(
             threads.submit(() -> {
-              try (CudaDevice device =
-                  new CudaDeviceProvider().open(cards >= size ? rank : 0)) {
+              try (CudaDevice device = new CudaDeviceProvider().open(cards >= size ? rank : 0)) {
                 CommConfig config = new CommConfig(name, rank, size, deadline);
                 try (Communicator group = nccl.open(config, device)) {
                   try {
@@ -248,7 +247,13 @@ class GpuRanksTest {
       int index = fixture.checkpoint.layers().getFirst();
       LayerCheck check =
           new LayerCheck(
-              fixture, index, backend + ", ep " + ep + ", tp " + tp, DType.BF16, TOLERANCE, 0, null);
+              fixture,
+              index,
+              backend + ", ep " + ep + ", tp " + tp,
+              DType.BF16,
+              TOLERANCE,
+              0,
+              null);
       for (int r = 0; r < size; r++) {
         assertThat(answers.get(r)).isInstanceOf(float[].class);
         float[] got = (float[]) answers.get(r);
@@ -302,8 +307,7 @@ class GpuRanksTest {
               PATIENT,
               (r, group, device) -> {
                 try (Part part =
-                    new Part(
-                        fixture, "triton", ParallelConfig.expert(2, r), group, device)) {
+                    new Part(fixture, "triton", ParallelConfig.expert(2, r), group, device)) {
                   part.layer.forward(part.request);
                   part.read();
                   if (r == 1) {

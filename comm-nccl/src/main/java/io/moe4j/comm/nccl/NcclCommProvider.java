@@ -90,7 +90,8 @@ public final class NcclCommProvider implements CommProvider {
     }
     ServerSocket socket = Control.listen(host);
     String key = UUID.randomUUID().toString().replace("-", "");
-    String name = new GroupName(HexFormat.of().formatHex(id), host, socket.getLocalPort(), key).toString();
+    String name =
+        new GroupName(HexFormat.of().formatHex(id), host, socket.getLocalPort(), key).toString();
     LISTENING.put(name, socket);
     return name;
   }

@@ -54,16 +54,14 @@ class NcclGpuTest {
         () -> one.allGather(send, receive, device.defaultStream()),
         () -> one.allGather(List.of(send), List.of(receive), device.defaultStream()),
         () -> one.reduceScatter(send, receive, device.defaultStream()),
-        () ->
-            one.allToAll(send, new long[] {4}, receive, new long[] {4}, device.defaultStream()),
+        () -> one.allToAll(send, new long[] {4}, receive, new long[] {4}, device.defaultStream()),
       };
       for (int i = 0; i < calls.length; i++) {
         device.fill(receive, 0, device.defaultStream());
         calls[i].run();
         assertThat(read(device, receive)).as("call %d", i).isEqualTo(values);
         device.fill(receive, 0, device.defaultStream());
-        try (Device.Graph graph =
-            device.capture(device.defaultStream(), calls[i]).orElseThrow()) {
+        try (Device.Graph graph = device.capture(device.defaultStream(), calls[i]).orElseThrow()) {
           assertThat(read(device, receive)).as("only recorded").containsOnly(0);
           graph.launch(device.defaultStream());
           assertThat(read(device, receive)).as("replay of call %d", i).isEqualTo(values);

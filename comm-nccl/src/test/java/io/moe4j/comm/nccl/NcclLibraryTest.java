@@ -43,7 +43,8 @@ class NcclLibraryTest {
   void theFileItsFolderOrAFolderOfPackages() throws Exception {
     Path file = Standin.library();
     assertThat(NcclLibrary.find(given(file)).version()).hasToString("2.30.7");
-    assertThat(NcclLibrary.find(given(Objects.requireNonNull(file.getParent()))).path()).isEqualTo(file);
+    assertThat(NcclLibrary.find(given(Objects.requireNonNull(file.getParent()))).path())
+        .isEqualTo(file);
     Path lib = Files.createDirectories(folder.resolve("nvidia/nccl/lib"));
     Path packaged = Files.copy(file, lib.resolve(NcclLibrary.FILE));
     assertThat(NcclLibrary.find(given(folder)).path()).isEqualTo(packaged);

@@ -78,7 +78,8 @@ final class Standin {
             command.addAll(List.of(options));
             command.addAll(List.of(SOURCES.resolve("nccl.c").toString(), "-lpthread"));
             Process compiler = new ProcessBuilder(command).redirectErrorStream(true).start();
-            String words = new String(compiler.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+            String words =
+                new String(compiler.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
             assertThat(compiler.waitFor()).as("%s: %s", command, words).isZero();
             return target;
           } catch (IOException e) {

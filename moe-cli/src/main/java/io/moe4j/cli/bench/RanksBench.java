@@ -121,7 +121,9 @@ public final class RanksBench {
     }
     throw new DeviceException(
         "nothing connects GPUs"
-            + (refused.isEmpty() ? "; add the jar comm-nccl" : " (" + String.join(" | ", refused) + ")"));
+            + (refused.isEmpty()
+                ? "; add the jar comm-nccl"
+                : " (" + String.join(" | ", refused) + ")"));
   }
 
   /**
@@ -353,10 +355,10 @@ public final class RanksBench {
       return c == null
           ? 0
           : micros(() -> {
-                for (int i = 0; i < OPERATIONS; i++) {
-                  one.accept(c);
-                }
-              })
+            for (int i = 0; i < OPERATIONS; i++) {
+              one.accept(c);
+            }
+          })
               / OPERATIONS;
     }
 
