@@ -26,6 +26,8 @@ import io.moe4j.oracle.MoeForward;
 import io.moe4j.oracle.MoeLayer;
 import io.moe4j.oracle.MoeSession;
 import io.moe4j.tck.GpuTest;
+import java.io.BufferedReader;
+import java.io.IOException;
 import java.lang.foreign.MemorySegment;
 import java.time.Duration;
 import java.util.ArrayList;
@@ -35,6 +37,7 @@ import java.util.Map;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
@@ -110,7 +113,7 @@ class GpuRanksTest {
   }
 
   /** One rank's part of a model's layer, with every n-th token, adapters mixed. */
-  private static final class Part implements AutoCloseable {
+  static final class Part implements AutoCloseable {
     private final List<Device.Buffer> buffers = new ArrayList<>();
     private final CudaDevice device;
     private final AdapterRegistry registry;
@@ -127,15 +130,7 @@ class GpuRanksTest {
         CudaDevice device) {
       this.device = device;
       int index = fixture.checkpoint.layers().getFirst();
-      MoeConfig config =
-          TensorParallel.config(fixture.config(index), rank).toBuilder()
-              .inputDtype(DType.BF16)
-              .weightDtype(DType.BF16)
-              .activationFormat(
-                  backend.startsWith("batched-")
-                      ? ActivationFormat.BATCHED
-                      : ActivationFormat.STANDARD)
-              .build();
+      MoeConfig config = config(fixture, backend, rank);
       ExpertMap map = ExpertMap.linear(config.numExperts(), rank.epSize(), rank.epRank());
       MoeLayerWeights weights =
           TensorParallel.of(rank).weights(fixture.checkpoint.weights(index, map));
@@ -173,6 +168,16 @@ class GpuRanksTest {
           MoeForward.of(in, output)
               .withLora(context.withTokenLoraMapping(mine))
               .withRankTokens(Math.ceilDiv(tokens, group.size()));
+    }
+
+    static MoeConfig config(Fixture fixture, String backend, ParallelConfig rank) {
+      return TensorParallel.config(fixture.config(fixture.checkpoint.layers().getFirst()), rank)
+          .toBuilder()
+          .inputDtype(DType.BF16)
+          .weightDtype(DType.BF16)
+          .activationFormat(
+              backend.startsWith("batched-") ? ActivationFormat.BATCHED : ActivationFormat.STANDARD)
+          .build();
     }
 
     private Tensor room(DType dtype, long... shape) {
@@ -338,7 +343,7 @@ class GpuRanksTest {
               (r, group, device) -> {
                 try (Part part =
                         new Part(fixture, "triton", ParallelConfig.expert(2, r), group, device);
-                    MoeSession session = part.layer.newSession(8)) {
+                    MoeSession session = part.layer.newSession(16)) {
                   session.forward(part.request, device.defaultStream());
                   part.read();
                   try (Device.Graph graph =
@@ -363,5 +368,41 @@ class GpuRanksTest {
           .contains("(a recorded graph) within PT1S");
       assertThat(watched.allocatedBytes()).isEqualTo(before);
     }
+  }
+
+  /** Processes as a launcher starts them; one is killed while both compute. */
+  @Test
+  void aProcessThatIsKilledEndsTheOthersForward() throws Exception {
+    assumeRoomFor(2);
+    List<Process> ranks = new ArrayList<>();
+    try {
+      int port = ProcessesTest.freePort();
+      for (int r = 0; r < 2; r++) {
+        ranks.add(ProcessesTest.start(GpuRankMain.class, r, 2, port));
+      }
+      BufferedReader first = ranks.getFirst().inputReader();
+      BufferedReader last = ranks.getLast().inputReader();
+      lineThatStartsWith("forward", first);
+      lineThatStartsWith("forward", last);
+      ranks.getLast().destroyForcibly();
+      assertThat(lineThatStartsWith("failed", first))
+          .startsWith("failed 1 rank 1 of 2 at 127.0.0.1:")
+          .contains("ended");
+      assertThat(ranks.getFirst().waitFor(30, TimeUnit.SECONDS)).isTrue();
+      assertThat(ranks.getFirst().exitValue()).isZero();
+    } finally {
+      ranks.forEach(Process::destroyForcibly);
+    }
+  }
+
+  private static String lineThatStartsWith(String start, BufferedReader from) throws IOException {
+    List<String> before = new ArrayList<>();
+    for (String line = from.readLine(); line != null; line = from.readLine()) {
+      if (line.startsWith(start)) {
+        return line;
+      }
+      before.add(line);
+    }
+    throw new AssertionError("no line that starts with " + start + ": " + before);
   }
 }

@@ -21,10 +21,38 @@ import org.junit.jupiter.api.Test;
 class ProcessesTest {
   private static final int RANKS = 2;
 
-  private static int freePort() throws IOException {
+  static int freePort() throws IOException {
     try (ServerSocket s = new ServerSocket(0, 1, InetAddress.getLoopbackAddress())) {
       return s.getLocalPort();
     }
+  }
+
+  /** Starts a rank in a JVM like this one. */
+  static Process start(Class<?> main, int rank, int ranks, int port, String... args)
+      throws IOException {
+    List<String> command =
+        new ArrayList<>(
+            List.of(
+                Path.of(System.getProperty("java.home"), "bin", "java").toString(),
+                "--add-modules=jdk.incubator.vector",
+                "--enable-native-access=ALL-UNNAMED",
+                "-XX:+UseSerialGC",
+                "-XX:TieredStopAtLevel=1",
+                "-cp",
+                System.getProperty("java.class.path"),
+                main.getName()));
+    command.addAll(List.of(args));
+    ProcessBuilder builder = new ProcessBuilder(command);
+    builder
+        .environment()
+        .putAll(
+            Map.of(
+                "RANK", "" + rank,
+                "LOCAL_RANK", "" + rank,
+                "WORLD_SIZE", "" + ranks,
+                "MASTER_ADDR", "127.0.0.1",
+                "MASTER_PORT", "" + port));
+    return builder.redirectErrorStream(true).start();
   }
 
   /** {@return what each rank printed} */
@@ -32,27 +60,7 @@ class ProcessesTest {
     int port = freePort();
     List<Process> ranks = new ArrayList<>();
     for (int r = 0; r < RANKS; r++) {
-      ProcessBuilder builder =
-          new ProcessBuilder(
-              Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-              "--add-modules=jdk.incubator.vector",
-              "--enable-native-access=ALL-UNNAMED",
-              "-XX:+UseSerialGC",
-              "-XX:TieredStopAtLevel=1",
-              "-cp",
-              System.getProperty("java.class.path"),
-              ProcessesMain.class.getName(),
-              mode);
-      builder
-          .environment()
-          .putAll(
-              Map.of(
-                  "RANK", "" + r,
-                  "LOCAL_RANK", "" + r,
-                  "WORLD_SIZE", "" + RANKS,
-                  "MASTER_ADDR", "127.0.0.1",
-                  "MASTER_PORT", "" + port));
-      ranks.add(builder.redirectErrorStream(true).start());
+      ranks.add(start(ProcessesMain.class, r, RANKS, port, mode));
     }
     try {
       List<List<String>> printed = new ArrayList<>();

@@ -16,6 +16,7 @@ import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.tck.GpuTest;
 import java.util.List;
 import org.junit.jupiter.api.BeforeEach;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 
@@ -74,6 +75,7 @@ class NcclGpuTest {
 
   /** What NCCL took is given back, by leaving and by aborting; both may be repeated. */
   @Test
+  @Tag("gpu-alone")
   void memoryComesBack() {
     try (CudaDevice device = new CudaDeviceProvider().open(0)) {
       nccl.open(CommConfig.of(nccl.newGroup(), 0, 1), device).close(); // what stays for ever
