@@ -27,11 +27,11 @@ public final class PythonPackages {
    * Active environments first, then the Python on the path, the user's packages, the system's.
    *
    * @param environment of the process, by name
-   * @param home the user's folder
+   * @param home the user's folder, null if there is none
    * @return folders that are there, the preferred one first
    */
   public static List<Path> folders(
-      Function<String, @Nullable String> environment, Optional<Path> home) {
+      Function<String, @Nullable String> environment, @Nullable Path home) {
     Set<Path> found = new LinkedHashSet<>();
     for (String variable : List.of("VIRTUAL_ENV", "CONDA_PREFIX")) {
       path(environment.apply(variable)).ifPresent(p -> found.addAll(packagesUnder(p)));
@@ -49,7 +49,9 @@ public final class PythonPackages {
             found.addAll(packagesUnder(prefix(real(python))));
           });
     }
-    home.ifPresent(h -> found.addAll(packagesUnder(h.resolve(".local"))));
+    if (home != null) {
+      found.addAll(packagesUnder(home.resolve(".local")));
+    }
     found.addAll(packagesUnder(Path.of("/usr/local")));
     found.addAll(packagesUnder(Path.of("/usr")));
     return List.copyOf(found);

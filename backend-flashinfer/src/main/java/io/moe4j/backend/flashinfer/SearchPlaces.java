@@ -67,7 +67,7 @@ record SearchPlaces(
         given,
         text(properties.apply(VERSION_PROPERTY)),
         path(properties.apply(TVM_PROPERTY)),
-        PythonPackages.folders(environment, home),
+        PythonPackages.folders(environment, home.orElse(null)),
         base.map(b -> b.resolve(".cache").resolve("flashinfer")),
         cuda(environment),
         path(environment.apply(CUBIN_VARIABLE)));

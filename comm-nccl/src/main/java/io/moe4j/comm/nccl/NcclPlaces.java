@@ -58,7 +58,7 @@ record NcclPlaces(Optional<Path> given, List<Path> loader, List<Path> sites) {
     return new NcclPlaces(
         given,
         List.copyOf(loader),
-        PythonPackages.folders(environment, path(properties.apply("user.home"))));
+        PythonPackages.folders(environment, path(properties.apply("user.home")).orElse(null)));
   }
 
   /** {@return the files to look at, in order; they need not be there} */

@@ -26,7 +26,6 @@ class SanitizedKernelsTest {
   private static final List<String> SANITIZE =
       List.of(
           "-std=gnu11",
-          "-g",
           "-O1",
           "-ffp-contract=fast",
           "-fsanitize=address,undefined",
