@@ -14,12 +14,16 @@ import io.moe4j.backend.cpu.kernel.KernelSelection;
 
 /**
  * The {@code cpu} backend: experts on the host processor, weights in their own dtype or codes, f32
- * arithmetic, LoRA fused. Every quantisation scheme; activations stay unquantised. Fast where its
- * kernels in C load or {@code jdk.incubator.vector} is there, right everywhere.
+ * arithmetic, LoRA fused. Every quantisation scheme; activations stay unquantised unless {@code
+ * -Dmoe4j.cpu.activations=int8} asks for more speed. Fast where its kernels in C load or {@code
+ * jdk.incubator.vector} is there, right everywhere.
  */
 public final class CpuExpertsBackend implements ExpertsBackend {
   /** The backend's name. */
   public static final String NAME = "cpu";
+
+  /** What is wrong with a system property, empty if nothing is; asked once, not at each query. */
+  private final String problem = Mlps.problem();
 
   /** Made by the service loader. */
   public CpuExpertsBackend() {}
@@ -62,7 +66,6 @@ public final class CpuExpertsBackend implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    String problem = Mlps.problem();
     return Support.checks()
         .require(problem.isEmpty(), Support.Code.OTHER, () -> problem)
         .require(

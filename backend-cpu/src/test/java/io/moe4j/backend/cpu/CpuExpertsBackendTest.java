@@ -33,6 +33,19 @@ class CpuExpertsBackendTest {
     }
   }
 
+  /** Whether a layer is supported depends on the layer and the machine alone. */
+  @Test
+  void aPropertyIsReadWhenTheBackendIsFound() {
+    CpuExpertsBackend before = new CpuExpertsBackend();
+    System.setProperty("moe4j.cpu.native", "sse9");
+    try {
+      MoeConfig config = MoeConfig.builder(8, 8, 2, 1).build();
+      assertThat(before.isSupportedConfig(config, Platform.cpuOnly()).isSupported()).isTrue();
+    } finally {
+      System.clearProperty("moe4j.cpu.native");
+    }
+  }
+
   /** In processes of their own. The line goes on to say what computes instead. */
   @Test
   void whatKeepsKernelsFromRunningIsALine() throws Exception {
