@@ -7,7 +7,7 @@ import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.backend.triton.options.LoraMode;
+import io.moe4j.cuda.ops.LoraMode;
 import io.moe4j.backend.triton.options.TritonOptions;
 import io.moe4j.cuda.CudaGraph;
 import io.moe4j.cuda.CudaStream;

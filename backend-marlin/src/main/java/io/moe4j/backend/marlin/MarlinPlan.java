@@ -146,7 +146,7 @@ record MarlinPlan(
       first = wide(p, p.first(), p.gated(), p.intermediate(), rows);
       second = wide(p, p.second(), false, p.hidden(), rows);
     } else {
-      int tiles = p.naive() ? p.pairs() : p.touched();
+      int tiles = tiles(p);
       first =
           ProductPlan.narrow(
               p.first(),
@@ -166,6 +166,27 @@ record MarlinPlan(
     }
     int groupTiles = p.experts() <= 16 && p.rows() >= 1024 ? 32 : 8;
     return new MarlinPlan(p.naive(), first, second, groupTiles, shrinks);
+  }
+
+  /**
+   * {@return the same with w13 as it is, for deltas of others: gate and up as one matrix, in kernels
+   * without gate or LoRA}
+   *
+   * @param p the forward's sizes, no slots
+   */
+  MarlinPlan composed(Problem p) {
+    int outputs = p.gated() ? 2 * p.intermediate() : p.intermediate();
+    int rows = first.rows();
+    ProductPlan plain =
+        first.kind().equals(MarlinKernels.WIDE)
+            ? wide(p, p.first(), false, outputs, rows)
+            : ProductPlan.narrow(
+                p.first(), false, rows, naive, warps(p, rows, tiles(p), p.first(), outputs, 32), 0);
+    return new MarlinPlan(naive, plain, second, groupTiles, NO_SHRINKS);
+  }
+
+  private static int tiles(Problem p) {
+    return p.naive() ? p.pairs() : p.touched();
   }
 
   /** Where whole contractions would leave half of the card's places empty, they are split. */

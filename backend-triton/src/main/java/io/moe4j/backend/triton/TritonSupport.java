@@ -10,7 +10,7 @@ import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.triton.launch.ExpertMatrices;
 import io.moe4j.backend.triton.launch.TritonKernels;
-import io.moe4j.backend.triton.options.LoraMode;
+import io.moe4j.cuda.ops.LoraMode;
 import io.moe4j.backend.triton.options.TritonOptions;
 import io.moe4j.backend.triton.options.TritonProperties;
 import io.moe4j.cuda.ops.PaddedSizes;

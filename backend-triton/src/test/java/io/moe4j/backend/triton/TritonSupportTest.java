@@ -18,7 +18,7 @@ import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.triton.launch.TritonKernels;
-import io.moe4j.backend.triton.options.LoraMode;
+import io.moe4j.cuda.ops.LoraMode;
 import io.moe4j.backend.triton.options.TritonOptions;
 import io.moe4j.backend.triton.options.TritonProperties;
 import io.moe4j.cuda.PtxVersion;

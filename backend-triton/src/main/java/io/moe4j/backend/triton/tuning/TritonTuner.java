@@ -9,7 +9,7 @@ import io.moe4j.api.spi.Tuner;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.triton.launch.TritonExperts;
-import io.moe4j.backend.triton.options.LoraMode;
+import io.moe4j.cuda.ops.LoraMode;
 import io.moe4j.backend.triton.tiles.TilePlan;
 import io.moe4j.backend.triton.tiles.TileSet;
 import io.moe4j.backend.triton.tiles.TileTable;
