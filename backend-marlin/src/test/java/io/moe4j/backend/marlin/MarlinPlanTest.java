@@ -53,6 +53,9 @@ class MarlinPlanTest {
               for (boolean sorted : new boolean[] {false, true}) {
                 MarlinPlan.Problem p = problem(scheme, major, layer, tokens, rank, sorted);
                 check(p, MarlinPlan.choose(p));
+                if (rank == 0) {
+                  checkComposed(p, MarlinPlan.choose(p));
+                }
               }
             }
           }
@@ -65,6 +68,14 @@ class MarlinPlanTest {
     assertThat(plan.first().rows()).as("%s", p).isEqualTo(plan.second().rows());
     check(p, plan.naive(), plan.first(), p.first(), 128);
     check(p, plan.naive(), plan.second(), p.second(), 256);
+  }
+
+  /** w13 as one matrix of gate and up: the outputs of a block of w2. */
+  private static void checkComposed(MarlinPlan.Problem p, MarlinPlan plan) {
+    MarlinPlan composed = plan.composed(p);
+    assertThat(composed.second()).isEqualTo(plan.second());
+    assertThat(composed.first().rows()).isEqualTo(plan.second().rows());
+    check(p, composed.naive(), composed.first(), p.first(), 256);
   }
 
   private static void check(
