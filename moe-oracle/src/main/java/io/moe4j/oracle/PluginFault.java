@@ -1,7 +1,10 @@
 package io.moe4j.oracle;
 
+import java.io.InterruptedIOException;
 import java.lang.reflect.InvocationTargetException;
+import java.nio.channels.ClosedByInterruptException;
 import java.util.Optional;
+import java.util.function.UnaryOperator;
 
 /**
  * A plugin threw something. {@link #guard} is the only place of this module that catches errors of
@@ -16,7 +19,7 @@ final class PluginFault extends Exception {
   private static final int MAX_CAUSES = 100;
 
   private PluginFault(Throwable cause) {
-    super(describe(cause), printable(cause));
+    super(describe(cause, Printable::whole), printable(cause));
   }
 
   /** A call into a plugin. */
@@ -47,6 +50,36 @@ final class PluginFault extends Exception {
     }
   }
 
+  /**
+   * The same for a call that fails with an exception of its own: an interrupt that came from
+   * outside, so that the plugin failed because of it, is the caller's and stays.
+   *
+   * @param before whether the thread was interrupted before the call
+   * @param thrown by the call
+   */
+  static void forgetInterrupt(boolean before, Throwable thrown) {
+    if (!wasInterrupted(thrown)) {
+      forgetInterrupt(before);
+    }
+  }
+
+  private static boolean wasInterrupted(Throwable thrown) {
+    try {
+      Throwable t = thrown;
+      for (int depth = 0; t != null && depth < MAX_CAUSES; depth++) {
+        if (t instanceof InterruptedException
+            || t instanceof ClosedByInterruptException
+            || t instanceof InterruptedIOException) {
+          return true;
+        }
+        t = t.getCause();
+      }
+    } catch (Throwable e) {
+      return false; // a stranger's getCause
+    }
+    return false;
+  }
+
   /** {@return what was thrown, or something in its place if printing it would throw again} */
   static Throwable printable(Throwable thrown) {
     return unreadable(thrown).<Throwable>map(IllegalStateException::new).orElse(thrown);
@@ -70,6 +103,13 @@ final class PluginFault extends Exception {
 
   /** A readable clause. */
   static String describe(Throwable thrown) {
+    return describe(thrown, Printable::text);
+  }
+
+  /**
+   * @param said what becomes of a plugin's own words
+   */
+  private static String describe(Throwable thrown, UnaryOperator<String> said) {
     Optional<String> unreadable = unreadable(thrown);
     if (unreadable.isPresent()) {
       return unreadable.get();
@@ -90,7 +130,7 @@ final class PluginFault extends Exception {
       default ->
           shown.getMessage() == null
               ? shown.getClass().getName()
-              : shown.getClass().getName() + ": " + Printable.text(text);
+              : shown.getClass().getName() + ": " + said.apply(text);
     };
   }
 }

@@ -3,16 +3,22 @@ package io.moe4j.backend.marlin;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
+import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Experts;
-import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
+import io.moe4j.api.spi.TunableBackend;
+import io.moe4j.api.spi.Tuner;
+import io.moe4j.api.spi.TuningStatus;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.cuda.CudaDevice;
+import java.nio.file.Path;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /** {@code marlin}: packed experts on NVIDIA GPUs in the standard format, LoRA fused. */
-public final class MarlinBackend implements ExpertsBackend {
+public final class MarlinBackend implements TunableBackend {
   private final MarlinProperties properties;
 
   /** For {@link java.util.ServiceLoader}; reads the properties. */
@@ -67,6 +73,21 @@ public final class MarlinBackend implements ExpertsBackend {
         weights,
         CudaDevice.of(device),
         properties.options(config).lora(),
-        MarlinPlan::choose);
+        MarlinTuning.forLayer(config, device.info(), weights.numExperts()));
+  }
+
+  @Override
+  public Optional<Path> tuningFile() {
+    return MarlinTuning.path();
+  }
+
+  @Override
+  public TuningStatus tuningStatus(@Nullable DeviceInfo device) {
+    return MarlinTuning.status(device);
+  }
+
+  @Override
+  public Tuner tuner(MoeConfig config, ExpertWeights weights, Device device, Path file) {
+    return MarlinTuning.tuner(config, weights, CudaDevice.of(device), file);
   }
 }

@@ -20,6 +20,7 @@ record MarlinPlan(
   private static final int SHORT_ROWS = 10;
   private static final int SOME_ROWS = 24;
   private static final int MANY_ROWS = 48;
+  private static final int MOST_GROUP_TILES = 64;
 
   /**
    * What the beginning and end of a block of narrow cost, in chunks of its loop, and what more for
@@ -86,6 +87,26 @@ record MarlinPlan(
     int touched() {
       double none = Math.pow(1 - Math.min(1.0, (double) topK / experts), tokens);
       return Math.max(1, (int) Math.round(experts * (1 - none)));
+    }
+
+    /** {@return the same layer's forward of another size} */
+    Problem of(int otherTokens, int otherSlots, int otherRank) {
+      return new Problem(
+          narrow,
+          wide,
+          first,
+          second,
+          gated,
+          otherTokens,
+          topK,
+          experts,
+          hidden,
+          intermediate,
+          otherSlots,
+          otherRank,
+          sorted,
+          tuned,
+          multiprocessors);
     }
 
     boolean naive() {
@@ -166,6 +187,76 @@ record MarlinPlan(
     }
     int groupTiles = p.experts() <= 16 && p.rows() >= 1024 ? 32 : 8;
     return new MarlinPlan(p.naive(), first, second, groupTiles, shrinks);
+  }
+
+  /**
+   * {@return the same with another number of warps that share a contraction}
+   *
+   * @param p the forward's sizes
+   * @param ofFirst of w13, or of w2
+   * @param warps as {@link ProductPlan#warps}; narrow takes fewer where x would not fit otherwise
+   */
+  MarlinPlan withWarps(Problem p, boolean ofFirst, int warps) {
+    ProductPlan old = ofFirst ? first : second;
+    PackedLayout w = ofFirst ? p.first() : p.second();
+    boolean gated = ofFirst && p.gated();
+    boolean lora = p.slots() > 0;
+    ProductPlan other =
+        old.kind().equals(MarlinKernels.WIDE)
+            ? ProductPlan.wide(w, gated, old.rows(), lora, warps > 1)
+            : ProductPlan.narrow(w, gated, old.rows(), naive, warps, lora ? p.rank() : 0);
+    return new MarlinPlan(
+        naive, ofFirst ? other : first, ofFirst ? second : other, groupTiles, shrinks);
+  }
+
+  /** {@return the same with other groups of row tiles} */
+  MarlinPlan withGroupTiles(int tiles) {
+    return new MarlinPlan(naive, first, second, tiles, shrinks);
+  }
+
+  /**
+   * {@return whether a card has the kernels and the room}
+   *
+   * @param p the forward's sizes
+   */
+  boolean fits(Problem p) {
+    return naive == p.naive()
+        && first.kind().equals(second.kind())
+        && first.rows() == second.rows()
+        && groupTiles > 0
+        && groupTiles <= MOST_GROUP_TILES
+        && fits(p, first, p.first())
+        && fits(p, second, p.second());
+  }
+
+  private static boolean fits(Problem p, ProductPlan plan, PackedLayout w) {
+    if (plan.kind().equals(MarlinKernels.WIDE)) {
+      return !p.naive()
+          && p.wide().contains(plan.rows())
+          && (plan.warps() == 1
+              || (plan.warps() == 2
+                  && plan.rows() == ProductPlan.SPLIT_ROWS
+                  && w.chunks() % 2 == 0))
+          && plan.sharedBytes() <= ProductPlan.WIDE_SHARED_BYTES;
+    }
+    return p.narrow().contains(plan.rows())
+        && Integer.bitCount(plan.warps()) == 1
+        && plan.warps() <= ProductPlan.WARPS
+        && (plan.phase() % plan.warps() == 0 || plan.phase() == w.chunks())
+        && plan.sharedBytes() <= ProductPlan.NARROW_SHARED_BYTES;
+  }
+
+  /** {@return what a user reads: the parts that can differ} */
+  String text() {
+    return first.kind()
+        + " "
+        + first.rows()
+        + " rows, shared by "
+        + first.warps()
+        + " + "
+        + second.warps()
+        + ", groups of "
+        + groupTiles;
   }
 
   /**
