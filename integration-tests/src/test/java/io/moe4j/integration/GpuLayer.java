@@ -46,7 +46,7 @@ final class GpuLayer implements AutoCloseable {
   final MoeConfig config;
   final MoeLayer layer;
   final @Nullable AdapterRegistry registry;
-  private final ExpertWeights experts;
+  final ExpertWeights experts;
   private final Map<String, LoraLayer> adapters = new HashMap<>();
   private final Random random = new Random(7);
   private final List<Device.Buffer> buffers = new ArrayList<>();

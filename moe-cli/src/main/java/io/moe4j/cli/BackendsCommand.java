@@ -28,6 +28,9 @@ final class BackendsCommand implements Callable<Integer> {
   private static final int LORA_SLOTS = 8;
   private static final int LORA_RANK = 64;
 
+  /** What a table shows of a plugin's words; JSON has more. */
+  private static final int MAX_DESCRIPTION = 500;
+
   @ParentCommand private Moe moe;
 
   @Option(
@@ -99,7 +102,7 @@ final class BackendsCommand implements Callable<Integer> {
           b.deviceType(),
           b.activationFormat(),
           b.supportsLora() ? "yes" : "no",
-          b.description(),
+          Text.cut(b.description(), MAX_DESCRIPTION),
           b.origin().location());
     }
     out.print(table.render(""));

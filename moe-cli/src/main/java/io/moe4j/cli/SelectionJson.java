@@ -25,7 +25,7 @@ final class SelectionJson {
 
   /** {@return a plugin's text, cut where it is longer than anybody would write} */
   private static String text(String given) {
-    return given.length() <= MAX_TEXT ? given : given.substring(0, MAX_TEXT) + "...";
+    return Text.cut(given, MAX_TEXT);
   }
 
   static ObjectNode of(Selection s) {
