@@ -72,7 +72,7 @@ class GpuPackedTest {
   @MethodSource("cases")
   void agreesWithFloat64(QuantScheme scheme, ActivationFormat format, int tokens) {
     try (GpuLayer g = layer(config(format, tokens).quantScheme(scheme).build())) {
-      GpuGridTest.checkAdapters(g, tokens, 1e-2);
+      GpuLoraGridTest.checkAdapters(g, tokens, 1e-2);
     }
   }
 
@@ -104,7 +104,7 @@ class GpuPackedTest {
     MoeConfig config =
         config(format, tokens).quantSchemes(List.of(first), List.of(second)).build();
     try (GpuLayer g = layer(config)) {
-      GpuGridTest.checkAdapters(g, tokens, 1e-2);
+      GpuLoraGridTest.checkAdapters(g, tokens, 1e-2);
     }
   }
 
@@ -131,7 +131,7 @@ class GpuPackedTest {
             .options(MarlinOptions.DEFAULT.withLora(LoraMode.of(mode)))
             .build();
     try (GpuLayer g = layer(config)) {
-      GpuGridTest.checkAdapters(g, tokens, 1e-2);
+      GpuLoraGridTest.checkAdapters(g, tokens, 1e-2);
     }
   }
 

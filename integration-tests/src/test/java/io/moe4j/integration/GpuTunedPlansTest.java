@@ -136,7 +136,7 @@ class GpuTunedPlansTest {
   private static void check() {
     for (int tokens : TOKENS) {
       try (GpuLayer g = layer(tokens)) {
-        GpuGridTest.checkAdapters(g, tokens, 1e-2);
+        GpuLoraGridTest.checkAdapters(g, tokens, 1e-2);
       }
     }
   }
