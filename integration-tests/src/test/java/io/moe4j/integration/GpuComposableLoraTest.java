@@ -55,8 +55,12 @@ class GpuComposableLoraTest {
     } else {
       b.options(TritonOptions.DEFAULT.withLora(LoraMode.of(mode)));
     }
-    String name = format == ActivationFormat.BATCHED ? "batched-" + backend : backend;
-    GpuLayer g = new GpuLayer(b.build(), 1 / Math.sqrt(512), 1 / Math.sqrt(320), name);
+    GpuLayer g =
+        new GpuLayer(
+            b.build(),
+            1 / Math.sqrt(512),
+            1 / Math.sqrt(320),
+            format == ActivationFormat.BATCHED ? "batched-" + backend : backend);
     int rank = 6;
     for (String name : List.of("a", "b", "c", "d")) {
       g.load(name, rank);

@@ -74,6 +74,12 @@ final class BackendsCommand implements Callable<Integer> {
       config = config.toBuilder().lora(new LoraConfig(LORA_SLOTS, LORA_RANK)).build();
     }
     try (MoeOracle oracle = oracleOptions.discover()) {
+      // As moe run gives hidden states to a layer of this machine.
+      config =
+          config.toBuilder()
+              .inputDtype(
+                  HiddenDtype.choose(oracle, config, oracleOptions.backend, config.inputDtype()))
+              .build();
       Selection selection =
           oracle.evaluate(config, oracle.catalog().detectPlatform(), oracleOptions.backend);
       if (json) {

@@ -3,6 +3,7 @@ package io.moe4j.oracle;
 import java.io.InterruptedIOException;
 import java.lang.reflect.InvocationTargetException;
 import java.nio.channels.ClosedByInterruptException;
+import java.util.Map;
 import java.util.Optional;
 import java.util.function.UnaryOperator;
 
@@ -17,6 +18,16 @@ import java.util.function.UnaryOperator;
 final class PluginFault extends Exception {
   private static final long serialVersionUID = 1L;
   private static final int MAX_CAUSES = 100;
+
+  /** Jars of ours that plugins stand on, by the packages that they alone have. */
+  private static final Map<String, String> JARS =
+      Map.of(
+          "io.moe4j.cuda.",
+          "moe-cuda",
+          "io.moe4j.checkpoint.",
+          "moe-checkpoint",
+          "jcuda.",
+          "jcuda (moe-cuda depends on it)");
 
   private PluginFault(Throwable cause) {
     super(describe(cause, Printable::whole), printable(cause));
@@ -80,6 +91,17 @@ final class PluginFault extends Exception {
     return false;
   }
 
+  private static String missing(String name) {
+    return "class "
+        + name
+        + " is missing"
+        + JARS.entrySet().stream()
+            .filter(j -> name.startsWith(j.getKey()))
+            .findFirst()
+            .map(j -> ": add " + j.getValue())
+            .orElse("");
+  }
+
   /** {@return what was thrown, or something in its place if printing it would throw again} */
   static Throwable printable(Throwable thrown) {
     return unreadable(thrown).<Throwable>map(IllegalStateException::new).orElse(thrown);
@@ -121,9 +143,10 @@ final class PluginFault extends Exception {
     return switch (shown) {
       case UnsupportedClassVersionError e ->
           "compiled for a newer Java than this one (" + Runtime.version().feature() + "): " + text;
-      case NoClassDefFoundError e when text.startsWith("Could not initialize") -> text;
-      case NoClassDefFoundError e -> "class " + text.replace('/', '.') + " is missing";
-      case ClassNotFoundException e -> "class " + text + " is missing";
+      case NoClassDefFoundError e when text.startsWith("Could not initialize") ->
+          e.getCause() == null ? text : text + ": " + said.apply(e.getCause().getMessage() + "");
+      case NoClassDefFoundError e -> missing(text.replace('/', '.'));
+      case ClassNotFoundException e -> missing(text);
       case NoSuchMethodError e ->
           "method " + text + " is missing: built against another version of what it calls";
       case AbstractMethodError e -> "built against another version of moe-api: " + text;
