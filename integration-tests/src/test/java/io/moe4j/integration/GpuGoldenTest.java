@@ -108,9 +108,7 @@ class GpuGoldenTest {
                   ? new BatchedTritonBackend()
                   : new TritonBackend();
           config =
-              config.toBuilder()
-                  .options(TritonOptions.DEFAULT.withUnpackedWeights(true))
-                  .build();
+              config.toBuilder().options(TritonOptions.DEFAULT.withUnpackedWeights(true)).build();
         }
         check(fixture, index, config, used, device, registry);
       }
@@ -130,37 +128,37 @@ class GpuGoldenTest {
                 List.of(backend),
                 List.of(new CudaDeviceProvider()),
                 List.of(new CudaBlockOpsProvider())))) {
-        if (new CudaBlockOpsProvider().isSupportedConfig(config) instanceof Support.No no) {
-          // What stands around the experts of a few families is the CPU's only, and said.
-          assertThat(
-                  oracle.evaluate(config, new Platform(List.of(device.info()), Map.of())).explain())
-              .contains(no.reasons().getFirst().message());
+      if (new CudaBlockOpsProvider().isSupportedConfig(config) instanceof Support.No no) {
+        // What stands around the experts of a few families is the CPU's only, and said.
+        assertThat(
+                oracle.evaluate(config, new Platform(List.of(device.info()), Map.of())).explain())
+            .contains(no.reasons().getFirst().message());
+        return;
+      }
+      try (MoeLayer layer =
+          MoeLayer.builder(config, fixture.checkpoint.weights(index))
+              .oracle(oracle)
+              .device(device)
+              .build()) {
+        if (!againstReference(config)) {
+          check(fixture, index, backend, null).all(layer, registry);
           return;
         }
-        try (MoeLayer layer =
-            MoeLayer.builder(config, fixture.checkpoint.weights(index))
-                .oracle(oracle)
-                .device(device)
-                .build()) {
-          if (!againstReference(config)) {
-            check(fixture, index, backend, null).all(layer, registry);
-            return;
-          }
-          try (MoeOracle host =
-                  MoeOracle.of(
-                      BackendCatalog.of(
-                          List.of(new CpuReferenceBackend()),
-                          List.of(new CpuDeviceProvider()),
-                          List.of(new CpuBlockOpsProvider())));
-              MoeLayer truth =
-                  MoeLayer.builder(
-                          config.toBuilder().activationFormat(ActivationFormat.STANDARD).build(),
-                          fixture.checkpoint.weights(index))
-                      .oracle(host)
-                      .build()) {
-            check(fixture, index, backend, truth).all(layer, registry);
-          }
+        try (MoeOracle host =
+                MoeOracle.of(
+                    BackendCatalog.of(
+                        List.of(new CpuReferenceBackend()),
+                        List.of(new CpuDeviceProvider()),
+                        List.of(new CpuBlockOpsProvider())));
+            MoeLayer truth =
+                MoeLayer.builder(
+                        config.toBuilder().activationFormat(ActivationFormat.STANDARD).build(),
+                        fixture.checkpoint.weights(index))
+                    .oracle(host)
+                    .build()) {
+          check(fixture, index, backend, truth).all(layer, registry);
         }
+      }
     }
   }
 }

@@ -101,8 +101,7 @@ class GpuPackedTest {
   @MethodSource("twoSchemes")
   void agreesWithFloat64InTwoSchemes(
       QuantScheme first, QuantScheme second, ActivationFormat format, int tokens) {
-    MoeConfig config =
-        config(format, tokens).quantSchemes(List.of(first), List.of(second)).build();
+    MoeConfig config = config(format, tokens).quantSchemes(List.of(first), List.of(second)).build();
     try (GpuLayer g = layer(config)) {
       GpuLoraGridTest.checkAdapters(g, tokens, 1e-2);
     }

@@ -106,9 +106,7 @@ class GpuTunedPlansTest {
     g.put(Tensor.ofFloats(weighted, tokens, TOP_K), weights);
     return new Tuner.Call(
         ExpertsInputs.standard(
-            hidden,
-            new ExpertRouting(ids, weights, null),
-            g.empty(DType.BF16, tokens, HIDDEN)),
+            hidden, new ExpertRouting(ids, weights, null), g.empty(DType.BF16, tokens, HIDDEN)),
         context);
   }
 

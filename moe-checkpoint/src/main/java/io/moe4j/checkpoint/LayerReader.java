@@ -154,7 +154,9 @@ final class LayerReader {
     }
     ExpertWeights experts = readExperts(sizes);
     experts.experts().forEach(e -> parts.add("experts", e));
-    builder.weightDtype(dtype(experts)).quantSchemes(schemes(experts, true), schemes(experts, false));
+    builder
+        .weightDtype(dtype(experts))
+        .quantSchemes(schemes(experts, true), schemes(experts, false));
     builder.expertBias(experts.expert(0).upBias() != null);
     RouterWeights router = readRouter(sizes);
     Optional<SharedExpertWeights> shared = readShared(sizes, sharedActivation.isGated());

@@ -287,8 +287,7 @@ final class BenchCommand implements Callable<Integer> {
   private int onDevice() {
     List<BenchShape> of =
         shapes.isEmpty() ? BenchShape.DEVICE : shapes.stream().map(BenchCommand::shape).toList();
-    BenchWeights weights =
-        dtypes.isEmpty() ? BenchWeights.BF16 : deviceWeights("--dtype", dtypes);
+    BenchWeights weights = dtypes.isEmpty() ? BenchWeights.BF16 : deviceWeights("--dtype", dtypes);
     Beside beside = beside();
     List<Integer> counts = counts();
     if (tokens.isEmpty() && !quick) {
@@ -369,8 +368,7 @@ final class BenchCommand implements Callable<Integer> {
           "--beside is \"" + text + "\", must be a backend and its weights, like triton:bf16");
     }
     return new Beside(
-        text.substring(0, colon),
-        deviceWeights("--beside", List.of(text.substring(colon + 1))));
+        text.substring(0, colon), deviceWeights("--beside", List.of(text.substring(colon + 1))));
   }
 
   private static BenchWeights deviceWeights(String option, List<String> given) {

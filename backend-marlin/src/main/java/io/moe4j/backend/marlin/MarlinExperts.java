@@ -41,9 +41,9 @@ import org.jspecify.annotations.Nullable;
  *
  * With few pairs each pair is a tile and nothing is sorted. A BATCHED call is the same with the
  * rows of each expert as its pairs. A layer may also leave deltas to its contexts' punica wrappers
- * ({@link LoraMode}, {@link ComposedLora}). Results do not vary from run to run: every sum has a fixed
- * order. Nothing is allocated on the device, read by the host or waited for, so a forward can be
- * captured once its kernels are loaded (run it once before).
+ * ({@link LoraMode}, {@link ComposedLora}). Results do not vary from run to run: every sum has a
+ * fixed order. Nothing is allocated on the device, read by the host or waited for, so a forward can
+ * be captured once its kernels are loaded (run it once before).
  */
 final class MarlinExperts implements ModularExperts, LoraExperts {
   private final MoeConfig config;

@@ -260,8 +260,8 @@ record MarlinPlan(
   }
 
   /**
-   * {@return the same with w13 as it is, for deltas of others: gate and up as one matrix, in kernels
-   * without gate or LoRA}
+   * {@return the same with w13 as it is, for deltas of others: gate and up as one matrix, in
+   * kernels without gate or LoRA}
    *
    * @param p the forward's sizes, no slots
    */

@@ -184,8 +184,7 @@ final class MarlinProducts {
     boolean ordered = w.orders() != null;
     int inputs =
         ordered ? Math.toIntExact(w.layout().in()) : first ? sizes.hidden() : sizes.intermediate();
-    int wait =
-        b.lora() ? WAIT_FOR_SHRINK : first || plain || ordered ? WAIT_AT_ONCE : WAIT_FOR_X;
+    int wait = b.lora() ? WAIT_FOR_SHRINK : first || plain || ordered ? WAIT_AT_ONCE : WAIT_FOR_X;
     kernels
         .get(
             MarlinKernels.GEMM,

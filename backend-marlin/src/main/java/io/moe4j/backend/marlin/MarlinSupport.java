@@ -100,7 +100,9 @@ final class MarlinSupport {
   private static Optional<String> whyNotPacked(
       MoeConfig c, String product, List<QuantScheme> all, @Nullable QuantScheme scheme) {
     String unpacked =
-        "; triton computes the layer unpacked to " + c.weightDtype() + " (-Dmoe4j.triton.unpack=true)";
+        "; triton computes the layer unpacked to "
+            + c.weightDtype()
+            + " (-Dmoe4j.triton.unpack=true)";
     if (scheme == null) {
       return Optional.of(
           product + " weights are of several kinds, " + all + ", must all be of one" + unpacked);

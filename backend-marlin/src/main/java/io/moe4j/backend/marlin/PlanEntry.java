@@ -33,8 +33,7 @@ record PlanEntry(
     double micros,
     double builtInMicros)
     implements TunedEntry {
-  static PlanEntry of(
-      MarlinPlan.Problem p, MarlinPlan plan, double micros, double builtInMicros) {
+  static PlanEntry of(MarlinPlan.Problem p, MarlinPlan plan, double micros, double builtInMicros) {
     return new PlanEntry(
         p.tokens(),
         p.slots(),

@@ -24,8 +24,7 @@ final class TunedPlans implements Function<MarlinPlan.Problem, MarlinPlan> {
   @Override
   public MarlinPlan apply(MarlinPlan.Problem p) {
     PlanEntry best =
-        TunedEntry.nearest(
-                entries, p.tokens(), p.slots(), p.rank(), e -> isUsable(e, p))
+        TunedEntry.nearest(entries, p.tokens(), p.slots(), p.rank(), e -> isUsable(e, p))
             .orElse(null);
     if (best == null) {
       return MarlinPlan.choose(p);

@@ -148,11 +148,13 @@ class MarlinSupportTest {
   @Test
   void deltasOfOthers() {
     assertThat(composed(config().build())).isEmpty();
-    assertThat(composed(MoeConfig.builder(2048, 776, 8, 2)
-            .inputDtype(DType.BF16)
-            .weightDtype(DType.BF16)
-            .quantScheme(QuantScheme.int4(16))
-            .build()))
+    assertThat(
+            composed(
+                MoeConfig.builder(2048, 776, 8, 2)
+                    .inputDtype(DType.BF16)
+                    .weightDtype(DType.BF16)
+                    .quantScheme(QuantScheme.int4(16))
+                    .build()))
         .containsExactly(
             "the LoRA mode is composable, which takes hidden sizes that are multiples of 8 and"
                 + " intermediate sizes that are multiples of 16, not 2048 and 776");

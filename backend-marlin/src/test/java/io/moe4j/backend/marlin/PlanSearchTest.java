@@ -69,8 +69,7 @@ class PlanSearchTest {
                   .collect(
                       Collectors.groupingBy(
                           plan -> plan.first().kind(),
-                          Collectors.mapping(
-                              plan -> plan.first().rows(), Collectors.toSet())));
+                          Collectors.mapping(plan -> plan.first().rows(), Collectors.toSet())));
           assertThat(rows.get(MarlinKernels.NARROW)).isEqualTo(new HashSet<>(p.narrow()));
           if (p.naive()) {
             assertThat(rows).hasSize(1);
@@ -108,8 +107,8 @@ class PlanSearchTest {
     PlanRace.Found<MarlinPlan> found =
         PlanSearch.run(
                 p,
-                new FakeMeter(plan ->
-                    plan.equals(builtIn) ? 100 : plan.first().rows() == 16 ? -1 : 99.5),
+                new FakeMeter(
+                    plan -> plan.equals(builtIn) ? 100 : plan.first().rows() == 16 ? -1 : 99.5),
                 () -> true)
             .orElseThrow();
     assertThat(found.plan()).isEqualTo(builtIn);

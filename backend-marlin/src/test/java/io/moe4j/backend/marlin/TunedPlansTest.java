@@ -132,8 +132,7 @@ class TunedPlansTest {
       assertThat(choose(64, 0, bad)).as("%s", bad).isEqualTo(builtIn(64, 0));
     }
     // A card without wide kernels never gets one.
-    MarlinPlan.Problem ampere =
-        MarlinPlanTest.problem(INT4, 8, PlanSearchTest.QWEN3, 64, 0, false);
+    MarlinPlan.Problem ampere = MarlinPlanTest.problem(INT4, 8, PlanSearchTest.QWEN3, 64, 0, false);
     assertThat(new TunedPlans(List.of(WIDE)).apply(ampere)).isEqualTo(MarlinPlan.choose(ampere));
   }
 
@@ -148,9 +147,7 @@ class TunedPlansTest {
     for (MoeConfig other :
         List.of(
             CONFIG.toBuilder().quantScheme(QuantScheme.int4(32)).build(),
-            CONFIG.toBuilder()
-                .quantSchemes(List.of(INT4), List.of(QuantScheme.int8(128)))
-                .build(),
+            CONFIG.toBuilder().quantSchemes(List.of(INT4), List.of(QuantScheme.int8(128))).build(),
             CONFIG.toBuilder().inputDtype(DType.F16).weightDtype(DType.F16).build())) {
       assertThat(MarlinTuning.forLayer(other, H200, 128).apply(forward(64, 0)))
           .isEqualTo(builtIn(64, 0));

@@ -144,8 +144,7 @@ class MoeConfigTest {
     assertThat(anywhere.uniformW2Scheme()).isEmpty();
     assertThat(config.toString()).contains("w13 [int4 group 128], w2 [fp8 block 128x128");
     assertThat(config.toBuilder().quantScheme(int4).build().uniformScheme()).hasValue(int4);
-    QuantScheme tuned =
-        fp8.toBuilder().activations(ActivationQuant.FP8_PER_BLOCK).build();
+    QuantScheme tuned = fp8.toBuilder().activations(ActivationQuant.FP8_PER_BLOCK).build();
     MoeConfig both = defaults().quantSchemes(List.of(int4), List.of(fp8, tuned)).build();
     assertThat(both.uniformW2Scheme()).hasValue(fp8);
     assertThat(both.toBuilder().quantizedActivations(true).build().uniformW2Scheme()).isEmpty();

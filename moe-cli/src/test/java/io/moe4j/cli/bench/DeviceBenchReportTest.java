@@ -30,9 +30,7 @@ class DeviceBenchReportTest {
     DeviceBenchReport both =
         REPORT.beside(
             "triton bf16",
-            List.of(
-                row(1, DeviceBench.Lora.NONE, 20, "triton"),
-                row(1, LORA, 10.4, "triton")));
+            List.of(row(1, DeviceBench.Lora.NONE, 20, "triton"), row(1, LORA, 10.4, "triton")));
     assertThat(both.markdown())
         .contains(
             "| tax | triton bf16 us | ours / theirs |",
@@ -44,10 +42,7 @@ class DeviceBenchReportTest {
     assertThat(both.json().path("beside").asText()).isEqualTo("triton bf16");
     assertThat(both.json().path("rows").path(0).path("beside_us").asDouble()).isEqualTo(20);
     assertThat(both.json().path("rows").path(2).has("beside_us")).isFalse();
-    assertThat(
-            REPORT
-                .beside("x", List.of(row(1, DeviceBench.Lora.NONE, 9.6, "x")))
-                .markdown())
+    assertThat(REPORT.beside("x", List.of(row(1, DeviceBench.Lora.NONE, 9.6, "x"))).markdown())
         .contains("Over x: 1.042 in the geometric mean of 1 points; over 5% slower: none");
   }
 

@@ -208,14 +208,12 @@ public final class ComposedLora implements AutoCloseable {
     // The rows of a BATCHED call are tokens with one expert each, -1 past an expert's count.
     ExpertRouting given =
         routing == null
-            ? new ExpertRouting(
-                workspace.tensor(r.ids(), DType.I32, tokens, 1), weightOfRow, null)
+            ? new ExpertRouting(workspace.tensor(r.ids(), DType.I32, tokens, 1), weightOfRow, null)
             : routing;
     rows.expand(
         Tensor.of(
             type,
-            new DeviceMemory(
-                device.info().id(), r.hidden(), type.byteSize((long) tokens * hidden)),
+            new DeviceMemory(device.info().id(), r.hidden(), type.byteSize((long) tokens * hidden)),
             tokens,
             hidden),
         new RowKernels.Order(

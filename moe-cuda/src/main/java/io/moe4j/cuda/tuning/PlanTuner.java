@@ -238,8 +238,7 @@ public final class PlanTuner<Q, P, E extends TunedEntry> implements Tuner {
       return measure(plan, Double.POSITIVE_INFINITY, AGAIN_SAMPLES, AGAIN_NANOS, checked.add(plan));
     }
 
-    private double measure(
-        P plan, double best, int samples, double sampleNanos, boolean whole)
+    private double measure(P plan, double best, int samples, double sampleNanos, boolean whole)
         throws PlanRace.Rejected {
       forced = plan;
       poison();

@@ -10,7 +10,6 @@ import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
-import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;

@@ -74,11 +74,7 @@ final class TunedTiles implements TileChoice {
     boolean naive = TileTable.naive(p);
     TileEntry best =
         TunedEntry.nearest(
-                known,
-                p.tokens(),
-                p.slots(),
-                p.rank(),
-                e -> TileTable.naive(problem(e)) == naive)
+                known, p.tokens(), p.slots(), p.rank(), e -> TileTable.naive(problem(e)) == naive)
             .orElse(null);
     // Where the table was the best it follows the sizes around closer.
     return best == null || builtIn.contains(best) ? TileTable.choose(p) : best.plan(p);
