@@ -113,7 +113,7 @@ class GpuTunedPlansTest {
   @Test
   void whatIsFoundIsUsedAndRight() throws Exception {
     Path file = directory.resolve("plans.json");
-    try (GpuLayer g = layer(1)) {
+    try (GpuLayer g = layer(TOKENS[TOKENS.length - 1])) {
       tune(g, file);
       System.setProperty(MarlinProperties.PLANS, file.toString());
       assertThat(new MarlinBackend().tuningStatus(g.device.info()).applying())
