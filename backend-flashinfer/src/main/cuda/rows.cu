@@ -3,10 +3,13 @@
 // `in_width` wide. Where the input's block is narrower, zeros follow; where it is wider, the rest is left out.
 #include <cstdint>
 
+#include "common.cuh"
+
 // `map`: the input's row for each output row, -1 = zeros; null = the same row. `in`: null = zeros everywhere. `swap`: the first block
 // comes from the last of the input.
 template <typename V>
 __device__ void rows(const V* in, const int* map, V* out, int blocks, int in_width, int out_width, int swap) {
+  moe::wait_for_predecessor();
   const int r = blockIdx.x;
   const int from = in == nullptr ? -1 : map == nullptr ? r : map[r];
   const int width = blocks * out_width;
