@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "common.cuh"
+#include "near.cuh"
 
 using namespace moe;
 
@@ -14,10 +15,17 @@ constexpr int AT_ONCE = 8;
 template <typename T>
 __device__ void quantize(const T* in, uint8_t* out, const float* scale, long long n) {
   using In = Pack<T, AT_ONCE>;
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(in) % (sizeof(T) * AT_ONCE) == 0 && reinterpret_cast<uintptr_t>(out) % AT_ONCE == 0;
+  const long long block = (long long)AT_ONCE * blockDim.x;
+  const long long step = block * gridDim.x;
+  if (aligned && threadIdx.x == 0) {
+    for (long long i = blockIdx.x * block; i < n; i += step) {
+      bring_near(in + i, (unsigned)((n - i < block ? n - i : block) * sizeof(T)) & ~15u);
+    }
+  }
   wait_for_predecessor();
   const float s = *scale;
-  const bool aligned = reinterpret_cast<uintptr_t>(in) % (sizeof(T) * AT_ONCE) == 0 && reinterpret_cast<uintptr_t>(out) % AT_ONCE == 0;
-  const long long step = (long long)AT_ONCE * gridDim.x * blockDim.x;
   for (long long i = AT_ONCE * (blockIdx.x * (long long)blockDim.x + threadIdx.x); i < n; i += step) {
     if (aligned && i + AT_ONCE <= n) {
       const In x = *reinterpret_cast<const In*>(in + i);
