@@ -19,6 +19,7 @@ import java.util.HashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Optional;
 import java.util.Set;
 import java.util.function.BooleanSupplier;
@@ -29,8 +30,8 @@ import java.util.function.Consumer;
  * module's choice for the second, then those of the second beside the best of the first, then the
  * fastest few of both with each other. Pairs that come out close together are measured once more,
  * in turns, at full load, beside the module's choice: the lowest of many noisy figures is no figure
- * of its pair, and a card's power limit slows some kernels more than others. Only kernels that the module itself calls valid
- * for the shape are run.
+ * of its pair, and a card's power limit slows some kernels more than others. Only kernels that the
+ * module itself calls valid for the shape are run.
  */
 final class CutlassTuner implements Tuner {
   private static final int SAMPLES = 7;
@@ -317,7 +318,9 @@ final class CutlassTuner implements Tuner {
       forward();
       stream.synchronize();
       return new Recorded(
-          pair, device.capture(stream, this::forward), replays(1e3 * calls.size() * times.get(pair)));
+          pair,
+          device.capture(stream, this::forward),
+          replays(1e3 * calls.size() * Objects.requireNonNull(times.get(pair))));
     }
 
     private Runnable pass(Optional<Device.Graph> graph) {
