@@ -1,30 +1,24 @@
 // Hidden states to MXFP8 (OCP Microscaling Formats v1.0), as FlashInfer's experts on Blackwell want them: 32 elements share a scale, the
 // largest magnitude over 448 rounded up to a power of two, of which the exponent byte is stored; q = e4m3(x / scale), to the nearest,
 // ties to even.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
 #include <cstdint>
 
-template <typename T>
-__device__ float wide(T v);
-template <>
-__device__ float wide(float v) { return v; }
-template <>
-__device__ float wide(__nv_bfloat16 v) { return __bfloat162float(v); }
-template <>
-__device__ float wide(__half v) { return __half2float(v); }
+#include "common.cuh"
+
+using namespace moe;
 
 // Eight threads take a group, four elements each. `n` is a multiple of 32, so that a group's threads go round together.
 template <typename T>
 __device__ void quantize(const T* in, uint8_t* out, uint8_t* scales, long long n) {
+  wait_for_predecessor();
   const long long step = 4LL * gridDim.x * blockDim.x;
   const unsigned group = 0xFFu << (threadIdx.x & 24);
   for (long long i = 4LL * (blockIdx.x * (long long)blockDim.x + threadIdx.x); i < n; i += step) {
     float v[4], most = 0;
     for (int j = 0; j < 4; j++) {
-      v[j] = wide(in[i + j]);
+      v[j] = to_float(in[i + j]);
       most = fmaxf(most, fabsf(v[j]));
     }
     for (int lane = 4; lane > 0; lane /= 2) most = fmaxf(most, __shfl_xor_sync(group, most, lane));
@@ -46,5 +40,5 @@ __device__ void quantize(const T* in, uint8_t* out, uint8_t* scales, long long n
   }
 
 KERNEL(flashinfer_quantize_mx_f32, float)
-KERNEL(flashinfer_quantize_mx_bf16, __nv_bfloat16)
-KERNEL(flashinfer_quantize_mx_f16, __half)
+KERNEL(flashinfer_quantize_mx_bf16, bf16)
+KERNEL(flashinfer_quantize_mx_f16, f16)

@@ -3,11 +3,19 @@
 // `in_width` wide. Where the input's block is narrower, zeros follow; where it is wider, the rest is left out.
 #include <cstdint>
 
+#include "common.cuh"
+#include "near.cuh"
+
 // `map`: the input's row for each output row, -1 = zeros; null = the same row. `in`: null = zeros everywhere. `swap`: the first block
 // comes from the last of the input.
 template <typename V>
 __device__ void rows(const V* in, const int* map, V* out, int blocks, int in_width, int out_width, int swap) {
   const int r = blockIdx.x;
+  // Only whole packs: a single element need not stand where a hint may.
+  if (sizeof(V) == 16 && in != nullptr && map == nullptr && threadIdx.x == 0) {
+    bring_near(in + (long long)r * blocks * in_width, blocks * in_width * sizeof(V));
+  }
+  moe::wait_for_predecessor();
   const int from = in == nullptr ? -1 : map == nullptr ? r : map[r];
   const int width = blocks * out_width;
   for (int c = threadIdx.x; c < width; c += blockDim.x) {

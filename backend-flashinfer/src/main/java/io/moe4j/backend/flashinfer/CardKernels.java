@@ -126,8 +126,9 @@ interface CardKernels {
   /** The real ones. */
   final class OnCuda implements CardKernels {
     private static final int THREADS = 256;
-    private static final int PER_THREAD = 4;
-    private static final int MOST_BLOCKS = 1024;
+    private static final int E4M3_PER_THREAD = 8;
+    private static final int MXFP8_PER_THREAD = 4;
+    private static final int MOST_BLOCKS = 2048;
     private static final int PACK = 8;
     private static final int PACK_BYTES = 16;
 
@@ -176,7 +177,7 @@ interface CardKernels {
           .pointer(out)
           .pointer(scale)
           .i64(n)
-          .launch(stream, blocks(n));
+          .launch(stream, blocks(n, E4M3_PER_THREAD));
     }
 
     private static Kernel of(Map<DType, Kernel> kernels, Tensor in) {
@@ -187,8 +188,8 @@ interface CardKernels {
       return kernel;
     }
 
-    private static int blocks(long elements) {
-      return (int) Math.min(MOST_BLOCKS, Math.ceilDiv(elements, (long) THREADS * PER_THREAD));
+    private static int blocks(long elements, int perThread) {
+      return (int) Math.min(MOST_BLOCKS, Math.ceilDiv(elements, (long) THREADS * perThread));
     }
 
     @Override
@@ -200,7 +201,7 @@ interface CardKernels {
           .pointer(out)
           .pointer(scales)
           .i64(n)
-          .launch(stream, blocks(n));
+          .launch(stream, blocks(n, MXFP8_PER_THREAD));
     }
 
     @Override

@@ -18,7 +18,7 @@ import java.util.Optional;
  * <tr><td>9.0</td><td>cutlass</td><td>bf16, f16</td><td>behind triton</td>
  *   <td>1.27 / 1.27 / 1.64 with tuned tactics; triton 1.06 / 1.13 / 1.45</td></tr>
  * <tr><td>9.0</td><td>cutlass</td><td>FP8 per tensor, static</td><td>in front of triton</td>
- *   <td>1.47 / 1.36 / 1.68 with tuned tactics; block-scaled FP8 in Triton 1.45 / 1.70 / 2.91</td></tr>
+ *   <td>1.50 / 1.38 / 1.72 with tuned tactics; block-scaled FP8 in Triton 1.45 / 1.70 / 2.91</td></tr>
  * <tr><td>9.0</td><td>cutlass</td><td>MXFP4</td><td>behind triton</td>
  *   <td>3.14 / 2.82 / 2.55 with tuned tactics and up to three times that without; triton was not
  *   measured beside it</td></tr>

@@ -272,6 +272,50 @@ class CutlassGpuTest {
     assertThat(device.allocatedBytes()).isEqualTo(before);
   }
 
+  /** Counts that no pack divides, and addresses that no pack starts at. */
+  @Test
+  void hiddenStatesBecomeE4m3AsOnTheHost() {
+    CardKernels card = CardKernels.of(device);
+    HostCuda host = new HostCuda(9, 0);
+    Random random = new Random(2);
+    Tensor scale = Tensor.ofFloats(new float[] {0.0371f}, 1);
+    for (DType type : List.of(DType.F32, DType.BF16, DType.F16)) {
+      for (int n : new int[] {1, 8, 4099}) {
+        Tensor in = Layers.empty(type, n + 1);
+        for (long i = 0; i <= n; i++) {
+          in.set(i == 5 ? Double.NaN : random.nextGaussian() * Math.scalb(1.0, (int) i % 9 - 4), i);
+        }
+        for (int from : new int[] {0, 1}) {
+          for (int to : new int[] {0, 1}) {
+            try (DeviceTensors there = new DeviceTensors(device);
+                DeviceTensors here = new DeviceTensors(host)) {
+              Tensor out = there.allocate(DType.F8_E4M3, n + 1);
+              card.quantize(
+                  OnCard.put(there, in).narrow(0, from, n),
+                  out.narrow(0, to, n),
+                  OnCard.put(there, scale),
+                  device.defaultStream());
+              Tensor inHere = here.allocate(type, n + 1);
+              here.copy(in, inHere);
+              Tensor scaleHere = here.allocate(DType.F32, 1);
+              here.copy(scale, scaleHere);
+              Tensor expected = here.allocate(DType.F8_E4M3, n + 1);
+              new HostKernels()
+                  .quantize(
+                      inHere.narrow(0, from, n),
+                      expected.narrow(0, to, n),
+                      scaleHere,
+                      host.defaultStream());
+              assertThat(OnCard.fetch(device, out.narrow(0, to, n)).toDoubles())
+                  .as("%s, %d of %d to %d", type, n, from, to)
+                  .isEqualTo(HostCuda.onHost(expected.narrow(0, to, n)).toDoubles());
+            }
+          }
+        }
+      }
+    }
+  }
+
   /** What Blackwell's experts get, which no card here runs, against the host's. */
   @Test
   void hiddenStatesBecomeMxfp8AsOnTheHost() {

@@ -1,22 +1,14 @@
 package io.moe4j.backend.flashinfer;
 
-import static org.assertj.core.api.Assertions.assertThat;
-import static org.junit.jupiter.api.Assumptions.assumeTrue;
-
-import java.io.IOException;
-import java.io.UncheckedIOException;
+import io.moe4j.cuda.CStandin;
 import java.lang.foreign.Arena;
 import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.Linker;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.List;
-import java.util.Map;
 import java.util.Optional;
-import java.util.concurrent.ConcurrentHashMap;
 
 /**
  * The stand-in libraries of {@code src/test/resources/standin}, compiled by the machine's C
@@ -24,29 +16,12 @@ import java.util.concurrent.ConcurrentHashMap;
  */
 @SuppressWarnings("restricted") // calls the compiled stand-in
 final class Standin {
-  private static final Path SOURCES = Path.of("src/test/resources/standin").toAbsolutePath();
-  private static final Path OUTPUT = Path.of("target/standin").toAbsolutePath();
-  private static final Map<String, Path> BUILT = new ConcurrentHashMap<>();
-  private static final Optional<String> COMPILER = compiler();
+  private static final CStandin STANDIN = new CStandin("FlashInfer");
 
   private Standin() {}
 
-  private static Optional<String> compiler() {
-    String path = System.getenv().getOrDefault("PATH", "");
-    for (String name : List.of("gcc", "cc", "clang")) {
-      for (String directory : path.split(":")) {
-        if (Files.isExecutable(Path.of(directory.isEmpty() ? "." : directory, name))) {
-          return Optional.of(name);
-        }
-      }
-    }
-    return Optional.empty();
-  }
-
   static void assumeCompiler() {
-    assumeTrue(
-        COMPILER.isPresent() && System.getProperty("os.name", "").equals("Linux"),
-        "the stand-in for FlashInfer needs Linux and a C compiler (gcc, cc or clang) on the PATH");
+    STANDIN.assumeCompiler();
   }
 
   /**
@@ -58,37 +33,7 @@ final class Standin {
    * @param options like {@code -DRUN_MOE_ARGS=26}
    */
   static Path build(String folder, String file, String source, String... options) {
-    assumeCompiler();
-    return BUILT.computeIfAbsent(
-        folder + "/" + file,
-        _ -> {
-          try {
-            Path target = OUTPUT.resolve(folder).resolve(file);
-            Files.createDirectories(target.getParent());
-            List<String> command =
-                new ArrayList<>(
-                    List.of(
-                        COMPILER.orElseThrow(),
-                        "-std=gnu11",
-                        "-shared",
-                        "-fPIC",
-                        "-O2",
-                        "-fvisibility=hidden",
-                        "-o",
-                        target.toString()));
-            command.addAll(List.of(options));
-            command.add(SOURCES.resolve(source).toString());
-            command.addAll(List.of("-lm", "-ldl"));
-            Process compiler = new ProcessBuilder(command).redirectErrorStream(true).start();
-            String words = new String(compiler.getInputStream().readAllBytes());
-            assertThat(compiler.waitFor()).as("%s: %s", command, words).isZero();
-            return target;
-          } catch (IOException e) {
-            throw new UncheckedIOException(e);
-          } catch (InterruptedException e) {
-            throw new IllegalStateException(e);
-          }
-        });
+    return STANDIN.build(folder, file, source, options);
   }
 
   /** The TVM-FFI of this process: as in real life there is one, for all tests. */
@@ -119,7 +64,7 @@ final class Standin {
 
   /** The folder that kernels of the TRTLLM experts are taken from. */
   static Path cubins() {
-    return SOURCES.resolve("cubins");
+    return STANDIN.sources().resolve("cubins");
   }
 
   /** What a process has of FlashInfer when the stand-in is all there is. */

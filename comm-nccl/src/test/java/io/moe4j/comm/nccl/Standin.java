@@ -1,23 +1,14 @@
 package io.moe4j.comm.nccl;
 
-import static org.assertj.core.api.Assertions.assertThat;
-import static org.junit.jupiter.api.Assumptions.assumeTrue;
-
-import java.io.IOException;
-import java.io.UncheckedIOException;
+import io.moe4j.cuda.CStandin;
 import java.lang.foreign.Arena;
 import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.Linker;
 import java.lang.foreign.SymbolLookup;
 import java.lang.foreign.ValueLayout;
-import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
 import java.nio.file.Path;
-import java.util.ArrayList;
 import java.util.List;
-import java.util.Map;
 import java.util.Optional;
-import java.util.concurrent.ConcurrentHashMap;
 
 /**
  * The stand-in for NCCL of {@code src/test/resources/standin}, compiled by the machine's C compiler
@@ -25,29 +16,12 @@ import java.util.concurrent.ConcurrentHashMap;
  */
 @SuppressWarnings("restricted") // calls the compiled stand-in
 final class Standin {
-  private static final Path SOURCES = Path.of("src/test/resources/standin").toAbsolutePath();
-  private static final Path OUTPUT = Path.of("target/standin").toAbsolutePath();
-  private static final Map<String, Path> BUILT = new ConcurrentHashMap<>();
-  private static final Optional<String> COMPILER = compiler();
+  private static final CStandin STANDIN = new CStandin("NCCL");
 
   private Standin() {}
 
-  private static Optional<String> compiler() {
-    String path = System.getenv().getOrDefault("PATH", "");
-    for (String name : List.of("gcc", "cc", "clang")) {
-      for (String directory : path.split(":")) {
-        if (Files.isExecutable(Path.of(directory.isEmpty() ? "." : directory, name))) {
-          return Optional.of(name);
-        }
-      }
-    }
-    return Optional.empty();
-  }
-
   static void assumeCompiler() {
-    assumeTrue(
-        COMPILER.isPresent() && System.getProperty("os.name", "").equals("Linux"),
-        "the stand-in for NCCL needs Linux and a C compiler (gcc, cc or clang) on the PATH");
+    STANDIN.assumeCompiler();
   }
 
   /**
@@ -57,37 +31,7 @@ final class Standin {
    * @param options like {@code -DVERSION=22105}
    */
   static Path build(String folder, String... options) {
-    assumeCompiler();
-    return BUILT.computeIfAbsent(
-        folder,
-        _ -> {
-          try {
-            Path target = OUTPUT.resolve(folder).resolve(NcclLibrary.FILE);
-            Files.createDirectories(target.getParent());
-            List<String> command =
-                new ArrayList<>(
-                    List.of(
-                        COMPILER.orElseThrow(),
-                        "-std=gnu11",
-                        "-shared",
-                        "-fPIC",
-                        "-O2",
-                        "-fvisibility=hidden",
-                        "-o",
-                        target.toString()));
-            command.addAll(List.of(options));
-            command.addAll(List.of(SOURCES.resolve("nccl.c").toString(), "-lpthread"));
-            Process compiler = new ProcessBuilder(command).redirectErrorStream(true).start();
-            String words =
-                new String(compiler.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
-            assertThat(compiler.waitFor()).as("%s: %s", command, words).isZero();
-            return target;
-          } catch (IOException e) {
-            throw new UncheckedIOException(e);
-          } catch (InterruptedException e) {
-            throw new IllegalStateException(e);
-          }
-        });
+    return STANDIN.build(folder, NcclLibrary.FILE, "nccl.c", options);
   }
 
   /** The file that this process loads: one, as in real life. */
