@@ -31,6 +31,7 @@ TARGETS = {
         "moe.c": ["-fno-tree-loop-distribute-patterns"],
         "neon.c": [],
         "neonbf16.c": ["-march=armv8.2-a+bf16"],
+        "neoni8mm.c": ["-march=armv8.2-a+i8mm"],
     }),
 }
 

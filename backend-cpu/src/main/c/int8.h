@@ -16,6 +16,7 @@ INLINE struct zeros zeros_of(const struct moe_coded *q, const char *w, int64_t g
   return z;
 }
 
+#ifdef __AVX512F__
 // 16 outputs' words of eight 4-bit codes: the first four of a row of int8 and the others.
 INLINE __m512i first_nibbles(__m512i words) { return _mm512_and_si512(words, _mm512_set1_epi8(15)); }
 INLINE __m512i other_nibbles(__m512i words) { return _mm512_and_si512(_mm512_srli_epi16(words, 4), _mm512_set1_epi8(15)); }
@@ -34,6 +35,7 @@ INLINE void widen_nibbles(const char *codes, int64_t k, char *to, int64_t ahead)
     _mm512_store_si512(to + 192, other_nibbles(v1));
   }
 }
+#endif
 
 // Each row times its own scale and the expert's factors.
 INLINE void times_scales(const struct moe_coded *q, int64_t expert, const char *x, int64_t xs, int64_t rows, int64_t k, float *c) {

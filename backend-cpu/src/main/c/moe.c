@@ -49,11 +49,13 @@ PUBLIC int32_t moe_isa(void) {
 
 #else
 // The system lets programs read which extensions there are.
-PUBLIC int32_t moe_isa(void) {
-  uint64_t features;
-  __asm__("mrs %0, ID_AA64ISAR1_EL1" : "=r"(features));
-  return (features >> 44 & 15) ? ISA_NEON_BF16 : ISA_NEON;
+static uint64_t features(void) {
+  uint64_t bits;
+  __asm__("mrs %0, ID_AA64ISAR1_EL1" : "=r"(bits));
+  return bits;
 }
+
+PUBLIC int32_t moe_isa(void) { return (features() >> 44 & 15) ? ISA_NEON_BF16 : ISA_NEON; }
 #endif
 
 PUBLIC int64_t moe_abi(int32_t i) {
@@ -85,7 +87,8 @@ __attribute__((constructor)) static void fill(void) {
 #endif
 #else
   table[ISA_NEON] = kernels_neon;
-  table[ISA_NEON_BF16] = kernels_neon;
+  if (features() >> 52 & 15) table[ISA_NEON].coded8 = coded8_neoni8mm;
+  table[ISA_NEON_BF16] = table[ISA_NEON];
   table[ISA_NEON_BF16].product[TYPE_BF16][TYPE_BF16] = product_bf16_neonbf16;
 #endif
 }

@@ -150,7 +150,7 @@ struct kernels {
 HIDDEN const struct kernels *kernels_of(int64_t isa);
 extern HIDDEN const struct kernels kernels_avx2, kernels_avx512, kernels_amx, kernels_neon;
 extern HIDDEN product_fn product_bf16_avx512bf16, product_bf16_neonbf16;
-extern HIDDEN coded_fn coded_avx512bf16, coded8_vnni;
+extern HIDDEN coded_fn coded_avx512bf16, coded8_vnni, coded8_neoni8mm;
 HIDDEN void shrink_avx512bf16(const struct moe_call *, int64_t segment, int32_t down);
 HIDDEN void shrink_target_avx512(const struct moe_call *, const struct moe_target *, const char *x, int64_t x_stride, int64_t rows, int64_t in);
 HIDDEN int64_t peak_avx512bf16(int64_t rounds);

@@ -5,19 +5,8 @@
 #include "passes.h"
 #include "rows.h"
 
-static vf widen_f16(vh h) { return (vf)vcvt_f32_f16(vreinterpret_f16_u16((uint16x4_t)h)); }
+#include "bytes128.h"
 static vh to_f16(vf v) { return (vh)vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)); }
-INLINE int16x4_t four_bytes(const char *p) {
-  uint32_t v;
-  __builtin_memcpy(&v, p, 4);
-  return vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(v))));
-}
-INLINE vf widen_i8(const char *p) { return (vf)vcvtq_f32_s32(vmovl_s16(four_bytes(p))); }
-// Sign, exponent and mantissa where a binary16 has them.
-INLINE vf widen_e4m3(const char *p) {
-  uint16x4_t v = vand_u16(vreinterpret_u16_s16(vshl_n_s16(four_bytes(p), 7)), vdup_n_u16(0xbfff));
-  return (vf)vcvt_f32_f16(vreinterpret_f16_u16(v));
-}
 #include "scales.h"
 
 // Up to four rows, half a block of outputs: sixteen sums, four vectors of weights.
@@ -96,6 +85,6 @@ INLINE int again(int format) { return format == CODE_I8; }
 #include "coded.h"
 
 const struct kernels kernels_neon = {
-  .product = {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, .coded = {coded_neon, 0}, .begin = begin_neon, .done = done_neon,
+  .product = {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, .coded = {coded_neon, 0}, .begin = begin_neon, .done = done_neon, .quantise = quantise_neon,
   .gather = gather_neon, .shrink = shrink_neon, .w13 = w13_neon, .w2 = w2_neon, .combine = combine_neon,
 };

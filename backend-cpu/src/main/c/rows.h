@@ -281,7 +281,6 @@ static void NAME(combine)(const struct moe_call *c, const float *weight, int64_t
   }
 }
 
-#if VL >= 8
 typedef int8_t vb __attribute__((vector_size(VL), aligned(1), may_alias));
 
 INLINE vf ordered(const float *x, const int32_t *order, int64_t i) {
@@ -305,19 +304,33 @@ INLINE void quantise_row(const struct moe_coded *q, const float *x, const int32_
     bad += none[j];
   }
   const float scale = largest / 127;
+#if VL >= 8
   vb eights;
   for (int j = 0; j < VL; j++) eights[j] = (int8_t)(j / 8 * 8 + (0x73625140 >> j % 8 * 4 & 15));
+#endif
   for (int64_t i = 0; i < k; i += VL) {
     vf v = {};
     if (scale > 0 && bad == 0) v = ordered(x, order, i) / scale;
     vb b = __builtin_convertvector((vi)(v + 12582912.0f) - 0x4b400000, vb);  // to nearest even
-    *(vb *)(to + i) = q->format == CODE_4 ? __builtin_shuffle(b, eights) : b;
+#if VL >= 8
+    if (q->format == CODE_4) b = __builtin_shuffle(b, eights);
+#endif
+    *(vb *)(to + i) = b;
   }
+#if VL < 8
+  if (q->format == CODE_4)
+    for (int64_t i = 0; i < k; i += 8) {
+      uint64_t from, eight = 0;
+      __builtin_memcpy(&from, to + i, 8);
+      for (int j = 0; j < 8; j++) eight |= (from >> (0x73625140 >> j * 4 & 15) * 8 & 255) << j * 8;
+      __builtin_memcpy(to + i, &eight, 8);
+    }
+#endif
   const int64_t run = run_of(q), runs = (k + run - 1) / run;
   int32_t *sums = (int32_t *)(to + k);
   for (int64_t r = 0; r < runs; r++) {
     int32_t sum = 0;
-    for (int64_t i = r * run; i < least(k, (r + 1) * run); i++) sum += to[i];
+    for (int64_t i = r * run; i < least(k, (r + 1) * run); i++) sum += (int8_t)to[i];  // chars of aarch64 are unsigned
     sums[r] = sum;
   }
   *(float *)(sums + runs) = bad == 0 ? scale : bad;
@@ -332,4 +345,3 @@ static void NAME(quantise)(const struct moe_call *c, int32_t down, int64_t exper
     quantise_row(q, (const float *)x, order ? order + expert * k : 0, k, down ? c->act2 + p * c->act2_stride : c->x13 + p * c->x13_stride);
   }
 }
-#endif

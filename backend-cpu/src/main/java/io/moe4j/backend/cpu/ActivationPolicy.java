@@ -44,7 +44,7 @@ enum ActivationPolicy {
               ? ", int8 activations with int4 and int8 weights"
               : ", activations unquantised: -D"
                   + PROPERTY
-                  + "=int8 needs kernels in C with AVX-512 VNNI or AMX";
+                  + "=int8 needs kernels in C with AVX-512 VNNI, AMX or (aarch64) I8MM";
     };
   }
 }
