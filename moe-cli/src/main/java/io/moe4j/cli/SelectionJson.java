@@ -4,6 +4,7 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.Support;
 import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.Candidate;
@@ -22,6 +23,9 @@ final class SelectionJson {
     ObjectNode root = Json.object();
     s.requested().ifPresent(r -> root.put("requested", r));
     s.chosen().ifPresentOrElse(c -> root.put("chosen", c.name()), () -> root.putNull("chosen"));
+    if (!s.facts().isEmpty()) {
+      root.set("facts", facts(s.facts()));
+    }
     ArrayNode candidates = root.putArray("candidates");
     for (Candidate c : s.candidates()) {
       ObjectNode n = backend(c.backend());
@@ -35,6 +39,19 @@ final class SelectionJson {
     root.set("failures", failures(s.failures()));
     root.set("platform", platform(s.platform()));
     return root;
+  }
+
+  static ArrayNode facts(List<Fact> facts) {
+    ArrayNode array = Json.array();
+    for (Fact f : facts) {
+      ObjectNode n = array.addObject();
+      n.put("name", f.name());
+      n.put("text", f.text());
+      if (f.bytes() > 0) {
+        n.put("bytes", f.bytes());
+      }
+    }
+    return array;
   }
 
   static ObjectNode backend(FoundBackend b) {

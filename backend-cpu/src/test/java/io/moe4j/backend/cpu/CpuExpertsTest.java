@@ -25,6 +25,7 @@ import io.moe4j.backend.cpu.ffi.Affinity;
 import io.moe4j.backend.cpu.ffi.Isa;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
 import io.moe4j.backend.cpu.kernel.KernelSelection;
+import io.moe4j.backend.cpu.options.PackPolicy;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
