@@ -43,14 +43,7 @@ final class SelectionJson {
 
   static ArrayNode facts(List<Fact> facts) {
     ArrayNode array = Json.array();
-    for (Fact f : facts) {
-      ObjectNode n = array.addObject();
-      n.put("name", f.name());
-      n.put("text", f.text());
-      if (f.bytes() > 0) {
-        n.put("bytes", f.bytes());
-      }
-    }
+    facts.forEach(f -> array.add(Json.fact(f)));
     return array;
   }
 

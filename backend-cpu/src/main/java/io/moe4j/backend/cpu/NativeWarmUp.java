@@ -25,8 +25,8 @@ final class NativeWarmUp {
   private static final int WIDTH = 64;
   private static final int EXPERTS = 8;
 
-  /** After so many calls of a method the JVM compiles it. */
-  private static final int FORWARDS = Integer.getInteger("moe.warm", 60);
+  /** Each calls C some thirty times; after a few hundred calls the JVM compiles what makes them. */
+  private static final int FORWARDS = 60;
 
   private static final int TOKENS = 2;
   private static boolean done;
