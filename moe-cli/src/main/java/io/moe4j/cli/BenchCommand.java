@@ -159,8 +159,7 @@ final class BenchCommand implements Callable<Integer> {
   public Integer call() {
     requireRanges();
     if (explain && (json || device.equals("cuda"))) {
-      throw CliException.usage(
-          "--explain does not go with " + (json ? "--json" : "--device cuda"));
+      throw CliException.usage("--explain does not go with " + (json ? "--json" : "--device cuda"));
     }
     if (device.equals("cuda")) {
       if (peersFile != null) {

@@ -49,7 +49,9 @@ final class BenchCommandTest {
 
   @Test
   void explainSaysWhatEachLayerRuns() {
-    String[] tiny = {"bench", "--shape", "4x2x32x32", "--tokens", "1", "--adapters", "0", "--quick"};
+    String[] tiny = {
+      "bench", "--shape", "4x2x32x32", "--tokens", "1", "--adapters", "0", "--quick"
+    };
     assertThat(Cli.run(with(tiny, "--explain")).succeeds().out())
         .contains("## 4x2x32x32 bf16\n\nlayer:   E=4 top_k=2")
         .contains("chosen: cpu")

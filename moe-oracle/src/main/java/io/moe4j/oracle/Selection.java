@@ -97,7 +97,8 @@ public record Selection(
 
   /**
    * The decision in words, several lines: the layer, the machine, who was taken and why, what it
-   * decided when it prepared the layer, and a table of all backends with priority, jar, version, and one line for each reason.
+   * decided when it prepared the layer, and a table of all backends with priority, jar, version,
+   * and one line for each reason.
    *
    * @return the text, without a line break at its end
    */

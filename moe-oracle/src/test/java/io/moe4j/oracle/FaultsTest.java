@@ -114,13 +114,15 @@ class FaultsTest {
             .withLora()
             .prepares((c, w, d) -> FakeExperts.lora(device, probe));
     try (MoeLayer layer = LayerFixture.layer(device, backend, CONFIG)) {
-      assertThat(layer.selection().facts()).singleElement().satisfies(f -> {
-        assertThat(f.name()).isEqualTo("facts");
-        assertThat(f.text())
-            .startsWith("backend fake from ")
-            .contains("does not say what it prepared: ")
-            .contains("mine");
-      });
+      assertThat(layer.selection().facts())
+          .singleElement()
+          .satisfies(f -> {
+            assertThat(f.name()).isEqualTo("facts");
+            assertThat(f.text())
+                .startsWith("backend fake from ")
+                .contains("does not say what it prepared: ")
+                .contains("mine");
+          });
       Tensor out = LayerFixture.zeros(3, LayerFixture.H);
       layer.forward(LayerFixture.hidden(3), out);
       assertThat(out.get(2, 0)).isEqualTo(LayerFixture.expected(2));

@@ -29,7 +29,9 @@ record KernelChoice(Kernels java, @Nullable NativeKernels c, String whyNotC) {
           new KernelChoice(
               KernelSelection.scalar(),
               null,
-              "scalar ones are asked for, by -D" + CpuProperties.SCALAR + " or the layer's options");
+              "scalar ones are asked for, by -D"
+                  + CpuProperties.SCALAR
+                  + " or the layer's options");
       default -> of(NativeKernels.choice(Isa.valueOf(options.kernels().name())));
     };
   }
@@ -45,9 +47,7 @@ record KernelChoice(Kernels java, @Nullable NativeKernels c, String whyNotC) {
 
   /** {@return which kernels compute and, if none in C, why} */
   String description() {
-    return c == null
-        ? java.description() + " (no kernels in C: " + whyNotC + ")"
-        : c.description();
+    return c == null ? java.description() + " (no kernels in C: " + whyNotC + ")" : c.description();
   }
 
   /** {@return the kernels, and what becomes of activations} */

@@ -111,14 +111,9 @@ record Mlps(
         if (refusal.isEmpty()) {
           if (packed(packed, plain, c, arena)) {
             NativeWarmUp.once(c, team);
-            String kernels =
-                c.description() + KernelChoice.describe(activations, packed.anyInt8());
+            String kernels = c.description() + KernelChoice.describe(activations, packed.anyInt8());
             return new NativeMlp(
-                packed,
-                c,
-                team,
-                options,
-                MlpFacts.packed(kernels, packed, pack, team, experts));
+                packed, c, team, options, MlpFacts.packed(kernels, packed, pack, team, experts));
           }
           refusal = "a code or a scale is not a number";
         }

@@ -15,10 +15,10 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Forwards of a tiny invented layer, once a JVM, when the first layer is prepared: they load classes
- * and link the calls into C, and the compiler sees what it will have to compile. Without them the
- * first forward of a JVM takes some 25 ms longer than the others. What layers compute does not
- * depend on it.
+ * Forwards of a tiny invented layer, once a JVM, when the first layer is prepared: they load
+ * classes and link the calls into C, and the compiler sees what it will have to compile. Without
+ * them the first forward of a JVM takes some 25 ms longer than the others. What layers compute does
+ * not depend on it.
  */
 final class NativeWarmUp {
   private static final Logger LOG = LoggerFactory.getLogger(NativeWarmUp.class);

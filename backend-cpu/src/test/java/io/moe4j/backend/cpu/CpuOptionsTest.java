@@ -200,11 +200,13 @@ class CpuOptionsTest {
           new MoeLayerWeights(e, null, new SharedExpertWeights(e.expert(0), null), null);
       try (BlockOps block =
           new CpuBlockOpsProvider().prepare(config, weights, new CpuDeviceProvider().open(0))) {
-        assertThat(block.facts()).singleElement().satisfies(f -> {
-          assertThat(f.name()).isEqualTo("shared");
-          assertThat(f.text()).startsWith("C kernels, ").contains("packed for these kernels");
-          assertThat(f.bytes()).isEqualTo(BYTES / 4);
-        });
+        assertThat(block.facts())
+            .singleElement()
+            .satisfies(f -> {
+              assertThat(f.name()).isEqualTo("shared");
+              assertThat(f.text()).startsWith("C kernels, ").contains("packed for these kernels");
+              assertThat(f.bytes()).isEqualTo(BYTES / 4);
+            });
       }
       try (BlockOps none =
           new CpuBlockOpsProvider()
@@ -232,8 +234,7 @@ class CpuOptionsTest {
                           config,
                           Samples.experts(new Random(5), arena, plain),
                           new CpuDeviceProvider().open(0))) {
-        facts =
-            experts.facts().stream().collect(Collectors.toMap(Fact::name, Function.identity()));
+        facts = experts.facts().stream().collect(Collectors.toMap(Fact::name, Function.identity()));
         Random random = new Random(6);
         Tensor hidden = Samples.random(random, arena, DType.F32, 1, TOKENS, 64);
         Tensor out = Samples.random(random, arena, DType.F32, 1, TOKENS, 64);

@@ -35,10 +35,12 @@ public record Fact(String name, String text, long bytes) {
               + "\", must be lower-case letters, digits and dashes, beginning with a letter");
     }
     if (text.isBlank() || text.lines().count() != 1) {
-      throw new IllegalArgumentException("text of " + name + " is \"" + text + "\", must be a line");
+      throw new IllegalArgumentException(
+          "text of " + name + " is \"" + text + "\", must be a line");
     }
     if (bytes < 0) {
-      throw new IllegalArgumentException("bytes of " + name + " is " + bytes + ", must be 0 or more");
+      throw new IllegalArgumentException(
+          "bytes of " + name + " is " + bytes + ", must be 0 or more");
     }
   }
 

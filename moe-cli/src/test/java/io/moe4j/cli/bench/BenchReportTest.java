@@ -3,14 +3,14 @@ package io.moe4j.cli.bench;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
-import io.moe4j.cli.json.Json;
-import java.io.StringReader;
-import java.nio.file.Files;
-import java.nio.file.Path;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Fact;
+import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.Selection;
+import java.io.StringReader;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.util.List;
 import java.util.Optional;
 import javax.xml.parsers.DocumentBuilderFactory;

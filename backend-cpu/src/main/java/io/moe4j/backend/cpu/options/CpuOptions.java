@@ -5,9 +5,9 @@ import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Settings of {@code cpu} for one layer, given with {@code MoeConfig.Builder.options}. They hold for
- * its router and shared expert, too. Immutable; two with the same settings are equal. What system
- * properties say ({@link CpuProperties}) is for layers without options of their own.
+ * Settings of {@code cpu} for one layer, given with {@code MoeConfig.Builder.options}. They hold
+ * for its router and shared expert, too. Immutable; two with the same settings are equal. What
+ * system properties say ({@link CpuProperties}) is for layers without options of their own.
  *
  * @since 0.2.0
  */
@@ -92,8 +92,9 @@ public final class CpuOptions implements BackendOptions {
 
   /**
    * {@return the same with another number of threads} Layers with equal numbers, equally pinned,
-   * share a team, of which a forward takes all; forwards of two teams at once have more threads than
-   * either says. A team's threads sleep when there is nothing to do, and stay as long as the JVM.
+   * share a team, of which a forward takes all; forwards of two teams at once have more threads
+   * than either says. A team's threads sleep when there is nothing to do, and stay as long as the
+   * JVM.
    *
    * @param number 1 to {@value #MAX_THREADS}, or 0 for as many as the JVM has processors
    * @throws IllegalArgumentException if there cannot be so many

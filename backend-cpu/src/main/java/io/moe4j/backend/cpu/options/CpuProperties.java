@@ -9,8 +9,9 @@ import java.util.stream.Collectors;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Every system property of this module: the defaults of {@link CpuOptions}, read once when a backend
- * is found. A mistyped value is a reason why layers without options of their own are not supported.
+ * Every system property of this module: the defaults of {@link CpuOptions}, read once when a
+ * backend is found. A mistyped value is a reason why layers without options of their own are not
+ * supported.
  *
  * @since 0.2.0
  */
@@ -135,8 +136,8 @@ public final class CpuProperties {
   }
 
   /**
-   * {@return why a layer's options are not known: it has none and a property is mistyped; null where
-   * they are}
+   * {@return why a layer's options are not known: it has none and a property is mistyped; null
+   * where they are}
    *
    * @param config of the layer
    */

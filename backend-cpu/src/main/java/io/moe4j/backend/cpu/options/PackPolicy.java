@@ -10,8 +10,8 @@ import java.util.Locale;
  */
 public enum PackPolicy {
   /**
-   * If the packed weights leave a quarter of the memory that the system could give when the layer is
-   * prepared, page cache included.
+   * If the packed weights leave a quarter of the memory that the system could give when the layer
+   * is prepared, page cache included.
    */
   AUTO,
   /** Without asking. */
