@@ -123,12 +123,12 @@ final class SelectionText {
 
   /** Names stand in a column with "layer:" and "machine:". */
   private static String fact(Fact f) {
-    return String.format(Locale.ROOT, "%-8s ", f.name() + ":")
-        + Printable.line(f.text())
-        + (f.bytes() > 0
-            ? String.format(
-                Locale.ROOT, ", %d bytes (%.1f MiB)", f.bytes(), f.bytes() / (double) (1 << 20))
-            : "");
+    String bytes =
+        f.bytes() == 0
+            ? ""
+            : String.format(
+                Locale.ROOT, "%d bytes (%.1f MiB), ", f.bytes(), f.bytes() / (double) (1 << 20));
+    return String.format(Locale.ROOT, "%-8s ", f.name() + ":") + bytes + Printable.line(f.text());
   }
 
   /** One rank with STANDARD experts is nothing to explain. */

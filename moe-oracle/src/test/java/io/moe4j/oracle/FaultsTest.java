@@ -153,7 +153,7 @@ class FaultsTest {
       assertThat(layer.selection().explain().lines())
           .containsSubsequence(
               "kernels: quick ones",
-              "weights: packed, 3670016 bytes (3.5 MiB)",
+              "weights: 3670016 bytes (3.5 MiB), packed",
               "shared:  with \\u001b[31m colour");
     }
   }

@@ -54,9 +54,9 @@ public record Fact(String name, String text, long bytes) {
     return new Fact(name, text, 0);
   }
 
-  /** {@return like {@code weights: packed, 1024 bytes}} */
+  /** {@return like {@code weights: 1024 bytes, packed}} */
   @Override
   public String toString() {
-    return name + ": " + text + (bytes > 0 ? ", " + bytes + " bytes" : "");
+    return name + ": " + (bytes > 0 ? bytes + " bytes, " : "") + text;
   }
 }

@@ -10,7 +10,7 @@ import org.junit.jupiter.params.provider.ValueSource;
 class FactTest {
   @Test
   void isAValue() {
-    assertThat(new Fact("weights", "packed", 1024)).hasToString("weights: packed, 1024 bytes");
+    assertThat(new Fact("weights", "packed", 1024)).hasToString("weights: 1024 bytes, packed");
     assertThat(Fact.of("kernels-2", "quick ones"))
         .hasToString("kernels-2: quick ones")
         .isEqualTo(new Fact("kernels-2", "quick ones", 0));

@@ -51,7 +51,7 @@ public record BenchReport(
    * @param selection who computed it, why, and what was decided when it was prepared
    */
   public record Layer(String shape, String dtype, Selection selection) {
-    /** {@return like {@code kernels: C kernels, AMX; weights: packed, 1024 bytes}} */
+    /** {@return like {@code kernels: C kernels, AMX; weights: 1024 bytes, packed}} */
     String facts() {
       return selection.facts().stream()
           .map(io.moe4j.api.spi.Fact::toString)

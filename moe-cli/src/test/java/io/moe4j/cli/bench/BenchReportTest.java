@@ -153,16 +153,16 @@ final class BenchReportTest {
   @Test
   void layersSayWhatTheyRun() {
     assertThat(report().markdown())
-        .contains("- olmoe <&> bf16: kernels: quick <ones>; weights: packed, 1024 bytes\n");
+        .contains("- olmoe <&> bf16: kernels: quick <ones>; weights: 1024 bytes, packed\n");
     assertThat(report().html())
         .contains("<dt>olmoe &lt;&amp;&gt; bf16</dt>")
-        .contains("kernels: quick &lt;ones&gt;; weights: packed, 1024 bytes");
+        .contains("kernels: quick &lt;ones&gt;; weights: 1024 bytes, packed");
     assertThat(report().json().at("/layers/0/facts/0/text").asText()).isEqualTo("quick <ones>");
     assertThat(report().json().at("/layers/0/facts/0/bytes").isMissingNode()).isTrue();
     assertThat(report().json().at("/layers/0/facts/1/bytes").asLong()).isEqualTo(1024);
     assertThat(report().explanations())
         .startsWith("## olmoe <&> bf16\n\nlayer:   E=2 top_k=1 H=8 I=8")
-        .contains("\nkernels: quick <ones>\nweights: packed, 1024 bytes (0.0 MiB)");
+        .contains("\nkernels: quick <ones>\nweights: 1024 bytes (0.0 MiB), packed");
   }
 
   @Test
