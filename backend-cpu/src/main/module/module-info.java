@@ -8,6 +8,7 @@ module io.moe4j.backend.cpu {
   requires org.slf4j;
 
   exports io.moe4j.backend.cpu;
+  exports io.moe4j.backend.cpu.options;
   exports io.moe4j.backend.cpu.reference;
 
   provides io.moe4j.api.device.DeviceProvider with

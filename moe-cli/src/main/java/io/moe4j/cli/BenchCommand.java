@@ -144,6 +144,14 @@ final class BenchCommand implements Callable<Integer> {
               + " --device cuda.")
   private @Nullable Path peersFile;
 
+  @Option(
+      names = "--explain",
+      description =
+          "Also print, for each layer, which backend was chosen and why, and what it decided:"
+              + " kernels, where weights are, bytes. Not with --json, which has the latter, nor with"
+              + " --device cuda.")
+  private boolean explain;
+
   @Mixin private OracleOptions oracleOptions = new OracleOptions();
 
   @Option(names = "--json", description = "Print JSON instead of Markdown.")
@@ -158,6 +166,9 @@ final class BenchCommand implements Callable<Integer> {
   @Override
   public Integer call() {
     requireRanges();
+    if (explain && (json || device.equals("cuda"))) {
+      throw CliException.usage("--explain does not go with " + (json ? "--json" : "--device cuda"));
+    }
     if (device.equals("cuda")) {
       if (peersFile != null) {
         throw CliException.usage("--peers is " + peersFile + "; --device cuda draws no chart");
@@ -511,7 +522,10 @@ final class BenchCommand implements Callable<Integer> {
   }
 
   private void write(BenchReport report) {
-    moe.terminal().print(json ? report.json() : null, report::markdown);
+    moe.terminal()
+        .print(
+            json ? report.json() : null,
+            () -> report.markdown() + (explain ? report.explanations() : ""));
     report.warning().ifPresent(w -> moe.note("Warning: " + w + "."));
     if (out == null) {
       return;

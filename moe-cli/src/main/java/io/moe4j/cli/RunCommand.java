@@ -380,6 +380,7 @@ final class RunCommand implements Callable<Integer> {
       ObjectNode l = layerNodes.addObject();
       l.put("layer", d.layer());
       l.put("backend", r.selection().chosenBackend().name());
+      l.set("facts", SelectionJson.facts(r.selection().facts()));
       l.put("prepare_ns", r.prepareNanos());
       l.put("forward_ns", r.forwardNanos());
       l.put("tokens_per_second", tokens * 1e9 / Math.max(1, r.forwardNanos()));

@@ -4,6 +4,7 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.Support;
 import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.Candidate;
@@ -32,6 +33,9 @@ final class SelectionJson {
     ObjectNode root = Json.object();
     s.requested().ifPresent(r -> root.put("requested", r));
     s.chosen().ifPresentOrElse(c -> root.put("chosen", c.name()), () -> root.putNull("chosen"));
+    if (!s.facts().isEmpty()) {
+      root.set("facts", facts(s.facts()));
+    }
     ArrayNode candidates = root.putArray("candidates");
     for (Candidate c : s.candidates()) {
       ObjectNode n = backend(c.backend());
@@ -45,6 +49,12 @@ final class SelectionJson {
     root.set("failures", failures(s.failures()));
     root.set("platform", platform(s.platform()));
     return root;
+  }
+
+  static ArrayNode facts(List<Fact> facts) {
+    ArrayNode array = Json.array();
+    facts.forEach(f -> array.add(Json.fact(f)));
+    return array;
   }
 
   static ObjectNode backend(FoundBackend b) {

@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import java.nio.file.Path;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -38,9 +39,30 @@ final class BenchCommandTest {
     assertThat(json.path("rows").path(0).path("bytes").asLong())
         .isEqualTo(2 * 3 * 64 * 32 * 2 + 8 * 64 * 2 + 64 * 2 + 64 * 4);
     assertThat(json.path("rows").path(1).path("lora_tax").asDouble()).isPositive();
+    assertThat(json.at("/layers/0/facts/0/name").asText()).isEqualTo("kernels");
+    assertThat(json.at("/layers/0/facts/0/text").asText()).containsAnyOf("kernels", "Vector API");
     assertThat(out.resolve("bench.md")).content().startsWith("# moe bench");
     assertThat(out.resolve("bench.json")).content().isEqualTo(r.out());
     assertThat(out.resolve("bench.svg")).content().startsWith("<svg");
     assertThat(out.resolve("bench.html")).content().contains("</html>");
+  }
+
+  @Test
+  void explainSaysWhatEachLayerRuns() {
+    String[] tiny = {
+      "bench", "--shape", "4x2x32x32", "--tokens", "1", "--adapters", "0", "--quick"
+    };
+    assertThat(Cli.run(with(tiny, "--explain")).succeeds().out())
+        .contains("## 4x2x32x32 bf16\n\nlayer:   E=4 top_k=2")
+        .contains("chosen: cpu")
+        .containsPattern("\nkernels: .+\nweights: .+\nthreads: \\d+");
+    assertThat(Cli.run(with(tiny, "--explain", "--json")).err())
+        .contains("--explain does not go with --json");
+    assertThat(Cli.run(with(tiny, "--explain", "--device", "cuda")).err())
+        .contains("--explain does not go with --device cuda");
+  }
+
+  private static String[] with(String[] some, String... more) {
+    return Stream.concat(Stream.of(some), Stream.of(more)).toArray(String[]::new);
   }
 }

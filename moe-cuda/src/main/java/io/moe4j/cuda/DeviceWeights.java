@@ -76,6 +76,11 @@ public final class DeviceWeights implements AutoCloseable {
     return buffer.tensor(dtype, shape);
   }
 
+  /** {@return bytes of all that was allocated; what was on the device before is not counted} */
+  public long byteSize() {
+    return buffers.stream().mapToLong(b -> b.memory().byteSize()).sum();
+  }
+
   /**
    * Copies a host tensor of any strides to a dense tensor on the device, and waits for it.
    *

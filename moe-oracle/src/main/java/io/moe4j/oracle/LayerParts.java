@@ -21,6 +21,7 @@ import io.moe4j.api.spi.ExpertExchange;
 import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
@@ -32,6 +33,7 @@ import io.moe4j.api.weights.MoeLayerWeights;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Objects;
+import java.util.function.Supplier;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -39,6 +41,9 @@ import org.jspecify.annotations.Nullable;
  * that changes is in the request and the scratch.
  */
 final class LayerParts {
+  /** More than anybody reads. */
+  private static final int MAX_FACTS = 16;
+
   private final MoeConfig config;
   private final Experts experts;
   private final BlockOps block;
@@ -192,6 +197,23 @@ final class LayerParts {
       return bias;
     }
     return upload(device, Tensor.ofFloats(bias.toFloats(), bias.size(0)), owned);
+  }
+
+  /** What was decided when the parts were prepared, for people: it never fails a layer. */
+  List<Fact> facts(FoundBackend backend) {
+    List<Fact> all = new ArrayList<>(facts(Faults.who(backend), experts::facts));
+    all.addAll(facts("the block around the experts", block::facts));
+    return all;
+  }
+
+  private static List<Fact> facts(String who, Supplier<List<Fact>> from) {
+    try {
+      List<Fact> said = List.copyOf(from.get());
+      return said.subList(0, Math.min(MAX_FACTS, said.size()));
+    } catch (Throwable e) { // strangers
+      String why = Printable.line(PluginFault.describe(PluginFault.printable(e)));
+      return List.of(Fact.of("facts", who + " does not say what it prepared: " + why));
+    }
   }
 
   ScratchLayout layout(int capacity) {

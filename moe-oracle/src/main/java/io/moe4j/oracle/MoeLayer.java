@@ -539,7 +539,12 @@ public final class MoeLayer implements AutoCloseable {
       MappedSources read =
           ScratchPool.isHost(where) ? MappedSources.of(used) : MappedSources.none();
       return new MoeLayer(
-          selection.withExchange(exchange.explanation()), where, parts, used, scratch, read);
+          selection.withLayer(exchange.explanation(), parts.facts(chosen)),
+          where,
+          parts,
+          used,
+          scratch,
+          read);
     }
 
     private void requireSameMemory(Device where) {

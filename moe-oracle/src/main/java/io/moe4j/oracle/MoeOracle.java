@@ -193,7 +193,8 @@ public final class MoeOracle implements AutoCloseable {
         chosen,
         candidates,
         catalog.failures(),
-        "");
+        "",
+        List.of());
   }
 
   private Candidate ask(FoundBackend b, MoeConfig config, Platform platform) {

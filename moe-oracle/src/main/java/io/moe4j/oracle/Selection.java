@@ -2,6 +2,7 @@ package io.moe4j.oracle;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.Fact;
 import java.util.List;
 import java.util.Objects;
 import java.util.Optional;
@@ -20,6 +21,8 @@ import java.util.Optional;
  * @param failures what could not be loaded
  * @param exchange how tokens come to the experts, and why not otherwise; empty before a layer is
  *     built
+ * @param facts what the backend decided when it prepared the layer: kernels, where weights are,
+ *     bytes; empty before a layer is built, and where a backend does not say
  */
 public record Selection(
     MoeConfig config,
@@ -28,7 +31,8 @@ public record Selection(
     Optional<Candidate> chosen,
     List<Candidate> candidates,
     List<PluginFailure> failures,
-    String exchange) {
+    String exchange,
+    List<Fact> facts) {
 
   /**
    * Checks and copies the components.
@@ -40,6 +44,7 @@ public record Selection(
    * @param candidates copied
    * @param failures copied
    * @param exchange one line
+   * @param facts copied
    */
   public Selection {
     Objects.requireNonNull(config, "config");
@@ -49,11 +54,12 @@ public record Selection(
     candidates = List.copyOf(candidates);
     failures = List.copyOf(failures);
     Objects.requireNonNull(exchange, "exchange");
+    facts = List.copyOf(facts);
   }
 
-  /** The same decision with the exchange that was chosen for it. */
-  Selection withExchange(String line) {
-    return new Selection(config, platform, requested, chosen, candidates, failures, line);
+  /** The same decision with what the layer was built with. */
+  Selection withLayer(String line, List<Fact> said) {
+    return new Selection(config, platform, requested, chosen, candidates, failures, line, said);
   }
 
   /** {@return whether the caller asked for a backend by name} */
@@ -90,8 +96,9 @@ public record Selection(
   }
 
   /**
-   * The decision in words, several lines: the layer, the machine, who was taken and why, and a
-   * table of all backends with priority, jar, version, and one line for each reason.
+   * The decision in words, several lines: the layer, the machine, who was taken and why, what it
+   * decided when it prepared the layer, and a table of all backends with priority, jar, version,
+   * and one line for each reason.
    *
    * @return the text, without a line break at its end
    */

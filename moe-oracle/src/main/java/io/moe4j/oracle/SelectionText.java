@@ -2,9 +2,11 @@ package io.moe4j.oracle;
 
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.Support;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Locale;
 import java.util.stream.Collectors;
 
 /** A selection in words. */
@@ -114,9 +116,20 @@ final class SelectionText {
         + "\n"
         + headline(s)
         + s.chosen().map(c -> ": " + Printable.line(c.backend().description())).orElse("")
+        + s.facts().stream().map(f -> "\n" + fact(f)).collect(Collectors.joining())
         + (movesRows(s) ? "\n" + s.exchange() : "")
         + (s.candidates().isEmpty() && s.failures().isEmpty() ? "" : "\n\n" + table(rows))
         + ServingJars.missing(s).stream().map(m -> "\n" + m).collect(Collectors.joining());
+  }
+
+  /** Names stand in a column with "layer:" and "machine:". */
+  private static String fact(Fact f) {
+    String bytes =
+        f.bytes() == 0
+            ? ""
+            : String.format(
+                Locale.ROOT, "%d bytes (%.1f MiB), ", f.bytes(), f.bytes() / (double) (1 << 20));
+    return String.format(Locale.ROOT, "%-8s ", f.name() + ":") + bytes + Printable.line(f.text());
   }
 
   /** One rank with STANDARD experts is nothing to explain. */

@@ -6,7 +6,9 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.tensor.Tensor;
+import java.util.List;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -31,6 +33,11 @@ final class FakeBlock implements BlockOps {
   @Override
   public long workspaceBytes(int maxTokens) {
     return device.blockWorkspacePerToken * maxTokens;
+  }
+
+  @Override
+  public List<Fact> facts() {
+    return device.blockFacts;
   }
 
   @Override

@@ -9,6 +9,7 @@ import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
@@ -34,6 +35,7 @@ final class FakeDevice implements Device {
   private final DeviceId id;
   long failAbove = Long.MAX_VALUE;
   long blockWorkspacePerToken = 16;
+  List<Fact> blockFacts = List.of();
 
   FakeDevice() {
     this(DeviceId.CPU);

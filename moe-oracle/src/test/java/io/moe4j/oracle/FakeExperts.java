@@ -6,11 +6,13 @@ import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.MonolithicExperts;
 import io.moe4j.api.spi.MonolithicInputs;
 import io.moe4j.api.tensor.Tensor;
+import java.util.List;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -23,6 +25,10 @@ final class FakeExperts {
   /** What tests look at or hold up. */
   interface Probe {
     default void inApply(Workspace workspace) {}
+
+    default List<Fact> facts() {
+      return List.of();
+    }
   }
 
   static Experts modular(FakeDevice device) {
@@ -56,6 +62,11 @@ final class FakeExperts {
     Modular(FakeDevice device, Probe probe) {
       this.device = device;
       this.probe = probe;
+    }
+
+    @Override
+    public List<Fact> facts() {
+      return probe.facts();
     }
 
     @Override

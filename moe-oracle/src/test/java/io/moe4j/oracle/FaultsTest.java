@@ -10,6 +10,7 @@ import io.moe4j.api.MoeException;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.platform.DeviceType;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.MemorySource;
@@ -21,6 +22,7 @@ import java.io.StringWriter;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.nio.channels.ClosedByInterruptException;
+import java.util.Collections;
 import java.util.List;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.junit.jupiter.api.Test;
@@ -124,6 +126,81 @@ class FaultsTest {
           .hasMessageContaining("mine");
       layer.forward(in, out); // the layer and its scratch go on
       assertThat(out.get(2, 0)).isEqualTo(LayerFixture.expected(2));
+    }
+  }
+
+  /** They are for people: a layer does without them, and {@code explain()} says so. */
+  @ParameterizedTest
+  @MethodSource("everything")
+  void ofFacts(Throwable t) {
+    FakeDevice device = new FakeDevice();
+    FakeExperts.Probe probe =
+        new FakeExperts.Probe() {
+          @Override
+          public List<Fact> facts() {
+            return sneaky(t);
+          }
+        };
+    FakeBackend backend =
+        new FakeBackend("fake", DeviceType.CPU)
+            .withLora()
+            .prepares((c, w, d) -> FakeExperts.lora(device, probe));
+    try (MoeLayer layer = LayerFixture.layer(device, backend, CONFIG)) {
+      assertThat(layer.selection().facts())
+          .singleElement()
+          .satisfies(f -> {
+            assertThat(f.name()).isEqualTo("facts");
+            assertThat(f.text())
+                .startsWith("backend fake from ")
+                .contains("does not say what it prepared: ")
+                .contains("mine");
+          });
+      Tensor out = LayerFixture.zeros(3, LayerFixture.H);
+      layer.forward(LayerFixture.hidden(3), out);
+      assertThat(out.get(2, 0)).isEqualTo(LayerFixture.expected(2));
+    }
+  }
+
+  /** Of experts, then of the block; names in the column of "layer:" and "machine:". */
+  @Test
+  void factsAreExplained() {
+    FakeDevice device = new FakeDevice();
+    device.blockFacts = List.of(Fact.of("shared", "with \u001b[31m colour"));
+    FakeExperts.Probe probe =
+        new FakeExperts.Probe() {
+          @Override
+          public List<Fact> facts() {
+            return List.of(
+                Fact.of("kernels", "quick ones"),
+                new Fact("weights", "packed", (3L << 20) + (1 << 19)));
+          }
+        };
+    FakeBackend backend =
+        new FakeBackend("fake", DeviceType.CPU)
+            .withLora()
+            .prepares((c, w, d) -> FakeExperts.lora(device, probe));
+    try (MoeLayer layer = LayerFixture.layer(device, backend, CONFIG)) {
+      assertThat(layer.selection().facts().stream().map(Fact::name))
+          .containsExactly("kernels", "weights", "shared");
+      assertThat(layer.selection().explain().lines())
+          .containsSubsequence(
+              "kernels: quick ones",
+              "weights: 3670016 bytes (3.5 MiB), packed",
+              "shared:  with \\u001b[31m colour");
+    }
+  }
+
+  /** More than anybody reads. */
+  @Test
+  void aMillionFacts() {
+    FakeDevice device = new FakeDevice();
+    device.blockFacts = Collections.nCopies(1 << 20, Fact.of("a", "b"));
+    FakeBackend backend =
+        new FakeBackend("fake", DeviceType.CPU)
+            .withLora()
+            .prepares((c, w, d) -> FakeExperts.lora(device));
+    try (MoeLayer layer = LayerFixture.layer(device, backend, CONFIG)) {
+      assertThat(layer.selection().facts()).hasSize(16);
     }
   }
 

@@ -11,11 +11,13 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.reference.CpuReferenceBackend;
+import java.util.List;
 import java.util.Locale;
 import org.jspecify.annotations.Nullable;
 
@@ -55,6 +57,10 @@ abstract class Altered implements ExpertsBackend {
   void after(MoeConfig config, ExpertsInputs inputs, Workspace workspace) {}
 
   void close(int times) {}
+
+  List<Fact> facts() {
+    return List.of();
+  }
 
   @Override
   public String name() {
@@ -116,6 +122,11 @@ abstract class Altered implements ExpertsBackend {
           DeviceStream stream) {
         experts.apply(inputs(config, inputs), lora(lora), workspace, stream);
         after(config, inputs, workspace);
+      }
+
+      @Override
+      public List<Fact> facts() {
+        return Altered.this.facts();
       }
 
       @Override

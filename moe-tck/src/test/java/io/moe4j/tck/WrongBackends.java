@@ -10,6 +10,7 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
@@ -20,6 +21,7 @@ import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.reference.BatchedCpuReferenceBackend;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.List;
 import java.util.Objects;
 import java.util.concurrent.locks.LockSupport;
 import java.util.function.DoubleUnaryOperator;
@@ -364,6 +366,32 @@ final class WrongBackends {
       if (times > 1) {
         throw new IllegalStateException("already freed");
       }
+    }
+  }
+
+  /** What it says of the layer depends on when it is asked. */
+  public static final class FactsChange extends Altered {
+    private int asked;
+
+    @Override
+    List<Fact> facts() {
+      return List.of(new Fact("weights", "packed", ++asked));
+    }
+  }
+
+  /** Two things of one name, of which a tool would keep one. */
+  public static final class FactTwice extends Altered {
+    @Override
+    List<Fact> facts() {
+      return List.of(Fact.of("weights", "packed"), Fact.of("weights", "in place"));
+    }
+  }
+
+  /** Asks for something that it has given back. */
+  public static final class FactsThrow extends Altered {
+    @Override
+    List<Fact> facts() {
+      throw new IllegalStateException("already freed");
     }
   }
 

@@ -11,6 +11,7 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.LatentWeights;
@@ -122,6 +123,11 @@ final class CpuBlockOps implements BlockOps {
   @Override
   public long workspaceBytes(int maxTokens) {
     return scratchOffset(maxTokens) + scratchBytes(maxTokens);
+  }
+
+  @Override
+  public List<Fact> facts() {
+    return shared == null ? List.of() : MlpFacts.shared(shared.facts());
   }
 
   /** In front of everything else: the sum, the shared expert's output, its gate. */

@@ -6,6 +6,7 @@ import io.moe4j.api.device.DeviceProvider;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
+import io.moe4j.backend.cpu.options.CpuProperties;
 import io.moe4j.reference.HostDevice;
 import java.util.List;
 import java.util.Optional;
@@ -36,7 +37,8 @@ public final class CpuDeviceProvider implements DeviceProvider {
   /** Bf16 on the kernels' units for it; the Vector API's f32 is left to whoever measures. */
   @Override
   public Optional<PeakLoop> peakLoop(DType type) {
-    NativeKernels c = type == DType.BF16 ? Mlps.chosen().c() : null;
+    NativeKernels c =
+        type == DType.BF16 ? KernelChoice.of(CpuProperties.read().defaults()).c() : null;
     return c == null || c.peak(1) == 0 ? Optional.empty() : Optional.of(new Bf16Peak(c));
   }
 

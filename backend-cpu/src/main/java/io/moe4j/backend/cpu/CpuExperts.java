@@ -7,6 +7,7 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.HostMemory;
@@ -14,6 +15,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.List;
 import org.jspecify.annotations.Nullable;
 
 /** Prepared experts of one layer. LoRA is fused: the context's punica wrapper is not called. */
@@ -49,6 +51,11 @@ final class CpuExperts implements ModularExperts, LoraExperts {
   @Override
   public long workspaceBytes(int maxTokens) {
     return mlp.workspaceBytes(maxTokens);
+  }
+
+  @Override
+  public List<Fact> facts() {
+    return mlp.facts();
   }
 
   @Override

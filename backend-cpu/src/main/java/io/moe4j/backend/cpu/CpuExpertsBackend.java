@@ -11,19 +11,20 @@ import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.kernel.KernelSelection;
+import io.moe4j.backend.cpu.options.CpuOptions;
+import io.moe4j.backend.cpu.options.CpuProperties;
 
 /**
  * The {@code cpu} backend: experts on the host processor, weights in their own dtype or codes, f32
- * arithmetic, LoRA fused. Every quantisation scheme; activations stay unquantised unless {@code
- * -Dmoe4j.cpu.activations=int8} asks for more speed. Fast where its kernels in C load or {@code
- * jdk.incubator.vector} is there, right everywhere.
+ * arithmetic, LoRA fused. Every quantisation scheme; activations stay unquantised unless {@link
+ * CpuOptions} ask for more speed. Fast where its kernels in C load or {@code jdk.incubator.vector}
+ * is there, right everywhere.
  */
 public final class CpuExpertsBackend implements ExpertsBackend {
   /** The backend's name. */
   public static final String NAME = "cpu";
 
-  /** What is wrong with a system property, empty if nothing is; asked once, not at each query. */
-  private final String problem = Mlps.problem();
+  private final CpuProperties properties = CpuProperties.read();
 
   /** Made by the service loader. */
   public CpuExpertsBackend() {}
@@ -36,7 +37,7 @@ public final class CpuExpertsBackend implements ExpertsBackend {
   @Override
   public String description() {
     return "host processor, "
-        + Mlps.describe()
+        + Mlps.describe(properties)
         + (KernelSelection.vectorModulePresent()
             ? ""
             : "; start the JVM with --add-modules "
@@ -66,8 +67,9 @@ public final class CpuExpertsBackend implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
+    String fault = properties.fault(config);
     return Support.checks()
-        .require(problem.isEmpty(), Support.Code.OTHER, () -> problem)
+        .require(fault == null, Support.Code.OTHER, () -> String.valueOf(fault))
         .require(
             platform.device(DeviceType.CPU).isPresent(),
             Support.Code.DEVICE,
@@ -81,6 +83,6 @@ public final class CpuExpertsBackend implements ExpertsBackend {
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new CpuExperts(config, weights, Mlps.chosen());
+    return new CpuExperts(config, weights, Mlps.of(properties.options(config)));
   }
 }

@@ -2,6 +2,7 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.backend.cpu.options.CpuProperties;
 import java.io.IOException;
 import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
@@ -33,7 +34,7 @@ final class CpuInfo {
     properties.put("arch", System.getProperty("os.arch", "unknown"));
     properties.put("cores", Integer.toString(Runtime.getRuntime().availableProcessors()));
     properties.put("vector-bits", Integer.toString(vectorBits()));
-    properties.put("kernels", Mlps.describe());
+    properties.put("kernels", Mlps.describe(CpuProperties.read()));
     return new DeviceInfo(DeviceId.CPU, modelName(), Optional.empty(), memoryBytes(), properties);
   }
 

@@ -1,6 +1,8 @@
 package io.moe4j.backend.cpu;
 
+import io.moe4j.api.spi.Fact;
 import java.lang.foreign.MemorySegment;
+import java.util.List;
 import java.util.concurrent.ConcurrentLinkedQueue;
 
 /**
@@ -12,7 +14,10 @@ final class GroupedMlp implements Mlp {
   private final MlpSpec spec;
   private final ConcurrentLinkedQueue<MlpForward> pool = new ConcurrentLinkedQueue<>();
 
-  GroupedMlp(MlpSpec spec) {
+  private final List<Fact> facts;
+
+  GroupedMlp(MlpSpec spec, List<Fact> facts) {
+    this.facts = facts;
     this.spec = spec;
   }
 
@@ -22,8 +27,8 @@ final class GroupedMlp implements Mlp {
   }
 
   @Override
-  public String description() {
-    return spec.kernels().description();
+  public List<Fact> facts() {
+    return facts;
   }
 
   @Override

@@ -1,6 +1,8 @@
 package io.moe4j.backend.cpu;
 
+import io.moe4j.api.spi.Fact;
 import java.lang.foreign.MemorySegment;
+import java.util.List;
 
 /**
  * Some MLPs over the tokens routed to each: w13 product, LoRA, activation, w2 product, LoRA,
@@ -28,6 +30,6 @@ interface Mlp {
   /** Computes a call. */
   void run(MlpCall call, MemorySegment workspace);
 
-  /** {@return which kernels run, in words} */
-  String description();
+  /** {@return which kernels run, where weights are, who computes} */
+  List<Fact> facts();
 }

@@ -4,8 +4,11 @@ import io.moe4j.api.config.Activation;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.ffi.HugeMemory;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
-import io.moe4j.backend.cpu.kernel.KernelSelection;
 import io.moe4j.backend.cpu.kernel.Kernels;
+import io.moe4j.backend.cpu.options.ActivationPolicy;
+import io.moe4j.backend.cpu.options.CpuOptions;
+import io.moe4j.backend.cpu.options.CpuProperties;
+import io.moe4j.backend.cpu.options.PackPolicy;
 import java.lang.foreign.Arena;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
@@ -36,25 +39,32 @@ record Mlps(
     this(java, c, whyNotC, pack, team, ActivationPolicy.UNQUANTISED);
   }
 
-  /** {@return what this JVM uses} */
-  static Mlps chosen() {
-    if (KernelSelection.scalarAskedFor()) {
-      return new Mlps(
-          KernelSelection.kernels(),
-          null,
-          "-D" + KernelSelection.SCALAR_PROPERTY + "=true",
-          PackPolicy.NEVER,
-          ThreadTeam.shared(),
-          ActivationPolicy.configured());
-    }
-    NativeKernels.Choice choice = NativeKernels.choice();
+  /** {@return what a layer with such options uses; starts threads} */
+  static Mlps of(CpuOptions options) {
+    KernelChoice kernels = KernelChoice.of(options);
     return new Mlps(
-        KernelSelection.kernels(),
-        choice.kernels(),
-        choice.reason(),
-        PackPolicy.configured(),
-        ThreadTeam.shared(),
-        ActivationPolicy.configured());
+        kernels.java(),
+        kernels.c(),
+        kernels.whyNotC(),
+        options.pack(),
+        ThreadTeam.of(options),
+        options.activations());
+  }
+
+  /** {@return which kernels layers without options of their own use, or what a property lacks} */
+  static String describe(CpuProperties properties) {
+    String fault = properties.fault();
+    CpuOptions options = properties.defaults();
+    return fault != null ? fault : KernelChoice.of(options).description(options.activations());
+  }
+
+  private KernelChoice kernels() {
+    return new KernelChoice(java, c, whyNotC);
+  }
+
+  /** {@return whether rows that meet int4 or int8 weights become int8} */
+  private boolean int8() {
+    return activations == ActivationPolicy.INT8 && kernels().multipliesInt8();
   }
 
   /** Packs into the layer's arena, or leaves nothing in it. */
@@ -74,35 +84,6 @@ record Mlps(
     }
   }
 
-  /** {@return what is wrong with a property; empty if they can be used} */
-  static String problem() {
-    try {
-      chosen();
-      return "";
-    } catch (IllegalArgumentException e) {
-      return String.valueOf(e.getMessage());
-    }
-  }
-
-  /** {@return which kernels this JVM uses and, if none in C, why; or what a property lacks} */
-  static String describe() {
-    try {
-      Mlps m = chosen();
-      String kernels =
-          m.c == null
-              ? m.java.description() + " (no kernels in C: " + m.whyNotC + ")"
-              : m.c.description();
-      return kernels + m.activations.describe(m.int8());
-    } catch (IllegalArgumentException e) {
-      return String.valueOf(e.getMessage());
-    }
-  }
-
-  /** {@return whether rows that meet int4 or int8 weights become int8} */
-  private boolean int8() {
-    return activations == ActivationPolicy.INT8 && c != null && c.multipliesInt8();
-  }
-
   /**
    * Prepares some MLPs.
    *
@@ -118,32 +99,45 @@ record Mlps(
       Arena arena,
       boolean shared,
       Mlp.Options options) {
+    String refusal = whyNotC;
     if (c != null) {
       try (Arena copies = Arena.ofShared()) {
         MlpWeights plain = new MlpWeights(activation, experts, copies, shared);
         PackedWeights packed = new PackedWeights(plain, int8());
-        String refusal = packed.refusal();
+        refusal = packed.refusal();
         if (refusal.isEmpty()) {
-          refusal = pack.refusal(packed.bytes());
+          refusal = MemoryRoom.refusal(pack, packed.bytes());
         }
         if (refusal.isEmpty()) {
           if (packed(packed, plain, c, arena)) {
-            return new NativeMlp(packed, c, team, options);
+            NativeWarmUp.once(c, team);
+            String kernels = c.description() + KernelChoice.describe(activations, packed.anyInt8());
+            return new NativeMlp(
+                packed, c, team, options, MlpFacts.packed(kernels, packed, pack, team, experts));
           }
           refusal = "a code or a scale is not a number";
         }
         LOG.info("The CPU backend uses weights in place with {}: {}.", java.description(), refusal);
       }
     }
+    MlpWeights weights = new MlpWeights(activation, experts, arena, shared);
     return new GroupedMlp(
         new MlpSpec(
-            new MlpWeights(activation, experts, arena, shared),
+            weights,
             java,
             team,
             options.topK(),
             options.weightOnInput(),
             options.maxLoras(),
             options.maxRank(),
-            options.batchInvariant()));
+            options.batchInvariant()),
+        MlpFacts.inPlace(
+            java.description()
+                + " (not those in C: "
+                + refusal
+                + ")"
+                + KernelChoice.describe(activations, false),
+            team,
+            experts));
   }
 }

@@ -1,9 +1,11 @@
 package io.moe4j.backend.cpu;
 
 import io.moe4j.api.device.Workspace;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.List;
 import java.util.concurrent.ConcurrentLinkedQueue;
 
 /** MLPs with packed weights, computed by the kernels in C. */
@@ -11,7 +13,15 @@ final class NativeMlp implements Mlp {
   private final NativeSpec spec;
   private final ConcurrentLinkedQueue<NativeForward> pool = new ConcurrentLinkedQueue<>();
 
-  NativeMlp(PackedWeights weights, NativeKernels kernels, ThreadTeam team, Options options) {
+  private final List<Fact> facts;
+
+  NativeMlp(
+      PackedWeights weights,
+      NativeKernels kernels,
+      ThreadTeam team,
+      Options options,
+      List<Fact> facts) {
+    this.facts = facts;
     spec = new NativeSpec(weights, kernels, team, options);
   }
 
@@ -21,9 +31,8 @@ final class NativeMlp implements Mlp {
   }
 
   @Override
-  public String description() {
-    return spec.kernels().description()
-        + (spec.weights().anyInt8() ? ActivationPolicy.INT8.describe(true) : "");
+  public List<Fact> facts() {
+    return facts;
   }
 
   @Override

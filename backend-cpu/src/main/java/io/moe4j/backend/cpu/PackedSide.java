@@ -201,6 +201,7 @@ final class PackedSide {
     if (coded == null) {
       int[] behind = behind(team.nodes(), blocks());
       team.run((tile, _) -> packPlain(kernels, ofNodes(tile, behind)), behind, true);
+      all().forEach(m -> ((Rows) m).letGo());
       return true;
     }
     MemorySegment factors = arena.allocate(8L * second.length, 64);

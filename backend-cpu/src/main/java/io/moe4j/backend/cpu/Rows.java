@@ -95,6 +95,13 @@ record Rows(MemorySegment segment, long offset, long stride, DType type, int row
     return stride == elementBytes() * (long) cols;
   }
 
+  /** Tells the system that a file's pages under the matrix are not needed any more. */
+  void letGo() {
+    if (segment.isMapped() && segment.isReadOnly() && rows > 0) {
+      segment.asSlice(offset, (rows - 1) * stride + (long) cols * elementBytes()).unload();
+    }
+  }
+
   /** A vector widened to F32, dense. */
   static MemorySegment vector(Tensor t, Arena arena) {
     long n = t.size(0);

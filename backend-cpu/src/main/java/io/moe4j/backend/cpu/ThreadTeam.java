@@ -2,7 +2,10 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.backend.cpu.ffi.Affinity;
 import io.moe4j.backend.cpu.ffi.Affinity.Place;
+import io.moe4j.backend.cpu.options.CpuOptions;
 import java.util.List;
+import java.util.Map;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.AtomicIntegerArray;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.locks.LockSupport;
@@ -25,15 +28,6 @@ import org.slf4j.LoggerFactory;
  * of another's.
  */
 final class ThreadTeam {
-  /** How many threads compute, the caller included; default: the processors of this JVM. */
-  static final String THREADS_PROPERTY = "moe4j.cpu.threads";
-
-  /**
-   * Whether each worker stays on a processor of its own, those of one NUMA node first; default:
-   * false. The caller's thread stays the caller's.
-   */
-  static final String PIN_PROPERTY = "moe4j.cpu.pin";
-
   private static final Logger LOG = LoggerFactory.getLogger(ThreadTeam.class);
   private static final long SPIN_NANOS = 100_000;
 
@@ -49,10 +43,16 @@ final class ThreadTeam {
     void tile(int index, int member);
   }
 
-  /** Beyond this, threads cost more than they compute. */
-  static final int MAX_THREADS = 1024;
+  /**
+   * Which team.
+   *
+   * @param threads members
+   * @param pinned whether workers stay on their processors
+   */
+  private record Kind(int threads, boolean pinned) {}
 
-  private static volatile @Nullable ThreadTeam shared;
+  /** Those that layers share; started at first use. */
+  private static final Map<Kind, ThreadTeam> TEAMS = new ConcurrentHashMap<>();
 
   /** Set in {@link #state} while workers may still join the current region. */
   private static final long OPEN = 1L << 31;
@@ -140,25 +140,15 @@ final class ThreadTeam {
     return i;
   }
 
-  /**
-   * {@return the team of this JVM, started at first use}
-   *
-   * @throws IllegalArgumentException if {@value #THREADS_PROPERTY} is no number of threads
-   */
-  static ThreadTeam shared() {
-    ThreadTeam team = shared;
-    return team != null ? team : start();
-  }
-
-  private static synchronized ThreadTeam start() {
-    ThreadTeam team = shared;
-    if (team == null) {
-      team =
-          new ThreadTeam(
-              configuredThreads(System.getProperty(THREADS_PROPERTY)), configuredPlaces());
-      shared = team;
-    }
-    return team;
+  /** {@return the team that layers with such options share, started at first use} */
+  static ThreadTeam of(CpuOptions options) {
+    int threads =
+        options.threads() > 0
+            ? options.threads()
+            : Math.min(CpuOptions.MAX_THREADS, Runtime.getRuntime().availableProcessors());
+    return TEAMS.computeIfAbsent(
+        new Kind(threads, options.pinned()),
+        k -> new ThreadTeam(k.threads(), k.pinned() ? everyPlace() : List.of()));
   }
 
   private void stay(int member) {
@@ -168,13 +158,8 @@ final class ThreadTeam {
     }
   }
 
-  private static List<Place> configuredPlaces() {
-    String text = System.getProperty(PIN_PROPERTY, "false");
-    if (!text.equals("true") && !text.equals("false")) {
-      throw new IllegalArgumentException(
-          "-D" + PIN_PROPERTY + " is \"" + text + "\", accepted: true, false");
-    }
-    if (text.equals("false") || !System.getProperty("os.name", "").startsWith("Linux")) {
+  private static List<Place> everyPlace() {
+    if (!System.getProperty("os.name", "").startsWith("Linux")) {
       return List.of();
     }
     try {
@@ -185,26 +170,16 @@ final class ThreadTeam {
     }
   }
 
-  static int configuredThreads(@Nullable String property) {
-    if (property == null) {
-      return Math.min(MAX_THREADS, Runtime.getRuntime().availableProcessors());
-    }
-    int n;
-    try {
-      n = Integer.parseInt(property.strip());
-    } catch (NumberFormatException e) {
-      n = 0;
-    }
-    if (n < 1 || n > MAX_THREADS) {
-      throw new IllegalArgumentException(
-          "-D" + THREADS_PROPERTY + " is \"" + property + "\", must be 1.." + MAX_THREADS);
-    }
-    return n;
-  }
-
   /** {@return members, the caller included} */
   int size() {
     return workers.length + 1;
+  }
+
+  /** {@return how many threads, and whether they are pinned, in words} */
+  String description() {
+    return size()
+        + (places.isEmpty() ? "" : ", each worker on a processor of its own")
+        + (nodes > 1 ? ", on " + nodes + " NUMA nodes" : "");
   }
 
   /** {@return NUMA nodes that a pinned team has members on; 1 for any other team} */

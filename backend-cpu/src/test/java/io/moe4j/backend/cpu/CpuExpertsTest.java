@@ -26,6 +26,7 @@ import io.moe4j.backend.cpu.ffi.Isa;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
 import io.moe4j.backend.cpu.kernel.KernelSelection;
 import io.moe4j.backend.cpu.kernel.Kernels;
+import io.moe4j.backend.cpu.options.PackPolicy;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.time.Duration;

@@ -1,7 +1,6 @@
 package io.moe4j.backend.cpu;
 
 import static org.assertj.core.api.Assertions.assertThat;
-import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import io.moe4j.api.config.Activation;
@@ -25,6 +24,9 @@ import io.moe4j.api.weights.Weight;
 import io.moe4j.backend.cpu.ffi.Isa;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
 import io.moe4j.backend.cpu.kernel.KernelSelection;
+import io.moe4j.backend.cpu.options.ActivationPolicy;
+import io.moe4j.backend.cpu.options.CpuOptions;
+import io.moe4j.backend.cpu.options.PackPolicy;
 import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -90,7 +92,7 @@ class Int8ActivationsTest {
   /** Off unless asked for. */
   @Test
   void activationsStayAsTheyAreUnasked() {
-    assertThat(ActivationPolicy.configured()).isEqualTo(ActivationPolicy.UNQUANTISED);
+    assertThat(CpuOptions.DEFAULT.activations()).isEqualTo(ActivationPolicy.UNQUANTISED);
     List<NativeKernels> kernels = kernels();
     try (Arena arena = Arena.ofShared()) {
       Layer layer = new Layer(new Random(1), arena);
@@ -103,24 +105,13 @@ class Int8ActivationsTest {
 
   @Test
   void descriptionsSayIt() {
-    assertThat(ActivationPolicy.UNQUANTISED.describe(true)).isEmpty();
-    assertThat(ActivationPolicy.INT8.describe(true)).contains("int8 activations");
-    assertThat(ActivationPolicy.INT8.describe(false)).contains("unquantised").contains("VNNI");
-    String before = System.getProperty(ActivationPolicy.PROPERTY);
-    try {
-      System.setProperty(ActivationPolicy.PROPERTY, "int8");
-      assertThat(Mlps.describe()).contains("activations");
-      System.setProperty(ActivationPolicy.PROPERTY, "int4");
-      assertThatThrownBy(ActivationPolicy::configured)
-          .hasMessage("-Dmoe4j.cpu.activations is \"int4\", accepted: unquantised, int8");
-      assertThat(Mlps.describe()).contains("accepted: unquantised, int8");
-    } finally {
-      if (before == null) {
-        System.clearProperty(ActivationPolicy.PROPERTY);
-      } else {
-        System.setProperty(ActivationPolicy.PROPERTY, before);
-      }
-    }
+    assertThat(KernelChoice.describe(ActivationPolicy.UNQUANTISED, true)).isEmpty();
+    assertThat(KernelChoice.describe(ActivationPolicy.INT8, true)).contains("int8 activations");
+    assertThat(KernelChoice.describe(ActivationPolicy.INT8, false))
+        .contains("unquantised")
+        .contains("VNNI");
+    CpuOptions int8 = CpuOptions.DEFAULT.withActivations(ActivationPolicy.INT8);
+    assertThat(KernelChoice.of(int8).description(int8.activations())).contains("activations");
   }
 
   /**

@@ -5,6 +5,8 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.backend.cpu.ffi.Affinity;
 import io.moe4j.backend.cpu.ffi.Affinity.Place;
+import io.moe4j.backend.cpu.options.CpuOptions;
+import io.moe4j.backend.cpu.options.PackPolicy;
 import java.time.Duration;
 import java.util.List;
 import java.util.concurrent.atomic.AtomicInteger;
@@ -129,15 +131,19 @@ class ThreadTeamTest {
     }
   }
 
+  /** Threads stay as long as the JVM, so there must not be a new team for each layer. */
   @Test
-  void threadsPropertyIsChecked() {
-    assertThat(ThreadTeam.configuredThreads(null)).isPositive();
-    assertThat(ThreadTeam.configuredThreads(" 3 ")).isEqualTo(3);
-    for (String bad : new String[] {"abc", "", "0", "-1", "1025", "100000", "2.5"}) {
-      assertThatThrownBy(() -> ThreadTeam.configuredThreads(bad))
-          .isInstanceOf(IllegalArgumentException.class)
-          .hasMessage("-Dmoe4j.cpu.threads is \"" + bad + "\", must be 1..1024");
-    }
+  void layersOfEqualOptionsShareATeam() {
+    ThreadTeam two = ThreadTeam.of(CpuOptions.DEFAULT.withThreads(2));
+    assertThat(two.size()).isEqualTo(2);
+    assertThat(two.description()).isEqualTo("2");
+    assertThat(ThreadTeam.of(CpuOptions.DEFAULT.withThreads(2).withPack(PackPolicy.NEVER)))
+        .isSameAs(two);
+    assertThat(ThreadTeam.of(CpuOptions.DEFAULT.withThreads(3)).size()).isEqualTo(3);
+    ThreadTeam all = ThreadTeam.of(CpuOptions.DEFAULT);
+    assertThat(all.size()).isEqualTo(Runtime.getRuntime().availableProcessors());
+    assertThat(ThreadTeam.of(CpuOptions.DEFAULT.withThreads(all.size()))).isSameAs(all);
+    assertThat(ThreadTeam.of(CpuOptions.DEFAULT.withThreads(2).withPinned(true))).isNotSameAs(two);
   }
 
   @Test

@@ -7,6 +7,7 @@ import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.DType;
@@ -255,6 +256,18 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
       products.run(f);
     }
     padded.out(target, output, tokens, at.y, workspace, stream);
+  }
+
+  @Override
+  public List<Fact> facts() {
+    return List.of(
+        new Fact(
+            "weights",
+            "packed on the card for these kernels: w13 "
+                + weights.first().layout().formatName()
+                + ", w2 "
+                + weights.second().layout().formatName(),
+            weights.byteSize()));
   }
 
   @Override

@@ -179,6 +179,11 @@ final class MarlinWeights implements AutoCloseable {
     return biases;
   }
 
+  /** {@return bytes on the device: codes, ratios, zero points, orders, biases} */
+  long byteSize() {
+    return memory.byteSize();
+  }
+
   @Override
   public void close() {
     memory.close();

@@ -5,6 +5,7 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.Tensor;
+import java.util.List;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -22,6 +23,16 @@ public interface BlockOps extends AutoCloseable {
    * @return bytes, 0 for none
    */
   long workspaceBytes(int maxTokens);
+
+  /**
+   * What {@code prepare} decided, as {@link Experts#facts()} says it of the experts.
+   *
+   * @return a line or two, names distinct and none that experts use; empty by default
+   * @since 0.2.0
+   */
+  default List<Fact> facts() {
+    return List.of();
+  }
 
   /**
    * Router logits, in f32 whatever the dtype of hidden states and weights; of the normalised input

@@ -1,6 +1,7 @@
 package io.moe4j.api.spi;
 
 import io.moe4j.api.device.Workspace;
+import java.util.List;
 
 /**
  * The prepared experts of one layer: weights in place, kernels chosen. Either {@link
@@ -20,6 +21,18 @@ public sealed interface Experts extends AutoCloseable permits ModularExperts, Mo
    * @return bytes, 0 for none
    */
   long workspaceBytes(int maxTokens);
+
+  /**
+   * What {@code prepare} decided: kernels, where weights are, bytes they take. {@code explain()} of
+   * a layer's selection shows it. Cheap, callable by any thread until {@code close}, and always the
+   * same.
+   *
+   * @return a line or two, names distinct; empty by default
+   * @since 0.2.0
+   */
+  default List<Fact> facts() {
+    return List.of();
+  }
 
   @Override
   void close();

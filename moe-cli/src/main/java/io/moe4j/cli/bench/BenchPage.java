@@ -38,6 +38,11 @@ final class BenchPage {
     for (BenchReport.Fact f : report.machine()) {
       fact(s, f.label(), f.value());
     }
+    for (BenchReport.Layer l : report.layers()) {
+      if (!l.selection().facts().isEmpty()) {
+        fact(s, l.shape() + " " + l.dtype(), l.facts());
+      }
+    }
     fact(s, "Limits", report.limitsText());
     report.warning().ifPresent(w -> fact(s, "Warning", w));
     fact(s, "Measured", report.when());

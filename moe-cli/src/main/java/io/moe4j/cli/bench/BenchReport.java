@@ -5,11 +5,13 @@ import static java.util.Locale.ROOT;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.cli.json.Json;
+import io.moe4j.oracle.Selection;
 import java.util.ArrayList;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Optional;
 import java.util.SequencedSet;
+import java.util.stream.Collectors;
 
 /**
  * A finished run, and its forms as Markdown and JSON; {@link BenchChart} and {@link BenchPage} draw
@@ -19,6 +21,7 @@ import java.util.SequencedSet;
  * @param machine processor, memory, JDK: label and value
  * @param limits the roofline
  * @param rows measured cases, in the order of measuring
+ * @param layers what was built for each line of the tables, in the order of measuring
  * @param peers times that others took, as the reader gave them
  */
 public record BenchReport(
@@ -26,6 +29,7 @@ public record BenchReport(
     List<Fact> machine,
     Roofline.Limits limits,
     List<BenchRow> rows,
+    List<Layer> layers,
     List<Peer> peers) {
   /** A limit that moves by more than this is none. */
   private static final double UNSTABLE = 2;
@@ -38,6 +42,22 @@ public record BenchReport(
    * @param value for both
    */
   public record Fact(String key, String label, String value) {}
+
+  /**
+   * A layer that was measured.
+   *
+   * @param shape name of its shape
+   * @param dtype what experts are stored as
+   * @param selection who computed it, why, and what was decided when it was prepared
+   */
+  public record Layer(String shape, String dtype, Selection selection) {
+    /** {@return like {@code kernels: C kernels, AMX; weights: 1024 bytes, packed}} */
+    String facts() {
+      return selection.facts().stream()
+          .map(io.moe4j.api.spi.Fact::toString)
+          .collect(Collectors.joining("; "));
+    }
+  }
 
   /** {@return shape and dtype of each line of the tables, in the order of measuring} */
   SequencedSet<String> series() {
@@ -142,6 +162,12 @@ public record BenchReport(
     for (Fact f : machine) {
       s.append("- ").append(f.label()).append(": ").append(f.value()).append('\n');
     }
+    for (Layer l : layers) {
+      if (!l.selection().facts().isEmpty()) {
+        s.append("- ").append(l.shape()).append(' ').append(l.dtype()).append(": ");
+        s.append(l.facts()).append('\n');
+      }
+    }
     s.append("- Limits, sampled between the cases: ").append(limitsText()).append('\n');
     warning().ifPresent(w -> s.append("- **Warning**: ").append(w).append('\n'));
     s.append("- Measured: ").append(when).append("\n\n");
@@ -166,6 +192,13 @@ public record BenchReport(
     }
     peerTable(s);
     return s.toString();
+  }
+
+  /** {@return for each layer which backend was chosen and why, what it decided, and all others} */
+  public String explanations() {
+    return layers.stream()
+        .map(l -> "## " + l.shape() + " " + l.dtype() + "\n\n" + l.selection().explain() + "\n")
+        .collect(Collectors.joining("\n"));
   }
 
   private void peerTable(StringBuilder s) {
@@ -261,6 +294,14 @@ public record BenchReport(
         o.put("ms", p.nanos() / 1e6);
         rowOf(p).ifPresent(r -> o.put("ratio", p.nanos() / r.medianNanos()));
       }
+    }
+    ArrayNode built = root.putArray("layers");
+    for (Layer layer : layers) {
+      ObjectNode o = built.addObject();
+      o.put("shape", layer.shape());
+      o.put("dtype", layer.dtype());
+      ArrayNode facts = o.putArray("facts");
+      layer.selection().facts().forEach(f -> facts.add(Json.fact(f)));
     }
     ArrayNode all = root.putArray("rows");
     for (BenchRow r : rows) {

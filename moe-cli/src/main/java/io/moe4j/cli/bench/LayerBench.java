@@ -71,6 +71,7 @@ public final class LayerBench implements AutoCloseable {
   private final Plan plan;
   private final Roofline roofline;
   private final List<Measured> measured = new ArrayList<>();
+  private final List<BenchReport.Layer> layers = new ArrayList<>();
 
   /** One case before the limits of the whole run are known. */
   private record Measured(
@@ -165,6 +166,7 @@ public final class LayerBench implements AutoCloseable {
               .platform(host(oracle.catalog().detectPlatform()))
               .backend(plan.backend())
               .build()) {
+        layers.add(new BenchReport.Layer(shape.name(), dtype.text(), layer.selection()));
         try (AdapterRegistry registry = registry(config, data)) {
           for (int t : plan.tokens()) {
             listener.begins(shape.name() + " " + dtype.text() + " T=" + t);
@@ -349,7 +351,7 @@ public final class LayerBench implements AutoCloseable {
               limits.flopsNanos(m.flops(), m.dtype().dtype() == DType.BF16),
               m.tax()));
     }
-    return new BenchReport(when, machine, limits, rows, peers);
+    return new BenchReport(when, machine, limits, rows, layers, peers);
   }
 
   @Override

@@ -5,6 +5,7 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.SerializationFeature;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
+import io.moe4j.api.spi.Fact;
 
 /**
  * JSON as programs get it: one document, keys in snake_case, built by hand so that it is stable.
@@ -39,6 +40,21 @@ public final class Json {
   /** {@return an empty array} */
   public static ArrayNode array() {
     return MAPPER.createArrayNode();
+  }
+
+  /**
+   * {@return what a backend says of a layer it prepared}
+   *
+   * @param fact one thing of it
+   */
+  public static ObjectNode fact(Fact fact) {
+    ObjectNode n = object();
+    n.put("name", fact.name());
+    n.put("text", fact.text());
+    if (fact.bytes() > 0) {
+      n.put("bytes", fact.bytes());
+    }
+    return n;
   }
 
   /**

@@ -3,11 +3,16 @@ package io.moe4j.cli.bench;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.platform.Platform;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.cli.json.Json;
+import io.moe4j.oracle.Selection;
 import java.io.StringReader;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
+import java.util.Optional;
 import javax.xml.parsers.DocumentBuilderFactory;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
@@ -52,6 +57,20 @@ final class BenchReportTest {
             row(1, 8, 5.5e6, 80e6, 1e6),
             row(256, 0, 50e6, 200e6, 4e9),
             row(256, 8, 55e6, 200e6, 4e9)),
+        List.of(
+            new BenchReport.Layer(
+                "olmoe <&>",
+                "bf16",
+                new Selection(
+                    MoeConfig.builder(8, 8, 2, 1).build(),
+                    Platform.cpuOnly(),
+                    Optional.empty(),
+                    Optional.empty(),
+                    List.of(),
+                    List.of(),
+                    "",
+                    List.of(
+                        Fact.of("kernels", "quick <ones>"), new Fact("weights", "packed", 1024))))),
         List.of(new Peer("a <loop>", "olmoe <&>", "bf16", 256, 100e6)));
   }
 
@@ -130,13 +149,29 @@ final class BenchReportTest {
     }
   }
 
+  /** What ran is beside what was measured, in every form. */
+  @Test
+  void layersSayWhatTheyRun() {
+    assertThat(report().markdown())
+        .contains("- olmoe <&> bf16: kernels: quick <ones>; weights: 1024 bytes, packed\n");
+    assertThat(report().html())
+        .contains("<dt>olmoe &lt;&amp;&gt; bf16</dt>")
+        .contains("kernels: quick &lt;ones&gt;; weights: 1024 bytes, packed");
+    assertThat(report().json().at("/layers/0/facts/0/text").asText()).isEqualTo("quick <ones>");
+    assertThat(report().json().at("/layers/0/facts/0/bytes").isMissingNode()).isTrue();
+    assertThat(report().json().at("/layers/0/facts/1/bytes").asLong()).isEqualTo(1024);
+    assertThat(report().explanations())
+        .startsWith("## olmoe <&> bf16\n\nlayer:   E=2 top_k=1 H=8 I=8")
+        .contains("\nkernels: quick <ones>\nweights: 1024 bytes (0.0 MiB), packed");
+  }
+
   @Test
   void limitsThatMovedAreNoLimits() {
     assertThat(report().warning()).isEmpty();
     Roofline.Limits moved =
         new Roofline.Limits(
             LIMITS.threads(), "x", new Roofline.Spread(20, 1.6, 24.4, 5), LIMITS.gflops(), null);
-    BenchReport r = new BenchReport("now", List.of(), moved, report().rows(), List.of());
+    BenchReport r = new BenchReport("now", List.of(), moved, report().rows(), List.of(), List.of());
     assertThat(r.warning().orElseThrow()).contains("read bandwidth", "mean little");
     assertThat(r.markdown()).contains("**Warning**: read bandwidth");
     assertThat(r.html()).contains("Warning");

@@ -1,9 +1,7 @@
 package io.moe4j.backend.cpu.ffi;
 
 import java.util.Arrays;
-import java.util.Locale;
 import java.util.Optional;
-import java.util.stream.Collectors;
 
 /**
  * Instruction sets that the C kernels are written for; of one architecture each contains those
@@ -54,20 +52,6 @@ public enum Isa {
   /** {@return the set of a number of moe.h; empty for none} */
   static Optional<Isa> of(int code) {
     return Arrays.stream(values()).filter(i -> i.code == code).findFirst();
-  }
-
-  /** {@return the set that a property's value names} */
-  static Optional<Isa> named(String text) {
-    return Arrays.stream(values())
-        .filter(i -> i.name().toLowerCase(Locale.ROOT).equals(text))
-        .findFirst();
-  }
-
-  /** {@return all names as a property takes them} */
-  static String names() {
-    return Arrays.stream(values())
-        .map(i -> i.name().toLowerCase(Locale.ROOT))
-        .collect(Collectors.joining(", "));
   }
 
   /** {@return as people write it} */

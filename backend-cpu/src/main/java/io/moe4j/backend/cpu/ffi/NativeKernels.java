@@ -4,7 +4,6 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.ffi.NativeLibrary.UnavailableException;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.SymbolLookup;
-import java.util.Locale;
 import java.util.Optional;
 import org.jspecify.annotations.Nullable;
 import org.slf4j.Logger;
@@ -15,13 +14,6 @@ import org.slf4j.LoggerFactory;
  * have checked that what they name lies inside its memory.
  */
 public final class NativeKernels {
-  /**
-   * Which kernels in C to use: {@code auto} (the best that the processor has), {@code off}, or the
-   * name of an instruction set: {@code avx2}, {@code avx512}, {@code avx512bf16}, {@code amx};
-   * {@code neon}, {@code neonbf16} on aarch64.
-   */
-  public static final String PROPERTY = "moe4j.cpu.native";
-
   private static final Logger LOG = LoggerFactory.getLogger(NativeKernels.class);
 
   /**
@@ -52,7 +44,7 @@ public final class NativeKernels {
   }
 
   private static final class Best {
-    static final int CODE = best();
+    static final int CODE = bestCode();
   }
 
   private final Isa isa;
@@ -61,13 +53,18 @@ public final class NativeKernels {
     this.isa = isa;
   }
 
+  /** {@return the machine's best kernels} */
+  public static Choice best() {
+    return choose(null);
+  }
+
   /**
-   * {@return the kernels that this JVM uses}
+   * {@return the kernels of one instruction set, or why there are none}
    *
-   * @throws IllegalArgumentException if {@link #PROPERTY} is none of what is accepted
+   * @param isa which
    */
-  public static Choice choice() {
-    return choose(System.getProperty(PROPERTY, "auto"));
+  public static Choice choice(Isa isa) {
+    return choose(isa);
   }
 
   /**
@@ -76,7 +73,7 @@ public final class NativeKernels {
    * @param isa which
    */
   public static Optional<NativeKernels> of(Isa isa) {
-    return Optional.ofNullable(choose(isa.name().toLowerCase(Locale.ROOT)).kernels());
+    return Optional.ofNullable(choose(isa).kernels());
   }
 
   static SymbolLookup symbols() {
@@ -87,31 +84,23 @@ public final class NativeKernels {
     return s;
   }
 
-  private static Choice choose(String wanted) {
-    Optional<Isa> named = Isa.named(wanted);
-    if (wanted.equals("off")) {
-      return new Choice(null, "-D" + PROPERTY + "=off");
-    }
-    if (named.isEmpty() && !wanted.equals("auto")) {
-      throw new IllegalArgumentException(
-          "-D" + PROPERTY + " is \"" + wanted + "\", accepted: auto, off, " + Isa.names());
-    }
+  private static Choice choose(@Nullable Isa wanted) {
     if (Loaded.SYMBOLS == null) {
       return new Choice(null, Loaded.REASON);
     }
     int best = Best.CODE;
-    if (named.isPresent() && !named.get().isIn(best)) {
-      return new Choice(
-          null, "-D" + PROPERTY + "=" + wanted + ", which this processor or system does not offer");
+    if (wanted != null) {
+      return wanted.isIn(best)
+          ? new Choice(new NativeKernels(wanted), "")
+          : new Choice(
+              null, wanted.title() + " was asked for, which this processor or system lacks");
     }
-    Optional<Isa> isa = named.isPresent() ? named : Isa.of(best);
-    if (isa.isEmpty()) {
-      return new Choice(null, "the processor has neither AVX2 with FMA nor more");
-    }
-    return new Choice(new NativeKernels(isa.get()), "");
+    return Isa.of(best)
+        .map(isa -> new Choice(new NativeKernels(isa), ""))
+        .orElseGet(() -> new Choice(null, "the processor has neither AVX2 with FMA nor more"));
   }
 
-  private static int best() {
+  private static int bestCode() {
     try {
       long[] sizes = {
         CallStruct.CALL_BYTES,

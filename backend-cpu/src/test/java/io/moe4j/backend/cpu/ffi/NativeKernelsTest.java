@@ -1,45 +1,21 @@
 package io.moe4j.backend.cpu.ffi;
 
 import static org.assertj.core.api.Assertions.assertThat;
-import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
-import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.EnumSource;
 
 class NativeKernelsTest {
-  @AfterEach
-  void forget() {
-    System.clearProperty(NativeKernels.PROPERTY);
-  }
-
-  @Test
-  void thePropertySwitchesThemOff() {
-    System.setProperty(NativeKernels.PROPERTY, "off");
-    assertThat(NativeKernels.choice().kernels()).isNull();
-    assertThat(NativeKernels.choice().reason()).isEqualTo("-Dmoe4j.cpu.native=off");
-  }
-
-  @Test
-  void anUnknownNameIsAnError() {
-    System.setProperty(NativeKernels.PROPERTY, "sse9");
-    assertThatThrownBy(NativeKernels::choice)
-        .isInstanceOf(IllegalArgumentException.class)
-        .hasMessageContaining("sse9")
-        .hasMessageContaining("auto, off, avx2, avx512, avx512bf16, amx, neon, neonbf16");
-  }
-
   /** What the machine lacks is a line of reason, not an error. */
   @ParameterizedTest
   @EnumSource(Isa.class)
   void aNamedSetIsTakenOrRefusedInOneLine(Isa isa) {
-    System.setProperty(NativeKernels.PROPERTY, isa.name().toLowerCase(java.util.Locale.ROOT));
-    NativeKernels.Choice choice = NativeKernels.choice();
+    NativeKernels.Choice choice = NativeKernels.choice(isa);
     NativeKernels kernels = choice.kernels();
     if (kernels == null) {
       assertThat(choice.reason()).isNotBlank().doesNotContain("\n");
@@ -51,8 +27,8 @@ class NativeKernelsTest {
 
   @Test
   void automaticIsTheBestThereIs() {
-    NativeKernels best = NativeKernels.choice().kernels();
-    assumeTrue(best != null, () -> "no kernels here: " + NativeKernels.choice().reason());
+    NativeKernels best = NativeKernels.best().kernels();
+    assumeTrue(best != null, () -> "no kernels here: " + NativeKernels.best().reason());
     for (Isa isa : Isa.values()) {
       assertThat(NativeKernels.of(isa).isPresent()).isEqualTo(isa.isIn(best.isa().code()));
     }

@@ -170,6 +170,11 @@ public final class ExpertMatrices implements AutoCloseable {
     return biases.second();
   }
 
+  /** {@return bytes on the device: matrices, scales, biases} */
+  long byteSize() {
+    return memory.byteSize();
+  }
+
   @Override
   public void close() {
     memory.close();

@@ -8,6 +8,7 @@ import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.DeviceMemory;
@@ -26,6 +27,7 @@ import io.moe4j.cuda.ops.PaddedTensors;
 import io.moe4j.cuda.ops.PairBatch;
 import io.moe4j.cuda.ops.SlotTables;
 import io.moe4j.cuda.ops.TileSort;
+import java.util.List;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -217,6 +219,18 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
       gemm.run(f);
     }
     padded.out(target, output, tokens, at.y, workspace, stream);
+  }
+
+  @Override
+  public List<Fact> facts() {
+    boolean mxfp4 = ExpertMatrices.isMxfp4(config);
+    return List.of(
+        new Fact(
+            "weights",
+            "on the card in "
+                + (mxfp4 ? "MXFP4" : config.weightDtype().toString())
+                + (config.isQuantized() && !mxfp4 ? ", unpacked" : ""),
+            matrices.byteSize()));
   }
 
   @Override

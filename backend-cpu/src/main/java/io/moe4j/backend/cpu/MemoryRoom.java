@@ -1,0 +1,51 @@
+package io.moe4j.backend.cpu;
+
+import io.moe4j.backend.cpu.options.PackPolicy;
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.stream.Stream;
+
+/** Whether packed weights have room beside everything else, the page cache included. */
+final class MemoryRoom {
+  private MemoryRoom() {}
+
+  /** {@return why not to pack; empty = pack} */
+  static String refusal(PackPolicy policy, long bytes) {
+    return switch (policy) {
+      case ALWAYS -> "";
+      case NEVER -> "packing is switched off";
+      case AUTO -> {
+        long available = availableBytes();
+        yield bytes <= available / 4 * 3
+            ? ""
+            : "packed weights would take "
+                + mebibytes(bytes)
+                + " of "
+                + mebibytes(available)
+                + " that are available (pack = always packs all the same)";
+      }
+    };
+  }
+
+  /** {@return like {@code 768 MiB}} */
+  static String mebibytes(long bytes) {
+    return (bytes >> 20) + " MiB";
+  }
+
+  /**
+   * {@return what the system could give without swapping, page cache included; {@link
+   * Long#MAX_VALUE} if unknown}
+   */
+  static long availableBytes() {
+    try (Stream<String> lines = Files.lines(Path.of("/proc/meminfo"))) {
+      return lines
+          .filter(line -> line.startsWith("MemAvailable:"))
+          .findFirst()
+          .map(line -> Long.parseLong(line.replaceAll("\\D", "")) << 10)
+          .orElse(Long.MAX_VALUE);
+    } catch (IOException | java.io.UncheckedIOException e) {
+      return Long.MAX_VALUE;
+    }
+  }
+}
