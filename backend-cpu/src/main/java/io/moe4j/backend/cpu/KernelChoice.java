@@ -68,7 +68,7 @@ record KernelChoice(Kernels java, @Nullable NativeKernels c, String whyNotC) {
           available
               ? ", int8 activations with int4 and int8 weights"
               : ", activations unquantised: int8 takes int4 or int8 weights, and kernels in C with"
-                  + " AVX-512 VNNI or AMX";
+                  + " AVX-512 VNNI, AMX or (aarch64) I8MM";
     };
   }
 }
