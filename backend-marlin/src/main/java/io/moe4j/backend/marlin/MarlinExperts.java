@@ -184,8 +184,7 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
     long base = ((DeviceMemory) workspace.memory()).address();
     long x = padded.in(hidden, tokens, at.hidden, workspace, stream);
     Tensor target = padded.target(output, tokens, at.output, at.y, workspace, stream);
-    MarlinPlan plan =
-        choice.apply(
+    MarlinPlan.Problem problem =
             new MarlinPlan.Problem(
                 narrow,
                 wide,
@@ -201,7 +200,9 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
                 adapters.rank(),
                 batched(),
                 tuned,
-                multiprocessors));
+                multiprocessors);
+    MarlinPlan plan = choice.apply(problem);
+    int tileRows = plan.tileRows(problem);
     PairBatch batch =
         PairBatch.of(
             inputs.routing(), base + at.ids, base + at.slotOf, tokens, experts, adapters, stream);
@@ -210,9 +211,9 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
           batch, inputs.expertNumTokens(), adapters.mapping(), Math.toIntExact(hidden.size(1)));
     }
     if (!plan.naive()) {
-      sort.run(batch, at.lists, base, plan.first().rows(), plan.shrinks());
+      sort.run(batch, at.lists, base, tileRows, plan.shrinks());
     }
-    products.run(new MarlinProducts.Forward(plan, at, base, batch, x, target, batched()));
+    products.run(new MarlinProducts.Forward(plan, tileRows, at, base, batch, x, target, batched()));
     padded.out(target, output, tokens, at.y, workspace, stream);
   }
 
