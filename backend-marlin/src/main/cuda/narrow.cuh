@@ -18,10 +18,7 @@ DEV void narrow(GEMM_PARAMETERS) {
   SHARED(memory);
   constexpr int NJ = NT / 8, slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, STAGES = narrow_stages(Q, slot_bytes), WORDS = code_bits(Q) / 4;
   constexpr bool LAZY = !ZERO && has_bias_form<Q, T>() && NT <= 16, SUMS = SG > 0 || LAZY;
-  if (wait == 0) {
-    wait_for_predecessor();
-    launch_dependents();  // what is next brings its first weights where a block of this launch has ended
-  }
+  if (wait == 0) wait_for_predecessor();
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4;
   const int shift_k = warps_k >= 4 ? (warps_k == 8 ? 3 : 2) : warps_k - 1, wk = warp & (warps_k - 1), wr = warp >> shift_k;
   const int rows_a_warp = gated ? 16 : 32, rows_a_block = (NARROW_WARPS >> shift_k) * rows_a_warp;
@@ -139,7 +136,7 @@ DEV void narrow(GEMM_PARAMETERS) {
     }
   }
   copies_wait<0>();
-  if (wait != 0) launch_dependents();
+  launch_dependents();
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
