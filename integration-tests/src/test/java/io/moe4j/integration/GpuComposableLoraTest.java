@@ -5,12 +5,14 @@ import static org.assertj.core.api.Assertions.assertThat;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.backend.triton.options.LoraMode;
+import io.moe4j.backend.marlin.MarlinOptions;
 import io.moe4j.backend.triton.options.TritonOptions;
 import io.moe4j.cuda.CudaGraph;
 import io.moe4j.cuda.CudaStream;
+import io.moe4j.cuda.ops.LoraMode;
 import io.moe4j.lora.AdapterBatch;
 import io.moe4j.lora.AdapterRegistry;
 import io.moe4j.oracle.MoeForward;
@@ -41,15 +43,24 @@ class GpuComposableLoraTest {
     return names;
   }
 
-  private static GpuLayer layer(String mode, ActivationFormat format) {
-    MoeConfig config =
+  private static GpuLayer layer(String backend, String mode, ActivationFormat format) {
+    MoeConfig.Builder b =
         MoeConfig.builder(512, 320, 16, 4)
             .activationFormat(format)
             .maxTokens(300)
-            .lora(new LoraConfig(3, 64))
-            .options(TritonOptions.DEFAULT.withLora(LoraMode.of(mode)))
-            .build();
-    GpuLayer g = new GpuLayer(config, 1 / Math.sqrt(512), 1 / Math.sqrt(320));
+            .lora(new LoraConfig(3, 64));
+    if (backend.equals("marlin")) {
+      b.quantScheme(QuantScheme.int4(64))
+          .options(MarlinOptions.DEFAULT.withLora(LoraMode.of(mode)));
+    } else {
+      b.options(TritonOptions.DEFAULT.withLora(LoraMode.of(mode)));
+    }
+    GpuLayer g =
+        new GpuLayer(
+            b.build(),
+            1 / Math.sqrt(512),
+            1 / Math.sqrt(320),
+            format == ActivationFormat.BATCHED ? "batched-" + backend : backend);
     int rank = 6;
     for (String name : List.of("a", "b", "c", "d")) {
       g.load(name, rank);
@@ -60,15 +71,20 @@ class GpuComposableLoraTest {
 
   @ParameterizedTest
   @CsvSource({
-    "composable, STANDARD",
-    "composable-one-stream, STANDARD",
-    "composable-two-streams, STANDARD",
-    "composable-one-stream, BATCHED",
-    "composable-two-streams, BATCHED"
+    "triton, composable, STANDARD",
+    "triton, composable-one-stream, STANDARD",
+    "triton, composable-two-streams, STANDARD",
+    "triton, composable-one-stream, BATCHED",
+    "triton, composable-two-streams, BATCHED",
+    "marlin, composable, STANDARD",
+    "marlin, composable-one-stream, STANDARD",
+    "marlin, composable-two-streams, STANDARD",
+    "marlin, composable-one-stream, BATCHED",
+    "marlin, composable-two-streams, BATCHED"
   })
-  void theSameAsFused(String mode, ActivationFormat format) {
-    try (GpuLayer fused = layer("fused", format);
-        GpuLayer composed = layer(mode, format)) {
+  void theSameAsFused(String backend, String mode, ActivationFormat format) {
+    try (GpuLayer fused = layer(backend, "fused", format);
+        GpuLayer composed = layer(backend, mode, format)) {
       for (int tokens : TOKENS) {
         Tensor host = fused.host(1, tokens, 512);
         List<float[]> expected = run(fused, host);

@@ -20,6 +20,7 @@ import io.moe4j.backend.marlin.BatchedMarlinBackend;
 import io.moe4j.backend.marlin.MarlinBackend;
 import io.moe4j.backend.triton.BatchedTritonBackend;
 import io.moe4j.backend.triton.TritonBackend;
+import io.moe4j.backend.triton.options.TritonOptions;
 import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.cuda.ops.CudaBlockOpsProvider;
 import io.moe4j.lora.AdapterRegistry;
@@ -90,13 +91,7 @@ class GpuGoldenTest {
   private static void check(String name, ExpertsBackend backend) {
     try (Fixture fixture = Fixture.open(name);
         Device device = new CudaDeviceProvider().open(0);
-        AdapterRegistry registry = fixture.registryOn(device);
-        MoeOracle oracle =
-            MoeOracle.of(
-                BackendCatalog.of(
-                    List.of(backend),
-                    List.of(new CudaDeviceProvider()),
-                    List.of(new CudaBlockOpsProvider())))) {
+        AdapterRegistry registry = fixture.registryOn(device)) {
       for (int index : fixture.checkpoint.layers()) {
         MoeConfig config =
             fixture.config(index).toBuilder()
@@ -105,39 +100,63 @@ class GpuGoldenTest {
                 .activationFormat(backend.activationFormat())
                 .build();
         assertThat(config.lora().map(LoraConfig::maxLoras)).hasValue(fixture.order.size() - 1);
-        if (config.uniformScheme().isEmpty()) {
-          continue; // PackedSelectionTest sees that this is said
+        ExpertsBackend used = backend;
+        if (config.uniformW13Scheme().isEmpty() || config.uniformW2Scheme().isEmpty()) {
+          // Plain experts beside packed ones: unpacked, as PackedSelectionTest sees it said.
+          used =
+              backend.activationFormat() == ActivationFormat.BATCHED
+                  ? new BatchedTritonBackend()
+                  : new TritonBackend();
+          config =
+              config.toBuilder().options(TritonOptions.DEFAULT.withUnpackedWeights(true)).build();
         }
-        if (new CudaBlockOpsProvider().isSupportedConfig(config) instanceof Support.No no) {
-          // What stands around the experts of a few families is the CPU's only, and said.
-          assertThat(
-                  oracle.evaluate(config, new Platform(List.of(device.info()), Map.of())).explain())
-              .contains(no.reasons().getFirst().message());
-          continue;
+        check(fixture, index, config, used, device, registry);
+      }
+    }
+  }
+
+  private static void check(
+      Fixture fixture,
+      int index,
+      MoeConfig config,
+      ExpertsBackend backend,
+      Device device,
+      AdapterRegistry registry) {
+    try (MoeOracle oracle =
+        MoeOracle.of(
+            BackendCatalog.of(
+                List.of(backend),
+                List.of(new CudaDeviceProvider()),
+                List.of(new CudaBlockOpsProvider())))) {
+      if (new CudaBlockOpsProvider().isSupportedConfig(config) instanceof Support.No no) {
+        // What stands around the experts of a few families is the CPU's only, and said.
+        assertThat(
+                oracle.evaluate(config, new Platform(List.of(device.info()), Map.of())).explain())
+            .contains(no.reasons().getFirst().message());
+        return;
+      }
+      try (MoeLayer layer =
+          MoeLayer.builder(config, fixture.checkpoint.weights(index))
+              .oracle(oracle)
+              .device(device)
+              .build()) {
+        if (!againstReference(config)) {
+          check(fixture, index, backend, null).all(layer, registry);
+          return;
         }
-        try (MoeLayer layer =
-            MoeLayer.builder(config, fixture.checkpoint.weights(index))
-                .oracle(oracle)
-                .device(device)
-                .build()) {
-          if (!againstReference(config)) {
-            check(fixture, index, backend, null).all(layer, registry);
-            continue;
-          }
-          try (MoeOracle host =
-                  MoeOracle.of(
-                      BackendCatalog.of(
-                          List.of(new CpuReferenceBackend()),
-                          List.of(new CpuDeviceProvider()),
-                          List.of(new CpuBlockOpsProvider())));
-              MoeLayer truth =
-                  MoeLayer.builder(
-                          config.toBuilder().activationFormat(ActivationFormat.STANDARD).build(),
-                          fixture.checkpoint.weights(index))
-                      .oracle(host)
-                      .build()) {
-            check(fixture, index, backend, truth).all(layer, registry);
-          }
+        try (MoeOracle host =
+                MoeOracle.of(
+                    BackendCatalog.of(
+                        List.of(new CpuReferenceBackend()),
+                        List.of(new CpuDeviceProvider()),
+                        List.of(new CpuBlockOpsProvider())));
+            MoeLayer truth =
+                MoeLayer.builder(
+                        config.toBuilder().activationFormat(ActivationFormat.STANDARD).build(),
+                        fixture.checkpoint.weights(index))
+                    .oracle(host)
+                    .build()) {
+          check(fixture, index, backend, truth).all(layer, registry);
         }
       }
     }

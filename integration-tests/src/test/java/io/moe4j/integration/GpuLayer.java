@@ -50,7 +50,7 @@ final class GpuLayer implements AutoCloseable {
   final MoeConfig config;
   final MoeLayer layer;
   final @Nullable AdapterRegistry registry;
-  private final ExpertWeights experts;
+  final ExpertWeights experts;
   private final Map<String, LoraLayer> adapters = new HashMap<>();
   private final Random random = new Random(7);
   private final List<Device.Buffer> buffers = new ArrayList<>();
@@ -116,16 +116,18 @@ final class GpuLayer implements AutoCloseable {
           ExpertWeights.Expert.plain(
               host(deviation, i, h), host(deviation, i, h), host(deviation2, h, i));
     } else {
-      Weight gate = quantised("gate", deviation, i, h, 5);
-      Weight up = quantised("up", deviation, i, h, 5);
-      expert = ExpertWeights.Expert.of(gate, up, quantised("down", deviation2, h, i, 7));
+      QuantScheme first = config.w13Schemes().getFirst();
+      QuantScheme second = config.w2Schemes().getFirst();
+      Weight gate = quantised("gate", first, deviation, i, h, 5);
+      Weight up = quantised("up", first, deviation, i, h, 5);
+      expert = ExpertWeights.Expert.of(gate, up, quantised("down", second, deviation2, h, i, 7));
     }
     return config.expertBias() ? expert.withBias(host(0.3, i), host(0.3, i), host(0.3, h)) : expert;
   }
 
-  /** Of the layer's scheme; codes of one size, scales that differ from group to group. */
-  private Weight quantised(String name, double deviation, int out, int in, int stride) {
-    QuantScheme scheme = config.quantSchemes().getFirst();
+  /** Codes of one size, scales that differ from group to group. */
+  private Weight quantised(
+      String name, QuantScheme scheme, double deviation, int out, int in, int stride) {
     if (scheme.equals(QuantScheme.MXFP4)) {
       return Weight.mxfp4(bytes(DType.F4, 0, 255, out, in), exponents(deviation / 3, out, in / 32));
     }

@@ -7,6 +7,8 @@ import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.config.QuantScheme.Format;
+import io.moe4j.backend.marlin.MarlinOptions;
+import io.moe4j.cuda.ops.LoraMode;
 import io.moe4j.tck.GpuTest;
 import java.util.ArrayList;
 import java.util.List;
@@ -48,27 +50,86 @@ class GpuPackedTest {
     return all.stream();
   }
 
-  private static GpuLayer layer(QuantScheme scheme, ActivationFormat format, int tokens) {
-    MoeConfig config =
-        MoeConfig.builder(HIDDEN, INTERMEDIATE, 8, 4)
-            .quantScheme(scheme)
-            .activationFormat(format)
-            .expertBias(true)
-            .maxTokens(tokens)
-            .lora(new LoraConfig(3, 24))
-            .build();
+  private static MoeConfig.Builder config(ActivationFormat format, int tokens) {
+    return MoeConfig.builder(HIDDEN, INTERMEDIATE, 8, 4)
+        .activationFormat(format)
+        .expertBias(true)
+        .maxTokens(tokens)
+        .lora(new LoraConfig(3, 24));
+  }
+
+  private static GpuLayer layer(MoeConfig config) {
+    boolean batched = config.activationFormat() == ActivationFormat.BATCHED;
     return new GpuLayer(
         config,
         1 / Math.sqrt(HIDDEN),
         1 / Math.sqrt(INTERMEDIATE),
-        format == ActivationFormat.BATCHED ? "batched-marlin" : "marlin");
+        batched ? "batched-marlin" : "marlin");
   }
 
   /** Tiles of every height, single pairs, mixed adapters. */
   @ParameterizedTest(name = "{0}, {1}, T={2}")
   @MethodSource("cases")
   void agreesWithFloat64(QuantScheme scheme, ActivationFormat format, int tokens) {
-    try (GpuLayer g = layer(scheme, format, tokens)) {
+    try (GpuLayer g = layer(config(format, tokens).quantScheme(scheme).build())) {
+      GpuLoraGridTest.checkAdapters(g, tokens, 1e-2);
+    }
+  }
+
+  private static final QuantScheme ORDERED =
+      QuantScheme.builder(Format.INT4).group(32).symmetric(false).actOrder(true).build();
+
+  static Stream<Arguments> twoSchemes() {
+    List<Arguments> all = new ArrayList<>();
+    List<List<QuantScheme>> pairs =
+        List.of(
+            List.of(QuantScheme.int4(128), QuantScheme.int8(64)),
+            List.of(ORDERED, QuantScheme.FP8_BLOCK),
+            List.of(QuantScheme.MXFP4, ORDERED),
+            List.of(QuantScheme.NVFP4, QuantScheme.int4(16)));
+    for (List<QuantScheme> p : pairs) {
+      for (int tokens : new int[] {1, 3, 40, 200, 1000}) {
+        all.add(Arguments.of(p.getFirst(), p.getLast(), ActivationFormat.STANDARD, tokens));
+      }
+      all.add(Arguments.of(p.getFirst(), p.getLast(), ActivationFormat.BATCHED, 40));
+    }
+    return all.stream();
+  }
+
+  /** w13 in one format, w2 in another. */
+  @ParameterizedTest(name = "{0} and {1}, {2}, T={3}")
+  @MethodSource("twoSchemes")
+  void agreesWithFloat64InTwoSchemes(
+      QuantScheme first, QuantScheme second, ActivationFormat format, int tokens) {
+    MoeConfig config = config(format, tokens).quantSchemes(List.of(first), List.of(second)).build();
+    try (GpuLayer g = layer(config)) {
+      GpuLoraGridTest.checkAdapters(g, tokens, 1e-2);
+    }
+  }
+
+  static Stream<Arguments> composable() {
+    List<Arguments> all = new ArrayList<>();
+    for (QuantScheme s : List.of(QuantScheme.int4(128), ORDERED, QuantScheme.FP8_BLOCK)) {
+      for (int tokens : new int[] {1, 3, 40, 200, 1000}) {
+        all.add(Arguments.of(s, "composable", ActivationFormat.STANDARD, tokens));
+      }
+      all.add(Arguments.of(s, "composable-one-stream", ActivationFormat.STANDARD, 40));
+      all.add(Arguments.of(s, "composable-two-streams", ActivationFormat.STANDARD, 200));
+      all.add(Arguments.of(s, "composable", ActivationFormat.BATCHED, 40));
+    }
+    return all.stream();
+  }
+
+  /** The deltas of the context's punica wrapper around products without LoRA. */
+  @ParameterizedTest(name = "{0}, {1}, {2}, T={3}")
+  @MethodSource
+  void composable(QuantScheme scheme, String mode, ActivationFormat format, int tokens) {
+    MoeConfig config =
+        config(format, tokens)
+            .quantScheme(scheme)
+            .options(MarlinOptions.DEFAULT.withLora(LoraMode.of(mode)))
+            .build();
+    try (GpuLayer g = layer(config)) {
       GpuLoraGridTest.checkAdapters(g, tokens, 1e-2);
     }
   }

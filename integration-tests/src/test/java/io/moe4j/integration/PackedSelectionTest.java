@@ -8,6 +8,7 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.marlin.MarlinBackend;
 import io.moe4j.backend.triton.TritonBackend;
+import io.moe4j.backend.triton.options.TritonOptions;
 import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.cuda.ops.CudaBlockOpsProvider;
 import io.moe4j.oracle.BackendCatalog;
@@ -43,9 +44,14 @@ class PackedSelectionTest {
                 .weightDtype(DType.BF16)
                 .build();
         if (config.uniformScheme().isEmpty()) {
-          // Some experts of one model were left plain: nobody keeps those beside packed ones.
+          // An expert of one model was left plain: nobody keeps that beside packed ones.
           assertThat(oracle.evaluate(config, H200).explain())
-              .contains("weights are of several kinds");
+              .contains("w2 weights are of several kinds")
+              .contains("let triton unpack it to BF16 when it is prepared")
+              .doesNotContain("backend-marlin computes it packed");
+          MoeConfig unpacked =
+              config.toBuilder().options(TritonOptions.DEFAULT.withUnpackedWeights(true)).build();
+          assertThat(oracle.select(unpacked, H200).chosenBackend().name()).isEqualTo("triton");
           continue;
         }
         assertThat(oracle.select(config, H200).chosenBackend().name()).isEqualTo("marlin");

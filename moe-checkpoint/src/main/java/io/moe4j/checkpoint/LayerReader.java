@@ -154,7 +154,9 @@ final class LayerReader {
     }
     ExpertWeights experts = readExperts(sizes);
     experts.experts().forEach(e -> parts.add("experts", e));
-    builder.weightDtype(dtype(experts)).quantSchemes(schemes(experts));
+    builder
+        .weightDtype(dtype(experts))
+        .quantSchemes(schemes(experts, true), schemes(experts, false));
     builder.expertBias(experts.expert(0).upBias() != null);
     RouterWeights router = readRouter(sizes);
     Optional<SharedExpertWeights> shared = readShared(sizes, sharedActivation.isGated());
@@ -402,10 +404,17 @@ final class LayerReader {
     return dtype == null ? DType.BF16 : dtype;
   }
 
-  private static Set<QuantScheme> schemes(ExpertWeights experts) {
+  private static Set<QuantScheme> schemes(ExpertWeights experts, boolean first) {
     Set<QuantScheme> schemes = new LinkedHashSet<>();
-    for (int e = 0; e < experts.numExperts(); e++) {
-      experts.expert(e).projections().forEach(w -> schemes.add(w.scheme()));
+    for (ExpertWeights.Expert x : experts.experts()) {
+      if (first) {
+        if (x.gate() != null) {
+          schemes.add(x.gate().scheme());
+        }
+        schemes.add(x.up().scheme());
+      } else {
+        schemes.add(x.down().scheme());
+      }
     }
     return schemes;
   }

@@ -28,6 +28,9 @@ final class BackendsCommand implements Callable<Integer> {
   private static final int LORA_SLOTS = 8;
   private static final int LORA_RANK = 64;
 
+  /** What a table shows of a plugin's words; JSON has more. */
+  private static final int MAX_DESCRIPTION = 500;
+
   @ParentCommand private Moe moe;
 
   @Option(
@@ -71,6 +74,12 @@ final class BackendsCommand implements Callable<Integer> {
       config = config.toBuilder().lora(new LoraConfig(LORA_SLOTS, LORA_RANK)).build();
     }
     try (MoeOracle oracle = oracleOptions.discover()) {
+      // As moe run gives hidden states to a layer of this machine.
+      config =
+          config.toBuilder()
+              .inputDtype(
+                  HiddenDtype.choose(oracle, config, oracleOptions.backend, config.inputDtype()))
+              .build();
       Selection selection =
           oracle.evaluate(config, oracle.catalog().detectPlatform(), oracleOptions.backend);
       if (json) {
@@ -99,7 +108,7 @@ final class BackendsCommand implements Callable<Integer> {
           b.deviceType(),
           b.activationFormat(),
           b.supportsLora() ? "yes" : "no",
-          b.description(),
+          Text.cut(b.description(), MAX_DESCRIPTION),
           b.origin().location());
     }
     out.print(table.render(""));

@@ -121,6 +121,14 @@ final class BenchCommand implements Callable<Integer> {
               + " time of all tokens (--tokens of all ranks together) against one GPU's. Needs NCCL.")
   private @Nullable Integer ranks;
 
+  @Option(
+      names = "--beside",
+      paramLabel = "BACKEND:DTYPE",
+      description =
+          "With --device cuda: measure the same layers with this backend and these weights, too,"
+              + " like triton:bf16, and print ours over theirs.")
+  private @Nullable String besideOption;
+
   @Option(names = "--quick", description = "Fewer cases and shorter: about half a minute.")
   private boolean quick;
 
@@ -158,6 +166,9 @@ final class BenchCommand implements Callable<Integer> {
     }
     if (ranks != null) {
       throw CliException.usage("--ranks is " + ranks + "; it goes with --device cuda");
+    }
+    if (besideOption != null) {
+      throw CliException.usage("--beside is " + besideOption + "; it goes with --device cuda");
     }
     if (!device.equals("cpu")) {
       throw CliException.usage("--device is \"" + device + "\"; accepted are cpu and cuda");
@@ -228,10 +239,13 @@ final class BenchCommand implements Callable<Integer> {
   }
 
   private int onDevices(int size) {
+    if (besideOption != null) {
+      throw CliException.usage("--beside is " + besideOption + "; it does not go with --ranks");
+    }
     if (size < 2) {
       throw CliException.usage("--ranks is " + size + ", must be at least 2");
     }
-    if (!dtypes.isEmpty() && deviceWeights() != BenchWeights.BF16) {
+    if (!dtypes.isEmpty() && deviceWeights("--dtype", dtypes) != BenchWeights.BF16) {
       throw CliException.usage("--dtype is " + dtypes + "; with --ranks accepted is bf16");
     }
     List<BenchShape> of =
@@ -273,7 +287,8 @@ final class BenchCommand implements Callable<Integer> {
   private int onDevice() {
     List<BenchShape> of =
         shapes.isEmpty() ? BenchShape.DEVICE : shapes.stream().map(BenchCommand::shape).toList();
-    BenchWeights weights = dtypes.isEmpty() ? BenchWeights.BF16 : deviceWeights();
+    BenchWeights weights = dtypes.isEmpty() ? BenchWeights.BF16 : deviceWeights("--dtype", dtypes);
+    Beside beside = beside();
     List<Integer> counts = counts();
     if (tokens.isEmpty() && !quick) {
       counts = Stream.concat(counts.stream(), MANY_TOKENS.stream()).toList();
@@ -296,17 +311,30 @@ final class BenchCommand implements Callable<Integer> {
     try (MoeOracle oracle = oracleOptions.discover();
         DeviceBench bench =
             DeviceBench.open(oracle, oracleOptions.backend, weights, counts, grid, rest);
+        DeviceBench others =
+            beside == null
+                ? null
+                : DeviceBench.open(oracle, beside.backend(), beside.weights(), counts, grid, rest);
         Progress progress =
-            Progress.start(moe, "Bench", (long) of.size() * counts.size() * grid.size())) {
+            Progress.start(
+                moe,
+                "Bench",
+                (others == null ? 1L : 2L) * of.size() * counts.size() * grid.size())) {
       for (BenchShape s : of) {
-        bench.run(
-            s,
+        DeviceBench.Listener listener =
             what -> {
               progress.doing(what);
               progress.step();
-            });
+            };
+        bench.run(s, listener);
+        if (beside != null && others != null) {
+          others.run(s, what -> listener.begins(beside.text() + " " + what));
+        }
       }
       report = bench.report();
+      if (beside != null && others != null) {
+        report = report.beside(beside.text(), others.report().rows());
+      }
     }
     moe.terminal().print(json ? report.json() : null, report::markdown);
     if (out != null) {
@@ -317,12 +345,39 @@ final class BenchCommand implements Callable<Integer> {
     return ExitCode.OK;
   }
 
-  private BenchWeights deviceWeights() {
-    List<BenchWeights> kinds = dtypes.stream().map(BenchCommand::weights).toList();
+  /**
+   * What else is measured.
+   *
+   * @param backend by name
+   * @param weights of the same layers
+   */
+  private record Beside(String backend, BenchWeights weights) {
+    String text() {
+      return backend + " " + weights.text();
+    }
+  }
+
+  private @Nullable Beside beside() {
+    String text = besideOption;
+    if (text == null) {
+      return null;
+    }
+    int colon = text.indexOf(':');
+    if (colon <= 0) {
+      throw CliException.usage(
+          "--beside is \"" + text + "\", must be a backend and its weights, like triton:bf16");
+    }
+    return new Beside(
+        text.substring(0, colon), deviceWeights("--beside", List.of(text.substring(colon + 1))));
+  }
+
+  private static BenchWeights deviceWeights(String option, List<String> given) {
+    List<BenchWeights> kinds = given.stream().map(BenchCommand::weights).toList();
     if (kinds.size() != 1 || kinds.getFirst().dtype() != DType.BF16) {
       throw CliException.usage(
-          "--dtype is "
-              + dtypes
+          option
+              + " is "
+              + given
               + "; with --device cuda accepted is one of "
               + BenchWeights.texts().stream()
                   .filter(t -> weights(t).dtype() == DType.BF16)

@@ -2,6 +2,7 @@ package io.moe4j.cli;
 
 import io.moe4j.oracle.MoeOracle;
 import java.nio.file.Path;
+import java.util.Map;
 import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Option;
 
@@ -16,8 +17,17 @@ final class OracleOptions {
   /** The folder of plugins where no option names one. */
   static final String PLUGINS_VARIABLE = "MOE_PLUGINS";
 
-  /** Where backend-triton looks for what moe tune found. */
-  private static final String TILES = "moe4j.triton.tiles";
+  /** Where each backend looks for what moe tune found. */
+  private static final Map<String, String> TUNED =
+      Map.of(
+          "triton",
+          "moe4j.triton.tiles",
+          "marlin",
+          "moe4j.marlin.plans",
+          "flashinfer-cutlass",
+          "moe4j.flashinfer.tactics");
+
+  private static final String OFF = "off";
 
   @Option(
       names = "--backend",
@@ -44,8 +54,9 @@ final class OracleOptions {
       names = "--tiles",
       paramLabel = "FILE",
       description =
-          "Tuned tiles of the GPU backend, see moe tune; off = the built-in table. Default: the"
-              + " file in the user's cache directory, if it is there.")
+          "What moe tune found for triton, or for the --backend that is named; off = the built-in"
+              + " tables of all. Default: the files in the user's cache directory, if they are"
+              + " there.")
   private @Nullable String tiles;
 
   /** {@return the folder of plugins, by option or environment; null without one} */
@@ -80,7 +91,12 @@ final class OracleOptions {
       if (tiles.isBlank()) {
         throw CliException.usage("--tiles is empty, must be a file or off");
       }
-      System.setProperty(TILES, tiles);
+      if (tiles.equalsIgnoreCase(OFF)) {
+        TUNED.values().forEach(p -> System.setProperty(p, OFF));
+      } else {
+        System.setProperty(
+            TUNED.getOrDefault(String.valueOf(backend), "moe4j.triton.tiles"), tiles);
+      }
     }
     Path plugins = plugins();
     if (plugins == null) {

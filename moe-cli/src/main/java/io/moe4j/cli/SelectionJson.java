@@ -14,9 +14,19 @@ import io.moe4j.oracle.Selection;
 import java.util.List;
 import java.util.Locale;
 
-/** The oracle's records as JSON. */
+/**
+ * The oracle's records as JSON. Plugins' texts are whole, however short a table has them; what
+ * nobody wrote for a reader ends somewhere.
+ */
 final class SelectionJson {
+  private static final int MAX_TEXT = 10_000;
+
   private SelectionJson() {}
+
+  /** {@return a plugin's text, cut where it is longer than anybody would write} */
+  private static String text(String given) {
+    return Text.cut(given, MAX_TEXT);
+  }
 
   static ObjectNode of(Selection s) {
     ObjectNode root = Json.object();
@@ -40,7 +50,7 @@ final class SelectionJson {
   static ObjectNode backend(FoundBackend b) {
     ObjectNode n = Json.object();
     n.put("name", b.name());
-    n.put("description", b.description());
+    n.put("description", text(b.description()));
     n.put("device", b.deviceType().name());
     n.put("activation_format", b.activationFormat().name().toLowerCase(Locale.ROOT));
     n.put("supports_lora", b.supportsLora());
@@ -52,8 +62,8 @@ final class SelectionJson {
     ArrayNode array = Json.array();
     for (PluginFailure f : failures) {
       ObjectNode n = array.addObject();
-      n.put("name", f.name());
-      n.put("reason", f.reason().message());
+      n.put("name", text(f.name()));
+      n.put("reason", text(f.reason().message()));
       origin(n, f.origin());
     }
     return array;
@@ -65,16 +75,16 @@ final class SelectionJson {
     for (DeviceInfo d : p.devices()) {
       ObjectNode n = devices.addObject();
       n.put("id", d.id().toString());
-      n.put("name", d.name());
+      n.put("name", text(d.name()));
       d.capability().ifPresent(c -> n.put("capability", c.toString()));
       if (d.memoryBytes() > 0) {
         n.put("memory_bytes", d.memoryBytes());
       }
       ObjectNode properties = n.putObject("properties");
-      d.properties().forEach(properties::put);
+      d.properties().forEach((key, value) -> properties.put(text(key), text(value)));
     }
     ObjectNode absent = root.putObject("absent");
-    p.absent().forEach((type, why) -> absent.put(type.name(), why));
+    p.absent().forEach((type, why) -> absent.put(type.name(), text(why)));
     return root;
   }
 
@@ -82,13 +92,13 @@ final class SelectionJson {
     for (Support.Reason r : reasons) {
       ObjectNode n = array.addObject();
       n.put("code", r.code().name().toLowerCase(Locale.ROOT));
-      n.put("message", r.message());
+      n.put("message", text(r.message()));
     }
   }
 
   private static void origin(ObjectNode n, PluginOrigin o) {
     n.put("jar", o.location());
-    o.version().ifPresent(v -> n.put("version", v));
-    o.plugin().ifPresent(p -> n.put("plugin", p));
+    o.version().ifPresent(v -> n.put("version", text(v)));
+    o.plugin().ifPresent(p -> n.put("plugin", text(p)));
   }
 }

@@ -53,6 +53,11 @@ final class Text {
     return s.toString();
   }
 
+  /** {@return a text, cut and marked where it is longer than that} */
+  static String cut(String text, int most) {
+    return text.length() <= most ? text : text.substring(0, most) + "...";
+  }
+
   /** Whether a character can do more to a terminal than appear on it. */
   static boolean isUnsafe(int c) {
     return switch (Character.getType(c)) {

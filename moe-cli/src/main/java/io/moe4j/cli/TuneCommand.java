@@ -120,8 +120,8 @@ final class TuneCommand implements Callable<Integer> {
       names = "--output",
       paramLabel = "FILE",
       description =
-          "Where to. Default: the file that layers read, in the user's cache directory"
-              + " (moe4j.triton.tiles).")
+          "Where to. Default: the backend's file that layers read, in the user's cache directory"
+              + " (or what moe4j.triton.tiles, moe4j.marlin.plans, moe4j.flashinfer.tactics say).")
   private @Nullable Path output;
 
   @Option(
@@ -247,7 +247,7 @@ final class TuneCommand implements Callable<Integer> {
     if (tunable.isEmpty()) {
       throw new CliException(
           ExitCode.UNSUPPORTED,
-          "No backend here has anything to tune; put backend-triton on the class path.");
+          "No backend here has anything to tune; put backend-triton or backend-marlin on the class path.");
     }
     List<FoundBackend> here =
         tunable.stream().filter(b -> platform.device(b.deviceType()).isPresent()).toList();
@@ -304,8 +304,11 @@ final class TuneCommand implements Callable<Integer> {
               .tuningFile()
               .orElseThrow(() ->
                   CliException.usage(
-                      "reading tuned choices is turned off here (moe4j.triton.tiles), so there is"
-                          + " no place for them; name a file with --output"));
+                      "there is no place for tuned choices of "
+                          + backend.name()
+                          + " ("
+                          + backend.tuningStatus(null).explanation()
+                          + "); name a file with --output"));
     }
     Path parent = file.toAbsolutePath().getParent();
     try {

@@ -46,7 +46,7 @@ record TuneReport(
     StringBuilder s = new StringBuilder();
     s.append("Tuned on ").append(device).append(" for ").append(backend).append(":\n\n");
     TextTable table =
-        new TextTable("layer", ">T", ">adapters", ">us", ">built-in us", ">faster", "tiles");
+        new TextTable("layer", ">T", ">adapters", ">us", ">built-in us", ">faster", "choice");
     for (DeviceTuning.Row r : rows) {
       Tuner.Outcome o = r.outcome();
       table.row(

@@ -40,7 +40,7 @@ final class TuneCommandTest {
     assertThat(r.out()).isEmpty();
     assertThat(r.error())
         .startsWith(
-            "moe: moe tune measures on a GPU, and this machine has none for flashinfer-cutlass, triton: ")
+            "moe: moe tune measures on a GPU, and this machine has none for flashinfer-cutlass, marlin, triton: ")
         .endsWith("without a file of tuned choices the built-in table serves.");
     assertThat(file.getParent()).doesNotExist();
     assertThat(Cli.run("tune", "--model", Cli.fixture("olmoe/model")).code())
@@ -59,7 +59,7 @@ final class TuneCommandTest {
         "--dtype f32 | --dtype is \"f32\"; accepted are bf16, f16, int4, int4-g32, int4-zero, int8, fp8, fp8-tensor, mxfp4, nvfp4",
         "--layer 3 | --layer goes with --model DIR",
         "--model . --shape tiny | --model brings its own sizes and dtype",
-        "--backend cpu | --backend is \"cpu\", which has nothing to tune; what can be tuned: flashinfer-cutlass, triton",
+        "--backend cpu | --backend is \"cpu\", which has nothing to tune; what can be tuned: flashinfer-cutlass, marlin, triton",
         "--tiles= | --tiles is empty, must be a file or off",
       })
   void wrongCommandLines(String arguments, String message) {

@@ -244,11 +244,14 @@ public final class BackendCatalog implements AutoCloseable {
                         + " device; "
                         + noProvider(device.type())));
     Device opened;
+    boolean interrupted = Thread.currentThread().isInterrupted();
     try {
       opened = provider.provider().open(device.ordinal());
     } catch (MoeException e) {
+      PluginFault.forgetInterrupt(interrupted, e);
       throw e;
     } catch (Throwable e) {
+      PluginFault.forgetInterrupt(interrupted, e);
       throw new DeviceException(
           "the provider from "
               + provider.origin()

@@ -86,14 +86,18 @@ final class LayerParts {
     BlockOps block = prepareBlock(config, weights, catalog, backend, device);
     owned.add(block);
     Experts experts;
+    boolean interrupted = Thread.currentThread().isInterrupted();
     try {
       experts = backend.backend().prepare(config, weights.experts(), device);
       Faults.settle();
     } catch (IllegalArgumentException e) {
+      PluginFault.forgetInterrupt(interrupted, e);
       throw e; // speaks of the weights
     } catch (LinkageError e) {
+      PluginFault.forgetInterrupt(interrupted, e);
       throw Faults.of(Faults.who(backend), "is incomplete", e);
     } catch (Throwable e) {
+      PluginFault.forgetInterrupt(interrupted, e);
       throw Faults.of(Faults.who(backend), "failed to prepare", e);
     }
     if (experts == null) { // strangers are not null-checked
@@ -143,13 +147,16 @@ final class LayerParts {
       BackendCatalog catalog,
       FoundBackend backend,
       Device device) {
+    boolean interrupted = Thread.currentThread().isInterrupted();
     try {
       BlockOps block = catalog.prepareBlock(backend, config, weights, device);
       Faults.settle();
       return block;
     } catch (IllegalArgumentException | MoeException e) {
+      PluginFault.forgetInterrupt(interrupted, e);
       throw e; // speaks of the weights, or of the device
     } catch (Throwable e) {
+      PluginFault.forgetInterrupt(interrupted, e);
       throw Faults.of("device " + device.info().id(), "failed to prepare the block", e);
     }
   }

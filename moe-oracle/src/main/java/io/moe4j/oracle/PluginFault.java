@@ -1,7 +1,11 @@
 package io.moe4j.oracle;
 
+import java.io.InterruptedIOException;
 import java.lang.reflect.InvocationTargetException;
+import java.nio.channels.ClosedByInterruptException;
+import java.util.Map;
 import java.util.Optional;
+import java.util.function.UnaryOperator;
 
 /**
  * A plugin threw something. {@link #guard} is the only place of this module that catches errors of
@@ -15,8 +19,18 @@ final class PluginFault extends Exception {
   private static final long serialVersionUID = 1L;
   private static final int MAX_CAUSES = 100;
 
+  /** Jars of ours that plugins stand on, by the packages that they alone have. */
+  private static final Map<String, String> JARS =
+      Map.of(
+          "io.moe4j.cuda.",
+          "moe-cuda",
+          "io.moe4j.checkpoint.",
+          "moe-checkpoint",
+          "jcuda.",
+          "jcuda (moe-cuda depends on it)");
+
   private PluginFault(Throwable cause) {
-    super(describe(cause), printable(cause));
+    super(describe(cause, Printable::whole), printable(cause));
   }
 
   /** A call into a plugin. */
@@ -47,6 +61,47 @@ final class PluginFault extends Exception {
     }
   }
 
+  /**
+   * The same for a call that fails with an exception of its own: an interrupt that came from
+   * outside, so that the plugin failed because of it, is the caller's and stays.
+   *
+   * @param before whether the thread was interrupted before the call
+   * @param thrown by the call
+   */
+  static void forgetInterrupt(boolean before, Throwable thrown) {
+    if (!wasInterrupted(thrown)) {
+      forgetInterrupt(before);
+    }
+  }
+
+  private static boolean wasInterrupted(Throwable thrown) {
+    try {
+      Throwable t = thrown;
+      for (int depth = 0; t != null && depth < MAX_CAUSES; depth++) {
+        if (t instanceof InterruptedException
+            || t instanceof ClosedByInterruptException
+            || t instanceof InterruptedIOException) {
+          return true;
+        }
+        t = t.getCause();
+      }
+    } catch (Throwable e) {
+      return false; // a stranger's getCause
+    }
+    return false;
+  }
+
+  private static String missing(String name) {
+    return "class "
+        + name
+        + " is missing"
+        + JARS.entrySet().stream()
+            .filter(j -> name.startsWith(j.getKey()))
+            .findFirst()
+            .map(j -> ": add " + j.getValue())
+            .orElse("");
+  }
+
   /** {@return what was thrown, or something in its place if printing it would throw again} */
   static Throwable printable(Throwable thrown) {
     return unreadable(thrown).<Throwable>map(IllegalStateException::new).orElse(thrown);
@@ -70,6 +125,13 @@ final class PluginFault extends Exception {
 
   /** A readable clause. */
   static String describe(Throwable thrown) {
+    return describe(thrown, Printable::text);
+  }
+
+  /**
+   * @param said what becomes of a plugin's own words
+   */
+  private static String describe(Throwable thrown, UnaryOperator<String> said) {
     Optional<String> unreadable = unreadable(thrown);
     if (unreadable.isPresent()) {
       return unreadable.get();
@@ -81,16 +143,17 @@ final class PluginFault extends Exception {
     return switch (shown) {
       case UnsupportedClassVersionError e ->
           "compiled for a newer Java than this one (" + Runtime.version().feature() + "): " + text;
-      case NoClassDefFoundError e when text.startsWith("Could not initialize") -> text;
-      case NoClassDefFoundError e -> "class " + text.replace('/', '.') + " is missing";
-      case ClassNotFoundException e -> "class " + text + " is missing";
+      case NoClassDefFoundError e when text.startsWith("Could not initialize") ->
+          e.getCause() == null ? text : text + ": " + said.apply(e.getCause().getMessage() + "");
+      case NoClassDefFoundError e -> missing(text.replace('/', '.'));
+      case ClassNotFoundException e -> missing(text);
       case NoSuchMethodError e ->
           "method " + text + " is missing: built against another version of what it calls";
       case AbstractMethodError e -> "built against another version of moe-api: " + text;
       default ->
           shown.getMessage() == null
               ? shown.getClass().getName()
-              : shown.getClass().getName() + ": " + Printable.text(text);
+              : shown.getClass().getName() + ": " + said.apply(text);
     };
   }
 }

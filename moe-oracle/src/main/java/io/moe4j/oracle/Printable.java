@@ -7,21 +7,30 @@ package io.moe4j.oracle;
 final class Printable {
   private static final int MAX_LENGTH = 500;
 
+  /** What a program may want to read; no plugin fills a disk with it. */
+  private static final int MAX_WHOLE = 10_000;
+
   private Printable() {}
 
   /** {@return the text on one line, control characters written as {@code \\uXXXX}, cut if long} */
   static String line(String text) {
-    return escape(text, false);
+    return escape(text, false, MAX_LENGTH);
   }
 
   /** {@return the same, but line breaks stay} */
   static String text(String text) {
-    return escape(text, true);
+    return escape(text, true, MAX_LENGTH);
   }
 
-  private static String escape(String text, boolean lines) {
+  /** {@return the same of much longer texts: tables cut them later, programs get them whole} */
+  static String whole(String text) {
+    return escape(text, true, MAX_WHOLE);
+  }
+
+  private static String escape(String text, boolean lines, int most) {
     StringBuilder s = new StringBuilder();
-    for (int i = 0; i < text.length() && s.length() < MAX_LENGTH; ) {
+    int i = 0;
+    while (i < text.length() && s.length() < most) {
       int c = text.codePointAt(i);
       i += Character.charCount(c);
       if (c == '\n' && lines) {
@@ -32,7 +41,7 @@ final class Printable {
         s.appendCodePoint(c);
       }
     }
-    return s.length() < MAX_LENGTH ? s.toString() : s + "...";
+    return i < text.length() ? s + "..." : s.toString();
   }
 
   private static boolean isUnsafe(int c) {

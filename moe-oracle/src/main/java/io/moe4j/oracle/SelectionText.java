@@ -115,7 +115,8 @@ final class SelectionText {
         + headline(s)
         + s.chosen().map(c -> ": " + Printable.line(c.backend().description())).orElse("")
         + (movesRows(s) ? "\n" + s.exchange() : "")
-        + (s.candidates().isEmpty() && s.failures().isEmpty() ? "" : "\n\n" + table(rows));
+        + (s.candidates().isEmpty() && s.failures().isEmpty() ? "" : "\n\n" + table(rows))
+        + ServingJars.missing(s).stream().map(m -> "\n" + m).collect(Collectors.joining());
   }
 
   /** One rank with STANDARD experts is nothing to explain. */

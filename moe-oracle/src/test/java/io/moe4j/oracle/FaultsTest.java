@@ -20,6 +20,7 @@ import java.io.PrintWriter;
 import java.io.StringWriter;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.nio.channels.ClosedByInterruptException;
 import java.util.List;
 import java.util.concurrent.atomic.AtomicInteger;
 import org.junit.jupiter.api.Test;
@@ -62,6 +63,37 @@ class FaultsTest {
         .isInstanceOf(t instanceof DeviceException ? DeviceException.class : MoeException.class)
         .hasMessageContaining("backend fake from ")
         .hasMessageContaining("mine");
+  }
+
+  /** Who interrupted a thread that fails because of that waits for it to end. */
+  @Test
+  void anInterruptThatAFailedPrepareLeaves() {
+    assertThat(interruptedAfter(false, new IllegalStateException("mine"))).isFalse();
+    assertThat(interruptedAfter(false, new IllegalArgumentException("mine"))).isFalse();
+    assertThat(interruptedAfter(false, new NoClassDefFoundError("mine"))).isFalse();
+    assertThat(interruptedAfter(true, new IllegalStateException("mine"))).isTrue();
+    assertThat(interruptedAfter(false, new MoeException("mine", new InterruptedException())))
+        .isTrue();
+    assertThat(interruptedAfter(false, new ClosedByInterruptException())).isTrue();
+  }
+
+  private static boolean interruptedAfter(boolean before, Throwable thrown) {
+    FakeBackend backend =
+        new FakeBackend("fake", DeviceType.CPU)
+            .prepares((c, w, d) -> {
+              Thread.currentThread().interrupt();
+              return sneaky(thrown);
+            });
+    if (before) {
+      Thread.currentThread().interrupt();
+    }
+    try {
+      assertThatThrownBy(() -> LayerFixture.layer(new FakeDevice(), backend, CONFIG))
+          .hasStackTraceContaining(thrown.getClass().getName());
+    } finally {
+      before = Thread.interrupted();
+    }
+    return before;
   }
 
   @ParameterizedTest

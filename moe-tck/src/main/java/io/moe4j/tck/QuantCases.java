@@ -237,11 +237,14 @@ final class QuantCases {
     Quantised ordered = get("gptq v1 act-order int4");
     Quantised int8 = get("int8 per channel");
     Quantised fp8 = get("fp8 per channel");
+    Quantised mxfp4 = get("mxfp4");
     Map<String, Plan> plans = new LinkedHashMap<>();
     plans.put("down plain", (e, p) -> p == 2 ? null : int4);
     plans.put("first expert plain", (e, p) -> e == 0 ? null : int4);
     plans.put("gate plain", (e, p) -> p == 0 ? null : fp8);
     plans.put("down in 8 bits", (e, p) -> p == 2 ? int8 : int4);
+    plans.put("down in 8 bits, gate and up act-order", (e, p) -> p == 2 ? fp8 : ordered);
+    plans.put("down act-order, gate and up mxfp4", (e, p) -> p == 2 ? ordered : mxfp4);
     plans.put("gate and up in two schemes", (e, p) -> p == 0 ? ordered : p == 1 ? int4 : int8);
     plans.put("a scheme an expert", (e, p) -> List.of(int4, int8, fp8).get(e % EXPERTS));
     List<QuantCase> cases = new ArrayList<>();
@@ -249,16 +252,21 @@ final class QuantCases {
       for (Grid.Dtypes d : HIDDEN) {
         cases.add(
             new QuantCase(
-                name, layer(new int[] {64, 96}, d).quantSchemes(schemes(plan)).build(), plan, 9));
+                name,
+                layer(new int[] {64, 96}, d)
+                    .quantSchemes(schemes(plan, 0, 1), schemes(plan, 2, 2))
+                    .build(),
+                plan,
+                9));
       }
     });
     return cases.stream();
   }
 
-  private static Set<QuantScheme> schemes(Plan plan) {
+  private static Set<QuantScheme> schemes(Plan plan, int from, int to) {
     Set<QuantScheme> all = new LinkedHashSet<>();
     for (int e = 0; e < EXPERTS; e++) {
-      for (int p = 0; p < 3; p++) {
+      for (int p = from; p <= to; p++) {
         Quantised q = plan.of(e, p);
         all.add(q == null ? QuantScheme.NONE : q.scheme());
       }

@@ -13,8 +13,17 @@ import io.moe4j.cuda.CudaDevice;
 
 /** {@code batched-marlin}: packed experts on NVIDIA GPUs in the batched format, LoRA fused. */
 public final class BatchedMarlinBackend implements ExpertsBackend {
-  /** For {@link java.util.ServiceLoader}. */
-  public BatchedMarlinBackend() {}
+  private final MarlinProperties properties;
+
+  /** For {@link java.util.ServiceLoader}; reads the properties. */
+  public BatchedMarlinBackend() {
+    this(MarlinProperties.read());
+  }
+
+  /** With other defaults. */
+  BatchedMarlinBackend(MarlinProperties properties) {
+    this.properties = properties;
+  }
 
   @Override
   public String name() {
@@ -48,11 +57,16 @@ public final class BatchedMarlinBackend implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return MarlinSupport.check(config, platform);
+    return MarlinSupport.check(config, platform, properties);
   }
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new MarlinExperts(config, weights, CudaDevice.of(device), MarlinPlan::choose);
+    return new MarlinExperts(
+        config,
+        weights,
+        CudaDevice.of(device),
+        properties.options(config).lora(),
+        MarlinPlan::choose);
   }
 }

@@ -3,18 +3,33 @@ package io.moe4j.backend.marlin;
 import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
+import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Experts;
-import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
+import io.moe4j.api.spi.TunableBackend;
+import io.moe4j.api.spi.Tuner;
+import io.moe4j.api.spi.TuningStatus;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.cuda.CudaDevice;
+import java.nio.file.Path;
+import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /** {@code marlin}: packed experts on NVIDIA GPUs in the standard format, LoRA fused. */
-public final class MarlinBackend implements ExpertsBackend {
-  /** For {@link java.util.ServiceLoader}. */
-  public MarlinBackend() {}
+public final class MarlinBackend implements TunableBackend {
+  private final MarlinProperties properties;
+
+  /** For {@link java.util.ServiceLoader}; reads the properties. */
+  public MarlinBackend() {
+    this(MarlinProperties.read());
+  }
+
+  /** With other defaults. */
+  MarlinBackend(MarlinProperties properties) {
+    this.properties = properties;
+  }
 
   @Override
   public String name() {
@@ -48,11 +63,31 @@ public final class MarlinBackend implements ExpertsBackend {
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return MarlinSupport.check(config, platform);
+    return MarlinSupport.check(config, platform, properties);
   }
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new MarlinExperts(config, weights, CudaDevice.of(device), MarlinPlan::choose);
+    return new MarlinExperts(
+        config,
+        weights,
+        CudaDevice.of(device),
+        properties.options(config).lora(),
+        MarlinTuning.forLayer(config, device.info(), weights.numExperts()));
+  }
+
+  @Override
+  public Optional<Path> tuningFile() {
+    return MarlinTuning.path();
+  }
+
+  @Override
+  public TuningStatus tuningStatus(@Nullable DeviceInfo device) {
+    return MarlinTuning.status(device);
+  }
+
+  @Override
+  public Tuner tuner(MoeConfig config, ExpertWeights weights, Device device, Path file) {
+    return MarlinTuning.tuner(config, weights, CudaDevice.of(device), file);
   }
 }

@@ -1,6 +1,7 @@
 package io.moe4j.backend.marlin;
 
 import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
@@ -15,7 +16,9 @@ import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.cuda.ops.AdaptersInUse;
+import io.moe4j.cuda.ops.ComposedLora;
 import io.moe4j.cuda.ops.ExpertKernels;
+import io.moe4j.cuda.ops.LoraMode;
 import io.moe4j.cuda.ops.PaddedSizes;
 import io.moe4j.cuda.ops.PaddedTensors;
 import io.moe4j.cuda.ops.PairBatch;
@@ -37,9 +40,10 @@ import org.jspecify.annotations.Nullable;
  * </pre>
  *
  * With few pairs each pair is a tile and nothing is sorted. A BATCHED call is the same with the
- * rows of each expert as its pairs. Results do not vary from run to run: every sum has a fixed
- * order. Nothing is allocated on the device, read by the host or waited for, so a forward can be
- * captured once its kernels are loaded (run it once before).
+ * rows of each expert as its pairs. A layer may also leave deltas to its contexts' punica wrappers
+ * ({@link LoraMode}, {@link ComposedLora}). Results do not vary from run to run: every sum has a
+ * fixed order. Nothing is allocated on the device, read by the host or waited for, so a forward can
+ * be captured once its kernels are loaded (run it once before).
  */
 final class MarlinExperts implements ModularExperts, LoraExperts {
   private final MoeConfig config;
@@ -55,14 +59,18 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
   private final boolean tuned;
   private final int multiprocessors;
   private final Function<MarlinPlan.Problem, MarlinPlan> choice;
+  private final LoraMode mode;
+  private final @Nullable ComposedLora composed;
   private volatile boolean closed;
 
   MarlinExperts(
       MoeConfig config,
       ExpertWeights given,
       CudaDevice device,
+      LoraMode mode,
       Function<MarlinPlan.Problem, MarlinPlan> choice) {
     this.config = config;
+    this.mode = mode;
     this.choice = choice;
     this.experts = given.numExperts();
     this.sizes = PaddedSizes.of(config);
@@ -73,12 +81,21 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
     this.multiprocessors =
         Integer.parseInt(device.info().properties().getOrDefault("multiprocessors", "1"));
     try {
+      boolean fused = mode == LoraMode.FUSED;
       this.slots =
-          config.lora().map(l -> new SlotTables(device, shared, config, l.maxLoras())).orElse(null);
+          config
+              .lora()
+              .filter(l -> fused)
+              .map(l -> new SlotTables(device, shared, config, l.maxLoras()))
+              .orElse(null);
       this.sort = new TileSort(shared);
       this.products = new MarlinProducts(kernels, shared, config, experts, weights);
       this.narrow = heights(device, MarlinKernels.NARROW);
       this.wide = heights(device, MarlinKernels.WIDE);
+      this.composed =
+          fused || config.lora().isEmpty()
+              ? null
+              : new ComposedLora(device, config, experts, this, mode);
     } catch (RuntimeException | Error e) {
       weights.close(); // nobody else could
       throw e;
@@ -114,7 +131,10 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
             config.activation().isGated(),
             orderedInputs(weights.first()),
             orderedInputs(weights.second()),
-            batched()),
+            batched(),
+            composed == null
+                ? -1
+                : ComposedLora.mostBeside(mode, Math.multiplyExact(tokens, topK))),
         slotCount,
         rank,
         copy,
@@ -128,9 +148,10 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
   @Override
   public long workspaceBytes(int maxTokens) {
     int tokens = batched() ? Math.multiplyExact(experts, maxTokens) : maxTokens;
-    int slotCount = config.lora().map(l -> l.maxLoras()).orElse(0);
-    return layout(
-            tokens, batched() ? 1 : config.topK(), slotCount, largestRank(), true, Float.BYTES)
+    LoraConfig lora = slots == null ? null : config.lora().orElse(null);
+    int slotCount = lora == null ? 0 : lora.maxLoras();
+    int rank = lora == null ? 0 : largestRank();
+    return layout(tokens, batched() ? 1 : config.topK(), slotCount, rank, true, Float.BYTES)
         .byteSize();
   }
 
@@ -143,6 +164,8 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
   public void refresh(MoeLoraContext context, DeviceStream stream) {
     if (slots != null) {
       slots.of(context, stream);
+    } else if (composed != null) {
+      context.punicaWrapper().prepare(context, stream);
     }
   }
 
@@ -161,7 +184,10 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
       return;
     }
     MoeLoraContext context = lora == null || !lora.hasLora() ? null : lora;
-    AdaptersInUse adapters = AdaptersInUse.of(slots, context, largestRank(), stream);
+    AdaptersInUse adapters =
+        composed == null
+            ? AdaptersInUse.of(slots, context, largestRank(), stream)
+            : AdaptersInUse.NONE;
     int topK = batched() ? 1 : Math.toIntExact(inputs.requireRouting().topkIds().size(1));
     Tensor output = inputs.output();
     MarlinLayout at =
@@ -185,23 +211,26 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
     long x = padded.in(hidden, tokens, at.hidden, workspace, stream);
     Tensor target = padded.target(output, tokens, at.output, at.y, workspace, stream);
     MarlinPlan.Problem problem =
-            new MarlinPlan.Problem(
-                narrow,
-                wide,
-                weights.first().layout(),
-                weights.second().layout(),
-                config.activation().isGated(),
-                tokens,
-                topK,
-                experts,
-                sizes.hidden(),
-                sizes.intermediate(),
-                adapters.used(),
-                adapters.rank(),
-                batched(),
-                tuned,
-                multiprocessors);
+        new MarlinPlan.Problem(
+            narrow,
+            wide,
+            weights.first().layout(),
+            weights.second().layout(),
+            config.activation().isGated(),
+            tokens,
+            topK,
+            experts,
+            sizes.hidden(),
+            sizes.intermediate(),
+            adapters.used(),
+            adapters.rank(),
+            batched(),
+            tuned,
+            multiprocessors);
     MarlinPlan plan = choice.apply(problem);
+    if (composed != null) {
+      plan = plan.composed(problem);
+    }
     int tileRows = plan.tileRows(problem);
     PairBatch batch =
         PairBatch.of(
@@ -213,7 +242,19 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
     if (!plan.naive()) {
       sort.run(batch, at.lists, base, tileRows, plan.shrinks());
     }
-    products.run(new MarlinProducts.Forward(plan, tileRows, at, base, batch, x, target, batched()));
+    MarlinProducts.Forward f =
+        new MarlinProducts.Forward(plan, tileRows, at, base, batch, x, target, batched());
+    if (composed != null) {
+      composed.run(
+          new ComposedLora.Rows(
+              batch, plan.naive(), at.lists, x, at.ids, at.sorted, at.middle, at.y, at.composed),
+          products.plain(f),
+          inputs.routing(),
+          context,
+          workspace);
+    } else {
+      products.run(f);
+    }
     padded.out(target, output, tokens, at.y, workspace, stream);
   }
 
@@ -223,6 +264,9 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
       closed = true;
       if (slots != null) {
         slots.close();
+      }
+      if (composed != null) {
+        composed.close();
       }
       weights.close();
     }

@@ -1,6 +1,7 @@
 package io.moe4j.backend.marlin;
 
 import io.moe4j.api.device.WorkspaceLayout;
+import io.moe4j.cuda.ops.ComposedLora;
 import io.moe4j.cuda.ops.PaddedSizes;
 import io.moe4j.cuda.ops.ShrinkScratch;
 import io.moe4j.cuda.ops.TileLists;
@@ -24,6 +25,8 @@ final class MarlinLayout {
    * @param ordered13 inputs of w13 in the order of its groups; 0 = x is read as it is
    * @param ordered2 the same of w2
    * @param batched whether ids, and with LoRA slots, are made here
+   * @param deltaRows rows of deltas that are computed beside the products; 0 = they are added to
+   *     them; -1 = the products have them
    */
   record Sizes(
       int tokens,
@@ -33,7 +36,8 @@ final class MarlinLayout {
       boolean gated,
       long ordered13,
       long ordered2,
-      boolean batched) {}
+      boolean batched,
+      int deltaRows) {}
 
   private final long byteSize;
 
@@ -41,12 +45,14 @@ final class MarlinLayout {
   final long output;
   final long ids;
   final long slotOf;
+  final long sorted;
   final long orderedInput;
   final long middle;
   final long orderedMiddle;
   final long y;
   final TileLists lists;
   final ShrinkScratch shrinks;
+  final ComposedLora.Scratch composed;
 
   /**
    * @param s the forward's sizes
@@ -64,12 +70,19 @@ final class MarlinLayout {
     output = layout.reserve(outputBytes * tokens * s.sizes().hidden());
     ids = layout.reserve(s.batched() ? INT * p : 0);
     slotOf = layout.reserve(s.batched() && slots > 0 ? INT * p : 0);
+    boolean compose = s.deltaRows() >= 0;
+    int h = s.sizes().hidden();
+    long i = s.sizes().intermediate();
+    sorted = layout.reserve(compose ? ELEMENT * p * h : 0);
     orderedInput = layout.reserve(ELEMENT * p * s.ordered13());
     middle = layout.reserve(ELEMENT * p * s.sizes().intermediate());
     orderedMiddle = layout.reserve(ELEMENT * p * s.ordered2());
     y = layout.reserve(ELEMENT * p * s.sizes().hidden());
     lists = new TileLists(layout, p, s.experts(), slots, rank);
     shrinks = ShrinkScratch.reserve(layout, p, s.gated(), slots, rank);
+    composed =
+        ComposedLora.Scratch.reserve(
+            layout, compose ? p : 0, h, s.gated() ? 2 * i : i, s.deltaRows());
     byteSize = layout.byteSize();
   }
 

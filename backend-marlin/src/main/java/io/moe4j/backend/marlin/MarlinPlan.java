@@ -20,6 +20,7 @@ record MarlinPlan(
   private static final int SHORT_ROWS = 10;
   private static final int SOME_ROWS = 24;
   private static final int MANY_ROWS = 48;
+  private static final int MOST_GROUP_TILES = 64;
 
   private static final int ROUND_ROWS = 16;
 
@@ -93,6 +94,26 @@ record MarlinPlan(
       return Math.max(1, (int) Math.round(experts * (1 - none)));
     }
 
+    /** {@return the same layer's forward of another size} */
+    Problem of(int otherTokens, int otherSlots, int otherRank) {
+      return new Problem(
+          narrow,
+          wide,
+          first,
+          second,
+          gated,
+          otherTokens,
+          topK,
+          experts,
+          hidden,
+          intermediate,
+          otherSlots,
+          otherRank,
+          sorted,
+          tuned,
+          multiprocessors);
+    }
+
     boolean naive() {
       return !sorted && (tokens == 1 || (long) pairs() * 4 <= experts);
     }
@@ -151,7 +172,7 @@ record MarlinPlan(
       first = wide(p, p.first(), p.gated(), p.intermediate(), rows);
       second = wide(p, p.second(), false, p.hidden(), rows);
     } else {
-      int tiles = p.naive() ? p.pairs() : p.touched();
+      int tiles = tiles(p);
       first =
           ProductPlan.narrow(
               p.first(),
@@ -168,8 +189,8 @@ record MarlinPlan(
               p.naive(),
               warps(p, rows, tiles, p.second(), p.hidden(), 32),
               rank);
-      first = spread(p, first, tiles, p.intermediate(), p.first().chunks() / first.warps());
-      second = spread(p, second, tiles, p.hidden(), Long.MAX_VALUE);
+      first = spread(p, first, p.intermediate(), p.first().chunks() / first.warps());
+      second = spread(p, second, p.hidden(), Long.MAX_VALUE);
     }
     int groupTiles = p.experts() <= 16 && p.rows() >= 1024 ? 32 : 8;
     return new MarlinPlan(p.naive(), first, second, groupTiles, shrinks);
@@ -194,17 +215,112 @@ record MarlinPlan(
   /**
    * Blocks of narrow that are too few for three a multiprocessor, two each. The launch before still
    * has places when they come, and some multiprocessors would get three and others one. Short
-   * blocks of w13 are left alone: w2 finds a place sooner.
+   * blocks of w13 gain nothing.
    */
-  private static ProductPlan spread(
-      Problem p, ProductPlan plan, int tiles, int outputs, long chunks) {
-    long blocks = (long) tiles * Math.ceilDiv(outputs, plan.outputs());
-    return ProductPlan.residentBlocks(plan.rows()) == 3
+  private static ProductPlan spread(Problem p, ProductPlan plan, int outputs, long chunks) {
+    long blocks = (long) tiles(p) * Math.ceilDiv(outputs, plan.outputs());
+    return plan.kind().equals(MarlinKernels.NARROW)
+            && ProductPlan.residentBlocks(plan.rows()) == 3
             && blocks > p.multiprocessors()
             && blocks <= 2L * p.multiprocessors()
             && chunks >= MANY_CHUNKS
         ? plan.twoBlocks()
         : plan;
+  }
+
+  /**
+   * {@return the same with another number of warps that share a contraction}
+   *
+   * @param p the forward's sizes
+   * @param ofFirst of w13, or of w2
+   * @param warps as {@link ProductPlan#warps}; narrow takes fewer where x would not fit otherwise
+   */
+  MarlinPlan withWarps(Problem p, boolean ofFirst, int warps) {
+    ProductPlan old = ofFirst ? first : second;
+    PackedLayout w = ofFirst ? p.first() : p.second();
+    boolean gated = ofFirst && p.gated();
+    boolean lora = p.slots() > 0;
+    ProductPlan other =
+        old.kind().equals(MarlinKernels.WIDE)
+            ? ProductPlan.wide(w, gated, old.rows(), lora, warps > 1)
+            : ProductPlan.narrow(w, gated, old.rows(), naive, warps, lora ? p.rank() : 0);
+    other =
+        ofFirst
+            ? spread(p, other, p.intermediate(), w.chunks() / other.warps())
+            : spread(p, other, p.hidden(), Long.MAX_VALUE);
+    return new MarlinPlan(
+        naive, ofFirst ? other : first, ofFirst ? second : other, groupTiles, shrinks);
+  }
+
+  /** {@return the same with other groups of row tiles} */
+  MarlinPlan withGroupTiles(int tiles) {
+    return new MarlinPlan(naive, first, second, tiles, shrinks);
+  }
+
+  /**
+   * {@return whether a card has the kernels and the room}
+   *
+   * @param p the forward's sizes
+   */
+  boolean fits(Problem p) {
+    return naive == p.naive()
+        && first.kind().equals(second.kind())
+        && first.rows() == second.rows()
+        && groupTiles > 0
+        && groupTiles <= MOST_GROUP_TILES
+        && fits(p, first, p.first())
+        && fits(p, second, p.second());
+  }
+
+  private static boolean fits(Problem p, ProductPlan plan, PackedLayout w) {
+    if (plan.kind().equals(MarlinKernels.WIDE)) {
+      return !p.naive()
+          && p.wide().contains(plan.rows())
+          && (plan.warps() == 1
+              || (plan.warps() == 2
+                  && plan.rows() == ProductPlan.SPLIT_ROWS
+                  && w.chunks() % 2 == 0))
+          && plan.sharedBytes() <= ProductPlan.WIDE_SHARED_BYTES;
+    }
+    return p.narrow().contains(plan.rows())
+        && Integer.bitCount(plan.warps()) == 1
+        && plan.warps() <= ProductPlan.WARPS
+        && (plan.phase() % plan.warps() == 0 || plan.phase() == w.chunks())
+        && plan.sharedBytes() <= ProductPlan.NARROW_SHARED_BYTES;
+  }
+
+  /** {@return what a user reads: the parts that can differ} */
+  String text() {
+    return first.kind()
+        + " "
+        + first.rows()
+        + " rows, shared by "
+        + first.warps()
+        + " + "
+        + second.warps()
+        + ", groups of "
+        + groupTiles;
+  }
+
+  /**
+   * {@return the same with w13 as it is, for deltas of others: gate and up as one matrix, in
+   * kernels without gate or LoRA}
+   *
+   * @param p the forward's sizes, no slots
+   */
+  MarlinPlan composed(Problem p) {
+    int outputs = p.gated() ? 2 * p.intermediate() : p.intermediate();
+    int rows = first.rows();
+    ProductPlan plain =
+        first.kind().equals(MarlinKernels.WIDE)
+            ? wide(p, p.first(), false, outputs, rows)
+            : ProductPlan.narrow(
+                p.first(), false, rows, naive, warps(p, rows, tiles(p), p.first(), outputs, 32), 0);
+    return new MarlinPlan(naive, plain, second, groupTiles, NO_SHRINKS);
+  }
+
+  private static int tiles(Problem p) {
+    return p.naive() ? p.pairs() : p.touched();
   }
 
   /** Where whole contractions would leave half of the card's places empty, they are split. */

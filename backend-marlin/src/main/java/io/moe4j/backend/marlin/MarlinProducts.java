@@ -4,6 +4,7 @@ import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.ops.CombineKernel;
+import io.moe4j.cuda.ops.ComposedLora;
 import io.moe4j.cuda.ops.ElementwiseKernels;
 import io.moe4j.cuda.ops.ExpertKernels;
 import io.moe4j.cuda.ops.PaddedSizes;
@@ -80,12 +81,38 @@ final class MarlinProducts {
   void run(Forward f) {
     MarlinLayout at = f.at();
     long middle = f.address(at.middle);
-    long x = ordered(f, weights.first(), true, f.hidden(), f.address(at.orderedInput));
+    long x = ordered(f, true, false, f.hidden());
     shrink(f, true, f.hidden(), sizes.hidden());
-    product(f, true, x, middle);
-    long between = ordered(f, weights.second(), false, middle, f.address(at.orderedMiddle));
+    product(f, true, false, x, middle);
+    long between = ordered(f, false, false, middle);
     shrink(f, false, middle, sizes.intermediate());
-    product(f, false, between, f.address(at.y));
+    product(f, false, false, between, f.address(at.y));
+    combine(f);
+  }
+
+  /**
+   * The products as they are, for deltas of others: w13 goes the way of w2, as one matrix of gate
+   * and up, which lie behind each other in whole tiles.
+   *
+   * @param f of {@link MarlinPlan#composed}
+   */
+  ComposedLora.Products plain(Forward f) {
+    return new ComposedLora.Products() {
+      @Override
+      public void product(boolean first, Tensor x, Tensor y) {
+        long from = ordered(f, first, true, x.deviceAddress());
+        MarlinProducts.this.product(f, first, true, from, y.deviceAddress());
+      }
+
+      @Override
+      public void combine() {
+        MarlinProducts.this.combine(f);
+      }
+    };
+  }
+
+  private void combine(Forward f) {
+    MarlinLayout at = f.at();
     combine.run(
         f.batch(),
         f.plan().naive(),
@@ -104,11 +131,17 @@ final class MarlinProducts {
     }
   }
 
-  /** {@return x, or with act-order its rows in the order of the weights' groups} */
-  private long ordered(Forward f, PackedMatrices w, boolean first, long x, long to) {
+  /**
+   * {@return x, or with act-order its rows in the order of the weights' groups}
+   *
+   * @param sorted whether x of w13 lies in the order of the sort already, as that of w2 does
+   */
+  private long ordered(Forward f, boolean first, boolean sorted, long x) {
+    PackedMatrices w = first ? weights.first() : weights.second();
     if (w.orders() == null) {
       return x;
     }
+    long to = f.address(first ? f.at().orderedInput : f.at().orderedMiddle);
     PairBatch b = f.batch();
     TileLists lists = f.at().lists;
     kernels
@@ -123,7 +156,7 @@ final class MarlinProducts {
         .pointer(f.address(lists.tiles()))
         .pointer(f.address(lists.nums()))
         .i32(b.hasMap())
-        .i32(first ? 1 : 0)
+        .i32(first && !sorted ? 1 : 0)
         .i32(f.plan().naive() ? 1 : 0)
         .i32(b.pairs())
         .i32(b.topK())
@@ -135,7 +168,10 @@ final class MarlinProducts {
     return to;
   }
 
-  private void product(Forward f, boolean first, long x, long y) {
+  /**
+   * @param plain w13 without activation, as one matrix, of rows that lie in the order of the sort
+   */
+  private void product(Forward f, boolean first, boolean plain, long x, long y) {
     PackedMatrices w = first ? weights.first() : weights.second();
     ProductPlan plan = first ? f.plan().first() : f.plan().second();
     MarlinLayout at = f.at();
@@ -143,11 +179,14 @@ final class MarlinProducts {
     TileLists lists = at.lists;
     Activation a = config.activation();
     Tensor bias = first ? weights.biases().first() : weights.biases().second();
-    int outputs = first ? sizes.intermediate() : sizes.hidden();
+    boolean gated = first && a.isGated();
+    boolean ends = first && !plain;
+    int outputs =
+        !first ? sizes.hidden() : plain && gated ? 2 * sizes.intermediate() : sizes.intermediate();
     boolean ordered = w.orders() != null;
     int inputs =
         ordered ? Math.toIntExact(w.layout().in()) : first ? sizes.hidden() : sizes.intermediate();
-    int wait = b.lora() ? WAIT_FOR_SHRINK : first || ordered ? WAIT_AT_ONCE : WAIT_FOR_X;
+    int wait = b.lora() ? WAIT_FOR_SHRINK : first || plain || ordered ? WAIT_AT_ONCE : WAIT_FOR_X;
     kernels
         .get(
             MarlinKernels.GEMM,
@@ -184,13 +223,13 @@ final class MarlinProducts {
         .pointer(f.address(at.shrinks.partial()))
         .i32(b.hasMap())
         .i32(bias == null ? 0 : 1)
-        .i32(first && config.routerWeightOnInput() && !f.batched() ? 1 : 0)
+        .i32(ends && config.routerWeightOnInput() && !f.batched() ? 1 : 0)
         .i32(first ? 1 : 0)
-        .i32(first && a.isGated() ? 1 : 0)
-        .i32(first && !ordered ? 1 : 0)
+        .i32(ends && gated ? 1 : 0)
+        .i32(ends && !ordered ? 1 : 0)
         .i32(b.lora() ? 1 : 0)
         .i32(f.plan().naive() ? 1 : 0)
-        .i32(first ? ElementwiseKernels.code(a.kind()) : NO_ACTIVATION)
+        .i32(ends ? ElementwiseKernels.code(a.kind()) : NO_ACTIVATION)
         .f32(a.alpha())
         .f32(a.beta())
         .f32(a.limit())

@@ -9,9 +9,13 @@ import io.moe4j.api.spi.BackendPriority;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.cuda.ops.LoraMode;
+import io.moe4j.cuda.ops.PaddedSizes;
 import io.moe4j.cuda.ops.SlotTable;
 import io.moe4j.cuda.ops.TileSort;
+import java.util.List;
 import java.util.Optional;
+import org.jspecify.annotations.Nullable;
 
 /** What the kernels can do, as a pure function. */
 final class MarlinSupport {
@@ -23,8 +27,15 @@ final class MarlinSupport {
 
   private MarlinSupport() {}
 
-  static Support check(MoeConfig c, Platform platform) {
+  /**
+   * @param properties defaults of the layer's options; where it has none and they are mistyped,
+   *     that is a reason
+   */
+  static Support check(MoeConfig c, Platform platform, MarlinProperties properties) {
     Support.Checks checks = Support.checks();
+    String fault = properties.fault(c);
+    checks.require(fault == null, Code.LORA, () -> String.valueOf(fault));
+    LoraMode mode = fault == null ? properties.options(c).lora() : LoraMode.FUSED;
     Optional<DeviceInfo> device = platform.device(DeviceType.CUDA);
     checks.require(device.isPresent(), Code.DEVICE, () -> platform.whyAbsent(DeviceType.CUDA));
     device
@@ -51,9 +62,26 @@ final class MarlinSupport {
     c.lora()
         .ifPresent(l ->
             checks.require(
-                l.maxRank() <= SlotTable.MAX_RANK,
+                mode != LoraMode.FUSED || l.maxRank() <= SlotTable.MAX_RANK,
                 Code.LORA,
                 () -> "LoRA rank " + l.maxRank() + " > " + SlotTable.MAX_RANK));
+    int unit = c.activation().isGated() ? PackedLayout.TILE_ROWS : PaddedSizes.VECTOR;
+    checks.require(
+        mode == LoraMode.FUSED
+            || c.lora().isEmpty()
+            || (PaddedSizes.isExact(c) && c.intermediateSize() % unit == 0),
+        Code.LORA,
+        () ->
+            "the LoRA mode is "
+                + mode.text()
+                + ", which takes hidden sizes that are multiples of "
+                + PaddedSizes.VECTOR
+                + " and intermediate sizes that are multiples of "
+                + unit
+                + ", not "
+                + c.expertHiddenSize()
+                + " and "
+                + c.intermediateSize());
     return checks.result();
   }
 
@@ -64,11 +92,31 @@ final class MarlinSupport {
               + c.weightDtype()
               + ", this backend is for packed ones (triton computes with plain ones)");
     }
-    if (c.uniformScheme().isEmpty()) {
+    return whyNotPacked(c, "w13", c.w13Schemes(), c.uniformW13Scheme().orElse(null))
+        .or(() -> whyNotPacked(c, "w2", c.w2Schemes(), c.uniformW2Scheme().orElse(null)));
+  }
+
+  /** The products are launched one after the other, so each may have a scheme of its own. */
+  private static Optional<String> whyNotPacked(
+      MoeConfig c, String product, List<QuantScheme> all, @Nullable QuantScheme scheme) {
+    String unpacked =
+        "; triton computes the layer unpacked to "
+            + c.weightDtype()
+            + " (-Dmoe4j.triton.unpack=true)";
+    if (scheme == null) {
       return Optional.of(
-          "weights are of several kinds, " + c.quantSchemes() + ", must all be of one");
+          product + " weights are of several kinds, " + all + ", must all be of one" + unpacked);
     }
-    QuantScheme scheme = c.uniformScheme().get();
+    if (scheme.isNone()) {
+      return Optional.of(
+          product
+              + " weights are plain "
+              + c.weightDtype()
+              + " beside packed ones ("
+              + c.quantSchemes()
+              + "), must be packed, too"
+              + unpacked);
+    }
     if (c.quantizedActivations() && !scheme.activations().isNone()) {
       return Optional.of(
           "activations are to be quantised ("

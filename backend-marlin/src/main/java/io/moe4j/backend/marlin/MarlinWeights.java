@@ -34,9 +34,8 @@ final class MarlinWeights implements AutoCloseable {
   MarlinWeights(CudaDevice device, MarlinKernels kernels, MoeConfig config, ExpertWeights weights) {
     memory = new DeviceWeights(device);
     try (Repacker repacker = new Repacker(device, kernels, memory)) {
-      QuantScheme scheme = config.uniformScheme().orElseThrow();
-      first = firstMatrices(repacker, scheme, weights);
-      second = secondMatrices(repacker, scheme, weights);
+      first = firstMatrices(repacker, config.uniformW13Scheme().orElseThrow(), weights);
+      second = secondMatrices(repacker, config.uniformW2Scheme().orElseThrow(), weights);
       biases = ExpertBiases.of(memory, config, weights, PaddedSizes.of(config));
     } catch (RuntimeException | Error e) {
       memory.close();
@@ -48,7 +47,7 @@ final class MarlinWeights implements AutoCloseable {
 
   private static Planned planned(Weight given, QuantScheme scheme) {
     if (!given.scheme().weightOnly().equals(scheme)) {
-      throw new IllegalArgumentException(given + ": the layer's scheme is " + scheme);
+      throw new IllegalArgumentException(given + ": the product's scheme is " + scheme);
     }
     Weight weight = bytesOfZeroPoints(given);
     RepackPlan plan = RepackPlan.of(weight);

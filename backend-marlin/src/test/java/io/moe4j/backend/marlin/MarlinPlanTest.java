@@ -20,7 +20,7 @@ class MarlinPlanTest {
     {128, 8, 2048, 768}, {128, 4, 2880, 2880}, {8, 2, 4096, 14336}, {8, 2, 72, 24}, {1, 1, 8, 8}
   };
 
-  private static MarlinPlan.Problem problem(
+  static MarlinPlan.Problem problem(
       QuantScheme scheme, int major, int[] layer, int tokens, int rank, boolean sorted) {
     PackedLayout first = PackedLayout.of(scheme, layer[3], layer[2]);
     PackedLayout second = PackedLayout.of(scheme, layer[2], layer[3]);
@@ -53,6 +53,9 @@ class MarlinPlanTest {
               for (boolean sorted : new boolean[] {false, true}) {
                 MarlinPlan.Problem p = problem(scheme, major, layer, tokens, rank, sorted);
                 check(p, MarlinPlan.choose(p));
+                if (rank == 0) {
+                  checkComposed(p, MarlinPlan.choose(p));
+                }
               }
             }
           }
@@ -61,10 +64,19 @@ class MarlinPlanTest {
     }
   }
 
-  private static void check(MarlinPlan.Problem p, MarlinPlan plan) {
+  static void check(MarlinPlan.Problem p, MarlinPlan plan) {
+    assertThat(plan.fits(p)).as("%s in %s", plan, p).isTrue();
     assertThat(plan.first().rows()).as("%s", p).isEqualTo(plan.second().rows());
     check(p, plan.naive(), plan.first(), p.first(), 128);
     check(p, plan.naive(), plan.second(), p.second(), 256);
+  }
+
+  /** w13 as one matrix of gate and up: the outputs of a block of w2. */
+  private static void checkComposed(MarlinPlan.Problem p, MarlinPlan plan) {
+    MarlinPlan composed = plan.composed(p);
+    assertThat(composed.second()).isEqualTo(plan.second());
+    assertThat(composed.first().rows()).isEqualTo(plan.second().rows());
+    check(p, composed.naive(), composed.first(), p.first(), 256);
   }
 
   private static void check(

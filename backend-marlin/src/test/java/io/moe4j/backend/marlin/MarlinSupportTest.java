@@ -2,6 +2,7 @@ package io.moe4j.backend.marlin;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.ParallelConfig;
@@ -14,6 +15,7 @@ import io.moe4j.api.spi.BackendPriority;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.cuda.ops.LoraMode;
 import java.util.List;
 import java.util.Map;
 import java.util.ServiceLoader;
@@ -89,7 +91,99 @@ class MarlinSupportTest {
                 config().quantSchemes(List.of(QuantScheme.int4(128), QuantScheme.NONE)).build(),
                 H200))
         .containsExactly(
-            "weights are of several kinds, [int4 group 128, none], must all be of one");
+            "w13 weights are of several kinds, [int4 group 128, none], must all be of one; triton"
+                + " computes the layer unpacked to BF16 (-Dmoe4j.triton.unpack=true)");
+    assertThat(
+            why(
+                config()
+                    .quantSchemes(List.of(QuantScheme.int4(128)), List.of(QuantScheme.NONE))
+                    .build(),
+                H200))
+        .containsExactly(
+            "w2 weights are plain BF16 beside packed ones ([int4 group 128, none]), must be packed,"
+                + " too; triton computes the layer unpacked to BF16 (-Dmoe4j.triton.unpack=true)");
+  }
+
+  /** Each product has its own kernels; what one of them cannot be the other cannot, either. */
+  @Test
+  void theProductsMayBeOfTwoSchemes() {
+    List<QuantScheme> schemes = KernelsTest.schemes();
+    for (QuantScheme first : schemes) {
+      for (QuantScheme second : schemes) {
+        assertThat(why(config().quantSchemes(List.of(first), List.of(second)).build(), H200))
+            .isEmpty();
+      }
+    }
+    assertThat(
+            why(
+                config()
+                    .quantSchemes(List.of(QuantScheme.int4(128)), List.of(QuantScheme.int4(24)))
+                    .build(),
+                H200))
+        .containsExactly(
+            "a scale serves 24 inputs (int4 group 24), must be a multiple of 16 or all of them");
+    assertThat(
+            why(
+                config()
+                    .quantSchemes(
+                        List.of(QuantScheme.int4(128)),
+                        List.of(QuantScheme.int4(128), QuantScheme.int8(64)))
+                    .build(),
+                H200))
+        .singleElement()
+        .asString()
+        .startsWith("w2 weights are of several kinds, [int4 group 128, int8 group 64]");
+  }
+
+  private static List<String> composed(MoeConfig config) {
+    return why(
+        config.toBuilder()
+            .options(MarlinOptions.DEFAULT.withLora(LoraMode.COMPOSABLE))
+            .lora(new LoraConfig(4, 4096))
+            .build(),
+        H200);
+  }
+
+  /** A wrapper takes any rank; gate and up are one matrix to it, of whole tiles. */
+  @Test
+  void deltasOfOthers() {
+    assertThat(composed(config().build())).isEmpty();
+    assertThat(
+            composed(
+                MoeConfig.builder(2048, 776, 8, 2)
+                    .inputDtype(DType.BF16)
+                    .weightDtype(DType.BF16)
+                    .quantScheme(QuantScheme.int4(16))
+                    .build()))
+        .containsExactly(
+            "the LoRA mode is composable, which takes hidden sizes that are multiples of 8 and"
+                + " intermediate sizes that are multiples of 16, not 2048 and 776");
+    assertThat(
+            composed(
+                MoeConfig.builder(2048, 776, 8, 2)
+                    .inputDtype(DType.BF16)
+                    .weightDtype(DType.BF16)
+                    .activation(Activation.RELU2_NO_MUL)
+                    .quantScheme(QuantScheme.int4(16))
+                    .build()))
+        .isEmpty();
+  }
+
+  @Test
+  void aMistypedPropertyIsAReason() {
+    System.setProperty(MarlinProperties.LORA, "fast");
+    try {
+      assertThat(why(config().build(), H200))
+          .singleElement()
+          .asString()
+          .startsWith("moe4j.marlin.lora is \"fast\", must be one of [fused, composable");
+      assertThat(why(config().options(MarlinOptions.DEFAULT).build(), H200)).isEmpty();
+      System.setProperty(MarlinProperties.LORA, "composable-two-streams");
+      assertThat(MarlinProperties.read().options(config().build()).lora())
+          .isEqualTo(LoraMode.COMPOSABLE_TWO_STREAMS);
+    } finally {
+      System.clearProperty(MarlinProperties.LORA);
+    }
   }
 
   @Test

@@ -17,7 +17,6 @@ import io.moe4j.backend.triton.launch.TritonExperts;
 import io.moe4j.backend.triton.options.TritonProperties;
 import io.moe4j.backend.triton.tuning.TritonTuner;
 import io.moe4j.backend.triton.tuning.TuningCache;
-import io.moe4j.backend.triton.tuning.TuningPlace;
 import io.moe4j.cuda.CudaDevice;
 import java.nio.file.Path;
 import java.util.Optional;
@@ -84,7 +83,7 @@ public final class TritonBackend implements TunableBackend {
 
   @Override
   public Optional<Path> tuningFile() {
-    return TuningPlace.current();
+    return TuningCache.path();
   }
 
   @Override
@@ -94,6 +93,6 @@ public final class TritonBackend implements TunableBackend {
 
   @Override
   public Tuner tuner(MoeConfig config, ExpertWeights weights, Device device, Path file) {
-    return new TritonTuner(config, weights, CudaDevice.of(device), file);
+    return TritonTuner.of(config, weights, CudaDevice.of(device), file);
   }
 }

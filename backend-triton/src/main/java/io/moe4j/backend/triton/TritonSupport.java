@@ -10,13 +10,14 @@ import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.triton.launch.ExpertMatrices;
 import io.moe4j.backend.triton.launch.TritonKernels;
-import io.moe4j.backend.triton.options.LoraMode;
 import io.moe4j.backend.triton.options.TritonOptions;
 import io.moe4j.backend.triton.options.TritonProperties;
+import io.moe4j.cuda.ops.LoraMode;
 import io.moe4j.cuda.ops.PaddedSizes;
 import io.moe4j.cuda.ops.SlotTable;
 import io.moe4j.cuda.ops.TileSort;
 import java.util.Optional;
+import java.util.stream.Stream;
 
 /** What the kernels can do, as a pure function. */
 final class TritonSupport {
@@ -53,8 +54,9 @@ final class TritonSupport {
         () ->
             "quantisation "
                 + c.quantSchemes()
-                + " is none of: none, mxfp4; backend-marlin computes it packed, or let triton unpack"
-                + " it to "
+                + " is none of: none, mxfp4; "
+                + (packed(c) ? "backend-marlin computes it packed, or " : "")
+                + "let triton unpack it to "
                 + w
                 + " when it is prepared: TritonOptions.withUnpackedWeights, -D"
                 + TritonProperties.UNPACK
@@ -109,5 +111,11 @@ final class TritonSupport {
                 + " and "
                 + c.intermediateSize());
     return checks.result();
+  }
+
+  /** Whether each product's weights are of one packed scheme. */
+  private static boolean packed(MoeConfig c) {
+    return Stream.of(c.uniformW13Scheme(), c.uniformW2Scheme())
+        .allMatch(s -> s.isPresent() && !s.get().isNone());
   }
 }

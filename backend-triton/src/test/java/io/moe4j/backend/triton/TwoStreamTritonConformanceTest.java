@@ -1,9 +1,9 @@
 package io.moe4j.backend.triton;
 
 import io.moe4j.api.spi.ExpertsBackend;
-import io.moe4j.backend.triton.options.LoraMode;
 import io.moe4j.backend.triton.options.TritonOptions;
 import io.moe4j.backend.triton.options.TritonProperties;
+import io.moe4j.cuda.ops.LoraMode;
 import io.moe4j.tck.GpuTest;
 
 /** The conformance kit on {@code triton} with the deltas of a punica wrapper on a second stream. */

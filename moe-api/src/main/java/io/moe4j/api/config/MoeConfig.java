@@ -8,6 +8,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.Set;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -26,6 +27,8 @@ public final class MoeConfig {
   private final DType inputDtype;
   private final DType weightDtype;
   private final List<QuantScheme> quantSchemes;
+  private final List<QuantScheme> w13Schemes;
+  private final List<QuantScheme> w2Schemes;
   private final boolean quantizedActivations;
   private final boolean expertBias;
   private final boolean routerWeightOnInput;
@@ -53,7 +56,11 @@ public final class MoeConfig {
     routing = b.routing;
     inputDtype = b.inputDtype;
     weightDtype = b.weightDtype;
-    quantSchemes = List.copyOf(new LinkedHashSet<>(b.quantSchemes));
+    w13Schemes = List.copyOf(new LinkedHashSet<>(b.w13Schemes));
+    w2Schemes = List.copyOf(new LinkedHashSet<>(b.w2Schemes));
+    Set<QuantScheme> all = new LinkedHashSet<>(w13Schemes);
+    all.addAll(w2Schemes);
+    quantSchemes = List.copyOf(all);
     quantizedActivations = b.quantizedActivations;
     expertBias = b.expertBias;
     routerWeightOnInput = b.routerWeightOnInput;
@@ -89,7 +96,6 @@ public final class MoeConfig {
     }
     Objects.requireNonNull(activation, "activation");
     Objects.requireNonNull(routing, "routing");
-    Objects.requireNonNull(quantSchemes, "quantSchemes");
     Objects.requireNonNull(sharedExpert, "sharedExpert");
     Objects.requireNonNull(lora, "lora");
     Objects.requireNonNull(activationFormat, "activationFormat");
@@ -144,7 +150,7 @@ public final class MoeConfig {
     if (routing.scoring() == RoutingConfig.Scoring.SPARSE_MIXER && topK != 2) {
       throw new IllegalArgumentException("SPARSE_MIXER routing has top_k 2, not " + topK);
     }
-    if (quantSchemes.isEmpty()) {
+    if (w13Schemes.isEmpty() || w2Schemes.isEmpty()) {
       throw new IllegalArgumentException(
           "quantSchemes is empty, must name at least one scheme (QuantScheme.NONE for plain floats)");
     }
@@ -301,6 +307,26 @@ public final class MoeConfig {
   }
 
   /**
+   * {@return every scheme that occurs among gate and up; all of {@link #quantSchemes} where it was
+   * not said which are where}
+   *
+   * @since 0.2.0
+   */
+  public List<QuantScheme> w13Schemes() {
+    return w13Schemes;
+  }
+
+  /**
+   * {@return every scheme that occurs among the down projections; all of {@link #quantSchemes}
+   * where it was not said which are where}
+   *
+   * @since 0.2.0
+   */
+  public List<QuantScheme> w2Schemes() {
+    return w2Schemes;
+  }
+
+  /**
    * {@return whether activations are quantised as {@link QuantScheme#activations()} says; by
    * default they are not, whatever the checkpoint was tuned for. LoRA reads the unquantised
    * activation in either case}
@@ -446,10 +472,34 @@ public final class MoeConfig {
    * @return empty where experts or projections differ
    */
   public Optional<QuantScheme> uniformScheme() {
+    return one(quantSchemes);
+  }
+
+  /**
+   * The same of w13 alone, for backends that compute each product by itself.
+   *
+   * @return empty where experts, or gate and up, differ
+   * @since 0.2.0
+   */
+  public Optional<QuantScheme> uniformW13Scheme() {
+    return one(w13Schemes);
+  }
+
+  /**
+   * The same of w2 alone.
+   *
+   * @return empty where experts differ
+   * @since 0.2.0
+   */
+  public Optional<QuantScheme> uniformW2Scheme() {
+    return one(w2Schemes);
+  }
+
+  private Optional<QuantScheme> one(List<QuantScheme> schemes) {
     List<QuantScheme> computed =
         quantizedActivations
-            ? quantSchemes
-            : quantSchemes.stream().map(QuantScheme::weightOnly).distinct().toList();
+            ? schemes
+            : schemes.stream().map(QuantScheme::weightOnly).distinct().toList();
     return computed.size() == 1 ? Optional.of(computed.getFirst()) : Optional.empty();
   }
 
@@ -487,7 +537,8 @@ public final class MoeConfig {
     b.routing = routing;
     b.inputDtype = inputDtype;
     b.weightDtype = weightDtype;
-    b.quantSchemes = quantSchemes;
+    b.w13Schemes = w13Schemes;
+    b.w2Schemes = w2Schemes;
     b.quantizedActivations = quantizedActivations;
     b.expertBias = expertBias;
     b.routerWeightOnInput = routerWeightOnInput;
@@ -526,7 +577,8 @@ public final class MoeConfig {
     private RoutingConfig routing = RoutingConfig.SOFTMAX_RENORMALIZE;
     private DType inputDtype = DType.F32;
     private DType weightDtype = DType.BF16;
-    private Collection<QuantScheme> quantSchemes = List.of(QuantScheme.NONE);
+    private Collection<QuantScheme> w13Schemes = List.of(QuantScheme.NONE);
+    private Collection<QuantScheme> w2Schemes = List.of(QuantScheme.NONE);
     private boolean quantizedActivations;
     private boolean expertBias;
     private boolean routerWeightOnInput;
@@ -606,13 +658,27 @@ public final class MoeConfig {
     }
 
     /**
-     * Sets the schemes of a layer whose experts or projections differ.
+     * Sets the schemes of a layer whose experts or projections differ, where any may be anywhere.
      *
      * @param quantSchemes not empty; repetitions are dropped
      * @return this
      */
     public Builder quantSchemes(Collection<QuantScheme> quantSchemes) {
-      this.quantSchemes = List.copyOf(quantSchemes);
+      return quantSchemes(quantSchemes, quantSchemes);
+    }
+
+    /**
+     * Sets the schemes of a layer whose experts or projections differ, and which are where: some
+     * backends compute a layer whose w2 is stored otherwise than its w13.
+     *
+     * @param w13 of gate and up; not empty, repetitions are dropped
+     * @param w2 of the down projections; likewise
+     * @return this
+     * @since 0.2.0
+     */
+    public Builder quantSchemes(Collection<QuantScheme> w13, Collection<QuantScheme> w2) {
+      this.w13Schemes = List.copyOf(w13);
+      this.w2Schemes = List.copyOf(w2);
       return this;
     }
 
@@ -862,7 +928,8 @@ public final class MoeConfig {
         routing,
         inputDtype,
         weightDtype,
-        quantSchemes,
+        w13Schemes,
+        w2Schemes,
         quantizedActivations,
         expertBias,
         routerWeightOnInput,
@@ -911,6 +978,7 @@ public final class MoeConfig {
         + weightDtype
         + ", quantSchemes="
         + quantSchemes
+        + (w13Schemes.equals(w2Schemes) ? "" : " (w13 " + w13Schemes + ", w2 " + w2Schemes + ")")
         + ", quantizedActivations="
         + quantizedActivations
         + ", expertBias="

@@ -1,8 +1,10 @@
 package io.moe4j.api.weights;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.tensor.Tensor;
 import java.util.Arrays;
+import java.util.List;
 import java.util.Objects;
 import java.util.OptionalInt;
 import org.jspecify.annotations.Nullable;
@@ -169,9 +171,11 @@ public final class MoeLayerWeights {
       ExpertWeights.Expert x = experts.expert(e);
       String who = "expert " + e + " ";
       requireMlp(who, x, config.activation().isGated(), i, h);
-      for (Weight w : x.projections()) {
-        requireScheme(who, w, config);
+      if (x.gate() != null) {
+        requireScheme(who, x.gate(), config, config.w13Schemes());
       }
+      requireScheme(who, x.up(), config, config.w13Schemes());
+      requireScheme(who, x.down(), config, config.w2Schemes());
       if (config.expertBias() != (x.upBias() != null && x.downBias() != null)) {
         throw new IllegalArgumentException(
             who
@@ -268,10 +272,11 @@ public final class MoeLayerWeights {
     }
   }
 
-  private static void requireScheme(String who, Weight w, MoeConfig config) {
-    if (!config.quantSchemes().contains(w.scheme())) {
+  private static void requireScheme(
+      String who, Weight w, MoeConfig config, List<QuantScheme> schemes) {
+    if (!schemes.contains(w.scheme())) {
       throw new IllegalArgumentException(
-          who + w + " is " + w.scheme() + ", the config says " + config.quantSchemes());
+          who + w + " is " + w.scheme() + ", the config says " + schemes);
     }
     if (w.isPlain() && w.plain().dtype() != config.weightDtype()) {
       throw new IllegalArgumentException(

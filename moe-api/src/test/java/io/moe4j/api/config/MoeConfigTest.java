@@ -2,6 +2,7 @@ package io.moe4j.api.config;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.tensor.DType;
 import java.lang.reflect.Method;
@@ -122,6 +123,33 @@ class MoeConfigTest {
             .map(Method::getName)
             .toList();
     assertThat(settings()).extracting(Setting::name).containsExactlyInAnyOrderElementsOf(setters);
+  }
+
+  @Test
+  void aProductMayHaveSchemesOfItsOwn() {
+    QuantScheme int4 = QuantScheme.int4(128);
+    QuantScheme fp8 = QuantScheme.FP8_BLOCK;
+    MoeConfig config = defaults().quantSchemes(List.of(int4, int4), List.of(fp8)).build();
+    assertThat(config.quantSchemes()).containsExactly(int4, fp8);
+    assertThat(config.w13Schemes()).containsExactly(int4);
+    assertThat(config.w2Schemes()).containsExactly(fp8);
+    assertThat(config.uniformScheme()).isEmpty();
+    assertThat(config.uniformW13Scheme()).hasValue(int4);
+    assertThat(config.uniformW2Scheme()).hasValue(fp8);
+    assertThat(config.toBuilder().build()).isEqualTo(config).hasSameHashCodeAs(config);
+    MoeConfig anywhere = defaults().quantSchemes(List.of(int4, fp8)).build();
+    assertThat(anywhere).isNotEqualTo(config);
+    assertThat(anywhere.quantSchemes()).isEqualTo(config.quantSchemes());
+    assertThat(anywhere.uniformW13Scheme()).isEmpty();
+    assertThat(anywhere.uniformW2Scheme()).isEmpty();
+    assertThat(config.toString()).contains("w13 [int4 group 128], w2 [fp8 block 128x128");
+    assertThat(config.toBuilder().quantScheme(int4).build().uniformScheme()).hasValue(int4);
+    QuantScheme tuned = fp8.toBuilder().activations(ActivationQuant.FP8_PER_BLOCK).build();
+    MoeConfig both = defaults().quantSchemes(List.of(int4), List.of(fp8, tuned)).build();
+    assertThat(both.uniformW2Scheme()).hasValue(fp8);
+    assertThat(both.toBuilder().quantizedActivations(true).build().uniformW2Scheme()).isEmpty();
+    assertThatThrownBy(() -> defaults().quantSchemes(List.of(int4), List.of()).build())
+        .hasMessageContaining("must name at least one scheme");
   }
 
   @Test

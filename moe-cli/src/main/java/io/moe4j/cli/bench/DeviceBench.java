@@ -302,7 +302,7 @@ public final class DeviceBench implements AutoCloseable {
 
   /** {@return what was measured so far} */
   public DeviceBenchReport report() {
-    return new DeviceBenchReport(device.info(), weightKind, rows, restMillis);
+    return new DeviceBenchReport(device.info(), weightKind, rows, restMillis, null);
   }
 
   @Override

@@ -10,6 +10,7 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Optional;
 import java.util.Set;
+import org.jspecify.annotations.Nullable;
 
 /**
  * What {@link DeviceBench} measured, as Markdown and JSON.
@@ -18,9 +19,35 @@ import java.util.Set;
  * @param weights what the experts' weights are
  * @param rows cases in the order of measuring
  * @param restMillis how long the card rested before each; 0 = not at all
+ * @param beside what was measured with another backend or other weights, or null
  */
 public record DeviceBenchReport(
-    DeviceInfo device, BenchWeights weights, List<Row> rows, int restMillis) {
+    DeviceInfo device,
+    BenchWeights weights,
+    List<Row> rows,
+    int restMillis,
+    @Nullable Beside beside) {
+  /** What a point may take longer than the one beside it without being named. */
+  private static final double SLOWER = 1.05;
+
+  /**
+   * The same cases by others.
+   *
+   * @param name backend and weights
+   * @param rows their cases
+   */
+  public record Beside(String name, List<Row> rows) {
+    /**
+     * Copies the rows.
+     *
+     * @param name backend and weights
+     * @param rows copied
+     */
+    public Beside {
+      rows = List.copyOf(rows);
+    }
+  }
+
   /**
    * What a card was measured to do at best.
    *
@@ -39,9 +66,20 @@ public record DeviceBenchReport(
    * @param weights what the experts' weights are
    * @param rows copied
    * @param restMillis how long the card rested before each
+   * @param beside what was measured with others, or null
    */
   public DeviceBenchReport {
     rows = List.copyOf(rows);
+  }
+
+  /**
+   * {@return the same beside others}
+   *
+   * @param name their backend and weights
+   * @param theirs their cases
+   */
+  public DeviceBenchReport beside(String name, List<Row> theirs) {
+    return new DeviceBenchReport(device, weights, rows, restMillis, new Beside(name, theirs));
   }
 
   /**
@@ -92,6 +130,22 @@ public record DeviceBenchReport(
         : base(r).map(b -> r.micros() / b.micros()).orElse(Double.NaN);
   }
 
+  /** {@return our time over theirs; NaN where they have no such case} */
+  double overBeside(Row r) {
+    return theirs(r).map(b -> r.micros() / b.micros()).orElse(Double.NaN);
+  }
+
+  private Optional<Row> theirs(Row r) {
+    return beside == null
+        ? Optional.empty()
+        : beside.rows().stream()
+            .filter(b ->
+                b.shape().equals(r.shape())
+                    && b.tokens() == r.tokens()
+                    && b.lora().equals(r.lora()))
+            .findFirst();
+  }
+
   /** {@return the report as Markdown} */
   public String markdown() {
     StringBuilder s = new StringBuilder("# moe bench --device cuda\n\n");
@@ -124,8 +178,10 @@ public record DeviceBenchReport(
     rows.forEach(r -> shapes.add(r.shape()));
     for (String shape : shapes) {
       s.append("\n## ").append(shape).append("\n\n");
-      s.append("| T | rank | adapters | us | floor | us / floor | tax |\n");
-      s.append("|---:|---:|---:|---:|---:|---:|---:|\n");
+      s.append("| T | rank | adapters | us | floor | us / floor | tax |");
+      s.append(beside == null ? "" : " " + beside.name() + " us | ours / theirs |").append('\n');
+      s.append("|---:|---:|---:|---:|---:|---:|---:|");
+      s.append(beside == null ? "" : "---:|---:|").append('\n');
       rows.stream()
           .filter(r -> r.shape().equals(shape))
           .sorted(
@@ -134,7 +190,7 @@ public record DeviceBenchReport(
                   .thenComparingInt(r -> r.lora().adapters()))
           .forEach(r -> line(s, r));
     }
-    return s.append('\n').append(means()).toString();
+    return s.append('\n').append(means()).append(comparison()).toString();
   }
 
   private void line(StringBuilder s, Row r) {
@@ -148,11 +204,49 @@ public record DeviceBenchReport(
         .append(
             String.format(
                 ROOT,
-                " | %.1f | %.1f | %.2f | %s |%n",
+                " | %.1f | %.1f | %.2f | %s |",
                 r.micros(),
                 floor(r),
                 r.micros() / floor(r),
                 lora ? String.format(ROOT, "%.2f", tax(r)) : "-"));
+    if (beside != null) {
+      s.append(
+          theirs(r)
+              .map(b -> String.format(ROOT, " %.1f | %.2f |", b.micros(), overBeside(r)))
+              .orElse(" - | - |"));
+    }
+    s.append('\n');
+  }
+
+  /** Ours over theirs as a whole, and each point that is clearly slower. */
+  private String comparison() {
+    if (beside == null) {
+      return "";
+    }
+    List<Row> known = rows.stream().filter(r -> theirs(r).isPresent()).toList();
+    List<String> slower =
+        known.stream()
+            .filter(r -> overBeside(r) > SLOWER)
+            .map(r ->
+                String.format(
+                    ROOT,
+                    "%s T=%d%s %.2f",
+                    r.shape(),
+                    r.tokens(),
+                    r.lora().adapters() == 0
+                        ? ""
+                        : " rank " + r.lora().rank() + " x " + r.lora().adapters(),
+                    overBeside(r)))
+            .toList();
+    double mean =
+        Math.exp(known.stream().mapToDouble(r -> Math.log(overBeside(r))).average().orElse(0));
+    return String.format(
+        ROOT,
+        "%nOver %s: %.3f in the geometric mean of %d points; over 5%% slower: %s%n",
+        beside.name(),
+        mean,
+        known.size(),
+        slower.isEmpty() ? "none" : String.join(", ", slower));
   }
 
   /** Geometric means of time over floor. */
@@ -184,6 +278,9 @@ public record DeviceBenchReport(
   public ObjectNode json() {
     ObjectNode root = Json.document("bench.device");
     root.put("device", device.name());
+    if (beside != null) {
+      root.put("beside", beside.name());
+    }
     ArrayNode all = root.putArray("rows");
     for (Row r : rows) {
       ObjectNode o = all.addObject();
@@ -197,6 +294,7 @@ public record DeviceBenchReport(
         o.put("floor_us", Math.round(floor * 10) / 10.0);
       }
       o.put("path", r.path());
+      theirs(r).ifPresent(b -> o.put("beside_us", Math.round(b.micros() * 10) / 10.0));
     }
     return root;
   }

@@ -1,6 +1,7 @@
 package io.moe4j.backend.triton.launch;
 
 import io.moe4j.api.device.WorkspaceLayout;
+import io.moe4j.cuda.ops.ComposedLora;
 import io.moe4j.cuda.ops.ShrinkScratch;
 import io.moe4j.cuda.ops.TileLists;
 
@@ -23,11 +24,7 @@ final class ForwardLayout {
   final long y;
   final TileLists lists;
   final ShrinkScratch shrinks;
-  final long wide;
-  final long delta;
-  final long rowExperts;
-  final long rowSlots;
-  final long rowWeights;
+  final ComposedLora.Scratch composed;
 
   /**
    * @param tokens {@code T} (BATCHED: all rows)
@@ -70,12 +67,8 @@ final class ForwardLayout {
     lists = new TileLists(layout, p, experts, slots, rank);
     shrinks = ShrinkScratch.reserve(layout, p, gated, slots, rank);
     long width = gated ? 2L * intermediate : intermediate;
-    boolean composed = deltaRows >= 0;
-    wide = layout.reserve(composed ? ELEMENT * p * width : 0);
-    delta = layout.reserve(composed ? (long) ELEMENT * deltaRows * Math.max(width, hiddenSize) : 0);
-    rowExperts = layout.reserve(composed ? INT * p : 0);
-    rowSlots = layout.reserve(composed ? INT * p : 0);
-    rowWeights = layout.reserve(composed ? INT * p : 0);
+    composed =
+        ComposedLora.Scratch.reserve(layout, deltaRows < 0 ? 0 : p, hiddenSize, width, deltaRows);
     byteSize = layout.byteSize();
   }
 

@@ -11,6 +11,7 @@ import io.moe4j.cuda.Kernel;
 import io.moe4j.cuda.KernelLaunch;
 import io.moe4j.cuda.TensorMaps;
 import io.moe4j.cuda.ops.CombineKernel;
+import io.moe4j.cuda.ops.ComposedLora;
 import io.moe4j.cuda.ops.ElementwiseKernels;
 import io.moe4j.cuda.ops.ExpertKernels;
 import io.moe4j.cuda.ops.PaddedSizes;
@@ -80,25 +81,32 @@ final class GemmLaunches {
   }
 
   /**
-   * A product as it is, without LoRA or activation, in the order of the sort.
+   * The products as they are, for deltas of others.
    *
    * @param f of {@link TileTable#composed}
-   * @param first w13 or w2
-   * @param x {@code [P, contraction]}
-   * @param y {@code [P, columns]}, overwritten
    */
-  void product(Forward f, boolean first, Tensor x, Tensor y) {
-    TilePlan plan = f.plan();
-    gemm(
-        f,
-        first,
-        "w2",
-        first ? plan.w13() : plan.w2(),
-        first ? plan.tileColumns13() : plan.tileColumns2(),
-        x.deviceAddress(),
-        y.deviceAddress(),
-        Math.toIntExact(y.size(1)),
-        Math.toIntExact(x.size(1)));
+  ComposedLora.Products products(Forward f) {
+    return new ComposedLora.Products() {
+      @Override
+      public void product(boolean first, Tensor x, Tensor y) {
+        TilePlan plan = f.plan();
+        gemm(
+            f,
+            first,
+            "w2",
+            first ? plan.w13() : plan.w2(),
+            first ? plan.tileColumns13() : plan.tileColumns2(),
+            x.deviceAddress(),
+            y.deviceAddress(),
+            Math.toIntExact(y.size(1)),
+            Math.toIntExact(x.size(1)));
+      }
+
+      @Override
+      public void combine() {
+        GemmLaunches.this.combine(f);
+      }
+    };
   }
 
   private boolean gated() {
@@ -309,7 +317,7 @@ final class GemmLaunches {
   }
 
   /** The weighted sum over k. */
-  void combine(Forward f) {
+  private void combine(Forward f) {
     combine.run(
         f.batch(),
         f.plan().naive(),

@@ -10,17 +10,17 @@ import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.ModularExperts;
-import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
-import io.moe4j.backend.triton.options.LoraMode;
 import io.moe4j.backend.triton.tiles.TileChoice;
 import io.moe4j.backend.triton.tiles.TilePlan;
 import io.moe4j.backend.triton.tiles.TileTable;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.ops.AdaptersInUse;
+import io.moe4j.cuda.ops.ComposedLora;
 import io.moe4j.cuda.ops.ExpertKernels;
+import io.moe4j.cuda.ops.LoraMode;
 import io.moe4j.cuda.ops.PaddedSizes;
 import io.moe4j.cuda.ops.PaddedTensors;
 import io.moe4j.cuda.ops.PairBatch;
@@ -54,6 +54,7 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
   private final TileSort sort;
   private final GemmLaunches gemm;
   private final int experts;
+  private final LoraMode mode;
   private final @Nullable ComposedLora composed;
   private final TileChoice tiles;
   private volatile boolean closed;
@@ -61,6 +62,7 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
   public TritonExperts(
       MoeConfig config, ExpertWeights weights, CudaDevice device, LoraMode mode, TileChoice tiles) {
     this.tiles = tiles;
+    this.mode = mode;
     this.config = config;
     this.device = device;
     this.experts = weights.numExperts();
@@ -82,7 +84,7 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
       this.composed =
           fused || config.lora().isEmpty()
               ? null
-              : new ComposedLora(device, config, sizes, experts, gemm, this, mode);
+              : new ComposedLora(device, config, experts, this, mode);
     } catch (RuntimeException | Error e) {
       matrices.close(); // nobody else could
       throw e;
@@ -107,7 +109,7 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
         copy,
         outputBytes,
         batched(),
-        composed == null ? -1 : composed.deltaRows(Math.multiplyExact(tokens, topK)));
+        composed == null ? -1 : ComposedLora.mostBeside(mode, Math.multiplyExact(tokens, topK)));
   }
 
   @Override
@@ -204,19 +206,17 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
       }
     }
     if (composed != null) {
-      composed.run(f, routing == null ? batchedRouting(f, workspace) : routing, context, workspace);
+      composed.run(
+          new ComposedLora.Rows(
+              batch, plan.naive(), at.lists, x, at.ids, at.sorted, at.middle, at.y, at.composed),
+          gemm.products(f),
+          routing,
+          context,
+          workspace);
     } else {
       gemm.run(f);
     }
     padded.out(target, output, tokens, at.y, workspace, stream);
-  }
-
-  /** The rows of a BATCHED call as tokens with one expert each, -1 past an expert's count. */
-  private static ExpertRouting batchedRouting(Forward f, Workspace workspace) {
-    return new ExpertRouting(
-        workspace.tensor(f.at().ids, DType.I32, f.batch().tokens(), 1),
-        workspace.tensor(f.at().rowWeights, DType.F32, f.batch().tokens(), 1),
-        null);
   }
 
   @Override

@@ -1,6 +1,7 @@
 package io.moe4j.backend.triton.options;
 
 import io.moe4j.api.config.BackendOptions;
+import io.moe4j.cuda.ops.LoraMode;
 import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 

@@ -2,6 +2,7 @@ package io.moe4j.backend.triton.options;
 
 import io.moe4j.api.MoeException;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.cuda.ops.LoraMode;
 import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 

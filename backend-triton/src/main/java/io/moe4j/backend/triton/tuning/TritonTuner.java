@@ -1,242 +1,71 @@
 package io.moe4j.backend.triton.tuning;
 
-import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.device.Device;
-import io.moe4j.api.device.DeviceStream;
-import io.moe4j.api.device.Workspace;
+import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.spi.Tuner;
-import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.triton.launch.TritonExperts;
-import io.moe4j.backend.triton.options.LoraMode;
 import io.moe4j.backend.triton.tiles.TilePlan;
 import io.moe4j.backend.triton.tiles.TileSet;
 import io.moe4j.backend.triton.tiles.TileTable;
 import io.moe4j.backend.triton.tiles.TileTable.Problem;
 import io.moe4j.cuda.CudaDevice;
-import io.moe4j.cuda.DeviceBuffer;
-import java.io.IOException;
-import java.io.UncheckedIOException;
+import io.moe4j.cuda.ops.LoraMode;
+import io.moe4j.cuda.tuning.PlanRace;
+import io.moe4j.cuda.tuning.PlanTuner;
 import java.nio.file.Path;
-import java.util.Arrays;
-import java.util.HashSet;
-import java.util.List;
 import java.util.Optional;
-import java.util.Set;
 import java.util.function.BooleanSupplier;
-import java.util.function.Consumer;
-import org.jspecify.annotations.Nullable;
+import java.util.function.Function;
 
-/**
- * Tunes one layer: forwards are recorded and replayed, as engines run them. A plan must give the
- * built-in choice's output within rounding, and the same bits from run to run.
- */
-public final class TritonTuner implements Tuner {
-  private static final int POISON = 0xff;
-  private static final int LOOK_SAMPLES = 7;
-  private static final int AGAIN_SAMPLES = 5;
-  private static final double LOOK_NANOS = 1e6;
-  private static final double AGAIN_NANOS = 2e6;
-  private static final double WARM_NANOS = 3e6;
-  private static final double MUCH_SLOWER = 1.5;
-  private static final int MAX_REPLAYS = 50;
-
+/** What a {@link PlanTuner} must know of this module. */
+public final class TritonTuner implements PlanTuner.Backend<Problem, TilePlan, TileEntry> {
+  private final MoeConfig config;
+  private final ExpertWeights weights;
   private final CudaDevice device;
-  private final DeviceStream stream;
-  private final TritonExperts experts;
   private final TileSet set;
-  private final TunedTable.Key key;
-  private final Path file;
-  private @Nullable TilePlan forced;
-  private @Nullable Problem seen;
 
-  public TritonTuner(MoeConfig config, ExpertWeights weights, CudaDevice device, Path file) {
+  private TritonTuner(MoeConfig config, ExpertWeights weights, CudaDevice device) {
+    this.config = config;
+    this.weights = weights;
     this.device = device;
-    this.stream = device.defaultStream();
-    this.file = file;
     this.set = TuningCache.set(config, device.info());
-    this.key = TuningCache.key(config, device.info(), weights.numExperts());
-    this.experts = new TritonExperts(config, weights, device, LoraMode.FUSED, this::choose);
   }
 
-  private TilePlan choose(Problem p) {
-    seen = p;
-    return forced != null ? forced : TileTable.choose(p);
-  }
-
-  @Override
-  public Optional<Outcome> tune(List<Call> pass, BooleanSupplier goOn, Consumer<String> listener) {
-    if (pass.isEmpty()) {
-      throw new IllegalArgumentException("pass is empty, must have at least one forward");
-    }
-    int tokens = Math.toIntExact(pass.getFirst().inputs().hidden().size(0));
-    for (Call c : pass) {
-      if (c.inputs().hidden().size(0) != tokens
-          || (c.lora() == null) != (pass.getFirst().lora() == null)) {
-        throw new IllegalArgumentException(
-            "pass mixes forwards of other sizes: all must have as many tokens as the first, "
-                + tokens
-                + ", and adapters if that has");
-      }
-    }
-    try (DeviceBuffer scratch = device.allocate(experts.workspaceBytes(tokens));
-        Pass run = new Pass(pass, new Workspace(scratch.memory()), listener)) {
-      Problem problem = run.reference();
-      TileSearch.Found found = TileSearch.run(problem, set, run, goOn).orElse(null);
-      if (found == null) {
-        return Optional.empty();
-      }
-      TunedEntry entry =
-          TunedEntry.of(problem, found.plan(), found.micros(), found.builtInMicros());
-      TuningFile.merge(file, new TunedTable(key, List.of(entry)));
-      return Optional.of(
-          new Outcome(
-              found.plan().text(),
-              found.micros(),
-              TileTable.choose(problem).text(),
-              found.builtInMicros(),
-              found.measured(),
-              found.dropped()));
-    } catch (TileSearch.Rejected e) {
-      throw new DeviceException(
-          "the built-in tiles do not give the same result twice on "
-              + device
-              + ": "
-              + e.getMessage());
-    } catch (IOException e) {
-      throw new UncheckedIOException(e);
-    } finally {
-      forced = null;
-    }
+  /** {@return a tuner of a layer, owned by the caller} */
+  public static Tuner of(MoeConfig config, ExpertWeights weights, CudaDevice device, Path file) {
+    return new PlanTuner<>(
+        device,
+        new TritonTuner(config, weights, device),
+        TuningCache.FILE,
+        TuningCache.key(config, device.info(), weights.numExperts()),
+        file);
   }
 
   @Override
-  public void close() {
-    stream.synchronize();
-    experts.close();
+  public ModularExperts experts(Function<Problem, TilePlan> choice) {
+    return new TritonExperts(config, weights, device, LoraMode.FUSED, choice::apply);
   }
 
-  /** Forwards of one size, run in turn. */
-  private final class Pass implements TileSearch.Meter, AutoCloseable {
-    private final List<Call> calls;
-    private final Workspace workspace;
-    private final Consumer<String> listener;
-    private final Set<TilePlan> checked = new HashSet<>();
-    private OutputSamples expected;
-    private int looks;
+  @Override
+  public TilePlan builtIn(Problem problem) {
+    return TileTable.choose(problem);
+  }
 
-    Pass(List<Call> calls, Workspace workspace, Consumer<String> listener) {
-      this.calls = calls;
-      this.workspace = workspace;
-      this.listener = listener;
-      this.expected = OutputSamples.NONE;
-    }
+  @Override
+  public Optional<PlanRace.Found<TilePlan>> search(
+      Problem problem, PlanRace.Meter<TilePlan> meter, BooleanSupplier goOn)
+      throws PlanRace.Rejected {
+    return TileSearch.run(problem, set, meter, goOn);
+  }
 
-    private void run() {
-      for (Call c : calls) {
-        experts.apply(c.inputs(), c.lora(), workspace, stream);
-      }
-    }
+  @Override
+  public TileEntry entry(Problem problem, PlanRace.Found<TilePlan> found) {
+    return TileEntry.of(problem, found.plan(), found.micros(), found.builtInMicros());
+  }
 
-    private List<Tensor> outputs() {
-      return calls.stream().map(c -> c.inputs().output()).toList();
-    }
-
-    /** Runs the built-in choice: what every other is compared with. */
-    Problem reference() {
-      forced = null;
-      poison();
-      run();
-      stream.synchronize();
-      expected = OutputSamples.all(device, outputs());
-      Problem p = seen;
-      if (p == null) {
-        throw new IllegalStateException("a forward of no tokens cannot be measured");
-      }
-      return p;
-    }
-
-    private void poison() {
-      outputs().forEach(o -> device.fill(o, POISON, stream));
-    }
-
-    @Override
-    public double look(TilePlan plan, double best) throws TileSearch.Rejected {
-      listener.accept(++looks + ": " + plan.text());
-      return measure(plan, best, LOOK_SAMPLES, LOOK_NANOS, false);
-    }
-
-    @Override
-    public double lookAgain(TilePlan plan) throws TileSearch.Rejected {
-      listener.accept("again: " + plan.text());
-      return measure(plan, Double.POSITIVE_INFINITY, AGAIN_SAMPLES, AGAIN_NANOS, checked.add(plan));
-    }
-
-    private double measure(
-        TilePlan plan, double best, int samples, double sampleNanos, boolean whole)
-        throws TileSearch.Rejected {
-      forced = plan;
-      poison();
-      stream.synchronize();
-      try {
-        run();
-      } catch (DeviceException e) {
-        // A kernel that this card cannot load; a card that failed says so again below.
-        stream.synchronize();
-        throw new TileSearch.Rejected(String.valueOf(e.getMessage()));
-      }
-      stream.synchronize();
-      OutputSamples once =
-          whole ? OutputSamples.all(device, outputs()) : OutputSamples.some(device, outputs());
-      Optional<String> wrong = expected.differs(once);
-      if (wrong.isPresent()) {
-        throw new TileSearch.Rejected(wrong.get());
-      }
-      try (Device.Graph graph = device.capture(stream, this::run).orElseThrow()) {
-        double micros = time(graph, best, samples, sampleNanos) / calls.size();
-        OutputSamples again =
-            whole ? OutputSamples.all(device, outputs()) : OutputSamples.some(device, outputs());
-        if (!once.sameBits(again)) {
-          throw new TileSearch.Rejected("its result varies from run to run");
-        }
-        return micros;
-      }
-    }
-
-    /** {@return the median replay in microseconds} */
-    private double time(Device.Graph graph, double best, int samples, double sampleNanos) {
-      graph.launch(stream);
-      stream.synchronize();
-      long begin = System.nanoTime();
-      int warm = 0;
-      double one;
-      do {
-        graph.launch(stream);
-        stream.synchronize();
-        warm++;
-        one = (double) (System.nanoTime() - begin) / warm;
-        if (one / 1e3 / calls.size() > best * MUCH_SLOWER && warm > 1) {
-          return one / 1e3;
-        }
-      } while (one * warm < WARM_NANOS);
-      int replays = (int) Math.clamp(Math.ceil(sampleNanos / one), 1, MAX_REPLAYS);
-      double[] times = new double[samples];
-      for (int s = 0; s < samples; s++) {
-        long start = System.nanoTime();
-        for (int r = 0; r < replays; r++) {
-          graph.launch(stream);
-        }
-        stream.synchronize();
-        times[s] = (System.nanoTime() - start) / 1e3 / replays;
-      }
-      Arrays.sort(times);
-      return times[samples / 2];
-    }
-
-    @Override
-    public void close() {
-      stream.synchronize();
-    }
+  @Override
+  public String text(TilePlan plan) {
+    return plan.text();
   }
 }

@@ -5,8 +5,12 @@ import io.moe4j.backend.triton.tiles.TilePlan;
 import io.moe4j.backend.triton.tiles.TileSet;
 import io.moe4j.backend.triton.tiles.TileTable;
 import io.moe4j.backend.triton.tiles.TileTable.Problem;
+import io.moe4j.cuda.tuning.TunedEntry;
+import io.moe4j.cuda.tuning.TunedTable;
 import java.util.ArrayList;
+import java.util.HashSet;
 import java.util.List;
+import java.util.Set;
 import java.util.stream.Collectors;
 
 /**
@@ -17,28 +21,33 @@ import java.util.stream.Collectors;
  * an entry for single pairs serves single pairs only. Immutable; reads nothing but its arguments.
  */
 final class TunedTiles implements TileChoice {
-  private static final double NEAR = 2;
+  private final List<TileEntry> known = new ArrayList<>();
 
-  /**
-   * @param builtIn whether the built-in table says the same for its size; then it is asked for the
-   *     sizes around as well, since its rules follow them closer
-   */
-  private record Known(TunedEntry entry, boolean naive, boolean builtIn) {}
+  /** Those with which the built-in table agrees. */
+  private final Set<TileEntry> builtIn = new HashSet<>();
 
-  private final List<Known> known = new ArrayList<>();
+  private final Problem layer;
 
   /**
    * @param entries as {@link TunedTable} orders them
    * @param set what there is
    * @param layer any forward of the layer; its tokens, slots and rank are not looked at
    */
-  TunedTiles(List<TunedEntry> entries, TileSet set, Problem layer) {
-    for (TunedEntry e : entries) {
-      Problem p = layer.of(e.tokens(), e.adapters(), e.rank());
-      if (TuningFile.plausible(e) && set.has(p, e.plan(p))) {
-        known.add(new Known(e, TileTable.naive(p), e.plan(p).equals(TileTable.choose(p))));
+  TunedTiles(List<TileEntry> entries, TileSet set, Problem layer) {
+    this.layer = layer;
+    for (TileEntry e : entries) {
+      Problem p = problem(e);
+      if (e.isPlausible() && set.has(p, e.plan(p))) {
+        known.add(e);
+        if (e.plan(p).equals(TileTable.choose(p))) {
+          builtIn.add(e);
+        }
       }
     }
+  }
+
+  private Problem problem(TileEntry e) {
+    return layer.of(e.tokens(), e.adapters(), e.rank());
   }
 
   /** {@return how many entries can be used} */
@@ -49,7 +58,6 @@ final class TunedTiles implements TileChoice {
   /** {@return which sizes are known, for a log} */
   String text() {
     return known.stream()
-        .map(Known::entry)
         .collect(
             Collectors.groupingBy(
                 e -> e.adapters() == 0 ? "base" : e.adapters() + " adapters of rank " + e.rank(),
@@ -63,33 +71,12 @@ final class TunedTiles implements TileChoice {
 
   @Override
   public TilePlan choose(Problem p) {
-    Known best = null;
-    double least = Double.POSITIVE_INFINITY;
     boolean naive = TileTable.naive(p);
-    for (Known k : known) {
-      TunedEntry e = k.entry;
-      if (k.naive != naive
-          || (e.adapters() == 0) != !p.lora()
-          || (e.tokens() == 1) != (p.tokens() == 1)) {
-        continue;
-      }
-      double far = factor(e.tokens(), p.tokens());
-      if (far <= NEAR && p.lora()) {
-        double slots = factor(e.adapters(), p.slots());
-        double rank = factor(e.rank(), p.rank());
-        far = slots <= NEAR && rank <= NEAR ? far * slots * rank : Double.POSITIVE_INFINITY;
-      } else if (far > NEAR) {
-        continue;
-      }
-      if (far < least) {
-        least = far;
-        best = k;
-      }
-    }
-    return best == null || best.builtIn ? TileTable.choose(p) : best.entry.plan(p);
-  }
-
-  private static double factor(int a, int b) {
-    return (double) Math.max(a, b) / Math.min(a, b);
+    TileEntry best =
+        TunedEntry.nearest(
+                known, p.tokens(), p.slots(), p.rank(), e -> TileTable.naive(problem(e)) == naive)
+            .orElse(null);
+    // Where the table was the best it follows the sizes around closer.
+    return best == null || builtIn.contains(best) ? TileTable.choose(p) : best.plan(p);
   }
 }

@@ -2,7 +2,8 @@ package io.moe4j.backend.triton.launch;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
-import io.moe4j.backend.triton.options.LoraMode;
+import io.moe4j.cuda.ops.ComposedLora;
+import io.moe4j.cuda.ops.LoraMode;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 

@@ -25,6 +25,7 @@ import io.moe4j.backend.triton.tiles.TilePlan;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.cuda.DeviceBuffer;
+import io.moe4j.cuda.tuning.TunedTable;
 import io.moe4j.tck.GpuTest;
 import java.lang.foreign.MemorySegment;
 import java.nio.file.Path;
@@ -227,7 +228,7 @@ class GpuTunerTest {
             .isEmpty();
       }
     }
-    assertThat(TuningFile.read(file).orElseThrow()).hasSize(1);
+    assertThat(TuningCache.FILE.read(file).orElseThrow()).hasSize(1);
     System.setProperty(TritonProperties.TILES, file.toString());
     assertThat(new TritonBackend().tuningStatus(device.info()).applying()).isEqualTo(4);
   }
@@ -238,8 +239,8 @@ class GpuTunerTest {
   @Test
   void aLayerRunsWhatTheFileSays() throws Exception {
     Path file = directory.resolve("tiles.json");
-    TunedEntry base =
-        new TunedEntry(
+    TileEntry base =
+        new TileEntry(
             48,
             0,
             0,
@@ -249,12 +250,12 @@ class GpuTunerTest {
             false,
             16,
             16,
-            TunedEntry.Width.NONE,
-            TunedEntry.Width.NONE,
+            TileEntry.Width.NONE,
+            TileEntry.Width.NONE,
             1,
             2);
-    TunedEntry lora =
-        new TunedEntry(
+    TileEntry lora =
+        new TileEntry(
             48,
             ADAPTERS,
             RANK,
@@ -264,13 +265,13 @@ class GpuTunerTest {
             false,
             8,
             32,
-            new TunedEntry.Width(128, 64, 1),
-            new TunedEntry.Width(64, 128, 1),
+            new TileEntry.Width(128, 64, 1),
+            new TileEntry.Width(64, 128, 1),
             1,
             2);
-    TuningFile.merge(
+    TuningCache.FILE.merge(
         file,
-        new TunedTable(
+        new TunedTable<>(
             TuningCache.key(config(false), device.info(), EXPERTS), List.of(base, lora)));
     ExpertWeights weights = weights();
     List<LoraLayer> slots = adapters();

@@ -11,6 +11,7 @@ import io.moe4j.backend.triton.tiles.TileTable;
 import io.moe4j.backend.triton.tiles.TileTable.Problem;
 import io.moe4j.cuda.PtxVersion;
 import io.moe4j.cuda.ops.ExpertKernels;
+import io.moe4j.cuda.tuning.PlanRace;
 import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.List;
@@ -37,7 +38,7 @@ class TileSearchTest {
   }
 
   /** A card on which every plan takes as long as a function says. */
-  private static final class FakeMeter implements TileSearch.Meter {
+  private static final class FakeMeter implements PlanRace.Meter<TilePlan> {
     final List<TilePlan> looked = new ArrayList<>();
     final Set<TilePlan> again = new HashSet<>();
     private final ToDoubleFunction<TilePlan> micros;
@@ -47,21 +48,21 @@ class TileSearchTest {
     }
 
     @Override
-    public double look(TilePlan plan, double best) throws TileSearch.Rejected {
+    public double look(TilePlan plan, double best) throws PlanRace.Rejected {
       looked.add(plan);
       return time(plan);
     }
 
     @Override
-    public double lookAgain(TilePlan plan) throws TileSearch.Rejected {
+    public double lookAgain(TilePlan plan) throws PlanRace.Rejected {
       again.add(plan);
       return time(plan);
     }
 
-    private double time(TilePlan plan) throws TileSearch.Rejected {
+    private double time(TilePlan plan) throws PlanRace.Rejected {
       double t = micros.applyAsDouble(plan);
       if (t < 0) {
-        throw new TileSearch.Rejected("wrong");
+        throw new PlanRace.Rejected("wrong");
       }
       return t;
     }
@@ -82,7 +83,7 @@ class TileSearchTest {
     }
     FakeMeter meter =
         new FakeMeter(p -> 100 - (p.w13().equals(w13) ? 30 : 0) - (p.w2().equals(w2) ? 20 : 0));
-    TileSearch.Found found =
+    PlanRace.Found<TilePlan> found =
         TileSearch.run(problem(tokens, 0, 0), HOPPER, meter, () -> true).orElseThrow();
     assertThat(found.plan().w13()).isEqualTo(w13);
     assertThat(found.plan().w2()).isEqualTo(w2);
@@ -152,7 +153,7 @@ class TileSearchTest {
     Problem p = problem(64, 0, 0);
     TilePlan builtIn = TileTable.choose(p);
     FakeMeter alike = new FakeMeter(plan -> plan.equals(builtIn) ? 100 : 99.5);
-    TileSearch.Found found = TileSearch.run(p, HOPPER, alike, () -> true).orElseThrow();
+    PlanRace.Found<TilePlan> found = TileSearch.run(p, HOPPER, alike, () -> true).orElseThrow();
     assertThat(found.plan()).isEqualTo(builtIn);
     assertThat(found.micros()).isEqualTo(found.builtInMicros()).isEqualTo(100);
     FakeMeter faster = new FakeMeter(plan -> plan.equals(builtIn) ? 100 : 98);
@@ -169,7 +170,7 @@ class TileSearchTest {
     FakeMeter meter =
         new FakeMeter(plan ->
             plan.w13().equals(wrong) ? -1 : plan.w13().startsWith("64x64x64-tma") ? 50 : 100);
-    TileSearch.Found found =
+    PlanRace.Found<TilePlan> found =
         TileSearch.run(problem(64, 0, 0), HOPPER, meter, () -> true).orElseThrow();
     assertThat(found.plan().w13()).startsWith("64x64x64-tma");
     assertThat(found.dropped())
@@ -177,29 +178,29 @@ class TileSearchTest {
         .allMatch(d -> d.startsWith(wrong) && d.endsWith("wrong"));
     FakeMeter allWrong = new FakeMeter(plan -> -1);
     assertThatThrownBy(() -> TileSearch.run(problem(64, 0, 0), HOPPER, allWrong, () -> true))
-        .isInstanceOf(TileSearch.Rejected.class);
+        .isInstanceOf(PlanRace.Rejected.class);
   }
 
   /** Right at first sight, wrong when everything is compared. */
   @Test
   void aFinalistCanStillBeDropped() throws Exception {
     String wrong = "32x64x64-tma-w4-s4";
-    TileSearch.Meter meter =
-        new TileSearch.Meter() {
+    PlanRace.Meter<TilePlan> meter =
+        new PlanRace.Meter<TilePlan>() {
           @Override
           public double look(TilePlan plan, double best) {
             return plan.w13().equals(wrong) ? 10 : 10.2 + plan.tileRows();
           }
 
           @Override
-          public double lookAgain(TilePlan plan) throws TileSearch.Rejected {
+          public double lookAgain(TilePlan plan) throws PlanRace.Rejected {
             if (plan.w13().equals(wrong)) {
-              throw new TileSearch.Rejected("row 17");
+              throw new PlanRace.Rejected("row 17");
             }
             return look(plan, 0);
           }
         };
-    TileSearch.Found found =
+    PlanRace.Found<TilePlan> found =
         TileSearch.run(problem(64, 0, 0), HOPPER, meter, () -> true).orElseThrow();
     assertThat(found.plan().w13()).isNotEqualTo(wrong);
     assertThat(found.dropped()).isNotEmpty().allMatch(d -> d.contains("row 17"));
@@ -225,7 +226,7 @@ class TileSearchTest {
             new TileSet.Kind("f16", "f16", true, "any"));
     Problem p = new Problem(false, 3, true, 64, 8, 64, 2048, 1024, 8, 16, false, false);
     FakeMeter meter = new FakeMeter(plan -> plan.w13().startsWith("128") ? 5 : 10);
-    TileSearch.Found found = TileSearch.run(p, ada, meter, () -> true).orElseThrow();
+    PlanRace.Found<TilePlan> found = TileSearch.run(p, ada, meter, () -> true).orElseThrow();
     assertThat(found.plan().w13()).isEqualTo("128x64x64-ptr-w4-s3");
     assertThat(found.plan().w2()).isEqualTo("128x64x64-ptr-w4-s3");
   }
@@ -241,7 +242,7 @@ class TileSearchTest {
             new TileSet.Kind("mxfp4", "bf16", true, "any"));
     Problem p = new Problem(true, 3, true, 1024, 4, 128, 2880, 2880, 8, 16, false, true);
     FakeMeter meter = new FakeMeter(plan -> plan.w13().startsWith("64x64x64") ? 5 : 10);
-    TileSearch.Found found = TileSearch.run(p, set, meter, () -> true).orElseThrow();
+    PlanRace.Found<TilePlan> found = TileSearch.run(p, set, meter, () -> true).orElseThrow();
     assertThat(found.plan().w13()).isEqualTo("64x64x64-ptr-w4-s3-any");
     assertThat(meter.looked).noneMatch(TilePlan::permute);
   }

@@ -6,6 +6,8 @@ import io.moe4j.backend.triton.tiles.TilePlan;
 import io.moe4j.backend.triton.tiles.TileTable;
 import io.moe4j.backend.triton.tiles.TileTable.Problem;
 import io.moe4j.cuda.ops.Shrink;
+import io.moe4j.cuda.tuning.PlanRace;
+import io.moe4j.cuda.tuning.TunedTable;
 import java.util.List;
 import org.junit.jupiter.api.Test;
 
@@ -15,19 +17,19 @@ class TunedTilesTest {
   private static final String SHORT = "16x32x64-tma-w4-s6";
   private static final String TALL = "64x128x64-tma-w4-s4";
 
-  private static TunedEntry entry(int tokens, int adapters, int rank, String w13, String w2) {
-    TunedEntry.Width w13Width =
-        adapters == 0 ? TunedEntry.Width.NONE : new TunedEntry.Width(32, 64, 2);
-    TunedEntry.Width w2Width =
-        adapters == 0 ? TunedEntry.Width.NONE : new TunedEntry.Width(16, 128, 1);
-    return new TunedEntry(
+  private static TileEntry entry(int tokens, int adapters, int rank, String w13, String w2) {
+    TileEntry.Width w13Width =
+        adapters == 0 ? TileEntry.Width.NONE : new TileEntry.Width(32, 64, 2);
+    TileEntry.Width w2Width =
+        adapters == 0 ? TileEntry.Width.NONE : new TileEntry.Width(16, 128, 1);
+    return new TileEntry(
         tokens, adapters, rank, w13, w2, false, false, 8, 16, w13Width, w2Width, 1, 2);
   }
 
-  private static TunedTiles tiles(TunedEntry... entries) {
+  private static TunedTiles tiles(TileEntry... entries) {
     TunedTable.Key key = new TunedTable.Key("", "", "", "", "", 0, 0, 0, 0);
     return new TunedTiles(
-        new TunedTable(key, List.of(entries)).entries(), TileSearchTest.HOPPER, LAYER);
+        new TunedTable<>(key, List.of(entries)).entries(), TileSearchTest.HOPPER, LAYER);
   }
 
   private static Problem forward(int tokens, int slots, int rank) {
@@ -91,7 +93,7 @@ class TunedTilesTest {
   @Test
   void whereTheTableWasBestItIsAsked() {
     Problem measured = forward(64, 0, 0);
-    TunedTiles t = tiles(TunedEntry.of(measured, TileTable.choose(measured), 1, 1));
+    TunedTiles t = tiles(TileEntry.of(measured, TileTable.choose(measured), 1, 1));
     assertThat(t.size()).isEqualTo(1);
     assertThat(TileTable.choose(forward(128, 0, 0))).isNotEqualTo(TileTable.choose(measured));
     assertThat(t.choose(forward(128, 0, 0))).isEqualTo(TileTable.choose(forward(128, 0, 0)));
@@ -100,9 +102,9 @@ class TunedTilesTest {
   /** Whatever a file says: only plans that the jar has kernels for, and that fit the layer. */
   @Test
   void entriesWithoutKernelsAreIgnored() {
-    TunedEntry.Width fits = new TunedEntry.Width(32, 64, 2);
-    TunedEntry good = entry(64, 8, 16, SHORT, "16x32x64-ptr-w4-s8");
-    for (TunedEntry bad :
+    TileEntry.Width fits = new TileEntry.Width(32, 64, 2);
+    TileEntry good = entry(64, 8, 16, SHORT, "16x32x64-ptr-w4-s8");
+    for (TileEntry bad :
         List.of(
             entry(64, 0, 0, "16x16x16-ptr-w4-s6", "16x32x64-ptr-w4-s8"),
             entry(64, 0, 0, SHORT, "64x64x64-tma-w4-s5"),
@@ -114,11 +116,11 @@ class TunedTilesTest {
             entry(64, 8, 0, SHORT, "16x32x64-ptr-w4-s8"),
             entry(1 << 24, 8, 16, SHORT, "16x32x64-ptr-w4-s8"),
             entry(1, 0, 0, TALL, "64x64x64-tma-w4-s5"),
-            with(good, 16, new TunedEntry.Width(48, 64, 2), fits),
-            with(good, 16, fits, new TunedEntry.Width(16, 64, 3)),
-            with(good, 16, new TunedEntry.Width(32, 64, 64), new TunedEntry.Width(16, 64, 1)),
-            with(good, 16, new TunedEntry.Width(0, 0, 0), new TunedEntry.Width(16, 64, 1)),
-            with(good, 24, fits, new TunedEntry.Width(16, 64, 1)))) {
+            with(good, 16, new TileEntry.Width(48, 64, 2), fits),
+            with(good, 16, fits, new TileEntry.Width(16, 64, 3)),
+            with(good, 16, new TileEntry.Width(32, 64, 64), new TileEntry.Width(16, 64, 1)),
+            with(good, 16, new TileEntry.Width(0, 0, 0), new TileEntry.Width(16, 64, 1)),
+            with(good, 24, fits, new TileEntry.Width(16, 64, 1)))) {
       TunedTiles t = tiles(bad, good); // of two entries of the same sizes the last counts
       assertThat(t.size()).as("%s", bad).isEqualTo(1);
       assertThat(tiles(bad).size()).as("%s", bad).isZero();
@@ -126,9 +128,9 @@ class TunedTilesTest {
     assertThat(tiles(good).size()).isEqualTo(1);
   }
 
-  private static TunedEntry with(
-      TunedEntry e, int rows, TunedEntry.Width first, TunedEntry.Width second) {
-    return new TunedEntry(
+  private static TileEntry with(
+      TileEntry e, int rows, TileEntry.Width first, TileEntry.Width second) {
+    return new TileEntry(
         e.tokens(),
         e.adapters(),
         e.rank(),
@@ -165,7 +167,7 @@ class TunedTilesTest {
       TileSearch.run(
           p,
           TileSearchTest.HOPPER,
-          new TileSearch.Meter() {
+          new PlanRace.Meter<TilePlan>() {
             @Override
             public double look(TilePlan plan, double best) {
               all.add(plan);
@@ -179,7 +181,7 @@ class TunedTilesTest {
           },
           () -> true);
       for (TilePlan plan : all) {
-        TunedTiles t = tiles(TunedEntry.of(p, plan, 1, 2));
+        TunedTiles t = tiles(TileEntry.of(p, plan, 1, 2));
         assertThat(t.size()).isEqualTo(1);
         assertThat(t.choose(p)).isEqualTo(plan);
       }

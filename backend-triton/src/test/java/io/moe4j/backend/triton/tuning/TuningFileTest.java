@@ -16,11 +16,12 @@ import io.moe4j.backend.triton.options.TritonProperties;
 import io.moe4j.backend.triton.tiles.TileChoice;
 import io.moe4j.backend.triton.tiles.TileSet;
 import io.moe4j.backend.triton.tiles.TileTable;
+import io.moe4j.cuda.tuning.TunedTable;
+import io.moe4j.cuda.tuning.TuningStore;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
-import java.util.Map;
 import java.util.Random;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
@@ -36,8 +37,8 @@ class TuningFileTest {
   private static final DeviceInfo H200 = DeviceInfo.cuda(0, "NVIDIA H200", 9, 0);
   private static final MoeConfig CONFIG =
       MoeConfig.builder(2048, 1024, 64, 8).inputDtype(DType.BF16).weightDtype(DType.BF16).build();
-  private static final TunedEntry ENTRY =
-      new TunedEntry(
+  private static final TileEntry ENTRY =
+      new TileEntry(
           64,
           0,
           0,
@@ -47,12 +48,12 @@ class TuningFileTest {
           false,
           8,
           16,
-          TunedEntry.Width.NONE,
-          TunedEntry.Width.NONE,
+          TileEntry.Width.NONE,
+          TileEntry.Width.NONE,
           12.34,
           15);
-  private static final TunedEntry LORA =
-      new TunedEntry(
+  private static final TileEntry LORA =
+      new TileEntry(
           512,
           8,
           16,
@@ -62,10 +63,12 @@ class TuningFileTest {
           true,
           16,
           64,
-          new TunedEntry.Width(32, 128, 4),
-          new TunedEntry.Width(16, 64, 2),
+          new TileEntry.Width(32, 128, 4),
+          new TileEntry.Width(16, 64, 2),
           100,
           110.5);
+
+  private static final List<Class<?>> LOGGING = List.of(TuningCache.class, TuningStore.class);
 
   private final ListAppender<ILoggingEvent> log = new ListAppender<>();
 
@@ -77,17 +80,21 @@ class TuningFileTest {
     file = directory.resolve("deep").resolve("tiles.json");
     System.setProperty(TritonProperties.TILES, file.toString());
     log.start();
-    Logger logger = (Logger) LoggerFactory.getLogger(TuningCache.class);
-    logger.addAppender(log);
-    logger.setLevel(Level.DEBUG);
+    for (Class<?> c : LOGGING) {
+      Logger logger = (Logger) LoggerFactory.getLogger(c);
+      logger.addAppender(log);
+      logger.setLevel(Level.DEBUG);
+    }
   }
 
   @AfterEach
   void stopListening() {
     System.clearProperty(TritonProperties.TILES);
-    Logger logger = (Logger) LoggerFactory.getLogger(TuningCache.class);
-    logger.detachAppender(log);
-    logger.setLevel(null);
+    for (Class<?> c : LOGGING) {
+      Logger logger = (Logger) LoggerFactory.getLogger(c);
+      logger.detachAppender(log);
+      logger.setLevel(null);
+    }
   }
 
   private static TunedTable.Key key() {
@@ -109,9 +116,9 @@ class TuningFileTest {
 
   @Test
   void whatIsWrittenIsRead() throws Exception {
-    TuningFile.merge(file, new TunedTable(key(), List.of(ENTRY, LORA)));
-    assertThat(TuningFile.read(file).orElseThrow())
-        .containsExactly(new TunedTable(key(), List.of(ENTRY, LORA)));
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY, LORA)));
+    assertThat(TuningCache.FILE.read(file).orElseThrow())
+        .containsExactly(new TunedTable<>(key(), List.of(ENTRY, LORA)));
     try (Stream<Path> all = Files.list(file.getParent())) {
       assertThat(all).containsExactly(file);
     }
@@ -120,11 +127,11 @@ class TuningFileTest {
   @Test
   void mergingReplacesTheSameSizesAndKeepsTheRest() throws Exception {
     TunedTable.Key other = new TunedTable.Key("NVIDIA L4", "8.9", "00", "f16", "any", 8, 2, 64, 64);
-    TuningFile.merge(file, new TunedTable(other, List.of(ENTRY)));
-    TuningFile.merge(file, new TunedTable(key(), List.of(ENTRY)));
-    TuningFile.merge(file, new TunedTable(key(), List.of(LORA)));
-    TunedEntry anew =
-        new TunedEntry(
+    TuningCache.FILE.merge(file, new TunedTable<>(other, List.of(ENTRY)));
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY)));
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(LORA)));
+    TileEntry anew =
+        new TileEntry(
             64,
             0,
             0,
@@ -134,16 +141,16 @@ class TuningFileTest {
             false,
             8,
             16,
-            TunedEntry.Width.NONE,
-            TunedEntry.Width.NONE,
+            TileEntry.Width.NONE,
+            TileEntry.Width.NONE,
             1,
             2);
-    TuningFile.merge(file, new TunedTable(key(), List.of(anew)));
-    assertThat(TuningFile.read(file).orElseThrow())
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(anew)));
+    assertThat(TuningCache.FILE.read(file).orElseThrow())
         .containsExactlyInAnyOrder(
-            new TunedTable(other, List.of(ENTRY)), new TunedTable(key(), List.of(anew, LORA)));
+            new TunedTable<>(other, List.of(ENTRY)), new TunedTable<>(key(), List.of(anew, LORA)));
     byte[] before = Files.readAllBytes(file);
-    TuningFile.merge(file, new TunedTable(key(), List.of(anew)));
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(anew)));
     assertThat(Files.readAllBytes(file)).isEqualTo(before);
   }
 
@@ -151,14 +158,14 @@ class TuningFileTest {
   void aDamagedFileIsKeptBeside() throws Exception {
     Files.createDirectories(file.getParent());
     Files.writeString(file, "{ broken");
-    TuningFile.merge(file, new TunedTable(key(), List.of(ENTRY)));
-    assertThat(TuningFile.read(file).orElseThrow()).hasSize(1);
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY)));
+    assertThat(TuningCache.FILE.read(file).orElseThrow()).hasSize(1);
     assertThat(file.resolveSibling("tiles.json.bak")).hasContent("{ broken");
   }
 
   @Test
   void aLayerUsesItsEntries() throws Exception {
-    TuningFile.merge(file, new TunedTable(key(), List.of(ENTRY)));
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY)));
     TileChoice choice = TuningCache.forLayer(CONFIG, H200, 64);
     assertThat(choice.choose(TileSearchTest.problem(64, 0, 0)).w13()).isEqualTo(ENTRY.w13());
     assertThat(choice.choose(TileSearchTest.problem(8, 0, 0)))
@@ -185,7 +192,7 @@ class TuningFileTest {
   @Test
   void theFileIsReadAgainWhenItChanged() throws Exception {
     assertThat(usesBuiltIn(TuningCache.forLayer(CONFIG, H200, 64))).isTrue();
-    TuningFile.merge(file, new TunedTable(key(), List.of(ENTRY)));
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY)));
     assertThat(usesBuiltIn(TuningCache.forLayer(CONFIG, H200, 64))).isFalse();
     Files.delete(file);
     assertThat(usesBuiltIn(TuningCache.forLayer(CONFIG, H200, 64))).isTrue();
@@ -197,7 +204,7 @@ class TuningFileTest {
     TunedTable.Key card =
         new TunedTable.Key(
             "NVIDIA H100", "9.0", k.kernels(), k.weights(), k.activation(), 64, 8, 2048, 1024);
-    TuningFile.merge(file, new TunedTable(card, List.of(ENTRY)));
+    TuningCache.FILE.merge(file, new TunedTable<>(card, List.of(ENTRY)));
     for (int layer = 0; layer < 3; layer++) {
       assertThat(usesBuiltIn(TuningCache.forLayer(CONFIG, H200, 64))).isTrue();
     }
@@ -212,7 +219,7 @@ class TuningFileTest {
     TunedTable.Key kernels =
         new TunedTable.Key(
             k.device(), "9.0", "0123456789abcdef", k.weights(), k.activation(), 64, 8, 2048, 1024);
-    TuningFile.merge(file, new TunedTable(kernels, List.of(ENTRY)));
+    TuningCache.FILE.merge(file, new TunedTable<>(kernels, List.of(ENTRY)));
     assertThat(usesBuiltIn(TuningCache.forLayer(CONFIG, H200, 64))).isTrue();
     assertThat(logged())
         .singleElement()
@@ -270,7 +277,7 @@ class TuningFileTest {
   /** Bytes changed anywhere: the built-in table, or plans that the jar has; never an exception. */
   @Test
   void changedBytesNeverHurt() throws Exception {
-    TuningFile.merge(file, new TunedTable(key(), List.of(ENTRY, LORA)));
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY, LORA)));
     byte[] good = Files.readAllBytes(file);
     Random random = new Random(20261122);
     TileSet set = TuningCache.set(CONFIG, H200);
@@ -299,7 +306,7 @@ class TuningFileTest {
 
   @Test
   void offMeansOff() throws Exception {
-    TuningFile.merge(file, new TunedTable(key(), List.of(ENTRY)));
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY)));
     System.setProperty(TritonProperties.TILES, "off");
     assertThat(usesBuiltIn(TuningCache.forLayer(CONFIG, H200, 64))).isTrue();
     assertThat(new TritonBackend().tuningFile()).isEmpty();
@@ -308,41 +315,19 @@ class TuningFileTest {
   }
 
   @Test
-  void thePlaceFollowsTheSystem() {
-    assertThat(place("Linux", Map.of())).isEqualTo("/home/u/.cache/moe4j/triton-tiles.json");
-    assertThat(place("Linux", Map.of("XDG_CACHE_HOME", "/c")))
-        .isEqualTo("/c/moe4j/triton-tiles.json");
-    assertThat(place("Linux", Map.of("XDG_CACHE_HOME", "relative")))
-        .isEqualTo("/home/u/.cache/moe4j/triton-tiles.json");
-    assertThat(place("Mac OS X", Map.of("XDG_CACHE_HOME", "/c")))
-        .isEqualTo("/home/u/Library/Caches/moe4j/triton-tiles.json");
-    assertThat(place("Windows 11", Map.of("LOCALAPPDATA", "/d/local")))
-        .isEqualTo("/d/local/moe4j/triton-tiles.json");
-    assertThat(place("Windows 11", Map.of()))
-        .isEqualTo("/home/u/AppData/Local/moe4j/triton-tiles.json");
-    assertThat(TuningPlace.find(null, "Linux", null, n -> null)).isEmpty();
-    assertThat(TuningPlace.find("bad\0name", "Linux", "/home/u", n -> null)).isEmpty();
-    assertThat(TuningPlace.find("OFF", "Linux", "/home/u", n -> null)).isEmpty();
-  }
-
-  private static String place(String system, Map<String, String> environment) {
-    return TuningPlace.find(null, system, "/home/u", environment::get).orElseThrow().toString();
-  }
-
-  @Test
   void withoutACardThereIsStillAnAnswer() throws Exception {
     assertThat(new TritonBackend().tuningStatus(null).explanation()).startsWith("none yet");
-    TuningFile.merge(file, new TunedTable(key(), List.of(ENTRY)));
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY)));
     assertThat(new TritonBackend().tuningStatus(null).explanation())
         .isEqualTo("1 entries, and no card to use them");
   }
 
   @Test
   void unusableSaysWhichNumber() throws Exception {
-    TuningFile.merge(file, new TunedTable(key(), List.of(ENTRY)));
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY)));
     Files.writeString(
         file, Files.readString(file).replace("\"experts\" : 64", "\"experts\" : -64"));
-    assertThatThrownBy(() -> TuningFile.read(file))
+    assertThatThrownBy(() -> TuningCache.FILE.read(file))
         .hasMessage("\"experts\" is -64, must be 0..16777216");
   }
 }

@@ -1,4 +1,4 @@
-package io.moe4j.backend.triton.tuning;
+package io.moe4j.cuda.tuning;
 
 import com.fasterxml.jackson.core.JsonFactory;
 import com.fasterxml.jackson.core.JsonProcessingException;
@@ -28,26 +28,26 @@ import java.util.Optional;
 import java.util.stream.Stream;
 
 /**
- * The file of tuned tiles. JSON, one object: {@code format} 1, {@code module} {@code
- * backend-triton}, and {@code tables}, a list of objects with the components of {@link
- * TunedTable.Key} in snake_case and {@code entries}, whose objects have those of {@link
- * TunedEntry}; a shrink is {@code [ranks, step, splits]}. It may come from anywhere: size, depth
- * and every number are bounded, and an entry is used only if the search could have found it.
+ * A file of tuned choices. JSON, one object: {@code format} 1, {@code module} the backend's, and
+ * {@code tables}, a list of objects with the components of {@link TunedTable.Key} in snake_case and
+ * {@code entries}, whose objects have those of the backend's {@link TunedEntry}. It may come from
+ * anywhere: size, depth and every number are bounded, and an entry is used only if the search could
+ * have found it. Immutable.
+ *
+ * @param <E> the backend's entries
+ * @since 0.2.0
  */
-final class TuningFile {
+public final class TuningFile<E extends TunedEntry> {
   private static final int FORMAT = 1;
-  private static final String MODULE = "backend-triton";
   private static final int MAX_BYTES = 4 << 20;
   private static final int MAX_TABLES = 1024;
   private static final int MAX_ENTRIES = 4096;
   private static final int MAX_TEXT = 256;
   private static final int MAX_SIZE = 1 << 24;
   private static final int HASH_BYTES = 8;
-  private static final int MAX_TOKENS = 1 << 20;
-  private static final int MAX_ADAPTERS = 1 << 16;
-  private static final int MAX_RANK = 1 << 14;
-  private static final String TILE = "[1-9]\\d{0,3}x[1-9]\\d{0,3}x[1-9]\\d{0,3}-[a-z0-9-]+";
-
+  static final int MAX_TOKENS = 1 << 20;
+  static final int MAX_ADAPTERS = 1 << 16;
+  static final int MAX_RANK = 1 << 14;
   private static final ObjectMapper JSON =
       new ObjectMapper(
               JsonFactory.builder()
@@ -63,15 +63,55 @@ final class TuningFile {
           .enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS)
           .enable(SerializationFeature.INDENT_OUTPUT);
 
-  private TuningFile() {}
-
   /** A file that is there and cannot be used. */
-  static final class Unusable extends Exception {
+  public static final class Unusable extends Exception {
     private static final long serialVersionUID = 1L;
 
-    Unusable(String why) {
+    /**
+     * Says why.
+     *
+     * @param why a readable clause
+     */
+    public Unusable(String why) {
       super(why);
     }
+  }
+
+  /**
+   * What a backend keeps of a plan.
+   *
+   * @param <E> its entries
+   */
+  public interface Form<E extends TunedEntry> {
+    /**
+     * {@return an entry}
+     *
+     * @param node its object; {@link TuningFile#number} and the like read it
+     * @throws Unusable naming what is wrong
+     */
+    E read(JsonNode node) throws Unusable;
+
+    /**
+     * Writes what {@link #read} reads.
+     *
+     * @param entry to write
+     * @param to an empty object
+     */
+    void write(E entry, ObjectNode to);
+  }
+
+  private final String module;
+  private final Form<E> form;
+
+  /**
+   * A kind of file.
+   *
+   * @param module whose choices, like {@code backend-triton}
+   * @param form of an entry
+   */
+  public TuningFile(String module, Form<E> form) {
+    this.module = module;
+    this.form = form;
   }
 
   /**
@@ -81,7 +121,7 @@ final class TuningFile {
    * @return its tables; empty if there is no such file
    * @throws Unusable with the reason
    */
-  static Optional<List<TunedTable>> read(Path file) throws Unusable {
+  public Optional<List<TunedTable<E>>> read(Path file) throws Unusable {
     byte[] bytes;
     try {
       if (!Files.exists(file)) {
@@ -110,16 +150,16 @@ final class TuningFile {
     }
   }
 
-  private static List<TunedTable> parse(JsonNode root) throws Unusable {
-    if (!root.isObject() || !MODULE.equals(root.path("module").asText())) {
-      throw new Unusable("it holds no tiles of " + MODULE);
+  private List<TunedTable<E>> parse(JsonNode root) throws Unusable {
+    if (!root.isObject() || !module.equals(root.path("module").asText())) {
+      throw new Unusable("it holds nothing of " + module);
     }
     JsonNode format = root.path("format");
     if (!format.isInt() || format.intValue() != FORMAT) {
       throw new Unusable(
           "it is of format " + shortened(format.toString()) + ", this version reads " + FORMAT);
     }
-    List<TunedTable> tables = new ArrayList<>();
+    List<TunedTable<E>> tables = new ArrayList<>();
     for (JsonNode t : array(root, "tables", MAX_TABLES)) {
       TunedTable.Key key =
           new TunedTable.Key(
@@ -132,25 +172,11 @@ final class TuningFile {
               number(t, "top_k"),
               number(t, "hidden"),
               number(t, "intermediate"));
-      List<TunedEntry> entries = new ArrayList<>();
+      List<E> entries = new ArrayList<>();
       for (JsonNode e : array(t, "entries", MAX_ENTRIES)) {
-        entries.add(
-            new TunedEntry(
-                number(e, "tokens"),
-                number(e, "adapters"),
-                number(e, "rank"),
-                text(e, "w13"),
-                text(e, "w2"),
-                e.path("sums").asBoolean(),
-                e.path("permute").asBoolean(),
-                number(e, "group_tiles"),
-                number(e, "shrink_rows"),
-                width(e, "shrink13"),
-                width(e, "shrink2"),
-                micros(e, "us"),
-                micros(e, "built_in_us")));
+        entries.add(form.read(e));
       }
-      tables.add(new TunedTable(key, entries));
+      tables.add(new TunedTable<>(key, entries));
     }
     return tables;
   }
@@ -163,7 +189,14 @@ final class TuningFile {
     return value;
   }
 
-  private static String text(JsonNode node, String key) throws Unusable {
+  /**
+   * {@return a text of an entry}
+   *
+   * @param node the entry
+   * @param key of the text
+   * @throws Unusable if it is none, or too long
+   */
+  public static String text(JsonNode node, String key) throws Unusable {
     JsonNode value = node.path(key);
     if (!value.isTextual() || value.textValue().length() > MAX_TEXT) {
       throw wrong(key, value, "a text of at most " + MAX_TEXT + " characters");
@@ -171,30 +204,39 @@ final class TuningFile {
     return value.textValue();
   }
 
-  private static int number(JsonNode node, String key) throws Unusable {
+  /**
+   * {@return a number of an entry, 0 or more}
+   *
+   * @param node the entry
+   * @param key of the number
+   * @throws Unusable if it is none
+   */
+  public static int number(JsonNode node, String key) throws Unusable {
     return number(key, node.path(key));
   }
 
-  private static int number(String key, JsonNode value) throws Unusable {
+  /**
+   * {@return a number of a list of an entry, 0 or more}
+   *
+   * @param key of the list, for the message
+   * @param value the number
+   * @throws Unusable if it is none
+   */
+  public static int number(String key, JsonNode value) throws Unusable {
     if (!value.isInt() || value.intValue() < 0 || value.intValue() > MAX_SIZE) {
       throw wrong(key, value, "0.." + MAX_SIZE);
     }
     return value.intValue();
   }
 
-  private static TunedEntry.Width width(JsonNode node, String key) throws Unusable {
-    JsonNode value = node.path(key);
-    if (value.isMissingNode()) {
-      return TunedEntry.Width.NONE;
-    }
-    if (!value.isArray() || value.size() != 3) {
-      throw wrong(key, value, "[ranks, step, splits]");
-    }
-    return new TunedEntry.Width(
-        number(key, value.path(0)), number(key, value.path(1)), number(key, value.path(2)));
-  }
-
-  private static double micros(JsonNode node, String key) throws Unusable {
+  /**
+   * {@return a time of an entry}
+   *
+   * @param node the entry
+   * @param key of the time
+   * @throws Unusable if it is none
+   */
+  public static double micros(JsonNode node, String key) throws Unusable {
     JsonNode value = node.path(key);
     if (!value.isNumber() || !(value.doubleValue() >= 0) || value.doubleValue() > 1e12) {
       throw wrong(key, value, "a time in microseconds");
@@ -202,7 +244,14 @@ final class TuningFile {
     return value.doubleValue();
   }
 
-  private static Unusable wrong(String key, JsonNode value, String accepted) {
+  /**
+   * {@return what to throw for a value that cannot be used}
+   *
+   * @param key of the value
+   * @param value as it is
+   * @param accepted a readable clause
+   */
+  public static Unusable wrong(String key, JsonNode value, String accepted) {
     return new Unusable(
         "\"" + key + "\" is " + shortened(value.toString()) + ", must be " + accepted);
   }
@@ -210,23 +259,6 @@ final class TuningFile {
   private static String shortened(String text) {
     String plain = text.replaceAll("\\p{Cntrl}", " ");
     return plain.length() <= 40 ? plain : plain.substring(0, 40) + "...";
-  }
-
-  /** {@return whether an entry's numbers and names can be computed with at all} */
-  static boolean plausible(TunedEntry e) {
-    boolean lora = e.adapters() > 0;
-    return e.tokens() > 0
-        && e.tokens() <= MAX_TOKENS
-        && e.adapters() <= MAX_ADAPTERS
-        && e.rank() <= MAX_RANK
-        && (e.rank() > 0) == lora
-        && e.w13().matches(TILE)
-        && e.w2().matches(TILE)
-        && (!lora || (positive(e.shrink13()) && positive(e.shrink2())));
-  }
-
-  private static boolean positive(TunedEntry.Width w) {
-    return w.ranks() > 0 && w.step() > 0 && w.splits() > 0;
   }
 
   /**
@@ -237,12 +269,12 @@ final class TuningFile {
    * @param found the entries
    * @throws IOException if it cannot be written
    */
-  static void merge(Path file, TunedTable found) throws IOException {
+  public void merge(Path file, TunedTable<E> found) throws IOException {
     Path directory = file.toAbsolutePath().getParent();
     if (directory != null) {
       Files.createDirectories(directory);
     }
-    List<TunedTable> tables;
+    List<TunedTable<E>> tables;
     try {
       tables = new ArrayList<>(read(file).orElse(List.of()));
     } catch (Unusable e) {
@@ -252,13 +284,13 @@ final class TuningFile {
           StandardCopyOption.REPLACE_EXISTING);
       tables = new ArrayList<>();
     }
-    List<TunedEntry> entries = new ArrayList<>();
+    List<E> entries = new ArrayList<>();
     tables.stream()
         .filter(t -> t.key().equals(found.key()))
         .forEach(t -> entries.addAll(t.entries()));
     entries.addAll(found.entries());
     tables.removeIf(t -> t.key().equals(found.key()));
-    tables.add(new TunedTable(found.key(), entries));
+    tables.add(new TunedTable<>(found.key(), entries));
     byte[] bytes = JSON.writeValueAsBytes(json(tables));
     if (bytes.length > MAX_BYTES || tables.size() > MAX_TABLES) {
       // Nothing reads what was measured with kernels that are gone.
@@ -286,12 +318,12 @@ final class TuningFile {
     }
   }
 
-  private static ObjectNode json(List<TunedTable> tables) {
+  private ObjectNode json(List<TunedTable<E>> tables) {
     ObjectNode root = JSON.createObjectNode();
     root.put("format", FORMAT);
-    root.put("module", MODULE);
+    root.put("module", module);
     ArrayNode all = root.putArray("tables");
-    for (TunedTable table : tables) {
+    for (TunedTable<E> table : tables) {
       TunedTable.Key k = table.key();
       ObjectNode t = all.addObject();
       t.put("device", k.device());
@@ -304,33 +336,19 @@ final class TuningFile {
       t.put("hidden", k.hidden());
       t.put("intermediate", k.intermediate());
       ArrayNode entries = t.putArray("entries");
-      for (TunedEntry e : table.entries()) {
-        ObjectNode n = entries.addObject();
-        n.put("tokens", e.tokens());
-        n.put("adapters", e.adapters());
-        n.put("rank", e.rank());
-        n.put("w13", e.w13());
-        n.put("w2", e.w2());
-        n.put("sums", e.sums());
-        n.put("permute", e.permute());
-        n.put("group_tiles", e.groupTiles());
-        n.put("shrink_rows", e.shrinkRows());
-        if (e.adapters() > 0) {
-          put(n.putArray("shrink13"), e.shrink13());
-          put(n.putArray("shrink2"), e.shrink2());
-        }
-        n.put("us", rounded(e.micros()));
-        n.put("built_in_us", rounded(e.builtInMicros()));
+      for (E e : table.entries()) {
+        form.write(e, entries.addObject());
       }
     }
     return root;
   }
 
-  private static void put(ArrayNode to, TunedEntry.Width w) {
-    to.add(w.ranks()).add(w.step()).add(w.splits());
-  }
-
-  private static double rounded(double micros) {
+  /**
+   * {@return a time as files have it, to hundredths}
+   *
+   * @param micros the time
+   */
+  public static double rounded(double micros) {
     return Math.round(micros * 100) / 100.0;
   }
 
@@ -340,7 +358,7 @@ final class TuningFile {
    *
    * @param kernels all of them
    */
-  static String kernelSet(Stream<KernelSpec> kernels) {
+  public static String kernelSet(Stream<KernelSpec> kernels) {
     try {
       MessageDigest sha = MessageDigest.getInstance("SHA-256");
       kernels

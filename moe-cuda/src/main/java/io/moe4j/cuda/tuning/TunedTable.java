@@ -1,29 +1,32 @@
-package io.moe4j.backend.triton.tuning;
+package io.moe4j.cuda.tuning;
 
-import java.util.Comparator;
 import java.util.List;
+import java.util.stream.IntStream;
 
 /**
  * Tuned entries of one kind of layer on one card.
  *
  * @param key what they hold for
  * @param entries by adapters, rank and tokens, ascending, no two of the same sizes
+ * @param <E> the backend's
+ * @since 0.2.0
  */
-record TunedTable(Key key, List<TunedEntry> entries) {
+public record TunedTable<E extends TunedEntry>(Key key, List<E> entries) {
   /**
    * What must be the same for a measurement to hold.
    *
    * @param device the card's name
    * @param capability like {@code 9.0}
    * @param kernels hash of the compiled kernels, see {@link TuningFile#kernelSet}
-   * @param weights {@code bf16}, {@code f16}, {@code mxfp4}
-   * @param activation {@code silu}, {@code any}, {@code none} without gate
+   * @param weights how weights are stored, in the backend's words
+   * @param activation the kind of activation, in the backend's words
    * @param experts local experts
    * @param topK {@code K}
    * @param hidden width of the experts' input and output, as the kernels see it
    * @param intermediate {@code I}, likewise
+   * @since 0.2.0
    */
-  record Key(
+  public record Key(
       String device,
       String capability,
       String kernels,
@@ -33,28 +36,33 @@ record TunedTable(Key key, List<TunedEntry> entries) {
       int topK,
       int hidden,
       int intermediate) {
-    /** Whether an entry was measured on the same card with the same kernels. */
-    boolean sameMachine(Key other) {
-      return device.equals(other.device)
-          && capability.equals(other.capability)
-          && kernels.equals(other.kernels);
+    /**
+     * {@return whether an entry was measured on the same card with the same kernels}
+     *
+     * @param other of the entry
+     */
+    public boolean sameMachine(Key other) {
+      return sameCard(other) && kernels.equals(other.kernels);
+    }
+
+    boolean sameCard(Key other) {
+      return device.equals(other.device) && capability.equals(other.capability);
     }
   }
 
   /**
+   * Orders the entries.
+   *
    * @param entries in any order, of several of the same sizes the last is kept
    */
-  TunedTable {
-    List<TunedEntry> all = entries;
+  public TunedTable {
+    List<E> all = entries;
     entries =
-        java.util.stream.IntStream.range(0, all.size())
+        IntStream.range(0, all.size())
             .filter(i ->
                 all.subList(i + 1, all.size()).stream().noneMatch(o -> o.sameSizes(all.get(i))))
             .mapToObj(all::get)
-            .sorted(
-                Comparator.comparingInt(TunedEntry::adapters)
-                    .thenComparingInt(TunedEntry::rank)
-                    .thenComparingInt(TunedEntry::tokens))
+            .sorted(TunedEntry.BY_SIZES)
             .toList();
   }
 }

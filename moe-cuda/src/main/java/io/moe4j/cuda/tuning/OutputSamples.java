@@ -1,4 +1,4 @@
-package io.moe4j.backend.triton.tuning;
+package io.moe4j.cuda.tuning;
 
 import io.moe4j.api.device.Device;
 import io.moe4j.api.tensor.DType;

@@ -1,22 +1,23 @@
-package io.moe4j.backend.triton.options;
+package io.moe4j.cuda.ops;
 
 import java.util.Arrays;
 import java.util.Locale;
 
 /**
- * Who adds the deltas of adapters. All give the same result up to rounding. New modes may come.
+ * Who adds the deltas of adapters in a layer of a backend that can do it itself. All give the same
+ * result up to rounding. New modes may come.
  *
  * @since 0.2.0
  */
 public enum LoraMode {
-  /** The GEMMs themselves. */
+  /** The products themselves. */
   FUSED,
   /**
-   * The context's punica wrapper: for few pairs on a second stream beside each GEMM, for many after
-   * it.
+   * The context's punica wrapper: for few pairs on a second stream beside each product, for many
+   * after it.
    */
   COMPOSABLE,
-  /** The same, always after the GEMM. */
+  /** The same, always after the product. */
   COMPOSABLE_ONE_STREAM,
   /** The same, always beside it. */
   COMPOSABLE_TWO_STREAMS;

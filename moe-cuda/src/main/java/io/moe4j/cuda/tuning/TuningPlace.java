@@ -1,6 +1,5 @@
-package io.moe4j.backend.triton.tuning;
+package io.moe4j.cuda.tuning;
 
-import io.moe4j.backend.triton.options.TritonProperties;
 import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
 import java.util.Locale;
@@ -9,44 +8,47 @@ import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
 
 /**
- * Where tuned tiles are kept: the system property {@value TritonProperties#TILES} names a file, or
- * is {@code off}; without it, the cache directory of the operating system's convention ({@code
- * $XDG_CACHE_HOME} or {@code ~/.cache}, {@code ~/Library/Caches}, {@code %LOCALAPPDATA%}) and in it
- * {@code moe4j/triton-tiles.json}.
+ * Where a backend's tuned choices are kept: a system property names a file, or is {@code off};
+ * without it, the cache directory of the operating system's convention ({@code $XDG_CACHE_HOME} or
+ * {@code ~/.cache}, {@code ~/Library/Caches}, {@code %LOCALAPPDATA%}) and in it {@code moe4j/} and
+ * the backend's file.
+ *
+ * @param property name of the system property, read when asked
+ * @param name of the file, like {@code triton-tiles.json}
+ * @since 0.2.0
  */
-public final class TuningPlace {
+public record TuningPlace(String property, String name) {
   /** No file is read. */
   static final String OFF = "off";
 
   private static final String DIRECTORY = "moe4j";
-  private static final String FILE = "triton-tiles.json";
-
-  private TuningPlace() {}
 
   /** {@return the place for this process; empty if it was turned off or there is none} */
-  public static Optional<Path> current() {
+  public Optional<Path> current() {
     return find(
-        TritonProperties.tiles(),
+        System.getProperty(property),
+        name,
         System.getProperty("os.name", ""),
         System.getProperty("user.home"),
         System::getenv);
   }
 
   /** {@return whether the user named a file} */
-  static boolean isNamed() {
-    String tiles = TritonProperties.tiles();
-    return tiles != null && !tiles.isBlank() && !isOff();
+  boolean isNamed() {
+    String value = System.getProperty(property);
+    return value != null && !value.isBlank() && !isOff();
   }
 
   /** {@return whether the user turned it off} */
-  static boolean isOff() {
-    return OFF.equalsIgnoreCase(TritonProperties.tiles());
+  boolean isOff() {
+    return OFF.equalsIgnoreCase(System.getProperty(property));
   }
 
   /**
    * The rule. Relative directories in the environment are not taken, as XDG says.
    *
-   * @param property what {@link TritonProperties#TILES} is set to
+   * @param property what it is set to
+   * @param name of the file in the cache directory
    * @param system name of the operating system
    * @param home the user's directory
    * @param environment its variables
@@ -54,6 +56,7 @@ public final class TuningPlace {
    */
   static Optional<Path> find(
       @Nullable String property,
+      String name,
       String system,
       @Nullable String home,
       Function<String, @Nullable String> environment) {
@@ -74,7 +77,7 @@ public final class TuningPlace {
           absolute(environment.apply("XDG_CACHE_HOME"))
               .or(() -> user.map(h -> h.resolve(".cache")));
     }
-    return cache.map(c -> c.resolve(DIRECTORY).resolve(FILE));
+    return cache.map(c -> c.resolve(DIRECTORY).resolve(name));
   }
 
   private static Optional<Path> absolute(@Nullable String directory) {
