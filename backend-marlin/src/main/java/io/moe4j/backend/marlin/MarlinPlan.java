@@ -133,7 +133,10 @@ record MarlinPlan(
     if (p.wide().isEmpty()) {
       return of(p, MarlinKernels.NARROW, upTo(p.narrow(), some ? 16 : 64));
     }
-    return of(p, MarlinKernels.WIDE, upTo(p.wide(), some ? 32 : p.rows() < MANY_ROWS ? 64 : ProductPlan.TALL));
+    return of(
+        p,
+        MarlinKernels.WIDE,
+        upTo(p.wide(), some ? 32 : p.rows() < MANY_ROWS ? 64 : ProductPlan.TALL));
   }
 
   /** The largest of some heights, ascending, that is not over a limit; else the smallest. */

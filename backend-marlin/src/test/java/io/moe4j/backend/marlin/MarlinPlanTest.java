@@ -184,7 +184,9 @@ class MarlinPlanTest {
     return MarlinPlan.choose(p).tileRows(p);
   }
 
-  /** 256 blocks of mixtral's w2 are two a multiprocessor, 192 short ones of qwen3's w13 are free. */
+  /**
+   * 256 blocks of mixtral's w2 are two a multiprocessor, 192 short ones of qwen3's w13 are free.
+   */
   @Test
   void fewBlocksAreSpreadEvenly() {
     assertThat(twoBlocks(2, 1)).containsExactly(true, true);
