@@ -19,9 +19,9 @@ DEV void products_wait() {
 DEV void fence_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 #endif
 
-constexpr int MEET = 1, GROUP_BYTES = 16 * 1024;  // of the warpgroups: named barriers, shared memory at the end
+constexpr int MEET = 1, GROUP_BYTES = 20 * 1024;  // of the warpgroups: named barriers, shared memory at the end
 
-// As many as fit: one block a multiprocessor at 128 rows, else two, if three stages of each fit.
+// As many as fit: one block a multiprocessor at 160 rows, else two, if three stages of each fit.
 BOTH int wide_stages(int q, int nt, int stage_bytes) {
   const int most = (nt >= 128 ? 6 : 5) - (code_bits(q) == 4 ? 0 : 1), fit = (nt >= 128 ? 222 : 110) * 1024 / stage_bytes;
   return fit < 3 ? 3 : fit < most ? fit : most;
@@ -143,7 +143,10 @@ DEV void wide(GEMM_PARAMETERS) {
   constexpr int STAGES = wide_stages(Q, NT, stage_bytes);
   const int split = SPLITS && warps_k == 2 ? 1 : 0;
   const int BLOCK_ROWS = (gated ? 128 : 256) >> split;
-  if (wait == 0) wait_for_predecessor();
+  if (wait == 0) {
+    wait_for_predecessor();
+    launch_dependents();  // what is next brings its first weights where a block of this launch has ended
+  }
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4, group4 = warp / 4, own4 = warp % 4;
   const Tile t = find_tile(first, ids, expert_map, mapping, gtile, nums, has_map, lora, 0, P, TOPK, quotient(N + BLOCK_ROWS - 1, BLOCK_ROWS), EG, E, NS, GM,
                            BLOCK);
@@ -160,11 +163,28 @@ DEV void wide(GEMM_PARAMETERS) {
   const uint32_t base = uniform(shared_address(memory)), base_end = base + STAGES * stage_bytes, own_slot = x_bytes + warp * slot_bytes;
   const uint32_t own_x = SPLITS ? uniform(split && group4 ? NT * 128 : 0) : 0;
   Weights stream(w, ratio, zero, tile, chunks, group_shift, lane);
+  const int mine = split ? group4 : 0;  // chunks mine, mine + 2, ..
+  // Pointers move on just before they are used, when the copies have long read them.
+#pragma unroll
+  for (int i = 0; i < 2; i++) stream.codes[i] += (mine - (1 << split)) * CODES;
+  const int x_step = uniform(CHUNK << split), code_step = uniform(CODES / 2 << split);
+  auto copy_weights = [&](uint32_t stage, int turn) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) stream.codes[i] = (const uint8_t*)((const uint16_t*)stream.codes[i] + code_step);
+    stream.copy_codes(stage + own_slot, 0, lane);
+    stream.copy_ratios(stage + own_slot, (turn << split) + mine, lane);
+  };
+  // The first weights are asked for before it is known which rows of x they meet.
+#pragma unroll
+  for (int c = 0; c < STAGES - 2; c++)
+    if (c < turns) copy_weights(base + c * stage_bytes, c);
+  const float unit[2][2] = {{channel[tile[0] * 16 + g], channel[tile[0] * 16 + g + 8]}, {channel[tile[1] * 16 + g], channel[tile[1] * 16 + g + 8]}};
+  if (wait == 1) wait_for_predecessor();
   constexpr int XROWS = NT * 8 >= 256 ? NT / 32 : 1;
   const uint16_t* from_x[XROWS];
   const int xcol = THREAD % 8;
   const uint32_t xto = THREAD / 8 * 128 + ((xcol ^ (THREAD / 8 & 7)) << 4);
-  // Pointers move on just before they are used, when the copies have long read them.
+  const int brings = t.row1 - t.row0 - THREAD / 8;  // rows that the tile has not are not brought: their sums go nowhere
 #pragma unroll
   for (int i = 0; i < XROWS; i++) {
     int row = min(t.row0 + THREAD / 8 + 32 * i, t.row1 - 1);
@@ -172,36 +192,27 @@ DEV void wide(GEMM_PARAMETERS) {
     from_x[i] = x + (int64_t)row * KD + xcol * 8 - (CHUNK << split);
     whole(from_x[i]);
   }
-  const int mine = split ? group4 : 0;  // chunks mine, mine + 2, ..
-#pragma unroll
-  for (int i = 0; i < 2; i++) stream.codes[i] += (mine - (1 << split)) * CODES;
-  const int x_step = uniform(CHUNK << split), code_step = uniform(CODES / 2 << split);
   uint32_t to = base;
   int next = 0, rest = KD - xcol * 8;  // of the inputs, from this thread's column on
-  auto prefetch = [&]() {
+  auto prefetch = [&](auto weights) {
     if (next < turns) {
 #pragma unroll
       for (int i = 0; i < XROWS; i++) {
         from_x[i] += x_step;
-        copy16_or_zero(to + xto + i * 4096, from_x[i], rest > 0);
+        if (brings > 32 * i) copy16_or_zero(to + xto + i * 4096, from_x[i], rest > 0);
       }
-      if (SPLITS && split) copy16_or_zero(to + xto + NT * 128, from_x[0] + CHUNK, rest > CHUNK);
+      if (SPLITS && split && brings > 0) copy16_or_zero(to + xto + NT * 128, from_x[0] + CHUNK, rest > CHUNK);
       rest -= x_step;
-#pragma unroll
-      for (int i = 0; i < 2; i++) stream.codes[i] = (const uint8_t*)((const uint16_t*)stream.codes[i] + code_step);
-      stream.copy_codes(to + own_slot, 0, lane);
-      stream.copy_ratios(to + own_slot, (next << split) + mine, lane);
+      if constexpr (decltype(weights)::value) copy_weights(to, next);
     }
     copies_end();
     next++;
     to += stage_bytes;
     if (to == base_end) to = base;
   };
-  const float unit[2][2] = {{channel[tile[0] * 16 + g], channel[tile[0] * 16 + g + 8]}, {channel[tile[1] * 16 + g], channel[tile[1] * 16 + g + 8]}};
-  if (wait == 1) wait_for_predecessor();
   float acc[2][NJ][4];
 #pragma unroll
-  for (int c = 0; c < STAGES - 2; c++) prefetch();
+  for (int c = 0; c < STAGES - 2; c++) prefetch(Value<0>{});
 
   // The products are as wide as the tile has rows, in steps. Where there is room for a group's sums (LAZY), its ratio is applied to them in f32
   // and not to every weight.
@@ -284,7 +295,7 @@ DEV void wide(GEMM_PARAMETERS) {
         if constexpr (LATE) {
           if (step == 0) stream.load_ratios(group_step, late, (c & group_mask) == 0);
         }
-        if (step == 0) prefetch();  // into the stage of two chunks ago: of the chunk just before, one product may still read
+        if (step == 0) prefetch(Value<1>{});  // into the stage of two chunks ago: of the chunk just before, one product may still read
         products_wait<1>();
         if (step < 3) {
           widen_step(step + 1);
@@ -340,13 +351,14 @@ DEV void wide(GEMM_PARAMETERS) {
   auto multiply = [&](auto bits) {
     if constexpr (NT == 32) multiply_in(bits, Value<8>{}, Value<16>{}, Value<24>{}, Value<32>{});
     else if constexpr (NT == 64) multiply_in(bits, Value<32>{}, Value<40>{}, Value<48>{}, Value<64>{});
-    else if constexpr (decltype(bits)::value == 1) multiply_in(bits, Value<32>{}, Value<64>{}, Value<96>{}, Value<128>{});
-    else multiply_in(bits, Value<32>{}, Value<64>{}, Value<80>{}, Value<96>{}, Value<128>{});
+    else if constexpr (Q != E4M3 && decltype(bits)::value == 1) multiply_in(bits, Value<64>{}, Value<96>{}, Value<128>{}, Value<160>{});
+    else multiply_in(bits, Value<64>{}, Value<80>{}, Value<96>{}, Value<112>{}, Value<128>{}, Value<144>{}, Value<160>{});
   };
-  if (SCALED && fine) multiply(Value<SCALED>{});
+  // FP8 with a scale in BF16 is rare: it has no code of its own.
+  if (SCALED && (fine || Q == E4M3)) multiply(Value<SCALED>{});
   else multiply(Value<0>{});
   copies_wait<0>();
-  launch_dependents();
+  if (wait != 0) launch_dependents();
   if (SPLITS && split) {
     // The second warpgroup's sums to the first; it goes on with what it has, and writes nothing.
     float* sums = (float*)memory + THREAD % 128;

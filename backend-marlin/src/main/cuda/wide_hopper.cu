@@ -8,5 +8,5 @@
 FORMATS(F, Bf16, bf16)
 FORMATS(F, F16, f16)
 
-#define TALL(name, Q, SG, ZERO, T, type) WIDE(JOIN(moe_wide_, name, type, 128), Q, T, 128, SG, ZERO, 1)
+#define TALL(name, Q, SG, ZERO, T, type) WIDE(JOIN(moe_wide_, name, type, 160), Q, T, 160, SG, ZERO, 1)
 FORMATS_OFTEN(TALL, Bf16, bf16)

@@ -316,7 +316,7 @@ int main() {
   ok &= run<Q, T, 32, SG, G, false>(F, 30, 72, 200, G, false, false, 2, 2, G ? 0 : -1, G);             \
   ok &= run<Q, T, 32, SG, G, true>(F, 14, 264, 328, G, true, false, 1, 1, G ? 3 : -1, false);          \
   ok &= run<Q, T, 32, SG, G, true>(F, 30, 136, 248, G, true, false, 2, 1, G ? 3 : -1, false);          \
-  ok &= run<Q, T, 128, SG, G, true>(F, 90, 136, 264, G, true, false, 1, 1, G ? 0 : -1, G);
+  ok &= run<Q, T, 160, SG, G, true>(F, 110, 136, 264, G, true, false, 1, 1, G ? 0 : -1, G);
 #define ALL(Q, SG, F)                 \
   BOTH_KINDS(Q, Bf16, SG, F, true)    \
   BOTH_KINDS(Q, Bf16, SG, F, false)   \
@@ -358,8 +358,8 @@ int main() {
   ALL(E4M3, 1, FB)
   ALL(E2M1, 4, NV)
   ALL(E2M1, 2, MX)
-  ok &= run<U4, Bf16, 128, 1, true, true>(GPTQ, 200, 136, 264, true, true, false, 1, 1, 0, false);
-  ok &= run<U4, Bf16, 128, 1, false, true>(GPTQ, 200, 136, 264, false, true, false, 1, 1, -1, false);
+  ok &= run<U4, Bf16, 160, 1, true, true>(GPTQ, 250, 136, 264, true, true, false, 1, 1, 0, false);
+  ok &= run<U4, Bf16, 160, 1, false, true>(GPTQ, 250, 136, 264, false, true, false, 1, 1, -1, false);
   ok &= run<U4, Bf16, 64, 1, true, false>(GPTQ, 200, 136, 264, true, true, false, 2, 4, 0, false);
   for (int act = 5; act < 9; act++) ok &= run<U4, Bf16, 8, 1, false, false>(GPTQ, 9, 40, 328, true, true, false, 4, 8, act, false);
   for (int act = 1; act < 5; act++) ok &= run<U4, Bf16, 8, 1, true, false>(GPTQ, 9, 40, 328, true, true, false, 4, 8, act, true);

@@ -232,6 +232,7 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
     if (composed != null) {
       plan = plan.composed(problem);
     }
+    int tileRows = plan.tileRows(problem);
     PairBatch batch =
         PairBatch.of(
             inputs.routing(), base + at.ids, base + at.slotOf, tokens, experts, adapters, stream);
@@ -240,10 +241,10 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
           batch, inputs.expertNumTokens(), adapters.mapping(), Math.toIntExact(hidden.size(1)));
     }
     if (!plan.naive()) {
-      sort.run(batch, at.lists, base, plan.first().rows(), plan.shrinks());
+      sort.run(batch, at.lists, base, tileRows, plan.shrinks());
     }
     MarlinProducts.Forward f =
-        new MarlinProducts.Forward(plan, at, base, batch, x, target, batched());
+        new MarlinProducts.Forward(plan, tileRows, at, base, batch, x, target, batched());
     if (composed != null) {
       composed.run(
           new ComposedLora.Rows(

@@ -22,6 +22,11 @@ record MarlinPlan(
   private static final int MANY_ROWS = 48;
   private static final int MOST_GROUP_TILES = 64;
 
+  private static final int ROUND_ROWS = 16;
+
+  /** Chunks of a warp from which a block is long: where it runs counts for more than when. */
+  private static final int MANY_CHUNKS = 16;
+
   /**
    * What the beginning and end of a block of narrow cost, in chunks of its loop, and what more for
    * each warp that shares an output.
@@ -128,7 +133,10 @@ record MarlinPlan(
     if (p.wide().isEmpty()) {
       return of(p, MarlinKernels.NARROW, upTo(p.narrow(), some ? 16 : 64));
     }
-    return of(p, MarlinKernels.WIDE, upTo(p.wide(), some ? 32 : p.rows() < MANY_ROWS ? 64 : 128));
+    return of(
+        p,
+        MarlinKernels.WIDE,
+        upTo(p.wide(), some ? 32 : p.rows() < MANY_ROWS ? 64 : ProductPlan.TALL));
   }
 
   /** The largest of some heights, ascending, that is not over a limit; else the smallest. */
@@ -184,9 +192,43 @@ record MarlinPlan(
               p.naive(),
               warps(p, rows, tiles, p.second(), p.hidden(), 32),
               rank);
+      first = spread(p, first, p.intermediate(), p.first().chunks() / first.warps());
+      second = spread(p, second, p.hidden(), Long.MAX_VALUE);
     }
     int groupTiles = p.experts() <= 16 && p.rows() >= 1024 ? 32 : 8;
     return new MarlinPlan(p.naive(), first, second, groupTiles, shrinks);
+  }
+
+  /**
+   * {@return rows of a tile, at most those of the kernels} Where an expert has more rows than a
+   * tall tile, its tiles share them: two of 144 are done sooner than one of 160 and one of 112.
+   *
+   * @param p the forward's sizes
+   */
+  int tileRows(Problem p) {
+    int most = first.rows();
+    if (most < ProductPlan.TALL || p.rows() <= most) {
+      return most;
+    }
+    double rows = p.rows() + 2 * Math.sqrt(p.rows()); // few experts of an even routing have more
+    double each = rows / Math.ceil(rows / most);
+    return Math.min(most, Math.ceilDiv((int) Math.ceil(each), ROUND_ROWS) * ROUND_ROWS);
+  }
+
+  /**
+   * Blocks of narrow that are too few for three a multiprocessor, two each. The launch before still
+   * has places when they come, and some multiprocessors would get three and others one. Short
+   * blocks of w13 gain nothing.
+   */
+  private static ProductPlan spread(Problem p, ProductPlan plan, int outputs, long chunks) {
+    long blocks = (long) tiles(p) * Math.ceilDiv(outputs, plan.outputs());
+    return plan.kind().equals(MarlinKernels.NARROW)
+            && ProductPlan.residentBlocks(plan.rows()) == 3
+            && blocks > p.multiprocessors()
+            && blocks <= 2L * p.multiprocessors()
+            && chunks >= MANY_CHUNKS
+        ? plan.twoBlocks()
+        : plan;
   }
 
   /**
@@ -205,6 +247,10 @@ record MarlinPlan(
         old.kind().equals(MarlinKernels.WIDE)
             ? ProductPlan.wide(w, gated, old.rows(), lora, warps > 1)
             : ProductPlan.narrow(w, gated, old.rows(), naive, warps, lora ? p.rank() : 0);
+    other =
+        ofFirst
+            ? spread(p, other, p.intermediate(), w.chunks() / other.warps())
+            : spread(p, other, p.hidden(), Long.MAX_VALUE);
     return new MarlinPlan(
         naive, ofFirst ? other : first, ofFirst ? second : other, groupTiles, shrinks);
   }

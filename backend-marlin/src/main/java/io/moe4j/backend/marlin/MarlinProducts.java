@@ -34,6 +34,7 @@ final class MarlinProducts {
    * What the launches of one forward share.
    *
    * @param plan how
+   * @param tileRows rows of a tile of the sort
    * @param at where the parts of the scratch lie
    * @param base address of the scratch
    * @param batch the pairs
@@ -43,6 +44,7 @@ final class MarlinProducts {
    */
   record Forward(
       MarlinPlan plan,
+      int tileRows,
       MarlinLayout at,
       long base,
       PairBatch batch,
@@ -55,7 +57,7 @@ final class MarlinProducts {
 
     /** Most tiles the sort can make. */
     int tiles() {
-      return plan.naive() ? batch.pairs() : batch.maxTiles(plan.first().rows());
+      return plan.naive() ? batch.pairs() : batch.maxTiles(tileRows);
     }
   }
 

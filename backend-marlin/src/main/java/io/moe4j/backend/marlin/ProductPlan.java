@@ -28,10 +28,15 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
   private static final int ALIGNMENT = 128;
   private static final int STAGE_ALIGNMENT = 1024;
   private static final int X_BYTES = 33_000;
-  private static final int TALL = 128;
+
+  /** The height of wide of which a multiprocessor holds one block. */
+  static final int TALL = 160;
 
   /** What the end of wide takes, see {@code wide.cuh}. */
-  private static final int END_BYTES = 2 * (16 << 10);
+  private static final int END_BYTES = 2 * (20 << 10);
+
+  /** So much shared memory a block that a multiprocessor of 9.0 holds two of them and no more. */
+  private static final int TWO_BLOCKS_BYTES = 76 << 10;
 
   /**
    * Bytes of two tiles of weights with their ratios and zero points, {@code Stream::SLOT_BYTES} in
@@ -99,6 +104,12 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
     int shared = Math.max(stages * stage, Math.max(END_BYTES, pages));
     int parts = split ? 2 : 1;
     return new ProductPlan(MarlinKernels.WIDE, rows, parts, 1, (gated ? 128 : 256) / parts, shared);
+  }
+
+  /** {@return the same, of which a multiprocessor holds two blocks at most} */
+  ProductPlan twoBlocks() {
+    return new ProductPlan(
+        kind, rows, warps, phase, outputs, Math.max(sharedBytes, TWO_BLOCKS_BYTES));
   }
 
   /** Blocks of narrow that a multiprocessor of 9.0 holds, as compiled. */

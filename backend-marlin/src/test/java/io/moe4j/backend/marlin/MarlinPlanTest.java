@@ -150,8 +150,8 @@ class MarlinPlanTest {
     assertThat(rows(9, 64)).isEqualTo(8);
     assertThat(rows(9, 256)).isEqualTo(32);
     assertThat(rows(9, 512)).isEqualTo(64);
-    assertThat(rows(9, 1024)).isEqualTo(128);
-    assertThat(rows(9, 8192)).isEqualTo(128);
+    assertThat(rows(9, 1024)).isEqualTo(160);
+    assertThat(rows(9, 8192)).isEqualTo(160);
     assertThat(rows(8, 64)).isEqualTo(16);
     assertThat(rows(8, 8192)).isEqualTo(64);
   }
@@ -165,6 +165,46 @@ class MarlinPlanTest {
     assertThat(warps(1, 64)).containsExactly(1, 1);
     assertThat(warps(2, 4)).containsExactly(2, 4);
     assertThat(warps(2, 16)).containsExactly(1, 2);
+  }
+
+  /** An expert's rows, and not much more, fill its tiles evenly. */
+  @Test
+  void tallTilesShareAnExpertsRows() {
+    assertThat(tileRows(0, 256)).isEqualTo(32);
+    assertThat(tileRows(0, 1024)).isEqualTo(160);
+    assertThat(tileRows(1, 4096)).isEqualTo(160); // 128 rows an expert
+    assertThat(tileRows(0, 4096)).isEqualTo(144); // 256: two, with room for 288
+    assertThat(tileRows(0, 8192)).isEqualTo(144); // 512: four
+    assertThat(tileRows(2, 4096)).isEqualTo(160); // 1024: seven
+    assertThat(tileRows(2, 64 * 1024)).isBetween(144, 160);
+  }
+
+  private static int tileRows(int layer, int tokens) {
+    MarlinPlan.Problem p = problem(QuantScheme.int4(128), 9, LAYERS[layer], tokens, 0, false);
+    return MarlinPlan.choose(p).tileRows(p);
+  }
+
+  /**
+   * 256 blocks of mixtral's w2 are two a multiprocessor, 192 short ones of qwen3's w13 are free.
+   */
+  @Test
+  void fewBlocksAreSpreadEvenly() {
+    assertThat(twoBlocks(2, 1)).containsExactly(true, true);
+    assertThat(twoBlocks(2, 16)).containsExactly(false, true);
+    assertThat(twoBlocks(0, 1)).containsExactly(false, false);
+    assertThat(twoBlocks(0, 4)).containsExactly(false, true);
+    assertThat(twoBlocks(0, 64)).containsExactly(false, false);
+  }
+
+  private static boolean[] twoBlocks(int layer, int tokens) {
+    MarlinPlan plan =
+        MarlinPlan.choose(problem(QuantScheme.int4(128), 9, LAYERS[layer], tokens, 0, false));
+    return new boolean[] {holdsTwo(plan.first()), holdsTwo(plan.second())};
+  }
+
+  /** 228 KiB a multiprocessor, of which each block takes one for itself. */
+  private static boolean holdsTwo(ProductPlan plan) {
+    return (228 << 10) / (plan.sharedBytes() + (1 << 10)) == 2;
   }
 
   /** 128 blocks of whole contractions would leave half of the card empty. */
