@@ -39,7 +39,7 @@ final class IntegerModule {
     Weight.Builder b =
         Weight.builder(
                 name,
-                m.scheme(m.integer(bits), index != null),
+                m.scheme(ModuleTensors.integer(bits), index != null),
                 out,
                 in,
                 codes.transpose(0, 1),
@@ -149,7 +149,7 @@ final class IntegerModule {
     Weight.Builder b =
         Weight.builder(
                 name,
-                m.scheme(m.integer(bits), index != null),
+                m.scheme(ModuleTensors.integer(bits), index != null),
                 out,
                 in,
                 codes,

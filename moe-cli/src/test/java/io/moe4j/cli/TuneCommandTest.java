@@ -22,6 +22,8 @@ final class TuneCommandTest {
   @AfterEach
   void forget() {
     System.clearProperty("moe4j.triton.tiles");
+    System.clearProperty("moe4j.marlin.plans");
+    System.clearProperty("moe4j.flashinfer.tactics");
   }
 
   private static void withoutGpu() {
@@ -125,7 +127,11 @@ final class TuneCommandTest {
     Cli.Result none = Cli.run("doctor", "--tiles", dir.resolve("none.json").toString()).succeeds();
     assertThat(none.out()).contains("tuning of triton", "none.json: none yet");
     Cli.Result off = Cli.run("doctor", "--tiles", "off").succeeds();
-    assertThat(off.out()).contains("turned off by moe4j.triton.tiles");
+    assertThat(off.out())
+        .contains("turned off by moe4j.triton.tiles", "turned off by moe4j.marlin.plans");
+    Cli.Result plans =
+        Cli.run("doctor", "--backend", "marlin", "--tiles", dir.resolve("p.json").toString());
+    assertThat(plans.out()).contains("tuning of marlin", "p.json: none yet");
     Cli.Result damaged = Cli.run("doctor", "--tiles", dir.toString()).succeeds();
     assertThat(damaged.out()).contains("it is no file", "moe tune writes the file anew");
   }
