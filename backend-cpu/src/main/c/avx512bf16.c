@@ -7,6 +7,8 @@
 #include "scales.h"
 #include "pairs.h"
 
+enum { IN_ORDER = 6 };
+
 INLINE void rows_bf16(const int m, const char *x, int64_t xs, const char *w, int64_t k, float *c, struct fetch f) {
   __m512 a[12][2];
   for (int r = 0; r < m; r++) a[r][0] = a[r][1] = _mm512_setzero_ps();
@@ -28,7 +30,37 @@ INLINE void rows_bf16(const int m, const char *x, int64_t xs, const char *w, int
   }
 }
 
+// Few rows, for which reading is the limit: the 16 outputs of one half after those of the other, so that weights are read from front to back. Processors fetch
+// those ahead by themselves, up to 1.5 times as fast as with fetches of ours, which only take places among theirs. Sums are in the same order.
+INLINE void half_in_order(const int m, const char *x, int64_t xs, const char *w, __m512 *a) {
+#pragma GCC unroll 4
+  for (int q = 0; q < 16; q++, w += 64, x += 4) {
+    const __m512bh v = (__m512bh)_mm512_loadu_si512(w);
+    const char *xi = x;
+    for (int r = 0; r < m; r++, xi += xs) a[r] = _mm512_dpbf16_ps(a[r], (__m512bh)_mm512_set1_epi32(*(const int *)xi), v);
+  }
+}
+
+INLINE void rows_in_order(const int m, const char *x, int64_t xs, const char *w, int64_t k, float *c) {
+  __m512 a[IN_ORDER], b[IN_ORDER];
+  for (int r = 0; r < m; r++) a[r] = b[r] = _mm512_setzero_ps();
+  for (int64_t i = 0; i < k; i += 32, w += 2048, x += 64) {
+    half_in_order(m, x, xs, w, a);
+    half_in_order(m, x, xs, w + 1024, b);
+  }
+  for (int r = 0; r < m; r++) {
+    _mm512_storeu_ps(c + r * BLOCK, a[r]);
+    _mm512_storeu_ps(c + r * BLOCK + 16, b[r]);
+  }
+}
+
 void product_bf16_avx512bf16(const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
+  switch (rows) {
+#define CASE(n) case n: rows_in_order(n, x, xs, w, k, c); return;
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#undef CASE
+    default: break;
+  }
   int64_t passes = (rows + 11) / 12;
   for (int64_t pass = 0, m; pass < passes; pass++, rows -= m, x += m * xs, c += m * BLOCK) {
     struct fetch f = fetch_of(w, k / 2, pass, passes, first);

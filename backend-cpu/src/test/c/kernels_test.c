@@ -431,14 +431,14 @@ static int same_bits(int isa, const char *name) {
   product_fn *product = kernels_of(isa)->product[TYPE_BF16][TYPE_BF16];
   if (!product) return 0;
   enum { ROWS = 128, K = 1120, STRIDE = K * 2 + 64 };
-  int counts[] = {1, 15, 16, 17, 31, 32, 33, 48, 64, 95, 96, 97, 113, 128}, bad = 0;
+  int counts[] = {1, 2, 3, 4, 5, 6, 7, 15, 16, 17, 31, 32, 33, 48, 64, 95, 96, 97, 113, 128}, bad = 0;
   char *x = aligned_alloc(64, ROWS * STRIDE), *w = aligned_alloc(64, 2 * BLOCK * K * 2);
   for (int i = 0; i < ROWS * STRIDE; i += 2) put(x + i, TYPE_BF16, uniform());
   for (int i = 0; i < BLOCK * K; i++) put(w + 2 * i, TYPE_BF16, uniform());
   float alone[ROWS * BLOCK];
   kernels_of(isa)->begin(0, K, 1, 0);
   for (int r = 0; r < ROWS; r++) product(x + r * STRIDE, STRIDE, 1, w, K, alone + r * BLOCK, 1);
-  for (int n = 0; n < 14; n++)
+  for (int n = 0; n < 20; n++)
     for (int first = 0; first < 3; first++) {
       float *c = malloc(sizeof(float) * counts[n] * BLOCK);
       kernels_of(isa)->begin(0, K, counts[n], 0);
