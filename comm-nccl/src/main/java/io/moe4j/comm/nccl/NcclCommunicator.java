@@ -8,8 +8,10 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.comm.nccl.ffi.NcclFfi;
+import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.StreamGuard;
 import java.lang.foreign.MemorySegment;
+import java.time.Duration;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
@@ -33,6 +35,9 @@ final class NcclCommunicator implements Communicator, StreamGuard {
 
   private final Set<Long> recording = ConcurrentHashMap.newKeySet();
 
+  /** Of ranks that can reach each other's memory, and have the means; else null. */
+  private final @Nullable PeerRooms rooms;
+
   /** Launches of graphs that have begun, by stream. */
   private final Map<Long, Marks.Call> launches = new ConcurrentHashMap<>();
 
@@ -42,6 +47,12 @@ final class NcclCommunicator implements Communicator, StreamGuard {
     this.rank = config.rank();
     this.size = config.size();
     this.group = new NcclGroup(version, config, card, control);
+    CudaDevice device = PeerRooms.isWanted(size) ? card.cuda().orElse(null) : null;
+    PeerRooms made = device == null ? null : new PeerRooms(new OfRooms(), device);
+    this.rooms = made;
+    if (made != null) {
+      group.whenFailed(made::stop);
+    }
     card.addGuard(this);
   }
 
@@ -79,6 +90,60 @@ final class NcclCommunicator implements Communicator, StreamGuard {
   @Override
   public boolean sumsInRankOrder() {
     return size <= 2; // of two, either order gives the same bits
+  }
+
+  /** The group as its rooms see it. */
+  private final class OfRooms implements PeerRooms.Group {
+    @Override
+    public int rank() {
+      return rank;
+    }
+
+    @Override
+    public int size() {
+      return size;
+    }
+
+    @Override
+    public Duration deadline() {
+      return group.deadline();
+    }
+
+    @Override
+    public void requireAlive() {
+      group.requireAlive();
+    }
+
+    @Override
+    public void allGather(Tensor send, Tensor receive, DeviceStream stream) {
+      NcclCommunicator.this.allGather(send, receive, stream);
+    }
+  }
+
+  /** {@return rooms that ranks write to without NCCL; null where they cannot} */
+  @Nullable PeerRooms rooms() {
+    return rooms;
+  }
+
+  /** {@return whether what is enqueued now is recorded} */
+  boolean isRecording(DeviceStream stream) {
+    return card.isCapturing(stream);
+  }
+
+  /**
+   * A step in which all ranks meet without NCCL: counted, watched and ended like its calls.
+   *
+   * @param what the same on every rank
+   * @param work enqueues it
+   */
+  void meet(String what, DeviceStream stream, Runnable work) {
+    boolean records = card.isCapturing(stream);
+    Marks.Call marked = group.begin(what, stream, records);
+    (records ? recording : used).add(stream.handle());
+    work.run();
+    if (marked != null) {
+      marked.end(stream);
+    }
   }
 
   /** What a call hands to NCCL. */
@@ -311,6 +376,10 @@ final class NcclCommunicator implements Communicator, StreamGuard {
   @Override
   public void beforeLaunch(DeviceStream stream) {
     used.add(stream.handle());
+    group.requireAlive();
+    if (rooms != null) {
+      rooms.take(stream, false);
+    }
     Marks.Call marked = group.begin("a recorded graph", stream, false);
     if (marked != null) {
       launches.put(stream.handle(), marked);
@@ -322,6 +391,9 @@ final class NcclCommunicator implements Communicator, StreamGuard {
     Marks.Call marked = launches.remove(stream.handle());
     if (marked != null) {
       marked.end(stream);
+      if (rooms != null) {
+        rooms.end(stream, false);
+      }
     }
   }
 
@@ -334,6 +406,9 @@ final class NcclCommunicator implements Communicator, StreamGuard {
   @Override
   public void close() {
     group.close();
+    if (rooms != null) {
+      rooms.close();
+    }
     card.removeGuard(this);
   }
 }
