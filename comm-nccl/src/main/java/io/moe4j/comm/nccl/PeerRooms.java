@@ -66,6 +66,8 @@ final class PeerRooms implements AutoCloseable {
   private final List<PeerRoom> rooms = new ArrayList<>();
   private final PinnedBuffer stop;
   private final CudaEvent last;
+  private final Device.Buffer from;
+  private final Device.Buffer to;
   private final Semaphore turn = new Semaphore(1);
   private long lastStream;
   private volatile @Nullable String refused;
@@ -79,6 +81,9 @@ final class PeerRooms implements AutoCloseable {
     this.stop = device.allocatePinned(Long.BYTES);
     this.stop.segment().fill((byte) 0);
     this.last = device.newEvent(false);
+    // Kept: giving memory back waits for other ranks' devices, and those may wait for this rank.
+    this.from = device.allocate(CARD_BYTES);
+    this.to = device.allocate((long) CARD_BYTES * group.size());
   }
 
   /** {@return whether ranks of this group may try} */
@@ -258,16 +263,12 @@ final class PeerRooms implements AutoCloseable {
   private byte[][] exchange(byte[] mine, DeviceStream stream) {
     int n = mine.length;
     byte[] all = new byte[n * group.size()];
-    try (Device.Buffer from = device.allocate(n);
-        Device.Buffer to = device.allocate(all.length)) {
-      Tensor send = Tensor.of(DType.U8, from.memory(), 1, n);
-      Tensor receive = Tensor.of(DType.U8, to.memory(), group.size(), n);
-      device.copy(Tensor.of(DType.U8, MemorySegment.ofArray(mine), 1, n), send, stream);
-      group.allGather(send, receive, stream);
-      device.copy(
-          receive, Tensor.of(DType.U8, MemorySegment.ofArray(all), group.size(), n), stream);
-      stream.synchronize();
-    }
+    Tensor send = Tensor.of(DType.U8, from.memory(), 1, n);
+    Tensor receive = Tensor.of(DType.U8, to.memory(), group.size(), n);
+    device.copy(Tensor.of(DType.U8, MemorySegment.ofArray(mine), 1, n), send, stream);
+    group.allGather(send, receive, stream);
+    device.copy(receive, Tensor.of(DType.U8, MemorySegment.ofArray(all), group.size(), n), stream);
+    stream.synchronize();
     byte[][] by = new byte[group.size()][];
     for (int r = 0; r < by.length; r++) {
       by[r] = Arrays.copyOfRange(all, r * n, (r + 1) * n);
@@ -295,6 +296,8 @@ final class PeerRooms implements AutoCloseable {
     rooms.forEach(PeerRoom::close);
     rooms.clear();
     last.close();
+    from.close();
+    to.close();
     stop.close();
   }
 }

@@ -126,6 +126,11 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
   }
 
   @Override
+  public Tensor readsFirst() {
+    return matrices.w13();
+  }
+
+  @Override
   public void refresh(MoeLoraContext context, DeviceStream stream) {
     if (slots != null) {
       slots.of(context, stream);
