@@ -1,6 +1,7 @@
 package io.moe4j.integration;
 
 import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
@@ -26,11 +27,13 @@ import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.stream.IntStream;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -38,6 +41,7 @@ import org.jspecify.annotations.Nullable;
  * float64 reference of single tokens.
  */
 final class GpuLayer implements AutoCloseable {
+  private static final int COMPARED = 12;
   private static final int PERIOD = 1_000_003;
   private static final int ROW = 24 * PERIOD;
   private static final Map<Double, byte[]> ROWS = new ConcurrentHashMap<>();
@@ -232,6 +236,24 @@ final class GpuLayer implements AutoCloseable {
         token,
         hidden.select(0, token).toDoubles(),
         name == null ? null : adapters.get(name));
+  }
+
+  /** {@return a map that has every {@code ranks}-th expert, chosen at random, in any order} */
+  static ExpertMap someLocal(int experts, int ranks, Random random) {
+    List<Integer> order = new ArrayList<>(IntStream.range(0, experts).boxed().toList());
+    Collections.shuffle(order, random);
+    int[] map = new int[experts];
+    Arrays.fill(map, -1);
+    for (int i = 0; i < experts / ranks; i++) {
+      map[order.get(i)] = i;
+    }
+    return ExpertMap.of(map);
+  }
+
+  /** {@return which tokens to compare: all of a few, some of many} */
+  static IntStream compared(int tokens) {
+    return IntStream.range(0, Math.min(tokens, COMPARED))
+        .map(i -> tokens <= COMPARED ? i : (int) ((long) i * (tokens - 1) / (COMPARED - 1)));
   }
 
   /** Normal numbers in bf16, each tensor another piece of one long row of them. */

@@ -69,7 +69,7 @@ class GpuPackedTest {
   @MethodSource("cases")
   void agreesWithFloat64(QuantScheme scheme, ActivationFormat format, int tokens) {
     try (GpuLayer g = layer(scheme, format, tokens)) {
-      GpuGridTest.checkAdapters(g, tokens, 1e-2);
+      GpuLoraGridTest.checkAdapters(g, tokens, 1e-2);
     }
   }
 

@@ -5,9 +5,7 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraTarget;
-import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.DType;
-import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.lora.AdapterBatch;
@@ -17,7 +15,6 @@ import io.moe4j.oracle.MoeLayer;
 import io.moe4j.oracle.MoeOracle;
 import io.moe4j.oracle.Selection;
 import java.lang.foreign.Arena;
-import java.lang.foreign.MemorySegment;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
@@ -173,22 +170,19 @@ final class LayerRun {
       Device device = built.device();
       long t = hidden.size(0);
       int k = config.topK();
-      List<AutoCloseable> owned = new ArrayList<>();
-      try {
-        Tensor in = toDevice(device, HiddenDtype.convert(hidden, inputDtype, arena), owned);
-        Tensor out = onDevice(device, arena, owned, DType.F32, t, config.hiddenSize());
-        Tensor ids = onDevice(device, arena, owned, DType.I32, t, k);
-        Tensor weights = onDevice(device, arena, owned, DType.F32, t, k);
+      try (Staging staging = new Staging(device, arena)) {
+        Tensor in = staging.put(HiddenDtype.convert(hidden, inputDtype, arena));
+        Tensor out = staging.empty(DType.F32, t, config.hiddenSize());
+        Tensor ids = staging.empty(DType.I32, t, k);
+        Tensor weights = staging.empty(DType.F32, t, k);
         MoeForward request = MoeForward.of(in, out).topkInto(ids, weights);
         if (tokenIds != null && config.routing().byTokenId()) {
-          request = request.withTokenIds(toDevice(device, tokenIds, owned));
+          request = request.withTokenIds(staging.put(tokenIds));
         }
         if (!adapters.isEmpty()) {
-          AdapterRegistry slots = AdapterRegistry.builder(configs).device(device).build();
-          owned.add(slots);
-          AdapterBatch batch = batch(slots, assignment);
-          owned.add(batch);
-          request = request.withLora(batch.context(layer));
+          AdapterRegistry slots =
+              staging.own(AdapterRegistry.builder(configs).device(device).build());
+          request = request.withLora(staging.own(batch(slots, assignment)).context(layer));
         }
         long begin = System.nanoTime();
         built.forward(request);
@@ -197,14 +191,12 @@ final class LayerRun {
         long warm = warmSeconds > 0 ? warm(built, request, warmSeconds) : 0;
         return new Result(
             built.selection(),
-            toHost(device, out, arena),
-            toHost(device, ids, arena),
-            toHost(device, weights, arena),
+            staging.toHost(out),
+            staging.toHost(ids),
+            staging.toHost(weights),
             prepared - start,
             forward,
             warm);
-      } finally {
-        closeAll(owned);
       }
     }
   }
@@ -235,59 +227,5 @@ final class LayerRun {
       handleOf[i + 1] = slots.load(adapters.get(i));
     }
     return slots.batch(Arrays.stream(assignment).map(i -> handleOf[i]).toArray());
-  }
-
-  private static boolean isHost(Device device) {
-    return device.info().id().type().equals(DeviceType.CPU);
-  }
-
-  private static Tensor toDevice(Device device, Tensor host, List<AutoCloseable> owned) {
-    if (isHost(device)) {
-      return host;
-    }
-    Device.Buffer buffer = device.allocate(host.dtype().byteSize(host.elementCount()));
-    owned.add(buffer);
-    Tensor there = Tensor.of(host.dtype(), buffer.memory(), host.shape());
-    device.copy(host, there, device.defaultStream());
-    return there;
-  }
-
-  private static Tensor onDevice(
-      Device device, Arena arena, List<AutoCloseable> owned, DType dtype, long... shape) {
-    long bytes = dtype.byteSize(shape[0] * shape[1]);
-    if (isHost(device)) {
-      return Tensor.of(dtype, hostMemory(arena, bytes), shape);
-    }
-    Device.Buffer buffer = device.allocate(bytes);
-    owned.add(buffer);
-    return Tensor.of(dtype, buffer.memory(), shape);
-  }
-
-  private static HostMemory hostMemory(Arena arena, long bytes) {
-    MemorySegment segment = arena.allocate(Math.max(1, bytes), 64);
-    return new HostMemory(segment.asSlice(0, bytes));
-  }
-
-  private static Tensor toHost(Device device, Tensor there, Arena arena) {
-    if (isHost(device)) {
-      return there;
-    }
-    long bytes = there.dtype().byteSize(there.elementCount());
-    Tensor host = Tensor.of(there.dtype(), hostMemory(arena, bytes), there.shape());
-    device.copy(there, host, device.defaultStream());
-    device.defaultStream().synchronize();
-    return host;
-  }
-
-  private static void closeAll(List<AutoCloseable> owned) {
-    for (AutoCloseable c : owned.reversed()) {
-      try {
-        c.close();
-      } catch (RuntimeException e) {
-        throw e;
-      } catch (Exception e) {
-        throw new IllegalStateException("closing " + c + " failed", e);
-      }
-    }
   }
 }

@@ -13,12 +13,12 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.checkpoint.MoeCheckpoint;
 import io.moe4j.checkpoint.TensorParallel;
-import io.moe4j.lora.AdapterBatch;
 import io.moe4j.lora.AdapterRegistry;
 import io.moe4j.oracle.MoeForward;
 import io.moe4j.oracle.MoeLayer;
 import io.moe4j.oracle.MoeOracle;
 import io.moe4j.oracle.Selection;
+import java.lang.foreign.Arena;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
@@ -26,18 +26,20 @@ import java.util.Objects;
 import java.util.TreeMap;
 import org.jspecify.annotations.Nullable;
 
-/** One rank's part of a checkpoint's layers, on the host. Not thread-safe. */
+/** One rank's part of a checkpoint's layers. Not thread-safe. */
 final class RankLayers {
   private final MoeOracle oracle;
   private final MoeCheckpoint model;
   private final AdapterFiles files;
   private final @Nullable String backend;
   private final ParallelConfig rank;
+  private final int rankTokens;
+  private final DType inputDtype;
   private final Map<Integer, MoeConfig> whole = new TreeMap<>();
 
   /**
    * @param given dtype of the hidden states
-   * @param maxTokens of any rank
+   * @param tokens of all ranks together, which share them evenly
    */
   RankLayers(
       MoeOracle oracle,
@@ -45,24 +47,28 @@ final class RankLayers {
       AdapterFiles files,
       @Nullable String backend,
       DType given,
-      int maxTokens,
+      int tokens,
       ParallelConfig rank) {
     this.oracle = oracle;
     this.model = model;
     this.files = files;
     this.backend = backend;
     this.rank = rank;
+    this.rankTokens = Math.max(1, Math.ceilDiv(tokens, rank.tpSize() * rank.epSize()));
     List<LoraAdapter> adapters = files.adapters();
     int r = Math.max(1, adapters.stream().mapToInt(LoraAdapter::maxRank).max().orElse(1));
     for (int layer : model.layers()) {
       MoeConfig.Builder b =
-          model.config(layer).toBuilder().inputDtype(given).maxTokens(Math.max(1, maxTokens));
+          model.config(layer).toBuilder().inputDtype(given).maxTokens(Math.max(1, tokens));
       if (!adapters.isEmpty()) {
         LoraConfig lora = new LoraConfig(adapters.size(), r);
         b.lora(LayerRun.changeRouter(adapters) ? lora.withRouter() : lora);
       }
       whole.put(layer, b.build());
     }
+    MoeConfig first = configs(rank).values().iterator().next();
+    this.inputDtype = HiddenDtype.choose(oracle, first, backend, given);
+    whole.replaceAll((layer, c) -> c.toBuilder().inputDtype(inputDtype).build());
   }
 
   /** {@return what a rank builds, by layer} */
@@ -76,13 +82,19 @@ final class RankLayers {
    * What a layer gave for this rank's tokens.
    *
    * @param selection who computed, and how rows moved
-   * @param output F32 {@code [T, H]}
+   * @param hidden dtype of the hidden states that the layer got
+   * @param output F32 {@code [T, H]}, on the host like the others
    * @param topkIds int32 {@code [T, K]}
    * @param topkWeights F32 {@code [T, K]}
    * @param nanos of the forward
    */
   record Result(
-      Selection selection, Tensor output, Tensor topkIds, Tensor topkWeights, long nanos) {}
+      Selection selection,
+      DType hidden,
+      Tensor output,
+      Tensor topkIds,
+      Tensor topkWeights,
+      long nanos) {}
 
   /**
    * This rank's tokens through the layer of all ranks.
@@ -90,13 +102,8 @@ final class RankLayers {
    * @param assignment by token: 0 = base, i = the i-th adapter
    */
   Result together(
-      int layer,
-      Tensor hidden,
-      @Nullable Tensor tokenIds,
-      int[] assignment,
-      Communicator group,
-      Device device) {
-    return run(layer, rank, hidden, tokenIds, assignment, group, device);
+      int layer, Tensor hidden, @Nullable Tensor tokenIds, int[] assignment, RankGroup group) {
+    return run(layer, rank, hidden, tokenIds, assignment, group.communicator(), group.device());
   }
 
   /** The same tokens through a whole layer of its own. */
@@ -123,18 +130,25 @@ final class RankLayers {
       builder.communicator(group);
     }
     int tokens = assignment.length;
-    Tensor output = floats(tokens, config.hiddenSize());
-    Tensor ids = Tensor.ofInts(new int[tokens * config.topK()], tokens, config.topK());
-    Tensor topkWeights = floats(tokens, config.topK());
-    MoeForward request = MoeForward.of(hidden, output).topkInto(ids, topkWeights);
-    if (tokenIds != null && config.routing().byTokenId()) {
-      request = request.withTokenIds(tokenIds);
-    }
+    Arena arena = Arena.ofAuto();
     try (MoeLayer built = builder.build();
-        AdapterRegistry slots = AdapterRegistry.builder(configs).build();
-        AdapterBatch batch = slots.batch(handles(slots, files.adapters(experts, of), assignment))) {
+        Staging staging = new Staging(device, arena)) {
+      Tensor output = staging.empty(DType.F32, tokens, config.hiddenSize());
+      Tensor ids = staging.empty(DType.I32, tokens, config.topK());
+      Tensor topkWeights = staging.empty(DType.F32, tokens, config.topK());
+      Tensor in = staging.put(HiddenDtype.convert(hidden, inputDtype, arena));
+      MoeForward request =
+          MoeForward.of(in, output)
+              .topkInto(ids, topkWeights)
+              .withRankTokens(Math.max(rankTokens, tokens));
+      if (tokenIds != null && config.routing().byTokenId()) {
+        request = request.withTokenIds(staging.put(tokenIds));
+      }
       if (!files.names().isEmpty()) {
-        MoeLoraContext context = batch.context(layer);
+        AdapterRegistry slots =
+            staging.own(AdapterRegistry.builder(configs).device(device).build());
+        int[] handles = handles(slots, files.adapters(experts, of), assignment);
+        MoeLoraContext context = staging.own(slots.batch(handles)).context(layer);
         request =
             request.withLora(
                 context.withTokenLoraMapping(
@@ -142,7 +156,15 @@ final class RankLayers {
       }
       long begin = System.nanoTime();
       built.forward(request);
-      return new Result(built.selection(), output, ids, topkWeights, System.nanoTime() - begin);
+      device.defaultStream().synchronize();
+      long nanos = System.nanoTime() - begin;
+      return new Result(
+          built.selection(),
+          inputDtype,
+          staging.toHost(output),
+          staging.toHost(ids),
+          staging.toHost(topkWeights),
+          nanos);
     }
   }
 
@@ -155,9 +177,5 @@ final class RankLayers {
       handles.add(a == 0 ? AdapterRegistry.BASE : handles.get(a - 1));
     }
     return handles.stream().mapToInt(Integer::intValue).toArray();
-  }
-
-  private static Tensor floats(int rows, int columns) {
-    return Tensor.ofFloats(new float[Math.multiplyExact(rows, columns)], rows, columns);
   }
 }

@@ -9,8 +9,6 @@ import io.moe4j.api.comm.RankInfo;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.device.Device;
-import io.moe4j.api.device.DeviceStream;
-import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterPolicy;
@@ -21,19 +19,20 @@ import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.MoeOracle;
 import io.moe4j.oracle.Rendezvous;
 import io.moe4j.oracle.Selection;
-import java.lang.foreign.MemorySegment;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.TreeMap;
 import org.jspecify.annotations.Nullable;
 
 /**
  * {@code moe run} in one of several processes: each brings a block of the tokens, all share each
- * layer, on the host. Every rank checks its own tokens; rank 0 reports and writes.
+ * layer, on GPUs or on the host ({@link RankDevice}). Every rank checks its own tokens; rank 0
+ * reports and writes.
  */
 final class RanksRun {
   private final Moe moe;
@@ -53,21 +52,19 @@ final class RanksRun {
 
   /** One layer, the worst of all ranks. */
   private record Check(
-      String model, int layer, int tokens, double relativeError, boolean same, Selection how) {
+      String model,
+      int layer,
+      int tokens,
+      double relativeError,
+      boolean same,
+      RankLayers.Result result) {
     boolean passed() {
-      return same && relativeError <= SampleRun.TOLERANCE;
+      return same && relativeError <= SampleRun.tolerance(result.hidden());
     }
-  }
 
-  private Device host(MoeOracle oracle) {
-    return oracle.catalog().deviceProviders().stream()
-        .filter(p -> p.type().equals(DeviceType.CPU))
-        .findFirst()
-        .orElseThrow(() ->
-            new CliException(
-                ExitCode.UNSUPPORTED, "several ranks run on the host: add backend-cpu"))
-        .provider()
-        .open(0);
+    Selection how() {
+      return result.selection();
+    }
   }
 
   private int first(int tokens, int r) {
@@ -78,46 +75,88 @@ final class RanksRun {
   int sample() {
     try (Sample sample = Sample.extract();
         MoeOracle oracle = oracleOptions.discover();
-        Device device = host(oracle)) {
-      Map<String, String> agreement = new TreeMap<>();
-      agreement.put("run", "sample");
-      try (Communicator group = Rendezvous.join(me, oracle.catalog(), device, agreement)) {
-        for (Sample.Model m : Sample.MODELS) {
-          sample(sample, m, oracle, group, device);
-        }
-        return report(null);
+        Device device = sampleDevice(sample, oracle)) {
+      return inGroup(
+          oracle,
+          device,
+          Map.of("run", "sample"),
+          group -> {
+            for (Sample.Model m : Sample.MODELS) {
+              sample(sample, m, oracle, group);
+            }
+            return report(null);
+          });
+    }
+  }
+
+  /** All models of the sample run where the first one does. */
+  private Device sampleDevice(Sample sample, MoeOracle oracle) {
+    Sample.Model m = Sample.MODELS.getFirst();
+    try (MoeCheckpoint checkpoint = MoeCheckpoint.open(sample.model(m));
+        SafetensorsFile recorded = SafetensorsFile.open(sample.recorded(m));
+        AdapterFiles files = files(sample, m, checkpoint)) {
+      int layer = checkpoint.layers().getFirst();
+      DType given = recorded.tensor(name(layer, "input")).dtype();
+      return open(oracle, layers(oracle, checkpoint, files, given, 1), layer);
+    }
+  }
+
+  private AdapterFiles files(Sample sample, Sample.Model m, MoeCheckpoint checkpoint) {
+    Map<String, Path> directories = new LinkedHashMap<>();
+    m.adapters().forEach(a -> directories.put(a, sample.adapter(m, a)));
+    return AdapterFiles.load(moe, directories, checkpoint.adapterTarget(), AdapterPolicy.DEFAULT);
+  }
+
+  private RankLayers layers(
+      MoeOracle oracle, MoeCheckpoint checkpoint, AdapterFiles files, DType given, int tokens) {
+    return new RankLayers(oracle, checkpoint, files, oracleOptions.backend, given, tokens, rank);
+  }
+
+  private Device open(MoeOracle oracle, RankLayers layers, int layer) {
+    MoeConfig part = Objects.requireNonNull(layers.configs(rank).get(layer));
+    return RankDevice.open(moe, oracle, part, oracleOptions.backend, me);
+  }
+
+  /** What ranks do once they have met; returns the exit code. */
+  private interface Together {
+    int run(RankGroup group);
+  }
+
+  /** Meets the others, who are told if this rank fails. */
+  private int inGroup(
+      MoeOracle oracle, Device device, Map<String, String> agreement, Together work) {
+    Map<String, String> all = new TreeMap<>(agreement);
+    all.put("device", device.info().id().type().toString());
+    try (Communicator group = Rendezvous.join(me, oracle.catalog(), device, all)) {
+      try {
+        return work.run(new RankGroup(group, device));
+      } catch (RuntimeException | Error e) {
+        group.abort(e);
+        throw e;
       }
     }
   }
 
-  private void sample(
-      Sample sample, Sample.Model m, MoeOracle oracle, Communicator group, Device device) {
-    Map<String, Path> directories = new LinkedHashMap<>();
-    m.adapters().forEach(a -> directories.put(a, sample.adapter(m, a)));
+  private void sample(Sample sample, Sample.Model m, MoeOracle oracle, RankGroup group) {
     try (MoeCheckpoint checkpoint = MoeCheckpoint.open(sample.model(m));
         SafetensorsFile recorded = SafetensorsFile.open(sample.recorded(m));
-        AdapterFiles files =
-            AdapterFiles.load(
-                moe, directories, checkpoint.adapterTarget(), AdapterPolicy.DEFAULT)) {
+        AdapterFiles files = files(sample, m, checkpoint)) {
       int[] assignment = recorded.tensor(m.recorded() + ".assignment").toInts();
       int tokens = assignment.length;
       int from = first(tokens, me.rank());
       int count = first(tokens, me.rank() + 1) - from;
       for (int layer : checkpoint.layers()) {
-        Tensor hidden = recorded.tensor("layers." + layer + ".input");
-        RankLayers layers =
-            new RankLayers(
-                oracle, checkpoint, files, oracleOptions.backend, hidden.dtype(), tokens, rank);
+        Tensor hidden = recorded.tensor(name(layer, "input"));
+        RankLayers layers = layers(oracle, checkpoint, files, hidden.dtype(), tokens);
         RankLayers.Result r =
             layers.together(
                 layer,
                 hidden.narrow(0, from, count),
                 null,
                 Arrays.copyOfRange(assignment, from, from + count),
-                group,
-                device);
-        Tensor expected = recorded.tensor("layers." + layer + ".output." + m.recorded());
-        Tensor ids = recorded.tensor("layers." + layer + ".topk_ids");
+                group);
+        Tensor expected = recorded.tensor(name(layer, "output." + m.recorded()));
+        Tensor ids = recorded.tensor(name(layer, "topk_ids"));
         check(
             m.name(),
             layer,
@@ -151,9 +190,7 @@ final class RanksRun {
     int tokens = assignment.length;
     int from = first(tokens, me.rank());
     int count = first(tokens, me.rank() + 1) - from;
-    RankLayers layers =
-        new RankLayers(
-            oracle, checkpoint, files, oracleOptions.backend, hidden.dtype(), tokens, rank);
+    RankLayers layers = layers(oracle, checkpoint, files, hidden.dtype(), tokens);
     Map<String, String> agreement = new TreeMap<>(Rendezvous.layers(layers.configs(rank)));
     agreement.put("run", "layers " + index + ", " + tokens + " tokens, adapters " + files.names());
     Map<String, SafetensorsWriter.Spec> specs = new LinkedHashMap<>();
@@ -163,24 +200,30 @@ final class RanksRun {
       specs.put(name(n, "topk_ids"), new SafetensorsWriter.Spec(DType.I32, tokens, c.topK()));
       specs.put(name(n, "topk_weights"), new SafetensorsWriter.Spec(DType.F32, tokens, c.topK()));
     }
-    try (Device device = host(oracle);
-        Communicator group = Rendezvous.join(me, oracle.catalog(), device, agreement);
-        OutputFile out = me.rank() == 0 ? OutputFile.create(target, specs) : null) {
-      for (int n : index) {
-        Tensor mine = hidden.narrow(0, from, count);
-        Tensor ids = tokenIds == null ? null : tokenIds.narrow(0, from, count);
-        int[] who = Arrays.copyOfRange(assignment, from, from + count);
-        RankLayers.Result r = layers.together(n, mine, ids, who, group, device);
-        RankLayers.Result truth = layers.alone(n, mine, ids, who, device);
-        check(checkpoint.modelType(), n, tokens, r, truth.output(), truth.topkIds(), group);
-        put(out, name(n, "output"), r.output(), tokens, group);
-        put(out, name(n, "topk_ids"), r.topkIds(), tokens, group);
-        put(out, name(n, "topk_weights"), r.topkWeights(), tokens, group);
-      }
-      if (out != null) {
-        out.commit();
-      }
-      return report(target);
+    try (Device device = open(oracle, layers, index.getFirst())) {
+      return inGroup(
+          oracle,
+          device,
+          agreement,
+          group -> {
+            try (OutputFile out = me.rank() == 0 ? OutputFile.create(target, specs) : null) {
+              for (int n : index) {
+                Tensor mine = hidden.narrow(0, from, count);
+                Tensor ids = tokenIds == null ? null : tokenIds.narrow(0, from, count);
+                int[] who = Arrays.copyOfRange(assignment, from, from + count);
+                RankLayers.Result r = layers.together(n, mine, ids, who, group);
+                RankLayers.Result truth = layers.alone(n, mine, ids, who, device);
+                check(checkpoint.modelType(), n, tokens, r, truth.output(), truth.topkIds(), group);
+                put(out, name(n, "output"), r.output(), tokens, group);
+                put(out, name(n, "topk_ids"), r.topkIds(), tokens, group);
+                put(out, name(n, "topk_weights"), r.topkWeights(), tokens, group);
+              }
+              if (out != null) {
+                out.commit();
+              }
+              return report(target);
+            }
+          });
     }
   }
 
@@ -190,21 +233,12 @@ final class RanksRun {
 
   /** Every rank's rows to rank 0's file. */
   private void put(
-      @Nullable OutputFile out, String name, Tensor mine, int tokens, Communicator group) {
-    long[] send = new long[me.worldSize()];
-    send[0] = mine.size(0);
-    long[] receive = new long[me.worldSize()];
-    long[] shape = mine.shape();
-    shape[0] = out == null ? 0 : tokens;
-    if (out != null) {
-      for (int r = 0; r < me.worldSize(); r++) {
-        receive[r] = (long) first(tokens, r + 1) - first(tokens, r);
-      }
+      @Nullable OutputFile out, String name, Tensor mine, int tokens, RankGroup group) {
+    long[] rows = new long[me.worldSize()];
+    for (int r = 0; r < rows.length; r++) {
+      rows[r] = (long) first(tokens, r + 1) - first(tokens, r);
     }
-    long bytes = mine.dtype().byteSize(shape[0] * shape[1]);
-    MemorySegment room = MemorySegment.ofArray(new byte[Math.toIntExact(bytes)]);
-    Tensor all = Tensor.of(mine.dtype(), room, shape);
-    group.allToAll(mine, send, all, receive, DeviceStream.HOST);
+    Tensor all = group.onFirst(mine, rows);
     if (out != null) {
       out.put(name, all);
     }
@@ -218,13 +252,11 @@ final class RanksRun {
       RankLayers.Result r,
       Tensor expected,
       Tensor ids,
-      Communicator group) {
+      RankGroup group) {
     boolean none = r.output().size(0) == 0;
     double error = none ? 0 : SampleRun.relativeError(r.output(), expected);
     boolean same = none || SampleRun.sameRows(r.topkIds(), ids);
-    Tensor mine = Tensor.ofFloats(new float[] {(float) error, same ? 1 : 0}, 1, 2);
-    Tensor all = Tensor.ofFloats(new float[2 * me.worldSize()], me.worldSize(), 2);
-    group.allGather(mine, all, DeviceStream.HOST);
+    Tensor all = group.all((float) error, same ? 1 : 0);
     double worst = 0;
     boolean everywhere = true;
     for (int n = 0; n < me.worldSize(); n++) {
@@ -232,7 +264,7 @@ final class RanksRun {
       worst = theirs <= worst ? worst : theirs; // NaN is worst of all
       everywhere &= all.get(n, 1) == 1;
     }
-    checks.add(new Check(model, layer, tokens, worst, everywhere, r.selection()));
+    checks.add(new Check(model, layer, tokens, worst, everywhere, r));
   }
 
   private int report(@Nullable Path target) {

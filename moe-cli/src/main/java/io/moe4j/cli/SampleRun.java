@@ -26,10 +26,10 @@ import java.util.Map;
  */
 final class SampleRun {
   /** The recorded results are f32; f32 arithmetic in another order stays far below this. */
-  static final double TOLERANCE = 1e-5;
+  private static final double TOLERANCE = 1e-5;
 
   /** With hidden states in 16 bits, as GPUs take them; transformers itself is off by 7e-3 then. */
-  static final double TOLERANCE_16 = 1e-2;
+  private static final double TOLERANCE_16 = 1e-2;
 
   private static final double WARM_SECONDS = 1;
 
@@ -64,7 +64,7 @@ final class SampleRun {
       boolean sameExperts,
       LayerRun.Result result) {
     double tolerance() {
-      return hidden == DType.F32 ? TOLERANCE : TOLERANCE_16;
+      return SampleRun.tolerance(hidden);
     }
 
     boolean passed() {
@@ -155,6 +155,11 @@ final class SampleRun {
       }
     }
     return checks;
+  }
+
+  /** {@return what a layer may differ from the recorded results by, as hidden states have it} */
+  static double tolerance(DType hidden) {
+    return hidden == DType.F32 ? TOLERANCE : TOLERANCE_16;
   }
 
   static double relativeError(Tensor got, Tensor expected) {
