@@ -160,42 +160,21 @@ __device__ __forceinline__ void sum(const Vector* partial, O* out, const Rooms& 
 
 }  // namespace
 
-namespace {
-
-// What comes next in the memory's idle time: into the second cache, and nobody waits for it. One of `share` blocks.
-__device__ __forceinline__ void fetch(const char* from, long long bytes, int share, int of) {
-#if __CUDA_ARCH__ >= 900
-  constexpr int PIECE = 2048;
-  const long long pieces = bytes / PIECE;
-  for (long long i = share * (long long)THREADS + threadIdx.x; i < pieces; i += of * (long long)THREADS) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from + i * PIECE), "r"(PIECE) : "memory");
-  }
-#endif
-}
-
-}  // namespace
-
 #define ROOMS char *r0, char *r1, char *r2, char *r3, char *r4, char *r5, char *r6, char *r7
 #define ALL_ROOMS {{r0, r1, r2, r3, r4, r5, r6, r7}}
 
 // Row r of this rank's n to row rank * n + r of every rank's room: hidden state (vectors of 16 bytes), ids, weights and slot, at these places
-// of the room. Rows from T on fill up: zeros, and -1 for ids and slot. mapping may be null: no slots travel. Grid: `pairs` blocks that meet,
-// at most MOST_BLOCKS and the same on every rank, and as many as one likes that fetch what is ahead.
+// of the room. Rows from T on fill up: zeros, and -1 for ids and slot. mapping may be null: no slots travel. Grid: at most
+// MOST_BLOCKS, the same on every rank, at least one.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    peers_gather(const Vector* hidden, const int* ids, const float* weights, const int* mapping, ROOMS, const unsigned* stop, const char* ahead,
-                 long long ahead_bytes, long long hidden_at, long long ids_at, long long weights_at, long long slots_at, int rank, int ranks,
-                 int n, int T, int K, int vectors, int pairs) {
+    peers_gather(const Vector* hidden, const int* ids, const float* weights, const int* mapping, ROOMS, const unsigned* stop, long long hidden_at,
+                 long long ids_at, long long weights_at, long long slots_at, int rank, int ranks, int n, int T, int K, int vectors) {
   const Rooms rooms = ALL_ROOMS;
-  if ((int)blockIdx.x >= pairs) {
-    fetch(ahead, ahead_bytes, blockIdx.x - pairs, gridDim.x - pairs);  // older than everything in the stream
-    wait_for_predecessor();
-    return;
-  }
   wait_for_predecessor();
   if (is_dead(rooms, rank)) {
     return;
   }
-  for (long long row = blockIdx.x; row < n; row += pairs) {
+  for (long long row = blockIdx.x; row < n; row += gridDim.x) {
     const bool is_token = row < T;
     const long long to = rank * (long long)n + row;
     for (int k = threadIdx.x; k < K; k += THREADS) {

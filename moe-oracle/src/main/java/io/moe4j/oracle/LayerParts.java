@@ -127,12 +127,6 @@ final class LayerParts {
     }
     ExpertExchange exchange = exchanges.open(config, communicator, block, device);
     owned.add(exchange);
-    if (experts instanceof ModularExperts modular) {
-      Tensor first = modular.readsFirst();
-      if (first != null) {
-        exchange.readFirst(first);
-      }
-    }
     if (experts instanceof MonolithicExperts && communicator != null && communicator.size() > 1) {
       throw new IllegalArgumentException(
           "backend "

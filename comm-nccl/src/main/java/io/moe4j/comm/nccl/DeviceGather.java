@@ -108,13 +108,6 @@ final class DeviceGather implements ExpertExchange {
   }
 
   @Override
-  public void readFirst(Tensor weights) {
-    if (direct != null) {
-      direct.readFirst(weights);
-    }
-  }
-
-  @Override
   public int maxRows(int maxTokens) {
     return Math.multiplyExact(maxTokens, ranks);
   }

@@ -19,17 +19,11 @@ import org.jspecify.annotations.Nullable;
 final class Direct {
   private static final long ALIGNMENT = 256;
 
-  /** The share of experts with rows from which on the first ones are fetched ahead. */
-  private static final double LIKELY = 0.5;
-
   private final NcclCommunicator communicator;
   private final PeerRooms rooms;
   private final PeerKernels kernels;
   private final Device device;
   private final MoeConfig config;
-
-  /** What the device may bring into its cache meanwhile: set before the first forward. */
-  private volatile PeerKernels.Ahead ahead = PeerKernels.Ahead.NOTHING;
 
   private Direct(
       NcclCommunicator communicator,
@@ -52,20 +46,6 @@ final class Direct {
       return new Direct(nccl, nccl.rooms(), new PeerKernels(cuda), device, config);
     }
     return null;
-  }
-
-  /** The beginning of these weights is fetched while rows travel, where it will be wanted. */
-  void readFirst(Tensor weights) {
-    long cache = Long.parseLong(device.info().properties().getOrDefault("l2-bytes", "0"));
-    long bytes = weights.dtype().byteSize(weights.elementCount());
-    ahead = new PeerKernels.Ahead(weights.deviceAddress(), Math.min(bytes, cache / 2));
-  }
-
-  /** Of few tokens few experts have rows, and the first of them may be none. */
-  private PeerKernels.Ahead ahead(int n) {
-    double chosen = (double) config.topK() / config.numExperts();
-    double touched = 1 - Math.pow(1 - chosen, (double) n * communicator.size());
-    return touched < LIKELY ? PeerKernels.Ahead.NOTHING : ahead;
   }
 
   /** Where in a room {@code n} rows a rank lie. */
@@ -139,7 +119,6 @@ final class Direct {
                 rooms,
                 room,
                 layout.at(),
-                ahead(n),
                 n,
                 stream));
     return rows(room, layout, inputs);

@@ -20,11 +20,6 @@ final class PeerKernels {
   private static final int ROWS_OF_ALL = 1024;
   private static final int ROWS_A_BLOCK = 4;
 
-  /** Blocks that fetch ahead, and what each fetches at the least. */
-  private static final int AHEAD_BLOCKS = 64;
-
-  private static final int AHEAD_BYTES = 64 << 10;
-
   private final Kernel gather;
   private final Kernel sum16;
   private final Kernel sum16To32;
@@ -64,22 +59,6 @@ final class PeerKernels {
     return launch.pointer(of.stopAddress());
   }
 
-  /**
-   * Memory that is fetched into the cache beside a gather.
-   *
-   * @param address 16-byte aligned, 0 for none
-   * @param bytes of it
-   */
-  record Ahead(long address, long bytes) {
-    static final Ahead NOTHING = new Ahead(0, 0);
-
-    private int blocks() {
-      return address % VECTOR_BYTES != 0
-          ? 0
-          : (int) Math.min(AHEAD_BLOCKS, bytes / AHEAD_BYTES);
-    }
-  }
-
   /** Where in a room what a gather brings lies. */
   record Places(long hidden, long ids, long weights, long slots) {}
 
@@ -90,7 +69,6 @@ final class PeerKernels {
    * @param ids int32 {@code [T, K]}
    * @param weights F32 {@code [T, K]}
    * @param mapping int32 {@code [T]}, null without adapters
-   * @param ahead fetched meanwhile
    */
   void gather(
       Tensor hidden,
@@ -100,15 +78,12 @@ final class PeerKernels {
       PeerRooms rooms,
       PeerRoom room,
       Places at,
-      Ahead ahead,
       int n,
       DeviceStream stream) {
     long rowBytes = hidden.dtype().byteSize(hidden.size(1));
     KernelLaunch launch =
         gather.begin().pointer(hidden).pointer(ids).pointer(weights).pointer(mapping);
     rooms(launch, room, rooms)
-        .pointer(ahead.address())
-        .i64(ahead.bytes())
         .i64(at.hidden())
         .i64(at.ids())
         .i64(at.weights())
@@ -119,8 +94,7 @@ final class PeerKernels {
         .i32(Math.toIntExact(hidden.size(0)))
         .i32(Math.toIntExact(ids.size(1)))
         .i32(Math.toIntExact(rowBytes / VECTOR_BYTES))
-        .i32(blocks(n))
-        .launch(stream, blocks(n) + ahead.blocks());
+        .launch(stream, blocks(n));
   }
 
   /**

@@ -10,6 +10,7 @@ import io.moe4j.api.device.Device;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.ExchangeInputs;
 import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaDeviceProvider;
@@ -124,8 +125,21 @@ class PeerGpuTest {
 
     private Tensor room(DType dtype, long... shape) {
       long count = Arrays.stream(shape).reduce(1, (a, b) -> a * b);
-      // From an address that is 16-byte aligned and no more.
-      Device.Buffer buffer = device.allocate(dtype.byteSize(count) + 32);
+      // On the second rank from an address that vectors of 16 bytes do not reach.
+      long shift = mine.rank() == 0 ? 0 : Long.BYTES;
+      Device.Buffer buffer = device.allocate(dtype.byteSize(count) + 2 * Long.BYTES);
+      buffers.add(buffer);
+      DeviceMemory all = (DeviceMemory) buffer.memory();
+      return Tensor.of(
+          dtype,
+          new DeviceMemory(all.device(), all.address() + shift, dtype.byteSize(count)),
+          shape);
+    }
+
+    /** As a workspace has it. */
+    private Tensor aligned(DType dtype, long... shape) {
+      long count = Arrays.stream(shape).reduce(1, (a, b) -> a * b);
+      Device.Buffer buffer = device.allocate(Math.max(1, dtype.byteSize(count)));
       buffers.add(buffer);
       return Tensor.of(dtype, buffer.memory(), shape);
     }
@@ -168,7 +182,6 @@ class PeerGpuTest {
       assertThat(direct).isNotNull();
       int count = tokens[mine.rank()];
       Given given = Given.of(mine.rank(), count, n, width);
-      direct.readFirst(put(Tensor.ofFloats(new float[1 << 16], 1 << 16)));
       Tensor ids = put(Tensor.ofInts(given.ids(), count, TOP_K));
       Tensor weights = put(Tensor.ofFloats(given.weights(), count, TOP_K));
       ExchangeInputs inputs =
@@ -177,10 +190,11 @@ class PeerGpuTest {
               new ExpertRouting(ids, weights, null),
               put(Tensor.ofInts(given.slots(), count)),
               n);
-      Tensor partial = put(sums, given.partial(), (long) RANKS * n);
+      Tensor partial = aligned(sums, (long) RANKS * n, width);
+      device.copy(put(sums, given.partial(), (long) RANKS * n), partial, device.defaultStream());
       Tensor out = room(to, count, width);
-      Tensor spare = room(type, n, width);
-      Tensor spareSums = room(DType.F32, n, width);
+      Tensor spare = aligned(type, n, width);
+      Tensor spareSums = aligned(DType.F32, n, width);
       List<ExchangeKernels.Rows> gathered = new ArrayList<>();
       Runnable step =
           () -> {

@@ -47,16 +47,6 @@ public interface ExpertExchange extends AutoCloseable {
   int maxRows(int maxTokens);
 
   /**
-   * Told once, before the first {@link #dispatch}: what the experts will read when the rows have
-   * come. While they travel the device's memory is idle, so an exchange may have the beginning of
-   * this brought into the device's cache. It changes no result; the default does nothing.
-   *
-   * @param weights of {@link ModularExperts#readsFirst}, contiguous, on the exchange's device; stay
-   *     the experts', which live longer than the exchange
-   */
-  default void readFirst(Tensor weights) {}
-
-  /**
    * Scratch from {@link #dispatch} to {@link #combine}, its own: the experts' lies elsewhere.
    *
    * @param maxTokens the largest {@code T} of any rank

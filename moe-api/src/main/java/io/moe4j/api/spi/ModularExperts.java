@@ -3,7 +3,6 @@ package io.moe4j.api.spi;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
-import io.moe4j.api.tensor.Tensor;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -25,15 +24,4 @@ public non-sealed interface ModularExperts extends Experts {
       @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream);
-
-  /**
-   * {@return the weights that a forward reads first, those of the first expert at the beginning;
-   * null if there is no saying. They stay where they are until these experts are closed. See {@link
-   * ExpertExchange#readFirst}}
-   *
-   * @since 0.2.0
-   */
-  default @Nullable Tensor readsFirst() {
-    return null;
-  }
 }

@@ -36,6 +36,8 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.LockSupport;
 import java.util.function.Consumer;
 import org.jspecify.annotations.Nullable;
 
@@ -56,6 +58,7 @@ public final class RanksBench {
   private final int ranks;
   private final List<Integer> tokens;
   private final List<DeviceBench.Lora> grid;
+  private final int rest;
   private final List<Row> rows = new ArrayList<>();
   private final CyclicBarrier barrier;
   private String group = "";
@@ -100,18 +103,21 @@ public final class RanksBench {
    * @param ranks GPUs
    * @param tokens of all ranks together, multiples of {@code ranks}
    * @param grid adapters, the base model first
+   * @param rest milliseconds without work before each forward that is timed
    */
   public RanksBench(
       MoeOracle oracle,
       @Nullable String backend,
       int ranks,
       List<Integer> tokens,
-      List<DeviceBench.Lora> grid) {
+      List<DeviceBench.Lora> grid,
+      int rest) {
     this.oracle = oracle;
     this.backend = backend;
     this.ranks = ranks;
     this.tokens = tokens;
     this.grid = grid;
+    this.rest = rest;
     this.barrier = new CyclicBarrier(ranks);
   }
 
@@ -354,6 +360,7 @@ public final class RanksBench {
           }
           pass.add(f);
         }
+        LockSupport.parkNanos(TimeUnit.MILLISECONDS.toNanos(rest));
         return micros(() -> pass.forEach(f -> session.forward(f, stream))) / pass.size();
       }
     }

@@ -126,11 +126,6 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
   }
 
   @Override
-  public Tensor readsFirst() {
-    return matrices.w13();
-  }
-
-  @Override
   public void refresh(MoeLoraContext context, DeviceStream stream) {
     if (slots != null) {
       slots.of(context, stream);
