@@ -1,5 +1,6 @@
 package io.moe4j.comm.nccl;
 
+import io.moe4j.api.comm.AllToAllRows;
 import io.moe4j.api.comm.CommConfig;
 import io.moe4j.api.comm.CommException;
 import io.moe4j.api.comm.Communicator;
@@ -267,34 +268,7 @@ final class NcclCommunicator implements Communicator, StreamGuard {
       Tensor send, long[] sendRows, Tensor receive, long[] receiveRows, DeviceStream stream) {
     requireHere("send", send);
     requireHere("receive", receive);
-    long[] sendFrom = starts("sendRows", sendRows);
-    long[] receiveFrom = starts("receiveRows", receiveRows);
-    long[] rows = send.shape();
-    rows[0] = receive.size(0);
-    if (send.dtype() != receive.dtype()
-        || !Arrays.equals(rows, receive.shape())
-        || send.size(0) != sendFrom[size]
-        || receive.size(0) < receiveFrom[size]) {
-      throw new IllegalArgumentException(
-          "send is "
-              + send
-              + " and receive "
-              + receive
-              + ", must be of one dtype with rows of one shape, "
-              + sendFrom[size]
-              + " and at least "
-              + receiveFrom[size]
-              + " of them");
-    }
-    if (sendRows[rank] != receiveRows[rank]) {
-      throw new IllegalArgumentException(
-          "rank "
-              + rank
-              + " sends itself "
-              + sendRows[rank]
-              + " rows and expects "
-              + receiveRows[rank]);
-    }
+    AllToAllRows rows = AllToAllRows.of(rank, size, send, sendRows, receive, receiveRows);
     long[] one = send.shape();
     one[0] = 1;
     long rowBytes = send.dtype().byteSize(Arrays.stream(one).reduce(1, Math::multiplyExact));
@@ -310,7 +284,7 @@ final class NcclCommunicator implements Communicator, StreamGuard {
                   int peer = i / 2;
                   boolean sends = i % 2 == 0;
                   long count = (sends ? sendRows : receiveRows)[peer] * rowBytes;
-                  long from = (sends ? sendFrom : receiveFrom)[peer] * rowBytes;
+                  long from = (sends ? rows.sendFrom(peer) : rows.receiveFrom(peer)) * rowBytes;
                   if (count == 0) {
                     return NcclFfi.ncclSuccess();
                   }
@@ -325,22 +299,6 @@ final class NcclCommunicator implements Communicator, StreamGuard {
 
   private static String shape(Tensor t) {
     return t.dtype() + Arrays.toString(t.shape());
-  }
-
-  private long[] starts(String name, long[] rows) {
-    if (rows.length != size) {
-      throw new IllegalArgumentException(
-          name + " has " + rows.length + " entries, must have one for each of " + size + " ranks");
-    }
-    long[] from = new long[size + 1];
-    for (int r = 0; r < size; r++) {
-      if (rows[r] < 0) {
-        throw new IllegalArgumentException(
-            name + "[" + r + "] is " + rows[r] + ", must not be negative");
-      }
-      from[r + 1] = Math.addExact(from[r], rows[r]);
-    }
-    return from;
   }
 
   private static void requireRows(String name, Tensor t, Tensor like, long rows) {
