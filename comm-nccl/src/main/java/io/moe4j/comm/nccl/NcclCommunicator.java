@@ -68,9 +68,13 @@ final class NcclCommunicator implements Communicator, StreamGuard {
     }
   }
 
+  /**
+   * {@return the library, and once rows have travelled between ranks that could do without it,
+   * whether they did}
+   */
   @Override
   public String description() {
-    return "nccl " + version;
+    return "nccl " + version + (rooms == null ? "" : rooms.about());
   }
 
   @Override

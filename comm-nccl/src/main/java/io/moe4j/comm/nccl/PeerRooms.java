@@ -71,6 +71,7 @@ final class PeerRooms implements AutoCloseable {
   private final Semaphore turn = new Semaphore(1);
   private long lastStream;
   private volatile @Nullable String refused;
+  private volatile boolean made;
   private @Nullable PeerRoom held;
   private @Nullable Thread holder;
   private boolean closed;
@@ -224,6 +225,7 @@ final class PeerRooms implements AutoCloseable {
     }
     PeerRoom room = new PeerRoom(List.copyOf(all), group.rank(), a, s);
     rooms.add(room);
+    made = true;
     return room;
   }
 
@@ -276,10 +278,10 @@ final class PeerRooms implements AutoCloseable {
     return by;
   }
 
-  /** {@return why rows travel by NCCL alone; empty if they do not, or nobody has tried yet} */
-  String why() {
-    String known = refused;
-    return known == null ? "" : known;
+  /** {@return how rows travel, for people; empty as long as nobody has tried} */
+  String about() {
+    String why = refused;
+    return why != null ? " (rows by NCCL: " + why + ")" : made ? " (rows direct)" : "";
   }
 
   /** Kernels of this rank have finished, or return because of {@link #stop}. */

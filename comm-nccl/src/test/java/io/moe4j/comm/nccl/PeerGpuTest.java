@@ -200,7 +200,7 @@ class PeerGpuTest {
           () -> {
             ExchangeKernels.Rows rows =
                 direct.gather(inputs, spare, sums, device.defaultStream());
-            assertThat(rows).as(mine.rooms().why()).isNotNull();
+            assertThat(rows).as(mine.description()).isNotNull();
             gathered.add(rows);
             direct.sum(partial, out, spareSums.memory(), n, device.defaultStream());
           };
@@ -208,6 +208,7 @@ class PeerGpuTest {
         step.run();
       }
       look(gathered.getLast(), out);
+      assertThat(mine.description()).endsWith(" (rows direct)");
       try (Device.Graph graph = device.capture(device.defaultStream(), step).orElseThrow()) {
         for (int i = 0; i < 3; i++) {
           device.fill(out, 0xff, device.defaultStream());
