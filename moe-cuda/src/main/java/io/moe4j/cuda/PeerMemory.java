@@ -111,8 +111,7 @@ public final class PeerMemory implements AutoCloseable {
       throw e;
     }
     try {
-      device.fill(
-          shared.buffer.tensor(DType.U8, byteSize), 0, device.defaultStream());
+      device.fill(shared.buffer.tensor(DType.U8, byteSize), 0, device.defaultStream());
       device.defaultStream().synchronize();
       byte[] ticket = ticketOf(shared);
       synchronized (HERE) {
@@ -165,8 +164,7 @@ public final class PeerMemory implements AutoCloseable {
       context.makeCurrent();
       CUdeviceptr p = new CUdeviceptr();
       Cu.check(
-          JCudaDriver.cuIpcOpenMemHandle(p, handle, LAZY_ENABLE_PEER_ACCESS),
-          "cuIpcOpenMemHandle");
+          JCudaDriver.cuIpcOpenMemHandle(p, handle, LAZY_ENABLE_PEER_ACCESS), "cuIpcOpenMemHandle");
       return new PeerMemory(
           device.info(),
           Handles.raw(p),

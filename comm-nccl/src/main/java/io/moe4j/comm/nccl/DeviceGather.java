@@ -258,8 +258,7 @@ final class DeviceGather implements ExpertExchange {
     if (isBatched()) {
       mine = at.allSums.in(workspace);
       ExchangeKernels.Rows gathered = all == null ? all(at, workspace, mapping != null) : all;
-      block.combine(
-          output, routing(gathered, inputs), mine, part(workspace, at.block), stream);
+      block.combine(output, routing(gathered, inputs), mine, part(workspace, at.block), stream);
     }
     if (direct != null && all != null) {
       direct.sum(mine, routed, part(workspace, at.sum).memory(), inputs.maxTokens(), stream);

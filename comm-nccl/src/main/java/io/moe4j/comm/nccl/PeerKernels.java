@@ -103,8 +103,7 @@ final class PeerKernels {
    * @param partial BF16 or F32 {@code [ranks * n, H]}, rows a multiple of 16 bytes, aligned
    * @param out {@code [T, H]}, F32 or the dtype of {@code partial}, 16-byte aligned, overwritten
    */
-  void sum(
-      Tensor partial, Tensor out, PeerRooms rooms, PeerRoom room, int n, DeviceStream stream) {
+  void sum(Tensor partial, Tensor out, PeerRooms rooms, PeerRoom room, int n, DeviceStream stream) {
     Kernel kernel =
         partial.dtype() == DType.F32 ? sum32 : out.dtype() == DType.F32 ? sum16To32 : sum16;
     long rowBytes = partial.dtype().byteSize(partial.size(1));

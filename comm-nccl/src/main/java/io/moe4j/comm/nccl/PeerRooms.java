@@ -238,8 +238,7 @@ final class PeerRooms implements AutoCloseable {
           all.add(mine);
         } else if (Arrays.equals(card, new byte[CARD_BYTES])) {
           return "rank " + r + " shares no memory";
-        } else if (!Arrays.equals(
-            card, 0, HOST_BYTES, cards[group.rank()], 0, HOST_BYTES)) {
+        } else if (!Arrays.equals(card, 0, HOST_BYTES, cards[group.rank()], 0, HOST_BYTES)) {
           return "rank " + r + " is on another host";
         } else {
           all.add(PeerMemory.map(device, Arrays.copyOfRange(card, HOST_BYTES, CARD_BYTES)));

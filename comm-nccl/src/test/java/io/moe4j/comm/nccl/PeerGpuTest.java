@@ -152,8 +152,7 @@ class PeerGpuTest {
 
     private static Tensor host(DType dtype, long... shape) {
       long count = Arrays.stream(shape).reduce(1, (a, b) -> a * b);
-      return Tensor.of(
-          dtype, MemorySegment.ofArray(new byte[(int) dtype.byteSize(count)]), shape);
+      return Tensor.of(dtype, MemorySegment.ofArray(new byte[(int) dtype.byteSize(count)]), shape);
     }
 
     private Tensor put(DType dtype, float[] values, long rows) {
@@ -198,8 +197,7 @@ class PeerGpuTest {
       List<ExchangeKernels.Rows> gathered = new ArrayList<>();
       Runnable step =
           () -> {
-            ExchangeKernels.Rows rows =
-                direct.gather(inputs, spare, sums, device.defaultStream());
+            ExchangeKernels.Rows rows = direct.gather(inputs, spare, sums, device.defaultStream());
             assertThat(rows).as(mine.description()).isNotNull();
             gathered.add(rows);
             direct.sum(partial, out, spareSums.memory(), n, device.defaultStream());

@@ -40,8 +40,7 @@ class AllToAllRowsTest {
         .hasMessageContaining("of one dtype with rows of one shape");
     assertThatThrownBy(() -> of(FIVE, good, SIX, new long[] {3, 1, 0}))
         .hasMessage("rank 1 sends itself 2 rows and expects 1");
-    assertThatThrownBy(() ->
-            of(FIVE, new long[] {Long.MAX_VALUE, 1, 0}, SIX, new long[] {0, 1, 0}))
+    assertThatThrownBy(() -> of(FIVE, new long[] {Long.MAX_VALUE, 1, 0}, SIX, new long[] {0, 1, 0}))
         .isInstanceOf(ArithmeticException.class);
   }
 }

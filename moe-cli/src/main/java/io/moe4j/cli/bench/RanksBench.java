@@ -74,8 +74,8 @@ public final class RanksBench {
    * @param empty on all, of tokens without experts: what is not the products
    * @param gather NCCL's operation that brings rows, alone
    * @param scatter NCCL's operation that brings sums back, alone
-   * @param expertsLimit the factor that the routing allows where a rank's time goes with the experts
-   *     it has rows for
+   * @param expertsLimit the factor that the routing allows where a rank's time goes with the
+   *     experts it has rows for
    * @param rowsLimit and where it goes with the rows
    */
   public record Row(
