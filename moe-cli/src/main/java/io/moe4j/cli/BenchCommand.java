@@ -275,7 +275,7 @@ final class BenchCommand implements Callable<Integer> {
     try (MoeOracle oracle = oracleOptions.discover();
         Progress progress =
             Progress.start(moe, "Bench", 2L * of.size() * counts.size() * grid.size())) {
-      RanksBench bench = new RanksBench(oracle, oracleOptions.backend, size, counts, grid);
+      RanksBench bench = new RanksBench(oracle, oracleOptions.backend, size, counts, grid, rest);
       for (BenchShape s : of) {
         bench.run(
             s,

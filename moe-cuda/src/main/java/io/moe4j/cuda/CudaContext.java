@@ -95,6 +95,11 @@ final class CudaContext {
     return info;
   }
 
+  /** The driver's, for calls in which another device takes part. */
+  CUcontext handle() {
+    return context;
+  }
+
   /** Those whose work on streams may fail unseen by the driver. */
   List<StreamGuard> guards() {
     return guards;

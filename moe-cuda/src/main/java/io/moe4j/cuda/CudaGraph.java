@@ -78,11 +78,14 @@ public final class CudaGraph implements Device.Graph {
       throw new IllegalStateException("the graph of " + context.info().id() + " is closed");
     }
     guards.forEach(g -> g.beforeLaunch(stream));
-    context.makeCurrent();
-    Cu.check(
-        CudaDriver.cuGraphLaunch(Handles.segment(exec), CudaStream.segment(stream)),
-        "cuGraphLaunch");
-    guards.forEach(g -> g.afterLaunch(stream));
+    try {
+      context.makeCurrent();
+      Cu.check(
+          CudaDriver.cuGraphLaunch(Handles.segment(exec), CudaStream.segment(stream)),
+          "cuGraphLaunch");
+    } finally {
+      guards.forEach(g -> g.afterLaunch(stream));
+    }
   }
 
   @Override

@@ -367,11 +367,11 @@ final class LayerParts {
     }
   }
 
-  /** The output itself wherever what comes after the experts allows it. */
+  /** The output itself wherever what comes before and after allows it. */
   private Tensor sumTarget(Tensor output, ScratchLayout.Views v) {
     boolean sameWidth = config.latentSize() == 0;
-    boolean mustBeF32 =
-        v.exchanged() != null || ScratchLayout.needsOutput(config) || config.zeroExperts() > 0;
+    boolean comesSo = v.exchanged() == null || output.dtype() == exchange.outputDtype();
+    boolean mustBeF32 = !comesSo || ScratchLayout.needsOutput(config) || config.zeroExperts() > 0;
     if (sameWidth && (!mustBeF32 || output.dtype() == DType.F32)) {
       return output;
     }

@@ -1,5 +1,6 @@
 package io.moe4j.reference;
 
+import io.moe4j.api.comm.AllToAllRows;
 import io.moe4j.api.comm.CommException;
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.device.DeviceStream;
@@ -258,16 +259,7 @@ public final class InProcessGroup {
     @Override
     public void allToAll(
         Tensor send, long[] sendRows, Tensor receive, long[] receiveRows, DeviceStream stream) {
-      if (sendRows.length != size || receiveRows.length != size) {
-        throw new IllegalArgumentException(
-            "sendRows has "
-                + sendRows.length
-                + " and receiveRows "
-                + receiveRows.length
-                + " entries, must have one for each of "
-                + size
-                + " ranks");
-      }
+      AllToAllRows.of(rank, size, send, sendRows, receive, receiveRows);
       exchange(
           new Call("allToAll", send, sendRows.clone()),
           () -> {

@@ -218,7 +218,7 @@ final class MarlinExperts implements ModularExperts, LoraExperts {
             weights.first().layout(),
             weights.second().layout(),
             config.activation().isGated(),
-            tokens,
+            PairBatch.tokensHere(tokens, experts, inputs.routing()),
             topK,
             experts,
             sizes.hidden(),

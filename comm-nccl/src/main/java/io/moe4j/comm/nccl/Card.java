@@ -6,6 +6,7 @@ import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaEvent;
 import io.moe4j.cuda.CudaStream;
 import io.moe4j.cuda.StreamGuard;
+import java.util.Optional;
 
 /** What a communicator needs of a device beyond its memory. */
 interface Card {
@@ -23,6 +24,11 @@ interface Card {
 
   /** {@return which one} */
   DeviceId id();
+
+  /** {@return the device whose memory other ranks may write to; empty for one that is none} */
+  default Optional<CudaDevice> cuda() {
+    return Optional.empty();
+  }
 
   /** Before each call of NCCL, which acts on the calling thread's device. */
   void makeCurrent();
@@ -48,6 +54,11 @@ interface Card {
     @Override
     public DeviceId id() {
       return device.info().id();
+    }
+
+    @Override
+    public Optional<CudaDevice> cuda() {
+      return Optional.of(device);
     }
 
     @Override

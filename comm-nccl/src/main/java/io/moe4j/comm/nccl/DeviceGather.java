@@ -26,8 +26,14 @@ import org.jspecify.annotations.Nullable;
  * Every rank's tokens go to every rank in one step; each computes what its experts add, and one
  * ReduceScatter brings each token's sum home. All on the stream, with sizes that depend on {@link
  * ExchangeInputs#maxTokens} alone: nothing waits for the device, and a graph may record it. Hidden
- * states, ids, weights and slots are gathered side by side by one grouped call, so they arrive as
- * the experts read them; a rank that has as many tokens as there is room for sends its own tensors.
+ * states, ids, weights and slots are gathered side by side, so they arrive as the experts read
+ * them.
+ *
+ * <p>Ranks that reach each other's memory write there themselves ({@link Direct}); the others go by
+ * one grouped call of NCCL, in which a rank that has as many tokens as there is room for sends its
+ * own tensors. Of two ranks both ways give the same bits. Of more, the direct one adds in f32 in
+ * the order of ranks and rounds once, NCCL in its own order; either gives the same bits from run to
+ * run.
  */
 final class DeviceGather implements ExpertExchange {
   private final MoeConfig config;
@@ -37,6 +43,9 @@ final class DeviceGather implements ExpertExchange {
   private final ExchangeKernels kernels;
   private final DType sums;
   private final int ranks;
+
+  /** How rows travel where ranks reach each other's memory; null where they do not. */
+  private final @Nullable Direct direct;
 
   /** Int32 {@code [token ranks, E]}: which rank computes an expert; null where none is twice. */
   private final @Nullable Tensor owner;
@@ -57,6 +66,7 @@ final class DeviceGather implements ExpertExchange {
     this.kernels = kernels;
     this.sums = sums;
     this.ranks = communicator.size();
+    this.direct = Direct.of(communicator, device, config);
     ExpertPlacement placement =
         config.placement().filter(ExpertPlacement::isRedundant).orElse(null);
     this.owner = placement == null ? null : upload(placement);
@@ -94,7 +104,7 @@ final class DeviceGather implements ExpertExchange {
 
   @Override
   public DType outputDtype() {
-    return isBatched() ? DType.F32 : sums;
+    return sums();
   }
 
   @Override
@@ -156,6 +166,42 @@ final class DeviceGather implements ExpertExchange {
   public ExchangedRows dispatch(ExchangeInputs inputs, Workspace workspace, DeviceStream stream) {
     Places at = new Places(inputs.maxTokens(), inputs.hidden().dtype());
     Tensor mapping = inputs.tokenLoraMapping();
+    ExchangeKernels.Rows all =
+        direct == null ? null : direct.gather(inputs, at.hidden.in(workspace), sums(), stream);
+    if (all == null) {
+      all = gather(at, inputs, workspace, stream);
+    }
+    if (owner != null) {
+      kernels.own(all.ids(), owner, config.parallel().tpSize(), config.parallel().epRank(), stream);
+    }
+    ExpertRouting routing = routing(all, inputs);
+    if (!isBatched()) {
+      return new ExchangedRows(all.hidden(), routing, null, all.slots());
+    }
+    Tensor batched = at.batched.in(workspace);
+    Tensor counts = at.counts.in(workspace);
+    Tensor batchedSlots = mapping == null ? null : at.batchedSlots.in(workspace);
+    block.dispatch(
+        all.hidden(),
+        routing,
+        all.slots(),
+        batched,
+        counts,
+        batchedSlots,
+        part(workspace, at.block),
+        stream);
+    return new ExchangedRows(batched, null, counts, batchedSlots);
+  }
+
+  /** {@return the dtype in which sums travel} */
+  private DType sums() {
+    return isBatched() ? DType.F32 : sums;
+  }
+
+  /** By NCCL. */
+  private ExchangeKernels.Rows gather(
+      Places at, ExchangeInputs inputs, Workspace workspace, DeviceStream stream) {
+    Tensor mapping = inputs.tokenLoraMapping();
     ExchangeKernels.Rows mine;
     if (inputs.hidden().size(0) == inputs.maxTokens()) {
       ExpertRouting r = inputs.routing();
@@ -169,41 +215,27 @@ final class DeviceGather implements ExpertExchange {
               mapping == null ? null : at.slots.in(workspace));
       kernels.pad(inputs, mine, stream);
     }
-    Tensor allIds = at.allIds.in(workspace);
+    ExchangeKernels.Rows all = all(at, workspace, mapping != null);
     List<Tensor> send = new ArrayList<>(List.of(mine.hidden(), mine.ids(), mine.weights()));
-    List<Tensor> receive =
-        new ArrayList<>(List.of(at.allHidden.in(workspace), allIds, at.allWeights.in(workspace)));
-    if (mine.slots() != null) {
+    List<Tensor> receive = new ArrayList<>(List.of(all.hidden(), all.ids(), all.weights()));
+    if (mine.slots() != null && all.slots() != null) {
       send.add(mine.slots());
-      receive.add(at.allSlots.in(workspace));
+      receive.add(all.slots());
     }
     communicator.allGather(send, receive, stream);
-    if (owner != null) {
-      kernels.own(allIds, owner, config.parallel().tpSize(), config.parallel().epRank(), stream);
-    }
-    Tensor slots = mapping == null ? null : at.allSlots.in(workspace);
-    ExpertRouting routing = routing(at, inputs, workspace);
-    if (!isBatched()) {
-      return new ExchangedRows(at.allHidden.in(workspace), routing, null, slots);
-    }
-    Tensor batched = at.batched.in(workspace);
-    Tensor counts = at.counts.in(workspace);
-    Tensor batchedSlots = slots == null ? null : at.batchedSlots.in(workspace);
-    block.dispatch(
-        at.allHidden.in(workspace),
-        routing,
-        slots,
-        batched,
-        counts,
-        batchedSlots,
-        part(workspace, at.block),
-        stream);
-    return new ExchangedRows(batched, null, counts, batchedSlots);
+    return all;
   }
 
-  private static ExpertRouting routing(Places at, ExchangeInputs inputs, Workspace workspace) {
-    return new ExpertRouting(
-        at.allIds.in(workspace), at.allWeights.in(workspace), inputs.routing().expertMap());
+  private static ExchangeKernels.Rows all(Places at, Workspace workspace, boolean slots) {
+    return new ExchangeKernels.Rows(
+        at.allHidden.in(workspace),
+        at.allIds.in(workspace),
+        at.allWeights.in(workspace),
+        slots ? at.allSlots.in(workspace) : null);
+  }
+
+  private static ExpertRouting routing(ExchangeKernels.Rows all, ExchangeInputs inputs) {
+    return new ExpertRouting(all.ids(), all.weights(), inputs.routing().expertMap());
   }
 
   private Workspace part(Workspace workspace, Part part) {
@@ -220,11 +252,17 @@ final class DeviceGather implements ExpertExchange {
       Workspace workspace,
       DeviceStream stream) {
     Places at = new Places(inputs.maxTokens(), inputs.hidden().dtype());
+    Tensor mapping = inputs.tokenLoraMapping();
+    ExchangeKernels.Rows all = direct == null ? null : direct.gathered(inputs);
     Tensor mine = output;
     if (isBatched()) {
       mine = at.allSums.in(workspace);
-      block.combine(
-          output, routing(at, inputs, workspace), mine, part(workspace, at.block), stream);
+      ExchangeKernels.Rows gathered = all == null ? all(at, workspace, mapping != null) : all;
+      block.combine(output, routing(gathered, inputs), mine, part(workspace, at.block), stream);
+    }
+    if (direct != null && all != null) {
+      direct.sum(mine, routed, part(workspace, at.sum).memory(), inputs.maxTokens(), stream);
+      return;
     }
     long tokens = routed.size(0);
     if (tokens == inputs.maxTokens() && routed.dtype() == mine.dtype()) {

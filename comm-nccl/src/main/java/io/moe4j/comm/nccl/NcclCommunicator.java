@@ -1,5 +1,6 @@
 package io.moe4j.comm.nccl;
 
+import io.moe4j.api.comm.AllToAllRows;
 import io.moe4j.api.comm.CommConfig;
 import io.moe4j.api.comm.CommException;
 import io.moe4j.api.comm.Communicator;
@@ -8,8 +9,10 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.comm.nccl.ffi.NcclFfi;
+import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.StreamGuard;
 import java.lang.foreign.MemorySegment;
+import java.time.Duration;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
@@ -33,6 +36,9 @@ final class NcclCommunicator implements Communicator, StreamGuard {
 
   private final Set<Long> recording = ConcurrentHashMap.newKeySet();
 
+  /** Of ranks that can reach each other's memory, and have the means; else null. */
+  private final @Nullable PeerRooms rooms;
+
   /** Launches of graphs that have begun, by stream. */
   private final Map<Long, Marks.Call> launches = new ConcurrentHashMap<>();
 
@@ -42,6 +48,12 @@ final class NcclCommunicator implements Communicator, StreamGuard {
     this.rank = config.rank();
     this.size = config.size();
     this.group = new NcclGroup(version, config, card, control);
+    CudaDevice device = PeerRooms.isWanted(size) ? card.cuda().orElse(null) : null;
+    PeerRooms made = device == null ? null : new PeerRooms(new OfRooms(), device);
+    this.rooms = made;
+    if (made != null) {
+      group.whenFailed(made::stop);
+    }
     card.addGuard(this);
   }
 
@@ -56,9 +68,13 @@ final class NcclCommunicator implements Communicator, StreamGuard {
     }
   }
 
+  /**
+   * {@return the library, and once rows have travelled between ranks that could do without it,
+   * whether they did}
+   */
   @Override
   public String description() {
-    return "nccl " + version;
+    return "nccl " + version + (rooms == null ? "" : rooms.about());
   }
 
   @Override
@@ -79,6 +95,60 @@ final class NcclCommunicator implements Communicator, StreamGuard {
   @Override
   public boolean sumsInRankOrder() {
     return size <= 2; // of two, either order gives the same bits
+  }
+
+  /** The group as its rooms see it. */
+  private final class OfRooms implements PeerRooms.Group {
+    @Override
+    public int rank() {
+      return rank;
+    }
+
+    @Override
+    public int size() {
+      return size;
+    }
+
+    @Override
+    public Duration deadline() {
+      return group.deadline();
+    }
+
+    @Override
+    public void requireAlive() {
+      group.requireAlive();
+    }
+
+    @Override
+    public void allGather(Tensor send, Tensor receive, DeviceStream stream) {
+      NcclCommunicator.this.allGather(send, receive, stream);
+    }
+  }
+
+  /** {@return rooms that ranks write to without NCCL; null where they cannot} */
+  @Nullable PeerRooms rooms() {
+    return rooms;
+  }
+
+  /** {@return whether what is enqueued now is recorded} */
+  boolean isRecording(DeviceStream stream) {
+    return card.isCapturing(stream);
+  }
+
+  /**
+   * A step in which all ranks meet without NCCL: counted, watched and ended like its calls.
+   *
+   * @param what the same on every rank
+   * @param work enqueues it
+   */
+  void meet(String what, DeviceStream stream, Runnable work) {
+    boolean records = card.isCapturing(stream);
+    Marks.Call marked = group.begin(what, stream, records);
+    (records ? recording : used).add(stream.handle());
+    work.run();
+    if (marked != null) {
+      marked.end(stream);
+    }
   }
 
   /** What a call hands to NCCL. */
@@ -202,34 +272,7 @@ final class NcclCommunicator implements Communicator, StreamGuard {
       Tensor send, long[] sendRows, Tensor receive, long[] receiveRows, DeviceStream stream) {
     requireHere("send", send);
     requireHere("receive", receive);
-    long[] sendFrom = starts("sendRows", sendRows);
-    long[] receiveFrom = starts("receiveRows", receiveRows);
-    long[] rows = send.shape();
-    rows[0] = receive.size(0);
-    if (send.dtype() != receive.dtype()
-        || !Arrays.equals(rows, receive.shape())
-        || send.size(0) != sendFrom[size]
-        || receive.size(0) < receiveFrom[size]) {
-      throw new IllegalArgumentException(
-          "send is "
-              + send
-              + " and receive "
-              + receive
-              + ", must be of one dtype with rows of one shape, "
-              + sendFrom[size]
-              + " and at least "
-              + receiveFrom[size]
-              + " of them");
-    }
-    if (sendRows[rank] != receiveRows[rank]) {
-      throw new IllegalArgumentException(
-          "rank "
-              + rank
-              + " sends itself "
-              + sendRows[rank]
-              + " rows and expects "
-              + receiveRows[rank]);
-    }
+    AllToAllRows rows = AllToAllRows.of(rank, size, send, sendRows, receive, receiveRows);
     long[] one = send.shape();
     one[0] = 1;
     long rowBytes = send.dtype().byteSize(Arrays.stream(one).reduce(1, Math::multiplyExact));
@@ -245,7 +288,7 @@ final class NcclCommunicator implements Communicator, StreamGuard {
                   int peer = i / 2;
                   boolean sends = i % 2 == 0;
                   long count = (sends ? sendRows : receiveRows)[peer] * rowBytes;
-                  long from = (sends ? sendFrom : receiveFrom)[peer] * rowBytes;
+                  long from = (sends ? rows.sendFrom(peer) : rows.receiveFrom(peer)) * rowBytes;
                   if (count == 0) {
                     return NcclFfi.ncclSuccess();
                   }
@@ -260,22 +303,6 @@ final class NcclCommunicator implements Communicator, StreamGuard {
 
   private static String shape(Tensor t) {
     return t.dtype() + Arrays.toString(t.shape());
-  }
-
-  private long[] starts(String name, long[] rows) {
-    if (rows.length != size) {
-      throw new IllegalArgumentException(
-          name + " has " + rows.length + " entries, must have one for each of " + size + " ranks");
-    }
-    long[] from = new long[size + 1];
-    for (int r = 0; r < size; r++) {
-      if (rows[r] < 0) {
-        throw new IllegalArgumentException(
-            name + "[" + r + "] is " + rows[r] + ", must not be negative");
-      }
-      from[r + 1] = Math.addExact(from[r], rows[r]);
-    }
-    return from;
   }
 
   private static void requireRows(String name, Tensor t, Tensor like, long rows) {
@@ -311,6 +338,10 @@ final class NcclCommunicator implements Communicator, StreamGuard {
   @Override
   public void beforeLaunch(DeviceStream stream) {
     used.add(stream.handle());
+    group.requireAlive();
+    if (rooms != null) {
+      rooms.take(stream, false);
+    }
     Marks.Call marked = group.begin("a recorded graph", stream, false);
     if (marked != null) {
       launches.put(stream.handle(), marked);
@@ -322,6 +353,9 @@ final class NcclCommunicator implements Communicator, StreamGuard {
     Marks.Call marked = launches.remove(stream.handle());
     if (marked != null) {
       marked.end(stream);
+      if (rooms != null) {
+        rooms.end(stream, false);
+      }
     }
   }
 
@@ -334,6 +368,9 @@ final class NcclCommunicator implements Communicator, StreamGuard {
   @Override
   public void close() {
     group.close();
+    if (rooms != null) {
+      rooms.close();
+    }
     card.removeGuard(this);
   }
 }

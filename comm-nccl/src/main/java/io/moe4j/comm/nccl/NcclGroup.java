@@ -7,6 +7,9 @@ import io.moe4j.comm.nccl.ffi.NcclFfi;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.time.Duration;
+import java.util.List;
+import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicReference;
@@ -26,6 +29,7 @@ final class NcclGroup implements Control.Owner {
   private static final long BUSY_MILLIS = 5;
   private static final long IDLE_MILLIS = 100;
   private static final long LOCK_MILLIS = 1000;
+  private static final long SETTLE_NANOS = TimeUnit.SECONDS.toNanos(1);
 
   private final NcclVersion version;
   private final CommConfig config;
@@ -42,6 +46,10 @@ final class NcclGroup implements Control.Owner {
   private MemorySegment comm = MemorySegment.NULL;
   private final AtomicReference<@Nullable CommException> failure = new AtomicReference<>();
   private final AtomicBoolean closed = new AtomicBoolean();
+
+  /** Done when the group fails; what kernels that are not NCCL's wait for. */
+  private final List<Runnable> endings = new CopyOnWriteArrayList<>();
+
   private final Thread watch;
   private final AtomicBoolean stop = new AtomicBoolean();
 
@@ -84,16 +92,33 @@ final class NcclGroup implements Control.Owner {
 
   @Override
   public void ended(CommException why) {
-    failure.compareAndSet(null, why);
+    if (failure.compareAndSet(null, why)) {
+      endings.forEach(Runnable::run);
+    }
     LockSupport.unpark(watch);
   }
 
   /** The first failure is the group's. */
   void fail(CommException why) {
-    if (failure.compareAndSet(null, why) && control != null) {
-      control.fail(why);
+    if (failure.compareAndSet(null, why)) {
+      if (control != null) {
+        control.fail(why);
+      }
+      endings.forEach(Runnable::run);
     }
     LockSupport.unpark(watch);
+  }
+
+  /** Also runs it at once where the group has failed already; may run it twice. */
+  void whenFailed(Runnable ending) {
+    endings.add(ending);
+    if (failure.get() != null) {
+      ending.run();
+    }
+  }
+
+  Duration deadline() {
+    return config.deadline();
   }
 
   private CommException failed(CommException why) {
@@ -277,6 +302,7 @@ final class NcclGroup implements Control.Owner {
       LockSupport.unpark(watch);
       joinWatch();
       abortNccl(); // of a group that ended while this rank was still joining
+      settleMarks();
     }
     if (control != null) {
       control.close();
@@ -285,6 +311,18 @@ final class NcclGroup implements Control.Owner {
         null, new CommException(config.rank(), me() + " has left the group", null));
     marks.close();
     arena.close();
+  }
+
+  /** Kernels that were waiting for other ranks return soon after the group has failed. */
+  private void settleMarks() {
+    long start = System.nanoTime();
+    try {
+      while (marks.current() != null && System.nanoTime() - start < SETTLE_NANOS) {
+        LockSupport.parkNanos(POLL_NANOS);
+      }
+    } catch (RuntimeException e) {
+      // the device is broken: nothing runs there any more
+    }
   }
 
   private void joinWatch() {

@@ -1,5 +1,6 @@
 package io.moe4j.comm.tcp;
 
+import io.moe4j.api.comm.AllToAllRows;
 import io.moe4j.api.comm.CommConfig;
 import io.moe4j.api.comm.CommException;
 import io.moe4j.api.comm.Communicator;
@@ -155,65 +156,22 @@ final class TcpCommunicator implements Communicator {
   @Override
   public void allToAll(
       Tensor send, long[] sendRows, Tensor receive, long[] receiveRows, DeviceStream stream) {
-    long[] sendFrom = starts("sendRows", sendRows);
-    long[] receiveFrom = starts("receiveRows", receiveRows);
-    long[] rows = send.shape();
-    rows[0] = receive.size(0);
-    if (send.dtype() != receive.dtype()
-        || !Arrays.equals(rows, receive.shape())
-        || send.size(0) != sendFrom[size]
-        || receive.size(0) < receiveFrom[size]) {
-      throw new IllegalArgumentException(
-          "send is "
-              + send
-              + " and receive "
-              + receive
-              + ", must be of one dtype with rows of one shape, "
-              + sendFrom[size]
-              + " and at least "
-              + receiveFrom[size]
-              + " of them");
-    }
-    if (sendRows[rank] != receiveRows[rank]) {
-      throw new IllegalArgumentException(
-          "rank "
-              + rank
-              + " sends itself "
-              + sendRows[rank]
-              + " rows and expects "
-              + receiveRows[rank]);
-    }
+    AllToAllRows rows = AllToAllRows.of(rank, size, send, sendRows, receive, receiveRows);
     busy.lock();
     try {
       exchange(
           Call.of(calls, Call.Op.ALL_TO_ALL, send),
           sendRows,
           receiveRows,
-          r -> send.narrow(0, sendFrom[r], sendRows[r]).segment(),
-          r -> receive.narrow(0, receiveFrom[r], receiveRows[r]).segment());
+          r -> send.narrow(0, rows.sendFrom(r), sendRows[r]).segment(),
+          r -> receive.narrow(0, rows.receiveFrom(r), receiveRows[r]).segment());
       receive
-          .narrow(0, receiveFrom[rank], receiveRows[rank])
+          .narrow(0, rows.receiveFrom(rank), receiveRows[rank])
           .segment()
-          .copyFrom(send.narrow(0, sendFrom[rank], sendRows[rank]).segment());
+          .copyFrom(send.narrow(0, rows.sendFrom(rank), sendRows[rank]).segment());
     } finally {
       busy.unlock();
     }
-  }
-
-  private long[] starts(String name, long[] rows) {
-    if (rows.length != size) {
-      throw new IllegalArgumentException(
-          name + " has " + rows.length + " entries, must have one for each of " + size + " ranks");
-    }
-    long[] from = new long[size + 1];
-    for (int r = 0; r < size; r++) {
-      if (rows[r] < 0) {
-        throw new IllegalArgumentException(
-            name + "[" + r + "] is " + rows[r] + ", must not be negative");
-      }
-      from[r + 1] = Math.addExact(from[r], rows[r]);
-    }
-    return from;
   }
 
   private static void requireRows(String name, Tensor t, Tensor like, long rows) {

@@ -37,9 +37,15 @@ public record BenchShape(
           new BenchShape("gpt-oss-120b-like", 128, 4, 2880, 2880),
           new BenchShape("mixtral-8x7b", 8, 2, 4096, 14336));
 
+  /** Too large for most cards, so only where it is asked for by name. */
+  private static final BenchShape LARGE = new BenchShape("deepseek-v3-like", 256, 8, 7168, 2048);
+
   /** {@return every shape that has a name} */
   public static List<BenchShape> named() {
-    return Stream.concat(KNOWN.stream(), DEVICE.stream()).distinct().toList();
+    return Stream.of(KNOWN.stream(), DEVICE.stream(), Stream.of(LARGE))
+        .flatMap(s -> s)
+        .distinct()
+        .toList();
   }
 
   /**

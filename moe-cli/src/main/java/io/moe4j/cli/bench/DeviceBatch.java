@@ -5,6 +5,7 @@ import java.util.Arrays;
 import java.util.HashSet;
 import java.util.Set;
 import java.util.SplittableRandom;
+import java.util.stream.IntStream;
 
 /**
  * One of the batches that rotate: ids, weights and slots on the host, for the routing and for the
@@ -74,6 +75,30 @@ final class DeviceBatch {
   static double expectedExperts(BenchShape shape, int tokens) {
     double left = 1 - (double) shape.topK() / shape.numExperts();
     return shape.numExperts() * (1 - Math.pow(left, tokens));
+  }
+
+  /**
+   * How much faster ranks can be that share the experts evenly and in order: they wait for the one
+   * with most to do.
+   *
+   * @param batches one after the other
+   * @param experts of the layer
+   * @param ranks that share them
+   * @param rows whether work is rows, as with many tokens, or experts with any row, whose weights
+   *     are read
+   * @return {@code ranks} where all have the same work
+   */
+  static double limit(DeviceBatch[] batches, int experts, int ranks, boolean rows) {
+    long all = 0;
+    long most = 0;
+    for (DeviceBatch b : batches) {
+      long[] of = new long[ranks];
+      IntStream ids = Arrays.stream(b.ids);
+      (rows ? ids : ids.distinct()).forEach(e -> of[e / (experts / ranks)]++);
+      all += Arrays.stream(of).sum();
+      most += Arrays.stream(of).max().orElse(0);
+    }
+    return (double) all / most;
   }
 
   /** {@return distinct experts of a batch, the mean over some} */

@@ -36,6 +36,8 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.LockSupport;
 import java.util.function.Consumer;
 import org.jspecify.annotations.Nullable;
 
@@ -56,6 +58,7 @@ public final class RanksBench {
   private final int ranks;
   private final List<Integer> tokens;
   private final List<DeviceBench.Lora> grid;
+  private final int rest;
   private final List<Row> rows = new ArrayList<>();
   private final CyclicBarrier barrier;
   private String group = "";
@@ -68,8 +71,12 @@ public final class RanksBench {
    * @param lora adapters
    * @param alone on one GPU
    * @param together on all
-   * @param gather the operation that brings rows, alone
-   * @param scatter the operation that brings sums back, alone
+   * @param empty on all, of tokens without experts: what is not the products
+   * @param gather NCCL's operation that brings rows, alone
+   * @param scatter NCCL's operation that brings sums back, alone
+   * @param expertsLimit the factor that the routing allows where a rank's time goes with the
+   *     experts it has rows for
+   * @param rowsLimit and where it goes with the rows
    */
   public record Row(
       String shape,
@@ -77,8 +84,11 @@ public final class RanksBench {
       DeviceBench.Lora lora,
       double alone,
       double together,
+      double empty,
       double gather,
-      double scatter) {
+      double scatter,
+      double expertsLimit,
+      double rowsLimit) {
     /** {@return how much faster all are than one} */
     public double factor() {
       return alone / together;
@@ -93,18 +103,21 @@ public final class RanksBench {
    * @param ranks GPUs
    * @param tokens of all ranks together, multiples of {@code ranks}
    * @param grid adapters, the base model first
+   * @param rest milliseconds without work before each forward that is timed
    */
   public RanksBench(
       MoeOracle oracle,
       @Nullable String backend,
       int ranks,
       List<Integer> tokens,
-      List<DeviceBench.Lora> grid) {
+      List<DeviceBench.Lora> grid,
+      int rest) {
     this.oracle = oracle;
     this.backend = backend;
     this.ranks = ranks;
     this.tokens = tokens;
     this.grid = grid;
+    this.rest = rest;
     this.barrier = new CyclicBarrier(ranks);
   }
 
@@ -154,20 +167,31 @@ public final class RanksBench {
         try (Part whole = new Part(shape, lora, first, ParallelConfig.SINGLE, null)) {
           for (int i = 0; i < alone.length; i++) {
             listener.accept(what(shape, tokens.get(i), lora) + " on one");
-            alone[i] = whole.forward(tokens.get(i));
+            alone[i] = whole.forward(tokens.get(i), false);
           }
         }
       }
       List<double[][]> times = together(shape, lora, chosen, provider, listener);
       for (int i = 0; i < alone.length; i++) {
-        double[] worst = new double[3];
+        double[] worst = new double[4];
         for (double[][] rank : times) {
           for (int n = 0; n < worst.length; n++) {
             worst[n] = Math.max(worst[n], rank[i][n]);
           }
         }
+        DeviceBatch[] batches = DeviceBatch.rotating(shape, tokens.get(i));
         rows.add(
-            new Row(shape.name(), tokens.get(i), lora, alone[i], worst[0], worst[1], worst[2]));
+            new Row(
+                shape.name(),
+                tokens.get(i),
+                lora,
+                alone[i],
+                worst[0],
+                worst[1],
+                worst[2],
+                worst[3],
+                DeviceBatch.limit(batches, shape.numExperts(), ranks, false),
+                DeviceBatch.limit(batches, shape.numExperts(), ranks, true)));
       }
     }
   }
@@ -179,7 +203,7 @@ public final class RanksBench {
         + (lora.adapters() == 0 ? "" : " rank " + lora.rank() + " x " + lora.adapters());
   }
 
-  /** By rank and number of tokens: forward, gather, scatter. */
+  /** By rank and number of tokens: forward, one without experts, gather, scatter. */
   private List<double[][]> together(
       BenchShape shape,
       DeviceBench.Lora lora,
@@ -204,7 +228,13 @@ public final class RanksBench {
                       listener.accept(what(shape, tokens.get(i), lora) + " on " + ranks);
                     }
                     int t = tokens.get(i);
-                    all[i] = new double[] {part.forward(t), part.gather(t), part.scatter(t)};
+                    all[i] =
+                        new double[] {
+                          part.forward(t, false),
+                          part.forward(t, true),
+                          part.gather(t),
+                          part.scatter(t)
+                        };
                   }
                   return all;
                 } catch (Throwable e) {
@@ -297,8 +327,12 @@ public final class RanksBench {
       return wrapper;
     }
 
-    /** Microseconds of a forward of all ranks' tokens. */
-    double forward(int all) {
+    /**
+     * Microseconds of a forward of all ranks' tokens.
+     *
+     * @param empty whether no token has an expert
+     */
+    double forward(int all, boolean empty) {
       int count = all / size;
       int from = count * rank;
       DeviceBatch[] batches = DeviceBatch.rotating(shape, all);
@@ -308,13 +342,25 @@ public final class RanksBench {
         for (DeviceBatch b : batches) {
           Tensor logits = room.put(b.logits().narrow(0, from, count));
           Tensor output = room.empty(DType.BF16, count, shape.hiddenSize());
-          MoeForward f = MoeForward.of(room.hidden(count), output).withRouterLogits(logits);
+          MoeForward f = MoeForward.of(room.hidden(count), output);
+          if (empty) {
+            int k = shape.topK();
+            int[] none = new int[count * k];
+            Arrays.fill(none, -1);
+            f =
+                f.withTopk(
+                    room.put(Tensor.ofInts(none, count, k)),
+                    room.put(Tensor.ofFloats(new float[count * k], count, k)));
+          } else {
+            f = f.withRouterLogits(logits);
+          }
           if (!slots.isEmpty()) {
             Tensor mapping = room.put(b.mapping(all, slots.size()).narrow(0, from, count));
             f = f.withLora(new DeviceAdapters(key, slots, mapping, this::punica));
           }
           pass.add(f);
         }
+        LockSupport.parkNanos(TimeUnit.MILLISECONDS.toNanos(rest));
         return micros(() -> pass.forEach(f -> session.forward(f, stream))) / pass.size();
       }
     }
@@ -425,21 +471,25 @@ public final class RanksBench {
         new StringBuilder(
             "Expert parallel on "
                 + ranks
-                + " GPUs, bf16, recorded; T of all ranks together, microseconds. Gather and scatter"
-                + " alone, with the sizes that the exchange gives them.\n\n"
-                + "| shape | T | adapters | one GPU | all | factor | gather | scatter |\n"
-                + "|---|---|---|---|---|---|---|---|\n");
+                + " GPUs, bf16, recorded; T of all ranks together, microseconds. Empty: of tokens"
+                + " without experts. Gather and scatter: NCCL's alone. Limit: the factor that the"
+                + " routing allows, by experts with rows (few tokens) and by rows (many).\n\n"
+                + "| shape | T | adapters | one GPU | all | factor | limit | empty | gather | scatter |\n"
+                + "|---|---|---|---|---|---|---|---|---|---|\n");
     for (Row r : rows) {
       s.append(
           String.format(
               Locale.ROOT,
-              "| %s | %d | %s | %.1f | %.1f | %.2fx | %.1f | %.1f |%n",
+              "| %s | %d | %s | %.1f | %.1f | %.2fx | %.2fx %.2fx | %.1f | %.1f | %.1f |%n",
               r.shape,
               r.tokens,
               r.lora.adapters() == 0 ? "" : "rank " + r.lora.rank() + " x " + r.lora.adapters(),
               r.alone,
               r.together,
               r.factor(),
+              r.expertsLimit,
+              r.rowsLimit,
+              r.empty,
               r.gather,
               r.scatter));
     }
@@ -460,6 +510,9 @@ public final class RanksBench {
       n.put("one_gpu_us", r.alone);
       n.put("all_us", r.together);
       n.put("factor", r.factor());
+      n.put("limit_experts", r.expertsLimit);
+      n.put("limit_rows", r.rowsLimit);
+      n.put("empty_us", r.empty);
       n.put("gather_us", r.gather);
       n.put("scatter_us", r.scatter);
     }

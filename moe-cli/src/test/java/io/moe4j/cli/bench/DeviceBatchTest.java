@@ -38,6 +38,30 @@ final class DeviceBatchTest {
     }
   }
 
+  /** By hand: all ranks do what the busiest does in each batch. */
+  @ParameterizedTest
+  @ValueSource(ints = {16, 256})
+  void ranksWaitForTheBusiest(int tokens) {
+    BenchShape shape = new BenchShape("some", 12, 2, 8, 8);
+    DeviceBatch[] batches = DeviceBatch.rotating(shape, tokens);
+    for (boolean rows : new boolean[] {false, true}) {
+      double work = 0;
+      double waited = 0;
+      for (DeviceBatch batch : batches) {
+        int[] ids = ints(batch.ids(tokens));
+        long[] of = new long[3];
+        for (int r = 0; r < of.length; r++) {
+          int from = 4 * r;
+          var mine = Arrays.stream(ids).filter(e -> e >= from && e < from + 4);
+          of[r] = rows ? mine.count() : mine.distinct().count();
+        }
+        work += of[0] + of[1] + of[2];
+        waited += Math.max(of[0], Math.max(of[1], of[2]));
+      }
+      assertThat(DeviceBatch.limit(batches, 12, 3, rows)).isEqualTo(work / waited).isLessThan(3.01);
+    }
+  }
+
   private static int[] ints(Tensor ids) {
     int[] all = new int[Math.toIntExact(ids.elementCount())];
     int columns = Math.toIntExact(ids.size(1));

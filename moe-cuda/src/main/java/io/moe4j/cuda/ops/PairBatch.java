@@ -71,6 +71,26 @@ public record PairBatch(
         adapters.rank());
   }
 
+  /**
+   * For a choice of tiles: the tokens that would give the local experts as many pairs as these do
+   * if all experts were local. Of experts that are shared by ranks each rank sees all pairs, and
+   * computes its own part of them.
+   *
+   * @param tokens {@code T}
+   * @param experts local
+   * @param routing of the call; null for BATCHED, whose rows are all local
+   * @return {@code tokens} where nothing is shared; of several tokens never one, which is a case of
+   *     its own
+   * @since 0.2.0
+   */
+  public static int tokensHere(int tokens, int experts, @Nullable ExpertRouting routing) {
+    Tensor map = routing == null ? null : routing.expertMap();
+    if (map == null || map.size(0) <= experts || tokens <= 2) {
+      return tokens;
+    }
+    return Math.max(2, (int) Math.ceilDiv((long) tokens * experts, map.size(0)));
+  }
+
   /** {@return {@code P = T * K}} */
   public int pairs() {
     return tokens * topK;

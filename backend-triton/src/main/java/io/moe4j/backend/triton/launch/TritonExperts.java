@@ -180,7 +180,7 @@ public final class TritonExperts implements ModularExperts, LoraExperts {
             TritonKernels.tuned(device.info(), config.weightDtype()),
             TritonKernels.portableStages(device.info()),
             config.activation().isGated(),
-            tokens,
+            PairBatch.tokensHere(tokens, experts, inputs.routing()),
             topK,
             experts,
             sizes.hidden(),

@@ -1,0 +1,119 @@
+package io.moe4j.comm.nccl;
+
+import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.tensor.DType;
+import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.Kernel;
+import io.moe4j.cuda.KernelLaunch;
+import io.moe4j.cuda.KernelLibrary;
+import java.util.Map;
+import org.jspecify.annotations.Nullable;
+
+/** The kernels of {@code peers.cu} on one device, loaded. */
+final class PeerKernels {
+  static final int VECTOR_BYTES = 16;
+
+  private static final int MOST_BLOCKS = 512;
+  private static final int SOME_BLOCKS = 128;
+  private static final int FEW_ROWS = 64;
+  private static final int ROWS_OF_ALL = 1024;
+  private static final int ROWS_A_BLOCK = 4;
+
+  private final Kernel gather;
+  private final Kernel sum16;
+  private final Kernel sum16To32;
+  private final Kernel sum32;
+
+  PeerKernels(CudaDevice device) {
+    KernelLibrary library = KernelLibrary.of(PeerKernels.class, "comm-nccl-cuda");
+    gather = device.kernel(library, library.select(device.info(), "peers_gather", Map.of()));
+    sum16 = sum(device, library, "bf16", "bf16");
+    sum16To32 = sum(device, library, "bf16", "f32");
+    sum32 = sum(device, library, "f32", "f32");
+  }
+
+  private static Kernel sum(CudaDevice device, KernelLibrary library, String from, String to) {
+    return device.kernel(
+        library, library.select(device.info(), "peers_sum", Map.of("from", from, "to", to)));
+  }
+
+  /**
+   * {@return blocks for rows that each rank has room for; the same on every rank}
+   *
+   * @param rows a rank
+   */
+  static int blocks(int rows) {
+    if (rows <= FEW_ROWS) {
+      return Math.max(1, rows);
+    }
+    return rows <= ROWS_OF_ALL
+        ? Math.min(rows, SOME_BLOCKS)
+        : Math.min(MOST_BLOCKS, rows / ROWS_A_BLOCK);
+  }
+
+  private static KernelLaunch rooms(KernelLaunch launch, PeerRoom room, PeerRooms of) {
+    for (int r = 0; r < PeerRooms.MOST_RANKS; r++) {
+      launch.pointer(room.address(r));
+    }
+    return launch.pointer(of.stopAddress());
+  }
+
+  /** Where in a room what a gather brings lies. */
+  record Places(long hidden, long ids, long weights, long slots) {}
+
+  /**
+   * Brings {@code n} rows of every rank to every rank; rows past this rank's tokens have no expert.
+   *
+   * @param hidden {@code [T, H]}, rows a multiple of 16 bytes, 16-byte aligned
+   * @param ids int32 {@code [T, K]}
+   * @param weights F32 {@code [T, K]}
+   * @param mapping int32 {@code [T]}, null without adapters
+   */
+  void gather(
+      Tensor hidden,
+      Tensor ids,
+      Tensor weights,
+      @Nullable Tensor mapping,
+      PeerRooms rooms,
+      PeerRoom room,
+      Places at,
+      int n,
+      DeviceStream stream) {
+    long rowBytes = hidden.dtype().byteSize(hidden.size(1));
+    KernelLaunch launch =
+        gather.begin().pointer(hidden).pointer(ids).pointer(weights).pointer(mapping);
+    rooms(launch, room, rooms)
+        .i64(at.hidden())
+        .i64(at.ids())
+        .i64(at.weights())
+        .i64(at.slots())
+        .i32(room.rank())
+        .i32(room.all().size())
+        .i32(n)
+        .i32(Math.toIntExact(hidden.size(0)))
+        .i32(Math.toIntExact(ids.size(1)))
+        .i32(Math.toIntExact(rowBytes / VECTOR_BYTES))
+        .launch(stream, blocks(n));
+  }
+
+  /**
+   * Adds up what all ranks' experts have for this rank's tokens, in f32 and in the order of ranks.
+   *
+   * @param partial BF16 or F32 {@code [ranks * n, H]}, rows a multiple of 16 bytes, aligned
+   * @param out {@code [T, H]}, F32 or the dtype of {@code partial}, 16-byte aligned, overwritten
+   */
+  void sum(Tensor partial, Tensor out, PeerRooms rooms, PeerRoom room, int n, DeviceStream stream) {
+    Kernel kernel =
+        partial.dtype() == DType.F32 ? sum32 : out.dtype() == DType.F32 ? sum16To32 : sum16;
+    long rowBytes = partial.dtype().byteSize(partial.size(1));
+    rooms(kernel.begin().pointer(partial).pointer(out), room, rooms)
+        .i64(room.sumsAt())
+        .i32(room.rank())
+        .i32(room.all().size())
+        .i32(n)
+        .i32(Math.toIntExact(out.size(0)))
+        .i32(Math.toIntExact(rowBytes / VECTOR_BYTES))
+        .launch(stream, blocks(n));
+  }
+}
