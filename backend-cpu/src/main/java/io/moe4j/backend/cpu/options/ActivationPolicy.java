@@ -14,8 +14,8 @@ public enum ActivationPolicy {
   /**
    * What meets int4 or int8 weights becomes int8, each token's row with a scale of its own, {@code
    * amax / 127}, as {@link io.moe4j.api.config.ActivationQuant#INT8_PER_TOKEN} says. Adapters meet
-   * the unquantised row. Takes AVX-512 VNNI, AMX or, on aarch64, I8MM; elsewhere activations stay as
-   * they are, and {@code explain()} says so.
+   * the unquantised row. Takes AVX-512 VNNI, AMX or, on aarch64, I8MM; elsewhere activations stay
+   * as they are, and {@code explain()} says so.
    */
   INT8;
 
