@@ -198,6 +198,9 @@ final class PackedSide {
    */
   boolean pack(NativeKernels kernels, ThreadTeam team, Arena arena) {
     memory = HugeMemory.allocate(bytes(), arena);
+    if (coded == null && all().stream().allMatch(m -> ((Rows) m).isOneRowOfZeros())) {
+      return true; // fresh memory is that already; untouched, it takes none
+    }
     if (coded == null) {
       int[] behind = behind(team.nodes(), blocks());
       team.run((tile, _) -> packPlain(kernels, ofNodes(tile, behind)), behind, true);

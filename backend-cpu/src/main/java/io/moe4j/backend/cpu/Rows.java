@@ -95,6 +95,24 @@ record Rows(MemorySegment segment, long offset, long stride, DType type, int row
     return stride == elementBytes() * (long) cols;
   }
 
+  /**
+   * {@return whether all rows are the same zeros, as those of weights that have sizes and no
+   * contents: who asks what a layer will take}
+   */
+  boolean isOneRowOfZeros() {
+    if (stride != 0) {
+      return false;
+    }
+    long bytes = (long) cols * elementBytes();
+    MemorySegment row = segment.asSlice(offset, bytes);
+    for (long i = 0; i < bytes; i++) {
+      if (row.get(ValueLayout.JAVA_BYTE, i) != 0) {
+        return false;
+      }
+    }
+    return true;
+  }
+
   /** Tells the system that a file's pages under the matrix are not needed any more. */
   void letGo() {
     if (segment.isMapped() && segment.isReadOnly() && rows > 0) {

@@ -25,6 +25,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.List;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.io.TempDir;
@@ -83,6 +84,36 @@ class CodedMemoryTest {
       long taken = resident() - before;
       experts.close();
       assertThat(taken).as("bytes for %s of codes", bytes).isLessThan(bytes + SLACK);
+    }
+  }
+
+  /** Who asks what a layer would take gives weights that have sizes and one row of zeros. */
+  @ParameterizedTest
+  @EnumSource(
+      value = CpuExpertsTest.Path.class,
+      names = {"VECTOR", "AVX2", "AVX512", "AMX"})
+  void weightsWithoutContentsTakeNothing(CpuExpertsTest.Path path) throws IOException {
+    assumeTrue(Files.isReadable(Path.of("/proc/self/status")), "no /proc");
+    Mlps mlps = path.with(new ThreadTeam(2));
+    MoeConfig config =
+        MoeConfig.builder(HIDDEN, INTERMEDIATE, 64, 8).weightDtype(DType.BF16).build();
+    try (Arena arena = Arena.ofShared()) {
+      HostMemory row = new HostMemory(arena.allocate(2L * HIDDEN, 64));
+      Tensor up =
+          Tensor.strided(
+              DType.BF16, row, 0, new long[] {INTERMEDIATE, HIDDEN}, new long[] {0, 1});
+      Tensor down =
+          Tensor.strided(
+              DType.BF16, row, 0, new long[] {HIDDEN, INTERMEDIATE}, new long[] {0, 1});
+      ExpertWeights weights =
+          new ExpertWeights(Collections.nCopies(64, Expert.plain(up, up, down)));
+      long before = resident();
+      try (CpuExperts experts = new CpuExperts(config, weights, mlps)) {
+        assertThat(experts.workspaceBytes(4)).isPositive();
+        assertThat(resident() - before)
+            .as("bytes for %s of weights", 64L * 3 * 2 * HIDDEN * INTERMEDIATE)
+            .isLessThan(SLACK);
+      }
     }
   }
 
