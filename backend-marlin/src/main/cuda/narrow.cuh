@@ -191,7 +191,9 @@ DEV void narrow(GEMM_PARAMETERS) {
         const int row = t.row0 + 8 * j + g;
         seg[j] = row >= t.lora0 && row < t.row1 ? seg_of[row] : -1;
       }
-      expand_pages<T, 2, NJ, (NT <= 16 ? 4 : 2)>(gated, acc, s, pga, pgb, pgm, seg, t.row0, n, t.begin + wk, t.end, warps_k, N, RS, SU, lane);
+      // A page is always the same warp's: which tile has a row depends on the run, and so would the order of the row's sum.
+      const int page0 = t.begin + ((wk - t.begin) & (warps_k - 1));
+      expand_pages<T, 2, NJ, (NT <= 16 ? 4 : 2)>(gated, acc, s, pga, pgb, pgm, seg, t.row0, n, page0, t.end, warps_k, N, RS, SU, lane);
     }
   }
   float* sums = (float*)memory;

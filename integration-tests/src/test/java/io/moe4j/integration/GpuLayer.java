@@ -25,6 +25,7 @@ import io.moe4j.lora.AdapterRegistry;
 import io.moe4j.oracle.MoeLayer;
 import io.moe4j.reference.ReferenceMoe;
 import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
@@ -134,7 +135,7 @@ final class GpuLayer implements AutoCloseable {
     int rows = Math.toIntExact(scheme.scaleRowCount(out));
     int groups = Math.toIntExact(scheme.scaleColumnCount(in));
     if (scheme.format() == QuantScheme.Format.FP8) {
-      Tensor codes = bytes(DType.F8_E4M3, 0x30, 0x3F, out, in);
+      Tensor codes = signed(bytes(DType.F8_E4M3, 0x30, 0x3F, out, in));
       return Weight.builder(name, scheme, out, in, codes, Packing.DENSE)
           .scales(scales(DType.F32, deviation, rows, groups))
           .build();
@@ -205,6 +206,17 @@ final class GpuLayer implements AutoCloseable {
       all[i] = (byte) random.nextInt(least, most + 1);
     }
     return Tensor.of(dtype, MemorySegment.ofArray(all), rows, columns);
+  }
+
+  /** Numbers of one sign would sum up to gates so far from 0 that a rounding of them shows. */
+  private Tensor signed(Tensor codes) {
+    MemorySegment all = codes.segment();
+    for (long i = 0; i < all.byteSize(); i++) {
+      if (random.nextBoolean()) {
+        all.set(ValueLayout.JAVA_BYTE, i, (byte) (all.get(ValueLayout.JAVA_BYTE, i) | 0x80));
+      }
+    }
+    return codes;
   }
 
   /** Gate, up and down of every expert; deltas about as large as what they are added to. */
