@@ -4,6 +4,7 @@ import io.moe4j.backend.cpu.options.PackPolicy;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Locale;
 import java.util.stream.Stream;
 
 /** Whether packed weights have room beside everything else, the page cache included. */
@@ -20,17 +21,20 @@ final class MemoryRoom {
         yield bytes <= available / 4 * 3
             ? ""
             : "packed weights would take "
-                + mebibytes(bytes)
+                + text(bytes)
                 + " of "
-                + mebibytes(available)
+                + text(available)
                 + " that are available (pack = always packs all the same)";
       }
     };
   }
 
-  /** {@return like {@code 768 MiB}} */
-  static String mebibytes(long bytes) {
-    return (bytes >> 20) + " MiB";
+  /** {@return like {@code 1.1 MiB} or {@code 22.1 GiB}} */
+  static String text(long bytes) {
+    double mebibytes = bytes / (double) (1 << 20);
+    return mebibytes < 1024
+        ? String.format(Locale.ROOT, "%.1f MiB", mebibytes)
+        : String.format(Locale.ROOT, "%.1f GiB", mebibytes / 1024);
   }
 
   /**

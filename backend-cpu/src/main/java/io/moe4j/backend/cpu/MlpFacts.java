@@ -34,9 +34,9 @@ final class MlpFacts {
         "packed for these kernels on huge pages (pack = "
             + policy.text()
             + ")"
-            + (mapped > 0 ? "; " + MemoryRoom.mebibytes(mapped) + " of files not read again" : "")
+            + (mapped > 0 ? "; " + MemoryRoom.text(mapped) + " of the files are not read again" : "")
             + (available < Long.MAX_VALUE
-                ? "; " + MemoryRoom.mebibytes(available) + " still available, page cache included"
+                ? "; " + MemoryRoom.text(available) + " of memory still available"
                 : "");
     return List.of(
         Fact.of("kernels", kernels),
@@ -59,7 +59,7 @@ final class MlpFacts {
             "weights",
             "in place"
                 + (mapped > 0
-                    ? "; " + MemoryRoom.mebibytes(mapped) + " of files, in the page cache"
+                    ? "; " + MemoryRoom.text(mapped) + " of the files, in the page cache"
                     : "")),
         Fact.of("threads", team.description()));
   }
