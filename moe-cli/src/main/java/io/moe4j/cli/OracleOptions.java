@@ -22,6 +22,8 @@ final class OracleOptions {
       Map.of(
           "triton",
           "moe4j.triton.tiles",
+          "batched-triton",
+          "moe4j.triton.tiles",
           "marlin",
           "moe4j.marlin.plans",
           "flashinfer-cutlass",
@@ -94,8 +96,17 @@ final class OracleOptions {
       if (tiles.equalsIgnoreCase(OFF)) {
         TUNED.values().forEach(p -> System.setProperty(p, OFF));
       } else {
-        System.setProperty(
-            TUNED.getOrDefault(String.valueOf(backend), "moe4j.triton.tiles"), tiles);
+        String property = TUNED.get(backend == null ? "triton" : backend);
+        if (property == null) {
+          throw CliException.usage(
+              "--tiles is "
+                  + tiles
+                  + ", but --backend "
+                  + backend
+                  + " is not tuned; accepted with "
+                  + TUNED.keySet().stream().sorted().toList());
+        }
+        System.setProperty(property, tiles);
       }
     }
     Path plugins = plugins();

@@ -86,14 +86,24 @@ final class Staging implements AutoCloseable {
 
   @Override
   public void close() {
+    RuntimeException failed = null;
     for (AutoCloseable c : owned.reversed()) {
       try {
         c.close();
-      } catch (RuntimeException e) {
-        throw e;
       } catch (Exception e) {
-        throw new IllegalStateException("closing " + c + " failed", e);
+        RuntimeException why =
+            e instanceof RuntimeException r
+                ? r
+                : new IllegalStateException("closing " + c + " failed", e);
+        if (failed == null) {
+          failed = why;
+        } else {
+          failed.addSuppressed(why);
+        }
       }
+    }
+    if (failed != null) {
+      throw failed;
     }
   }
 }

@@ -77,15 +77,23 @@ public final class CudaGraph implements Device.Graph {
     if (closed.get()) {
       throw new IllegalStateException("the graph of " + context.info().id() + " is closed");
     }
-    guards.forEach(g -> g.beforeLaunch(stream));
+    int begun = 0;
     try {
+      for (StreamGuard g : guards) {
+        g.beforeLaunch(stream);
+        begun++;
+      }
       context.makeCurrent();
       Cu.check(
           CudaDriver.cuGraphLaunch(Handles.segment(exec), CudaStream.segment(stream)),
           "cuGraphLaunch");
-    } finally {
-      guards.forEach(g -> g.afterLaunch(stream));
+    } catch (RuntimeException | Error e) {
+      for (StreamGuard g : guards.subList(0, begun)) {
+        g.launchFailed(stream, e);
+      }
+      throw e;
     }
+    guards.forEach(g -> g.afterLaunch(stream));
   }
 
   @Override

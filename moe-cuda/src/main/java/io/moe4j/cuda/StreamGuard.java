@@ -34,6 +34,16 @@ public interface StreamGuard {
   void beforeLaunch(DeviceStream stream);
 
   /**
+   * Called instead of {@link #afterLaunch} where nothing was launched.
+   *
+   * @param stream the same
+   * @param cause why
+   */
+  default void launchFailed(DeviceStream stream, Throwable cause) {
+    afterLaunch(stream);
+  }
+
+  /**
    * Called behind a launch.
    *
    * @param stream the same

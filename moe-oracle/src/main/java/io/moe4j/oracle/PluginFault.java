@@ -2,6 +2,7 @@ package io.moe4j.oracle;
 
 import java.io.InterruptedIOException;
 import java.lang.reflect.InvocationTargetException;
+import java.net.SocketTimeoutException;
 import java.nio.channels.ClosedByInterruptException;
 import java.util.Map;
 import java.util.Optional;
@@ -80,7 +81,7 @@ final class PluginFault extends Exception {
       for (int depth = 0; t != null && depth < MAX_CAUSES; depth++) {
         if (t instanceof InterruptedException
             || t instanceof ClosedByInterruptException
-            || t instanceof InterruptedIOException) {
+            || (t instanceof InterruptedIOException && !(t instanceof SocketTimeoutException))) {
           return true;
         }
         t = t.getCause();

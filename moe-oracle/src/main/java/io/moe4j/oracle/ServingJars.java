@@ -9,8 +9,9 @@ import java.util.Optional;
 import java.util.stream.Stream;
 
 /**
- * Which of this project's jars would compute a layer on a GPU that is there, where none of those on
- * the class path does. Other people's plugins are not known here.
+ * Which of this project's jars is for such weights on a GPU that is there, where none of those on
+ * the class path computes the layer. It can still refuse the layer for something else. Other
+ * people's plugins are not known here.
  */
 final class ServingJars {
   private ServingJars() {}

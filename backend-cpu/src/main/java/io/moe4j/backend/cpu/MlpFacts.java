@@ -29,14 +29,12 @@ final class MlpFacts {
       ThreadTeam team,
       List<ExpertWeights.Expert> experts) {
     long mapped = mappedBytes(experts);
-    long available = MemoryRoom.availableBytes();
     String text =
-        "packed for these kernels on huge pages (pack = "
+        "packed for these kernels (pack = "
             + policy.text()
             + ")"
-            + (mapped > 0 ? "; " + MemoryRoom.text(mapped) + " of the files are not read again" : "")
-            + (available < Long.MAX_VALUE
-                ? "; " + MemoryRoom.text(available) + " of memory still available"
+            + (mapped > 0
+                ? "; " + MemoryRoom.text(mapped) + " of the files are not read again"
                 : "");
     return List.of(
         Fact.of("kernels", kernels),
@@ -53,14 +51,19 @@ final class MlpFacts {
    */
   static List<Fact> inPlace(String kernels, ThreadTeam team, List<ExpertWeights.Expert> experts) {
     long mapped = mappedBytes(experts);
+    long copied =
+        weights(experts)
+            .filter(w -> w.isPlain() && !Rows.isInPlace(w.plain()))
+            .mapToLong(Weight::byteSize)
+            .sum();
+    String text =
+        (copied > 0 ? "copied where columns are not dense, else in place" : "in place")
+            + (mapped > 0
+                ? "; " + MemoryRoom.text(mapped) + " of the files, in the page cache"
+                : "");
     return List.of(
         Fact.of("kernels", kernels),
-        Fact.of(
-            "weights",
-            "in place"
-                + (mapped > 0
-                    ? "; " + MemoryRoom.text(mapped) + " of the files, in the page cache"
-                    : "")),
+        new Fact("weights", text, copied),
         Fact.of("threads", team.description()));
   }
 
@@ -75,11 +78,15 @@ final class MlpFacts {
   }
 
   private static long mappedBytes(List<ExpertWeights.Expert> experts) {
-    return experts.stream()
-        .flatMap(e -> Stream.of(e.gate(), e.up(), e.down()))
-        .filter(Objects::nonNull)
+    return weights(experts)
         .filter(w -> Rows.segment(w.values()).isMapped())
         .mapToLong(Weight::byteSize)
         .sum();
+  }
+
+  private static Stream<Weight> weights(List<ExpertWeights.Expert> experts) {
+    return experts.stream()
+        .flatMap(e -> Stream.of(e.gate(), e.up(), e.down()))
+        .filter(Objects::nonNull);
   }
 }

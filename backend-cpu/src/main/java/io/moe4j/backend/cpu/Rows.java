@@ -34,12 +34,17 @@ record Rows(MemorySegment segment, long offset, long stride, DType type, int row
     int cols = Math.toIntExact(t.size(1));
     long size = t.dtype().bits() / 8;
     MemorySegment s = segment(t);
-    if (t.stride(1) == 1 || cols == 1) {
+    if (isInPlace(t)) {
       return new Rows(s, t.byteOffset(), t.stride(0) * size, t.dtype(), rows, cols);
     }
     MemorySegment dst = arena.allocate(Math.max(1, size * rows * cols), 64);
     transposeCopy(s, t.byteOffset(), t.stride(0), t.stride(1), rows, cols, (int) size, dst);
     return new Rows(dst, 0, size * cols, t.dtype(), rows, cols);
+  }
+
+  /** {@return whether a matrix is read where it lies} */
+  static boolean isInPlace(Tensor t) {
+    return t.stride(1) == 1 || t.size(1) == 1;
   }
 
   /** Copies in square blocks, so that both sides stay in cache lines already fetched. */

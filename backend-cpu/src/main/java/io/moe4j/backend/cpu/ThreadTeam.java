@@ -19,9 +19,9 @@ import org.slf4j.LoggerFactory;
  * number of independent tiles that members take one by one; {@link #run} returns when all are done.
  *
  * <p>One region runs at a time. A caller that finds the team busy with another forward does its
- * tiles alone: no waiting on each other, no more runnable threads than processors and callers.
- * Workers spin for a moment after a region, because the next one of the same forward follows at
- * once, and then park. Nothing is allocated per region.
+ * tiles alone: no waiting on each other, no more runnable threads than members and callers. Workers
+ * spin for a moment after a region, because the next one of the same forward follows at once, and
+ * then park. Nothing is allocated per region.
  *
  * <p>A pinned team on several NUMA nodes is a team for each: a region may say which tiles are whose
  * (their weights are in that node's memory). Members do their own node's tiles, then what is left
@@ -178,7 +178,7 @@ final class ThreadTeam {
   /** {@return how many threads, and whether they are pinned, in words} */
   String description() {
     return size()
-        + (places.isEmpty() ? "" : ", each worker on a processor of its own")
+        + (places.size() < size() ? "" : ", each worker on a processor of its own")
         + (nodes > 1 ? ", on " + nodes + " NUMA nodes" : "");
   }
 

@@ -100,11 +100,9 @@ class CodedMemoryTest {
     try (Arena arena = Arena.ofShared()) {
       HostMemory row = new HostMemory(arena.allocate(2L * HIDDEN, 64));
       Tensor up =
-          Tensor.strided(
-              DType.BF16, row, 0, new long[] {INTERMEDIATE, HIDDEN}, new long[] {0, 1});
+          Tensor.strided(DType.BF16, row, 0, new long[] {INTERMEDIATE, HIDDEN}, new long[] {0, 1});
       Tensor down =
-          Tensor.strided(
-              DType.BF16, row, 0, new long[] {HIDDEN, INTERMEDIATE}, new long[] {0, 1});
+          Tensor.strided(DType.BF16, row, 0, new long[] {HIDDEN, INTERMEDIATE}, new long[] {0, 1});
       ExpertWeights weights =
           new ExpertWeights(Collections.nCopies(64, Expert.plain(up, up, down)));
       long before = resident();

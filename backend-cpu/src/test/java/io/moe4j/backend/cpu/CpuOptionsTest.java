@@ -107,7 +107,7 @@ class CpuOptionsTest {
     Fact weights = run.facts.get("weights");
     if (c) {
       assertThat(run.text("kernels")).startsWith("C kernels, ");
-      assertThat(weights.text()).startsWith("packed for these kernels on huge pages (pack = auto)");
+      assertThat(weights.text()).startsWith("packed for these kernels (pack = auto)");
       assertThat(weights.bytes()).isEqualTo(BYTES);
     } else {
       assertThat(run.text("kernels")).contains("(not those in C: ").doesNotContain("()");

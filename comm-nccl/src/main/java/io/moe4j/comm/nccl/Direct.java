@@ -100,28 +100,41 @@ final class Direct {
     if (room == null) {
       return null;
     }
-    Tensor hidden = inputs.hidden();
-    if (!isAligned(hidden)) {
-      Tensor copy = aligned.narrow(0, 0, hidden.size(0));
-      device.copy(hidden, copy, stream);
-      hidden = copy;
+    try {
+      Tensor hidden = inputs.hidden();
+      if (!isAligned(hidden)) {
+        Tensor copy = aligned.narrow(0, 0, hidden.size(0));
+        device.copy(hidden, copy, stream);
+        hidden = copy;
+      }
+      Tensor read = hidden;
+      communicator.meet(
+          "gather of "
+              + n
+              + " rows of "
+              + hidden.dtype()
+              + " ["
+              + width
+              + "], top "
+              + config.topK()
+              + (inputs.tokenLoraMapping() == null ? "" : ", with slots"),
+          stream,
+          () ->
+              kernels.gather(
+                  read,
+                  inputs.routing().topkIds(),
+                  inputs.routing().topkWeights(),
+                  inputs.tokenLoraMapping(),
+                  rooms,
+                  room,
+                  layout.at(),
+                  n,
+                  stream));
+      return rows(room, layout, inputs);
+    } catch (RuntimeException | Error e) {
+      rooms.release();
+      throw e;
     }
-    Tensor read = hidden;
-    communicator.meet(
-        "gather of " + n + " rows of " + hidden.dtype() + " [" + width + "]",
-        stream,
-        () ->
-            kernels.gather(
-                read,
-                inputs.routing().topkIds(),
-                inputs.routing().topkWeights(),
-                inputs.tokenLoraMapping(),
-                rooms,
-                room,
-                layout.at(),
-                n,
-                stream));
-    return rows(room, layout, inputs);
   }
 
   private static boolean isAligned(Tensor t) {
@@ -163,12 +176,17 @@ final class Direct {
             ? routed
             : Tensor.of(routed.dtype(), spare, n, config.expertHiddenSize())
                 .narrow(0, 0, routed.size(0));
-    communicator.meet(
-        "sum of " + n + " rows of " + partial.dtype() + " [" + config.expertHiddenSize() + "]",
-        stream,
-        () -> kernels.sum(partial, out, rooms, room, n, stream));
-    if (!out.equals(routed)) {
-      device.copy(out, routed, stream);
+    try {
+      communicator.meet(
+          "sum of " + n + " rows of " + partial.dtype() + " [" + config.expertHiddenSize() + "]",
+          stream,
+          () -> kernels.sum(partial, out, rooms, room, n, stream));
+      if (!out.equals(routed)) {
+        device.copy(out, routed, stream);
+      }
+    } catch (RuntimeException | Error e) {
+      rooms.release();
+      throw e;
     }
     rooms.end(stream, records);
   }

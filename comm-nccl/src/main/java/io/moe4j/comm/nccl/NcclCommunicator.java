@@ -123,9 +123,14 @@ final class NcclCommunicator implements Communicator, StreamGuard {
     public void allGather(Tensor send, Tensor receive, DeviceStream stream) {
       NcclCommunicator.this.allGather(send, receive, stream);
     }
+
+    @Override
+    public CommException failed(CommException why) {
+      return group.failed(why);
+    }
   }
 
-  /** {@return rooms that ranks write to without NCCL; null where they cannot} */
+  /** {@return rooms that ranks write to without NCCL; null if this group always uses NCCL} */
   @Nullable PeerRooms rooms() {
     return rooms;
   }
@@ -142,12 +147,25 @@ final class NcclCommunicator implements Communicator, StreamGuard {
    * @param work enqueues it
    */
   void meet(String what, DeviceStream stream, Runnable work) {
+    requireHere(stream);
     boolean records = card.isCapturing(stream);
     Marks.Call marked = group.begin(what, stream, records);
     (records ? recording : used).add(stream.handle());
-    work.run();
+    try {
+      work.run();
+    } catch (RuntimeException | Error e) {
+      abort(e); // the others have enqueued it, or will
+      throw e;
+    }
     if (marked != null) {
       marked.end(stream);
+    }
+  }
+
+  private void requireHere(DeviceStream stream) {
+    if (!stream.device().equals(card.id())) {
+      throw new IllegalArgumentException(
+          "stream is of " + stream.device() + ", the communicator of " + card.id());
     }
   }
 
@@ -157,10 +175,7 @@ final class NcclCommunicator implements Communicator, StreamGuard {
   }
 
   private void call(String what, DeviceStream stream, Enqueue work) {
-    if (!stream.device().equals(card.id())) {
-      throw new IllegalArgumentException(
-          "stream is of " + stream.device() + ", the communicator of " + card.id());
-    }
+    requireHere(stream);
     boolean records = card.isCapturing(stream);
     Marks.Call marked = group.begin(what, stream, records);
     (records ? recording : used).add(stream.handle());
@@ -342,9 +357,26 @@ final class NcclCommunicator implements Communicator, StreamGuard {
     if (rooms != null) {
       rooms.take(stream, false);
     }
-    Marks.Call marked = group.begin("a recorded graph", stream, false);
+    Marks.Call marked;
+    try {
+      marked = group.begin("a recorded graph", stream, false);
+    } catch (RuntimeException e) {
+      if (rooms != null) {
+        rooms.release();
+      }
+      throw e;
+    }
     if (marked != null) {
       launches.put(stream.handle(), marked);
+    }
+  }
+
+  /** The other ranks have launched theirs, or will. */
+  @Override
+  public void launchFailed(DeviceStream stream, Throwable cause) {
+    abort(cause);
+    if (launches.remove(stream.handle()) != null && rooms != null) {
+      rooms.release();
     }
   }
 

@@ -47,7 +47,7 @@ final class NcclGroup implements Control.Owner {
   private final AtomicReference<@Nullable CommException> failure = new AtomicReference<>();
   private final AtomicBoolean closed = new AtomicBoolean();
 
-  /** Done when the group fails; what kernels that are not NCCL's wait for. */
+  /** Run when the group fails: releases kernels of ours that wait for other ranks. */
   private final List<Runnable> endings = new CopyOnWriteArrayList<>();
 
   private final Thread watch;
@@ -101,10 +101,10 @@ final class NcclGroup implements Control.Owner {
   /** The first failure is the group's. */
   void fail(CommException why) {
     if (failure.compareAndSet(null, why)) {
+      endings.forEach(Runnable::run);
       if (control != null) {
         control.fail(why);
       }
-      endings.forEach(Runnable::run);
     }
     LockSupport.unpark(watch);
   }
@@ -121,7 +121,7 @@ final class NcclGroup implements Control.Owner {
     return config.deadline();
   }
 
-  private CommException failed(CommException why) {
+  CommException failed(CommException why) {
     fail(why);
     CommException first = failure.get();
     return first == null ? why : first;

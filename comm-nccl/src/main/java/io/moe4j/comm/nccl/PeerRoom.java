@@ -52,7 +52,13 @@ record PeerRoom(List<PeerMemory> all, int rank, long arriving, long sums) implem
 
   @Override
   public void close() {
-    all.get(rank).close(); // waits for the device, so for kernels that use the others
-    all.forEach(PeerMemory::close);
+    // Those of others first: kernels of this rank have finished. Its own is freed when the driver
+    // finds that nobody has it mapped.
+    for (int r = 0; r < all.size(); r++) {
+      if (r != rank) {
+        all.get(r).close();
+      }
+    }
+    all.get(rank).close();
   }
 }

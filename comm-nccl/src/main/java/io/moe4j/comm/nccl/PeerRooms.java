@@ -59,6 +59,9 @@ final class PeerRooms implements AutoCloseable {
     void requireAlive();
 
     void allGather(Tensor send, Tensor receive, DeviceStream stream);
+
+    /** {@return what to throw; the group has ended with it, or ended before} */
+    CommException failed(CommException why);
   }
 
   private final Group group;
@@ -69,7 +72,7 @@ final class PeerRooms implements AutoCloseable {
   private final Device.Buffer from;
   private final Device.Buffer to;
   private final Semaphore turn = new Semaphore(1);
-  private long lastStream;
+  private boolean any;
   private volatile @Nullable String refused;
   private volatile boolean made;
   private @Nullable PeerRoom held;
@@ -89,7 +92,17 @@ final class PeerRooms implements AutoCloseable {
 
   /** {@return whether ranks of this group may try} */
   static boolean isWanted(int size) {
-    return size > 1 && size <= MOST_RANKS && !"off".equals(System.getProperty(PROPERTY));
+    return switch (System.getProperty(PROPERTY, "on").strip()) {
+      case "on" -> size > 1 && size <= MOST_RANKS;
+      case "off" -> false;
+      default ->
+          throw new IllegalArgumentException(
+              "-D"
+                  + PROPERTY
+                  + " is \""
+                  + System.getProperty(PROPERTY)
+                  + "\", must be on or off, the same on every rank");
+    };
   }
 
   /** {@return address of the word that makes kernels give up, once it is not 0} */
@@ -141,34 +154,52 @@ final class PeerRooms implements AutoCloseable {
 
   /** Ends a forward's turn, or that of a launch. */
   void end(DeviceStream stream, boolean records) {
+    try {
+      if (!records) {
+        last.record(stream);
+        any = true;
+      }
+    } finally {
+      release();
+    }
+  }
+
+  /** Ends a turn in which nothing was enqueued, or that of a group that has ended. */
+  void release() {
     held = null;
     holder = null;
-    if (!records) {
-      last.record(stream);
-      lastStream = stream.handle();
-    }
     turn.release();
   }
 
-  /** Takes the turn for a launch, until {@link #end}. */
+  /**
+   * Takes the turn for a launch, until {@link #end}. Who does not get it ends the group: the other
+   * ranks may have enqueued this forward, and would meet this rank's next one.
+   */
   void take(DeviceStream stream, boolean records) {
     long start = System.nanoTime();
     try {
-      while (!turn.tryAcquire(POLL_MILLIS, TimeUnit.MILLISECONDS)) {
+      boolean mine = turn.tryAcquire(); // also for a thread that is interrupted
+      while (!mine) {
         group.requireAlive();
         if (System.nanoTime() - start > group.deadline().toNanos()) {
-          throw new CommException(
-              group.rank(),
-              "another forward of this rank has not been enqueued within " + group.deadline(),
-              null);
+          throw group.failed(
+              new CommException(
+                  group.rank(),
+                  "another forward of rank "
+                      + group.rank()
+                      + " has not been enqueued within "
+                      + group.deadline(),
+                  null));
         }
+        mine = turn.tryAcquire(POLL_MILLIS, TimeUnit.MILLISECONDS);
       }
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
-      throw new CommException(group.rank(), "rank " + group.rank() + " was interrupted", e);
+      throw group.failed(
+          new CommException(group.rank(), "rank " + group.rank() + " was interrupted", e));
     }
-    // One stream keeps its own order; recorded work gets its place when it is launched.
-    if (!records && lastStream != 0 && lastStream != stream.handle()) {
+    // Streams may be different ones; recorded work gets its place when it is launched.
+    if (!records && any) {
       last.makeWait(stream);
     }
   }
@@ -294,6 +325,13 @@ final class PeerRooms implements AutoCloseable {
       closed = true;
     }
     refused = "the group has ended";
+    if (any) {
+      try {
+        last.synchronize();
+      } catch (DeviceException e) {
+        // the device is broken: nothing runs there any more
+      }
+    }
     rooms.forEach(PeerRoom::close);
     rooms.clear();
     last.close();

@@ -32,6 +32,13 @@ public final class AllToAllRows {
    */
   public static AllToAllRows of(
       int rank, int size, Tensor send, long[] sendRows, Tensor receive, long[] receiveRows) {
+    if (rank < 0 || rank >= size) {
+      throw new IllegalArgumentException("rank is " + rank + ", must be 0.." + (size - 1));
+    }
+    if (send.dims() == 0 || receive.dims() == 0) {
+      throw new IllegalArgumentException(
+          "send is " + send + " and receive " + receive + ", must have rows");
+    }
     long[] sendFrom = starts("sendRows", sendRows, size);
     long[] receiveFrom = starts("receiveRows", receiveRows, size);
     long[] rows = send.shape();

@@ -152,7 +152,9 @@ public final class MoeConfig {
     }
     if (w13Schemes.isEmpty() || w2Schemes.isEmpty()) {
       throw new IllegalArgumentException(
-          "quantSchemes is empty, must name at least one scheme (QuantScheme.NONE for plain floats)");
+          "quantSchemes"
+              + (quantSchemes.isEmpty() ? "" : w13Schemes.isEmpty() ? " of w13" : " of w2")
+              + " is empty, must name at least one scheme (QuantScheme.NONE for plain floats)");
     }
     expertMap = expertMap(b);
     placement = placement(b);

@@ -258,6 +258,7 @@ public final class PlanTuner<Q, P, E extends TunedEntry> implements Tuner {
         throw new PlanRace.Rejected(wrong.get());
       }
       try (Device.Graph graph = device.capture(stream, this::run).orElseThrow()) {
+        poison(); // what the replays do not write shows
         double micros = time(graph, best, samples, sampleNanos) / calls.size();
         OutputSamples again =
             whole ? OutputSamples.all(device, outputs()) : OutputSamples.some(device, outputs());
