@@ -57,7 +57,13 @@ final class Rooms {
         CUDA + "..",
         "org.slf4j..",
         "com.fasterxml.jackson..");
-    room("backend-marlin", "io.moe4j.backend.marlin", API, CUDA + "..", "org.slf4j..");
+    room(
+        "backend-marlin",
+        "io.moe4j.backend.marlin",
+        API,
+        CUDA + "..",
+        "org.slf4j..",
+        "com.fasterxml.jackson..");
     room("moe-cuda", CUDA, API, "org.slf4j..", "jcuda..", "com.fasterxml.jackson..");
     room(
         "lora-punica",
