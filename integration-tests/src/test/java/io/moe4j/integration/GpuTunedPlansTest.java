@@ -123,7 +123,7 @@ class GpuTunedPlansTest {
     // Plans that the built-in rules would not choose; those of other cards are passed over.
     say(file, "narrow", 16, 2, 4, 8);
     check();
-    say(file, "narrow", 64, 1, 8, 8);
+    say(file, "narrow", 8, 1, 8, 8);
     check();
     say(file, "wide", 32, 2, 1, 4);
     check();

@@ -133,6 +133,6 @@ final class TuneCommandTest {
         Cli.run("doctor", "--backend", "marlin", "--tiles", dir.resolve("p.json").toString());
     assertThat(plans.out()).contains("tuning of marlin", "p.json: none yet");
     Cli.Result damaged = Cli.run("doctor", "--tiles", dir.toString()).succeeds();
-    assertThat(damaged.out()).contains("it is no file", "moe tune writes the file anew");
+    assertThat(damaged.out()).contains("it is not a regular file", "moe tune writes the file anew");
   }
 }

@@ -258,20 +258,27 @@ final class CutlassTuner implements Tuner {
      * @return microseconds of a forward by the module's choice
      */
     private double decide(float[] expected) {
-      List<Tactics> last = new ArrayList<>(List.of(Tactics.MODULES_OWN));
-      times.entrySet().stream()
-          .filter(e -> e.getValue() <= CLOSE * micros && !last.contains(e.getKey()))
-          .sorted(Map.Entry.comparingByValue())
-          .limit(FINALISTS)
-          .forEach(e -> last.add(e.getKey()));
+      List<Tactics> last =
+          times.entrySet().stream()
+              .filter(
+                  e -> e.getValue() <= CLOSE * micros && !e.getKey().equals(Tactics.MODULES_OWN))
+              .sorted(Map.Entry.comparingByValue())
+              .limit(FINALISTS)
+              .map(Map.Entry::getKey)
+              .toList();
       List<Recorded> all = new ArrayList<>();
       try {
+        all.add(record(Tactics.MODULES_OWN));
         for (Tactics pair : last) {
           try {
             all.add(record(pair));
-            if (all.size() > 1) {
-              compare(expected, outputs());
-            }
+          } catch (DeviceException e) {
+            stream.synchronize(); // a card that failed says so again here
+            dropped.add(pair + ": " + e.getMessage());
+            continue;
+          }
+          try {
+            compare(expected, outputs());
           } catch (Rejected e) {
             all.removeLast().graph().ifPresent(Device.Graph::close);
             dropped.add(pair + ": " + e.getMessage());

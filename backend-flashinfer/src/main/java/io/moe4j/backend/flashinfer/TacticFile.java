@@ -91,7 +91,7 @@ final class TacticFile {
     Path absolute = file.toAbsolutePath();
     Path folder = absolute.getParent();
     if (folder == null) {
-      throw new IOException(file + " is no file");
+      throw new IOException(file + " is not a regular file");
     }
     Files.createDirectories(folder);
     Path lock = absolute.resolveSibling(absolute.getFileName() + ".lock");

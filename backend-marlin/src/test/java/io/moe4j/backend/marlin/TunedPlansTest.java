@@ -79,6 +79,28 @@ class TunedPlansTest {
     assertThat(choose(64, 64, WIDE, NARROW)).isEqualTo(builtIn(64, 64));
   }
 
+  /** Those of {@code GpuTunedPlansTest}, which sees results only. */
+  @Test
+  void whatTheTestOnACardForcesIsUsed() {
+    int[] layer = {8, 4, 512, 256};
+    for (int tokens : new int[] {40, 200}) {
+      MarlinPlan.Problem p = MarlinPlanTest.problem(INT4, 9, layer, tokens, 32, false);
+      List<PlanEntry> forced =
+          List.of(
+              new PlanEntry(tokens, 4, 32, MarlinKernels.NARROW, 16, 2, 4, 8, 1, 2),
+              new PlanEntry(tokens, 4, 32, MarlinKernels.NARROW, 8, 1, 8, 8, 1, 2),
+              new PlanEntry(tokens, 4, 32, MarlinKernels.WIDE, 32, 2, 1, 4, 1, 2),
+              new PlanEntry(tokens, 4, 32, MarlinKernels.WIDE, 64, 1, 1, 1, 1, 2));
+      for (PlanEntry e : forced) {
+        assertThat(new TunedPlans(List.of(e)).apply(p).text())
+            .as("T=%d", tokens)
+            .isEqualTo(
+                "%s %d rows, shared by %d + %d, groups of %d"
+                    .formatted(e.kind(), e.rows(), e.warps13(), e.warps2(), e.groupTiles()));
+      }
+    }
+  }
+
   /** One token is never sorted, so nothing that was measured on sorted pairs is for it. */
   @Test
   void singlePairsAreServedByTheirOwn() {

@@ -238,6 +238,9 @@ public record DeviceBenchReport(
                         : " rank " + r.lora().rank() + " x " + r.lora().adapters(),
                     overBeside(r)))
             .toList();
+    if (known.isEmpty()) {
+      return String.format(ROOT, "%nOver %s: no point was measured of both%n", beside.name());
+    }
     double mean =
         Math.exp(known.stream().mapToDouble(r -> Math.log(overBeside(r))).average().orElse(0));
     return String.format(

@@ -103,7 +103,7 @@ public final class RanksBench {
    * @param ranks GPUs
    * @param tokens of all ranks together, multiples of {@code ranks}
    * @param grid adapters, the base model first
-   * @param rest milliseconds without work before each forward that is timed
+   * @param rest milliseconds without work before each case
    */
   public RanksBench(
       MoeOracle oracle,

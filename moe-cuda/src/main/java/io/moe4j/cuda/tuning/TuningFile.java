@@ -128,7 +128,7 @@ public final class TuningFile<E extends TunedEntry> {
         return Optional.empty();
       }
       if (!Files.isRegularFile(file)) {
-        throw new Unusable("it is no file");
+        throw new Unusable("it is not a regular file");
       }
       try (InputStream in = Files.newInputStream(file)) {
         bytes = in.readNBytes(MAX_BYTES + 1);
@@ -184,7 +184,7 @@ public final class TuningFile<E extends TunedEntry> {
   private static JsonNode array(JsonNode node, String key, int most) throws Unusable {
     JsonNode value = node.path(key);
     if (!value.isArray() || value.size() > most) {
-      throw new Unusable("\"" + key + "\" is no list of at most " + most);
+      throw new Unusable("\"" + key + "\" must be a list of at most " + most);
     }
     return value;
   }

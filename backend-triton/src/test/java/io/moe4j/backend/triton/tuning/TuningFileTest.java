@@ -270,7 +270,7 @@ class TuningFileTest {
     Files.writeString(file, "[".repeat(100_000));
     assertThat(usesBuiltIn(TuningCache.forLayer(CONFIG, H200, 64))).isTrue();
     assertThat(logged()).hasSize(3);
-    assertThat(logged().get(0)).contains("it is no file");
+    assertThat(logged().get(0)).contains("it is not a regular file");
     assertThat(logged().get(1)).contains("larger than");
   }
 

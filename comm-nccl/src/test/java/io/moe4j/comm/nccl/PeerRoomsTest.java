@@ -1,0 +1,39 @@
+package io.moe4j.comm.nccl;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
+
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/** Which groups try to write into each other's memory. */
+class PeerRoomsTest {
+  @AfterEach
+  void clear() {
+    System.clearProperty(PeerRooms.PROPERTY);
+  }
+
+  @Test
+  void twoToEightRanksUnlessItIsOff() {
+    assertThat(PeerRooms.isWanted(1)).isFalse();
+    assertThat(PeerRooms.isWanted(2)).isTrue();
+    assertThat(PeerRooms.isWanted(8)).isTrue();
+    assertThat(PeerRooms.isWanted(9)).isFalse();
+    System.setProperty(PeerRooms.PROPERTY, " on ");
+    assertThat(PeerRooms.isWanted(2)).isTrue();
+    System.setProperty(PeerRooms.PROPERTY, "off");
+    assertThat(PeerRooms.isWanted(2)).isFalse();
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"OFF", "false", ""})
+  void anythingElseIsAnError(String value) {
+    System.setProperty(PeerRooms.PROPERTY, value);
+    assertThatIllegalArgumentException()
+        .isThrownBy(() -> PeerRooms.isWanted(2))
+        .withMessage(
+            "-Dmoe4j.exchange.direct is \"%s\", must be on or off, the same on every rank", value);
+  }
+}
