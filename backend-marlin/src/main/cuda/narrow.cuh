@@ -1,23 +1,28 @@
 // A grouped product for few rows an expert: mma, packed weights as its A operand, up to NT rows of x as its B operand.
 //
 // Eight warps share a block's rows of the weights and, warps_k of them, the contraction: each streams its own chunks through its own slots of
-// shared memory, so no warp waits for another while it runs. x lies in shared memory, `phase` chunks of it at a time. The warps' sums meet
-// there at the end. Group scales are applied in f32, to a group's sum: the tensor cores multiply the integers themselves.
+// shared memory, a unit of them at a time, so no warp waits for another while it runs. x lies in shared memory, `phase` chunks of it at a time. The
+// warps' sums meet there at the end. Group scales are applied in f32, to a group's sum: the tensor cores multiply the integers themselves.
 #pragma once
 #include "tile.cuh"
 
 constexpr int NARROW_WARPS = 8;
-// As many as fit 74 KiB of the eight warps' slots, so that x fits beside them on every card.
-BOTH int narrow_stages(int q, int slot_bytes) {
-  const int most = code_bits(q) == 4 ? 4 : 3, fit = 74 * 1024 / (NARROW_WARPS * slot_bytes);
-  return fit < most ? fit : most;
-}
+// Chunks that a warp brings and multiplies at a time: of 4 bits as many as a group of 128 has. Then how many such units it has slots for.
+BOTH int narrow_unit(int q, int sg) { return code_bits(q) == 4 && sg < 4 ? 2 : 1; }
+BOTH int narrow_stages(int q, int sg) { return code_bits(q) == 4 && sg == 4 ? 3 : 2; }
+
+template <int N>
+struct Known {
+  static constexpr int value = N;
+};
 
 template <int Q, class T, int NT, int SG, bool ZERO>
 DEV void narrow(GEMM_PARAMETERS) {
   SHARED(memory);
-  constexpr int NJ = NT / 8, slot_bytes = Stream<Q, SG, ZERO>::SLOT_BYTES, STAGES = narrow_stages(Q, slot_bytes), WORDS = code_bits(Q) / 4;
+  constexpr int NJ = NT / 8, WORDS = code_bits(Q) / 4, UNIT = narrow_unit(Q, SG), STAGES = narrow_stages(Q, SG), CODES = CHUNK * 16 * code_bits(Q) / 8, SCALES = UNIT * SG * 128;
+  constexpr int SLOT = 2 * UNIT * CODES + 2 * SCALES * (ZERO ? 2 : 1), GROUPS = SG > 1 ? SG : 1;
   constexpr bool LAZY = !ZERO && has_bias_form<Q, T>() && NT <= 16, SUMS = SG > 0 || LAZY;
+  constexpr int SUM_COLUMNS = SUMS ? NJ : 1;
   if (wait == 0) wait_for_predecessor();
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4;
   const int shift_k = warps_k >= 4 ? (warps_k == 8 ? 3 : 2) : warps_k - 1, wk = warp & (warps_k - 1), wr = warp >> shift_k;
@@ -32,22 +37,54 @@ DEV void narrow(GEMM_PARAMETERS) {
   tile[0] = (int64_t)(t.e * (gated ? 2 : 1)) * tiles + min(n[0] / 16, tiles - 1);
   tile[1] = (int64_t)(t.e * (gated ? 2 : 1) + (gated ? 1 : 0)) * tiles + min(n[1] / 16, tiles - 1);
 
-  // Shared memory: x, then the slots.
-  const int xrow = (phase * CHUNK + 8) * 2;
-  const uint32_t xs = shared_address(memory);
-  const uint32_t slots = xs + (((naive ? 1 : NT) * xrow + 127) & -128) + warp * STAGES * slot_bytes, slots_end = slots + STAGES * slot_bytes;
-  Stream<Q, SG, ZERO> stream(w, ratio, zero, tile, chunks, group_shift, lane);
-  uint32_t to = slots;
+  // Shared memory: x, what begins the sums of a group (LAZY), then the slots. A slot: codes of a unit's chunks of the one tile, of the other, then their
+  // ratios and zero points likewise.
+  const int count = t.row1 - t.row0, units = (chunks + UNIT - 1) / UNIT, groups = SG == 1 ? (chunks + (1 << group_shift) - 1) >> group_shift : chunks;
+  const int xrow = (phase * CHUNK + 8) * 2, total_bytes = naive ? 16 : NJ * 64;
+  const uint32_t xs = shared_address(memory), totals = xs + (((naive ? 1 : NT) * xrow + 127) & ~127);
+  const uint32_t slots = totals + (LAZY ? (phase * GROUPS * total_bytes + 127) & ~127 : 0) + warp * STAGES * SLOT, slots_end = slots + STAGES * SLOT;
+  const uint8_t* codes_at[2];
+  const uint32_t *ratios_at[2], *zeros_at[2];
+  const int code_step = warps_k * UNIT * CODES;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    codes_at[i] = w + tile[i] * chunks * CODES + wk * UNIT * CODES + lane * 16 - code_step;
+    whole(codes_at[i]);
+    if constexpr (SG > 0) {
+      ratios_at[i] = ratio + (tile[i] * groups * 8 + g) * SG;
+      whole(ratios_at[i]);
+    }
+    if constexpr (ZERO) {
+      zeros_at[i] = zero + (tile[i] * groups * 8 + g) * SG;
+      whole(zeros_at[i]);
+    }
+  }
   int next = wk;
-  auto prefetch = [&]() {
-    if (next < chunks) stream.copy(to, next, lane);
+  // A lane reads only what it copied itself, so nobody waits for anybody. every: a unit's chunks may be of several groups.
+  auto refill = [&](uint32_t slot, auto every) {
+    const uint32_t to = slot + lane * 16, scales_to = slot + 2 * UNIT * CODES + lane * 4 * SG;
+    const bool some[2] = {next < units, UNIT == 2 && next * 2 + 1 < chunks};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      codes_at[i] += code_step;
+#pragma unroll
+      for (int c = 0; c < UNIT; c++) {
+#pragma unroll
+        for (int h = 0; h < CODES / 512; h++) copy16_or_zero(to + (i * UNIT + c) * CODES + h * 512, codes_at[i] + c * CODES + h * 512, some[c]);
+        if constexpr (SG > 0) {
+          if (c == 0 || decltype(every)::value == 1) {
+            const uint32_t at = (uint32_t)(SG == 1 ? (next * UNIT + c) >> group_shift : next * UNIT + c) * 8 * SG;
+            copy_words_or_zero<4 * SG>(scales_to + (i * UNIT + c) * SG * 128, ratios_at[i] + at, some[c]);
+            if constexpr (ZERO) copy_words_or_zero<4 * SG>(scales_to + ((2 + i) * UNIT + c) * SG * 128, zeros_at[i] + at, some[c]);
+          }
+        }
+      }
+    }
     copies_end();
     next += warps_k;
-    to += slot_bytes;
-    if (to == slots_end) to = slots;
   };
 #pragma unroll
-  for (int i = 0; i < STAGES - 1; i++) prefetch();
+  for (int i = 0; i < STAGES; i++) refill(slots + i * SLOT, Known<1>{});
   const float unit[2][2] = {{channel[tile[0] * 16 + g], channel[tile[0] * 16 + g + 8]}, {channel[tile[1] * 16 + g], channel[tile[1] * 16 + g + 8]}};
   if (wait == 1) wait_for_predecessor();
 
@@ -59,13 +96,13 @@ DEV void narrow(GEMM_PARAMETERS) {
 #pragma unroll
       for (int v = 0; v < 4; v++) acc[i][j][v] = 0.0f;
 
-  const int count = t.row1 - t.row0;
-  uint32_t from = slots, xlane[NJ];
+  const bool one_group = UNIT == 2 && SG == 1 && group_shift > 0;  // a unit's chunks are of the same
+  uint32_t slot = slots, xlane[NJ];
 #pragma unroll
   for (int j = 0; j < NJ; j++) xlane[j] = xs + min(8 * j + lane % 8, count - 1) * xrow + lane / 8 * 16;
   for (int p0 = 0; p0 < chunks; p0 += phase) {
     if (p0) block_sync();
-    const int vectors = min(phase, chunks - p0) * (CHUNK / 8);
+    const int staged = min(phase, units * UNIT - p0), vectors = staged * (CHUNK / 8);
     for (int i = THREAD; i < count * vectors; i += NARROW_WARPS * 32) {
       const int r = quotient(i, vectors), c = i - r * vectors, k = p0 * CHUNK + c * 8;
       int row = t.row0 + r;
@@ -75,64 +112,112 @@ DEV void narrow(GEMM_PARAMETERS) {
       *(uint4*)(memory + r * xrow + c * 16) = v;
     }
     block_sync();
-    const int last = min(chunks, p0 + phase);
-    for (int c = p0 + wk; c < last; c += warps_k) {
-      copies_wait<STAGES - 2>();
-      prefetch();
-      uint32_t codes[2][4 * WORDS], scale[2][SG > 0 ? SG : 1], zeros[2][SG > 0 ? SG : 1];
-      stream.load(from, codes, scale, zeros, lane);
-      from += slot_bytes;
-      if (from == slots_end) from = slots;
-      // LAZY: what the biased codes add too much is bias times the sum of x, which one more product with ones gives.
-      float sum[2][SUMS ? NJ : 1][4], total[LAZY ? NJ : 1][4];
+    if constexpr (LAZY) {
+      // What the biased codes add too much is bias times the sum of x, which a product with ones gives. It is taken off where a group's sum begins.
+      const uint32_t ones[4] = {one<T>(), one<T>(), one<T>(), one<T>()};
+#pragma unroll 1
+      for (int c = warp * UNIT; c < staged; c += NARROW_WARPS * UNIT)
 #pragma unroll
-      for (int pair = 0; pair < 2; pair++) {
+        for (int j = 0; j < NJ; j++) {
+          float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+          uint32_t xb[4];
+#pragma unroll
+          for (int step = 0; step < 4 * UNIT; step++) {
+            if (step % 2 == 0) load_matrices(xb, xlane[j] + c * (CHUNK * 2) + step * 32);
+            multiply<T>(total, ones, xb[step % 2 * 2], xb[step % 2 * 2 + 1]);
+            if (SG == 4 || (SG == 2 && step % 2 == 1) || (step % 4 == 3 && (!one_group || step == 4 * UNIT - 1))) {
+              const int at = SG > 1 ? c * SG + step / (4 / GROUPS) : one_group ? c : c + step / 4;
+              const float b = -code_bias<Q, T>();
+              if (lane < (naive ? 1 : 4))
+                *(float4*)(memory + (totals - xs) + at * total_bytes + j * 64 + q * 16) = {b * total[0], b * total[1], b * total[0], b * total[1]};
+#pragma unroll
+              for (int v = 0; v < 4; v++) total[v] = 0.0f;
+            }
+          }
+        }
+      block_sync();
+    }
+    const int last = (p0 + staged) / UNIT;
+    auto multiply_units = [&](auto how) {
+      constexpr bool both = decltype(how)::value == 1;  // one_group
+      uint32_t x_at = wk * UNIT * (CHUNK * 2), total_at = totals + (naive ? 0 : q * 16) + wk * UNIT * GROUPS * total_bytes;
+#pragma unroll 1
+      for (int u = p0 / UNIT + wk; u < last; u += warps_k) {
+        copies_wait<STAGES - 1>();
+        uint32_t codes[2][UNIT][4 * WORDS], scale[2][UNIT][GROUPS], zeros[2][UNIT][GROUPS];
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+          for (int c = 0; c < UNIT; c++) {
+#pragma unroll
+            for (int h = 0; h < WORDS; h++) *(uint4*)(codes[i][c] + 4 * h) = shared16(slot + lane * 16 + (i * UNIT + c) * CODES + h * 512);
+#pragma unroll
+            for (int b = 0; b < GROUPS; b++) {
+              const uint32_t at = slot + 2 * UNIT * CODES + lane * 4 * SG + (i * UNIT + (both ? 0 : c)) * SG * 128 + b * 4;
+              if constexpr (SG > 0) scale[i][c][b] = both && c > 0 ? scale[i][0][b] : shared4(at);
+              zeros[i][c][b] = (Q == U8 ? 128 : 8) * 0x10001;
+              if constexpr (ZERO) zeros[i][c][b] = both && c > 0 ? zeros[i][0][b] : shared4(at + 2 * SCALES);
+            }
+          }
+        refill(slot, Known<both ? 0 : 1>{});
+        slot += SLOT;
+        if (slot == slots_end) slot = slots;
+        float sum[2][SUM_COLUMNS][4];
         uint32_t xb[NJ][4];
 #pragma unroll
-        for (int j = 0; j < NJ; j++) load_matrices(xb[j], xlane[j] + (c - p0) * (CHUNK * 2) + pair * 64);
+        for (int step = 0; step < 4 * UNIT; step++) {
+          const int chunk = step / 4, in = step % 4, group = SG > 1 ? in / (4 / GROUPS) : 0;
+          const bool begins = SG == 4 || (SG == 2 && in % 2 == 0) || (in == 0 && (chunk == 0 || !both));
+          const bool ends = SG == 4 || (SG == 2 && in % 2 == 1) || (in == 3 && (chunk == UNIT - 1 || !both));
+          if (step % 2 == 0) {
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const int step = pair * 2 + half, group = SG == 4 ? step : SG == 2 ? pair : 0;
-          const bool begins = SG == 4 || (SG == 2 && half == 0) || step == 0, ends = SG == 4 || (SG == 2 && half == 1) || step == 3;
-          if constexpr (LAZY) {
-            const uint32_t ones[4] = {one<T>(), one<T>(), one<T>(), one<T>()};
+            for (int j = 0; j < NJ; j++) load_matrices(xb[j], xlane[j] + x_at + step * 32);
+          }
+          if constexpr (SUMS) {
+            if (begins) {
 #pragma unroll
-            for (int j = 0; j < NJ; j++) {
-              if (begins) total[j][0] = total[j][1] = total[j][2] = total[j][3] = 0.0f;
-              multiply<T>(total[j], ones, xb[j][2 * half], xb[j][2 * half + 1]);
+              for (int j = 0; j < NJ; j++) {
+                float4 from = {0.0f, 0.0f, 0.0f, 0.0f};
+                if constexpr (LAZY) from = shared_floats(total_at + (chunk * GROUPS + group) * total_bytes + j * 64);
+                sum[0][j][0] = sum[1][j][0] = from.x;
+                sum[0][j][1] = sum[1][j][1] = from.y;
+                sum[0][j][2] = sum[1][j][2] = from.z;
+                sum[0][j][3] = sum[1][j][3] = from.w;
+              }
             }
           }
 #pragma unroll
           for (int i = 0; i < 2; i++) {
             uint32_t a[4];
-            if constexpr (LAZY) widen_biased<Q, T>(a, codes[i] + step * WORDS);
-            else widen<Q, T>(a, codes[i] + step * WORDS, zero_word<Q, T>(zeros[i][group] & 0xFFFF), zero_word<Q, T>(zeros[i][group] >> 16));
-            if constexpr (SUMS) {
-              float r[2] = {1.0f, 1.0f};
-              if constexpr (SG > 0) {
-                r[0] = half_float((uint16_t)scale[i][group]);
-                r[1] = half_float((uint16_t)(scale[i][group] >> 16));
-              }
+            if constexpr (LAZY) {
+              widen_biased<Q, T>(a, codes[i][chunk] + in * WORDS);
+            } else {
+              const uint32_t z = zeros[i][chunk][group];
+              widen<Q, T>(a, codes[i][chunk] + in * WORDS, zero_word<Q, T>(z & 0xFFFF), zero_word<Q, T>(z >> 16));
+            }
 #pragma unroll
-              for (int j = 0; j < NJ; j++) {
-                if (begins) sum[i][j][0] = sum[i][j][1] = sum[i][j][2] = sum[i][j][3] = 0.0f;
-                multiply<T>(sum[i][j], a, xb[j][2 * half], xb[j][2 * half + 1]);
+            for (int j = 0; j < NJ; j++) {
+              if constexpr (SUMS) {
+                multiply<T>(sum[i][j], a, xb[j][step % 2 * 2], xb[j][step % 2 * 2 + 1]);
                 if (ends) {
 #pragma unroll
-                  for (int v = 0; v < 4; v++) {
-                    float own = sum[i][j][v];
-                    if constexpr (LAZY) own -= code_bias<Q, T>() * total[j][v];
-                    acc[i][j][v] += r[v / 2] * own;
-                  }
+                  for (int v = 0; v < 4; v++) acc[i][j][v] += (SG > 0 ? half_float((uint16_t)(scale[i][chunk][group] >> v / 2 * 16)) : 1.0f) * sum[i][j][v];
                 }
+              } else {
+                multiply<T>(acc[i][j], a, xb[j][step % 2 * 2], xb[j][step % 2 * 2 + 1]);
               }
-            } else {
-#pragma unroll
-              for (int j = 0; j < NJ; j++) multiply<T>(acc[i][j], a, xb[j][2 * half], xb[j][2 * half + 1]);
             }
           }
         }
+        x_at += warps_k * UNIT * (CHUNK * 2);
+        total_at += warps_k * UNIT * GROUPS * total_bytes;
       }
+    };
+    if constexpr (UNIT == 2 && SG == 1) {
+      if (one_group) multiply_units(Known<1>{});
+      else multiply_units(Known<0>{});
+    } else {
+      multiply_units(Known<0>{});
     }
   }
   copies_wait<0>();

@@ -32,6 +32,10 @@ template <int BYTES>
 DEV void copy_words(uint32_t to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
 }
+template <int BYTES>
+DEV void copy_words_or_zero(uint32_t to, const void* from, bool some) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(some ? BYTES : 0) : "memory");
+}
 DEV void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
 DEV void copies_wait() {
@@ -51,6 +55,11 @@ DEV uint2 shared8(uint32_t p) {
 DEV uint32_t shared4(uint32_t p) {
   uint32_t v;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(p) : "memory");
+  return v;
+}
+DEV float4 shared_floats(uint32_t p) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(p) : "memory");
   return v;
 }
 // Four 8 x 8 matrices of 16-bit elements; lane l names row l % 8 of matrix l / 8.

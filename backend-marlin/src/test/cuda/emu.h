@@ -23,6 +23,7 @@ struct F16 {};
 struct uint4 { uint32_t x, y, z, w; };
 struct uint2 { uint32_t x, y; };
 struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
 template <class A> A min(A a, A b) { return a < b ? a : b; }
 template <class A> A max(A a, A b) { return a > b ? a : b; }
 inline int64_t min(int64_t a, int b) { return a < b ? a : b; }
@@ -138,6 +139,7 @@ inline bool any_lane(bool v) {
 inline void copy16(uint32_t to, const void* from) { emu::copy(to, from, 16, true); }
 inline void copy16_or_zero(uint32_t to, const void* from, bool some) { emu::copy(to, from, 16, some); }
 template <int BYTES> void copy_words(uint32_t to, const void* from) { emu::copy(to, from, BYTES, true); }
+template <int BYTES> void copy_words_or_zero(uint32_t to, const void* from, bool some) { emu::copy(to, from, BYTES, some); }
 inline void copies_end() { auto& f = emu::fibers[THREAD]; f.groups.push_back(f.open); f.open.clear(); }
 template <int N> void copies_wait() {
   auto& f = emu::fibers[THREAD];
@@ -147,6 +149,7 @@ template <int N> void copies_wait() {
   }
 }
 inline uint4 shared16(uint32_t p) { emu::check(p, 16); return *(uint4*)(emu::shared + p); }
+inline float4 shared_floats(uint32_t p) { emu::check(p, 16); return *(float4*)(emu::shared + p); }
 inline uint32_t shared4(uint32_t p) { emu::check(p, 4); return *(uint32_t*)(emu::shared + p); }
 inline void load_matrices(uint32_t* r, uint32_t p) {
   emu::check(p, 16);

@@ -288,7 +288,8 @@ record MarlinPlan(
     return p.narrow().contains(plan.rows())
         && Integer.bitCount(plan.warps()) == 1
         && plan.warps() <= ProductPlan.WARPS
-        && (plan.phase() % plan.warps() == 0 || plan.phase() == w.chunks())
+        && (plan.phase() % (plan.warps() * ProductPlan.unit(w)) == 0
+            || plan.phase() >= w.chunks())
         && plan.sharedBytes() <= ProductPlan.NARROW_SHARED_BYTES;
   }
 
@@ -339,6 +340,7 @@ record MarlinPlan(
   private static int warps(
       Problem p, int rows, int tiles, PackedLayout w, int outputs, int outputsOfWarp) {
     double[] round = ROUNDS[ProductPlan.residentBlocks(rows) - 1];
+    int unit = ProductPlan.unit(w);
     int best = 1;
     double least = Double.POSITIVE_INFINITY;
     for (int k = 1; k <= ProductPlan.WARPS; k *= 2) {
@@ -347,7 +349,8 @@ record MarlinPlan(
       long full = blocks / round.length;
       int last = (int) (blocks % round.length);
       double rounds = full + (last == 0 ? 0 : round[last - 1]);
-      double cost = rounds * (Math.ceilDiv(w.chunks(), k) + BLOCK_COST + k * SHARE_COST);
+      long chunks = Math.ceilDiv(w.chunks(), (long) k * unit) * unit;
+      double cost = rounds * (chunks + BLOCK_COST + k * SHARE_COST);
       if (cost < least) {
         least = cost;
         best = k;

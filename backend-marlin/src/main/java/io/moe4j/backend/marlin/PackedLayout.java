@@ -48,6 +48,10 @@ record PackedLayout(
     int bits() {
       return bits;
     }
+
+    boolean isInteger() {
+      return this == U4 || this == U8;
+    }
   }
 
   /**

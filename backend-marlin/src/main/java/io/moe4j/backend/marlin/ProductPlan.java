@@ -27,7 +27,12 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
   private static final int ELEMENT = 2;
   private static final int ALIGNMENT = 128;
   private static final int STAGE_ALIGNMENT = 1024;
-  private static final int X_BYTES = 33_000;
+
+  /** For x and what begins the sums of its groups: three blocks of int4 in groups of 128 share a multiprocessor. */
+  private static final int X_BYTES = 35_200;
+
+  /** Up to so many rows narrow multiplies symmetric integers with a bias, see {@code narrow.cuh}. */
+  private static final int BIASED_ROWS = 16;
 
   /** The height of wide of which a multiprocessor holds one block. */
   static final int TALL = 160;
@@ -55,6 +60,22 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
     return 2 * CHUNK * PackedLayout.TILE_ROWS * w.code().bits() / Byte.SIZE;
   }
 
+  /** Chunks that a warp of narrow multiplies at a time. */
+  static int unit(PackedLayout w) {
+    return w.code().bits() == 4 && w.groupsAChunk() < 4 ? 2 : 1;
+  }
+
+  /** Such units that a warp has slots for. */
+  private static int stages(PackedLayout w) {
+    return w.code().bits() == 4 && w.groupsAChunk() == 4 ? 3 : 2;
+  }
+
+  /** Bytes a chunk of what its sums begin with, where codes are multiplied with a bias. */
+  private static int biasBytes(PackedLayout w, int rows, boolean naive) {
+    boolean biased = w.code().isInteger() && !w.zeroPoints() && rows <= BIASED_ROWS;
+    return biased ? Math.max(1, w.groupsAChunk()) * (naive ? 16 : rows * 8) : 0;
+  }
+
   /**
    * {@return a launch of narrow}
    *
@@ -68,18 +89,21 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
    */
   static ProductPlan narrow(
       PackedLayout w, boolean gated, int rows, boolean naive, int wanted, int rank) {
-    int slot = slotBytes(w);
-    int most = w.code().bits() == 4 ? 4 : 3;
-    int slots = WARPS * Math.min(most, (74 << 10) / (WARPS * slot)) * slot;
+    int unit = unit(w);
+    int slots = WARPS * stages(w) * unit * slotBytes(w);
     int height = naive ? 1 : rows;
+    int biases = biasBytes(w, rows, naive);
+    int chunk = height * CHUNK * ELEMENT + biases;
+    int ends = height * 8 * ELEMENT;
     int room = Math.min(X_BYTES, NARROW_SHARED_BYTES - slots - STAGE_ALIGNMENT);
     int warps = wanted;
-    while (warps > 2 && height * (warps * CHUNK + 8) * ELEMENT > room) {
+    while (warps > 2 && ends + warps * unit * chunk > room) {
       warps /= 2;
     }
-    int fit = (room / height / ELEMENT - 8) / CHUNK / warps * warps;
-    int phase = Math.toIntExact(Math.min(w.chunks(), Math.max(warps, fit)));
-    int x = up(height * (phase * CHUNK + 8) * ELEMENT, ALIGNMENT);
+    int turn = warps * unit;
+    int fit = (room - ends) / chunk / turn * turn;
+    int phase = Math.min(up(Math.toIntExact(w.chunks()), unit), Math.max(turn, fit));
+    int x = up(height * (phase * CHUNK + 8) * ELEMENT, ALIGNMENT) + up(phase * biases, ALIGNMENT);
     int shared = Math.max(x + slots, Math.max(rows * 1024, naive ? 8 * rank : 0));
     return new ProductPlan(
         MarlinKernels.NARROW, rows, warps, phase, WARPS / warps * (gated ? 16 : 32), shared);
