@@ -36,7 +36,7 @@ def ptx_param_sizes(ptx: str, entry: str) -> list:
 
 
 def clean(ptx: str) -> str:
-    """Drops comments and debug information: the text must not depend on where it was compiled."""
+    """Drops comments and debug information: the text must not depend on where it was compiled. Shortens names and space: it is kept compressed."""
     lines, debug = [], False
     for line in ptx.splitlines():
         text = line.strip()
@@ -44,7 +44,10 @@ def clean(ptx: str) -> str:
         if text and not debug and not text.startswith(("//", ".file ", ".loc ", ".file\t", ".loc\t")):
             lines.append(line)
         debug = debug and not text.endswith("}")
-    return "\n".join(lines) + "\n"
+    text = re.sub(r"(?m)^[ \t]+", "", "\n".join(lines) + "\n")
+    text = re.sub(r"[ \t]+", " ", text)
+    text = re.sub(r"\b\w+_param_(\d+)\b", r"p\1", text)
+    return re.sub(r"\$L__BB(\d+)_", r"$L\1_", text)
 
 
 class Writer:

@@ -7,9 +7,9 @@
 #include "tile.cuh"
 
 constexpr int NARROW_WARPS = 8;
-// Chunks that a warp brings and multiplies at a time: of 4 bits as many as a group of 128 has. Then how many such units it has slots for.
-BOTH int narrow_unit(int q, int sg) { return code_bits(q) == 4 && sg < 4 ? 2 : 1; }
-BOTH int narrow_stages(int q, int sg) { return code_bits(q) == 4 && sg == 4 ? 3 : 2; }
+// Chunks that a warp brings and multiplies at a time: of 4 bits at height 8 as many as a group of 128 has. Then how many such units it has slots for.
+BOTH int narrow_unit(int q, int nt, int sg) { return code_bits(q) == 4 && nt == 8 && sg < 4 ? 2 : 1; }
+BOTH int narrow_stages(int q, int nt, int sg) { return code_bits(q) == 4 && narrow_unit(q, nt, sg) == 1 ? 3 : 2; }
 
 template <int N>
 struct Known {
@@ -19,7 +19,7 @@ struct Known {
 template <int Q, class T, int NT, int SG, bool ZERO>
 DEV void narrow(GEMM_PARAMETERS) {
   SHARED(memory);
-  constexpr int NJ = NT / 8, WORDS = code_bits(Q) / 4, UNIT = narrow_unit(Q, SG), STAGES = narrow_stages(Q, SG), CODES = CHUNK * 16 * code_bits(Q) / 8, SCALES = UNIT * SG * 128;
+  constexpr int NJ = NT / 8, WORDS = code_bits(Q) / 4, UNIT = narrow_unit(Q, NT, SG), STAGES = narrow_stages(Q, NT, SG), CODES = CHUNK * 16 * code_bits(Q) / 8, SCALES = UNIT * SG * 128;
   constexpr int SLOT = 2 * UNIT * CODES + 2 * SCALES * (ZERO ? 2 : 1), GROUPS = SG > 1 ? SG : 1;
   constexpr bool LAZY = !ZERO && has_bias_form<Q, T>() && NT <= 16, SUMS = SG > 0 || LAZY;
   constexpr int SUM_COLUMNS = SUMS ? NJ : 1;
@@ -63,22 +63,29 @@ DEV void narrow(GEMM_PARAMETERS) {
   // A lane reads only what it copied itself, so nobody waits for anybody. every: a unit's chunks may be of several groups.
   auto refill = [&](uint32_t slot, auto every) {
     const uint32_t to = slot + lane * 16, scales_to = slot + 2 * UNIT * CODES + lane * 4 * SG;
-    const bool some[2] = {next < units, UNIT == 2 && next * 2 + 1 < chunks};
+    auto copy = [&](auto all) {
+      const bool some[2] = {decltype(all)::value == 1 || next < units, UNIT == 2 && next * 2 + 1 < chunks};
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      codes_at[i] += code_step;
+      for (int i = 0; i < 2; i++) {
+        codes_at[i] += code_step;
 #pragma unroll
-      for (int c = 0; c < UNIT; c++) {
+        for (int c = 0; c < UNIT; c++) {
 #pragma unroll
-        for (int h = 0; h < CODES / 512; h++) copy16_or_zero(to + (i * UNIT + c) * CODES + h * 512, codes_at[i] + c * CODES + h * 512, some[c]);
-        if constexpr (SG > 0) {
-          if (c == 0 || decltype(every)::value == 1) {
-            const uint32_t at = (uint32_t)(SG == 1 ? (next * UNIT + c) >> group_shift : next * UNIT + c) * 8 * SG;
-            copy_words_or_zero<4 * SG>(scales_to + (i * UNIT + c) * SG * 128, ratios_at[i] + at, some[c]);
-            if constexpr (ZERO) copy_words_or_zero<4 * SG>(scales_to + ((2 + i) * UNIT + c) * SG * 128, zeros_at[i] + at, some[c]);
+          for (int h = 0; h < CODES / 512; h++) copy16_or_zero(to + (i * UNIT + c) * CODES + h * 512, codes_at[i] + c * CODES + h * 512, some[c]);
+          if constexpr (SG > 0) {
+            if (c == 0 || decltype(every)::value == 1) {
+              const uint32_t at = (uint32_t)(SG == 1 ? (next * UNIT + c) >> group_shift : next * UNIT + c) * 8 * SG;
+              copy_words_or_zero<4 * SG>(scales_to + (i * UNIT + c) * SG * 128, ratios_at[i] + at, some[c]);
+              if constexpr (ZERO) copy_words_or_zero<4 * SG>(scales_to + ((2 + i) * UNIT + c) * SG * 128, zeros_at[i] + at, some[c]);
+            }
           }
         }
       }
+    };
+    if constexpr (UNIT == 1) {
+      if (next < units) copy(Known<1>{});
+    } else {
+      copy(Known<0>{});  // a chunk that is not there is zeros: quicker than branches
     }
     copies_end();
     next += warps_k;
@@ -119,20 +126,32 @@ DEV void narrow(GEMM_PARAMETERS) {
       for (int c = warp * UNIT; c < staged; c += NARROW_WARPS * UNIT)
 #pragma unroll
         for (int j = 0; j < NJ; j++) {
-          float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-          uint32_t xb[4];
+          constexpr int PARTS = SG == 4 ? 4 : 2 * UNIT;
+          float total[PARTS][4];
 #pragma unroll
-          for (int step = 0; step < 4 * UNIT; step++) {
-            if (step % 2 == 0) load_matrices(xb, xlane[j] + c * (CHUNK * 2) + step * 32);
-            multiply<T>(total, ones, xb[step % 2 * 2], xb[step % 2 * 2 + 1]);
-            if (SG == 4 || (SG == 2 && step % 2 == 1) || (step % 4 == 3 && (!one_group || step == 4 * UNIT - 1))) {
-              const int at = SG > 1 ? c * SG + step / (4 / GROUPS) : one_group ? c : c + step / 4;
-              const float b = -code_bias<Q, T>();
-              if (lane < (naive ? 1 : 4))
-                *(float4*)(memory + (totals - xs) + at * total_bytes + j * 64 + q * 16) = {b * total[0], b * total[1], b * total[0], b * total[1]};
+          for (int part = 0; part < PARTS; part++)
 #pragma unroll
-              for (int v = 0; v < 4; v++) total[v] = 0.0f;
-            }
+            for (int v = 0; v < 4; v++) total[part][v] = 0.0f;
+#pragma unroll
+          for (int pair = 0; pair < 2 * UNIT; pair++) {
+            uint32_t xb[4];
+            load_matrices(xb, xlane[j] + c * (CHUNK * 2) + pair * 64);
+            multiply<T>(total[SG == 4 ? 2 * pair : pair], ones, xb[0], xb[1]);
+            multiply<T>(total[SG == 4 ? 2 * pair + 1 : pair], ones, xb[2], xb[3]);
+          }
+          auto write = [&](int at, float first, float second) {
+            const float b = -code_bias<Q, T>();
+            if (lane < (naive ? 1 : 4)) *(float4*)(memory + (totals - xs) + at * total_bytes + j * 64 + q * 16) = {b * first, b * second, b * first, b * second};
+          };
+          if constexpr (SG > 1) {
+#pragma unroll
+            for (int part = 0; part < PARTS; part++) write(c * SG + part, total[part][0], total[part][1]);
+          } else if constexpr (UNIT == 1) {
+            write(c, total[0][0] + total[1][0], total[0][1] + total[1][1]);
+          } else {
+            const float first[2] = {total[0][0] + total[1][0], total[0][1] + total[1][1]}, second[2] = {total[2][0] + total[3][0], total[2][1] + total[3][1]};
+            write(c, first[0] + (one_group ? second[0] : 0.0f), first[1] + (one_group ? second[1] : 0.0f));
+            if (!one_group) write(c + 1, second[0], second[1]);
           }
         }
       block_sync();
@@ -221,6 +240,7 @@ DEV void narrow(GEMM_PARAMETERS) {
     }
   }
   copies_wait<0>();
+  warp_sync();  // the warp's slots are free
   launch_dependents();
 #pragma unroll
   for (int i = 0; i < 2; i++)
@@ -228,10 +248,10 @@ DEV void narrow(GEMM_PARAMETERS) {
     for (int j = 0; j < NJ; j++)
 #pragma unroll
       for (int v = 0; v < 4; v++) acc[i][j][v] *= unit[i][v / 2];
-  block_sync();  // x and the slots have been read: their place serves the sums
   if (lora) {
     if (wait == 2) wait_for_predecessor();
     if (naive) {
+      block_sync();  // x has been read
       const int64_t* slot = table + (int64_t)t.slot * SLOT_WIDTH;
       const int of = first ? 0 : 2;
       const int rank1 = t.slot >= 0 ? (int)slot[RANK + of] : 0, rank2 = gated && t.slot >= 0 ? (int)slot[RANK + 1] : 0;
@@ -281,14 +301,18 @@ DEV void narrow(GEMM_PARAMETERS) {
       expand_pages<T, 2, NJ, (NT <= 16 ? 4 : 2)>(gated, acc, s, pga, pgb, pgm, seg, t.row0, n, page0, t.end, warps_k, N, RS, SU, lane);
     }
   }
-  float* sums = (float*)memory;
+  // The sums of a warp to its own slots where they fit: then only warps that share a contraction meet.
+  constexpr bool OWN = NJ * 1024 <= STAGES * SLOT;
+  constexpr uint32_t EACH = OWN ? STAGES * SLOT : NJ * 1024;  // of a warp
+  if constexpr (!OWN) block_sync();  // x and the slots have been read
+  uint8_t* sums = OWN ? memory + (slots - xs) - warp * EACH : memory;
 #pragma unroll
   for (int i = 0; i < 2; i++)
 #pragma unroll
     for (int j = 0; j < NJ; j++)
 #pragma unroll
-      for (int v = 0; v < 4; v++) sums[((warp * 2 + i) * NJ * 4 + j * 4 + v) * 32 + lane] = acc[i][j][v];
-  block_sync();
+      for (int v = 0; v < 4; v++) ((float*)(sums + warp * EACH))[((i * NJ + j) * 4 + v) * 32 + lane] = acc[i][j][v];
+  if (warps_k > 1) block_sync();
 #pragma unroll 1
   for (int index = wk; index < NJ * 4; index += warps_k) {
     const int row = t.row0 + index / 4 * 8 + 2 * q + index % 2;
@@ -298,7 +322,7 @@ DEV void narrow(GEMM_PARAMETERS) {
     auto total = [&](int i) {
       float sum = 0.0f;
 #pragma unroll 1
-      for (int k = 0; k < warps_k; k++) sum += sums[(((wr * warps_k + k) * 2 + i) * NJ * 4 + index) * 32 + lane];
+      for (int k = 0; k < warps_k; k++) sum += ((const float*)(sums + (wr * warps_k + k) * EACH))[(i * NJ * 4 + index) * 32 + lane];
       return sum * f;
     };
     const int down = n0 + g + (index % 4 >= 2 ? 8 : 0);

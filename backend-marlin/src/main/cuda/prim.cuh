@@ -20,6 +20,7 @@ struct F16 {};
 
 DEV uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 DEV void block_sync() { __syncthreads(); }
+DEV void warp_sync() { __syncwarp(); }
 DEV uint32_t lanes_with(bool v) { return __ballot_sync(0xffffffffu, v); }
 DEV bool any_lane(bool v) { return __any_sync(0xffffffffu, v); }
 

@@ -120,6 +120,7 @@ template <> inline uint16_t code<F16>(float v) { return to_f16(v); }
 
 inline uint32_t shared_address(const void* p) { return (uint32_t)((const uint8_t*)p - emu::shared); }
 inline void block_sync() { emu::meet(emu::whole, emu::threads); }
+inline void warp_sync() { emu::meet_warp(); }
 inline uint32_t lanes_with(bool v) {
   emu::deposit[THREAD][0] = v;
   emu::meet_warp();

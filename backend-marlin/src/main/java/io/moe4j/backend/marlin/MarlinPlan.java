@@ -216,19 +216,19 @@ record MarlinPlan(
   }
 
   /**
-   * Blocks of narrow that are too few for three a multiprocessor, two each. The launch before still
-   * has places when they come, and some multiprocessors would get three and others one. Short
-   * blocks of w13 gain nothing.
+   * Launches of narrow that do better with two blocks a multiprocessor than with three. If there
+   * are too few blocks for three each: the launch before still has places when they come, and some
+   * multiprocessors would get three and others one; short blocks of w13 gain nothing. If there are
+   * three for each and then at most one more: two rounds of two.
    */
   private static ProductPlan spread(Problem p, ProductPlan plan, int outputs, long chunks) {
+    if (!plan.kind().equals(MarlinKernels.NARROW)
+        || ProductPlan.residentBlocks(plan.rows()) != 3) {
+      return plan;
+    }
     long blocks = (long) tiles(p) * Math.ceilDiv(outputs, plan.outputs());
-    return plan.kind().equals(MarlinKernels.NARROW)
-            && ProductPlan.residentBlocks(plan.rows()) == 3
-            && blocks > p.multiprocessors()
-            && blocks <= 2L * p.multiprocessors()
-            && chunks >= MANY_CHUNKS
-        ? plan.twoBlocks()
-        : plan;
+    long each = Math.ceilDiv(blocks, (long) p.multiprocessors());
+    return each == 2 && chunks >= MANY_CHUNKS || each == 4 ? plan.twoBlocks() : plan;
   }
 
   /**
@@ -288,7 +288,7 @@ record MarlinPlan(
     return p.narrow().contains(plan.rows())
         && Integer.bitCount(plan.warps()) == 1
         && plan.warps() <= ProductPlan.WARPS
-        && (plan.phase() % (plan.warps() * ProductPlan.unit(w)) == 0
+        && (plan.phase() % (plan.warps() * ProductPlan.unit(w, plan.rows())) == 0
             || plan.phase() >= w.chunks())
         && plan.sharedBytes() <= ProductPlan.NARROW_SHARED_BYTES;
   }
@@ -340,7 +340,7 @@ record MarlinPlan(
   private static int warps(
       Problem p, int rows, int tiles, PackedLayout w, int outputs, int outputsOfWarp) {
     double[] round = ROUNDS[ProductPlan.residentBlocks(rows) - 1];
-    int unit = ProductPlan.unit(w);
+    int unit = ProductPlan.unit(w, rows);
     int best = 1;
     double least = Double.POSITIVE_INFINITY;
     for (int k = 1; k <= ProductPlan.WARPS; k *= 2) {

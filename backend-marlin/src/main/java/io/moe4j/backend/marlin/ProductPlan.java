@@ -61,13 +61,13 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
   }
 
   /** Chunks that a warp of narrow multiplies at a time. */
-  static int unit(PackedLayout w) {
-    return w.code().bits() == 4 && w.groupsAChunk() < 4 ? 2 : 1;
+  static int unit(PackedLayout w, int rows) {
+    return w.code().bits() == 4 && rows == 8 && w.groupsAChunk() < 4 ? 2 : 1;
   }
 
   /** Such units that a warp has slots for. */
-  private static int stages(PackedLayout w) {
-    return w.code().bits() == 4 && w.groupsAChunk() == 4 ? 3 : 2;
+  private static int stages(PackedLayout w, int rows) {
+    return w.code().bits() == 4 && unit(w, rows) == 1 ? 3 : 2;
   }
 
   /** Bytes a chunk of what its sums begin with, where codes are multiplied with a bias. */
@@ -89,8 +89,8 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
    */
   static ProductPlan narrow(
       PackedLayout w, boolean gated, int rows, boolean naive, int wanted, int rank) {
-    int unit = unit(w);
-    int slots = WARPS * stages(w) * unit * slotBytes(w);
+    int unit = unit(w, rows);
+    int slots = WARPS * stages(w, rows) * unit * slotBytes(w);
     int height = naive ? 1 : rows;
     int biases = biasBytes(w, rows, naive);
     int chunk = height * CHUNK * ELEMENT + biases;
