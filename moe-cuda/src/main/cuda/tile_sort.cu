@@ -14,6 +14,8 @@ namespace {
 constexpr int THREADS = 1024;
 constexpr int WARPS = THREADS / 32;
 constexpr int EACH = 8;  // pairs a thread
+constexpr int MOST_BLOCKS = 8;
+constexpr int LISTERS = 4;  // threads that list a segment's pages
 constexpr int PAIR_BITS = 13;  // of a pair's place in its block's part
 static_assert(THREADS * EACH <= 1 << PAIR_BITS, "");
 
@@ -104,18 +106,19 @@ struct Lists {
   int* arrived;
 };
 
-// The pages of a segment: the pairs of one slot (a row of the table) with one expert.
-__device__ __forceinline__ void list_pages(const Lists& to, const int64_t* row, int e, int seg, unsigned first13, unsigned first2) {
+// A quarter of a segment's pages, those of `lane`, so that neighbouring lanes write side by side. A segment: the pairs of one slot (a row of the
+// table) with one expert.
+__device__ __forceinline__ void list_pages(const Lists& to, const int64_t* row, int e, int seg, unsigned first13, unsigned first2, int lane) {
   const int64_t shared_a = row[SHARED_A];
   const int64_t b1 = row[B_ADDR] + row[B_EXPERT] * e;
   const int64_t b2 = row[B_ADDR + 1] + row[B_EXPERT + 1] * e;
   const int64_t b3 = row[B_ADDR + 2] + row[B_EXPERT + 2] * e;
-  for (int j = 0; j < (int)row[PAGES13]; j++) {
+  for (int j = lane; j < (int)row[PAGES13]; j += LISTERS) {
     to.pg13a[first13 + j] = (b1 + j * PAGE) / 8;
     to.pg13b[first13 + j] = (b2 + j * PAGE) / 8;
     to.pg13m[first13 + j] = page_word(seg, j, row[B_ROW], row[B_ROW + 1], row[RANK], row[RANK + 1], shared_a);
   }
-  for (int j = 0; j < (int)row[PAGES2]; j++) {
+  for (int j = lane; j < (int)row[PAGES2]; j += LISTERS) {
     to.pg2a[first2 + j] = (b3 + j * PAGE) / 8;
     to.pg2m[first2 + j] = page_word(seg, j, row[B_ROW + 2], row[B_ROW + 2], row[RANK + 2], row[RANK + 2], shared_a);
   }
@@ -192,11 +195,16 @@ __device__ __forceinline__ void sort(const int* ids, const int* map, const int* 
     unsigned earlier = 0;
     before[1] += c;
     if (blocks > 1) {
+      unsigned v[MOST_BLOCKS];
+#pragma unroll
+      for (int b = 0; b < MOST_BLOCKS; b++) {
+        v[b] = b < blocks ? remote(count + x, b) : 0;
+      }
       c = 0;
-      for (int b = 0; b < blocks; b++) {
-        const unsigned v = remote(count + x, b);
-        earlier += b < block ? v : 0;
-        c += v;
+#pragma unroll
+      for (int b = 0; b < MOST_BLOCKS; b++) {
+        earlier += b < block ? v[b] : 0;
+        c += v[b];
       }
     }
     place[x] = c;
@@ -226,9 +234,6 @@ __device__ __forceinline__ void sort(const int* ids, const int* map, const int* 
       page2[x] = before[5];
       if (a > 0 && c > 0) {
         const int64_t* row = slot_rows + (a - 1) * SLOT_WIDTH;
-        if (x % blocks == block) {
-          list_pages(to, row, x / NA, before[2], before[4], before[5]);
-        }
         before[2]++;
         before[3] += (c + BS - 1) / BS;
         before[4] += (unsigned)row[PAGES13];
@@ -246,6 +251,16 @@ __device__ __forceinline__ void sort(const int* ids, const int* map, const int* 
     }
   }
   __syncthreads();
+  if (LORA) {
+    for (int i = block * THREADS + tid; i < keys * LISTERS; i += blocks * THREADS) {
+      const int x = i / LISTERS;
+      const int e = x / NA;
+      const int a = x - e * NA;
+      if (a > 0 && place[x + 1] > place[x]) {
+        list_pages(to, slot_rows + (a - 1) * SLOT_WIDTH, e, mark[x] >> 16, page13[x], page2[x], i % LISTERS);
+      }
+    }
+  }
   unsigned tiles[1] = {tid < E ? (place[(tid + 1) * NA] - place[tid * NA] + BM - 1) / BM : 0};
   unsigned all_tiles[1];
   scan(tiles, all_tiles, part);
