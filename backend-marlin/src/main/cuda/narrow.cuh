@@ -141,7 +141,7 @@ DEV void narrow(GEMM_PARAMETERS) {
           }
           auto write = [&](int at, float first, float second) {
             const float b = -code_bias<Q, T>();
-            if (lane < (naive ? 1 : 4)) *(float4*)(memory + (totals - xs) + at * total_bytes + j * 64 + q * 16) = {b * first, b * second, b * first, b * second};
+            if (lane < (!naive ? 4 : j == 0 ? 1 : 0)) *(float4*)(memory + (totals - xs) + at * total_bytes + j * 64 + q * 16) = {b * first, b * second, b * first, b * second};
           };
           if constexpr (SG > 1) {
 #pragma unroll

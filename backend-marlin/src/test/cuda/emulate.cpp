@@ -313,6 +313,7 @@ int main() {
 #define BOTH_KINDS(Q, T, SG, F, G)                                                                    \
   ok &= run<Q, T, 8, SG, G, false>(F, 9, 40, 328, G, true, false, 4, 8, G ? 0 : -1, false);            \
   ok &= run<Q, T, 8, SG, G, false>(F, 3, 40, 328, G, true, true, 8, 8, G ? 3 : -1, false);             \
+  ok &= run<Q, T, 16, SG, G, false>(F, 3, 40, 648, G, true, true, 2, 4, G ? 0 : -1, false);            \
   ok &= run<Q, T, 32, SG, G, false>(F, 30, 72, 328, G, false, false, 2, 4, G ? 0 : -1, G);             \
   ok &= run<Q, T, 32, SG, G, true>(F, 14, 264, 328, G, true, false, 1, 1, G ? 3 : -1, false);          \
   ok &= run<Q, T, 32, SG, G, true>(F, 30, 136, 248, G, true, false, 2, 1, G ? 3 : -1, false);          \

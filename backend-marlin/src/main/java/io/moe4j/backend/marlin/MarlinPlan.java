@@ -41,7 +41,9 @@ record MarlinPlan(
    */
   private static final double[][] ROUNDS = {{1}, {0.65, 1}, {0.6, 0.74, 1}};
 
-  /** The same with a tile for each pair in units of several chunks: fewer blocks then start sooner. */
+  /**
+   * The same with a tile for each pair in units of several chunks: fewer blocks then start sooner.
+   */
   private static final double ALONE = 0.5;
 
   private static final ShrinkPlan NO_SHRINKS =
@@ -225,8 +227,7 @@ record MarlinPlan(
    * three for each and then at most one more: two rounds of two.
    */
   private static ProductPlan spread(Problem p, ProductPlan plan, int outputs, long chunks) {
-    if (!plan.kind().equals(MarlinKernels.NARROW)
-        || ProductPlan.residentBlocks(plan.rows()) != 3) {
+    if (!plan.kind().equals(MarlinKernels.NARROW) || ProductPlan.residentBlocks(plan.rows()) != 3) {
       return plan;
     }
     long blocks = (long) tiles(p) * Math.ceilDiv(outputs, plan.outputs());

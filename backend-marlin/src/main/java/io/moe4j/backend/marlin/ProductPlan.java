@@ -28,10 +28,15 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
   private static final int ALIGNMENT = 128;
   private static final int STAGE_ALIGNMENT = 1024;
 
-  /** For x and what begins the sums of its groups: three blocks of int4 in groups of 128 share a multiprocessor. */
+  /**
+   * For x and what begins the sums of its groups: three blocks of int4 in groups of 128 share a
+   * multiprocessor.
+   */
   private static final int X_BYTES = 35_200;
 
-  /** Up to so many rows narrow multiplies symmetric integers with a bias, see {@code narrow.cuh}. */
+  /**
+   * Up to so many rows narrow multiplies symmetric integers with a bias, see {@code narrow.cuh}.
+   */
   private static final int BIASED_ROWS = 16;
 
   /** The height of wide of which a multiprocessor holds one block. */

@@ -99,7 +99,9 @@ class MarlinPlanTest {
       assertThat(g.warps()).isIn(1, 2, 4, 8);
       assertThat(g.phase()).isPositive();
       // A phase ends where a round of the warps ends, or the contraction does.
-      assertThat(g.phase() % (g.warps() * ProductPlan.unit(w, g.rows())) == 0 || g.phase() >= w.chunks())
+      assertThat(
+              g.phase() % (g.warps() * ProductPlan.unit(w, g.rows())) == 0
+                  || g.phase() >= w.chunks())
           .as("%s", g)
           .isTrue();
     }
