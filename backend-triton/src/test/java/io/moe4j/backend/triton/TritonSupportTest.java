@@ -192,7 +192,7 @@ class TritonSupportTest {
     }
     String why =
         "-Dmoe4j.triton.lora is \"both\", accepted:"
-            + " [fused, composable, composable-one-stream, composable-two-streams]";
+            + " fused, composable, composable-one-stream, composable-two-streams";
     MoeConfig config = config().build();
     assertThat(backend.isSupportedConfig(config, H200).reasons())
         .extracting(Support.Reason::message)
