@@ -6,7 +6,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.experts.ForwardLayout;
 import io.moe4j.cuda.experts.GroupedForward;
 import io.moe4j.cuda.experts.GroupedProducts;
-import io.moe4j.cuda.ops.CombineKernel;
+import io.moe4j.cuda.experts.WeightedSum;
 import io.moe4j.cuda.ops.ComposedLora;
 import io.moe4j.cuda.ops.ElementwiseKernels;
 import io.moe4j.cuda.ops.ExpertKernels;
@@ -31,7 +31,7 @@ final class MarlinProducts {
   private final int experts;
   private final MarlinWeights weights;
   private final ShrinkKernel shrink;
-  private final CombineKernel combine;
+  private final WeightedSum sum;
   private final String type;
 
   /** One forward, as it was chosen. */
@@ -94,7 +94,7 @@ final class MarlinProducts {
     this.weights = weights;
     this.type = MarlinKernels.name(config.weightDtype());
     this.shrink = new ShrinkKernel(shared, config.weightDtype(), config.activation().isGated());
-    this.combine = new CombineKernel(shared, config.weightDtype());
+    this.sum = new WeightedSum(shared, config);
   }
 
   /**
@@ -143,16 +143,7 @@ final class MarlinProducts {
   }
 
   private void combine(Forward f) {
-    ForwardLayout at = f.at();
-    combine.run(
-        f.batch(),
-        f.plan().naive(),
-        f.address(at.y()),
-        f.address(at.lists().posOf()),
-        !config.routerWeightOnInput() && !f.of().batched(),
-        f.of().batched(),
-        f.of().output(),
-        sizes.hidden());
+    sum.run(f.of(), f.plan().naive());
   }
 
   private void shrink(Forward f, boolean first, long x, int depth) {

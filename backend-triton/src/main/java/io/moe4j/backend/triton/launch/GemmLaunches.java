@@ -11,7 +11,7 @@ import io.moe4j.cuda.Kernel;
 import io.moe4j.cuda.KernelLaunch;
 import io.moe4j.cuda.TensorMaps;
 import io.moe4j.cuda.experts.ForwardLayout;
-import io.moe4j.cuda.ops.CombineKernel;
+import io.moe4j.cuda.experts.WeightedSum;
 import io.moe4j.cuda.ops.ComposedLora;
 import io.moe4j.cuda.ops.ElementwiseKernels;
 import io.moe4j.cuda.ops.ExpertKernels;
@@ -40,7 +40,7 @@ final class GemmLaunches {
   private final int experts;
   private final ExpertMatrices matrices;
   private final ShrinkKernel shrink;
-  private final CombineKernel combine;
+  private final WeightedSum sum;
   private final String type;
   private final Map<MapKey, MemorySegment> maps = new ConcurrentHashMap<>();
 
@@ -58,7 +58,7 @@ final class GemmLaunches {
     this.matrices = matrices;
     this.type = TritonKernels.type(config.weightDtype());
     this.shrink = new ShrinkKernel(shared, config.weightDtype(), gated());
-    this.combine = new CombineKernel(shared, config.weightDtype());
+    this.sum = new WeightedSum(shared, config);
   }
 
   void run(TritonForward f) {
@@ -319,14 +319,6 @@ final class GemmLaunches {
 
   /** The weighted sum over k. */
   private void combine(TritonForward f) {
-    combine.run(
-        f.batch(),
-        f.plan().naive(),
-        f.address(f.at().y()),
-        f.address(f.at().lists().posOf()),
-        !config.routerWeightOnInput() && !f.of().batched(),
-        f.of().batched(),
-        f.of().output(),
-        sizes.hidden());
+    sum.run(f.of(), f.plan().naive());
   }
 }
