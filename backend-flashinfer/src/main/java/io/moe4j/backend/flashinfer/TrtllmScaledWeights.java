@@ -118,7 +118,8 @@ final class TrtllmScaledWeights {
             : new long[] {rows, width};
     Tensor to =
         tensors.allocate(
-            type, LongStream.concat(LongStream.of(weights.numExperts()), Arrays.stream(shape)).toArray());
+            type,
+            LongStream.concat(LongStream.of(weights.numExperts()), Arrays.stream(shape)).toArray());
     for (int e = 0; e < weights.numExperts(); e++) {
       Weight[] maps = maps(e, first);
       try (Arena arena = Arena.ofConfined()) {
