@@ -190,8 +190,7 @@ interface CardKernels {
       }
       rowsByOne = rows(device, library, 1);
       rowsByEight = rows(device, library, PACK);
-      packRouting =
-          device.kernel(library, library.select(device.info(), "pack_routing", Map.of()));
+      packRouting = device.kernel(library, library.select(device.info(), "pack_routing", Map.of()));
     }
 
     private static Kernel quantize(

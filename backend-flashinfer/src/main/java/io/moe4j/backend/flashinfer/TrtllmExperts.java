@@ -140,9 +140,7 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
               ? layout.reserve(DType.F32, groups, tokens)
               : layout.reserve(scheme.scales(), tokens, groups);
       first = layout.reserve(DType.BF16, pairs, 2 * intermediate);
-      second =
-          layout.reserve(
-              DType.BF16, pairs, Math.max(2 * scheme.padded(intermediate), hidden));
+      second = layout.reserve(DType.BF16, pairs, Math.max(2 * scheme.padded(intermediate), hidden));
     }
   }
 

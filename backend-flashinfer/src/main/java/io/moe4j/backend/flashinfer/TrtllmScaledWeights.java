@@ -118,7 +118,8 @@ final class TrtllmScaledWeights {
             : new long[] {rows, width};
     Tensor to =
         tensors.allocate(
-            type, LongStream.concat(LongStream.of(weights.numExperts()), Arrays.stream(shape)).toArray());
+            type,
+            LongStream.concat(LongStream.of(weights.numExperts()), Arrays.stream(shape)).toArray());
     for (int e = 0; e < weights.numExperts(); e++) {
       Weight[] maps = maps(e, first);
       try (Arena arena = Arena.ofConfined()) {
@@ -162,10 +163,10 @@ final class TrtllmScaledWeights {
         long row = alongIn ? out : out / perWord;
         long column = alongIn ? in / perWord : in;
         int word = from.getAtIndex(ValueLayout.JAVA_INT_UNALIGNED, row * words.size(1) + column);
-        int code = word >>> w.packing().shift(out, in, w.scheme().bits()) & CODE ^ SIGN;
+        int code = ((word >>> w.packing().shift(out, in, w.scheme().bits())) & CODE) ^ SIGN;
         long at = out * width + in / 2;
         byte other = to.get(ValueLayout.JAVA_BYTE, at);
-        to.set(ValueLayout.JAVA_BYTE, at, (byte) (in % 2 == 0 ? code : other | code << 4));
+        to.set(ValueLayout.JAVA_BYTE, at, (byte) (in % 2 == 0 ? code : other | (code << 4)));
       }
     }
     return to;

@@ -8,9 +8,9 @@ import java.util.Objects;
 
 /**
  * The scales that each expert has beside those of groups, FP8 per tensor and NVFP4: the kernels
- * compute {@code out1 = a * up * silu(b * gate)} of raw products and code it, then {@code out2 = c *
- * down}. So gate and up keep scales of their own. Hidden states are coded once for all experts, so
- * their scale is the largest that any expert's gate or up asks for. The tensors are their
+ * compute {@code out1 = a * up * silu(b * gate)} of raw products and code it, then {@code out2 = c
+ * * down}. So gate and up keep scales of their own. Hidden states are coded once for all experts,
+ * so their scale is the largest that any expert's gate or up asks for. The tensors are their
  * collection's.
  */
 final class TrtllmTensorScales {

@@ -379,8 +379,7 @@ class CutlassGpuTest {
           out[4 * k + 3] = at.allocate(DType.F8_E4M3, 37, 24);
         }
         card.quantizeBlocks(inThere, out[0], out[1], device.defaultStream());
-        card.quantizeNv(
-            inThere, out[2], out[3], OnCard.put(there, scale), device.defaultStream());
+        card.quantizeNv(inThere, out[2], out[3], OnCard.put(there, scale), device.defaultStream());
         host.quantizeBlocks(inHere, out[4], out[5], hostDevice.defaultStream());
         host.quantizeNv(
             inHere, out[6], out[7], OnCard.put(here, scale), hostDevice.defaultStream());

@@ -76,8 +76,7 @@ final class HostKernels implements CardKernels {
         most = Math.max(most, Math.abs(read(from, in.dtype(), i)));
       }
       float s = most == 0 ? 1 : most / 448;
-      all.setAtIndex(
-          ValueLayout.JAVA_FLOAT_UNALIGNED, g % groups * in.size(0) + g / groups, s);
+      all.setAtIndex(ValueLayout.JAVA_FLOAT_UNALIGNED, g % groups * in.size(0) + g / groups, s);
       for (long i = g * BLOCK; i < (g + 1) * BLOCK; i++) {
         to.set(ValueLayout.JAVA_BYTE, i, E4m3.of(read(from, in.dtype(), i) / s));
       }

@@ -236,7 +236,9 @@ class TrtllmExpertsTest {
     }
   }
 
-  /** What only one scale for each expert may take: gpt-oss's activation needs its numbers scaled. */
+  /**
+   * What only one scale for each expert may take: gpt-oss's activation needs its numbers scaled.
+   */
   private static Activation activation(TrtllmScheme scheme) {
     return scheme.takesParameters() ? Activation.SILU.withLimit(3) : Activation.SILU;
   }
