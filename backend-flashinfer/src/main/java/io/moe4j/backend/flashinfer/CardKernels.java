@@ -223,8 +223,7 @@ interface CardKernels {
     }
 
     @Override
-    public void quantize(
-        Tensor in, Tensor out, Tensor scale, boolean early, DeviceStream stream) {
+    public void quantize(Tensor in, Tensor out, Tensor scale, boolean early, DeviceStream stream) {
       long n = in.elementCount();
       of(quantize, in)
           .begin()

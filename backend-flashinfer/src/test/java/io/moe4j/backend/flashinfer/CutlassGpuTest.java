@@ -360,9 +360,7 @@ class CutlassGpuTest {
   @CsvSource({"1, false", "70, false", "3000, false", "1, true", "70, true", "3000, true"})
   void inputIsMadeBesideTheRouting(int tokens, boolean padded) {
     MoeConfig c =
-        padded
-            ? Layers.config(160, 96, 5, 2).quantScheme(QuantScheme.MXFP4).build()
-            : fp8();
+        padded ? Layers.config(160, 96, 5, 2).quantScheme(QuantScheme.MXFP4).build() : fp8();
     ExpertWeights w = padded ? Layers.mxfp4(c, 7, GateUpLayout.HALVES) : Layers.fp8(c, 8);
     CardKernels card = CardKernels.of(device);
     CardKernels.Router router = card.router(c.routing(), c.numExperts(), c.topK());

@@ -34,8 +34,7 @@ final class HostKernels implements CardKernels {
   }
 
   @Override
-  public void quantize(
-      Tensor in, Tensor out, Tensor scale, boolean early, DeviceStream stream) {
+  public void quantize(Tensor in, Tensor out, Tensor scale, boolean early, DeviceStream stream) {
     MemorySegment from = HostCuda.bytes(in);
     MemorySegment to = HostCuda.bytes(out);
     float s = read(HostCuda.bytes(scale), DType.F32, 0);

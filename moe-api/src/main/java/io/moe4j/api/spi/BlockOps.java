@@ -61,9 +61,9 @@ public interface BlockOps extends AutoCloseable {
 
   /**
    * {@return whether {@link #route} neither begins before all work in front of it on the stream has
-   * finished nor uses its workspace} Experts may then begin beside it with what needs no ids: {@link
-   * ModularExperts#applyRouted}. Kernels that are launched before the one in front of them is done
-   * keep that by waiting first of all.
+   * finished nor uses its workspace} Experts may then begin beside it with what needs no ids:
+   * {@link ModularExperts#applyRouted}. Kernels that are launched before the one in front of them
+   * is done keep that by waiting first of all.
    *
    * @since 0.2.0
    */
