@@ -32,9 +32,11 @@ interface CardKernels {
    * @param in F32, BF16 or F16, contiguous
    * @param out F8_E4M3, as many elements
    * @param scale one F32 number on the device
+   * @param early whether it may begin while the kernel in front of it still runs, which must have
+   *     waited first of all for what was in front of that and have nothing to do with these tensors
    * @param stream where to run
    */
-  void quantize(Tensor in, Tensor out, Tensor scale, DeviceStream stream);
+  void quantize(Tensor in, Tensor out, Tensor scale, boolean early, DeviceStream stream);
 
   /**
    * MXFP8 (OCP Microscaling Formats v1.0): of each 32 elements the largest magnitude over 448,
@@ -78,9 +80,52 @@ interface CardKernels {
    * Copies rows.
    *
    * @param rows what where
+   * @param early as for {@link #quantize}
    * @param stream where to run
    */
-  void rows(Rows rows, DeviceStream stream);
+  void rows(Rows rows, boolean early, DeviceStream stream);
+
+  /**
+   * Copies rows once the kernel in front is done.
+   *
+   * @param rows what where
+   * @param stream where to run
+   */
+  default void rows(Rows rows, DeviceStream stream) {
+    rows(rows, false, stream);
+  }
+
+  /**
+   * To e4m3, with a scale for 128 elements of a row: the largest magnitude over 448.
+   *
+   * @param in F32, BF16 or F16 {@code [T, H]}, {@code H} a multiple of 128
+   * @param out F8_E4M3, the same shape, overwritten
+   * @param scales F32 {@code [H / 128, T]}, overwritten; 1 for zeros alone
+   * @param stream where to run
+   */
+  void quantizeBlocks(Tensor in, Tensor out, Tensor scales, DeviceStream stream);
+
+  /**
+   * To NVFP4: e2m1 with an E4M3 scale for 16 elements, the largest magnitude over 6 and the given
+   * scale.
+   *
+   * @param in F32, BF16 or F16 {@code [T, H]}, {@code H} a multiple of 16
+   * @param out U8 {@code [T, H / 2]}, the first element in the lower half, overwritten
+   * @param scales F8_E4M3 {@code [T, H / 16]}, overwritten
+   * @param scale one F32 number above 0
+   * @param stream where to run
+   */
+  void quantizeNv(Tensor in, Tensor out, Tensor scales, Tensor scale, DeviceStream stream);
+
+  /**
+   * Ids and weights in one number each: the id above the weight's bits in BF16.
+   *
+   * @param ids int32 {@code [T, K]}
+   * @param weights F32 {@code [T, K]}
+   * @param out int32 {@code [T, K]}, overwritten
+   * @param stream where to run
+   */
+  void packRouting(Tensor ids, Tensor weights, Tensor out, DeviceStream stream);
 
   /** From router logits to ids and weights. */
   interface Router {
@@ -128,6 +173,8 @@ interface CardKernels {
     private static final int THREADS = 256;
     private static final int E4M3_PER_THREAD = 8;
     private static final int MXFP8_PER_THREAD = 4;
+    private static final int BLOCK_PER_THREAD = 4;
+    private static final int NVFP4_PER_THREAD = 4;
     private static final int MOST_BLOCKS = 2048;
     private static final int PACK = 8;
     private static final int PACK_BYTES = 16;
@@ -135,9 +182,12 @@ interface CardKernels {
     private final ElementwiseKernels elementwise;
     private final Map<DType, Kernel> quantize = new EnumMap<>(DType.class);
     private final Map<DType, Kernel> quantizeMx = new EnumMap<>(DType.class);
+    private final Map<DType, Kernel> quantizeBlocks = new EnumMap<>(DType.class);
+    private final Map<DType, Kernel> quantizeNv = new EnumMap<>(DType.class);
     private final CudaDevice device;
     private final Kernel rowsByOne;
     private final Kernel rowsByEight;
+    private final Kernel packRouting;
 
     private OnCuda(CudaDevice device) {
       this.device = device;
@@ -147,9 +197,13 @@ interface CardKernels {
           Map.of(DType.F32, "f32", DType.BF16, "bf16", DType.F16, "f16").entrySet()) {
         quantize.put(type.getKey(), quantize(device, library, "quantize", type.getValue()));
         quantizeMx.put(type.getKey(), quantize(device, library, "quantize_mx", type.getValue()));
+        quantizeBlocks.put(
+            type.getKey(), quantize(device, library, "quantize_blocks", type.getValue()));
+        quantizeNv.put(type.getKey(), quantize(device, library, "quantize_nv", type.getValue()));
       }
       rowsByOne = rows(device, library, 1);
       rowsByEight = rows(device, library, PACK);
+      packRouting = device.kernel(library, library.select(device.info(), "pack_routing", Map.of()));
     }
 
     private static Kernel quantize(
@@ -169,7 +223,7 @@ interface CardKernels {
     }
 
     @Override
-    public void quantize(Tensor in, Tensor out, Tensor scale, DeviceStream stream) {
+    public void quantize(Tensor in, Tensor out, Tensor scale, boolean early, DeviceStream stream) {
       long n = in.elementCount();
       of(quantize, in)
           .begin()
@@ -177,6 +231,7 @@ interface CardKernels {
           .pointer(out)
           .pointer(scale)
           .i64(n)
+          .i32(early ? 1 : 0)
           .launch(stream, blocks(n, E4M3_PER_THREAD));
     }
 
@@ -205,7 +260,47 @@ interface CardKernels {
     }
 
     @Override
-    public void rows(Rows r, DeviceStream stream) {
+    public void quantizeBlocks(Tensor in, Tensor out, Tensor scales, DeviceStream stream) {
+      long n = in.elementCount();
+      of(quantizeBlocks, in)
+          .begin()
+          .pointer(in)
+          .pointer(out)
+          .pointer(scales)
+          .i64(n)
+          .i32(Math.toIntExact(in.size(0)))
+          .i32(Math.toIntExact(in.size(1)))
+          .launch(stream, blocks(n, BLOCK_PER_THREAD));
+    }
+
+    @Override
+    public void quantizeNv(
+        Tensor in, Tensor out, Tensor scales, Tensor scale, DeviceStream stream) {
+      long n = in.elementCount();
+      of(quantizeNv, in)
+          .begin()
+          .pointer(in)
+          .pointer(out)
+          .pointer(scales)
+          .pointer(scale)
+          .i64(n)
+          .launch(stream, blocks(n, NVFP4_PER_THREAD));
+    }
+
+    @Override
+    public void packRouting(Tensor ids, Tensor weights, Tensor out, DeviceStream stream) {
+      long n = ids.elementCount();
+      packRouting
+          .begin()
+          .pointer(ids)
+          .pointer(weights)
+          .pointer(out)
+          .i64(n)
+          .launch(stream, blocks(n, 1));
+    }
+
+    @Override
+    public void rows(Rows r, boolean early, DeviceStream stream) {
       Tensor in = r.in();
       Tensor out = r.out();
       long outWidth = out.size(1) / r.blocks();
@@ -225,6 +320,7 @@ interface CardKernels {
           .i32(Math.toIntExact(inWidth / elements))
           .i32(Math.toIntExact(outWidth / elements))
           .i32(r.swapped() ? 1 : 0)
+          .i32(early ? 1 : 0)
           .launch(stream, Math.toIntExact(out.size(0)));
     }
 
