@@ -41,11 +41,6 @@ record MarlinPlan(
    */
   private static final double[][] ROUNDS = {{1}, {0.65, 1}, {0.6, 0.74, 1}};
 
-  /**
-   * The same with a tile for each pair in units of several chunks: fewer blocks then start sooner.
-   */
-  private static final double ALONE = 0.5;
-
   private static final ShrinkPlan NO_SHRINKS =
       new ShrinkPlan(false, true, false, 1, Shrink.NONE, Shrink.NONE);
 
@@ -352,8 +347,7 @@ record MarlinPlan(
       long blocks = Math.ceilDiv(items, (long) p.multiprocessors()); // of the fullest
       long full = blocks / round.length;
       int last = (int) (blocks % round.length);
-      boolean alone = p.naive() && unit > 1 && full == 0 && last == 1;
-      double rounds = alone ? ALONE : full + (last == 0 ? 0 : round[last - 1]);
+      double rounds = full + (last == 0 ? 0 : round[last - 1]);
       long chunks = Math.ceilDiv(w.chunks(), (long) k * unit) * unit;
       double cost = rounds * (chunks + BLOCK_COST + k * SHARE_COST);
       if (cost < least) {
