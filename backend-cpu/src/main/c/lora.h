@@ -165,12 +165,15 @@ INLINE void stage_one(const struct lora *l, int64_t segment, int which, int64_t 
 #define FETCH(p) __builtin_prefetch(p)
 #endif
 
-INLINE void fetch_target(const struct lora *l, const struct moe_target *t, int64_t out, int64_t blocks) {
+INLINE void fetch_target(const struct lora *l, const struct moe_target *t, int64_t out, int64_t blocks, int first) {
   int64_t size = size_of(t->b_type);
   const char *b = t->b + out * t->b_out;
   if (t->b_out == size)
     for (int64_t k = 0; k < t->rank; k++, b += t->b_rank)
-      for (int64_t i = 0; i < blocks * l->width * size; i += 64) FETCH(b + i);
+      for (int64_t i = 0; i < blocks * l->width * size; i += 64) {
+        if (first) __builtin_prefetch(b + i, 0, 2);
+        else FETCH(b + i);
+      }
 }
 
 // Copies the pieces of some blocks; while those of a target are copied, the next one's are fetched.
@@ -181,7 +184,7 @@ INLINE void stage(const struct lora *l, int64_t out, int64_t blocks, char *to) {
     for (int which = l->first; which <= l->last; which++) {
       const struct moe_target *t = l->c->segments[i].target + which;
       if (t->rank == 0 || repeats(l, i, which)) continue;
-      fetch_target(l, t, out, blocks);
+      fetch_target(l, t, out, blocks, 0);
       if (before >= 0) {
         stage_one(l, before, before_which, out, blocks, to);
         to += piece_bytes(l, before, before_which);
@@ -192,6 +195,15 @@ INLINE void stage(const struct lora *l, int64_t out, int64_t blocks, char *to) {
   if (before >= 0) stage_one(l, before, before_which, out, blocks, to);
 }
 
+// Before a task's first product: fetches what its first stage() will copy behind that, which is too much for the first-level cache.
+INLINE void fetch_first(const struct lora *l) {
+  for (int64_t i = l->t->segment; i < l->t->segment + l->t->segments; i++)
+    for (int which = l->first; which <= l->last; which++) {
+      const struct moe_target *t = l->c->segments[i].target + which;
+      if (t->rank && !repeats(l, i, which)) fetch_target(l, t, l->t->block * l->width, least(l->blocks, l->t->blocks), 1);
+    }
+}
+
 // Between two products: fetches a share of what the next stage() will copy.
 INLINE void fetch_ahead(const struct lora *l, int64_t block) {
   int64_t done = block % l->blocks, next = block - done + l->blocks, left = l->t->blocks - next;
@@ -199,7 +211,7 @@ INLINE void fetch_ahead(const struct lora *l, int64_t block) {
   for (int64_t i = l->t->segments * done / l->blocks; i < l->t->segments * (done + 1) / l->blocks; i++)
     for (int which = l->first; which <= l->last; which++) {
       const struct moe_target *t = l->c->segments[l->t->segment + i].target + which;
-      if (t->rank && !repeats(l, l->t->segment + i, which)) fetch_target(l, t, (l->t->block + next) * l->width, least(left, l->blocks));
+      if (t->rank && !repeats(l, l->t->segment + i, which)) fetch_target(l, t, (l->t->block + next) * l->width, least(left, l->blocks), 0);
     }
 }
 
