@@ -188,7 +188,7 @@ final class BenchReportTest {
   void thePageHoldsTheChartAndEveryRow() {
     String html = report().html();
     assertThat(html).startsWith("<!doctype html>").contains("<svg", "a &lt;fast&gt; one");
-    assertThat(html.split("<tr>", -1)).hasSize(8);
+    assertThat(html.split("<tr>", -1)).hasSize(10);
     assertThat(html).contains("<td>a &lt;loop&gt;</td>", "<td>2.00</td>");
     assertThat(html).doesNotContain("src=", "href=");
   }
