@@ -9,7 +9,7 @@ enum { STAGE_BYTES = 128 << 10 };
 enum { STAGE_BYTES = 64 << 10 };
 #endif
 
-// With LORA_TILES whoever includes this has tiles for B's products of rows of bf16 where B is bf16: expand_tiles(), and tile_step(q), the values of k of a tile.
+// With LORA_TILES whoever includes this has tiles for B's products of rows of bf16 where B is bf16: expand_tiles().
 // s then has pairs of bf16 whose sum is what A makes of x (one holds the upper bits, the other the lower ones), and B each value twice, so that products of
 // 16 ranks are one tile. Pieces of B are [rank of a multiple of 16][16 outputs][2], for each 16 outputs.
 enum { TILE_RANKS = 16, TILE_BYTES = TILE_RANKS * 64 };
@@ -17,8 +17,7 @@ enum { TILE_RANKS = 16, TILE_BYTES = TILE_RANKS * 64 };
 INLINE int on_tiles(const struct moe_call *c, const struct moe_segment *g, int which) {
 #ifdef LORA_TILES
   const struct moe_target *t = g->target + which, *other = g->target + (which == DOWN ? DOWN : UP - which);
-  const struct moe_coded *q = which == DOWN ? c->type2 == TYPE_CODED ? c->coded2 : 0 : c->type13 == TYPE_CODED ? c->coded13 : 0;
-  if (c->row_type != TYPE_BF16 || t->rank == 0 || t->b_type != TYPE_BF16 || t->rank > STAGE_BYTES / BLOCK / 4 || tile_step(q) != 32) return 0;
+  if (c->row_type != TYPE_BF16 || t->rank == 0 || t->b_type != TYPE_BF16 || t->rank > STAGE_BYTES / BLOCK / 4) return 0;
   return other->rank == 0 || other->s != t->s || other->b_type == TYPE_BF16;  // who shares s shares its form
 #else
   (void)c, (void)g, (void)which;
@@ -165,15 +164,12 @@ INLINE void stage_one(const struct lora *l, int64_t segment, int which, int64_t 
 #define FETCH(p) __builtin_prefetch(p)
 #endif
 
-INLINE void fetch_target(const struct lora *l, const struct moe_target *t, int64_t out, int64_t blocks, int first) {
+INLINE void fetch_target(const struct lora *l, const struct moe_target *t, int64_t out, int64_t blocks) {
   int64_t size = size_of(t->b_type);
   const char *b = t->b + out * t->b_out;
   if (t->b_out == size)
     for (int64_t k = 0; k < t->rank; k++, b += t->b_rank)
-      for (int64_t i = 0; i < blocks * l->width * size; i += 64) {
-        if (first) __builtin_prefetch(b + i, 0, 2);
-        else FETCH(b + i);
-      }
+      for (int64_t i = 0; i < blocks * l->width * size; i += 64) FETCH(b + i);
 }
 
 // Copies the pieces of some blocks; while those of a target are copied, the next one's are fetched.
@@ -184,7 +180,7 @@ INLINE void stage(const struct lora *l, int64_t out, int64_t blocks, char *to) {
     for (int which = l->first; which <= l->last; which++) {
       const struct moe_target *t = l->c->segments[i].target + which;
       if (t->rank == 0 || repeats(l, i, which)) continue;
-      fetch_target(l, t, out, blocks, 0);
+      fetch_target(l, t, out, blocks);
       if (before >= 0) {
         stage_one(l, before, before_which, out, blocks, to);
         to += piece_bytes(l, before, before_which);
@@ -195,15 +191,6 @@ INLINE void stage(const struct lora *l, int64_t out, int64_t blocks, char *to) {
   if (before >= 0) stage_one(l, before, before_which, out, blocks, to);
 }
 
-// Before a task's first product: fetches what its first stage() will copy behind that, which is too much for the first-level cache.
-INLINE void fetch_first(const struct lora *l) {
-  for (int64_t i = l->t->segment; i < l->t->segment + l->t->segments; i++)
-    for (int which = l->first; which <= l->last; which++) {
-      const struct moe_target *t = l->c->segments[i].target + which;
-      if (t->rank && !repeats(l, i, which)) fetch_target(l, t, l->t->block * l->width, least(l->blocks, l->t->blocks), 1);
-    }
-}
-
 // Between two products: fetches a share of what the next stage() will copy.
 INLINE void fetch_ahead(const struct lora *l, int64_t block) {
   int64_t done = block % l->blocks, next = block - done + l->blocks, left = l->t->blocks - next;
@@ -211,7 +198,7 @@ INLINE void fetch_ahead(const struct lora *l, int64_t block) {
   for (int64_t i = l->t->segments * done / l->blocks; i < l->t->segments * (done + 1) / l->blocks; i++)
     for (int which = l->first; which <= l->last; which++) {
       const struct moe_target *t = l->c->segments[l->t->segment + i].target + which;
-      if (t->rank && !repeats(l, l->t->segment + i, which)) fetch_target(l, t, (l->t->block + next) * l->width, least(left, l->blocks), 0);
+      if (t->rank && !repeats(l, l->t->segment + i, which)) fetch_target(l, t, (l->t->block + next) * l->width, least(left, l->blocks));
     }
 }
 

@@ -163,9 +163,9 @@ static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
   int gated = is_gated(c->activation);
   int64_t width = gated ? HALF : BLOCK, size = size_of(c->row_type);
   struct lora lora = lora_of(c, t, gated ? GATE : UP, UP, width, c->intermediate);
-  if (lora.blocks) fetch_first(&lora);
   for (int64_t b = 0; b < t->blocks; b++) {
     int64_t block = t->block + b, out = block * width, n = least(width, c->intermediate - out);
+    if (lora.blocks && b % lora.blocks == 0) stage(&lora, out, least(lora.blocks, t->blocks - b), staged);
     if (lora.blocks) fetch_ahead(&lora, b);
     for (int64_t done = 0; done < t->rows; done += AT_ONCE) {
       struct moe_task p = part_of(t, done);
@@ -173,7 +173,6 @@ static void NAME(w13)(const struct moe_call *c, const struct moe_task *t) {
       const int first = done ? 0 : b ? 1 : 2;
       if (product) product(x, c->x13_stride, p.rows, w, c->hidden_padded, v, first);
       else coded(c->coded13, t->expert, x, c->x13_stride, p.rows, w, c->hidden_padded, v, first);
-      if (lora.blocks && b % lora.blocks == 0 && !done) stage(&lora, out, least(lora.blocks, t->blocks - b), staged);
       if (c->b13) add_bias(c->b13 + (t->expert * (c->intermediate_padded / width) + block) * BLOCK, v, p.rows);
       if (lora.block_bytes && n > 0) expand_rows(&lora, &p, out, staged + (lora.blocks ? b % lora.blocks * lora.block_bytes : 0), staged, v);
       char *to = c->act + p.row * c->act_stride + out * size;
@@ -197,9 +196,9 @@ static void NAME(w2)(const struct moe_call *c, const struct moe_task *t) {
   coded_fn *coded = coded_of(own, c, int8);
   if (int8 || c->row_type == TYPE_BF16) own->begin(product ? 0 : c->coded2, c->intermediate_padded, t->rows, int8);
   struct lora lora = lora_of(c, t, DOWN, DOWN, BLOCK, c->hidden);
-  if (lora.blocks) fetch_first(&lora);
   for (int64_t b = 0; b < t->blocks; b++) {
     int64_t block = t->block + b, out = block * BLOCK;
+    if (lora.blocks && b % lora.blocks == 0) stage(&lora, out, least(lora.blocks, t->blocks - b), staged);
     if (lora.blocks) fetch_ahead(&lora, b);
     for (int64_t done = 0; done < t->rows; done += AT_ONCE) {
       struct moe_task p = part_of(t, done);
@@ -207,7 +206,6 @@ static void NAME(w2)(const struct moe_call *c, const struct moe_task *t) {
       const int first = done ? 0 : b ? 1 : 2;
       if (product) product(x, c->act2_stride, p.rows, w, c->intermediate_padded, v, first);
       else coded(c->coded2, t->expert, x, c->act2_stride, p.rows, w, c->intermediate_padded, v, first);
-      if (lora.blocks && b % lora.blocks == 0 && !done) stage(&lora, out, least(lora.blocks, t->blocks - b), staged);
       if (c->b2) add_bias(c->b2 + t->expert * c->hidden_padded + out, v, p.rows);
       if (lora.block_bytes) expand_rows(&lora, &p, out, staged + (lora.blocks ? b % lora.blocks * lora.block_bytes : 0), staged, v);
       char *to = c->y + p.row * c->y_stride + out * 4;
