@@ -1,7 +1,7 @@
 """Compiles a module's Triton kernels to PTX, ahead of time and without a GPU:
 python3 build_triton.py MODULE_DIR [--workers N] [--arch 90 ...]
 
-Needs triton 3.6.0 (and nothing else). Called by `mvn -Pkernels`; writes src/main/resources/META-INF/moe4j/kernels. What is compiled:
+Needs triton 3.6.0 (and nothing else). Called by build.py; writes src/main/resources/META-INF/moe4j/kernels. What is compiled:
 src/main/triton/jobs.py of the module, which names the library (MODULE), the source files of each kernel (SOURCES, relative to the
 module; the first has the kernel), and has jobs(archs).
 """

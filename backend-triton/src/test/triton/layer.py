@@ -1,6 +1,6 @@
 """One MoE layer on a GPU through the product's Triton kernels, launched from Python: what the kernel tests and the bench run on.
 
-The Java side (TritonExperts) makes the same launches from compiled PTX; this file is the shortest description of them.
+The Java side (GroupedExperts, GemmLaunches) makes the same launches from compiled PTX; this file is the shortest description of them.
 """
 import os
 import sys

@@ -299,8 +299,7 @@ public final class AdapterRegistry implements AutoCloseable {
    */
   public AdapterBatch batch(List<@Nullable String> namePerToken) {
     AdapterBatch batch = newBatch();
-    batch.reset(namePerToken);
-    return batch;
+    return filled(batch, () -> batch.reset(namePerToken));
   }
 
   /**
@@ -312,8 +311,21 @@ public final class AdapterRegistry implements AutoCloseable {
    */
   public AdapterBatch batch(int... handlePerToken) {
     AdapterBatch batch = newBatch();
-    batch.reset(handlePerToken, handlePerToken.length);
-    return batch;
+    return filled(batch, () -> batch.reset(handlePerToken, handlePerToken.length));
+  }
+
+  /** A batch that cannot be made gives back its mapping's memory: nobody else could. */
+  private static AdapterBatch filled(AdapterBatch batch, Runnable reset) {
+    boolean done = false;
+    try {
+      reset.run();
+      done = true;
+      return batch;
+    } finally {
+      if (!done) {
+        batch.close();
+      }
+    }
   }
 
   /** {@return a batch that holds nothing yet, to be {@code reset} for one forward after another} */

@@ -118,5 +118,8 @@ final class TokenMapping implements AutoCloseable {
       staging.close();
       staging = null;
     }
+    // Or what comes after a failure to grow would go on with memory that is gone.
+    whole = null;
+    tensor = null;
   }
 }

@@ -3,6 +3,7 @@ package io.moe4j.lora;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatExceptionOfType;
 import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.LoraConfig;
@@ -69,6 +70,43 @@ class DeviceRegistryTest {
     assertThat(device.memory).as("only the mapping is left").hasSize(1);
     batch.close();
     assertThat(device.memory).isEmpty();
+  }
+
+  private static AdapterRegistry registry(FakeDevice device) {
+    return AdapterRegistry.builder(Map.of(0, CONFIG))
+        .device(device)
+        .punicaWrapper(CpuPunicaWrapper.shared())
+        .build();
+  }
+
+  @Test
+  void aBatchThatCannotBeMadeLeavesNothing() {
+    FakeDevice device = new FakeDevice();
+    AdapterRegistry r = registry(device);
+    for (int i = 0; i < 3; i++) {
+      assertThatThrownBy(() -> r.batch(List.of("who"))).hasMessageContaining("not loaded");
+      assertThatThrownBy(() -> r.batch(7)).hasMessageContaining("handle");
+    }
+    assertThat(device.memory).isEmpty();
+    r.close();
+  }
+
+  /** The tokens of the batch before it: their mapping was given back to make room. */
+  @Test
+  void aMappingThatCouldNotGrowIsMadeAnew() {
+    FakeDevice device = new FakeDevice();
+    AdapterRegistry r = registry(device);
+    AdapterBatch batch = r.newBatch();
+    batch.reset(new int[] {-1, -1}, 2);
+    device.failAfter.set(0);
+    int[] many = new int[1000];
+    java.util.Arrays.fill(many, -1);
+    assertThatThrownBy(() -> batch.reset(many, many.length)).isInstanceOf(DeviceException.class);
+    batch.reset(new int[] {-1, -1}, 2);
+    assertThat(device.read(batch.context(0).tokenLoraMapping()).toInts()).containsExactly(-1, -1);
+    batch.close();
+    assertThat(device.memory).isEmpty();
+    r.close();
   }
 
   @Test

@@ -7,6 +7,7 @@ import io.moe4j.cli.bench.BenchShape;
 import io.moe4j.cli.bench.BenchWeights;
 import io.moe4j.cli.bench.DeviceBench;
 import io.moe4j.cli.bench.DeviceBenchReport;
+import io.moe4j.cli.bench.Draws;
 import io.moe4j.cli.bench.LayerBench;
 import io.moe4j.cli.bench.Peer;
 import io.moe4j.cli.bench.RanksBench;
@@ -129,6 +130,8 @@ final class BenchCommand implements Callable<Integer> {
               + " like triton:bf16, and print ours over theirs.")
   private @Nullable String besideOption;
 
+  @Mixin private DrawOptions drawOptions = new DrawOptions();
+
   @Option(names = "--quick", description = "Fewer cases and shorter: about half a minute.")
   private boolean quick;
 
@@ -177,6 +180,9 @@ final class BenchCommand implements Callable<Integer> {
     }
     if (ranks != null) {
       throw CliException.usage("--ranks is " + ranks + "; it goes with --device cuda");
+    }
+    if (drawOptions.given()) {
+      throw CliException.usage("--batches, --touched and --draw go with --device cuda");
     }
     if (besideOption != null) {
       throw CliException.usage("--beside is " + besideOption + "; it goes with --device cuda");
@@ -250,6 +256,9 @@ final class BenchCommand implements Callable<Integer> {
   }
 
   private int onDevices(int size) {
+    if (drawOptions.given()) {
+      throw CliException.usage("--batches, --touched and --draw do not go with --ranks");
+    }
     if (besideOption != null) {
       throw CliException.usage("--beside is " + besideOption + "; it does not go with --ranks");
     }
@@ -299,6 +308,7 @@ final class BenchCommand implements Callable<Integer> {
     List<BenchShape> of =
         shapes.isEmpty() ? BenchShape.DEVICE : shapes.stream().map(BenchCommand::shape).toList();
     BenchWeights weights = dtypes.isEmpty() ? BenchWeights.BF16 : deviceWeights("--dtype", dtypes);
+    Draws draws = drawOptions.draws(tokens);
     Beside beside = beside();
     List<Integer> counts = counts();
     if (tokens.isEmpty() && !quick) {
@@ -321,11 +331,12 @@ final class BenchCommand implements Callable<Integer> {
     DeviceBenchReport report;
     try (MoeOracle oracle = oracleOptions.discover();
         DeviceBench bench =
-            DeviceBench.open(oracle, oracleOptions.backend, weights, counts, grid, rest);
+            DeviceBench.open(oracle, oracleOptions.backend, weights, counts, grid, rest, draws);
         DeviceBench others =
             beside == null
                 ? null
-                : DeviceBench.open(oracle, beside.backend(), beside.weights(), counts, grid, rest);
+                : DeviceBench.open(
+                    oracle, beside.backend(), beside.weights(), counts, grid, rest, draws);
         Progress progress =
             Progress.start(
                 moe,

@@ -137,7 +137,7 @@ final class DoctorCommand implements Callable<Integer> {
       add(
           memory < SMALL_MEMORY ? Verdict.NOTE : Verdict.OK,
           "memory",
-          Text.bytes(memory) + ", " + Text.bytes(Machine.freeMemoryBytes()) + " free",
+          Text.bytes(memory) + ", " + Text.bytes(Machine.availableMemoryBytes()) + " available",
           memory < SMALL_MEMORY
               ? "checkpoints are mapped and may be larger, but will be slow"
               : "");

@@ -3,6 +3,7 @@ package io.moe4j.cli;
 import io.moe4j.api.AdapterException;
 import io.moe4j.api.CheckpointException;
 import io.moe4j.api.DeviceException;
+import io.moe4j.api.SettingException;
 import io.moe4j.api.comm.CommException;
 import io.moe4j.oracle.UnsupportedConfigException;
 import java.io.IOException;
@@ -62,6 +63,7 @@ final class ErrorPrinter implements IExecutionExceptionHandler, IParameterExcept
   private static int exitCode(Throwable e) {
     return switch (e) {
       case CliException c -> c.exitCode();
+      case SettingException _ -> ExitCode.USAGE;
       case CheckpointException _, IOException _, UncheckedIOException _ -> ExitCode.BAD_INPUT;
       case AdapterException _ -> ExitCode.ADAPTER_REFUSED;
       case UnsupportedConfigException _ -> ExitCode.UNSUPPORTED;

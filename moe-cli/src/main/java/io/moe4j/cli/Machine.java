@@ -1,5 +1,6 @@
 package io.moe4j.cli;
 
+import io.moe4j.api.platform.SystemMemory;
 import java.io.IOException;
 import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
@@ -9,7 +10,6 @@ import java.util.stream.Stream;
 /** What can be told of this machine from Java, for doctor and bench. */
 public final class Machine {
   private static final Path CPUINFO = Path.of("/proc/cpuinfo");
-  private static final Path MEMINFO = Path.of("/proc/meminfo");
   private static final Path HUGE_PAGES = Path.of("/sys/kernel/mm/transparent_hugepage/enabled");
 
   private Machine() {}
@@ -47,31 +47,19 @@ public final class Machine {
         : 0;
   }
 
-  /** {@return memory that is not in use, in bytes, page cache not counted as free; 0 if unknown} */
-  public static long freeMemoryBytes() {
+  /**
+   * {@return memory that this process could still take in bytes, page cache counted as free, in a
+   * container up to its limit; 0 if unknown}
+   */
+  public static long availableMemoryBytes() {
+    long available = SystemMemory.availableBytes(memoryBytes());
+    if (available < Long.MAX_VALUE) {
+      return available;
+    }
     return ManagementFactory.getOperatingSystemMXBean()
             instanceof com.sun.management.OperatingSystemMXBean os
         ? os.getFreeMemorySize()
         : 0;
-  }
-
-  /** {@return memory that programs could still take, page cache counted as free; 0 if unknown} */
-  static long availableMemoryBytes() {
-    if (Files.isReadable(MEMINFO)) {
-      try (Stream<String> lines = Files.lines(MEMINFO)) {
-        long kib =
-            lines
-                .filter(l -> l.startsWith("MemAvailable:"))
-                .map(l -> l.replaceAll("\\D", ""))
-                .mapToLong(Long::parseLong)
-                .findFirst()
-                .orElse(0);
-        return Math.min(kib << 10, memoryBytes());
-      } catch (IOException | NumberFormatException e) {
-        return freeMemoryBytes();
-      }
-    }
-    return freeMemoryBytes();
   }
 
   /** {@return Java's version and vendor} */

@@ -1,5 +1,6 @@
 package io.moe4j.cli;
 
+import io.moe4j.api.config.SystemSettings;
 import io.moe4j.oracle.MoeOracle;
 import java.nio.file.Path;
 import java.util.Map;
@@ -77,7 +78,9 @@ final class OracleOptions {
 
   /** {@return threads of the CPU backend} */
   int threads() {
-    return threads != null ? threads : Integer.getInteger(CPU_THREADS, Machine.processors());
+    return threads != null
+        ? threads
+        : SystemSettings.number(CPU_THREADS, Machine.processors(), 1, MAX_THREADS);
   }
 
   /** Finds the backends. Comes before any of them is used. */

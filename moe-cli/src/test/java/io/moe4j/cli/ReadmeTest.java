@@ -8,8 +8,11 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.List;
+import java.util.Set;
+import java.util.TreeSet;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 
 /** README.md says what is so: the example compiles and is right, links lead somewhere. */
@@ -57,6 +60,29 @@ final class ReadmeTest {
         Files.readString(ROOT.resolve("integration-tests/out-of-tree/plain-experts/pom.xml"));
     String project = pom.substring(pom.indexOf("<project")).stripTrailing();
     assertThat(readme()).contains("```xml\n" + project + "\n```");
+  }
+
+  /** No module has a setting that the page does not tell, and the page tells none that is gone. */
+  @Test
+  void theTableOfSettingsIsWhole() throws Exception {
+    Pattern constant = Pattern.compile("String\\s+\\w+\\s*=\\s*\"(moe4j\\.[a-z0-9.-]+)\"");
+    Set<String> settings = new TreeSet<>();
+    try (Stream<Path> modules = Files.list(ROOT)) {
+      for (Path main :
+          modules.map(m -> m.resolve("src/main/java")).filter(Files::exists).toList()) {
+        try (Stream<Path> files = Files.walk(main)) {
+          for (Path f : files.filter(f -> f.toString().endsWith(".java")).toList()) {
+            constant.matcher(Files.readString(f)).results().forEach(r -> settings.add(r.group(1)));
+          }
+        }
+      }
+    }
+    Set<String> rows = new TreeSet<>();
+    Pattern.compile("(?m)^\\| `-D(moe4j\\.[a-z0-9.-]+)=")
+        .matcher(readme())
+        .results()
+        .forEach(r -> rows.add(r.group(1)));
+    assertThat(rows).hasSizeGreaterThan(20).isEqualTo(settings);
   }
 
   @Test

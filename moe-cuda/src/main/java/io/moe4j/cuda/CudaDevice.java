@@ -209,6 +209,11 @@ public final class CudaDevice implements Device {
   }
 
   @Override
+  public Optional<Timer> newTimer() {
+    return Optional.of(new CudaTimer(context));
+  }
+
+  @Override
   public Fence fence(DeviceStream stream) {
     return new CudaFence(context, stream);
   }

@@ -1,15 +1,22 @@
 package io.moe4j.cuda;
 
-/**
- * Every system property of this module that is a setting; read once, when the first kernel is
- * loaded.
- */
+import io.moe4j.api.SettingException;
+import io.moe4j.api.config.SystemSettings;
+
+/** Every system property of this module that is a setting. */
 final class CudaProperties {
   /** Set to {@code false} to launch without programmatic dependent launch. */
   static final String PDL = "moe4j.cuda.pdl";
 
-  /** Whether kernels may start before the one in front of them has finished. */
-  static final boolean PDL_ALLOWED = !"false".equals(System.getProperty(PDL));
-
   private CudaProperties() {}
+
+  /**
+   * Whether kernels may start before the one in front of them has finished; read when a kernel is
+   * loaded.
+   *
+   * @throws SettingException if it is mistyped
+   */
+  static boolean pdlAllowed() {
+    return SystemSettings.isTrue(PDL, true);
+  }
 }

@@ -87,7 +87,7 @@ public final class Kernel {
     boolean pdl =
         spec.pdl()
             && CudaDeviceProvider.capability(context.info()).atLeast(9, 0)
-            && CudaProperties.PDL_ALLOWED;
+            && CudaProperties.pdlAllowed();
     this.pdl = pdl;
     // All sizes at once: choosing one is no allocation in a launch.
     for (int c = 1; c <= PORTABLE_CLUSTER; c++) {

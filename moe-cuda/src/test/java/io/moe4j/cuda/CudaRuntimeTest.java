@@ -7,6 +7,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.RoutingConfig;
+import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
@@ -64,6 +65,31 @@ class CudaRuntimeTest {
       assertThatIllegalStateException()
           .isThrownBy(() -> graph.launch(stream))
           .withMessageContaining("closed");
+    }
+  }
+
+  @Test
+  void theDevicesClockHoldsItsWorkAndNothingOfTheHosts() {
+    try (Gpu gpu = new Gpu();
+        Device.Timer timer = gpu.device.newTimer().orElseThrow()) {
+      Tensor a = gpu.empty(DType.F32, 1 << 24);
+      Tensor b = gpu.empty(DType.F32, 1 << 24);
+      gpu.device.copy(a, b, gpu.stream);
+      gpu.stream.synchronize();
+      for (int copies : new int[] {1, 20}) {
+        long begin = System.nanoTime();
+        timer.start(gpu.stream);
+        for (int i = 0; i < copies; i++) {
+          gpu.device.copy(a, b, gpu.stream);
+        }
+        timer.stop(gpu.stream);
+        double inside = timer.micros();
+        double outside = (System.nanoTime() - begin) / 1e3;
+        // No memory copies 128 MB in 5 us.
+        assertThat(inside).isBetween(5.0 * copies, outside);
+      }
+      timer.close();
+      assertThatIllegalStateException().isThrownBy(() -> timer.start(gpu.stream));
     }
   }
 

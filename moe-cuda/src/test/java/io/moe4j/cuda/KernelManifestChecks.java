@@ -44,8 +44,8 @@ public final class KernelManifestChecks {
       for (Map.Entry<String, String> source : k.sources().entrySet()) {
         assertThat(sha256(read(moduleDir.resolve(source.getKey()))))
             .as(
-                "%s was compiled from another %s than this one: run mvn -Pkernels -pl %s generate-sources",
-                k.id(), source.getKey(), module)
+                "%s was compiled from another %s than this one: run python3 tools/kernels/build.py %s",
+                k.id(), source.getKey(), moduleDir.toAbsolutePath().normalize().getFileName())
             .isEqualTo(source.getValue());
       }
       assertThat(sha256(resource(owner, KernelLibrary.ROOT + module + "/" + k.ptx())))

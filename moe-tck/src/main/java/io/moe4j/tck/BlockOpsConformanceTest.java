@@ -114,6 +114,37 @@ public abstract class BlockOpsConformanceTest {
     return openDevice;
   }
 
+  // ---- 1.4: facts
+
+  /**
+   * {@code facts()} before and after a call, none with a name that experts use.
+   *
+   * @param c the case
+   */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("io.moe4j.tck.BlockCases#blocks")
+  public final void required_MOE_1_4_factsStayTheSame(Object c) {
+    var block = (BlockCases.Block) c;
+    MoeConfig config = block.config();
+    int tokens = 5;
+    Data data = new Data(tokens);
+    MoeLayerWeights weights = block.weights(data, false);
+    try (BlockOps ops = prepare(config, weights);
+        Bench bench = new Bench(device())) {
+      Tensor in = bench.input(hidden(config, data, tokens));
+      Tensor routed = bench.input(data.normal(DType.F32, 1, tokens, config.expertHiddenSize()));
+      Tensor out = bench.output(DType.F32, tokens, config.hiddenSize());
+      var workspace = bench.workspace(ops.workspaceBytes(tokens));
+      Facts.requireNoneOfExperts(
+          Facts.requireSame(
+              ops::facts,
+              () -> {
+                ops.output(in, routed, null, out, workspace, bench.stream);
+                bench.stream.synchronize();
+              }));
+    }
+  }
+
   // ---- 6.1: routing
 
   /**

@@ -21,7 +21,6 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
-import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.LoraExperts;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
@@ -825,19 +824,7 @@ public abstract class ExpertsConformanceTest {
     kit().assumeSupported(p.config);
     try (Experts experts = kit().prepare(p);
         Harness harness = kit().harness(p, experts)) {
-      List<Fact> before = facts(experts);
-      harness.apply();
-      assertEquals(before, facts(experts), "MOE-1.4: facts before and after a call");
-      long names = before.stream().map(Fact::name).distinct().count();
-      assertEquals(before.size(), names, () -> "MOE-1.4: names of " + before + " are not distinct");
-    }
-  }
-
-  private static List<Fact> facts(Experts experts) {
-    try {
-      return List.copyOf(experts.facts());
-    } catch (RuntimeException | Error e) {
-      throw new AssertionError("MOE-1.4: facts() failed", e);
+      Facts.requireSame(experts::facts, harness::apply);
     }
   }
 

@@ -5,6 +5,7 @@ import static org.junit.platform.engine.discovery.DiscoverySelectors.selectMetho
 
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.api.spi.Fact;
 import java.lang.reflect.Method;
 import java.lang.reflect.Modifier;
 import java.util.ArrayList;
@@ -67,6 +68,25 @@ class BlockKitCatchesMistakesTest {
         wrong("zero experts unweighted", WrongBlockOps::zeroExpertsUnweighted, "6_2_zeroExperts"),
         wrong("id -1 is expert 0", WrongBlockOps::minusOneIsExpertZero, "6_3_dispatchAndCombine"),
         wrong("zero tokens throw", WrongBlockOps::zeroTokensThrow, "6_4_zeroTokens"),
+        wrong(
+            "facts change",
+            WrongBlockOps.saying(WrongBlockOps::changingFacts),
+            "1_4_factsStayTheSame"),
+        wrong(
+            "a fact twice",
+            WrongBlockOps.saying(
+                () -> List.of(Fact.of("shared", "packed"), Fact.of("shared", "in place"))),
+            "1_4_factsStayTheSame"),
+        wrong(
+            "facts throw",
+            WrongBlockOps.saying(() -> {
+              throw new IllegalStateException("not prepared");
+            }),
+            "1_4_factsStayTheSame"),
+        wrong(
+            "a fact named like the experts'",
+            WrongBlockOps.saying(() -> List.of(Fact.of("weights", "packed"))),
+            "1_4_factsStayTheSame"),
         wrong("writes past output", WrongBlockOps::writesPastOutput, "6_2_output"),
         wrong(
             "second close throws", WrongBlockOps::secondCloseThrows, "6_4_closeMayBeCalledTwice"));

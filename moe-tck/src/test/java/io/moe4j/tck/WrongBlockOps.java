@@ -10,6 +10,7 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.api.spi.Fact;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
@@ -19,11 +20,16 @@ import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
 import io.moe4j.reference.ReferenceBlockOps;
 import java.lang.foreign.ValueLayout;
+import java.util.List;
+import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.locks.LockSupport;
+import java.util.function.Supplier;
 import org.jspecify.annotations.Nullable;
 
 /** The reference's operations with one thing changed. */
 class WrongBlockOps implements BlockOps {
+  private static final AtomicLong ASKED = new AtomicLong();
+
   private final BlockOps right;
 
   WrongBlockOps(MoeConfig config, MoeLayerWeights weights) {
@@ -39,6 +45,22 @@ class WrongBlockOps implements BlockOps {
      * @param weights its weights
      */
     BlockOps make(MoeConfig config, MoeLayerWeights weights);
+  }
+
+  /** {@return a maker of the right operations that say something of themselves} */
+  static Maker saying(Supplier<List<Fact>> facts) {
+    return (c, w) ->
+        new WrongBlockOps(c, w) {
+          @Override
+          public List<Fact> facts() {
+            return facts.get();
+          }
+        };
+  }
+
+  /** One more byte each time. */
+  static List<Fact> changingFacts() {
+    return List.of(new Fact("shared", "packed", ASKED.incrementAndGet()));
   }
 
   /** {@return a provider of such operations for the host processor} */

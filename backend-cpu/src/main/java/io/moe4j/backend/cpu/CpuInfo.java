@@ -44,7 +44,8 @@ final class CpuInfo {
         : 0;
   }
 
-  private static long memoryBytes() {
+  /** {@return the machine's memory in bytes (the container's, if that is less), 0 if unknown} */
+  static long memoryBytes() {
     return ManagementFactory.getOperatingSystemMXBean()
             instanceof com.sun.management.OperatingSystemMXBean os
         ? os.getTotalMemorySize()

@@ -1,11 +1,8 @@
 package io.moe4j.backend.cpu;
 
+import io.moe4j.api.platform.SystemMemory;
 import io.moe4j.backend.cpu.options.PackPolicy;
-import java.io.IOException;
-import java.nio.file.Files;
-import java.nio.file.Path;
 import java.util.Locale;
-import java.util.stream.Stream;
 
 /** Whether packed weights have room beside everything else, the page cache included. */
 final class MemoryRoom {
@@ -37,19 +34,8 @@ final class MemoryRoom {
         : String.format(Locale.ROOT, "%.1f GiB", mebibytes / 1024);
   }
 
-  /**
-   * {@return what the system could give without swapping, page cache included; {@link
-   * Long#MAX_VALUE} if unknown}
-   */
+  /** {@return what the system could give, in a container up to its limit; see there} */
   static long availableBytes() {
-    try (Stream<String> lines = Files.lines(Path.of("/proc/meminfo"))) {
-      return lines
-          .filter(line -> line.startsWith("MemAvailable:"))
-          .findFirst()
-          .map(line -> Long.parseLong(line.replaceAll("\\D", "")) << 10)
-          .orElse(Long.MAX_VALUE);
-    } catch (IOException | java.io.UncheckedIOException e) {
-      return Long.MAX_VALUE;
-    }
+    return SystemMemory.availableBytes(CpuInfo.memoryBytes());
   }
 }

@@ -58,7 +58,8 @@ final class NativeLora {
   /** By target: whether any slot has factors for it. */
   private final boolean[] targets = new boolean[TARGETS];
 
-  private final List<Tensor> outOfFiles = new ArrayList<>();
+  /** What this call reads, so that memory which only the collector frees stays until it ends. */
+  private final List<Tensor> read = new ArrayList<>();
   private @Nullable Arena copies;
 
   NativeLora(PackedWeights w, Mlp.Options options) {
@@ -146,9 +147,7 @@ final class NativeLora {
   /** What is read by its address alone must be referred to here as well. */
   private Tensor kept(Tensor t) {
     Tensor own = FileMemory.copied(t);
-    if (own != t) {
-      outOfFiles.add(own);
-    }
+    read.add(own);
     return own;
   }
 
@@ -170,7 +169,7 @@ final class NativeLora {
 
   /** Lets go of the copies. */
   void clear() {
-    outOfFiles.clear();
+    read.clear();
     if (copies != null) {
       copies.close();
       copies = null;

@@ -27,9 +27,9 @@ class CpuExpertsBackendTest {
     "moe4j.cpu.activations, int4, 'accepted: unquantised, int8'",
     "moe4j.cpu.scalar, maybe, 'accepted: true, false'",
     "moe4j.cpu.pin, 1, 'accepted: true, false'",
-    "moe4j.cpu.threads, 0, must be 1..1024",
-    "moe4j.cpu.threads, 1025, must be 1..1024",
-    "moe4j.cpu.threads, 2.5, must be 1..1024"
+    "moe4j.cpu.threads, 0, accepted: 1..1024",
+    "moe4j.cpu.threads, 1025, accepted: 1..1024",
+    "moe4j.cpu.threads, 2.5, accepted: 1..1024"
   })
   void aPropertyThatIsWrongIsARefusal(String property, String value, String accepted) {
     System.setProperty(property, value);

@@ -12,12 +12,13 @@ import java.util.stream.Stream;
  * <table>
  * <caption>Numbers of arguments</caption>
  * <tr><th>FlashInfer</th><th>init</th><th>run_moe</th><th>workspace and tactics of fused_moe</th>
- *   <th>trtllm_bf16_moe, _fp8_block_scale_moe, _fp4_block_scale_moe</th></tr>
+ *   <th>trtllm_bf16_moe, _fp8_block_scale_moe, _fp4_block_scale_moe,
+ *   _fp8_per_tensor_scale_routed_moe, _mxint4_block_scale_moe</th></tr>
  * <tr><td>0.6.0 to 0.6.7</td><td>7</td><td>24</td><td>memory by the allocator</td><td>refused</td></tr>
  * <tr><td>0.6.8 to 0.6.14</td><td>7</td><td>25</td><td>the same</td><td>refused</td></tr>
  * <tr><td>0.6.15</td><td>8</td><td>25</td><td>the same</td><td>refused</td></tr>
  * <tr><td>0.6.16, 0.6.17</td><td>8 or 9</td><td>26</td><td>given; valid tactics where init has 9</td><td>refused</td></tr>
- * <tr><td>0.6.18</td><td>9</td><td>26 or 28</td><td>given; valid tactics</td><td>33, 38, 41</td></tr>
+ * <tr><td>0.6.18</td><td>9</td><td>26 or 28</td><td>given; valid tactics</td><td>33, 38, 41, 30, 31</td></tr>
  * </table>
  */
 final class ArgumentLists {
@@ -98,6 +99,34 @@ final class ArgumentLists {
           is_da_body_preparation:b
           """);
 
+  /** Scales stand in front of the matrices' results: of up and the output, of gate, of down. */
+  private static final Signature TRTLLM_FP8_TENSOR_30 =
+      Signature.of(
+          "trtllm_fp8_per_tensor_scale_routed_moe",
+          """
+          routing_input_mode:i expert_indices:T expert_weights:T routing_bias:T? hidden_states:T
+          gemm1_weights:T output1_scales_scalar:T output1_scales_gate_scalar:T gemm2_weights:T
+          output2_scales_scalar:T output:T num_experts:i top_k:i n_group:i? topk_group:i?
+          intermediate_size:i local_expert_offset:i local_num_experts:i routed_scaling_factor:f?
+          use_routing_scales_on_input:b routing_method_type:i do_finalize:b enable_pdl:b
+          moe_tactic:i[] activation_type:i norm_topk_prob:b routing_replay_out:T?
+          da_routing_metadata:T[] da_body_workspace:T[] is_da_body_preparation:b
+          """);
+
+  /** No mode of routing: ids are packed with their weights, {@code expert_weights} is written. */
+  private static final Signature TRTLLM_MXINT4_31 =
+      Signature.of(
+          "trtllm_mxint4_block_scale_moe",
+          """
+          routing_logits:T? routing_bias:T? expert_indices:T expert_weights:T hidden_states:T
+          gemm1_weights:T gemm1_weights_scale:T gemm1_alpha:T? gemm1_beta:T? gemm1_clamp_limit:T?
+          gemm1_lora_delta:T? gemm2_weights:T gemm2_weights_scale:T num_experts:i top_k:i
+          n_group:i? topk_group:i? intermediate_size:i local_expert_offset:i local_num_experts:i
+          routed_scaling_factor:f? routing_method_type:i do_finalize:b enable_pdl:b output:T
+          moe_tactic:i[] norm_topk_prob:b routing_replay_out:T? da_routing_metadata:T[]
+          da_body_workspace:T[] is_da_body_preparation:b
+          """);
+
   static final Signature WORKSPACE_SIZE =
       Signature.of(
           "get_workspace_size",
@@ -136,7 +165,9 @@ final class ArgumentLists {
               RUN_MOE_28,
               TRTLLM_BF16_33,
               TRTLLM_FP8_38,
-              TRTLLM_FP4_41));
+              TRTLLM_FP4_41,
+              TRTLLM_FP8_TENSOR_30,
+              TRTLLM_MXINT4_31));
 
   private ArgumentLists() {}
 

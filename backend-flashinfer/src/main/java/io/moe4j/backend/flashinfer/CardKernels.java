@@ -82,6 +82,38 @@ interface CardKernels {
    */
   void rows(Rows rows, DeviceStream stream);
 
+  /**
+   * To e4m3, with a scale for 128 elements of a row: the largest magnitude over 448.
+   *
+   * @param in F32, BF16 or F16 {@code [T, H]}, {@code H} a multiple of 128
+   * @param out F8_E4M3, the same shape, overwritten
+   * @param scales F32 {@code [H / 128, T]}, overwritten; 1 for zeros alone
+   * @param stream where to run
+   */
+  void quantizeBlocks(Tensor in, Tensor out, Tensor scales, DeviceStream stream);
+
+  /**
+   * To NVFP4: e2m1 with an E4M3 scale for 16 elements, the largest magnitude over 6 and the given
+   * scale.
+   *
+   * @param in F32, BF16 or F16 {@code [T, H]}, {@code H} a multiple of 16
+   * @param out U8 {@code [T, H / 2]}, the first element in the lower half, overwritten
+   * @param scales F8_E4M3 {@code [T, H / 16]}, overwritten
+   * @param scale one F32 number above 0
+   * @param stream where to run
+   */
+  void quantizeNv(Tensor in, Tensor out, Tensor scales, Tensor scale, DeviceStream stream);
+
+  /**
+   * Ids and weights in one number each: the id above the weight's bits in BF16.
+   *
+   * @param ids int32 {@code [T, K]}
+   * @param weights F32 {@code [T, K]}
+   * @param out int32 {@code [T, K]}, overwritten
+   * @param stream where to run
+   */
+  void packRouting(Tensor ids, Tensor weights, Tensor out, DeviceStream stream);
+
   /** From router logits to ids and weights. */
   interface Router {
     /**
@@ -128,6 +160,8 @@ interface CardKernels {
     private static final int THREADS = 256;
     private static final int E4M3_PER_THREAD = 8;
     private static final int MXFP8_PER_THREAD = 4;
+    private static final int BLOCK_PER_THREAD = 4;
+    private static final int NVFP4_PER_THREAD = 4;
     private static final int MOST_BLOCKS = 2048;
     private static final int PACK = 8;
     private static final int PACK_BYTES = 16;
@@ -135,9 +169,12 @@ interface CardKernels {
     private final ElementwiseKernels elementwise;
     private final Map<DType, Kernel> quantize = new EnumMap<>(DType.class);
     private final Map<DType, Kernel> quantizeMx = new EnumMap<>(DType.class);
+    private final Map<DType, Kernel> quantizeBlocks = new EnumMap<>(DType.class);
+    private final Map<DType, Kernel> quantizeNv = new EnumMap<>(DType.class);
     private final CudaDevice device;
     private final Kernel rowsByOne;
     private final Kernel rowsByEight;
+    private final Kernel packRouting;
 
     private OnCuda(CudaDevice device) {
       this.device = device;
@@ -147,9 +184,13 @@ interface CardKernels {
           Map.of(DType.F32, "f32", DType.BF16, "bf16", DType.F16, "f16").entrySet()) {
         quantize.put(type.getKey(), quantize(device, library, "quantize", type.getValue()));
         quantizeMx.put(type.getKey(), quantize(device, library, "quantize_mx", type.getValue()));
+        quantizeBlocks.put(
+            type.getKey(), quantize(device, library, "quantize_blocks", type.getValue()));
+        quantizeNv.put(type.getKey(), quantize(device, library, "quantize_nv", type.getValue()));
       }
       rowsByOne = rows(device, library, 1);
       rowsByEight = rows(device, library, PACK);
+      packRouting = device.kernel(library, library.select(device.info(), "pack_routing", Map.of()));
     }
 
     private static Kernel quantize(
@@ -202,6 +243,46 @@ interface CardKernels {
           .pointer(scales)
           .i64(n)
           .launch(stream, blocks(n, MXFP8_PER_THREAD));
+    }
+
+    @Override
+    public void quantizeBlocks(Tensor in, Tensor out, Tensor scales, DeviceStream stream) {
+      long n = in.elementCount();
+      of(quantizeBlocks, in)
+          .begin()
+          .pointer(in)
+          .pointer(out)
+          .pointer(scales)
+          .i64(n)
+          .i32(Math.toIntExact(in.size(0)))
+          .i32(Math.toIntExact(in.size(1)))
+          .launch(stream, blocks(n, BLOCK_PER_THREAD));
+    }
+
+    @Override
+    public void quantizeNv(
+        Tensor in, Tensor out, Tensor scales, Tensor scale, DeviceStream stream) {
+      long n = in.elementCount();
+      of(quantizeNv, in)
+          .begin()
+          .pointer(in)
+          .pointer(out)
+          .pointer(scales)
+          .pointer(scale)
+          .i64(n)
+          .launch(stream, blocks(n, NVFP4_PER_THREAD));
+    }
+
+    @Override
+    public void packRouting(Tensor ids, Tensor weights, Tensor out, DeviceStream stream) {
+      long n = ids.elementCount();
+      packRouting
+          .begin()
+          .pointer(ids)
+          .pointer(weights)
+          .pointer(out)
+          .i64(n)
+          .launch(stream, blocks(n, 1));
     }
 
     @Override

@@ -85,7 +85,7 @@ public final class FlashInferCutlassBackend implements TunableBackend, ExternalB
         kernels.apply(device),
         module(device.info()),
         runner -> TacticTable.of(config, device.info(), runner),
-        Replays.kept(System.getProperty(Replays.PROPERTY)));
+        Replays.keptByProperty());
   }
 
   private FlashInferModule module(DeviceInfo device) {

@@ -1,5 +1,7 @@
 package io.moe4j.backend.flashinfer;
 
+import io.moe4j.api.config.SystemSettings;
+
 /**
  * Whether FlashInfer's CUTLASS experts may make the weighted sum inside the second product. They do
  * it with atomic additions, so equal calls give unequal bits; large batches take less time, because
@@ -12,14 +14,12 @@ final class FusedSum {
 
   private FusedSum() {}
 
-  /** {@return whether it is allowed in this process} */
+  /**
+   * {@return whether it is allowed in this process}
+   *
+   * @throws io.moe4j.api.SettingException if the property is mistyped
+   */
   static boolean on() {
-    String text = System.getProperty(PROPERTY, "false");
-    return switch (text) {
-      case "true" -> true;
-      case "false" -> false;
-      default ->
-          throw new IllegalArgumentException(PROPERTY + " is " + text + ", must be true or false");
-    };
+    return SystemSettings.isTrue(PROPERTY, false);
   }
 }

@@ -1,6 +1,7 @@
 package io.moe4j.backend.flashinfer;
 
 import io.moe4j.api.DeviceException;
+import io.moe4j.api.config.SystemSettings;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.DType;
@@ -51,21 +52,13 @@ final class Replays implements AutoCloseable {
     this.kept = kept;
   }
 
-  /** {@return how many the property allows} */
-  static int kept(@Nullable String property) {
-    if (property == null || property.isBlank()) {
-      return KEPT;
-    }
-    try {
-      int n = Integer.parseInt(property.strip());
-      if (n >= 0) {
-        return n;
-      }
-    } catch (NumberFormatException e) {
-      // said below
-    }
-    throw new IllegalArgumentException(
-        PROPERTY + " is " + property + ", must be a number from 0 on (0 = record nothing)");
+  /**
+   * {@return how many the property allows}
+   *
+   * @throws io.moe4j.api.SettingException if it is mistyped
+   */
+  static int keptByProperty() {
+    return SystemSettings.number(PROPERTY, KEPT, 0, Integer.MAX_VALUE);
   }
 
   /** What a recording holds on to. */

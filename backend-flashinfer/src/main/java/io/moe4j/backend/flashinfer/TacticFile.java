@@ -5,25 +5,21 @@ import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import com.fasterxml.jackson.databind.SerializationFeature;
 import com.fasterxml.jackson.databind.json.JsonMapper;
+import io.moe4j.cuda.tuning.FileUpdate;
 import java.io.IOException;
-import java.nio.channels.FileChannel;
-import java.nio.channels.FileLock;
-import java.nio.file.Files;
-import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
-import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
 
 /**
- * The file of tuned tactics: JSON, written in one step beside itself and moved into place, one
- * writer at a time.
+ * The file of tuned tactics: JSON, replaced in one step, one writer at a time ({@link FileUpdate}).
  */
 final class TacticFile {
   /** The one format there has been. */
   static final int FORMAT = 1;
+
+  private static final int MAX_BYTES = 4 << 20;
 
   private static final ObjectMapper JSON =
       JsonMapper.builder()
@@ -67,8 +63,11 @@ final class TacticFile {
   static List<Entry> read(Path file) throws IOException {
     byte[] bytes;
     try {
-      bytes = Files.readAllBytes(file);
-    } catch (NoSuchFileException e) {
+      bytes = FileUpdate.read(file, MAX_BYTES).orElse(null);
+    } catch (IOException e) {
+      throw new IOException("it " + e.getMessage(), e);
+    }
+    if (bytes == null) {
       return List.of();
     }
     try {
@@ -88,29 +87,16 @@ final class TacticFile {
 
   /** Adds an entry, in place of one for the same. */
   static void add(Path file, Entry entry) throws IOException {
-    Path absolute = file.toAbsolutePath();
-    Path folder = absolute.getParent();
-    if (folder == null) {
-      throw new IOException(file + " is not a regular file");
-    }
-    Files.createDirectories(folder);
-    Path lock = absolute.resolveSibling(absolute.getFileName() + ".lock");
-    try (FileChannel channel =
-            FileChannel.open(lock, StandardOpenOption.CREATE, StandardOpenOption.WRITE);
-        FileLock _ = channel.lock()) {
-      List<Entry> all = new ArrayList<>(read(file));
-      all.removeIf(e -> e.key().equals(entry.key()) && e.tokens() == entry.tokens());
-      all.add(entry);
-      all.sort(
-          Comparator.comparing((Entry e) -> e.key().toString()).thenComparingInt(Entry::tokens));
-      Path beside = Files.createTempFile(folder, "tactics", ".json");
-      try {
-        Files.write(beside, JSON.writeValueAsBytes(new Content(FORMAT, all)));
-        Files.move(
-            beside, absolute, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-      } finally {
-        Files.deleteIfExists(beside);
-      }
-    }
+    FileUpdate.run(
+        file,
+        target -> {
+          List<Entry> all = new ArrayList<>(read(target));
+          all.removeIf(e -> e.key().equals(entry.key()) && e.tokens() == entry.tokens());
+          all.add(entry);
+          all.sort(
+              Comparator.comparing((Entry e) -> e.key().toString())
+                  .thenComparingInt(Entry::tokens));
+          return JSON.writeValueAsBytes(new Content(FORMAT, all));
+        });
   }
 }

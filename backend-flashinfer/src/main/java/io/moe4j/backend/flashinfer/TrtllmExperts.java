@@ -31,16 +31,12 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
   /** What copies by tensor maps want of a tensor's address. */
   private static final int TENSOR_ALIGNMENT = 16;
 
-  /** Elements that share a scale in MX formats. */
-  private static final int MX_GROUP = 32;
-
   private final MoeConfig config;
   private final Device device;
   private final CardKernels kernels;
   private final CardKernels.Router router;
   private final DeviceTensors constants;
   private final TrtllmScheme scheme;
-  private final @Nullable TrtllmWeights weights;
   private final TrtllmRunner runner;
   private final TrtllmRunner.Layer layer;
   private final @Nullable Tensor expertMap;
@@ -72,39 +68,23 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
     this.scheme = TrtllmScheme.of(config).orElseThrow();
     this.runner = new TrtllmRunner(module, scheme);
     this.constants = new DeviceTensors(device);
-    TrtllmWeights plain = null;
     try {
-      TrtllmScaledWeights scaled = null;
-      if (scheme == TrtllmScheme.PLAIN) {
-        plain = new TrtllmWeights(experts, hidden, intermediate, device);
-      } else {
-        scaled = new TrtllmScaledWeights(experts, scheme, config.expertBias(), constants);
-      }
       MoeActivation a = MoeActivation.of(config.activation()).orElseThrow();
       this.layer =
           new TrtllmRunner.Layer(
-              plain != null ? plain.w13() : Objects.requireNonNull(scaled).w13(),
-              scaled == null ? null : scaled.w13Scales(),
-              plain != null ? plain.w2() : Objects.requireNonNull(scaled).w2(),
-              scaled == null ? null : scaled.w2Scales(),
-              scaled == null ? null : scaled.b13(),
-              scaled == null ? null : scaled.b2(),
+              TrtllmRunner.Matrices.of(config, experts, scheme, constants),
               a.parameters() ? forEach(a.alpha()) : null,
               a.parameters() ? forEach(a.beta()) : null,
               a.parameters() ? forEach(a.limit()) : null,
-              TrtllmWeights.padded(intermediate),
+              scheme.padded(intermediate),
               block,
               config.topK());
       this.expertMap = config.expertMap().map(this::onDevice).orElse(null);
     } catch (RuntimeException | Error e) {
-      if (plain != null) {
-        plain.close();
-      }
       constants.close();
       runner.close();
       throw e;
     }
-    this.weights = plain;
   }
 
   private Tensor forEach(float value) {
@@ -129,6 +109,8 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
     private final WorkspaceLayout.Part logits;
     private final WorkspaceLayout.Part ids;
     private final WorkspaceLayout.Part topkWeights;
+    private final WorkspaceLayout.Part packed;
+    private final WorkspaceLayout.Part unpacked;
     private final WorkspaceLayout.Part cast;
     private final WorkspaceLayout.Part input;
     private final WorkspaceLayout.Part output;
@@ -143,16 +125,22 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
       logits = layout.reserve(DType.F32, tokens, config.numExperts());
       ids = layout.reserve(DType.I32, tokens, config.topK());
       topkWeights = layout.reserve(DType.F32, tokens, config.topK());
+      packed = layout.reserve(DType.I32, scheme.packsRouting() ? tokens : 0, config.topK());
+      unpacked = layout.reserve(DType.BF16, scheme.packsRouting() ? tokens : 0, config.topK());
       cast = layout.reserve(DType.BF16, tokens, hidden);
-      input = layout.reserve(DType.BF16, tokens, TrtllmWeights.padded(hidden));
-      output = layout.reserve(DType.BF16, tokens, TrtllmWeights.padded(hidden));
-      long quantised = scheme.quantisesInput() ? tokens : 0;
-      codes = layout.reserve(DType.F8_E4M3, quantised, TrtllmWeights.padded(hidden));
-      scales = layout.reserve(scheme.scales(), quantised, TrtllmWeights.padded(hidden) / MX_GROUP);
+      input = layout.reserve(DType.BF16, tokens, scheme.padded(hidden));
+      output = layout.reserve(DType.BF16, tokens, scheme.padded(hidden));
+      TrtllmScheme.Input kind = scheme.input();
+      long wide = kind == TrtllmScheme.Input.AS_IS ? 0 : scheme.padded(hidden);
+      boolean four = kind == TrtllmScheme.Input.NVFP4;
+      codes = layout.reserve(four ? DType.U8 : DType.F8_E4M3, tokens, four ? wide / 2 : wide);
+      long groups = kind.group() == 0 ? 0 : wide / kind.group();
+      scales =
+          kind == TrtllmScheme.Input.FP8_BLOCK
+              ? layout.reserve(DType.F32, groups, tokens)
+              : layout.reserve(scheme.scales(), tokens, groups);
       first = layout.reserve(DType.BF16, pairs, 2 * intermediate);
-      second =
-          layout.reserve(
-              DType.BF16, pairs, Math.max(2 * TrtllmWeights.padded(intermediate), hidden));
+      second = layout.reserve(DType.BF16, pairs, Math.max(2 * scheme.padded(intermediate), hidden));
     }
   }
 
@@ -209,7 +197,7 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
   }
 
   private Tensor padded(Tensor x, Rooms rooms, Workspace workspace, DeviceStream stream) {
-    if (hidden == TrtllmWeights.padded(hidden)) {
+    if (hidden == scheme.padded(hidden)) {
       return x;
     }
     Tensor to = rooms.input.in(workspace);
@@ -224,7 +212,7 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
       Rooms rooms,
       Workspace workspace,
       DeviceStream stream) {
-    boolean whole = hidden == TrtllmWeights.padded(hidden);
+    boolean whole = hidden == scheme.padded(hidden);
     boolean direct =
         whole && output.dtype() == DType.BF16 && output.deviceAddress() % TENSOR_ALIGNMENT == 0;
     Tensor target = direct ? output : rooms.output.in(workspace);
@@ -255,14 +243,30 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
       Workspace workspace,
       DeviceStream stream) {
     Tensor wide = padded(x, rooms, workspace, stream);
-    Tensor scales = null;
-    if (scheme.quantisesInput()) {
-      Tensor codes = rooms.codes.in(workspace);
-      scales = rooms.scales.in(workspace);
-      kernels.quantizeMx(wide, codes, scales, stream);
-      wide = codes;
+    Tensor codes = rooms.codes.in(workspace);
+    Tensor scales = scheme.input().group() == 0 ? null : rooms.scales.in(workspace);
+    switch (scheme.input()) {
+      case AS_IS -> codes = wide;
+      case FP8 -> kernels.quantize(wide, codes, inputScale(), stream);
+      case FP8_BLOCK -> kernels.quantizeBlocks(wide, codes, nonNull(scales), stream);
+      case MXFP8 -> kernels.quantizeMx(wide, codes, nonNull(scales), stream);
+      case NVFP4 -> kernels.quantizeNv(wide, codes, nonNull(scales), inputScale(), stream);
     }
-    return new TrtllmRunner.Forward(wide, scales, routing.topkIds(), routing.topkWeights(), target);
+    if (!scheme.packsRouting()) {
+      return new TrtllmRunner.Forward(
+          codes, scales, routing.topkIds(), routing.topkWeights(), target);
+    }
+    Tensor packed = rooms.packed.in(workspace);
+    kernels.packRouting(routing.topkIds(), routing.topkWeights(), packed, stream);
+    return new TrtllmRunner.Forward(codes, scales, packed, rooms.unpacked.in(workspace), target);
+  }
+
+  private Tensor inputScale() {
+    return nonNull(layer.matrices().each()).input();
+  }
+
+  private static <T> T nonNull(@Nullable T value) {
+    return Objects.requireNonNull(value);
   }
 
   private void sumWithDeltas(
@@ -290,7 +294,7 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
             .withAddInputs(false),
         stream);
     // FlashInfer has up in front of gate.
-    long wide = TrtllmWeights.padded(intermediate);
+    long wide = scheme.padded(intermediate);
     Tensor ordered = rooms.second.in(workspace, pairs, 2 * wide);
     kernels.rows(new CardKernels.Rows(deltas, null, ordered, 2, true), stream);
 
@@ -318,9 +322,6 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
     }
     closed = true;
     runner.close();
-    if (weights != null) {
-      weights.close();
-    }
     constants.close();
   }
 }

@@ -1,8 +1,10 @@
 package io.moe4j.backend.flashinfer;
 
 import io.moe4j.api.DeviceException;
+import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.api.weights.ExpertWeights;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -26,7 +28,10 @@ final class TrtllmRunner implements AutoCloseable {
 
   private static final int SWIGLU = 3;
 
-  /** FP8 with E8M0 scales, in FlashInfer's numbers. */
+  /** FP8 with scales of 128 x 128 and of 128, in FlashInfer's numbers. */
+  private static final int FP8_BLOCKS = 1;
+
+  /** FP8 with E8M0 scales. */
   private static final int MXFP8 = 2;
 
   private final FlashInferModule module;
@@ -50,12 +55,7 @@ final class TrtllmRunner implements AutoCloseable {
   /**
    * What stays the same from call to call.
    *
-   * @param w13 see {@link TrtllmWeights} and {@link TrtllmScaledWeights}
-   * @param w13Scales or null
-   * @param w2 likewise
-   * @param w2Scales or null
-   * @param b13 F32, in the order of the rows, or null
-   * @param b2 likewise
+   * @param matrices of the scheme
    * @param alpha F32, one number an expert, or null
    * @param beta likewise
    * @param limit likewise
@@ -64,12 +64,7 @@ final class TrtllmRunner implements AutoCloseable {
    * @param topK experts a token
    */
   record Layer(
-      Tensor w13,
-      @Nullable Tensor w13Scales,
-      Tensor w2,
-      @Nullable Tensor w2Scales,
-      @Nullable Tensor b13,
-      @Nullable Tensor b2,
+      Matrices matrices,
       @Nullable Tensor alpha,
       @Nullable Tensor beta,
       @Nullable Tensor limit,
@@ -78,12 +73,61 @@ final class TrtllmRunner implements AutoCloseable {
       int topK) {}
 
   /**
+   * A layer's weights.
+   *
+   * @param w13 see {@link TrtllmWeights}, {@link TrtllmScaledWeights} and {@link
+   *     TrtllmBlockWeights}
+   * @param w13Scales or null
+   * @param w2 likewise
+   * @param w2Scales or null
+   * @param b13 F32, in the order of the rows, or null
+   * @param b2 likewise
+   * @param each the scales of each expert, or null
+   */
+  record Matrices(
+      Tensor w13,
+      @Nullable Tensor w13Scales,
+      Tensor w2,
+      @Nullable Tensor w2Scales,
+      @Nullable Tensor b13,
+      @Nullable Tensor b2,
+      @Nullable TrtllmTensorScales each) {
+    static Matrices of(
+        MoeConfig config, ExpertWeights experts, TrtllmScheme scheme, DeviceTensors tensors) {
+      return switch (scheme) {
+        case PLAIN -> {
+          TrtllmWeights w =
+              new TrtllmWeights(
+                  experts, config.expertHiddenSize(), config.intermediateSize(), tensors);
+          yield new Matrices(w.w13(), null, w.w2(), null, null, null, null);
+        }
+        case FP8_BLOCK -> {
+          TrtllmBlockWeights w = new TrtllmBlockWeights(experts, tensors);
+          yield new Matrices(w.w13(), w.w13Scales(), w.w2(), w.w2Scales(), null, null, null);
+        }
+        default -> {
+          TrtllmScaledWeights w =
+              new TrtllmScaledWeights(experts, scheme, config.expertBias(), tensors);
+          yield new Matrices(
+              w.w13(),
+              w.w13Scales(),
+              w.w2(),
+              w.w2Scales(),
+              w.b13(),
+              w.b2(),
+              scheme.hasTensorScales() ? new TrtllmTensorScales(experts, tensors) : null);
+        }
+      };
+    }
+  }
+
+  /**
    * One forward's tensors.
    *
-   * @param hidden BF16 {@code [T, H]}, or F8_E4M3
-   * @param hiddenScales E8M0 bytes {@code [T, H / 32]} in the scheme's dtype, or null
-   * @param ids int32 {@code [T, K]}, global
-   * @param weights F32 {@code [T, K]}
+   * @param hidden BF16 {@code [T, H]}, or F8_E4M3, or E2m1 as U8 {@code [T, H / 2]}
+   * @param hiddenScales as the scheme's input has them, or null
+   * @param ids int32 {@code [T, K]}, global; packed with weights where the scheme packs them
+   * @param weights F32 {@code [T, K]}; where the scheme packs them BF16, overwritten
    * @param output BF16 {@code [T, H]}, overwritten where the sum is asked for
    */
   record Forward(
@@ -181,18 +225,23 @@ final class TrtllmRunner implements AutoCloseable {
   private NamedArguments arguments(
       Forward f, Layer layer, @Nullable Tensor delta, boolean weightedSum) {
     ExpertBlock block = layer.block();
+    Matrices m = layer.matrices();
+    TrtllmTensorScales each = m.each();
     return new NamedArguments()
         .integer("routing_input_mode", SEPARATE_IDS)
         .tensor("expert_indices", f.ids())
         .tensor("expert_weights", f.weights())
         .tensor("hidden_states", f.hidden())
         .tensor("hidden_states_scale", f.hiddenScales())
-        .tensor("gemm1_weights", layer.w13())
-        .tensor("gemm1_weights_scale", layer.w13Scales())
-        .tensor("gemm2_weights", layer.w2())
-        .tensor("gemm2_weights_scale", layer.w2Scales())
-        .tensor("gemm1_bias", layer.b13())
-        .tensor("gemm2_bias", layer.b2())
+        .tensor("gemm1_weights", m.w13())
+        .tensor("gemm1_weights_scale", m.w13Scales())
+        .tensor("gemm2_weights", m.w2())
+        .tensor("gemm2_weights_scale", m.w2Scales())
+        .tensor("gemm1_bias", m.b13())
+        .tensor("gemm2_bias", m.b2())
+        .tensor("output1_scales_scalar", each == null ? null : each.up())
+        .tensor("output1_scales_gate_scalar", each == null ? null : each.gate())
+        .tensor("output2_scales_scalar", each == null ? null : each.down())
         .tensor("gemm1_lora_delta", delta)
         .tensor("gemm1_alpha", layer.alpha())
         .tensor("gemm1_beta", layer.beta())
@@ -204,9 +253,10 @@ final class TrtllmRunner implements AutoCloseable {
         .integer("local_expert_offset", (long) block.local() * block.rank())
         .integer("local_num_experts", block.local())
         .integer("routing_method_type", TOPK)
-        .bool("use_shuffled_weight", true)
-        .integer("weight_layout", scheme == TrtllmScheme.PLAIN ? BLOCK_MAJOR_K : MAJOR_K)
-        .integer("quantization_type", MXFP8)
+        .bool("use_routing_scales_on_input", false)
+        .bool("use_shuffled_weight", scheme.isShuffled())
+        .integer("weight_layout", scheme.isInPieces() ? BLOCK_MAJOR_K : MAJOR_K)
+        .integer("quantization_type", scheme == TrtllmScheme.FP8_BLOCK ? FP8_BLOCKS : MXFP8)
         .bool("do_finalize", weightedSum)
         .bool("enable_pdl", true)
         .object("moe_tactic", anyTactic)

@@ -3,21 +3,27 @@ package io.moe4j.backend.flashinfer;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.Packing;
 import io.moe4j.api.weights.Weight;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.Arrays;
 import java.util.Objects;
+import java.util.stream.LongStream;
 import org.jspecify.annotations.Nullable;
 
 /**
- * A layer's experts with a scale for 32 weights of a row, as the TRTLLM kernels want them: rows in
- * the order of {@link TrtllmWeights}, whole; scales of the same rows in the order of {@link
- * BlockScaledWeights#place}. Widths are padded with zeros to whole tiles. Made on the host, one
- * expert at a time; the tensors are their collection's.
+ * A layer's quantised experts, but for FP8 in blocks, as the TRTLLM kernels want them: rows in the
+ * order of {@link TrtllmWeights}, whole or in pieces; scales of groups of the same rows in the
+ * order of {@link BlockScaledWeights#place}. Widths are padded with zeros to whole tiles. Made on
+ * the host, one expert at a time; the tensors are their collection's.
  */
 final class TrtllmScaledWeights {
-  private static final int GROUP = 32;
+  /** What is taken from an integer's code: as a signed number of four bits it is the other sign. */
+  private static final int SIGN = 8;
+
+  private static final int CODE = 15;
 
   private final ExpertWeights weights;
   private final TrtllmScheme scheme;
@@ -25,15 +31,15 @@ final class TrtllmScaledWeights {
   private final long hidden;
   private final long intermediate;
   private final Tensor w13;
-  private final Tensor w13Scales;
+  private final @Nullable Tensor w13Scales;
   private final Tensor w2;
-  private final Tensor w2Scales;
+  private final @Nullable Tensor w2Scales;
   private final @Nullable Tensor b13;
   private final @Nullable Tensor b2;
 
   /**
    * @param weights of the scheme, with gates
-   * @param scheme one with scales
+   * @param scheme a shuffled one, not plain
    * @param biased whether the layer has biases
    * @param tensors where they are made
    */
@@ -42,12 +48,13 @@ final class TrtllmScaledWeights {
     this.weights = weights;
     this.scheme = scheme;
     this.tensors = tensors;
-    this.hidden = TrtllmWeights.padded(weights.expert(0).up().in());
-    this.intermediate = TrtllmWeights.padded(weights.expert(0).up().out());
+    this.hidden = scheme.padded(weights.expert(0).up().in());
+    this.intermediate = scheme.padded(weights.expert(0).up().out());
     w13 = codes(true);
-    w13Scales = scales(true);
+    boolean grouped = scheme != TrtllmScheme.FP8_TENSOR;
+    w13Scales = grouped ? scales(true) : null;
     w2 = codes(false);
-    w2Scales = scales(false);
+    w2Scales = grouped ? scales(false) : null;
     b13 = biased ? biases(true) : null;
     b2 = biased ? biases(false) : null;
   }
@@ -103,52 +110,98 @@ final class TrtllmScaledWeights {
 
   private Tensor codes(boolean first) {
     DType type = scheme.isPacked() ? DType.U8 : DType.F8_E4M3;
+    long rows = rows(first);
     long width = scheme.isPacked() ? columns(first) / 2 : columns(first);
-    Tensor to = tensors.allocate(type, weights.numExperts(), rows(first), width);
+    long[] shape =
+        scheme.isInPieces()
+            ? new long[] {width / TrtllmWeights.PIECE_BYTES, rows, TrtllmWeights.PIECE_BYTES}
+            : new long[] {rows, width};
+    Tensor to =
+        tensors.allocate(
+            type,
+            LongStream.concat(LongStream.of(weights.numExperts()), Arrays.stream(shape)).toArray());
     for (int e = 0; e < weights.numExperts(); e++) {
       Weight[] maps = maps(e, first);
       try (Arena arena = Arena.ofConfined()) {
-        MemorySegment[] from =
-            all(
-                maps,
-                w ->
-                    tensors
-                        .onHost(scheme.isPacked() ? Mxfp4Weights.bytes(w) : w.values(), arena)
-                        .segment());
+        MemorySegment[] from = all(maps, w -> bytes(w, arena));
         long own = scheme.isPacked() ? maps[0].in() / 2 : maps[0].in();
-        MemorySegment padded = arena.allocate(rows(first) * width, 64);
+        MemorySegment padded = arena.allocate(rows * width, 64);
         eachRow(
             first,
             maps[0],
-            (row, map, at) -> MemorySegment.copy(from[map], at * own, padded, row * width, own));
-        tensors.copy(Tensor.of(type, padded, rows(first), width), to.select(0, e));
+            (row, map, at) -> {
+              if (scheme.isInPieces()) {
+                TrtllmWeights.copyRow(from[map], at, own, padded, row, rows);
+              } else {
+                MemorySegment.copy(from[map], at * own, padded, row * width, own);
+              }
+            });
+        tensors.copy(Tensor.of(type, padded, shape), to.select(0, e));
+      }
+    }
+    return to;
+  }
+
+  private MemorySegment bytes(Weight w, Arena arena) {
+    return switch (w.scheme().format()) {
+      case FP4 -> tensors.onHost(Mxfp4Weights.bytes(w), arena).segment();
+      case INT4 -> signed(w, arena);
+      default -> tensors.onHost(w.values(), arena).segment();
+    };
+  }
+
+  /** Integers of four bits, two a byte, the first in the lower half, signed. */
+  private MemorySegment signed(Weight w, Arena arena) {
+    Tensor words = tensors.onHost(w.values(), arena);
+    MemorySegment from = words.segment();
+    boolean alongIn = w.packing() == Packing.WORDS_ALONG_IN;
+    int perWord = Integer.SIZE / w.scheme().bits();
+    long width = w.in() / 2;
+    MemorySegment to = arena.allocate(w.out() * width, 64);
+    for (long out = 0; out < w.out(); out++) {
+      for (long in = 0; in < w.in(); in++) {
+        long row = alongIn ? out : out / perWord;
+        long column = alongIn ? in / perWord : in;
+        int word = from.getAtIndex(ValueLayout.JAVA_INT_UNALIGNED, row * words.size(1) + column);
+        int code = ((word >>> w.packing().shift(out, in, w.scheme().bits())) & CODE) ^ SIGN;
+        long at = out * width + in / 2;
+        byte other = to.get(ValueLayout.JAVA_BYTE, at);
+        to.set(ValueLayout.JAVA_BYTE, at, (byte) (in % 2 == 0 ? code : other | (code << 4)));
       }
     }
     return to;
   }
 
   private Tensor scales(boolean first) {
-    long groups = columns(first) / GROUP;
-    Tensor to = tensors.allocate(scheme.scales(), weights.numExperts(), rows(first), groups);
+    long rows = rows(first);
+    long groups = columns(first) / scheme.scheme().scaleColumns();
+    boolean wide = scheme.scales() == DType.BF16;
+    Tensor to = tensors.allocate(scheme.scales(), weights.numExperts(), rows, groups);
     for (int e = 0; e < weights.numExperts(); e++) {
       Weight[] maps = maps(e, first);
       try (Arena arena = Arena.ofConfined()) {
-        MemorySegment[] from =
-            all(maps, w -> tensors.onHost(w.scales().orElseThrow(), arena).segment());
-        long own = maps[0].in() / GROUP;
-        MemorySegment placed = arena.allocate(rows(first) * groups, 64);
+        Tensor[] from =
+            Arrays.stream(maps)
+                .map(w -> tensors.onHost(w.scales().orElseThrow(), arena))
+                .toArray(Tensor[]::new);
+        long own = from[0].size(1);
+        MemorySegment placed = arena.allocate(scheme.scales().byteSize(rows * groups), 64);
         eachRow(
             first,
             maps[0],
             (row, map, at) -> {
               for (long g = 0; g < own; g++) {
-                placed.set(
-                    ValueLayout.JAVA_BYTE,
-                    BlockScaledWeights.place(row, g, groups),
-                    from[map].get(ValueLayout.JAVA_BYTE, at * own + g));
+                long place = BlockScaledWeights.place(row, g, groups);
+                if (wide) {
+                  short bits = Tensor.toBFloat16((float) from[map].get(at, g));
+                  placed.setAtIndex(ValueLayout.JAVA_SHORT_UNALIGNED, place, bits);
+                } else {
+                  byte code = from[map].segment().get(ValueLayout.JAVA_BYTE, at * own + g);
+                  placed.set(ValueLayout.JAVA_BYTE, place, code);
+                }
               }
             });
-        tensors.copy(Tensor.of(scheme.scales(), placed, rows(first), groups), to.select(0, e));
+        tensors.copy(Tensor.of(scheme.scales(), placed, rows, groups), to.select(0, e));
       }
     }
     return to;
@@ -182,23 +235,23 @@ final class TrtllmScaledWeights {
     }
   }
 
-  /** {@return {@code [E, 2I, H]}, or half as many bytes a row; padded} */
+  /** {@return {@code [E, 2I, H]}, or half as many bytes a row, or in pieces; padded} */
   Tensor w13() {
     return w13;
   }
 
-  /** {@return {@code [E, 2I, H / 32]}} */
-  Tensor w13Scales() {
+  /** {@return {@code [E, 2I, H / group]}, or null} */
+  @Nullable Tensor w13Scales() {
     return w13Scales;
   }
 
-  /** {@return {@code [E, H, I]}, or half as many bytes a row; padded} */
+  /** {@return {@code [E, H, I]}, or half as many bytes a row, or in pieces; padded} */
   Tensor w2() {
     return w2;
   }
 
-  /** {@return {@code [E, H, I / 32]}} */
-  Tensor w2Scales() {
+  /** {@return {@code [E, H, I / group]}, or null} */
+  @Nullable Tensor w2Scales() {
     return w2Scales;
   }
 

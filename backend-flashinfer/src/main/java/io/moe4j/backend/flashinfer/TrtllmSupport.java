@@ -69,9 +69,20 @@ final class TrtllmSupport {
     // Of a scheme that it has not, it says what it would say of plain weights.
     TrtllmScheme s = scheme.orElse(TrtllmScheme.PLAIN);
     checks.require(
+        s.takesParameters()
+            || MoeActivation.of(c.activation()).map(a -> !a.parameters()).orElse(true),
+        Code.ACTIVATION,
+        () ->
+            c.activation()
+                + ", with a scale for each expert the TRTLLM experts compute SiLU with a gate and no"
+                + " limit: they would apply the parameters to numbers before their scales");
+    checks.require(
         !c.expertBias() || s.takesBiases(),
         Code.BIAS,
-        () -> "experts with biases, " + s.function() + " takes none");
+        () ->
+            "experts with biases, "
+                + s.function()
+                + (s == TrtllmScheme.NVFP4 ? " adds them before its scales" : " takes none"));
     checks.require(
         c.lora().isEmpty() || s.takesLora(),
         Code.LORA,

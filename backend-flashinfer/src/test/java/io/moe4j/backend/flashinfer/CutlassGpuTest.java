@@ -349,6 +349,76 @@ class CutlassGpuTest {
     }
   }
 
+  /** What the TRTLLM experts want, which no card here runs: FP8 in blocks, NVFP4, packed ids. */
+  @Test
+  void hiddenStatesBecomeBlocksAndNvfp4AsOnTheHost() {
+    CardKernels card = CardKernels.of(device);
+    HostKernels host = new HostKernels();
+    HostCuda hostDevice = new HostCuda(10, 0);
+    Random random = new Random(2);
+    Tensor scale = Tensor.ofFloats(new float[] {0.003f}, 1);
+    for (DType type : List.of(DType.F32, DType.BF16, DType.F16)) {
+      Tensor in = Layers.empty(type, 37, 384);
+      for (long r = 0; r < 37; r++) {
+        // Rows of all magnitudes, zeros among them.
+        double size = r == 3 ? 0 : Math.scalb(1.0, (int) (r - 18) / 2);
+        for (long i = 0; i < 384; i++) {
+          in.set(i / 128 == 2 && r % 5 == 0 ? 0 : random.nextGaussian() * size, r, i);
+        }
+      }
+      try (DeviceTensors there = new DeviceTensors(device);
+          DeviceTensors here = new DeviceTensors(hostDevice)) {
+        Tensor inThere = OnCard.put(there, in);
+        Tensor inHere = OnCard.put(here, in);
+        Tensor[] out = new Tensor[8];
+        for (int k = 0; k < 2; k++) {
+          DeviceTensors at = k == 0 ? there : here;
+          out[4 * k] = at.allocate(DType.F8_E4M3, 37, 384);
+          out[4 * k + 1] = at.allocate(DType.F32, 3, 37);
+          out[4 * k + 2] = at.allocate(DType.U8, 37, 192);
+          out[4 * k + 3] = at.allocate(DType.F8_E4M3, 37, 24);
+        }
+        card.quantizeBlocks(inThere, out[0], out[1], device.defaultStream());
+        card.quantizeNv(inThere, out[2], out[3], OnCard.put(there, scale), device.defaultStream());
+        host.quantizeBlocks(inHere, out[4], out[5], hostDevice.defaultStream());
+        host.quantizeNv(
+            inHere, out[6], out[7], OnCard.put(here, scale), hostDevice.defaultStream());
+        for (int k = 0; k < 4; k++) {
+          assertThat(OnCard.fetch(device, out[k]).toDoubles())
+              .as(type + " " + k)
+              .isEqualTo(HostCuda.onHost(out[4 + k]).toDoubles());
+        }
+      }
+    }
+  }
+
+  @Test
+  void routingIsPackedAsOnTheHost() {
+    Random random = new Random(3);
+    Tensor ids = Layers.empty(DType.I32, 37, 5);
+    for (long i = 0; i < 37 * 5; i++) {
+      ids.set(random.nextInt(512), i / 5, i % 5);
+    }
+    Tensor weights = Layers.random(random, 1, DType.F32, 37, 5);
+    HostCuda hostDevice = new HostCuda(10, 0);
+    try (DeviceTensors there = new DeviceTensors(device);
+        DeviceTensors here = new DeviceTensors(hostDevice)) {
+      Tensor out = there.allocate(DType.I32, 37, 5);
+      CardKernels.of(device)
+          .packRouting(
+              OnCard.put(there, ids), OnCard.put(there, weights), out, device.defaultStream());
+      Tensor expected = here.allocate(DType.I32, 37, 5);
+      new HostKernels()
+          .packRouting(
+              OnCard.put(here, ids),
+              OnCard.put(here, weights),
+              expected,
+              hostDevice.defaultStream());
+      assertThat(OnCard.fetch(device, out).toDoubles())
+          .isEqualTo(HostCuda.onHost(expected).toDoubles());
+    }
+  }
+
   /** Our kernel around the TRTLLM experts, which no card here runs, against the host's. */
   @Test
   void rowsAreCopiedAsOnTheHost() {

@@ -15,6 +15,8 @@ final class HostKernels implements CardKernels {
   static final long RECORDING = 0xCA;
 
   private static final int MX_GROUP = 32;
+  private static final int BLOCK = 128;
+  private static final int NV_GROUP = 16;
 
   @Override
   public void cast(Tensor in, Tensor out, DeviceStream stream) {
@@ -59,6 +61,69 @@ final class HostKernels implements CardKernels {
         float v = read(from, in.dtype(), i);
         to.set(ValueLayout.JAVA_BYTE, i, E4m3.of(most == 0 ? v : Math.scalb(v, -exponent)));
       }
+    }
+  }
+
+  @Override
+  public void quantizeBlocks(Tensor in, Tensor out, Tensor scales, DeviceStream stream) {
+    MemorySegment from = HostCuda.bytes(in);
+    MemorySegment to = HostCuda.bytes(out);
+    MemorySegment all = HostCuda.bytes(scales);
+    long groups = in.size(1) / BLOCK;
+    for (long g = 0; g < in.size(0) * groups; g++) {
+      float most = 0;
+      for (long i = g * BLOCK; i < (g + 1) * BLOCK; i++) {
+        most = Math.max(most, Math.abs(read(from, in.dtype(), i)));
+      }
+      float s = most == 0 ? 1 : most / 448;
+      all.setAtIndex(ValueLayout.JAVA_FLOAT_UNALIGNED, g % groups * in.size(0) + g / groups, s);
+      for (long i = g * BLOCK; i < (g + 1) * BLOCK; i++) {
+        to.set(ValueLayout.JAVA_BYTE, i, E4m3.of(read(from, in.dtype(), i) / s));
+      }
+    }
+  }
+
+  @Override
+  public void quantizeNv(Tensor in, Tensor out, Tensor scales, Tensor scale, DeviceStream stream) {
+    MemorySegment from = HostCuda.bytes(in);
+    MemorySegment to = HostCuda.bytes(out);
+    float global = read(HostCuda.bytes(scale), DType.F32, 0);
+    for (long g = 0; g < in.elementCount() / NV_GROUP; g++) {
+      float most = 0;
+      for (long i = g * NV_GROUP; i < (g + 1) * NV_GROUP; i++) {
+        most = Math.max(most, Math.abs(read(from, in.dtype(), i)));
+      }
+      byte own = E4m3.of(most / 6 / global);
+      HostCuda.bytes(scales).set(ValueLayout.JAVA_BYTE, g, own);
+      float s = E4m3.value(own) * global;
+      for (long i = g * NV_GROUP; i < (g + 1) * NV_GROUP; i += 2) {
+        int low = s == 0 ? 0 : e2m1(read(from, in.dtype(), i) / s);
+        int high = s == 0 ? 0 : e2m1(read(from, in.dtype(), i + 1) / s);
+        to.set(ValueLayout.JAVA_BYTE, i / 2, (byte) (low | high << 4));
+      }
+    }
+  }
+
+  /** The nearest of E2M1's numbers, of two as near the one with an even code. */
+  static int e2m1(float v) {
+    float[] values = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    int best = 0;
+    for (int code = 1; code < values.length; code++) {
+      float better = Math.abs(Math.abs(v) - values[best]) - Math.abs(Math.abs(v) - values[code]);
+      if (better > 0 || (better == 0 && code % 2 == 0)) {
+        best = code;
+      }
+    }
+    return best | Float.floatToRawIntBits(v) >>> 31 << 3;
+  }
+
+  @Override
+  public void packRouting(Tensor ids, Tensor weights, Tensor out, DeviceStream stream) {
+    for (long i = 0; i < ids.elementCount(); i++) {
+      int id = HostCuda.bytes(ids).getAtIndex(ValueLayout.JAVA_INT_UNALIGNED, i);
+      short w = Tensor.toBFloat16(read(HostCuda.bytes(weights), DType.F32, i));
+      HostCuda.bytes(out)
+          .setAtIndex(ValueLayout.JAVA_INT_UNALIGNED, i, id << 16 | Short.toUnsignedInt(w));
     }
   }
 

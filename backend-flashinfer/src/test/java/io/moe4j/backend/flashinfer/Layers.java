@@ -132,11 +132,12 @@ final class Layers {
         .build();
   }
 
-  /**
-   * Experts whose weights have a scale for each block or group, as a scheme says: random codes,
-   * scales of one magnitude, for NVFP4 global and input scales that differ between maps.
-   */
-  static ExpertWeights scaled(MoeConfig c, QuantScheme scheme, long seed) {
+  private static Tensor inputScale(float own, float given) {
+    return Tensor.ofFloats(new float[] {Float.isNaN(given) ? own : given}, 1);
+  }
+
+  /** Integers of four bits with a BF16 scale for 32, in a way of packing. */
+  static ExpertWeights int4(MoeConfig c, long seed, Packing packing) {
     Random random = new Random(seed);
     List<ExpertWeights.Expert> experts = new ArrayList<>();
     for (int e = 0; e < c.numLocalExperts(); e++) {
@@ -144,14 +145,55 @@ final class Layers {
       long i = c.intermediateSize();
       experts.add(
           ExpertWeights.Expert.of(
-              scaled(random, "gate", scheme, i, h),
-              scaled(random, "up", scheme, i, h),
-              scaled(random, "down", scheme, h, i)));
+              int4(random, "gate", i, h, packing),
+              int4(random, "up", i, h, packing),
+              int4(random, "down", h, i, packing)));
     }
     return new ExpertWeights(experts);
   }
 
-  private static Weight scaled(Random random, String name, QuantScheme scheme, long out, long in) {
+  private static Weight int4(Random random, String name, long out, long in, Packing packing) {
+    QuantScheme scheme = QuantScheme.int4(32);
+    Tensor words = bytes(random, 0, 256, DType.I32, packing.shape(out, in, scheme.bits()));
+    Tensor scales = empty(DType.BF16, out, in / 32);
+    for (long r = 0; r < out; r++) {
+      for (long g = 0; g < in / 32; g++) {
+        scales.set(0.02 * (0.5 + random.nextDouble()), r, g);
+      }
+    }
+    return Weight.builder(name, scheme, out, in, words, packing).scales(scales).build();
+  }
+
+  /**
+   * Experts whose weights have a scale for each block or group, as a scheme says: random codes,
+   * scales of one magnitude, for NVFP4 global and input scales that differ between maps.
+   */
+  static ExpertWeights scaled(MoeConfig c, QuantScheme scheme, long seed) {
+    return scaled(c, scheme, seed, Float.NaN);
+  }
+
+  /**
+   * The same experts, but for the input scales of NVFP4's gates and ups.
+   *
+   * @param input of them all; NaN = their own, of which some have 0.006 and none more
+   */
+  static ExpertWeights scaled(MoeConfig c, QuantScheme scheme, long seed, float input) {
+    Random random = new Random(seed);
+    List<ExpertWeights.Expert> experts = new ArrayList<>();
+    for (int e = 0; e < c.numLocalExperts(); e++) {
+      long h = c.hiddenSize();
+      long i = c.intermediateSize();
+      experts.add(
+          ExpertWeights.Expert.of(
+              scaled(random, "gate", scheme, i, h, input),
+              scaled(random, "up", scheme, i, h, input),
+              scaled(random, "down", scheme, h, i, Float.NaN)));
+    }
+    return new ExpertWeights(experts);
+  }
+
+  private static Weight scaled(
+      Random random, String name, QuantScheme scheme, long out, long in, float input) {
     boolean four = scheme.format() == QuantScheme.Format.FP4;
     Tensor codes = four ? bytes(random, 0, 256, DType.F4, out, in) : e4m3(random, out, in);
     long rows = scheme.scaleRowCount(out);
@@ -167,7 +209,7 @@ final class Layers {
           weight
               .scales(bytes(random, 0x30, 0x48, DType.F8_E4M3, rows, columns))
               .globalScale(Tensor.ofFloats(new float[] {0.02f * (1 + random.nextInt(3))}, 1), false)
-              .inputScale(Tensor.ofFloats(new float[] {0.002f * (1 + random.nextInt(3))}, 1))
+              .inputScale(inputScale(0.002f * (1 + random.nextInt(3)), input))
               .build();
       default -> weight.scales(random(random, 4e-4, DType.F32, rows, columns)).build();
     };

@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.DeviceException;
+import io.moe4j.api.SettingException;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Workspace;
@@ -12,6 +13,7 @@ import io.moe4j.api.spi.ExpertsInputs;
 import io.moe4j.api.spi.ModularExperts;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import java.util.Map;
 import java.util.Random;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
@@ -206,14 +208,23 @@ class ReplaysTest {
 
   @Test
   void theSetting() {
-    assertThat(Replays.kept(null)).isEqualTo(Replays.KEPT);
-    assertThat(Replays.kept(" ")).isEqualTo(Replays.KEPT);
-    assertThat(Replays.kept("0")).isZero();
-    assertThat(Replays.kept(" 7 ")).isEqualTo(7);
-    for (String bad : new String[] {"-1", "many", "1.5"}) {
-      assertThatThrownBy(() -> Replays.kept(bad))
-          .isInstanceOf(IllegalArgumentException.class)
-          .hasMessageContaining(Replays.PROPERTY + " is " + bad);
+    try {
+      System.clearProperty(Replays.PROPERTY);
+      assertThat(Replays.keptByProperty()).isEqualTo(Replays.KEPT);
+      for (Map.Entry<String, Integer> given :
+          Map.of(" ", Replays.KEPT, "0", 0, " 7 ", 7).entrySet()) {
+        System.setProperty(Replays.PROPERTY, given.getKey());
+        assertThat(Replays.keptByProperty()).isEqualTo(given.getValue());
+      }
+      for (String bad : new String[] {"-1", "many", "1.5"}) {
+        System.setProperty(Replays.PROPERTY, bad);
+        assertThatThrownBy(Replays::keptByProperty)
+            .isInstanceOf(SettingException.class)
+            .hasMessage(
+                "-D" + Replays.PROPERTY + " is \"" + bad + "\", accepted: whole numbers from 0 on");
+      }
+    } finally {
+      System.clearProperty(Replays.PROPERTY);
     }
   }
 }

@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.Activation;
+import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
@@ -24,6 +25,7 @@ import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
+import io.moe4j.api.weights.Packing;
 import io.moe4j.reference.ReferenceMonolithicExperts;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -234,27 +236,106 @@ class TrtllmExpertsTest {
     }
   }
 
+  /**
+   * What only one scale for each expert may take: gpt-oss's activation needs its numbers scaled.
+   */
+  private static Activation activation(TrtllmScheme scheme) {
+    return scheme.takesParameters() ? Activation.SILU.withLimit(3) : Activation.SILU;
+  }
+
+  /** Widths that are whole tiles and such that are not. */
   @ParameterizedTest
-  @CsvSource({"MXFP4_MXFP8, 256, 128", "MXFP4_MXFP8, 160, 96", "MXFP8, 256, 128", "MXFP8, 160, 96"})
-  void codedActivations(TrtllmScheme scheme, int h, int i) {
-    MoeConfig c =
-        quantised(h, i, CutlassScheme.valueOf(scheme.name()).scheme())
-            .activation(Activation.SILU.withLimit(3))
-            .build();
+  @CsvSource({
+    "MXFP4_MXFP8, 256, 128, 0.03",
+    "MXFP4_MXFP8, 160, 96, 0.03",
+    "MXFP8, 256, 128, 0.03",
+    "MXFP8, 160, 96, 0.03",
+    "FP8_TENSOR, 256, 128, 0.05",
+    "FP8_TENSOR, 144, 80, 0.05",
+    "FP8_BLOCK, 256, 256, 0.06",
+    "FP8_BLOCK, 160, 96, 0.06",
+    "NVFP4, 256, 128, 0.06",
+    "NVFP4, 144, 80, 0.06"
+  })
+  void codedActivations(TrtllmScheme scheme, int h, int i, double tolerance) {
+    MoeConfig c = quantised(h, i, scheme.scheme()).activation(activation(scheme)).build();
     assertThat(TrtllmScheme.of(c)).contains(scheme);
-    ExpertWeights w = Layers.scaled(c, c.uniformScheme().orElseThrow(), 6);
+    ExpertWeights w =
+        scheme == TrtllmScheme.FP8_TENSOR ? Layers.fp8(c, 8) : Layers.scaled(c, scheme.scheme(), 6);
+    // Hidden states are coded once, by the largest input scale: the layer that FlashInfer computes.
+    ExpertWeights asComputed =
+        scheme == TrtllmScheme.NVFP4 ? Layers.scaled(c, scheme.scheme(), 6, 0.006f) : w;
     assertThat(Standin.trtllmBackend().isSupportedConfig(c, B200)).isEqualTo(Support.yes());
     try (var experts = (MonolithicExperts) Standin.trtllmBackend().prepare(c, w, device)) {
-      MonolithicInputs in = inputs(c, DType.BF16);
-      run(experts, in, null);
-      // Between the products bf16 numbers are coded: next to a tie the code is another, 6 % off.
-      assertClose(c, w, in, 0.03);
+      for (DType out : List.of(DType.BF16, DType.F32)) {
+        MonolithicInputs in = inputs(c, out);
+        run(experts, in, null);
+        // Between the products numbers are coded: next to a tie the code is another, 6 % off.
+        assertClose(c, asComputed, in, tolerance);
+      }
     }
     assertThat(
             Standin.trtllmBackend()
                 .isSupportedConfig(c.toBuilder().lora(new LoraConfig(1, 8)).build(), B200)
                 .toString())
         .startsWith("LoRA with quantised activations: what the second product reads");
+  }
+
+  @ParameterizedTest
+  @CsvSource({
+    "256, 256, WORDS_ALONG_IN",
+    "320, 96, WORDS_ALONG_IN",
+    "160, 96, WORDS_ALONG_OUT",
+    "160, 96, WORDS_ALONG_OUT_AWQ"
+  })
+  void integersOfFourBits(int h, int i, Packing packing) {
+    for (Activation a : List.of(Activation.SILU, Activation.SWIGLUOAI)) {
+      MoeConfig c =
+          quantised(h, i, QuantScheme.int4(32)).activation(a).lora(new LoraConfig(1, 8)).build();
+      assertThat(TrtllmScheme.of(c)).contains(TrtllmScheme.MXINT4);
+      ExpertWeights w = Layers.int4(c, 9, packing);
+      assertThat(Standin.trtllmBackend().isSupportedConfig(c, B200)).isEqualTo(Support.yes());
+      try (var experts = (MonolithicExperts) Standin.trtllmBackend().prepare(c, w, device)) {
+        for (MoeLoraContext adapters : new MoeLoraContext[] {null, noDeltas(true)}) {
+          MonolithicInputs in = inputs(c, DType.BF16);
+          run(experts, in, adapters);
+          assertClose(c, w, in);
+        }
+      }
+    }
+  }
+
+  /** Half of the experts, the second half: ids keep their places in what is packed. */
+  @Test
+  void integersOfFourBitsOnARank() {
+    MoeConfig c =
+        Layers.config(160, 96, 6, 2)
+            .quantScheme(QuantScheme.int4(32))
+            .expertMap(ExpertMap.linear(6, 2, 1))
+            .build();
+    ExpertWeights w = Layers.int4(c, 9, Packing.WORDS_ALONG_IN);
+    try (var experts = (MonolithicExperts) Standin.trtllmBackend().prepare(c, w, device)) {
+      MonolithicInputs in = inputs(c, DType.BF16);
+      run(experts, in, null);
+      assertClose(c, w, in);
+    }
+  }
+
+  @Test
+  void parametersThatWouldMeetNumbersBeforeTheirScalesAreRefused() {
+    for (TrtllmScheme scheme : TrtllmScheme.values()) {
+      MoeConfig c =
+          quantised(256, 128, scheme.scheme()).activation(Activation.SILU.withLimit(3)).build();
+      Support answer = Standin.trtllmBackend().isSupportedConfig(c, B200);
+      if (scheme.takesParameters()) {
+        assertThat(answer).as(scheme.name()).isEqualTo(Support.yes());
+      } else {
+        assertThat(answer.reasons())
+            .extracting(Support.Reason::code)
+            .containsExactly(Support.Code.ACTIVATION);
+        assertThat(answer.toString()).endsWith("to numbers before their scales");
+      }
+    }
   }
 
   @Test
@@ -390,7 +471,7 @@ class TrtllmExpertsTest {
             backend
                 .isSupportedConfig(layer().quantScheme(QuantScheme.NVFP4).build(), B200)
                 .toString())
-        .startsWith("quantisation [nvfp4] without quantised activations is none of: none; mxfp4;");
+        .startsWith("quantisation [nvfp4] without quantised activations is none of: none; fp8 per");
     MoeConfig many = Layers.config(32, 16, 600, 40).build();
     assertThat(backend.isSupportedConfig(many, B200).toString())
         .isEqualTo("40 of 600 experts a token, FlashInfer sorts up to 32 of 512");
@@ -407,7 +488,8 @@ class TrtllmExpertsTest {
         .containsExactly(0L, 4L, 8L, 12L, 16L, 20L, 24L, 28L, 1L, 5L, 9L, 13L, 17L, 21L, 25L, 29L);
     assertThat(LongStream.range(0, 128).map(TrtllmWeights::rowBefore).distinct().count())
         .isEqualTo(128);
-    assertThat(TrtllmWeights.padded(2880)).isEqualTo(2944);
-    assertThat(TrtllmWeights.padded(4096)).isEqualTo(4096);
+    assertThat(TrtllmScheme.PLAIN.padded(2880)).isEqualTo(2944);
+    assertThat(TrtllmScheme.MXINT4.padded(2880)).isEqualTo(3072);
+    assertThat(TrtllmScheme.PLAIN.padded(4096)).isEqualTo(4096);
   }
 }

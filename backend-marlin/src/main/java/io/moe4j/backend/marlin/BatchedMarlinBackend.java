@@ -62,7 +62,7 @@ public final class BatchedMarlinBackend implements ExpertsBackend {
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new MarlinExperts(
+    return MarlinExperts.prepare(
         config,
         weights,
         CudaDevice.of(device),

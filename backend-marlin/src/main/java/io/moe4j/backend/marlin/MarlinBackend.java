@@ -68,7 +68,7 @@ public final class MarlinBackend implements TunableBackend {
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new MarlinExperts(
+    return MarlinExperts.prepare(
         config,
         weights,
         CudaDevice.of(device),

@@ -3,13 +3,17 @@ package io.moe4j.backend.marlin;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.cuda.ops.CombineKernel;
+import io.moe4j.cuda.experts.ForwardLayout;
+import io.moe4j.cuda.experts.GroupedForward;
+import io.moe4j.cuda.experts.GroupedProducts;
+import io.moe4j.cuda.experts.WeightedSum;
 import io.moe4j.cuda.ops.ComposedLora;
 import io.moe4j.cuda.ops.ElementwiseKernels;
 import io.moe4j.cuda.ops.ExpertKernels;
 import io.moe4j.cuda.ops.PaddedSizes;
 import io.moe4j.cuda.ops.PairBatch;
 import io.moe4j.cuda.ops.ShrinkKernel;
+import io.moe4j.cuda.ops.ShrinkPlan;
 import io.moe4j.cuda.ops.TileLists;
 
 /** Everything after the sort. Safe for several threads. */
@@ -27,37 +31,53 @@ final class MarlinProducts {
   private final int experts;
   private final MarlinWeights weights;
   private final ShrinkKernel shrink;
-  private final CombineKernel combine;
+  private final WeightedSum sum;
   private final String type;
 
-  /**
-   * What the launches of one forward share.
-   *
-   * @param plan how
-   * @param tileRows rows of a tile of the sort
-   * @param at where the parts of the scratch lie
-   * @param base address of the scratch
-   * @param batch the pairs
-   * @param hidden address of the experts' input, in the weights' dtype, 16-byte aligned
-   * @param output what is written
-   * @param batched whether output rows without a pair are left alone
-   */
-  record Forward(
-      MarlinPlan plan,
-      int tileRows,
-      MarlinLayout at,
-      long base,
-      PairBatch batch,
-      long hidden,
-      Tensor output,
-      boolean batched) {
+  /** One forward, as it was chosen. */
+  private record Forward(MarlinProducts owner, MarlinPlan plan, int tileRows, GroupedForward of)
+      implements GroupedProducts.Forward {
+    ForwardLayout at() {
+      return of.at();
+    }
+
+    PairBatch batch() {
+      return of.batch();
+    }
+
     long address(long offset) {
-      return base + offset;
+      return of.address(offset);
+    }
+
+    /** Where rows lie in the order of a product's groups. */
+    long ordered(boolean first) {
+      long own = address(at().own());
+      return first ? own : own + MarlinExperts.orderedBytes(owner.weights.first(), batch().pairs());
     }
 
     /** Most tiles the sort can make. */
     int tiles() {
-      return plan.naive() ? batch.pairs() : batch.maxTiles(tileRows);
+      return plan.naive() ? batch().pairs() : batch().maxTiles(tileRows);
+    }
+
+    @Override
+    public boolean naive() {
+      return plan.naive();
+    }
+
+    @Override
+    public ShrinkPlan shrinks() {
+      return plan.shrinks();
+    }
+
+    @Override
+    public void run() {
+      owner.run(this);
+    }
+
+    @Override
+    public ComposedLora.Products plain() {
+      return owner.plain(this);
     }
   }
 
@@ -74,19 +94,30 @@ final class MarlinProducts {
     this.weights = weights;
     this.type = MarlinKernels.name(config.weightDtype());
     this.shrink = new ShrinkKernel(shared, config.weightDtype(), config.activation().isGated());
-    this.combine = new CombineKernel(shared, config.weightDtype());
+    this.sum = new WeightedSum(shared, config);
+  }
+
+  /**
+   * {@return the launches of a forward}
+   *
+   * @param plan how
+   * @param tileRows rows of a tile of the sort
+   * @param of the forward
+   */
+  GroupedProducts.Forward forward(MarlinPlan plan, int tileRows, GroupedForward of) {
+    return new Forward(this, plan, tileRows, of);
   }
 
   /** Shrinks read x as it was; the products may read it in another order. */
-  void run(Forward f) {
-    MarlinLayout at = f.at();
-    long middle = f.address(at.middle);
-    long x = ordered(f, true, false, f.hidden());
-    shrink(f, true, f.hidden(), sizes.hidden());
+  private void run(Forward f) {
+    ForwardLayout at = f.at();
+    long middle = f.address(at.middle());
+    long x = ordered(f, true, false, f.of().hidden());
+    shrink(f, true, f.of().hidden(), sizes.hidden());
     product(f, true, false, x, middle);
     long between = ordered(f, false, false, middle);
     shrink(f, false, middle, sizes.intermediate());
-    product(f, false, false, between, f.address(at.y));
+    product(f, false, false, between, f.address(at.y()));
     combine(f);
   }
 
@@ -96,7 +127,7 @@ final class MarlinProducts {
    *
    * @param f of {@link MarlinPlan#composed}
    */
-  ComposedLora.Products plain(Forward f) {
+  private ComposedLora.Products plain(Forward f) {
     return new ComposedLora.Products() {
       @Override
       public void product(boolean first, Tensor x, Tensor y) {
@@ -112,22 +143,20 @@ final class MarlinProducts {
   }
 
   private void combine(Forward f) {
-    MarlinLayout at = f.at();
-    combine.run(
-        f.batch(),
-        f.plan().naive(),
-        f.address(at.y),
-        f.address(at.lists.posOf()),
-        !config.routerWeightOnInput() && !f.batched(),
-        f.batched(),
-        f.output(),
-        sizes.hidden());
+    sum.run(f.of(), f.plan().naive());
   }
 
   private void shrink(Forward f, boolean first, long x, int depth) {
     if (f.batch().lora()) {
       shrink.run(
-          f.batch(), f.plan().shrinks(), first, x, depth, f.base(), f.at().lists, f.at().shrinks);
+          f.batch(),
+          f.plan().shrinks(),
+          first,
+          x,
+          depth,
+          f.of().base(),
+          f.at().lists(),
+          f.at().shrinks());
     }
   }
 
@@ -141,9 +170,9 @@ final class MarlinProducts {
     if (w.orders() == null) {
       return x;
     }
-    long to = f.address(first ? f.at().orderedInput : f.at().orderedMiddle);
+    long to = f.ordered(first);
     PairBatch b = f.batch();
-    TileLists lists = f.at().lists;
+    TileLists lists = f.at().lists();
     kernels
         .get("permute_inputs")
         .begin()
@@ -174,9 +203,9 @@ final class MarlinProducts {
   private void product(Forward f, boolean first, boolean plain, long x, long y) {
     PackedMatrices w = first ? weights.first() : weights.second();
     ProductPlan plan = first ? f.plan().first() : f.plan().second();
-    MarlinLayout at = f.at();
+    ForwardLayout at = f.at();
     PairBatch b = f.batch();
-    TileLists lists = at.lists;
+    TileLists lists = at.lists();
     Activation a = config.activation();
     Tensor bias = first ? weights.biases().first() : weights.biases().second();
     boolean gated = first && a.isGated();
@@ -219,11 +248,11 @@ final class MarlinProducts {
         .pointer(f.address(first ? lists.pages13First() : lists.pages2First()))
         .pointer(f.address(first ? lists.pages13Second() : lists.pages2First()))
         .pointer(f.address(first ? lists.pages13Words() : lists.pages2Words()))
-        .pointer(f.address(first ? at.shrinks.first() : at.shrinks.second()))
-        .pointer(f.address(at.shrinks.partial()))
+        .pointer(f.address(first ? at.shrinks().first() : at.shrinks().second()))
+        .pointer(f.address(at.shrinks().partial()))
         .i32(b.hasMap())
         .i32(bias == null ? 0 : 1)
-        .i32(ends && config.routerWeightOnInput() && !f.batched() ? 1 : 0)
+        .i32(ends && config.routerWeightOnInput() && !f.of().batched() ? 1 : 0)
         .i32(first ? 1 : 0)
         .i32(ends && gated ? 1 : 0)
         .i32(ends && !ordered ? 1 : 0)

@@ -112,7 +112,7 @@ final class MarlinTuning implements PlanTuner.Backend<MarlinPlan.Problem, Marlin
 
   @Override
   public ModularExperts experts(Function<MarlinPlan.Problem, MarlinPlan> choice) {
-    return new MarlinExperts(config, weights, device, LoraMode.FUSED, choice);
+    return MarlinExperts.prepare(config, weights, device, LoraMode.FUSED, choice);
   }
 
   @Override

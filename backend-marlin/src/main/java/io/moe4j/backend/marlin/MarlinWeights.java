@@ -63,27 +63,47 @@ final class MarlinWeights implements AutoCloseable {
         && w.scales().map(s -> s.dtype() == DType.F32 || s.dtype() == DType.F16).orElse(false);
   }
 
-  /** Dense zero points of more than a byte as bytes: {@code repack.cu} reads bytes and words. */
-  private static Weight bytesOfZeroPoints(Weight w) {
+  /**
+   * Dense zero points as {@code repack.cu} reads them: bytes of the codes' own kind. Beside codes
+   * in words, which are unsigned, signed numbers (compressed-tensors' before it packed them) are
+   * stored with what is to be added to them.
+   */
+  static Weight bytesOfZeroPoints(Weight w) {
     Tensor zeros = w.zeroPoints().orElse(null);
-    if (zeros == null || w.zeroPacking() != Packing.DENSE || zeros.dtype().byteSize(1) == 1) {
+    boolean signedCodes = w.packing() == Packing.DENSE;
+    if (zeros == null
+        || w.zeroPacking() != Packing.DENSE
+        || zeros.dtype() == (signedCodes ? DType.I8 : DType.U8)) {
       return w;
     }
-    Tensor scales = w.scales().orElseThrow();
     double[] values = zeros.toDoubles();
+    boolean negative = Arrays.stream(values).anyMatch(v -> v < 0);
+    int added = negative && !signedCodes ? w.zeroOffset() : 0;
+    int least = signedCodes ? Byte.MIN_VALUE : 0;
+    int most = signedCodes ? Byte.MAX_VALUE : 0xFF;
     byte[] bytes = new byte[values.length];
     for (int i = 0; i < bytes.length; i++) {
-      if (values[i] < Byte.MIN_VALUE || values[i] > 0xFF) {
+      double v = values[i] + added;
+      if (v < least || v > most) {
         throw new IllegalArgumentException(
-            w.name() + " zero points hold " + (long) values[i] + ", which no code of 8 bits is");
+            w.name()
+                + " zero points hold "
+                + (long) values[i]
+                + (added == 0 ? "" : ", to which " + added + " is added")
+                + "; must be "
+                + least
+                + ".."
+                + most
+                + " beside these codes");
       }
-      bytes[i] = (byte) (int) values[i];
+      bytes[i] = (byte) (int) v;
     }
-    Tensor as = Tensor.of(DType.I8, MemorySegment.ofArray(bytes), zeros.shape());
+    DType type = signedCodes ? DType.I8 : DType.U8;
+    Tensor as = Tensor.of(type, MemorySegment.ofArray(bytes), zeros.shape());
     Weight.Builder b =
         Weight.builder(w.name(), w.scheme(), w.out(), w.in(), w.values(), w.packing())
-            .scales(scales)
-            .zeroPoints(as, Packing.DENSE, w.zeroOffset());
+            .scales(w.scales().orElseThrow())
+            .zeroPoints(as, Packing.DENSE, w.zeroOffset() - added);
     w.groupIndex().ifPresent(b::groupIndex);
     return b.build();
   }

@@ -176,7 +176,7 @@ class MarlinSupportTest {
       assertThat(why(config().build(), H200))
           .singleElement()
           .asString()
-          .startsWith("moe4j.marlin.lora is \"fast\", must be one of [fused, composable");
+          .startsWith("-Dmoe4j.marlin.lora is \"fast\", accepted: fused, composable");
       assertThat(why(config().options(MarlinOptions.DEFAULT).build(), H200)).isEmpty();
       System.setProperty(MarlinProperties.LORA, "composable-two-streams");
       assertThat(MarlinProperties.read().options(config().build()).lora())

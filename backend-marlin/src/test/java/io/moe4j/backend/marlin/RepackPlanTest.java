@@ -180,6 +180,38 @@ class RepackPlanTest {
     }
   }
 
+  /** As its files had them before they were packed: a signed byte a group, or a float. */
+  @Test
+  void zeroPointsThatAreNotPacked() {
+    for (int bits : new int[] {4, 8}) {
+      int half = 1 << (bits - 1);
+      QuantScheme scheme =
+          QuantScheme.builder(bits == 4 ? Format.INT4 : Format.INT8)
+              .group(32)
+              .symmetric(false)
+              .build();
+      for (DType type : new DType[] {DType.I8, DType.U8, DType.I16, DType.I32}) {
+        int least = type == DType.U8 ? 0 : -half;
+        byte[] memory = new byte[Math.toIntExact(type.byteSize(OUT * IN / 32))];
+        Tensor zeros = Tensor.of(type, MemorySegment.ofArray(memory), OUT, IN / 32);
+        for (int o = 0; o < OUT; o++) {
+          for (int g = 0; g < IN / 32; g++) {
+            zeros.set(least + random.nextInt(2 * half), o, g);
+          }
+        }
+        Weight given =
+            Weight.builder(
+                    "w", scheme, OUT, IN, words(OUT, IN * bits / 32), Packing.WORDS_ALONG_IN)
+                .scales(scales(DType.BF16, OUT, IN / 32))
+                .zeroPoints(zeros, Packing.DENSE, least == 0 ? 0 : half)
+                .build();
+        Weight read = MarlinWeights.bytesOfZeroPoints(given);
+        assertThat(Dequantize.all(read)).isDeepEqualTo(Dequantize.all(given));
+        same(read);
+      }
+    }
+  }
+
   @Test
   void denseSignedIntegers() {
     same(

@@ -66,7 +66,7 @@ public final class BatchedTritonBackend implements ExpertsBackend {
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new TritonExperts(
+    return TritonExperts.prepare(
         config,
         weights,
         CudaDevice.of(device),

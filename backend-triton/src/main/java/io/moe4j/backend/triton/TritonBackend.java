@@ -73,7 +73,7 @@ public final class TritonBackend implements TunableBackend {
 
   @Override
   public Experts prepare(MoeConfig config, ExpertWeights weights, Device device) {
-    return new TritonExperts(
+    return TritonExperts.prepare(
         config,
         weights,
         CudaDevice.of(device),

@@ -175,7 +175,7 @@ class TritonSupportTest {
       System.setProperty(TritonProperties.UNPACK, "yes");
       assertThat(new TritonBackend().isSupportedConfig(int4, H200).reasons())
           .extracting(Support.Reason::message)
-          .contains("moe4j.triton.unpack is \"yes\", must be true or false");
+          .contains("-Dmoe4j.triton.unpack is \"yes\", accepted: true, false");
     } finally {
       System.clearProperty(TritonProperties.UNPACK);
     }
@@ -191,8 +191,8 @@ class TritonSupportTest {
       System.clearProperty(TritonProperties.LORA);
     }
     String why =
-        "moe4j.triton.lora is \"both\", must be one of"
-            + " [fused, composable, composable-one-stream, composable-two-streams]";
+        "-Dmoe4j.triton.lora is \"both\", accepted:"
+            + " fused, composable, composable-one-stream, composable-two-streams";
     MoeConfig config = config().build();
     assertThat(backend.isSupportedConfig(config, H200).reasons())
         .extracting(Support.Reason::message)

@@ -2,6 +2,7 @@ package io.moe4j.comm.nccl;
 
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.SystemSettings;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOps;
@@ -10,6 +11,7 @@ import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.DType;
+import java.util.Locale;
 import java.util.Objects;
 import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
@@ -75,19 +77,14 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
         block,
         device,
         kernels.apply(device),
-        sums(config, System.getProperty(SUMS_PROPERTY)));
+        sums(config));
   }
 
-  static DType sums(MoeConfig config, @Nullable String wanted) {
-    if (wanted == null || wanted.isBlank()) {
-      return config.inputDtype() == DType.BF16 ? DType.BF16 : DType.F32;
-    }
-    return switch (wanted.strip()) {
-      case "f32" -> DType.F32;
-      case "bf16" -> DType.BF16;
-      default ->
-          throw new IllegalArgumentException(
-              SUMS_PROPERTY + " is \"" + wanted + "\", must be f32 or bf16");
-    };
+  private static DType sums(MoeConfig config) {
+    return SystemSettings.oneOf(
+        SUMS_PROPERTY,
+        config.inputDtype() == DType.BF16 ? DType.BF16 : DType.F32,
+        new DType[] {DType.F32, DType.BF16},
+        type -> type.name().toLowerCase(Locale.ROOT));
   }
 }

@@ -2,6 +2,7 @@ package io.moe4j.comm.nccl;
 
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.comm.CommException;
+import io.moe4j.api.config.SystemSettings;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.DType;
@@ -90,19 +91,15 @@ final class PeerRooms implements AutoCloseable {
     this.to = device.allocate((long) CARD_BYTES * group.size());
   }
 
-  /** {@return whether ranks of this group may try} */
+  /**
+   * {@return whether ranks of this group may try}
+   *
+   * @throws io.moe4j.api.SettingException if {@value #PROPERTY} is mistyped
+   */
   static boolean isWanted(int size) {
-    return switch (System.getProperty(PROPERTY, "on").strip()) {
-      case "on" -> size > 1 && size <= MOST_RANKS;
-      case "off" -> false;
-      default ->
-          throw new IllegalArgumentException(
-              "-D"
-                  + PROPERTY
-                  + " is \""
-                  + System.getProperty(PROPERTY)
-                  + "\", must be on or off, the same on every rank");
-    };
+    boolean on =
+        SystemSettings.oneOf(PROPERTY, true, new Boolean[] {true, false}, b -> b ? "on" : "off");
+    return on && size > 1 && size <= MOST_RANKS;
   }
 
   /** {@return address of the word that makes kernels give up, once it is not 0} */

@@ -1,8 +1,9 @@
 package io.moe4j.comm.nccl;
 
 import static org.assertj.core.api.Assertions.assertThat;
-import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
+import static org.assertj.core.api.Assertions.assertThatExceptionOfType;
 
+import io.moe4j.api.SettingException;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -23,17 +24,16 @@ class PeerRoomsTest {
     assertThat(PeerRooms.isWanted(9)).isFalse();
     System.setProperty(PeerRooms.PROPERTY, " on ");
     assertThat(PeerRooms.isWanted(2)).isTrue();
-    System.setProperty(PeerRooms.PROPERTY, "off");
+    System.setProperty(PeerRooms.PROPERTY, "OFF");
     assertThat(PeerRooms.isWanted(2)).isFalse();
   }
 
   @ParameterizedTest
-  @ValueSource(strings = {"OFF", "false", ""})
+  @ValueSource(strings = {"0", "false", "none"})
   void anythingElseIsAnError(String value) {
     System.setProperty(PeerRooms.PROPERTY, value);
-    assertThatIllegalArgumentException()
+    assertThatExceptionOfType(SettingException.class)
         .isThrownBy(() -> PeerRooms.isWanted(2))
-        .withMessage(
-            "-Dmoe4j.exchange.direct is \"%s\", must be on or off, the same on every rank", value);
+        .withMessage("-Dmoe4j.exchange.direct is \"%s\", accepted: on, off", value);
   }
 }

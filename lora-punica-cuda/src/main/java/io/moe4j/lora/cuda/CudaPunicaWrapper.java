@@ -259,6 +259,9 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
   }
 
   private void run(LoraCall call) {
+    if (call.routing() != null && call.target() != LoraTarget.DOWN) {
+      forgetSort(call.stream());
+    }
     FactorTable table = table(call);
     if (table == null) {
       return;
@@ -299,6 +302,16 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
       }
       if (others) {
         general(call, table, skip, maxRank);
+      }
+    }
+  }
+
+  /** A w13 call begins another forward, also where it has nothing to sort. */
+  private void forgetSort(DeviceStream stream) {
+    StreamScratch mine = scratch.get(stream.handle());
+    if (mine != null) {
+      synchronized (mine) {
+        mine.forget();
       }
     }
   }
@@ -364,12 +377,13 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
       long at,
       StreamScratch mine) {
     ExpertRouting routing = call.routing();
-    if (routing != null
-        && call.target() == LoraTarget.DOWN
-        && mine.isSorted(call.context(), routing, layout)) {
+    boolean down = call.target() == LoraTarget.DOWN;
+    boolean sorted = routing != null && down && mine.isSorted(call.context(), routing, layout);
+    // Once: the caller may write other ids to the same tensor before the next forward.
+    mine.forget();
+    if (sorted) {
       return;
     }
-    mine.forget();
     ExpertRouting by = routing;
     if (by == null || problem.experts() == 1) {
       // All pairs take their factors from one place: whichever expert they have, if any.
@@ -395,7 +409,7 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
             layout,
             at,
             call.stream());
-    if (routing != null) {
+    if (routing != null && !down) {
       mine.sorted(call.context(), routing, layout);
     }
   }

@@ -1,7 +1,6 @@
 package io.moe4j.lora.cuda;
 
-import io.moe4j.api.MoeException;
-import java.util.Arrays;
+import io.moe4j.api.config.SystemSettings;
 import java.util.Locale;
 
 /** Ways to compute a delta. All give the same result up to rounding. */
@@ -24,18 +23,7 @@ public enum LoraPath {
   public static final String PROPERTY = "moe4j.lora.cuda.path";
 
   static LoraPath ofProperty() {
-    String value = System.getProperty(PROPERTY, "auto");
-    for (LoraPath p : values()) {
-      if (p.text().equals(value)) {
-        return p;
-      }
-    }
-    throw new MoeException(
-        PROPERTY
-            + " is \""
-            + value
-            + "\", must be one of "
-            + Arrays.stream(values()).map(LoraPath::text).toList());
+    return SystemSettings.oneOf(PROPERTY, AUTO, values(), LoraPath::text);
   }
 
   /** {@return the name as the property takes it} */

@@ -58,7 +58,7 @@ final class StreamScratch implements AutoCloseable {
     return ids;
   }
 
-  void sorted(MoeLoraContext by, @Nullable ExpertRouting of, PairSort.Layout as) {
+  void sorted(MoeLoraContext by, ExpertRouting of, PairSort.Layout as) {
     context = by;
     routing = of;
     layout = as;

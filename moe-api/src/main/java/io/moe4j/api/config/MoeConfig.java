@@ -75,89 +75,11 @@ public final class MoeConfig {
     maxTokens = b.maxTokens;
     batchInvariant = b.batchInvariant;
     options = List.copyOf(b.options.values());
-    requireAtLeastOne("hiddenSize", hiddenSize);
-    requireAtLeastOne("intermediateSize", intermediateSize);
-    requireAtLeastOne("numExperts", numExperts);
-    requireAtLeastOne("maxTokens", maxTokens);
-    if (zeroExperts < 0 || zeroExperts > Integer.MAX_VALUE - numExperts) {
-      throw new IllegalArgumentException(
-          "zeroExperts is " + zeroExperts + ", must not be negative, and a number with numExperts");
-    }
-    if (topK < 1 || topK > numChoices()) {
-      throw new IllegalArgumentException(
-          "topK is "
-              + topK
-              + ", must be 1.."
-              + (zeroExperts > 0 ? "numExperts + zeroExperts = " : "numExperts = ")
-              + numChoices());
-    }
-    if (latentSize < 0) {
-      throw new IllegalArgumentException("latentSize is " + latentSize + ", must not be negative");
-    }
-    Objects.requireNonNull(activation, "activation");
-    Objects.requireNonNull(routing, "routing");
-    Objects.requireNonNull(sharedExpert, "sharedExpert");
-    Objects.requireNonNull(lora, "lora");
-    Objects.requireNonNull(activationFormat, "activationFormat");
-    Objects.requireNonNull(parallel, "parallel");
-    if (inputNorm.isPresent() && latentSize > 0) {
-      throw new IllegalArgumentException(
-          "inputNorm and latentSize " + latentSize + " do not go together");
-    }
-    if (zeroExperts > 0 && (latentSize > 0 || inputNorm.isPresent() || routing.numGroups() > 1)) {
-      throw new IllegalArgumentException(
-          "zeroExperts "
-              + zeroExperts
-              + " do not go together with latentSize, inputNorm or expert groups");
-    }
-    if (parallel.worldSize() > 1
-        && sharedExpert.map(c -> c.combine() == SharedExpertConfig.Combine.AVERAGE).orElse(false)) {
-      throw new IllegalArgumentException(
-          "the average with a shared expert is none of sums that ranks could add up");
-    }
-    if (parallel.tpSize() > 1 && quantizedActivations) {
-      throw new IllegalArgumentException(
-          "quantizedActivations needs all of intermediateSize for a token's scale, parallel is "
-              + parallel);
-    }
-    requireFloat("inputDtype", inputDtype);
-    requireFloat("weightDtype", weightDtype);
-    if (numExperts % routing.numGroups() != 0) {
-      throw new IllegalArgumentException(
-          "numExperts "
-              + numExperts
-              + " is not divisible by routing.numGroups "
-              + routing.numGroups());
-    }
-    if (routing.numGroups() > 1
-        && routing.groupScore() == RoutingConfig.GroupScore.SUM_OF_TOP2
-        && numExperts / routing.numGroups() < 2) {
-      throw new IllegalArgumentException(
-          "groups of "
-              + numExperts / routing.numGroups()
-              + " expert have no two best scores to sum");
-    }
-    if ((long) routing.topkGroups() * (numChoices() / routing.numGroups()) < topK) {
-      throw new IllegalArgumentException(
-          "topK "
-              + topK
-              + " exceeds the experts that "
-              + routing.topkGroups()
-              + " of "
-              + routing.numGroups()
-              + " groups leave");
-    }
-    if (routing.scoring() == RoutingConfig.Scoring.SPARSE_MIXER && topK != 2) {
-      throw new IllegalArgumentException("SPARSE_MIXER routing has top_k 2, not " + topK);
-    }
-    if (w13Schemes.isEmpty() || w2Schemes.isEmpty()) {
-      throw new IllegalArgumentException(
-          "quantSchemes"
-              + (quantSchemes.isEmpty() ? "" : w13Schemes.isEmpty() ? " of w13" : " of w2")
-              + " is empty, must name at least one scheme (QuantScheme.NONE for plain floats)");
-    }
-    expertMap = expertMap(b);
-    placement = placement(b);
+    MoeConfigChecks.require(this);
+    RankExperts here =
+        RankExperts.of(numExperts, parallel, b.expertMap.orElse(null), b.placement.orElse(null));
+    expertMap = here.map();
+    placement = here.placement();
     placed = b.placement.isPresent();
   }
 
@@ -168,93 +90,6 @@ public final class MoeConfig {
     return rank.isPresent() && b.parallel.equals(ParallelConfig.SINGLE)
         ? ParallelConfig.expert(rank.get().epSize(), rank.get().epRank())
         : b.parallel;
-  }
-
-  /**
-   * The map of this rank. Expert parallelism without a map means consecutive experts; a map without
-   * expert parallelism must hold every expert, because no other rank would compute the rest.
-   */
-  private Optional<ExpertMap> expertMap(Builder b) {
-    if (b.expertMap.isEmpty() && b.placement.isPresent()) {
-      requireFits(b.placement.get());
-      return Optional.of(b.placement.get().map(parallel.epRank()));
-    }
-    if (b.expertMap.isEmpty()) {
-      return parallel.epSize() == 1
-          ? Optional.empty()
-          : Optional.of(ExpertMap.linear(numExperts, parallel.epSize(), parallel.epRank()));
-    }
-    ExpertMap map = b.expertMap.get();
-    if (map.numGlobalExperts() != numExperts) {
-      throw new IllegalArgumentException(
-          "expertMap covers " + map.numGlobalExperts() + " experts, numExperts is " + numExperts);
-    }
-    if (parallel.epSize() == 1 && map.numLocalExperts() != numExperts) {
-      throw new IllegalArgumentException(
-          "expertMap leaves "
-              + (numExperts - map.numLocalExperts())
-              + " of "
-              + numExperts
-              + " experts to other ranks, but parallel is "
-              + parallel
-              + ": say ParallelConfig.expert(epSize, epRank)");
-    }
-    map.rank()
-        .ifPresent(rank -> {
-          if (rank.epSize() != parallel.epSize() || rank.epRank() != parallel.epRank()) {
-            throw new IllegalArgumentException(
-                "expertMap was made for expert-parallel rank "
-                    + rank.epRank()
-                    + " of "
-                    + rank.epSize()
-                    + ", parallel is "
-                    + parallel);
-          }
-        });
-    return Optional.of(map);
-  }
-
-  private void requireFits(ExpertPlacement p) {
-    if (p.numExperts() != numExperts || p.ranks() != parallel.epSize()) {
-      throw new IllegalArgumentException(
-          "placement is of "
-              + p.numExperts()
-              + " experts on "
-              + p.ranks()
-              + " ranks; numExperts is "
-              + numExperts
-              + ", and parallel is "
-              + parallel
-              + ": say ParallelConfig.expert(epSize, epRank)");
-    }
-  }
-
-  /** Known where it was given, or where this rank's map says that experts are consecutive. */
-  private Optional<ExpertPlacement> placement(Builder b) {
-    if (b.placement.isPresent()) {
-      ExpertPlacement given = b.placement.get();
-      requireFits(given);
-      if (!expertMap.equals(Optional.of(given.map(parallel.epRank())))) {
-        throw new IllegalArgumentException(
-            "expertMap is not what placement says of expert-parallel rank " + parallel.epRank());
-      }
-      return b.placement;
-    }
-    return expertMap.isPresent() && isImplied(expertMap.get())
-        ? Optional.of(ExpertPlacement.linear(numExperts, parallel.epSize()))
-        : Optional.empty();
-  }
-
-  private static void requireAtLeastOne(String name, int value) {
-    if (value < 1) {
-      throw new IllegalArgumentException(name + " is " + value + ", must be at least 1");
-    }
-  }
-
-  private static void requireFloat(String name, DType dtype) {
-    if (dtype != DType.F32 && dtype != DType.BF16 && dtype != DType.F16) {
-      throw new IllegalArgumentException(name + " is " + dtype + ", must be F32, BF16 or F16");
-    }
   }
 
   /** {@return {@code H}} */
@@ -550,7 +385,7 @@ public final class MoeConfig {
     b.inputNorm = inputNorm;
     b.outputBias = outputBias;
     // A map that only follows from the rank follows again from whatever rank comes next.
-    b.expertMap = expertMap.filter(m -> !isImplied(m) && !placed);
+    b.expertMap = expertMap.filter(m -> !placed && !RankExperts.isImplied(m, numExperts, parallel));
     b.placement = placed ? placement : Optional.empty();
     b.lora = lora;
     b.activationFormat = activationFormat;
@@ -559,11 +394,6 @@ public final class MoeConfig {
     b.batchInvariant = batchInvariant;
     options.forEach(b::options);
     return b;
-  }
-
-  private boolean isImplied(ExpertMap map) {
-    return parallel.epSize() > 1
-        && map.equals(ExpertMap.linear(numExperts, parallel.epSize(), parallel.epRank()));
   }
 
   /**

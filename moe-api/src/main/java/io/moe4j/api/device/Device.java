@@ -39,6 +39,35 @@ public interface Device extends AutoCloseable {
     void close();
   }
 
+  /**
+   * The device's own clock around work of a stream: neither what the host takes to enqueue it nor
+   * how long it takes to notice the end is in the time. For one thread at a time.
+   *
+   * @since 0.2.0
+   */
+  interface Timer extends AutoCloseable {
+    /**
+     * What is enqueued from here on counts. On a device that waits for work, the time until that
+     * arrives counts as well: enqueue something before.
+     *
+     * @param stream of the device
+     */
+    void start(DeviceStream stream);
+
+    /**
+     * What is enqueued from here on counts no more.
+     *
+     * @param stream the same
+     */
+    void stop(DeviceStream stream);
+
+    /** {@return microseconds from the start to the stop; waits until the device is there} */
+    double micros();
+
+    @Override
+    void close();
+  }
+
   /** A stream of the caller's; closing it lets the work on it finish. */
   interface OwnedStream extends DeviceStream, AutoCloseable {
     @Override
@@ -203,6 +232,16 @@ public interface Device extends AutoCloseable {
    * @throws io.moe4j.api.DeviceException if the work did what a recording cannot hold
    */
   default Optional<Graph> capture(DeviceStream stream, Runnable work) {
+    return Optional.empty();
+  }
+
+  /**
+   * A timer of this device.
+   *
+   * @return owned by the caller; empty where the device has no clock of its own
+   * @since 0.2.0
+   */
+  default Optional<Timer> newTimer() {
     return Optional.empty();
   }
 

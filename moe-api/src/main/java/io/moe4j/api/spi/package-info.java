@@ -11,8 +11,9 @@
  *       and what is accepted. Intent: one attempt shows all that has to change.
  *   <li><b>MOE-1.3</b> A backend MUST NOT say yes to a config that it then cannot prepare or
  *       computes wrongly.
- *   <li><b>MOE-1.4</b> {@code facts()} of what was prepared MUST NOT throw, and MUST give the same
- *       facts until {@code close}, each name once.
+ *   <li><b>MOE-1.4</b> {@code facts()} of what was prepared, experts or block, MUST NOT throw, and
+ *       MUST give the same facts until {@code close}, each name once; a block's names MUST NOT be
+ *       those that {@link io.moe4j.api.spi.Fact} says of experts.
  *   <li><b>MOE-2.1</b> The result MUST equal the float64 reference within the tolerance of its
  *       dtypes, for every config it supports.
  *   <li><b>MOE-2.2</b> Pairs with id -1, with an id whose map entry is -1, or with an unknown id

@@ -17,6 +17,12 @@ final class DeviceBatch {
 
   private static final int DRAWS = 64;
 
+  /** Where a number of touched experts is asked for, which may be far from the mean. */
+  private static final int MOST_DRAWS = 2000;
+
+  /** Touched experts that are asked for come with one digit behind the point. */
+  private static final double CLOSE = 0.05;
+
   /** Distinct experts of each token, {@code T * K}. */
   private final int[] ids;
 
@@ -54,15 +60,34 @@ final class DeviceBatch {
    * @return so many that a pass over all of them finds little of the pass before in a cache
    */
   static DeviceBatch[] rotating(BenchShape shape, int tokens) {
-    int count = tokens <= 16 ? 8 : tokens <= 256 ? 4 : tokens <= 1024 ? 2 : 1;
-    double expected = expectedExperts(shape, tokens);
-    DeviceBatch[] best = draw(shape, tokens, count, new SplittableRandom(1234L + tokens));
-    double distance = Math.abs(meanExperts(best) - expected);
+    return rotating(shape, tokens, Draws.DEFAULT);
+  }
+
+  /**
+   * Several batches of one size, drawn as asked for.
+   *
+   * @param shape sizes
+   * @param tokens {@code T}
+   * @param draws how
+   * @return the batches
+   */
+  static DeviceBatch[] rotating(BenchShape shape, int tokens, Draws draws) {
+    int count =
+        draws.batches() > 0
+            ? draws.batches()
+            : tokens <= 16 ? 8 : tokens <= 256 ? 4 : tokens <= 1024 ? 2 : 1;
+    Double asked = draws.touched().get(tokens);
+    double wanted = asked != null ? asked : expectedExperts(shape, tokens);
     // The batches' sum is a whole number: none comes closer for certain than half an expert.
-    for (int i = 1; i < DRAWS && distance * count > 0.5; i++) {
-      SplittableRandom random = new SplittableRandom(1234L + tokens + ((long) i << 32));
-      DeviceBatch[] drawn = draw(shape, tokens, count, random);
-      double off = Math.abs(meanExperts(drawn) - expected);
+    double close = asked != null ? Math.max(CLOSE, 0.5 / count) : 0.5 / count;
+    long seed = 1234L + tokens + (draws.set() << 16);
+    boolean apart = !draws.independent();
+    DeviceBatch[] best = draw(shape, tokens, count, apart, new SplittableRandom(seed));
+    double distance = Math.abs(meanExperts(best) - wanted);
+    for (int i = 1; i < (asked != null ? MOST_DRAWS : DRAWS) && distance > close; i++) {
+      SplittableRandom random = new SplittableRandom(seed + ((long) i << 32));
+      DeviceBatch[] drawn = draw(shape, tokens, count, apart, random);
+      double off = Math.abs(meanExperts(drawn) - wanted);
       if (off < distance) {
         best = drawn;
         distance = off;
@@ -110,7 +135,7 @@ final class DeviceBatch {
   }
 
   private static DeviceBatch[] draw(
-      BenchShape shape, int tokens, int count, SplittableRandom random) {
+      BenchShape shape, int tokens, int count, boolean distinct, SplittableRandom random) {
     int e = shape.numExperts();
     int k = shape.topK();
     DeviceBatch[] all = new DeviceBatch[count];
@@ -118,7 +143,7 @@ final class DeviceBatch {
     for (int b = 0; b < count; b++) {
       int[] ids = new int[tokens * k];
       for (int t = 0; t < tokens; t++) {
-        boolean apart = tokens == 1 && k * count <= e; // no expert twice in a pass
+        boolean apart = distinct && tokens == 1 && k * count <= e; // no expert twice in a pass
         int[] from = apart ? order : permutation(e, random);
         System.arraycopy(from, apart ? b * k : 0, ids, t * k, k);
       }

@@ -34,6 +34,9 @@ import org.jspecify.annotations.Nullable;
  * is the median replay over their number. Large forwards draw more power than a card may for long,
  * and its clock drops within some tenths of a second: with a rest of 0 it comes from the case
  * before and stays at full load, otherwise it rests so long before each case. Not thread-safe.
+ *
+ * <p>Times are the device's: what the host takes to send a replay off and to see its end, some ten
+ * microseconds, is not in them.
  */
 public final class DeviceBench implements AutoCloseable {
   private static final int SAMPLES = 21;
@@ -72,6 +75,7 @@ public final class DeviceBench implements AutoCloseable {
   private final List<Integer> tokens;
   private final List<Lora> grid;
   private final int restMillis;
+  private final Draws draws;
   private final Device device;
   private final List<DeviceBenchReport.Row> rows = new ArrayList<>();
 
@@ -82,6 +86,7 @@ public final class DeviceBench implements AutoCloseable {
       List<Integer> tokens,
       List<Lora> grid,
       int restMillis,
+      Draws draws,
       Device device) {
     this.oracle = oracle;
     this.backend = backend;
@@ -89,6 +94,7 @@ public final class DeviceBench implements AutoCloseable {
     this.tokens = tokens;
     this.grid = grid;
     this.restMillis = restMillis;
+    this.draws = draws;
     this.device = device;
   }
 
@@ -101,6 +107,7 @@ public final class DeviceBench implements AutoCloseable {
    * @param tokens numbers of tokens, ascending
    * @param grid adapters, the base model first
    * @param restMillis how long the card rests before each case; 0 = it goes on at full load
+   * @param draws how routings are drawn
    * @return the bench
    * @throws DeviceException if the best backend computes on the host
    * @throws io.moe4j.oracle.UnsupportedConfigException if none fits
@@ -111,7 +118,8 @@ public final class DeviceBench implements AutoCloseable {
       BenchWeights weights,
       List<Integer> tokens,
       List<Lora> grid,
-      int restMillis) {
+      int restMillis,
+      Draws draws) {
     MoeConfig config = config(BenchShape.DEVICE.getFirst(), weights, 1, grid.getLast());
     Platform platform = oracle.catalog().detectPlatform();
     Selection selection = oracle.select(config, platform, backend);
@@ -133,6 +141,7 @@ public final class DeviceBench implements AutoCloseable {
         tokens,
         grid,
         restMillis,
+        draws,
         oracle.catalog().openDevice(chosen, info.id()));
   }
 
@@ -208,7 +217,7 @@ public final class DeviceBench implements AutoCloseable {
     Case(BenchShape shape, DeviceModel model, int tokens) {
       this.shape = shape;
       this.tokens = tokens;
-      this.batches = DeviceBatch.rotating(shape, tokens);
+      this.batches = DeviceBatch.rotating(shape, tokens, draws);
       this.requests = new MoeForward[batches.length];
       for (int i = 0; i < batches.length; i++) {
         Tensor output = model.empty(DType.BF16, tokens, shape.hiddenSize());
@@ -248,6 +257,7 @@ public final class DeviceBench implements AutoCloseable {
               micros,
               bytes,
               operations,
+              DeviceBatch.meanExperts(batches),
               layer.selection().chosenBackend().name()));
     }
   }
@@ -263,9 +273,10 @@ public final class DeviceBench implements AutoCloseable {
     work.run(); // loads the kernels
     stream.synchronize();
     try (Device.Graph graph =
-        device
-            .capture(stream, work)
-            .orElseThrow(() -> new DeviceException(device.info().id() + " records no graphs"))) {
+            device
+                .capture(stream, work)
+                .orElseThrow(() -> new DeviceException(device.info().id() + " records no graphs"));
+        Stopwatch watch = new Stopwatch(device)) {
       boolean rested = restMillis > 0;
       rest();
       double settle = rested ? SETTLE_SECONDS_RESTED : SETTLE_SECONDS;
@@ -281,12 +292,7 @@ public final class DeviceBench implements AutoCloseable {
       int replays = (int) Math.clamp(Math.ceil(sample / one), 1, MAX_REPLAYS);
       double[] samples = new double[SAMPLES];
       for (int s = 0; s < SAMPLES; s++) {
-        long start = System.nanoTime();
-        for (int r = 0; r < replays; r++) {
-          graph.launch(stream);
-        }
-        stream.synchronize();
-        samples[s] = (System.nanoTime() - start) / 1e3 / replays / pass.length;
+        samples[s] = watch.micros(graph, replays) / replays / pass.length;
       }
       Arrays.sort(samples);
       return samples[SAMPLES / 2];

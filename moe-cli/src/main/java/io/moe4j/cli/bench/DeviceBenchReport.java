@@ -91,6 +91,7 @@ public record DeviceBenchReport(
    * @param micros of one forward
    * @param bytes that no forward can do without
    * @param operations likewise
+   * @param touched distinct experts of a batch, the mean
    * @param path the backend
    */
   public record Row(
@@ -100,6 +101,7 @@ public record DeviceBenchReport(
       double micros,
       double bytes,
       double operations,
+      double touched,
       String path) {}
 
   private Optional<Ceiling> ceiling() {
@@ -171,7 +173,7 @@ public record DeviceBenchReport(
             """
 
 
-            One forward of one layer from router logits to the weighted sum, bf16, replayed from a graph; microseconds (median), their
+            One forward of one layer from router logits to the weighted sum, bf16, replayed from a graph; microseconds of the card (median), their
             ratio to the floor, and with adapters the tax: time with / time without.
             """);
     Set<String> shapes = new LinkedHashSet<>();
@@ -296,6 +298,7 @@ public record DeviceBenchReport(
       if (!Double.isNaN(floor)) {
         o.put("floor_us", Math.round(floor * 10) / 10.0);
       }
+      o.put("touched", Math.round(r.touched() * 10) / 10.0);
       o.put("path", r.path());
       theirs(r).ifPresent(b -> o.put("beside_us", Math.round(b.micros() * 10) / 10.0));
     }

@@ -5,6 +5,8 @@ import static org.assertj.core.api.Assertions.within;
 
 import io.moe4j.api.tensor.Tensor;
 import java.util.Arrays;
+import java.util.Map;
+import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
@@ -36,6 +38,31 @@ final class DeviceBatchTest {
           .as("%s, %s batches", shape.name(), batches.length)
           .isCloseTo(expected, within(0.51 / batches.length));
     }
+  }
+
+  /** What another benchmark drew: few experts, many, and batches that share some. */
+  @Test
+  void drawsComeCloseToWhatIsAskedFor() {
+    BenchShape shape = new BenchShape("some", 8, 2, 8, 8);
+    for (double wanted : new double[] {5.2, 6.1}) {
+      Draws draws = new Draws(16, Map.of(4, wanted), 0);
+      DeviceBatch[] batches = DeviceBatch.rotating(shape, 4, draws);
+      assertThat(batches).hasSize(16);
+      double touched = 0;
+      for (DeviceBatch b : batches) {
+        touched += Arrays.stream(ints(b.ids(4))).distinct().count() / 16.0;
+      }
+      assertThat(touched).isCloseTo(wanted, within(0.051));
+      assertThat(DeviceBatch.meanExperts(batches)).isEqualTo(touched);
+    }
+    // 16 tokens of their own choose 2 of 8 experts each: some choose alike.
+    DeviceBatch[] ones = DeviceBatch.rotating(shape, 1, new Draws(16, Map.of(), 0));
+    assertThat(Arrays.stream(ones).flatMapToInt(b -> Arrays.stream(ints(b.ids(1)))).distinct())
+        .hasSizeLessThanOrEqualTo(8);
+    int[] first = ints(DeviceBatch.rotating(shape, 64)[0].ids(64));
+    assertThat(ints(DeviceBatch.rotating(shape, 64, Draws.DEFAULT)[0].ids(64))).isEqualTo(first);
+    assertThat(ints(DeviceBatch.rotating(shape, 64, new Draws(0, Map.of(), 1))[0].ids(64)))
+        .isNotEqualTo(first);
   }
 
   /** By hand: all ranks do what the busiest does in each batch. */

@@ -11,7 +11,7 @@ class DeviceBenchReportTest {
 
   private static DeviceBenchReport.Row row(
       int tokens, DeviceBench.Lora lora, double micros, String path) {
-    return new DeviceBenchReport.Row("tiny", tokens, lora, micros, 4.3e6, 1, path);
+    return new DeviceBenchReport.Row("tiny", tokens, lora, micros, 4.3e6, 1, 5.25, path);
   }
 
   private static final DeviceBenchReport REPORT =
@@ -42,6 +42,7 @@ class DeviceBenchReportTest {
     assertThat(both.json().path("beside").asText()).isEqualTo("triton bf16");
     assertThat(both.json().path("rows").path(0).path("beside_us").asDouble()).isEqualTo(20);
     assertThat(both.json().path("rows").path(2).has("beside_us")).isFalse();
+    assertThat(both.json().path("rows").path(2).path("touched").asDouble()).isEqualTo(5.3);
     assertThat(REPORT.beside("x", List.of(row(1, DeviceBench.Lora.NONE, 9.6, "x"))).markdown())
         .contains("Over x: 1.042 in the geometric mean of 1 points; over 5% slower: none");
   }

@@ -1,5 +1,6 @@
 package io.moe4j.cuda.ops;
 
+import io.moe4j.api.config.SystemSettings;
 import java.util.Arrays;
 import java.util.Locale;
 
@@ -39,6 +40,16 @@ public enum LoraMode {
             + text
             + "\", must be one of "
             + Arrays.stream(values()).map(LoraMode::text).toList());
+  }
+
+  /**
+   * {@return the mode that a system property names}
+   *
+   * @param property its name
+   * @throws io.moe4j.api.SettingException if it names none
+   */
+  public static LoraMode ofProperty(String property) {
+    return SystemSettings.oneOf(property, FUSED, values(), LoraMode::text);
   }
 
   /** {@return the name, in lower case with dashes} */

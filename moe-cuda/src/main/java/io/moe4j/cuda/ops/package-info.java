@@ -9,7 +9,8 @@
  * device and wait for nothing. Scratch is the caller's, laid out with {@link
  * io.moe4j.api.device.WorkspaceLayout}.
  *
- * <p>With fused LoRA a forward of a backend goes like this:
+ * <p>With fused LoRA a forward of a backend goes like this ({@code io.moe4j.cuda.experts} has the
+ * code):
  *
  * <pre>
  *   SlotTables.of(context)                       rows of the adapters in use, before a capture

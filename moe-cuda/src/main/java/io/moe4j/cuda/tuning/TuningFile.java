@@ -12,13 +12,10 @@ import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.cuda.KernelSpec;
 import java.io.IOException;
-import java.io.InputStream;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.AtomicMoveNotSupportedException;
 import java.nio.file.Files;
-import java.nio.file.NoSuchFileException;
+import java.nio.file.LinkOption;
 import java.nio.file.Path;
-import java.nio.file.StandardCopyOption;
 import java.security.MessageDigest;
 import java.security.NoSuchAlgorithmException;
 import java.util.ArrayList;
@@ -67,13 +64,21 @@ public final class TuningFile<E extends TunedEntry> {
   public static final class Unusable extends Exception {
     private static final long serialVersionUID = 1L;
 
+    /** Whether it is another module's, and good for that. */
+    private final boolean foreign;
+
     /**
      * Says why.
      *
      * @param why a readable clause
      */
     public Unusable(String why) {
+      this(why, false);
+    }
+
+    private Unusable(String why, boolean foreign) {
       super(why);
+      this.foreign = foreign;
     }
   }
 
@@ -124,22 +129,12 @@ public final class TuningFile<E extends TunedEntry> {
   public Optional<List<TunedTable<E>>> read(Path file) throws Unusable {
     byte[] bytes;
     try {
-      if (!Files.exists(file)) {
-        return Optional.empty();
-      }
-      if (!Files.isRegularFile(file)) {
-        throw new Unusable("it is not a regular file");
-      }
-      try (InputStream in = Files.newInputStream(file)) {
-        bytes = in.readNBytes(MAX_BYTES + 1);
-      }
-    } catch (NoSuchFileException e) {
-      return Optional.empty();
+      bytes = FileUpdate.read(file, MAX_BYTES).orElse(null);
     } catch (IOException | SecurityException e) {
-      throw new Unusable("it cannot be read: " + e);
+      throw new Unusable("it " + e.getMessage());
     }
-    if (bytes.length > MAX_BYTES) {
-      throw new Unusable("it is larger than " + MAX_BYTES + " bytes");
+    if (bytes == null) {
+      return Optional.empty();
     }
     try {
       return Optional.of(parse(JSON.readTree(bytes)));
@@ -152,7 +147,12 @@ public final class TuningFile<E extends TunedEntry> {
 
   private List<TunedTable<E>> parse(JsonNode root) throws Unusable {
     if (!root.isObject() || !module.equals(root.path("module").asText())) {
-      throw new Unusable("it holds nothing of " + module);
+      JsonNode other = root.path("module");
+      throw new Unusable(
+          "it holds nothing of "
+              + module
+              + (other.isTextual() ? ", it is " + shortened(other.textValue()) + "'s" : ""),
+          other.isTextual());
     }
     JsonNode format = root.path("format");
     if (!format.isInt() || format.intValue() != FORMAT) {
@@ -253,7 +253,12 @@ public final class TuningFile<E extends TunedEntry> {
    */
   public static Unusable wrong(String key, JsonNode value, String accepted) {
     return new Unusable(
-        "\"" + key + "\" is " + shortened(value.toString()) + ", must be " + accepted);
+        "\""
+            + key
+            + "\" is "
+            + (value.isMissingNode() ? "missing" : shortened(value.toString()))
+            + ", must be "
+            + accepted);
   }
 
   private static String shortened(String text) {
@@ -262,26 +267,28 @@ public final class TuningFile<E extends TunedEntry> {
   }
 
   /**
-   * Adds entries to a file, or replaces those of the same sizes. The file is replaced in one step;
-   * one that cannot be used is kept beside it, with {@code .bak} at the end of its name.
+   * Adds entries to a file, or replaces those of the same sizes. The file is replaced in one step,
+   * and what others add at the same time stays ({@link FileUpdate}). A damaged file is kept beside
+   * it, with {@code .bak} at the end of its name.
    *
    * @param file where to; its directory is made if it is not there
    * @param found the entries
-   * @throws IOException if it cannot be written
+   * @throws IOException if it cannot be written, is no regular file, or holds another module's
+   *     entries
    */
   public void merge(Path file, TunedTable<E> found) throws IOException {
-    Path directory = file.toAbsolutePath().getParent();
-    if (directory != null) {
-      Files.createDirectories(directory);
-    }
+    FileUpdate.run(file, target -> merged(target, found));
+  }
+
+  private byte[] merged(Path file, TunedTable<E> found) throws IOException {
     List<TunedTable<E>> tables;
     try {
       tables = new ArrayList<>(read(file).orElse(List.of()));
     } catch (Unusable e) {
-      Files.move(
-          file,
-          file.resolveSibling(file.getFileName() + ".bak"),
-          StandardCopyOption.REPLACE_EXISTING);
+      if (e.foreign || !Files.isRegularFile(file) || !Files.isReadable(file)) {
+        throw new IOException(file + " is not replaced: " + e.getMessage(), e);
+      }
+      Files.move(file, free(file));
       tables = new ArrayList<>();
     }
     List<E> entries = new ArrayList<>();
@@ -300,22 +307,16 @@ public final class TuningFile<E extends TunedEntry> {
     if (bytes.length > MAX_BYTES || entries.size() > MAX_ENTRIES) {
       throw new IOException(file + " would hold more than it may; remove it, or name another");
     }
-    replace(file, bytes);
+    return bytes;
   }
 
-  private static void replace(Path file, byte[] bytes) throws IOException {
-    Path fresh = file.resolveSibling(file.getFileName() + ".tmp-" + ProcessHandle.current().pid());
-    try {
-      Files.write(fresh, bytes);
-      try {
-        Files.move(
-            fresh, file, StandardCopyOption.ATOMIC_MOVE, StandardCopyOption.REPLACE_EXISTING);
-      } catch (AtomicMoveNotSupportedException e) {
-        Files.move(fresh, file, StandardCopyOption.REPLACE_EXISTING);
-      }
-    } finally {
-      Files.deleteIfExists(fresh);
+  /** A name for what is kept: it replaces nothing that was kept before. */
+  private static Path free(Path file) {
+    Path to = file.resolveSibling(file.getFileName() + ".bak");
+    for (int i = 2; Files.exists(to, LinkOption.NOFOLLOW_LINKS); i++) {
+      to = file.resolveSibling(file.getFileName() + ".bak" + i);
     }
+    return to;
   }
 
   private ObjectNode json(List<TunedTable<E>> tables) {

@@ -2,7 +2,7 @@ package io.moe4j.backend.cpu.options;
 
 import java.util.Arrays;
 import java.util.Locale;
-import java.util.Optional;
+import java.util.stream.Stream;
 
 /**
  * Which kernels compute a layer on the host processor. A set that the machine lacks, or a library
@@ -40,12 +40,15 @@ public enum CpuKernels {
     return this != AUTO && this != JAVA && this != SCALAR;
   }
 
-  /** {@return the kernels that a value of {@value CpuProperties#NATIVE} names} */
-  static Optional<CpuKernels> ofNative(String value) {
-    return value.equals("off")
-        ? Optional.of(JAVA)
-        : Arrays.stream(values())
-            .filter(k -> (k == AUTO || k.isInstructionSet()) && k.text().equals(value))
-            .findFirst();
+  /** {@return what {@value CpuProperties#NATIVE} may name} */
+  static CpuKernels[] natives() {
+    return Stream.concat(
+            Stream.of(AUTO, JAVA), Arrays.stream(values()).filter(CpuKernels::isInstructionSet))
+        .toArray(CpuKernels[]::new);
+  }
+
+  /** {@return the word for it there} */
+  String nativeText() {
+    return this == JAVA ? "off" : text();
   }
 }

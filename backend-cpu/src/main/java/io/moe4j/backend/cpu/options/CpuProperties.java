@@ -1,12 +1,10 @@
 package io.moe4j.backend.cpu.options;
 
-import io.moe4j.api.MoeException;
-import io.moe4j.api.config.MoeConfig;
-import java.util.Arrays;
-import java.util.Locale;
-import java.util.function.Function;
-import java.util.stream.Collectors;
-import org.jspecify.annotations.Nullable;
+import static io.moe4j.api.config.SystemSettings.isTrue;
+import static io.moe4j.api.config.SystemSettings.number;
+import static io.moe4j.api.config.SystemSettings.oneOf;
+
+import io.moe4j.api.config.OptionDefaults;
 
 /**
  * Every system property of this module: the defaults of {@link CpuOptions}, read once when a
@@ -15,7 +13,7 @@ import org.jspecify.annotations.Nullable;
  *
  * @since 0.2.0
  */
-public final class CpuProperties {
+public final class CpuProperties extends OptionDefaults<CpuOptions> {
   /**
    * Default of {@link CpuOptions#kernels}: {@code auto}, {@code off} for those in Java, or the name
    * of an instruction set: {@code avx2}, {@code avx512}, {@code avx512bf16}, {@code amx}; {@code
@@ -38,123 +36,28 @@ public final class CpuProperties {
   /** Default of {@link CpuOptions#pinned}, {@code true} or {@code false}. */
   public static final String PIN = "moe4j.cpu.pin";
 
-  private final CpuOptions defaults;
-  private final @Nullable String fault;
-
-  private CpuProperties(CpuOptions defaults, @Nullable String fault) {
-    this.defaults = defaults;
-    this.fault = fault;
+  private CpuProperties() {
+    super(CpuOptions.class, CpuOptions.DEFAULT, CpuProperties::now);
   }
 
   /** {@return what is set now} */
   public static CpuProperties read() {
-    try {
-      CpuKernels kernels = kernels();
-      return new CpuProperties(
-          CpuOptions.DEFAULT
-              .withKernels(isTrue(SCALAR) ? CpuKernels.SCALAR : kernels)
-              .withPack(oneOf(PACK, "auto", PackPolicy.values(), PackPolicy::text))
-              .withActivations(
-                  oneOf(
-                      ACTIVATIONS,
-                      "unquantised",
-                      ActivationPolicy.values(),
-                      ActivationPolicy::text))
-              .withThreads(threads(System.getProperty(THREADS)))
-              .withPinned(isTrue(PIN)),
-          null);
-    } catch (IllegalArgumentException e) {
-      return new CpuProperties(CpuOptions.DEFAULT, String.valueOf(e.getMessage()));
-    }
+    return new CpuProperties();
   }
 
-  private static CpuKernels kernels() {
-    String text = System.getProperty(NATIVE, "auto");
-    return CpuKernels.ofNative(text)
-        .orElseThrow(() ->
-            wrong(
-                NATIVE,
-                text,
-                "accepted: auto, off, "
-                    + Arrays.stream(CpuKernels.values())
-                        .filter(CpuKernels::isInstructionSet)
-                        .map(CpuKernels::text)
-                        .collect(Collectors.joining(", "))));
-  }
-
-  private static <E> E oneOf(String property, String usual, E[] all, Function<E, String> text) {
-    String given = System.getProperty(property, usual);
-    return Arrays.stream(all)
-        .filter(e -> text.apply(e).equals(given))
-        .findFirst()
-        .orElseThrow(() ->
-            wrong(
-                property,
-                given,
-                "accepted: " + Arrays.stream(all).map(text).collect(Collectors.joining(", "))));
-  }
-
-  /** A property that is set without a value is true, as everywhere. */
-  private static boolean isTrue(String property) {
-    String text = System.getProperty(property, "false");
-    return switch (text.strip().toLowerCase(Locale.ROOT)) {
-      case "", "true" -> true;
-      case "false" -> false;
-      default -> throw wrong(property, text, "accepted: true, false");
-    };
-  }
-
-  /** {@return a number of threads; 0 where none is given} */
-  static int threads(@Nullable String text) {
-    if (text == null) {
-      return 0;
-    }
-    int n;
-    try {
-      n = Integer.parseInt(text.strip());
-    } catch (NumberFormatException e) {
-      n = 0;
-    }
-    if (n < 1 || n > CpuOptions.MAX_THREADS) {
-      throw wrong(THREADS, text, "must be 1.." + CpuOptions.MAX_THREADS);
-    }
-    return n;
-  }
-
-  private static IllegalArgumentException wrong(String property, String text, String accepted) {
-    return new IllegalArgumentException("-D" + property + " is \"" + text + "\", " + accepted);
-  }
-
-  /** {@return the options of layers that have none of their own} */
-  public CpuOptions defaults() {
-    return defaults;
-  }
-
-  /** {@return what is mistyped; null where nothing is} */
-  public @Nullable String fault() {
-    return fault;
-  }
-
-  /**
-   * {@return why a layer's options are not known: it has none and a property is mistyped; null
-   * where they are}
-   *
-   * @param config of the layer
-   */
-  public @Nullable String fault(MoeConfig config) {
-    return config.options(CpuOptions.class).isPresent() ? null : fault;
-  }
-
-  /**
-   * {@return a layer's options, or the defaults}
-   *
-   * @param config of the layer
-   * @throws MoeException if it has none and a property is mistyped
-   */
-  public CpuOptions options(MoeConfig config) {
-    if (fault(config) != null) {
-      throw new MoeException(String.valueOf(fault));
-    }
-    return config.options(CpuOptions.class).orElse(defaults);
+  private static CpuOptions now() {
+    CpuKernels kernels =
+        oneOf(NATIVE, CpuKernels.AUTO, CpuKernels.natives(), CpuKernels::nativeText);
+    return CpuOptions.DEFAULT
+        .withKernels(isTrue(SCALAR, false) ? CpuKernels.SCALAR : kernels)
+        .withPack(oneOf(PACK, PackPolicy.AUTO, PackPolicy.values(), PackPolicy::text))
+        .withActivations(
+            oneOf(
+                ACTIVATIONS,
+                ActivationPolicy.UNQUANTISED,
+                ActivationPolicy.values(),
+                ActivationPolicy::text))
+        .withThreads(number(THREADS, 0, 1, CpuOptions.MAX_THREADS))
+        .withPinned(isTrue(PIN, false));
   }
 }

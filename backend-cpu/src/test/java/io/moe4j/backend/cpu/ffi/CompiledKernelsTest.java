@@ -15,7 +15,7 @@ import java.util.Properties;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Test;
 
-/** The libraries in the jar are what {@code mvn -Pkernels} made from these sources. */
+/** The libraries in the jar are what {@code tools/kernels/build.py} made from these sources. */
 class CompiledKernelsTest {
   private static final String ROOT = "/META-INF/moe4j/kernels/backend-cpu/";
   private static final Path SOURCES = Path.of("src/main/c");
@@ -55,7 +55,7 @@ class CompiledKernelsTest {
         .containsExactlyInAnyOrderElementsOf(names.stream().map(n -> "source." + n).toList());
     for (String name : names) {
       assertThat(manifest.getProperty("source." + name))
-          .as("%s has changed: run mvn -Pkernels -pl backend-cpu generate-sources", name)
+          .as("%s has changed: run python3 tools/kernels/build.py backend-cpu", name)
           .isEqualTo(sha256(Files.readAllBytes(SOURCES.resolve(name))));
     }
   }

@@ -10,7 +10,8 @@ import io.moe4j.backend.triton.tiles.TileTable;
 import io.moe4j.cuda.Kernel;
 import io.moe4j.cuda.KernelLaunch;
 import io.moe4j.cuda.TensorMaps;
-import io.moe4j.cuda.ops.CombineKernel;
+import io.moe4j.cuda.experts.ForwardLayout;
+import io.moe4j.cuda.experts.WeightedSum;
 import io.moe4j.cuda.ops.ComposedLora;
 import io.moe4j.cuda.ops.ElementwiseKernels;
 import io.moe4j.cuda.ops.ExpertKernels;
@@ -39,7 +40,7 @@ final class GemmLaunches {
   private final int experts;
   private final ExpertMatrices matrices;
   private final ShrinkKernel shrink;
-  private final CombineKernel combine;
+  private final WeightedSum sum;
   private final String type;
   private final Map<MapKey, MemorySegment> maps = new ConcurrentHashMap<>();
 
@@ -57,25 +58,25 @@ final class GemmLaunches {
     this.matrices = matrices;
     this.type = TritonKernels.type(config.weightDtype());
     this.shrink = new ShrinkKernel(shared, config.weightDtype(), gated());
-    this.combine = new CombineKernel(shared, config.weightDtype());
+    this.sum = new WeightedSum(shared, config);
   }
 
-  void run(Forward f) {
+  void run(TritonForward f) {
     int hidden = sizes.hidden();
     int inter = sizes.intermediate();
     ForwardLayout at = f.at();
-    long x = f.plan().permute() ? f.address(at.sorted) : f.hidden();
+    long x = f.plan().permute() ? f.address(at.own()) : f.of().hidden();
     if (f.lora()) {
       shrink(f, true, x, hidden);
     }
-    gemm(f, true, x, f.address(at.middle), inter, hidden);
+    gemm(f, true, x, f.address(at.middle()), inter, hidden);
     if (f.lora()) {
-      shrink(f, false, f.address(at.middle), inter);
+      shrink(f, false, f.address(at.middle()), inter);
     }
     if (f.plan().sums()) {
       down(f, hidden, inter);
     } else {
-      gemm(f, false, f.address(at.middle), f.address(at.y), hidden, inter);
+      gemm(f, false, f.address(at.middle()), f.address(at.y()), hidden, inter);
       combine(f);
     }
   }
@@ -85,7 +86,7 @@ final class GemmLaunches {
    *
    * @param f of {@link TileTable#composed}
    */
-  ComposedLora.Products products(Forward f) {
+  ComposedLora.Products products(TritonForward f) {
     return new ComposedLora.Products() {
       @Override
       public void product(boolean first, Tensor x, Tensor y) {
@@ -113,19 +114,19 @@ final class GemmLaunches {
     return config.activation().isGated();
   }
 
-  private void shrink(Forward f, boolean first, long x, int contraction) {
+  private void shrink(TritonForward f, boolean first, long x, int contraction) {
     shrink.run(
         f.batch(),
         f.plan().shrinks(),
         first,
         x,
         contraction,
-        f.base(),
-        f.at().lists,
-        f.at().shrinks);
+        f.of().base(),
+        f.at().lists(),
+        f.at().shrinks());
   }
 
-  private void gemm(Forward f, boolean first, long x, long y, int columns, int contraction) {
+  private void gemm(TritonForward f, boolean first, long x, long y, int columns, int contraction) {
     TilePlan plan = f.plan();
     gemm(
         f,
@@ -144,7 +145,7 @@ final class GemmLaunches {
    * @param stage what the kernel does with the product: that of w2 leaves it as it is
    */
   private void gemm(
-      Forward f,
+      TritonForward f,
       boolean first,
       String stage,
       String tile,
@@ -189,7 +190,7 @@ final class GemmLaunches {
     }
     map(l, kernel, "wd", w.deviceAddress(), rows, contraction);
     PairBatch b = f.batch();
-    TileLists lists = at.lists;
+    TileLists lists = at.lists();
     l.pointer(bias)
         .pointer(b.weights())
         .pointer(y)
@@ -204,11 +205,11 @@ final class GemmLaunches {
         .pointer(f.address(first ? lists.pages13First() : lists.pages2First()))
         .pointer(f.address(first ? lists.pages13Second() : lists.pages2First()))
         .pointer(f.address(first ? lists.pages13Words() : lists.pages2Words()))
-        .pointer(f.address(first ? at.shrinks.first() : at.shrinks.second()))
-        .pointer(f.address(at.shrinks.partial()))
+        .pointer(f.address(first ? at.shrinks().first() : at.shrinks().second()))
+        .pointer(f.address(at.shrinks().partial()))
         .i32(b.hasMap())
         .i32(bias == null ? 0 : 1)
-        .i32(config.routerWeightOnInput() && !f.batched() ? 1 : 0)
+        .i32(config.routerWeightOnInput() && !f.of().batched() ? 1 : 0)
         .i32(ElementwiseKernels.code(a.kind()))
         .f32(a.alpha())
         .f32(a.beta())
@@ -282,7 +283,7 @@ final class GemmLaunches {
    * w2 of one token and the weighted sum. The w13 and the shrink before it let it start early:
    * until it waits it reads weights, ids and factors, which are older than both.
    */
-  private void down(Forward f, int columns, int contraction) {
+  private void down(TritonForward f, int columns, int contraction) {
     ForwardLayout at = f.at();
     PairBatch b = f.batch();
     Tensor bias = matrices.bias2();
@@ -290,20 +291,20 @@ final class GemmLaunches {
         .get(
             "down",
             "out",
-            f.output().dtype() == DType.F32 ? "f32" : "same",
+            f.of().output().dtype() == DType.F32 ? "f32" : "same",
             "lora",
             f.lora() ? "1" : "0")
         .begin()
-        .pointer(f.address(at.middle))
+        .pointer(f.address(at.middle()))
         .pointer(matrices.w2())
         .pointer(bias)
         .pointer(b.weights())
-        .pointer(f.output())
+        .pointer(f.of().output())
         .pointer(b.table())
         .pointer(b.ids())
         .pointer(b.expertMap())
         .pointer(b.mapping())
-        .pointer(f.address(at.shrinks.partial()))
+        .pointer(f.address(at.shrinks().partial()))
         .i32(config.routerWeightOnInput() ? 1 : 0)
         .i32(b.topK())
         .i32(columns)
@@ -317,15 +318,7 @@ final class GemmLaunches {
   }
 
   /** The weighted sum over k. */
-  private void combine(Forward f) {
-    combine.run(
-        f.batch(),
-        f.plan().naive(),
-        f.address(f.at().y),
-        f.address(f.at().lists.posOf()),
-        !config.routerWeightOnInput() && !f.batched(),
-        f.batched(),
-        f.output(),
-        sizes.hidden());
+  private void combine(TritonForward f) {
+    sum.run(f.of(), f.plan().naive());
   }
 }

@@ -1,6 +1,6 @@
 /**
- * The way of a token through the kernels: weights on the device, scratch, launches; {@link
- * io.moe4j.backend.triton.launch.TritonExperts} tells it. Not API.
+ * Weights on the device and launches; the way of a token through them is that of {@link
+ * io.moe4j.cuda.experts.GroupedExperts}. Not API.
  */
 @NullMarked
 package io.moe4j.backend.triton.launch;

@@ -1,10 +1,9 @@
 package io.moe4j.backend.triton.options;
 
-import io.moe4j.api.MoeException;
-import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.OptionDefaults;
+import io.moe4j.api.config.SystemSettings;
 import io.moe4j.cuda.ops.LoraMode;
-import java.util.Objects;
-import org.jspecify.annotations.Nullable;
+import java.util.function.Supplier;
 
 /**
  * Every system property of this module. {@value #LORA} and {@value #UNPACK} are the defaults of
@@ -14,7 +13,7 @@ import org.jspecify.annotations.Nullable;
  *
  * @since 0.2.0
  */
-public final class TritonProperties {
+public final class TritonProperties extends OptionDefaults<TritonOptions> {
   /** Default of {@link TritonOptions#lora}, like {@code composable}. */
   public static final String LORA = "moe4j.triton.lora";
 
@@ -24,32 +23,16 @@ public final class TritonProperties {
   /** A file, or {@code off}. */
   public static final String TILES = "moe4j.triton.tiles";
 
-  private final TritonOptions defaults;
-  private final @Nullable String fault;
-
-  private TritonProperties(TritonOptions defaults, @Nullable String fault) {
-    this.defaults = defaults;
-    this.fault = fault;
+  private TritonProperties(Supplier<TritonOptions> read) {
+    super(TritonOptions.class, TritonOptions.DEFAULT, read);
   }
 
   /** {@return what is set now} */
   public static TritonProperties read() {
-    String unpack = System.getProperty(UNPACK, "false");
-    if (!unpack.equals("true") && !unpack.equals("false")) {
-      return new TritonProperties(
-          TritonOptions.DEFAULT, UNPACK + " is \"" + unpack + "\", must be true or false");
-    }
-    TritonOptions options = TritonOptions.DEFAULT.withUnpackedWeights(Boolean.parseBoolean(unpack));
-    String lora = System.getProperty(LORA);
-    if (lora == null) {
-      return of(options);
-    }
-    try {
-      return of(options.withLora(LoraMode.of(lora)));
-    } catch (IllegalArgumentException e) {
-      return new TritonProperties(
-          TritonOptions.DEFAULT, String.valueOf(e.getMessage()).replace("LoRA mode", LORA));
-    }
+    return new TritonProperties(() ->
+        TritonOptions.DEFAULT
+            .withUnpackedWeights(SystemSettings.isTrue(UNPACK, false))
+            .withLora(LoraMode.ofProperty(LORA)));
   }
 
   /**
@@ -58,34 +41,6 @@ public final class TritonProperties {
    * @param defaults for layers without options of their own
    */
   public static TritonProperties of(TritonOptions defaults) {
-    return new TritonProperties(Objects.requireNonNull(defaults, "defaults"), null);
-  }
-
-  /** {@return what {@value #TILES} is set to now} */
-  public static @Nullable String tiles() {
-    return System.getProperty(TILES);
-  }
-
-  /**
-   * {@return why a layer's options are not known: it has none and a property is mistyped; null
-   * where they are}
-   *
-   * @param config of the layer
-   */
-  public @Nullable String fault(MoeConfig config) {
-    return config.options(TritonOptions.class).isPresent() ? null : fault;
-  }
-
-  /**
-   * {@return a layer's options, or the defaults}
-   *
-   * @param config of the layer
-   * @throws MoeException if it has none and a property is mistyped
-   */
-  public TritonOptions options(MoeConfig config) {
-    if (fault(config) != null) {
-      throw new MoeException(String.valueOf(fault));
-    }
-    return config.options(TritonOptions.class).orElse(defaults);
+    return new TritonProperties(() -> defaults);
   }
 }

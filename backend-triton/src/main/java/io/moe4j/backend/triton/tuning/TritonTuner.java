@@ -44,7 +44,7 @@ public final class TritonTuner implements PlanTuner.Backend<Problem, TilePlan, T
 
   @Override
   public ModularExperts experts(Function<Problem, TilePlan> choice) {
-    return new TritonExperts(config, weights, device, LoraMode.FUSED, choice::apply);
+    return TritonExperts.prepare(config, weights, device, LoraMode.FUSED, choice::apply);
   }
 
   @Override

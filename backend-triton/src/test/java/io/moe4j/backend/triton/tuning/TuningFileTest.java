@@ -1,6 +1,7 @@
 package io.moe4j.backend.triton.tuning;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatIOException;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import ch.qos.logback.classic.Level;
@@ -120,7 +121,7 @@ class TuningFileTest {
     assertThat(TuningCache.FILE.read(file).orElseThrow())
         .containsExactly(new TunedTable<>(key(), List.of(ENTRY, LORA)));
     try (Stream<Path> all = Files.list(file.getParent())) {
-      assertThat(all).containsExactly(file);
+      assertThat(all).containsExactlyInAnyOrder(file, file.resolveSibling("tiles.json.lock"));
     }
   }
 
@@ -161,6 +162,28 @@ class TuningFileTest {
     TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY)));
     assertThat(TuningCache.FILE.read(file).orElseThrow()).hasSize(1);
     assertThat(file.resolveSibling("tiles.json.bak")).hasContent("{ broken");
+    Files.writeString(file, "{ broken again");
+    TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY)));
+    assertThat(file.resolveSibling("tiles.json.bak")).hasContent("{ broken");
+    assertThat(file.resolveSibling("tiles.json.bak2")).hasContent("{ broken again");
+  }
+
+  /** What is good for somebody else, or no file at all, stays where it is. */
+  @Test
+  void whatIsNotOursIsNotReplaced() throws Exception {
+    Files.createDirectories(file.getParent());
+    String other = "{\"format\":1,\"module\":\"backend-marlin\",\"tables\":[]}";
+    Files.writeString(file, other);
+    assertThatIOException()
+        .isThrownBy(() -> TuningCache.FILE.merge(file, new TunedTable<>(key(), List.of(ENTRY))))
+        .withMessage(
+            file + " is not replaced: it holds nothing of backend-triton, it is backend-marlin's");
+    assertThat(file).hasContent(other);
+    Path folder = Files.createDirectory(file.resolveSibling("folder"));
+    assertThatIOException()
+        .isThrownBy(() -> TuningCache.FILE.merge(folder, new TunedTable<>(key(), List.of(ENTRY))))
+        .withMessage(folder + " is not replaced: it is not a regular file");
+    assertThat(folder).isEmptyDirectory();
   }
 
   @Test

@@ -1,25 +1,25 @@
-package io.moe4j.backend.triton.launch;
+package io.moe4j.cuda.experts;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.cuda.ops.ComposedLora;
 import io.moe4j.cuda.ops.LoraMode;
+import io.moe4j.cuda.ops.PaddedSizes;
 import java.util.stream.IntStream;
 import org.junit.jupiter.api.Test;
 
 class ForwardLayoutTest {
+  private static final PaddedSizes SIZES = new PaddedSizes(96, 40);
+
   /** A workspace for the most tokens, slots and ranks serves every smaller call. */
   @Test
   void layoutGrowsWithEverything() {
-    long most = new ForwardLayout(512, 4, 16, 96, 40, true, 8, 64, true, 4, false, -1).byteSize();
+    long most = bytes(512, 8, 64, 4, -1);
     IntStream.rangeClosed(1, 512)
         .forEach(t -> {
           for (int slots : new int[] {0, 1, 8}) {
             for (int rank = slots == 0 ? 0 : 16; rank <= (slots == 0 ? 0 : 64); rank += 16) {
-              assertThat(
-                      new ForwardLayout(t, 4, 16, 96, 40, true, slots, rank, true, 2, false, -1)
-                          .byteSize())
-                  .isLessThanOrEqualTo(most);
+              assertThat(bytes(t, slots, rank, 2, -1)).isLessThanOrEqualTo(most);
             }
           }
         });
@@ -35,6 +35,24 @@ class ForwardLayoutTest {
 
   private static long composed(LoraMode mode, int tokens) {
     int rows = ComposedLora.mostBeside(mode, tokens * 4);
-    return new ForwardLayout(tokens, 4, 16, 96, 40, true, 0, 0, true, 4, false, rows).byteSize();
+    return bytes(tokens, 0, 0, 4, rows);
+  }
+
+  private static long bytes(int tokens, int slots, int rank, int outputBytes, int deltaRows) {
+    return new ForwardLayout(
+            new ForwardLayout.Sizes(
+                tokens,
+                4,
+                16,
+                SIZES,
+                true,
+                false,
+                slots,
+                rank,
+                true,
+                outputBytes,
+                2L * 96 * 4 * tokens,
+                deltaRows))
+        .byteSize();
   }
 }

@@ -1,0 +1,48 @@
+package io.moe4j.cuda.experts;
+
+import io.moe4j.api.config.MoeConfig;
+import io.moe4j.cuda.ops.CombineKernel;
+import io.moe4j.cuda.ops.ExpertKernels;
+import io.moe4j.cuda.ops.PaddedSizes;
+
+/**
+ * The last launch of a forward: the weighted sum over k of the rows that w2 left. Safe for several
+ * threads.
+ *
+ * @since 0.2.0
+ */
+public final class WeightedSum {
+  private final CombineKernel combine;
+  private final boolean weighted;
+  private final int hidden;
+
+  /**
+   * Loads the kernels.
+   *
+   * @param kernels of the device
+   * @param config of the layer
+   */
+  public WeightedSum(ExpertKernels kernels, MoeConfig config) {
+    this.combine = new CombineKernel(kernels, config.weightDtype());
+    this.weighted = !config.routerWeightOnInput();
+    this.hidden = PaddedSizes.of(config).hidden();
+  }
+
+  /**
+   * Enqueues it.
+   *
+   * @param f the forward; its rows are at {@link ForwardLayout#y}
+   * @param naive whether row r is pair r, unsorted
+   */
+  public void run(GroupedForward f, boolean naive) {
+    combine.run(
+        f.batch(),
+        naive,
+        f.address(f.at().y()),
+        f.address(f.at().lists().posOf()),
+        weighted && !f.batched(),
+        f.batched(),
+        f.output(),
+        hidden);
+  }
+}
