@@ -169,24 +169,28 @@ INLINE const float *sums_of(const float *sums, struct window s, int64_t r) { ret
 
 // Weights in codes: some values of k become bf16 in the first-level cache and are multiplied there, so that they are widened once for all rows. They are scaled
 // before: a number is two of bf16, its upper bits and what they leave (16 bits in all, which codes of 8 bits times a scale in bf16 fill), so that sums stay in
-// the tiles whatever the group.
+// the tiles whatever the group. Where every such number fits into one of bf16 there are no lower halves.
 enum { CODED_K = 256 };
+
+// Whether lower halves may be anything but zero: scales that are powers of two leave a code's bits alone, and four bits of a code and four of an E4M3 scale make eight.
+INLINE int has_lower(const int format, const struct moe_coded *q) { return q->scale_type != SCALE_E8M0 && !(format == CODE_4 && q->scale_type == SCALE_E4M3); }
 
 struct halves {
   char upper[CODED_K * BLOCK * 2], lower[CODED_K * BLOCK * 2];  // each [k / 32][first or second 16 outputs][k / 2 % 16][16 outputs][2]
 } __attribute__((aligned(64)));
 
 // Two values of k of 16 outputs.
-INLINE void store_halves(vf even, vf odd, char *upper, char *lower) {
+INLINE void store_halves(const int both, vf even, vf odd, char *upper, char *lower) {
   const __m512i high = _mm512_set1_epi32((int)0xffff0000), half = _mm512_set1_epi32(0x8000);
   const __m512i e = (__m512i)even, o = _mm512_and_si512((__m512i)odd, high);
   _mm512_store_si512(upper, _mm512_or_si512(_mm512_srli_epi32(e, 16), o));
+  if (!both) return;
   const __m512i e_left = (__m512i)(even - (vf)_mm512_and_si512(e, high)), o_left = (__m512i)(odd - (vf)o);
   _mm512_store_si512(lower, _mm512_or_si512(_mm512_srli_epi32(_mm512_add_epi32(e_left, half), 16), _mm512_and_si512(_mm512_add_epi32(o_left, half), high)));
 }
 
 // k values from k0 on, which is a multiple of 32; fetches what comes `ahead` bytes later.
-INLINE void widen_halves(const int format, const struct moe_coded *q, const char *w, int64_t k0, int64_t k, struct halves *to, int64_t ahead) {
+INLINE void widen_halves(const int format, const int both, const struct moe_coded *q, const char *w, int64_t k0, int64_t k, struct halves *to, int64_t ahead) {
   const char *codes = w + k0 * (format == CODE_4 ? BLOCK / 2 : BLOCK);
   const __m512 table = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)q->table)));
   for (int64_t i = 0, m; i < k; i += m) {
@@ -204,17 +208,17 @@ INLINE void widen_halves(const int format, const struct moe_coded *q, const char
           const __m512i v = _mm512_loadu_si512(codes + h * 64);
 #pragma GCC unroll 4
           for (int f = 0; f < 4; f++)
-            store_halves((vf)_mm512_permutexvar_ps(_mm512_srli_epi32(v, (unsigned)f * 4), table) * scale[h],
+            store_halves(both, (vf)_mm512_permutexvar_ps(_mm512_srli_epi32(v, (unsigned)f * 4), table) * scale[h],
                          (vf)_mm512_permutexvar_ps(_mm512_srli_epi32(v, (unsigned)f * 4 + 16), table) * scale[h], to->upper + at + f * 64, to->lower + at + f * 64);
         } else
-          store_halves(byte_value(codes + h * VL, format) * scale[h], byte_value(codes + BLOCK + h * VL, format) * scale[h], to->upper + at, to->lower + at);
+          store_halves(both, byte_value(codes + h * VL, format) * scale[h], byte_value(codes + BLOCK + h * VL, format) * scale[h], to->upper + at, to->lower + at);
       }
     }
   }
 }
 
 // 16 rows and, unless c2 is null, 16 that begin `second` rows later, times k widened values; their sums are new or continued.
-static void halves_tiles(const char *x, int64_t second, int64_t xs, const struct halves *w, int64_t k, float *c, float *c2, int continued) {
+static void halves_tiles(const int both, const char *x, int64_t second, int64_t xs, const struct halves *w, int64_t k, float *c, float *c2, int continued) {
   const char *upper = w->upper, *lower = w->lower;
   if (continued) {
     _tile_loadd(0, c, BLOCK * 4);
@@ -230,6 +234,7 @@ static void halves_tiles(const char *x, int64_t second, int64_t xs, const struct
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, upper + 1024, 64);
       _tile_dpbf16ps(1, 4, 7);
+      if (!both) continue;
       _tile_loadd(6, lower, 64);
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(7, lower + 1024, 64);
@@ -252,6 +257,7 @@ static void halves_tiles(const char *x, int64_t second, int64_t xs, const struct
       _tile_loadd(7, upper + 1024, 64);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
+      if (!both) continue;
       _tile_loadd(6, lower, 64);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(2, 5, 6);
@@ -266,16 +272,16 @@ static void halves_tiles(const char *x, int64_t second, int64_t xs, const struct
   _tile_stored(1, c + 16, BLOCK * 4);
 }
 
-INLINE void coded_tiles(const int format, const struct moe_coded *q, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
+INLINE void coded_tiles(const int format, const int both, const struct moe_coded *q, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
   struct halves widened;
   float sums[32 * BLOCK] __attribute__((aligned(64)));  // of the last window, which may have rows of the one before
   const int64_t full = rows / 32 * 32;
   const struct window last = window_of(full, rows);
   for (int64_t k0 = 0, n; k0 < k; k0 += n) {
     n = least(CODED_K, k - k0);
-    widen_halves(format, q, w, k0, n, &widened, first ? 4096 : 0);
-    for (int64_t r = 0; r < full; r += 32) halves_tiles(x + r * xs + k0 * 2, 16, xs, &widened, n, c + r * BLOCK, c + (r + 16) * BLOCK, k0 > 0);
-    if (full < rows) halves_tiles(x + last.at * xs + k0 * 2, last.second, xs, &widened, n, sums, last.second ? sums + 16 * BLOCK : 0, k0 > 0);
+    widen_halves(format, both, q, w, k0, n, &widened, first ? 4096 : 0);
+    for (int64_t r = 0; r < full; r += 32) halves_tiles(both, x + r * xs + k0 * 2, 16, xs, &widened, n, c + r * BLOCK, c + (r + 16) * BLOCK, k0 > 0);
+    if (full < rows) halves_tiles(both, x + last.at * xs + k0 * 2, last.second, xs, &widened, n, sums, last.second ? sums + 16 * BLOCK : 0, k0 > 0);
   }
   for (int64_t r = full; r < rows; r++)
     for (int j = 0; j < 2; j++) *(vf *)(c + r * BLOCK + j * VL) = *(const vf *)(sums_of(sums, last, r) + j * VL);
@@ -288,10 +294,13 @@ INLINE void times_factor(const struct moe_coded *q, int64_t expert, int64_t rows
 }
 
 static void coded(const struct moe_coded *q, int64_t expert, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
-  switch (q->format) {
-    case CODE_4: coded_tiles(CODE_4, q, x, xs, rows, w, k, c, first); break;
-    case CODE_I8: coded_tiles(CODE_I8, q, x, xs, rows, w, k, c, first); break;
-    default: coded_tiles(CODE_E4M3, q, x, xs, rows, w, k, c, first); break;
+  switch (q->format * 2 + has_lower((int)q->format, q)) {
+    case CODE_4 * 2: coded_tiles(CODE_4, 0, q, x, xs, rows, w, k, c, first); break;
+    case CODE_4 * 2 + 1: coded_tiles(CODE_4, 1, q, x, xs, rows, w, k, c, first); break;
+    case CODE_I8 * 2: coded_tiles(CODE_I8, 0, q, x, xs, rows, w, k, c, first); break;
+    case CODE_I8 * 2 + 1: coded_tiles(CODE_I8, 1, q, x, xs, rows, w, k, c, first); break;
+    case CODE_E4M3 * 2: coded_tiles(CODE_E4M3, 0, q, x, xs, rows, w, k, c, first); break;
+    default: coded_tiles(CODE_E4M3, 1, q, x, xs, rows, w, k, c, first); break;
   }
   times_factor(q, expert, rows, c);
 }
