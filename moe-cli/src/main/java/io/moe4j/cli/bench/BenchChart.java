@@ -120,7 +120,8 @@ final class BenchChart {
     text(at + 162, y, 12, 400, "start", "soft", "limit of multiplying");
     StringBuilder names = new StringBuilder();
     for (String name : report.peerNames()) {
-      if (report.peers().stream().noneMatch(p -> p.name().equals(name) && report.rowOf(p).isPresent())) {
+      if (report.peers().stream()
+          .noneMatch(p -> p.name().equals(name) && report.rowOf(p).isPresent())) {
         continue; // nothing of it is drawn
       }
       names

@@ -229,7 +229,9 @@ public record BenchReport(
     }
   }
 
-  /** {@return a sentence on peers' times that no case of ours stands beside; empty if all have one} */
+  /**
+   * {@return a sentence on peers' times that no case of ours stands beside; empty if all have one}
+   */
   String peersLeftOut() {
     String names =
         peers.stream()

@@ -124,7 +124,8 @@ final class BenchReportTest {
     assertThat(chart.getElementsByTagName("circle").getLength()).isEqualTo(4);
     assertThat(svg)
         .contains("limit of reading", "limit of multiplying")
-        .contains("peers: A = a &lt;loop&gt;, C = cached<", "a &lt;loop&gt;, T=256: 100 ms, 0.40 of")
+        .contains(
+            "peers: A = a &lt;loop&gt;, C = cached<", "a &lt;loop&gt;, T=256: 100 ms, 0.40 of")
         .as("above what the chart shows")
         .contains("cached, T=1: 1.00 ms, 4.00 of")
         .contains("olmoe &lt;&amp;&gt;, bf16")
