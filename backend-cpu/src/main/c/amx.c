@@ -8,6 +8,7 @@
 #include "vectors.h"
 #include "bytes512.h"
 #include "scales.h"
+#include "pairs.h"
 
 struct config {
   uint8_t palette, start_row, reserved[14];
@@ -27,14 +28,17 @@ static void configure(int64_t rows, int64_t bytes, int64_t outputs) {
   TILE_CONFIG(c);
 }
 
-// Values of k of a tile of int8.
+// Values of k of a tile of bf16.
+INLINE int64_t tile_step(const struct moe_coded *q) { return !q || q->stretch % 32 == 0 ? 32 : q->stretch % 16 == 0 ? 16 : 8; }
+
+// And of int8.
 INLINE int64_t tile_step8(const struct moe_coded *q, int64_t k) {
   const int64_t both = run_of(q) | k;
   return both % 64 == 0 ? 64 : both % 32 == 0 ? 32 : both % 16 == 0 ? 16 : 8;
 }
 
 static void begin(const struct moe_coded *q, int64_t k, int64_t rows, int int8) {
-  configure(least(rows, 16), int8 ? tile_step8(q, k) : 64, 16);
+  configure(least(rows, 16), int8 ? tile_step8(q, k) : tile_step(q) * 2, 16);
 }
 
 // What is fetched meanwhile: some lines at each step.
@@ -120,8 +124,13 @@ static void product_bf16(const char *x, int64_t xs, int64_t rows, const char *w,
   if (left) rest(x + full * 32 * xs, xs, left, rows, w, k, c + full * 32 * BLOCK, passes == 1 ? own : next);
 }
 
-// Rows of int8 times a stretch of codes, in sums of its own.
-static void stretch_tiles(const char *x, int64_t second, int64_t xs, const char *w, int64_t bytes, int64_t step, float *sums) {
+// Weights in codes: a stretch becomes bf16 in the first-level cache and is multiplied there, so that it is widened once for all rows.
+#define MULTIPLY(to, x, w)                 \
+  do {                                     \
+    if (int8) _tile_dpbsud(to, x, w);      \
+    else _tile_dpbf16ps(to, x, w);         \
+  } while (0)
+INLINE void stretch_tiles(const int int8, const char *x, int64_t second, int64_t xs, const char *w, int64_t bytes, int64_t step, float *sums) {
   _tile_zero(0);
   _tile_zero(1);
   if (second) {
@@ -130,12 +139,12 @@ static void stretch_tiles(const char *x, int64_t second, int64_t xs, const char 
     for (int64_t i = 0; i < bytes; i += step, w += step * 32) {
       _tile_loadd(6, w, 128);
       _tile_loadd(4, x + i, xs);
-      _tile_dpbsud(0, 4, 6);
+      MULTIPLY(0, 4, 6);
       _tile_loadd(7, w + 64, 128);
-      _tile_dpbsud(1, 4, 7);
+      MULTIPLY(1, 4, 7);
       _tile_loadd(5, x + second * xs + i, xs);
-      _tile_dpbsud(2, 5, 6);
-      _tile_dpbsud(3, 5, 7);
+      MULTIPLY(2, 5, 6);
+      MULTIPLY(3, 5, 7);
     }
     _tile_stored(2, sums + 16 * BLOCK, BLOCK * 4);
     _tile_stored(3, sums + 16 * BLOCK + 16, BLOCK * 4);
@@ -144,8 +153,8 @@ static void stretch_tiles(const char *x, int64_t second, int64_t xs, const char 
       _tile_loadd(6, w, 128);
       _tile_loadd(7, w + 64, 128);
       _tile_loadd(4, x + i, xs);
-      _tile_dpbsud(0, 4, 6);
-      _tile_dpbsud(1, 4, 7);
+      MULTIPLY(0, 4, 6);
+      MULTIPLY(1, 4, 7);
     }
   _tile_stored(0, sums, BLOCK * 4);
   _tile_stored(1, sums + 16, BLOCK * 4);
@@ -167,124 +176,29 @@ INLINE struct window window_of(int64_t done, int64_t rows) {
 // Where the sums of row `r` stand.
 INLINE const float *sums_of(const float *sums, struct window s, int64_t r) { return sums + (r - s.at < 16 ? r - s.at : 16 + r - s.at - s.second) * BLOCK; }
 
-// Weights in codes: some values of k become bf16 in the first-level cache and are multiplied there, so that they are widened once for all rows. They are scaled
-// before: a number is two of bf16, its upper bits and what they leave (16 bits in all, which codes of 8 bits times a scale in bf16 fill), so that sums stay in
-// the tiles whatever the group. Where every such number fits into one of bf16 there are no lower halves.
-enum { CODED_K = 256 };
-
-// Whether lower halves may be anything but zero: scales that are powers of two leave a code's bits alone, and four bits of a code and four of an E4M3 scale make eight.
-INLINE int has_lower(const int format, const struct moe_coded *q) { return q->scale_type != SCALE_E8M0 && !(format == CODE_4 && q->scale_type == SCALE_E4M3); }
-
-struct halves {
-  char upper[CODED_K * BLOCK * 2], lower[CODED_K * BLOCK * 2];  // each [k / 32][first or second 16 outputs][k / 2 % 16][16 outputs][2]
-} __attribute__((aligned(64)));
-
-// Two values of k of 16 outputs.
-INLINE void store_halves(const int both, vf even, vf odd, char *upper, char *lower) {
-  const __m512i high = _mm512_set1_epi32((int)0xffff0000), half = _mm512_set1_epi32(0x8000);
-  const __m512i e = (__m512i)even, o = _mm512_and_si512((__m512i)odd, high);
-  _mm512_store_si512(upper, _mm512_or_si512(_mm512_srli_epi32(e, 16), o));
-  if (!both) return;
-  const __m512i e_left = (__m512i)(even - (vf)_mm512_and_si512(e, high)), o_left = (__m512i)(odd - (vf)o);
-  _mm512_store_si512(lower, _mm512_or_si512(_mm512_srli_epi32(_mm512_add_epi32(e_left, half), 16), _mm512_and_si512(_mm512_add_epi32(o_left, half), high)));
-}
-
-// k values from k0 on, which is a multiple of 32; fetches what comes `ahead` bytes later.
-INLINE void widen_halves(const int format, const int both, const struct moe_coded *q, const char *w, int64_t k0, int64_t k, struct halves *to, int64_t ahead) {
-  const char *codes = w + k0 * (format == CODE_4 ? BLOCK / 2 : BLOCK);
-  const __m512 table = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)q->table)));
-  for (int64_t i = 0, m; i < k; i += m) {
-    const int64_t group = (k0 + i) / q->group;
-    m = least(k - i, (group + 1) * q->group - k0 - i);
+INLINE void coded_tiles(const int format, const struct moe_coded *q, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
+  char pairs[STRETCH * BLOCK * 2] __attribute__((aligned(64)));
+  float sums[32 * BLOCK] __attribute__((aligned(64)));
+  const __m512i table = pair_table(q);
+  const int64_t code_bytes = format == CODE_4 ? BLOCK / 2 : BLOCK, step = tile_step(q);
+  for (int64_t i = 0; i < rows * BLOCK; i += VL) *(vf *)(c + i) = (vf){};
+  int64_t group = 0, left = q->group;
+  for (int64_t k0 = 0, m; k0 < k; k0 += m) {
+    m = least(least(q->stretch, k - k0), left);
+    widen_pairs(format, table, w + k0 * code_bytes, m, pairs, first ? 4096 : 0);
     const vf scale[2] = {scales_at(q, w, group, 0), scales_at(q, w, group, VL)};
-    for (int64_t n = i; n < i + m; n += format == CODE_4 ? 8 : 2, codes += format == CODE_4 ? 128 : 2 * BLOCK) {
-      if (ahead) {
-        __builtin_prefetch(codes + ahead);
-        if (format == CODE_4) __builtin_prefetch(codes + ahead + 64);
-      }
-      for (int h = 0; h < 2; h++) {
-        const int64_t at = n / 32 * 2048 + h * 1024 + n % 32 * 32;
-        if (format == CODE_4) {
-          const __m512i v = _mm512_loadu_si512(codes + h * 64);
-#pragma GCC unroll 4
-          for (int f = 0; f < 4; f++)
-            store_halves(both, (vf)_mm512_permutexvar_ps(_mm512_srli_epi32(v, (unsigned)f * 4), table) * scale[h],
-                         (vf)_mm512_permutexvar_ps(_mm512_srli_epi32(v, (unsigned)f * 4 + 16), table) * scale[h], to->upper + at + f * 64, to->lower + at + f * 64);
-        } else
-          store_halves(both, byte_value(codes + h * VL, format) * scale[h], byte_value(codes + BLOCK + h * VL, format) * scale[h], to->upper + at, to->lower + at);
-      }
+    for (int64_t r = 0; r < rows;) {
+      const struct window s = window_of(r, rows);
+      stretch_tiles(0, x + s.at * xs + k0 * 2, s.second, xs, pairs, m * 2, step * 2, sums);
+      for (const int64_t end = least(r + 32, rows); r < end; r++)
+        for (int j = 0; j < 2; j++) *(vf *)(c + r * BLOCK + j * VL) += *(const vf *)(sums_of(sums, s, r) + j * VL) * scale[j];
+    }
+    left -= m;
+    if (left == 0) {
+      group++;
+      left = q->group;
     }
   }
-}
-
-// 16 rows and, unless c2 is null, 16 that begin `second` rows later, times k widened values; their sums are new or continued.
-static void halves_tiles(const int both, const char *x, int64_t second, int64_t xs, const struct halves *w, int64_t k, float *c, float *c2, int continued) {
-  const char *upper = w->upper, *lower = w->lower;
-  if (continued) {
-    _tile_loadd(0, c, BLOCK * 4);
-    _tile_loadd(1, c + 16, BLOCK * 4);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-  }
-  if (!c2) {
-    for (int64_t i = 0; i < k; i += 32, upper += 2048, lower += 2048) {
-      _tile_loadd(4, x + i * 2, xs);
-      _tile_loadd(6, upper, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, upper + 1024, 64);
-      _tile_dpbf16ps(1, 4, 7);
-      if (!both) continue;
-      _tile_loadd(6, lower, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(7, lower + 1024, 64);
-      _tile_dpbf16ps(1, 4, 7);
-    }
-  } else {
-    if (continued) {
-      _tile_loadd(2, c2, BLOCK * 4);
-      _tile_loadd(3, c2 + 16, BLOCK * 4);
-    } else {
-      _tile_zero(2);
-      _tile_zero(3);
-    }
-    for (int64_t i = 0; i < k; i += 32, upper += 2048, lower += 2048) {
-      _tile_loadd(4, x + i * 2, xs);
-      _tile_loadd(6, upper, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, x + second * xs + i * 2, xs);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_loadd(7, upper + 1024, 64);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
-      if (!both) continue;
-      _tile_loadd(6, lower, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_loadd(7, lower + 1024, 64);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(2, c2, BLOCK * 4);
-    _tile_stored(3, c2 + 16, BLOCK * 4);
-  }
-  _tile_stored(0, c, BLOCK * 4);
-  _tile_stored(1, c + 16, BLOCK * 4);
-}
-
-INLINE void coded_tiles(const int format, const int both, const struct moe_coded *q, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
-  struct halves widened;
-  float sums[32 * BLOCK] __attribute__((aligned(64)));  // of the last window, which may have rows of the one before
-  const int64_t full = rows / 32 * 32;
-  const struct window last = window_of(full, rows);
-  for (int64_t k0 = 0, n; k0 < k; k0 += n) {
-    n = least(CODED_K, k - k0);
-    widen_halves(format, both, q, w, k0, n, &widened, first ? 4096 : 0);
-    for (int64_t r = 0; r < full; r += 32) halves_tiles(both, x + r * xs + k0 * 2, 16, xs, &widened, n, c + r * BLOCK, c + (r + 16) * BLOCK, k0 > 0);
-    if (full < rows) halves_tiles(both, x + last.at * xs + k0 * 2, last.second, xs, &widened, n, sums, last.second ? sums + 16 * BLOCK : 0, k0 > 0);
-  }
-  for (int64_t r = full; r < rows; r++)
-    for (int j = 0; j < 2; j++) *(vf *)(c + r * BLOCK + j * VL) = *(const vf *)(sums_of(sums, last, r) + j * VL);
 }
 
 INLINE void times_factor(const struct moe_coded *q, int64_t expert, int64_t rows, float *c) {
@@ -294,13 +208,10 @@ INLINE void times_factor(const struct moe_coded *q, int64_t expert, int64_t rows
 }
 
 static void coded(const struct moe_coded *q, int64_t expert, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
-  switch (q->format * 2 + has_lower((int)q->format, q)) {
-    case CODE_4 * 2: coded_tiles(CODE_4, 0, q, x, xs, rows, w, k, c, first); break;
-    case CODE_4 * 2 + 1: coded_tiles(CODE_4, 1, q, x, xs, rows, w, k, c, first); break;
-    case CODE_I8 * 2: coded_tiles(CODE_I8, 0, q, x, xs, rows, w, k, c, first); break;
-    case CODE_I8 * 2 + 1: coded_tiles(CODE_I8, 1, q, x, xs, rows, w, k, c, first); break;
-    case CODE_E4M3 * 2: coded_tiles(CODE_E4M3, 0, q, x, xs, rows, w, k, c, first); break;
-    default: coded_tiles(CODE_E4M3, 1, q, x, xs, rows, w, k, c, first); break;
+  switch (q->format) {
+    case CODE_4: coded_tiles(CODE_4, q, x, xs, rows, w, k, c, first); break;
+    case CODE_I8: coded_tiles(CODE_I8, q, x, xs, rows, w, k, c, first); break;
+    default: coded_tiles(CODE_E4M3, q, x, xs, rows, w, k, c, first); break;
   }
   times_factor(q, expert, rows, c);
 }
@@ -323,7 +234,7 @@ INLINE void coded8_tiles(const int format, const struct moe_coded *q, const char
     const vf scale[2] = {scales_at(q, w, k0 / q->group, 0), scales_at(q, w, k0 / q->group, VL)};
     for (int64_t r = 0; r < rows;) {
       const struct window s = window_of(r, rows);
-      stretch_tiles(x + s.at * xs + k0, s.second, xs, codes, m, step, sums);
+      stretch_tiles(1, x + s.at * xs + k0, s.second, xs, codes, m, step, sums);
       for (const int64_t end = least(r + 32, rows); r < end; r++) {
         const int32_t of_x = ((const int32_t *)(x + r * xs + k))[n];
         for (int j = 0; j < 2; j++) *(vf *)(c + r * BLOCK + j * VL) += __builtin_convertvector(*(const vi *)(sums_of(sums, s, r) + j * VL) - z.of[j] * of_x, vf) * scale[j];

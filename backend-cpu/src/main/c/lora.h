@@ -9,7 +9,7 @@ enum { STAGE_BYTES = 128 << 10 };
 enum { STAGE_BYTES = 64 << 10 };
 #endif
 
-// With LORA_TILES whoever includes this has tiles for B's products of rows of bf16 where B is bf16: expand_tiles().
+// With LORA_TILES whoever includes this has tiles for B's products of rows of bf16 where B is bf16: expand_tiles(), and tile_step(q), the values of k of a tile.
 // s then has pairs of bf16 whose sum is what A makes of x (one holds the upper bits, the other the lower ones), and B each value twice, so that products of
 // 16 ranks are one tile. Pieces of B are [rank of a multiple of 16][16 outputs][2], for each 16 outputs.
 enum { TILE_RANKS = 16, TILE_BYTES = TILE_RANKS * 64 };
@@ -17,7 +17,8 @@ enum { TILE_RANKS = 16, TILE_BYTES = TILE_RANKS * 64 };
 INLINE int on_tiles(const struct moe_call *c, const struct moe_segment *g, int which) {
 #ifdef LORA_TILES
   const struct moe_target *t = g->target + which, *other = g->target + (which == DOWN ? DOWN : UP - which);
-  if (c->row_type != TYPE_BF16 || t->rank == 0 || t->b_type != TYPE_BF16 || t->rank > STAGE_BYTES / BLOCK / 4) return 0;
+  const struct moe_coded *q = which == DOWN ? c->type2 == TYPE_CODED ? c->coded2 : 0 : c->type13 == TYPE_CODED ? c->coded13 : 0;
+  if (c->row_type != TYPE_BF16 || t->rank == 0 || t->b_type != TYPE_BF16 || t->rank > STAGE_BYTES / BLOCK / 4 || tile_step(q) != 32) return 0;
   return other->rank == 0 || other->s != t->s || other->b_type == TYPE_BF16;  // who shares s shares its form
 #else
   (void)c, (void)g, (void)which;
