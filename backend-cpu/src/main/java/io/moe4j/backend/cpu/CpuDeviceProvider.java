@@ -7,7 +7,6 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
 import io.moe4j.backend.cpu.options.CpuProperties;
-import io.moe4j.reference.HostDevice;
 import java.util.List;
 import java.util.Optional;
 
@@ -31,7 +30,7 @@ public final class CpuDeviceProvider implements DeviceProvider {
     if (ordinal != 0) {
       throw new DeviceException("cpu:" + ordinal + " does not exist; the host processor is cpu:0");
     }
-    return new HostDevice(CpuInfo.host());
+    return new CpuDevice(CpuInfo.host());
   }
 
   /** Bf16 on the kernels' units for it; the Vector API's f32 is left to whoever measures. */

@@ -109,8 +109,8 @@ record Mlps(
           refusal = MemoryRoom.refusal(pack, packed.bytes());
         }
         if (refusal.isEmpty()) {
+          NativeWarmUp.once(c, team); // first, so that the JVM compiles while weights are packed
           if (packed(packed, plain, c, arena)) {
-            NativeWarmUp.once(c, team);
             String kernels = c.description() + KernelChoice.describe(activations, packed.anyInt8());
             return new NativeMlp(
                 packed, c, team, options, MlpFacts.packed(kernels, packed, pack, team, experts));

@@ -23,10 +23,13 @@ import org.slf4j.LoggerFactory;
 final class NativeWarmUp {
   private static final Logger LOG = LoggerFactory.getLogger(NativeWarmUp.class);
   private static final int WIDTH = 64;
-  private static final int EXPERTS = 8;
+  private static final int EXPERTS = 64;
 
-  /** Each calls C some thirty times; after a few hundred calls the JVM compiles what makes them. */
-  private static final int FORWARDS = 60;
+  /**
+   * Each calls C once for every expert in each product: together more often than the 5000 times
+   * after which the JVM compiles a method for good.
+   */
+  private static final int FORWARDS = 100;
 
   private static final int TOKENS = 2;
   private static boolean done;

@@ -60,9 +60,24 @@ class CpuDeviceTest {
   }
 
   @Test
+  void largeMemoryIsZeroedAlignedAndGoesWithItsBuffer() {
+    long bytes = (8 << 20) + 4;
+    Device.Buffer buffer = device.allocate(bytes);
+    MemorySegment segment = ((HostMemory) buffer.memory()).segment();
+    assertThat(segment.byteSize()).isEqualTo(bytes);
+    assertThat(segment.address() % 64).isZero();
+    assertThat(segment.mismatch(MemorySegment.ofArray(new byte[(int) bytes]))).isEqualTo(-1);
+    segment.fill((byte) 1);
+    buffer.close();
+    buffer.close();
+    assertThat(segment.scope().isAlive()).isFalse();
+  }
+
+  @Test
   void negativeAndHugeSizesAreRefused() {
     assertThatThrownBy(() -> device.allocate(-1)).isInstanceOf(IllegalArgumentException.class);
     assertThatThrownBy(() -> device.allocate(1L << 60)).isInstanceOf(DeviceException.class);
+    assertThatThrownBy(() -> device.allocate(Long.MAX_VALUE)).isInstanceOf(DeviceException.class);
   }
 
   @Test

@@ -120,6 +120,10 @@ final class BenchChart {
     text(at + 162, y, 12, 400, "start", "soft", "limit of multiplying");
     StringBuilder names = new StringBuilder();
     for (String name : report.peerNames()) {
+      if (report.peers().stream()
+          .noneMatch(p -> p.name().equals(name) && report.rowOf(p).isPresent())) {
+        continue; // nothing of it is drawn
+      }
       names
           .append(names.isEmpty() ? "peers: " : ", ")
           .append(mark(name))
@@ -155,9 +159,9 @@ final class BenchChart {
       if (row == null) {
         continue;
       }
-      double fraction = Math.min(top, row.floorNanos() / p.nanos());
+      double fraction = row.floorNanos() / p.nanos();
       double cx = px(x, p.tokens());
-      double cy = py(y, fraction);
+      double cy = py(y, Math.min(top, fraction));
       svg.append(
           String.format(
               ROOT,

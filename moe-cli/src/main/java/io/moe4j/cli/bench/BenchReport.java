@@ -223,6 +223,22 @@ public record BenchReport(
                       p.nanos() / r.medianNanos())));
     }
     s.append('\n');
+    String others = peersLeftOut();
+    if (!others.isEmpty()) {
+      s.append(others).append("\n\n");
+    }
+  }
+
+  /**
+   * {@return a sentence on peers' times that no case of ours stands beside; empty if all have one}
+   */
+  String peersLeftOut() {
+    String names =
+        peers.stream()
+            .filter(p -> rowOf(p).isEmpty())
+            .map(p -> p.name() + " (" + p.shape() + ", " + p.dtype() + ", T=" + p.tokens() + ")")
+            .collect(Collectors.joining("; "));
+    return names.isEmpty() ? "" : "Not measured in this run, so not compared: " + names + ".";
   }
 
   private interface Cell {

@@ -71,7 +71,10 @@ final class BenchReportTest {
                     "",
                     List.of(
                         Fact.of("kernels", "quick <ones>"), new Fact("weights", "packed", 1024))))),
-        List.of(new Peer("a <loop>", "olmoe <&>", "bf16", 256, 100e6)));
+        List.of(
+            new Peer("a <loop>", "olmoe <&>", "bf16", 256, 100e6),
+            new Peer("elsewhere", "olmoe <&>", "bf16", 4, 1e6),
+            new Peer("cached", "olmoe <&>", "bf16", 1, 1e6)));
   }
 
   @Test
@@ -92,7 +95,8 @@ final class BenchReportTest {
         .contains("| olmoe <&>, bf16 | 1.10 | 1.10 |")
         .contains("20.0 GB/s read (18.0 to 22.0), 50 GFLOP/s f32 (45 to 55), 2 threads")
         .contains("100 GFLOP/s bf16 (90 to 110) by AMX")
-        .contains("| a <loop> | olmoe <&>, bf16 | 256 | 100 ms | 50.0 ms | 2.00 |");
+        .contains("| a <loop> | olmoe <&>, bf16 | 256 | 100 ms | 50.0 ms | 2.00 |")
+        .contains("not compared: elsewhere (olmoe <&>, bf16, T=4).");
   }
 
   @Test
@@ -120,7 +124,10 @@ final class BenchReportTest {
     assertThat(chart.getElementsByTagName("circle").getLength()).isEqualTo(4);
     assertThat(svg)
         .contains("limit of reading", "limit of multiplying")
-        .contains("peers: A = a &lt;loop&gt;", "a &lt;loop&gt;, T=256: 100 ms, 0.40 of")
+        .contains(
+            "peers: A = a &lt;loop&gt;, C = cached<", "a &lt;loop&gt;, T=256: 100 ms, 0.40 of")
+        .as("above what the chart shows")
+        .contains("cached, T=1: 1.00 ms, 4.00 of")
         .contains("olmoe &lt;&amp;&gt;, bf16")
         .doesNotContain("href", "NaN", "Infinity");
   }
@@ -182,7 +189,7 @@ final class BenchReportTest {
   void thePageHoldsTheChartAndEveryRow() {
     String html = report().html();
     assertThat(html).startsWith("<!doctype html>").contains("<svg", "a &lt;fast&gt; one");
-    assertThat(html.split("<tr>", -1)).hasSize(8);
+    assertThat(html.split("<tr>", -1)).hasSize(10);
     assertThat(html).contains("<td>a &lt;loop&gt;</td>", "<td>2.00</td>");
     assertThat(html).doesNotContain("src=", "href=");
   }

@@ -3,11 +3,34 @@ package io.moe4j.backend.cpu.ffi;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 
-/** Anonymous memory for packed weights, on huge pages where the system has them. */
+/** Anonymous memory, on huge pages where the system has them. */
 public final class HugeMemory {
   private static final long HUGE_PAGE = 2L << 20;
 
   private HugeMemory() {}
+
+  /** {@return whether it can be asked for here, which says nothing of how much there is} */
+  public static boolean isAvailable() {
+    return Linux.THERE;
+  }
+
+  /** Whether the system has what {@link LibC} calls; it is asked once. */
+  private static final class Linux {
+    static final boolean THERE = NativeLibrary.target().startsWith("linux-") && isLinked();
+
+    private static boolean isLinked() {
+      try {
+        long page = LibC.map(HUGE_PAGE);
+        if (page == -1) {
+          return false;
+        }
+        LibC.unmap(page, HUGE_PAGE);
+        return true;
+      } catch (LinkageError | IllegalCallerException e) {
+        return false; // native access is denied, or the C library lacks a function
+      }
+    }
+  }
 
   /**
    * Zeroed memory that begins at a huge page. Pages are taken when they are first written.
@@ -22,7 +45,7 @@ public final class HugeMemory {
     long size = Math.addExact(Math.max(1, bytes), 2 * HUGE_PAGE - 1) & -HUGE_PAGE;
     long base = LibC.map(size);
     if (base == -1) {
-      throw new OutOfMemoryError("the system has no " + bytes + " bytes for packed weights");
+      throw new OutOfMemoryError("the system has no " + bytes + " bytes");
     }
     MemorySegment all =
         MemorySegment.ofAddress(base).reinterpret(size, arena, s -> LibC.unmap(s.address(), size));

@@ -68,7 +68,7 @@ final class NativeLibrary {
     } catch (IllegalCallerException e) {
       throw denied(e);
     } catch (IllegalArgumentException | UnsatisfiedLinkError | ExceptionInInitializerError e) {
-      refusal = "it cannot be loaded from memory: " + oneLine(e);
+      refusal = oneLine(e);
     }
     return fromFolder(content, refusal);
   }
@@ -97,11 +97,11 @@ final class NativeLibrary {
       throw denied(e);
     } catch (IOException | IllegalArgumentException | UnsatisfiedLinkError e) {
       throw new UnavailableException(
-          "the library cannot be loaded: "
+          "the library loads neither from memory ("
               + refusal
-              + "; from a folder: "
+              + ") nor from java.io.tmpdir ("
               + oneLine(e)
-              + " (nothing can be run from where java.io.tmpdir is?)",
+              + "); is the file damaged, or may nothing run from there?",
           e);
     } finally {
       delete(file);
