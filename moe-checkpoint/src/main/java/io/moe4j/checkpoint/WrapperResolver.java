@@ -215,7 +215,10 @@ final class WrapperResolver {
     return false;
   }
 
-  /** Where target_parameters name none of them: two wrappers are the two weights; a lone one must fit one only. */
+  /**
+   * Where target_parameters name none of them: two wrappers are the two weights; a lone one must
+   * fit one only.
+   */
   private FusedParameter byShape(ModulePlace.Wrapper w, Pair pair) throws Problem {
     List<FusedParameter> weights =
         model.layout().fusedParameters().stream().filter(p -> p.kind() != Kind.BIAS).toList();
