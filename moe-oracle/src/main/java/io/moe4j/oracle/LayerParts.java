@@ -343,6 +343,11 @@ final class LayerParts {
         if (v.exchanged() != null) {
           int most = f.rankTokens() == 0 ? layout.capacity() : f.rankTokens();
           runExchanged(modular, in, routing, lora, sum, most, layout, v, stream);
+        } else if (f.topkIds() == null
+            && zeroWeights == null
+            && !config.routing().byTokenId()
+            && block.routesAlone()) {
+          modular.applyRouted(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
         } else {
           modular.apply(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
         }

@@ -41,6 +41,11 @@ final class FakeBlock implements BlockOps {
   }
 
   @Override
+  public boolean routesAlone() {
+    return device.routesAlone;
+  }
+
+  @Override
   public void routerLogits(Tensor hidden, Tensor logits, Workspace workspace, DeviceStream stream) {
     note("routerLogits", logits, stream);
     if (!device.isHost()) {

@@ -35,6 +35,7 @@ final class FakeDevice implements Device {
   private final DeviceId id;
   long failAbove = Long.MAX_VALUE;
   long blockWorkspacePerToken = 16;
+  boolean routesAlone;
   List<Fact> blockFacts = List.of();
 
   FakeDevice() {

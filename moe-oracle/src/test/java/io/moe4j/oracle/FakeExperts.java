@@ -96,6 +96,13 @@ final class FakeExperts {
       }
     }
 
+    @Override
+    public void applyRouted(
+        ExpertsInputs in, @Nullable MoeLoraContext lora, Workspace workspace, DeviceStream stream) {
+      device.events.add("beside the routing");
+      apply(in, lora, workspace, stream);
+    }
+
     private static void standard(
         ExpertsInputs in, ExpertRouting routing, @Nullable MoeLoraContext lora) {
       for (long t = 0; t < in.hidden().size(0); t++) {

@@ -105,6 +105,27 @@ class OperationsTest {
     }
   }
 
+  /** Only where the routing is what is in front of the experts, and keeps to itself. */
+  @Test
+  void expertsBeginBesideTheRoutingWhereTheyMay() {
+    for (boolean alone : new boolean[] {false, true}) {
+      device.routesAlone = alone;
+      try (MoeLayer layer = LayerFixture.layer(device, LayerFixture.modular(device), CONFIG)) {
+        device.events.clear();
+        layer.forward(LayerFixture.hidden(3), out(3));
+        assertThat(device.events.contains("beside the routing")).isEqualTo(alone);
+        device.events.clear();
+        Tensor ids = Tensor.ofInts(new int[3 * LayerFixture.K], 3, LayerFixture.K);
+        layer.forward(
+            MoeForward.of(LayerFixture.hidden(3), out(3))
+                .withTopk(ids, LayerFixture.zeros(3, LayerFixture.K)));
+        assertThat(device.events)
+            .doesNotContain("beside the routing")
+            .anyMatch(e -> e.startsWith("apply"));
+      }
+    }
+  }
+
   @Test
   void aPlanIsWhatTheLayerThenTakes() {
     for (MoeConfig c :

@@ -32,9 +32,11 @@ interface CardKernels {
    * @param in F32, BF16 or F16, contiguous
    * @param out F8_E4M3, as many elements
    * @param scale one F32 number on the device
+   * @param early whether it may begin while the kernel in front of it still runs, which must have
+   *     waited first of all for what was in front of that and have nothing to do with these tensors
    * @param stream where to run
    */
-  void quantize(Tensor in, Tensor out, Tensor scale, DeviceStream stream);
+  void quantize(Tensor in, Tensor out, Tensor scale, boolean early, DeviceStream stream);
 
   /**
    * MXFP8 (OCP Microscaling Formats v1.0): of each 32 elements the largest magnitude over 448,
@@ -78,9 +80,20 @@ interface CardKernels {
    * Copies rows.
    *
    * @param rows what where
+   * @param early as for {@link #quantize}
    * @param stream where to run
    */
-  void rows(Rows rows, DeviceStream stream);
+  void rows(Rows rows, boolean early, DeviceStream stream);
+
+  /**
+   * Copies rows once the kernel in front is done.
+   *
+   * @param rows what where
+   * @param stream where to run
+   */
+  default void rows(Rows rows, DeviceStream stream) {
+    rows(rows, false, stream);
+  }
 
   /**
    * To e4m3, with a scale for 128 elements of a row: the largest magnitude over 448.
@@ -210,7 +223,7 @@ interface CardKernels {
     }
 
     @Override
-    public void quantize(Tensor in, Tensor out, Tensor scale, DeviceStream stream) {
+    public void quantize(Tensor in, Tensor out, Tensor scale, boolean early, DeviceStream stream) {
       long n = in.elementCount();
       of(quantize, in)
           .begin()
@@ -218,6 +231,7 @@ interface CardKernels {
           .pointer(out)
           .pointer(scale)
           .i64(n)
+          .i32(early ? 1 : 0)
           .launch(stream, blocks(n, E4M3_PER_THREAD));
     }
 
@@ -286,7 +300,7 @@ interface CardKernels {
     }
 
     @Override
-    public void rows(Rows r, DeviceStream stream) {
+    public void rows(Rows r, boolean early, DeviceStream stream) {
       Tensor in = r.in();
       Tensor out = r.out();
       long outWidth = out.size(1) / r.blocks();
@@ -306,6 +320,7 @@ interface CardKernels {
           .i32(Math.toIntExact(inWidth / elements))
           .i32(Math.toIntExact(outWidth / elements))
           .i32(r.swapped() ? 1 : 0)
+          .i32(early ? 1 : 0)
           .launch(stream, Math.toIntExact(out.size(0)));
     }
 

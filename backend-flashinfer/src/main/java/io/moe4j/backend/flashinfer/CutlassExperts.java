@@ -187,6 +187,28 @@ final class CutlassExperts implements ModularExperts {
       @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream) {
+    apply(inputs, lora, workspace, false, stream);
+  }
+
+  @Override
+  public void applyRouted(
+      ExpertsInputs inputs,
+      @Nullable MoeLoraContext lora,
+      Workspace workspace,
+      DeviceStream stream) {
+    apply(inputs, lora, workspace, true, stream);
+  }
+
+  /**
+   * @param routed whether the routing is what is in front: what makes the module's input begins
+   *     beside it
+   */
+  private void apply(
+      ExpertsInputs inputs,
+      @Nullable MoeLoraContext lora,
+      Workspace workspace,
+      boolean routed,
+      DeviceStream stream) {
     if (closed) {
       throw new IllegalStateException("these experts are closed");
     }
@@ -199,7 +221,7 @@ final class CutlassExperts implements ModularExperts {
     }
     Tactics chosen = tactics.apply(Math.toIntExact(tokens));
     if (!replays.active() || kernels.isRecording(stream)) {
-      enqueue(inputs, workspace, chosen, stream);
+      enqueue(inputs, workspace, chosen, routed, stream);
       return;
     }
     ExpertRouting routing = inputs.requireRouting();
@@ -217,11 +239,16 @@ final class CutlassExperts implements ModularExperts {
             inputs.output(),
             routing.topkIds(),
             routing.topkWeights());
-    replays.run(key, stream, on -> enqueue(inputs, workspace, chosen, on));
+    // A recording begins when all in front of it is done.
+    replays.run(key, stream, on -> enqueue(inputs, workspace, chosen, routed, on));
   }
 
   private void enqueue(
-      ExpertsInputs inputs, Workspace workspace, Tactics chosen, DeviceStream stream) {
+      ExpertsInputs inputs,
+      Workspace workspace,
+      Tactics chosen,
+      boolean routed,
+      DeviceStream stream) {
     ExpertRouting routing = inputs.requireRouting();
     Rooms rooms = new Rooms(workspace, inputs.hidden().size(0));
     Tensor output = inputs.output();
@@ -229,7 +256,7 @@ final class CutlassExperts implements ModularExperts {
     CutlassRunner.Forward forward =
         new CutlassRunner.Forward(
             target,
-            input(inputs.hidden(), rooms, stream),
+            input(inputs.hidden(), rooms, routed, stream),
             rooms.scales(),
             routing.topkIds(),
             routing.topkWeights(),
@@ -261,11 +288,12 @@ final class CutlassExperts implements ModularExperts {
     return t.dtype() == config.inputDtype() && t.deviceAddress() % TENSOR_ALIGNMENT == 0;
   }
 
-  private Tensor input(Tensor given, Rooms rooms, DeviceStream stream) {
+  private Tensor input(Tensor given, Rooms rooms, boolean routed, DeviceStream stream) {
     return switch (scheme.input()) {
       case FP8 -> {
         Tensor quantised = rooms.input(DType.F8_E4M3, hidden);
-        kernels.quantize(given, quantised, Objects.requireNonNull(weights.inputScale()), stream);
+        kernels.quantize(
+            given, quantised, Objects.requireNonNull(weights.inputScale()), routed, stream);
         yield quantised;
       }
       case MXFP8 -> {
@@ -273,7 +301,8 @@ final class CutlassExperts implements ModularExperts {
         kernels.quantizeMx(given, quantised, Objects.requireNonNull(rooms.scales()), stream);
         yield quantised;
       }
-      case AS_IS -> isWhole() ? converted(given, rooms, stream) : padded(given, rooms, stream);
+      case AS_IS ->
+          isWhole() ? converted(given, rooms, stream) : padded(given, rooms, routed, stream);
     };
   }
 
@@ -286,15 +315,17 @@ final class CutlassExperts implements ModularExperts {
     return to;
   }
 
-  private Tensor padded(Tensor given, Rooms rooms, DeviceStream stream) {
+  private Tensor padded(Tensor given, Rooms rooms, boolean routed, DeviceStream stream) {
     Tensor narrow = given;
+    boolean early = routed;
     if (given.dtype() != config.inputDtype()) {
+      early = false; // behind the cast
       // Nothing is in the output's room yet.
       narrow = rooms.output(hidden);
       kernels.cast(given, narrow, stream);
     }
     Tensor to = rooms.input(config.inputDtype(), paddedHidden);
-    kernels.rows(CardKernels.Rows.resized(narrow, to), stream);
+    kernels.rows(CardKernels.Rows.resized(narrow, to), early, stream);
     return to;
   }
 

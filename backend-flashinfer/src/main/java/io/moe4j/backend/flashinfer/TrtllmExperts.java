@@ -247,7 +247,7 @@ final class TrtllmExperts implements MonolithicExperts, LoraExperts {
     Tensor scales = scheme.input().group() == 0 ? null : rooms.scales.in(workspace);
     switch (scheme.input()) {
       case AS_IS -> codes = wide;
-      case FP8 -> kernels.quantize(wide, codes, inputScale(), stream);
+      case FP8 -> kernels.quantize(wide, codes, inputScale(), false, stream);
       case FP8_BLOCK -> kernels.quantizeBlocks(wide, codes, nonNull(scales), stream);
       case MXFP8 -> kernels.quantizeMx(wide, codes, nonNull(scales), stream);
       case NVFP4 -> kernels.quantizeNv(wide, codes, nonNull(scales), inputScale(), stream);

@@ -294,6 +294,7 @@ class CutlassGpuTest {
                   OnCard.put(there, in).narrow(0, from, n),
                   out.narrow(0, to, n),
                   OnCard.put(there, scale),
+                  from == to, // nothing is in front
                   device.defaultStream());
               Tensor inHere = here.allocate(type, n + 1);
               here.copy(in, inHere);
@@ -305,6 +306,7 @@ class CutlassGpuTest {
                       inHere.narrow(0, from, n),
                       expected.narrow(0, to, n),
                       scaleHere,
+                      false,
                       host.defaultStream());
               assertThat(OnCard.fetch(device, out.narrow(0, to, n)).toDoubles())
                   .as("%s, %d of %d to %d", type, n, from, to)
@@ -345,6 +347,78 @@ class CutlassGpuTest {
             .isEqualTo(HostCuda.onHost(expectedScales).toDoubles());
         assertThat(OnCard.fetch(device, out).toDoubles())
             .isEqualTo(HostCuda.onHost(expected).toDoubles());
+      }
+    }
+  }
+
+  /**
+   * What makes the module's input begins beside the routing, in a chain of forwards that all use
+   * the same tensors: it must see the hidden states of its own forward, and overtake nobody who
+   * still reads what the forward before it made.
+   */
+  @ParameterizedTest
+  @CsvSource({"1, false", "70, false", "3000, false", "1, true", "70, true", "3000, true"})
+  void inputIsMadeBesideTheRouting(int tokens, boolean padded) {
+    MoeConfig c =
+        padded ? Layers.config(160, 96, 5, 2).quantScheme(QuantScheme.MXFP4).build() : fp8();
+    ExpertWeights w = padded ? Layers.mxfp4(c, 7, GateUpLayout.HALVES) : Layers.fp8(c, 8);
+    CardKernels card = CardKernels.of(device);
+    CardKernels.Router router = card.router(c.routing(), c.numExperts(), c.topK());
+    DeviceStream stream = device.defaultStream();
+    int forwards = 6;
+    try (ModularExperts experts = prepare(c, w);
+        DeviceTensors tensors = new DeviceTensors(device)) {
+      Tensor[] hidden = new Tensor[forwards];
+      Tensor[] logits = new Tensor[forwards];
+      Tensor[] output = new Tensor[forwards];
+      for (int i = 0; i < forwards; i++) {
+        Random random = new Random(i);
+        hidden[i] =
+            OnCard.put(tensors, Layers.random(random, 0.7, DType.BF16, tokens, c.hiddenSize()));
+        logits[i] =
+            OnCard.put(tensors, Layers.random(random, 1, DType.F32, tokens, c.numExperts()));
+        output[i] = tensors.allocate(DType.BF16, tokens, c.hiddenSize());
+      }
+      Tensor x = tensors.allocate(DType.BF16, tokens, c.hiddenSize());
+      ExpertRouting routing =
+          new ExpertRouting(
+              tensors.allocate(DType.I32, tokens, c.topK()),
+              tensors.allocate(DType.F32, tokens, c.topK()),
+              null);
+      Workspace workspace =
+          new Workspace(
+              tensors.allocate(DType.U8, Math.max(1, experts.workspaceBytes(tokens))).memory());
+      double[][] expected = new double[forwards][];
+      for (int i = 0; i < forwards; i++) {
+        card.rows(CardKernels.Rows.resized(hidden[i], x), stream);
+        router.route(logits[i], null, routing.topkIds(), routing.topkWeights(), stream);
+        stream.synchronize();
+        experts.apply(ExpertsInputs.standard(x, routing, output[i]), null, workspace, stream);
+        expected[i] = OnCard.fetch(device, output[i]).toDoubles();
+        device.fill(output[i], 0, stream);
+      }
+      Runnable chain =
+          () -> {
+            for (int i = 0; i < forwards; i++) {
+              card.rows(CardKernels.Rows.resized(hidden[i], x), stream);
+              router.route(logits[i], null, routing.topkIds(), routing.topkWeights(), stream);
+              experts.applyRouted(
+                  ExpertsInputs.standard(x, routing, output[i]), null, workspace, stream);
+            }
+          };
+      try (Device.Graph graph = device.capture(stream, chain).orElseThrow()) {
+        for (int round = 0; round < 20; round++) {
+          graph.launch(stream);
+          for (int i = 0; i < forwards; i++) {
+            assertThat(OnCard.fetch(device, output[i]).toDoubles())
+                .as("forward %s of round %s", i, round)
+                .isEqualTo(expected[i]);
+          }
+        }
+      }
+      chain.run();
+      for (int i = 0; i < forwards; i++) {
+        assertThat(OnCard.fetch(device, output[i]).toDoubles()).isEqualTo(expected[i]);
       }
     }
   }

@@ -34,7 +34,7 @@ final class HostKernels implements CardKernels {
   }
 
   @Override
-  public void quantize(Tensor in, Tensor out, Tensor scale, DeviceStream stream) {
+  public void quantize(Tensor in, Tensor out, Tensor scale, boolean early, DeviceStream stream) {
     MemorySegment from = HostCuda.bytes(in);
     MemorySegment to = HostCuda.bytes(out);
     float s = read(HostCuda.bytes(scale), DType.F32, 0);
@@ -128,7 +128,7 @@ final class HostKernels implements CardKernels {
   }
 
   @Override
-  public void rows(Rows r, DeviceStream stream) {
+  public void rows(Rows r, boolean early, DeviceStream stream) {
     MemorySegment to = HostCuda.bytes(r.out());
     int blocks = r.blocks();
     long outWidth = r.out().size(1) / blocks;

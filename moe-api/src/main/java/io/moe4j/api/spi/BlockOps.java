@@ -60,6 +60,18 @@ public interface BlockOps extends AutoCloseable {
       Tensor logits, Tensor topkIds, Tensor topkWeights, Workspace workspace, DeviceStream stream);
 
   /**
+   * {@return whether {@link #route} neither begins before all work in front of it on the stream has
+   * finished nor uses its workspace} Experts may then begin beside it with what needs no ids:
+   * {@link ModularExperts#applyRouted}. Kernels that are launched before the one in front of them
+   * is done keep that by waiting first of all.
+   *
+   * @since 0.2.0
+   */
+  default boolean routesAlone() {
+    return false;
+  }
+
+  /**
    * The routing of a layer that chooses by token id ({@link
    * io.moe4j.api.config.RoutingConfig#byTokenId()}): ids from the router's table, weights from the
    * scores at those ids.

@@ -24,4 +24,24 @@ public non-sealed interface ModularExperts extends Experts {
       @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream);
+
+  /**
+   * As {@link #apply}, which it is unless an implementation has more: where the last work on the
+   * stream is this call's routing by {@link BlockOps#route} of a {@link BlockOps#routesAlone}. What
+   * wrote the hidden states is in front of that, so it has finished by the time anything behind the
+   * routing runs: work that needs no ids may begin while the routing still runs.
+   *
+   * @param inputs tensors in and out
+   * @param lora as for {@link #apply}
+   * @param workspace as for {@link #apply}
+   * @param stream where the routing runs
+   * @since 0.2.0
+   */
+  default void applyRouted(
+      ExpertsInputs inputs,
+      @Nullable MoeLoraContext lora,
+      Workspace workspace,
+      DeviceStream stream) {
+    apply(inputs, lora, workspace, stream);
+  }
 }

@@ -184,6 +184,12 @@ final class CudaBlockOps implements BlockOps {
     topk.run(logits, correctionBias, topkIds, topkWeights, stream);
   }
 
+  /** One kernel, which waits before anything else (see {@code routing.cu}). */
+  @Override
+  public boolean routesAlone() {
+    return true;
+  }
+
   @Override
   public void latentIn(
       Tensor hidden,
