@@ -7,6 +7,7 @@ import java.nio.file.DirectoryIteratorException;
 import java.nio.file.DirectoryStream;
 import java.nio.file.FileSystemException;
 import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
@@ -18,13 +19,16 @@ final class Folders {
 
   private Folders() {}
 
-  /** Why a file could not be read, without the classes' names where there are words. */
+  /** Why a file could not be read or written, without the classes' names where there are words. */
   static String reason(Exception e) {
     Throwable cause =
         e instanceof UncheckedIOException u && u.getCause() != null ? u.getCause() : e;
     String said = String.valueOf(cause.getMessage());
     if (cause instanceof AccessDeniedException || said.endsWith("(Permission denied)")) {
       return "permission denied";
+    }
+    if (cause instanceof NoSuchFileException f) {
+      return f.getFile() + " does not exist";
     }
     return cause instanceof FileSystemException f && f.getReason() != null
         ? String.valueOf(f.getReason())

@@ -135,7 +135,7 @@ public final class SafetensorsWriter implements AutoCloseable {
       return writer;
     } catch (IOException e) {
       deleteQuietly(temporary);
-      throw new CheckpointException(target + " cannot be written: " + e, e);
+      throw new CheckpointException(target + " cannot be written: " + Folders.reason(e), e);
     }
   }
 
@@ -164,7 +164,7 @@ public final class SafetensorsWriter implements AutoCloseable {
         at = at.resolveSibling(Files.readSymbolicLink(at)).normalize();
       }
     } catch (IOException e) {
-      throw new CheckpointException(target + " cannot be written: " + e, e);
+      throw new CheckpointException(target + " cannot be written: " + Folders.reason(e), e);
     }
     if (Files.isSymbolicLink(at)) {
       throw new CheckpointException(target + " cannot be written: its links lead in a circle");
@@ -247,7 +247,7 @@ public final class SafetensorsWriter implements AutoCloseable {
         writeElements(tensor, at);
       }
     } catch (IOException e) {
-      throw new CheckpointException(temporary + " cannot be written: " + e, e);
+      throw new CheckpointException(temporary + " cannot be written: " + Folders.reason(e), e);
     }
     unwritten.remove(name);
   }
@@ -308,7 +308,7 @@ public final class SafetensorsWriter implements AutoCloseable {
       }
       committed = true;
     } catch (IOException e) {
-      throw new CheckpointException(target + " cannot be written: " + e, e);
+      throw new CheckpointException(target + " cannot be written: " + Folders.reason(e), e);
     }
   }
 

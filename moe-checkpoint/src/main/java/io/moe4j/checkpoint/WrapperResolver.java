@@ -215,13 +215,16 @@ final class WrapperResolver {
     return false;
   }
 
-  /** Without target_parameters: two wrappers are the two weights; a lone one must fit one only. */
+  /**
+   * Where target_parameters name none of them: two wrappers are the two weights; a lone one must
+   * fit one only.
+   */
   private FusedParameter byShape(ModulePlace.Wrapper w, Pair pair) throws Problem {
     List<FusedParameter> weights =
         model.layout().fusedParameters().stream().filter(p -> p.kind() != Kind.BIAS).toList();
     TreeSet<Integer> found = depths.getOrDefault(w.experts(), new TreeSet<>());
     if (weights.size() == 2 && found.equals(new TreeSet<>(List.of(0, 1)))) {
-      notes.add("target_parameters are not given: the inner wrapper is " + weights.get(0).name());
+      notes.add(namesNone() + ": the inner wrapper is " + weights.get(0).name());
       return weights.get(1 - w.depth());
     }
     List<FusedParameter> fitting = new ArrayList<>();
@@ -255,10 +258,17 @@ final class WrapperResolver {
               + weights.stream().map(FusedParameter::name).toList()
               + (fitting.isEmpty() ? "" : "; AdapterPolicy.withSingleTarget(name) decides"));
     }
-    notes.add(
-        "target_parameters are not given: by its shape a pair belongs to "
-            + fitting.getFirst().name());
+    notes.add(namesNone() + ": by its shape a pair belongs to " + fitting.getFirst().name());
     return fitting.getFirst();
+  }
+
+  /** What notes say of target_parameters that do not tell. */
+  private String namesNone() {
+    return targets.isEmpty()
+        ? "target_parameters are not given"
+        : "target_parameters name "
+            + StrictJson.shorten(targets.toString())
+            + ", no weight of these experts";
   }
 
   private FusedPair fused(Pair pair, int layer, FusedParameter parameter, String name)

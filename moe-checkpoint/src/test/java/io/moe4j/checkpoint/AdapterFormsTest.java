@@ -259,6 +259,21 @@ class AdapterFormsTest extends AdapterTestBase {
     assertThat(loaded.report().notes()).anyMatch(n -> n.contains("square"));
   }
 
+  /** Names of nothing do not decide, and the report does not say that there were none. */
+  @Test
+  void targetParametersThatNameNothingAreSaid() {
+    TinyCheckpoint t =
+        adapter(2, 2)
+            .with("target_parameters", List.of("nosuch"))
+            .pair(EXPERTS, DType.F32, d(E * 2, I), d(H, 2 * E));
+    PeftAdapter loaded = load(t, qwen3(), AdapterPolicy.DEFAULT);
+    assertThat(loaded.adapter().layer(1).get(LoraTarget.DOWN)).isNotNull();
+    assertThat(loaded.report().notes())
+        .contains(
+            "target_parameters name [nosuch], no weight of these experts:"
+                + " by its shape a pair belongs to down_proj");
+  }
+
   @Test
   void shapesCountMoreThanTheVersion() {
     TinyCheckpoint t =

@@ -246,6 +246,7 @@ final class BenchCommand implements Callable<Integer> {
     if (file == null) {
       return List.of();
     }
+    RunInput.requireFile("--peers", file);
     try {
       return Peer.read(file);
     } catch (IOException e) {

@@ -213,9 +213,13 @@ final class RunInput {
   }
 
   static void requireFile(Path file) {
+    requireFile("", file);
+  }
+
+  static void requireFile(String option, Path file) {
     if (!Files.isRegularFile(file)) {
       throw CliException.badInput(
-          Text.line(file.toString())
+          (option + " " + Text.line(file.toString())).strip()
               + (Files.exists(file) ? " is not a file." : " does not exist."));
     }
     requireReadable(file);

@@ -54,10 +54,24 @@ final class ErrorsTest {
         "bench --shape huge | 2 | known are olmoe",
         "bench --dtype int3 | 2 | accepted are bf16, f16, f32, int4",
         "bench --rank 0 | 2 | rank 1..4096",
+        "bench --peers /no/such/file | 3 | --peers /no/such/file does not exist",
         "backends --layer 1 | 2 | --layer goes with --model",
       })
   void wrongCommandLines(String command, int code, String says) {
     isParagraph(Cli.run(command.strip().split(" ")), code, says.strip());
+  }
+
+  @Test
+  void aMistypedPropertyIsAWrongCommandLine() {
+    System.setProperty("moe4j.cpu.threads", "many");
+    try {
+      isParagraph(
+          Cli.run("bench", "--quick", "--tokens", "1", "--shape", "tiny"),
+          ExitCode.USAGE,
+          "-Dmoe4j.cpu.threads is \"many\", accepted: 1..1024");
+    } finally {
+      System.clearProperty("moe4j.cpu.threads");
+    }
   }
 
   @Test
