@@ -8,7 +8,9 @@ import io.moe4j.api.spi.Experts;
 import io.moe4j.api.spi.ExpertsBackend;
 import io.moe4j.api.spi.MonolithicExperts;
 import io.moe4j.api.spi.Support;
+import java.util.HashSet;
 import java.util.List;
+import java.util.Set;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.Assumptions;
 
@@ -21,6 +23,7 @@ final class Kit implements AutoCloseable {
   final Platform platform;
   private final PunicaWrapper wrapper;
   private final Skipped skipped = new Skipped();
+  private final Set<Support.Reason> seen = new HashSet<>();
   private @Nullable Boolean monolithic;
 
   Kit(ExpertsBackend backend, Device device, PunicaWrapper wrapper) {
@@ -54,8 +57,15 @@ final class Kit implements AutoCloseable {
   /** {@return whether it could; a bad refusal fails (MOE-1.2)} */
   boolean supports(MoeConfig config) {
     Support support = ask(own(config), platform);
-    Refusals.requireReadable(config, platform, support);
+    requireReadable(config, support);
     return support.isSupported() && (config.lora().isEmpty() || backend.supportsLora());
+  }
+
+  /** Each bad reason fails one test: a hundred more would hide what else is wrong. */
+  private void requireReadable(MoeConfig config, Support support) {
+    if (seen.addAll(support.reasons())) {
+      Refusals.requireReadable(config, platform, support);
+    }
   }
 
   /** Goes on only if it could: what is refused with good reasons is neither passed nor failed. */
@@ -64,7 +74,7 @@ final class Kit implements AutoCloseable {
       unsupported("LORA", backend.name() + " does not take LoRA");
     }
     Support support = ask(own(config), platform);
-    Refusals.requireReadable(config, platform, support);
+    requireReadable(config, support);
     if (!support.isSupported()) {
       unsupported(support.reasons().getFirst().code().toString(), support.toString());
     }
@@ -103,7 +113,7 @@ final class Kit implements AutoCloseable {
     try {
       return backend.prepare(problem.config, problem.weights, on);
     } catch (RuntimeException e) {
-      throw new AssertionError("MOE-1.3: said yes to " + problem + ", then prepare threw", e);
+      throw new AssertionError("MOE-1.3: said yes to " + problem + ", then prepare threw " + e, e);
     }
   }
 
@@ -137,7 +147,7 @@ final class Kit implements AutoCloseable {
     try {
       harness.apply();
     } catch (RuntimeException e) {
-      throw new AssertionError(rule + ": apply threw for " + problem, e);
+      throw new AssertionError(rule + ": apply threw " + e + " for " + problem, e);
     }
   }
 

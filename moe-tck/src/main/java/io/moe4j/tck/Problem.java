@@ -307,6 +307,7 @@ final class Problem {
         + c.inputDtype()
         + " weights "
         + c.weightDtype()
+        + (c.isQuantized() ? " " + c.quantSchemes() : "")
         + (c.expertBias() ? " bias" : "")
         + (c.routerWeightOnInput() ? " weight-on-input" : "")
         + (c.expertMap().isPresent() ? " " + c.expertMap().get() : "")

@@ -46,7 +46,7 @@ final class QuantCases {
   record QuantCase(String name, MoeConfig config, Plan plan, int tokens) {
     @Override
     public String toString() {
-      return name + ", " + config.quantSchemes() + ", " + Problem.describe(config);
+      return name + ", " + Problem.describe(config);
     }
 
     /** {@return the batch, with adapters where the config has LoRA on} */

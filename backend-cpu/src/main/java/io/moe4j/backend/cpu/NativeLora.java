@@ -60,6 +60,7 @@ final class NativeLora {
 
   /** What this call reads, so that memory which only the collector frees stays until it ends. */
   private final List<Tensor> read = new ArrayList<>();
+
   private @Nullable Arena copies;
 
   NativeLora(PackedWeights w, Mlp.Options options) {
