@@ -88,8 +88,9 @@ class CudaRuntimeTest {
         // No memory copies 128 MB in 5 us.
         assertThat(inside).isBetween(5.0 * copies, outside);
       }
-      timer.close();
-      assertThatIllegalStateException().isThrownBy(() -> timer.start(gpu.stream));
+      Device.Timer closed = gpu.device.newTimer().orElseThrow();
+      closed.close();
+      assertThatIllegalStateException().isThrownBy(() -> closed.start(gpu.stream));
     }
   }
 

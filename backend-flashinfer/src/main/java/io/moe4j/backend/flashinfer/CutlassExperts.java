@@ -33,6 +33,9 @@ final class CutlassExperts implements ModularExperts {
   /** Elements that share a scale in MX formats. */
   private static final int MX_GROUP = 32;
 
+  /** The routing of more tokens leaves no room on the card for work beside it. */
+  private static final int BESIDE_ROUTING = 1024;
+
   /** What its copies by tensor maps want of a tensor's address. */
   private static final int TENSOR_ALIGNMENT = 16;
 
@@ -196,12 +199,12 @@ final class CutlassExperts implements ModularExperts {
       @Nullable MoeLoraContext lora,
       Workspace workspace,
       DeviceStream stream) {
-    apply(inputs, lora, workspace, true, stream);
+    apply(inputs, lora, workspace, inputs.hidden().size(0) <= BESIDE_ROUTING, stream);
   }
 
   /**
-   * @param routed whether the routing is what is in front: what makes the module's input begins
-   *     beside it
+   * @param routed whether the routing is what is in front, and what makes the module's input is to
+   *     begin beside it
    */
   private void apply(
       ExpertsInputs inputs,

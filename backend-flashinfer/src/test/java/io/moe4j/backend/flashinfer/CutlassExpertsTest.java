@@ -4,6 +4,7 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.DeviceException;
+import io.moe4j.api.SettingException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.LoraConfig;
@@ -495,8 +496,8 @@ class CutlassExpertsTest {
       }
       System.setProperty(FusedSum.PROPERTY, "yes");
       assertThatThrownBy(() -> Standin.cutlass().prepare(c, w, device))
-          .isInstanceOf(IllegalArgumentException.class)
-          .hasMessage(FusedSum.PROPERTY + " is yes, must be true or false");
+          .isInstanceOf(SettingException.class)
+          .hasMessage("-D" + FusedSum.PROPERTY + " is \"yes\", accepted: true, false");
     } finally {
       System.clearProperty(FusedSum.PROPERTY);
     }
