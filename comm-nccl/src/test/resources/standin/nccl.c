@@ -73,7 +73,7 @@ typedef struct Comm {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static World* worlds;
-static long live, aborts, destroys, calls, groups, stuck, stuck_of[MOST_RANKS], hang, fail_next, inits, made;
+static long live, aborts, destroys, calls, groups, stuck, stuck_of[MOST_RANKS], hang, fail_next, same_gpu, inits, made;
 static __thread int depth;
 static __thread Comm* in_group;
 static __thread char last[512];
@@ -98,6 +98,7 @@ API void standin_set(const char* what, long value) {
   if (!strcmp(what, "stuck")) stuck = value, memset(stuck_of, 0, sizeof stuck_of);
   if (!strncmp(what, "stuck ", 6)) stuck_of[atoi(what + 6)] = value;
   if (!strcmp(what, "hang")) hang = value;
+  if (!strcmp(what, "same_gpu")) same_gpu = value;
   if (!strcmp(what, "fail_next")) fail_next = value;
   if (!strcmp(what, "async_error"))
     for (World* w = worlds; w; w = w->next)
@@ -155,6 +156,7 @@ API int ncclCommInitRankConfig(Comm** out, int size, Id id, int rank, const Conf
   if (config->cga != INT_MIN || config->net || config->name || config->split != INT_MIN) return bad(ARGUMENT, "config is not as initialised");
   for (int i = 0; i < 10; i++)
     if (config->rest[i] != INT_MIN) return bad(ARGUMENT, "config is not as initialised");
+  if (same_gpu) return bad(USAGE, "Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000");
   if (size < 1 || size > MOST_RANKS || rank < 0 || rank >= size) return bad(ARGUMENT, "rank %d of %d", rank, size);
   pthread_mutex_lock(&lock);
   World* w = worlds;

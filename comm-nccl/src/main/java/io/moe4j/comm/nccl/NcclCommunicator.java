@@ -48,8 +48,16 @@ final class NcclCommunicator implements Communicator, StreamGuard {
     this.rank = config.rank();
     this.size = config.size();
     this.group = new NcclGroup(version, config, card, control);
-    CudaDevice device = PeerRooms.isWanted(size) ? card.cuda().orElse(null) : null;
-    PeerRooms made = device == null ? null : new PeerRooms(new OfRooms(), device);
+    PeerRooms made;
+    try {
+      CudaDevice device = PeerRooms.isWanted(size) ? card.cuda().orElse(null) : null;
+      made = device == null ? null : new PeerRooms(new OfRooms(), device);
+    } catch (RuntimeException | Error e) {
+      // The others hear of it, and nobody else could give back what the group has.
+      group.fail(new CommException(rank, "rank " + rank + " could not prepare: " + e, e));
+      group.close();
+      throw e;
+    }
     this.rooms = made;
     if (made != null) {
       group.whenFailed(made::stop);

@@ -37,6 +37,13 @@ final class NcclGroup implements Control.Owner {
   private final @Nullable Control control;
   private final CallLog log = new CallLog();
   private final Marks marks;
+  /** NCCL's words for two ranks on one GPU. */
+  private static final String DUPLICATE = "Duplicate GPU";
+
+  private static final String ADVICE =
+      ": give each process a GPU of its own, by CUDA_VISIBLE_DEVICES or by starting as many"
+          + " processes as the host has GPUs";
+
   private final Arena arena = Arena.ofShared();
   private final MemorySegment slot = arena.allocate(ValueLayout.ADDRESS);
 
@@ -188,8 +195,9 @@ final class NcclGroup implements Control.Owner {
   private CommException refused(String what, int result) {
     inNccl.lock();
     try {
-      return new CommException(
-          config.rank(), me() + ", " + what + ": " + Nccl.words(result, comm), null);
+      String words = Nccl.words(result, comm);
+      String advice = words.contains(DUPLICATE) ? ADVICE : "";
+      return new CommException(config.rank(), me() + ", " + what + ": " + words + advice, null);
     } finally {
       inNccl.unlock();
     }

@@ -97,6 +97,24 @@ final class PeerKernels {
         .launch(stream, blocks(n));
   }
 
+  private Kernel sum(DType partial, DType out) {
+    if (partial == DType.BF16 && out == DType.BF16) {
+      return sum16;
+    }
+    if (partial == DType.BF16 && out == DType.F32) {
+      return sum16To32;
+    }
+    if (partial == DType.F32 && out == DType.F32) {
+      return sum32;
+    }
+    throw new IllegalArgumentException(
+        "sums are "
+            + partial
+            + " and the output is "
+            + out
+            + ": BF16 goes to BF16 or F32, F32 to F32");
+  }
+
   /**
    * Adds up what all ranks' experts have for this rank's tokens, in f32 and in the order of ranks.
    *
@@ -104,8 +122,7 @@ final class PeerKernels {
    * @param out {@code [T, H]}, F32 or the dtype of {@code partial}, 16-byte aligned, overwritten
    */
   void sum(Tensor partial, Tensor out, PeerRooms rooms, PeerRoom room, int n, DeviceStream stream) {
-    Kernel kernel =
-        partial.dtype() == DType.F32 ? sum32 : out.dtype() == DType.F32 ? sum16To32 : sum16;
+    Kernel kernel = sum(partial.dtype(), out.dtype());
     long rowBytes = partial.dtype().byteSize(partial.size(1));
     rooms(kernel.begin().pointer(partial).pointer(out), room, rooms)
         .i64(room.sumsAt())

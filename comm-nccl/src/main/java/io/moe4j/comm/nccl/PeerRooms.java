@@ -18,8 +18,10 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
+import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Deque;
 import java.util.List;
 import java.util.concurrent.Semaphore;
 import java.util.concurrent.TimeUnit;
@@ -83,12 +85,31 @@ final class PeerRooms implements AutoCloseable {
   PeerRooms(Group group, CudaDevice device) {
     this.group = group;
     this.device = device;
-    this.stop = device.allocatePinned(Long.BYTES);
-    this.stop.segment().fill((byte) 0);
-    this.last = device.newEvent(false);
-    // Kept: giving memory back waits for other ranks' devices, and those may wait for this rank.
-    this.from = device.allocate(CARD_BYTES);
-    this.to = device.allocate((long) CARD_BYTES * group.size());
+    Deque<AutoCloseable> taken = new ArrayDeque<>();
+    try {
+      this.stop = device.allocatePinned(Long.BYTES);
+      taken.push(this.stop);
+      this.stop.segment().fill((byte) 0);
+      this.last = device.newEvent(false);
+      taken.push(this.last);
+      // Kept: giving memory back waits for other ranks' devices, and those may wait for this rank.
+      this.from = device.allocate(CARD_BYTES);
+      taken.push(this.from);
+      this.to = device.allocate((long) CARD_BYTES * group.size());
+    } catch (RuntimeException | Error e) {
+      giveBack(taken, e); // nobody else could
+      throw e;
+    }
+  }
+
+  private static void giveBack(Iterable<AutoCloseable> taken, Throwable because) {
+    for (AutoCloseable c : taken) {
+      try {
+        c.close();
+      } catch (Exception e) {
+        because.addSuppressed(e);
+      }
+    }
   }
 
   /**

@@ -42,6 +42,7 @@ class NcclCommunicatorTest {
   void leaveNothingBehind() throws Exception {
     Standin.set("stuck", 0);
     Standin.set("hang", 0);
+    Standin.set("same_gpu", 0);
     all(r -> {
       r.communicator().close();
       return null;
@@ -102,6 +103,16 @@ class NcclCommunicatorTest {
       card.defaultStream().synchronize();
       return HostCard.onHost(receive).toFloats();
     }
+  }
+
+  @Test
+  void ranksOfOneHostOnOneGpuAreToldWhatToDo() {
+    Standin.set("same_gpu", 1);
+    assertThatThrownBy(() -> HostGroup.open(2, PATIENT))
+        .cause()
+        .isInstanceOf(CommException.class)
+        .hasMessageContaining("Duplicate GPU detected : rank 0 and rank 1")
+        .hasMessageContaining("give each process a GPU of its own, by CUDA_VISIBLE_DEVICES");
   }
 
   @Test

@@ -151,7 +151,14 @@ public final class ComposedLora implements AutoCloseable {
     this.rows = new RowKernels(device, config.weightDtype());
     this.mode = mode;
     for (int i = 0; i < events.length; i++) {
-      events[i] = device.newEvent(false);
+      try {
+        events[i] = device.newEvent(false);
+      } catch (RuntimeException | Error e) {
+        for (int made = 0; made < i; made++) {
+          events[made].close(); // nobody else could
+        }
+        throw e;
+      }
     }
   }
 
