@@ -200,8 +200,7 @@ class RepackPlanTest {
           }
         }
         Weight given =
-            Weight.builder(
-                    "w", scheme, OUT, IN, words(OUT, IN * bits / 32), Packing.WORDS_ALONG_IN)
+            Weight.builder("w", scheme, OUT, IN, words(OUT, IN * bits / 32), Packing.WORDS_ALONG_IN)
                 .scales(scales(DType.BF16, OUT, IN / 32))
                 .zeroPoints(zeros, Packing.DENSE, least == 0 ? 0 : half)
                 .build();

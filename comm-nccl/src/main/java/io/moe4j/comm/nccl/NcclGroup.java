@@ -37,6 +37,7 @@ final class NcclGroup implements Control.Owner {
   private final @Nullable Control control;
   private final CallLog log = new CallLog();
   private final Marks marks;
+
   /** NCCL's words for two ranks on one GPU. */
   private static final String DUPLICATE = "Duplicate GPU";
 
