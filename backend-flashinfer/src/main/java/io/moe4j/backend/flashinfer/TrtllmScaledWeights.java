@@ -124,7 +124,7 @@ final class TrtllmScaledWeights {
       Weight[] maps = maps(e, first);
       try (Arena arena = Arena.ofConfined()) {
         MemorySegment[] from = all(maps, w -> bytes(w, arena));
-        long own = scheme.isPacked() ? maps[0].in() / 2 : maps[0].in();
+        long own = scheme.isPacked() ? Math.ceilDiv(maps[0].in(), 2) : maps[0].in();
         MemorySegment padded = arena.allocate(rows * width, 64);
         eachRow(
             first,
@@ -156,7 +156,7 @@ final class TrtllmScaledWeights {
     MemorySegment from = words.segment();
     boolean alongIn = w.packing() == Packing.WORDS_ALONG_IN;
     int perWord = Integer.SIZE / w.scheme().bits();
-    long width = w.in() / 2;
+    long width = Math.ceilDiv(w.in(), 2);
     MemorySegment to = arena.allocate(w.out() * width, 64);
     for (long out = 0; out < w.out(); out++) {
       for (long in = 0; in < w.in(); in++) {
