@@ -1,6 +1,7 @@
 package io.moe4j.backend.flashinfer;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.SystemSettings;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.spi.TuningStatus;
 import java.io.IOException;
@@ -44,7 +45,7 @@ final class TacticTable implements IntFunction<Tactics> {
   /** {@return the file for this process; empty where it was turned off or there is no place} */
   static Optional<Path> file() {
     return file(
-        System.getProperty(PROPERTY),
+        SystemSettings.text(PROPERTY),
         System.getenv("XDG_CACHE_HOME"),
         System.getProperty("user.home"));
   }

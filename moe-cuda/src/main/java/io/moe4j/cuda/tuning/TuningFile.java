@@ -288,7 +288,7 @@ public final class TuningFile<E extends TunedEntry> {
       if (e.foreign || !Files.isRegularFile(file) || !Files.isReadable(file)) {
         throw new IOException(file + " is not replaced: " + e.getMessage(), e);
       }
-      Files.move(file, free(file));
+      Files.copy(file, free(file)); // the file itself stays until the new one replaces it
       tables = new ArrayList<>();
     }
     List<E> entries = new ArrayList<>();

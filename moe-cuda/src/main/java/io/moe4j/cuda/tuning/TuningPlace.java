@@ -1,5 +1,6 @@
 package io.moe4j.cuda.tuning;
 
+import io.moe4j.api.config.SystemSettings;
 import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
 import java.util.Locale;
@@ -26,7 +27,7 @@ public record TuningPlace(String property, String name) {
   /** {@return the place for this process; empty if it was turned off or there is none} */
   public Optional<Path> current() {
     return find(
-        System.getProperty(property),
+        SystemSettings.text(property),
         name,
         System.getProperty("os.name", ""),
         System.getProperty("user.home"),
@@ -35,13 +36,13 @@ public record TuningPlace(String property, String name) {
 
   /** {@return whether the user named a file} */
   boolean isNamed() {
-    String value = System.getProperty(property);
-    return value != null && !value.isBlank() && !isOff();
+    return SystemSettings.text(property) != null && !isOff();
   }
 
   /** {@return whether the user turned it off} */
   boolean isOff() {
-    return OFF.equalsIgnoreCase(System.getProperty(property));
+    String value = SystemSettings.text(property);
+    return value != null && value.equalsIgnoreCase(OFF);
   }
 
   /**
