@@ -5,6 +5,7 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import org.jspecify.annotations.Nullable;
 import picocli.CommandLine.Option;
 
 /** How {@code moe bench --device cuda} draws routings, to lay its times beside those of others. */
@@ -17,7 +18,7 @@ final class DrawOptions {
       description =
           "On a GPU: batches of a pass, at most 64, each with tokens and routings of its own."
               + " Default: 8 up to 16 tokens, 4 up to 256, 2 up to 1024, 1 above.")
-  private int batches;
+  private @Nullable Integer batches;
 
   @Option(
       names = "--touched",
@@ -32,8 +33,8 @@ final class DrawOptions {
       names = "--draw",
       paramLabel = "N",
       description =
-          "On a GPU: another number, other routings; how far times go with them. Default:"
-              + " ${DEFAULT-VALUE}.",
+          "On a GPU: seed of the routings; other numbers show how much times depend on them."
+              + " Default: ${DEFAULT-VALUE}.",
       defaultValue = "0")
   private long set;
 
@@ -42,7 +43,7 @@ final class DrawOptions {
 
   /** {@return whether any was given} */
   boolean given() {
-    return !draws(List.of(), true).equals(Draws.DEFAULT);
+    return batches != null || !touched.isEmpty() || set != 0;
   }
 
   /**
@@ -52,15 +53,8 @@ final class DrawOptions {
    * @throws CliException if it does not fit
    */
   Draws draws(List<Integer> tokens) {
-    return draws(tokens, false);
-  }
-
-  private Draws draws(List<Integer> tokens, boolean any) {
-    if (batches < 0 || batches > MOST_BATCHES) {
+    if (batches != null && (batches < 1 || batches > MOST_BATCHES)) {
       throw CliException.usage("--batches is " + batches + ", must be 1.." + MOST_BATCHES);
-    }
-    if (any) {
-      return new Draws(batches, touched.isEmpty() ? Map.of() : Map.of(0, 0.0), set);
     }
     if (!touched.isEmpty() && touched.size() != tokens.size()) {
       throw CliException.usage(
@@ -76,6 +70,6 @@ final class DrawOptions {
       }
       each.put(tokens.get(i), touched.get(i));
     }
-    return new Draws(batches, each, set);
+    return new Draws(batches == null ? 0 : batches, each, set);
   }
 }

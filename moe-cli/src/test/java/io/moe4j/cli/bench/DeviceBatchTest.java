@@ -55,10 +55,16 @@ final class DeviceBatchTest {
       assertThat(touched).isCloseTo(wanted, within(0.051));
       assertThat(DeviceBatch.meanExperts(batches)).isEqualTo(touched);
     }
-    // 16 tokens of their own choose 2 of 8 experts each: some choose alike.
-    DeviceBatch[] ones = DeviceBatch.rotating(shape, 1, new Draws(16, Map.of(), 0));
+    // 8 single tokens choose 2 of 16 experts each: by default all 16, drawn apart some alike.
+    BenchShape more = new BenchShape("more", 16, 2, 8, 8);
+    DeviceBatch[] ones = DeviceBatch.rotating(more, 1, new Draws(8, Map.of(), 0));
     assertThat(Arrays.stream(ones).flatMapToInt(b -> Arrays.stream(ints(b.ids(1)))).distinct())
-        .hasSizeLessThanOrEqualTo(8);
+        .hasSizeLessThan(16);
+    assertThat(
+            Arrays.stream(DeviceBatch.rotating(more, 1))
+                .flatMapToInt(b -> Arrays.stream(ints(b.ids(1))))
+                .distinct())
+        .hasSize(16);
     int[] first = ints(DeviceBatch.rotating(shape, 64)[0].ids(64));
     assertThat(ints(DeviceBatch.rotating(shape, 64, Draws.DEFAULT)[0].ids(64))).isEqualTo(first);
     assertThat(ints(DeviceBatch.rotating(shape, 64, new Draws(0, Map.of(), 1))[0].ids(64)))
