@@ -180,7 +180,7 @@ class RepackPlanTest {
     }
   }
 
-  /** As its files had them before they were packed: a signed byte a group, or a float. */
+  /** As its files had them before they were packed: a number a group, of any integer type. */
   @Test
   void zeroPointsThatAreNotPacked() {
     for (int bits : new int[] {4, 8}) {

@@ -51,17 +51,24 @@ public interface Device extends AutoCloseable {
      * arrives counts as well: enqueue something before.
      *
      * @param stream of the device
+     * @throws IllegalStateException if it is closed
      */
     void start(DeviceStream stream);
 
     /**
-     * What is enqueued from here on counts no more.
+     * What is enqueued from here on no longer counts.
      *
      * @param stream the same
+     * @throws IllegalStateException if it is closed
      */
     void stop(DeviceStream stream);
 
-    /** {@return microseconds from the start to the stop; waits until the device is there} */
+    /**
+     * {@return microseconds from the start to the stop; waits until the device is there}
+     *
+     * @throws IllegalStateException if it is closed
+     * @throws io.moe4j.api.DeviceException if it was not started and stopped, or the work failed
+     */
     double micros();
 
     @Override
