@@ -227,7 +227,7 @@ record MarlinPlan(
     }
     long blocks = (long) tiles(p) * Math.ceilDiv(outputs, plan.outputs());
     long each = Math.ceilDiv(blocks, (long) p.multiprocessors());
-    return each == 2 && chunks >= MANY_CHUNKS || each == 4 ? plan.twoBlocks() : plan;
+    return (each == 2 && chunks >= MANY_CHUNKS) || each == 4 ? plan.twoBlocks() : plan;
   }
 
   /**
