@@ -35,7 +35,9 @@ final class MoeConfigChecks {
     int zeroExperts = c.zeroExperts();
     if (zeroExperts < 0 || zeroExperts > Integer.MAX_VALUE - c.numExperts()) {
       throw new IllegalArgumentException(
-          "zeroExperts is " + zeroExperts + ", must not be negative, and a number with numExperts");
+          "zeroExperts is "
+              + zeroExperts
+              + ", must not be negative, and numExperts + zeroExperts must fit into an int");
     }
     if (c.topK() < 1 || c.topK() > c.numChoices()) {
       throw new IllegalArgumentException(
@@ -73,7 +75,8 @@ final class MoeConfigChecks {
             .map(s -> s.combine() == SharedExpertConfig.Combine.AVERAGE)
             .orElse(false)) {
       throw new IllegalArgumentException(
-          "the average with a shared expert is none of sums that ranks could add up");
+          "sharedExpert is combined by AVERAGE, which ranks cannot add up; accepted with more than"
+              + " one rank: ADD");
     }
     if (c.parallel().tpSize() > 1 && c.quantizedActivations()) {
       throw new IllegalArgumentException(
