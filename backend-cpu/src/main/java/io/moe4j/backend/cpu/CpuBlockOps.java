@@ -59,6 +59,9 @@ final class CpuBlockOps implements BlockOps {
     RouterWeights r = weights.router();
     router =
         r == null ? null : new DenseLayer(r.weight(), r.bias(), arena, kernels, team, null, 0, 0);
+    if (r != null) {
+      DenseWarmUp.once(kernels, r.weight().dtype());
+    }
     Tensor bias = r == null ? null : r.correctionBias();
     correctionBias = floats(bias);
     expertScale = floats(r == null ? null : r.expertScale());

@@ -4,7 +4,6 @@ import io.moe4j.api.platform.DeviceId;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.backend.cpu.options.CpuProperties;
 import java.io.IOException;
-import java.lang.management.ManagementFactory;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Optional;
@@ -35,20 +34,13 @@ final class CpuInfo {
     properties.put("cores", Integer.toString(Runtime.getRuntime().availableProcessors()));
     properties.put("vector-bits", Integer.toString(vectorBits()));
     properties.put("kernels", Mlps.describe(CpuProperties.read()));
-    return new DeviceInfo(DeviceId.CPU, modelName(), Optional.empty(), memoryBytes(), properties);
+    return new DeviceInfo(
+        DeviceId.CPU, modelName(), Optional.empty(), MemoryRoom.memoryBytes(), properties);
   }
 
   private static int vectorBits() {
     return ModuleLayer.boot().findModule("jdk.incubator.vector").isPresent()
         ? FloatVector.SPECIES_PREFERRED.vectorBitSize()
-        : 0;
-  }
-
-  /** {@return the machine's memory in bytes (the container's, if that is less), 0 if unknown} */
-  static long memoryBytes() {
-    return ManagementFactory.getOperatingSystemMXBean()
-            instanceof com.sun.management.OperatingSystemMXBean os
-        ? os.getTotalMemorySize()
         : 0;
   }
 

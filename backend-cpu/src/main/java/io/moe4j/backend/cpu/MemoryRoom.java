@@ -2,6 +2,7 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.platform.SystemMemory;
 import io.moe4j.backend.cpu.options.PackPolicy;
+import java.lang.management.ManagementFactory;
 import java.util.Locale;
 
 /** Whether packed weights have room beside everything else, the page cache included. */
@@ -36,6 +37,14 @@ final class MemoryRoom {
 
   /** {@return what the system could give, in a container up to its limit; see there} */
   static long availableBytes() {
-    return SystemMemory.availableBytes(CpuInfo.memoryBytes());
+    return SystemMemory.availableBytes(memoryBytes());
+  }
+
+  /** {@return the machine's memory in bytes (the container's, if that is less), 0 if unknown} */
+  static long memoryBytes() {
+    return ManagementFactory.getOperatingSystemMXBean()
+            instanceof com.sun.management.OperatingSystemMXBean os
+        ? os.getTotalMemorySize()
+        : 0;
   }
 }
