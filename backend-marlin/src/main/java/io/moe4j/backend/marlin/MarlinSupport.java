@@ -1,5 +1,6 @@
 package io.moe4j.backend.marlin;
 
+import io.moe4j.api.config.ActivationFormat;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.DeviceInfo;
@@ -24,6 +25,12 @@ final class MarlinSupport {
    * takes three quarters of their time for up to 64 tokens, and 0.88 to 1.13 of it for more.
    */
   static final int PRIORITY = BackendPriority.GPU_PORTABLE + 100;
+
+  /** Kernels divide in f32 ({@code quotient} in tile.cuh), which is exact up to here. */
+  private static final int MOST_TOKENS = 1 << 21;
+
+  /** Rows of BATCHED calls are divided by one, which is exact as long as they are in f32. */
+  private static final int MOST_ROWS = 1 << 24;
 
   private MarlinSupport() {}
 
@@ -55,6 +62,17 @@ final class MarlinSupport {
         c.numLocalExperts() <= TileSort.MAX_EXPERTS,
         Code.SIZE,
         () -> c.numLocalExperts() + " local experts > " + TileSort.MAX_EXPERTS);
+    boolean batched = c.activationFormat() == ActivationFormat.BATCHED;
+    long rows = batched ? (long) c.numLocalExperts() * c.maxTokens() : c.maxTokens();
+    long most = batched ? MOST_ROWS : MOST_TOKENS;
+    checks.require(
+        rows <= most,
+        Code.SIZE,
+        () ->
+            "maxTokens is "
+                + c.maxTokens()
+                + ", accepted: 1.."
+                + (batched ? most / c.numLocalExperts() : most));
     checks.require(
         !c.batchInvariant(),
         Code.BATCH_INVARIANCE,

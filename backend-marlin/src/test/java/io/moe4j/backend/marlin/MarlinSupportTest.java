@@ -203,6 +203,15 @@ class MarlinSupportTest {
     assertThat(why(config().parallel(ParallelConfig.tensor(2, 0)).build(), H200)).isEmpty();
   }
 
+  /** Kernels divide in f32: beyond these a row would be read from another token, silently. */
+  @Test
+  void moreTokensThanKernelsCanCount() {
+    Platform p = Platform.of(DeviceInfo.cuda(0, "a card", 9, 0));
+    assertThat(why(config().maxTokens(1 << 21).build(), p)).isEmpty();
+    assertThat(why(config().maxTokens((1 << 21) + 1).build(), p))
+        .containsExactly("maxTokens is 2097153, accepted: 1..2097152");
+  }
+
   @Test
   void standsInFrontOfBackendsForAnyCard() {
     assertThat(new MarlinBackend().priority(config().build(), H200))
