@@ -82,6 +82,7 @@ __attribute__((constructor)) static void fill(void) {
   table[ISA_AMX] = kernels_amx;
   for (int type = 0; type < TYPES; type++) table[ISA_AMX].product[TYPE_F32][type] = kernels_avx512.product[TYPE_F32][type];
   table[ISA_AMX].coded[TYPE_F32] = kernels_avx512.coded[TYPE_F32];
+  table[ISA_AMX].dense = kernels_avx512.dense;
 #ifndef MOE_TILES  // a header that stands in for tiles has all of them
   if (!(d & 1u << 25)) table[ISA_AMX].coded8 = 0;
 #endif
@@ -117,6 +118,13 @@ PUBLIC void moe_w2(const struct moe_call *c, int64_t expert, int64_t row, int64_
 
 PUBLIC void moe_combine(const struct moe_call *c, const float *weight, int64_t first_token, int64_t from, int64_t to, char *out, int32_t type) {
   kernels_of(c->isa)->combine(c, weight, first_token, from, to, out, type);
+}
+
+// y[token][out] = x[token] w[out] + bias[out] for some tokens and outputs; y is F32, bias null or [out].
+PUBLIC void moe_dense(int32_t isa, const char *x, int32_t x_type, const char *w, int32_t w_type, int64_t w_stride, const float *bias, char *y, int64_t y_stride, int64_t in, int64_t from,
+                      int64_t to, int64_t out, int64_t outs) {
+  struct moe_dense d = {from, to, out, outs, in, x_type, w_type, w_stride, y_stride};
+  kernels_of(isa)->dense(&d, x, w, bias, y);
 }
 
 // One block of 32 outputs: 16 rows of one matrix and 16 of another (or of the same one); rows beyond n0 and n1 and columns beyond k are zero.

@@ -117,6 +117,14 @@ struct moe_task {
   int64_t expert, row, rows, block, blocks, segment, segments;
 };
 
+// Tokens from..to-1 by outputs out..out+outs-1 of a product of rows as they come with weights as they lie.
+struct moe_dense {
+  int64_t from, to, out, outs;
+  int64_t in;                     // elements of a row
+  int64_t x_type, w_type;
+  int64_t w_stride, y_stride;     // rows of x are dense
+};
+
 // Instruction sets this processor and system offer: the highest of ISA_*.
 int32_t moe_isa(void);
 // Sizes of the structs, which Java compares with its own: 0 call, 1 segment, 2 target, 3 coded, 4 source.
@@ -144,6 +152,7 @@ struct kernels {
   void (*shrink)(const struct moe_call *, int64_t segment, int32_t down);
   void (*w13)(const struct moe_call *, const struct moe_task *);
   void (*w2)(const struct moe_call *, const struct moe_task *);
+  void (*dense)(const struct moe_dense *, const char *x, const char *w, const float *bias, char *y);
   int64_t (*peak)(int64_t rounds);  // bf16 multiply-adds in registers: operations done; null = no units for them
   void (*combine)(const struct moe_call *, const float *weight, int64_t first_token, int64_t from, int64_t to, char *out, int32_t type);
 };

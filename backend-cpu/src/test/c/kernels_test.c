@@ -454,6 +454,63 @@ static int same_bits(int isa, const char *name) {
   return bad;
 }
 
+// The product of rows as they come with weights as they lie: the largest error relative to double, every pair of dtypes. Buffers end where the last
+// element does. A token's bits depend neither on the tokens and outputs of the same call nor on where a call begins.
+void moe_dense(int32_t, const char *, int32_t, const char *, int32_t, int64_t, const float *, char *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+static int all_dense(int isa, const char *name) {
+  int ins[] = {1, 7, 16, 33, 64, 95, 300}, outs[] = {1, 3, 4, 9, 22}, counts[] = {1, 2, 4, 7, 13}, bad = 0, cases = 0;
+  double worst = 0;
+  for (int i = 0; i < 7; i++)
+    for (int o = 0; o < 5; o++)
+      for (int n = 0; n < 5; n++)
+        for (int types = 0; types < TYPES * TYPES; types++) {
+          int in = ins[i], out = outs[o], tokens = counts[n], pad = cases % 2 ? 0 : 6;
+          struct matrix x = matrix(tokens, in, types / TYPES, 1), w = matrix(out, in, types % TYPES, 1), bias = matrix(1, out, TYPE_F32, 1);
+          size_t ws = size_of(w.type), stride = (size_t)(in + pad) * ws;
+          // Rows of weights may be apart.
+          char *apart = malloc((out - 1) * stride + in * ws);
+          for (int r = 0; r < out; r++) memcpy(apart + r * stride, w.data + r * in * ws, in * ws);
+          const float *b = cases % 3 ? (float *)bias.data : 0;
+          float *y = malloc(sizeof(float) * tokens * out), *again = malloc(sizeof(float) * tokens * out);
+          memset(y, 0x7f, sizeof(float) * tokens * out);
+          moe_dense(isa, x.data, x.type, apart, w.type, stride, b, (char *)y, 4 * out, in, 0, tokens, 0, out);
+          int same = 1, cut_t = below(tokens + 1), cut_o = below(out + 1);
+          for (int part = 0; part < 4; part++) {
+            int t0 = part & 1 ? cut_t : 0, t1 = part & 1 ? tokens : cut_t, o0 = part & 2 ? cut_o : 0, o1 = part & 2 ? out : cut_o;
+            memset(again, 0x55, sizeof(float) * tokens * out);
+            moe_dense(isa, x.data, x.type, apart, w.type, stride, b, (char *)again, 4 * out, in, t0, t1, o0, o1 - o0);
+            for (int t = 0; t < tokens; t++)
+              for (int j = 0; j < out; j++) {
+                int inside = t >= t0 && t < t1 && j >= o0 && j < o1;
+                uint32_t v, u;
+                memcpy(&v, again + t * out + j, 4), memcpy(&u, y + t * out + j, 4);
+                same &= v == (inside ? u : 0x55555555u);
+              }
+          }
+          double error = 0;
+          for (int t = 0; t < tokens; t++)
+            for (int j = 0; j < out; j++) {
+              double v = b ? bias.exact[j] : 0, all = fabs(v);
+              for (int k = 0; k < in; k++) {
+                double p = x.exact[t * in + k] * w.exact[j * in + k];
+                v += p;
+                all += fabs(p);
+              }
+              double e = fabs(y[t * out + j] - v);
+              error = isnan(e) ? INFINITY : fmax(error, e / all);
+            }
+          cases++;
+          worst = fmax(worst, error);
+          if (!(error < 1e-6) || !same) {
+            printf("%s: %d tokens, %d outputs, rows of %d, types %d and %d: error %g%s\n", name, tokens, out, in, x.type, w.type, error, same ? "" : ", other bits in parts");
+            bad++;
+          }
+          free(apart), free(y), free(again), drop(x), drop(w), drop(bias);
+        }
+  printf("%s: %d products with weights as they lie, largest error %.1e\n", name, cases, worst);
+  return bad;
+}
+
 // With the number of an instruction set only that one, so that several may run side by side.
 int main(int argc, char **argv) {
   const char *names[] = {"none", "avx2", "avx512", "avx512bf16", "amx", "neon", "neonbf16"};
@@ -472,6 +529,7 @@ int main(int argc, char **argv) {
     }
     bad += all_coded(isa, names[isa]);
     bad += same_bits(isa, names[isa]);
+    bad += all_dense(isa, names[isa]);
     double worst = 0, worst_bf16 = 0;
     int cases = 0;
     for (int kind = SILU; kind <= RELU2_NO_MUL; kind++)

@@ -25,7 +25,6 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.List;
 import java.util.Optional;
-import java.util.concurrent.ConcurrentLinkedQueue;
 import org.jspecify.annotations.Nullable;
 
 /** Router, topk, latent projections, shared expert, dispatch and combine on the host. */
@@ -35,6 +34,7 @@ final class CpuBlockOps implements BlockOps {
 
   private final MoeConfig config;
   private final Kernels kernels;
+  private final ThreadTeam team;
   private final Arena arena = Arena.ofShared();
   private final @Nullable DenseLayer router;
   private final float[] correctionBias;
@@ -48,31 +48,38 @@ final class CpuBlockOps implements BlockOps {
   private final @Nullable Mlp shared;
   private final @Nullable SharedAsQuantised sharedAsQuantised;
   private final @Nullable DenseLayer sharedGate;
-  private final ConcurrentLinkedQueue<Router> routers = new ConcurrentLinkedQueue<>();
+  private final RouteRows routing;
 
   CpuBlockOps(MoeConfig config, MoeLayerWeights weights, Mlps mlps) {
     this.config = config;
     this.kernels = mlps.java();
-    ThreadTeam team = mlps.team();
+    team = mlps.team();
     int loras = config.lora().map(LoraConfig::maxLoras).orElse(0);
     int rank = config.lora().map(LoraConfig::maxRank).orElse(0);
     RouterWeights r = weights.router();
-    router =
-        r == null ? null : new DenseLayer(r.weight(), r.bias(), arena, kernels, team, null, 0, 0);
-    if (r != null) {
-      DenseWarmUp.once(kernels, r.weight().dtype());
-    }
+    router = r == null ? null : new DenseLayer(r.weight(), r.bias(), arena, mlps, null, 0, 0);
     Tensor bias = r == null ? null : r.correctionBias();
     correctionBias = floats(bias);
     expertScale = floats(r == null ? null : r.expertScale());
     Tensor table = r == null ? null : r.tokenExperts();
     tokenExperts = table == null ? new int[0] : requireExperts(table.toInts(), config);
+    routing =
+        new RouteRows(
+            team,
+            () ->
+                new Router(
+                    config.routing(),
+                    config.numChoices(),
+                    config.topK(),
+                    correctionBias,
+                    expertScale,
+                    tokenExperts));
     routerNorm = norm(config.routing().inputNorm(), r == null ? null : r.norm());
     inputNorm = norm(config.inputNorm(), weights.inputNorm());
     outputBias = floats(weights.outputBias());
     LatentWeights l = weights.latent();
-    latentIn = l == null ? null : dense(l.in(), LoraTarget.LATENT_IN, team, loras, rank);
-    latentOut = l == null ? null : dense(l.out(), LoraTarget.LATENT_OUT, team, loras, rank);
+    latentIn = l == null ? null : dense(l.in(), LoraTarget.LATENT_IN, mlps, loras, rank);
+    latentOut = l == null ? null : dense(l.out(), LoraTarget.LATENT_OUT, mlps, loras, rank);
     SharedExpertWeights s = weights.shared();
     SharedExpertConfig c = config.sharedExpert().orElse(null);
     sharedAsQuantised = SharedAsQuantised.of(config, s);
@@ -89,7 +96,7 @@ final class CpuBlockOps implements BlockOps {
               new Mlp.Options(1, false, loras, rank, config.batchInvariant()));
       Tensor gate = s.sigmoidGate();
       sharedGate =
-          gate == null ? null : dense(gate, LoraTarget.SHARED_EXPERT_GATE, team, loras, rank);
+          gate == null ? null : dense(gate, LoraTarget.SHARED_EXPERT_GATE, mlps, loras, rank);
     }
   }
 
@@ -119,8 +126,8 @@ final class CpuBlockOps implements BlockOps {
     return table;
   }
 
-  private DenseLayer dense(Tensor w, LoraTarget target, ThreadTeam team, int loras, int rank) {
-    return new DenseLayer(w, null, arena, kernels, team, target, loras, rank);
+  private DenseLayer dense(Tensor w, LoraTarget target, Mlps mlps, int loras, int rank) {
+    return new DenseLayer(w, null, arena, mlps, target, loras, rank);
   }
 
   @Override
@@ -175,7 +182,7 @@ final class CpuBlockOps implements BlockOps {
   @Override
   public void route(
       Tensor logits, Tensor topkIds, Tensor topkWeights, Workspace workspace, DeviceStream stream) {
-    route(logits, null, topkIds, topkWeights);
+    routing.run(logits, null, topkIds, topkWeights);
   }
 
   @Override
@@ -186,30 +193,7 @@ final class CpuBlockOps implements BlockOps {
       Tensor topkWeights,
       Workspace workspace,
       DeviceStream stream) {
-    route(logits, tokenIds.segment(), topkIds, topkWeights);
-  }
-
-  private void route(
-      Tensor logits, @Nullable MemorySegment tokenIds, Tensor topkIds, Tensor topkWeights) {
-    Router r = routers.poll();
-    if (r == null) {
-      r =
-          new Router(
-              config.routing(),
-              config.numChoices(),
-              config.topK(),
-              correctionBias,
-              expertScale,
-              tokenExperts);
-    }
-    MemorySegment from = logits.segment();
-    MemorySegment ids = topkIds.segment();
-    MemorySegment weights = topkWeights.segment();
-    long tokens = logits.size(0);
-    for (long t = 0; t < tokens; t++) {
-      r.route(from, t, tokenIds == null ? -1 : tokenIds.getAtIndex(I32, t), ids, weights);
-    }
-    routers.add(r);
+    routing.run(logits, tokenIds, topkIds, topkWeights);
   }
 
   @Override

@@ -316,6 +316,48 @@ public final class NativeKernels {
   }
 
   /**
+   * The product of some rows with some outputs' weights, which lie as they came.
+   *
+   * @param x dense {@code [tokens, in]}, may be on the heap, like everything else here
+   * @param type its dtype
+   * @param w {@code [out, in]}
+   * @param weightType its dtype
+   * @param weightStride from one output to the next, in bytes
+   * @param bias F32 {@code [out]}, or null
+   * @param y F32 {@code [tokens, out]}, overwritten where the two ranges meet
+   * @param yStride from one token to the next, in bytes
+   * @param in elements of a row
+   * @param from first token
+   * @param to behind the last
+   * @param out first output
+   * @param outs how many
+   */
+  public void dense(
+      MemorySegment x,
+      DType type,
+      MemorySegment w,
+      DType weightType,
+      long weightStride,
+      @Nullable MemorySegment bias,
+      MemorySegment y,
+      long yStride,
+      long in,
+      long from,
+      long to,
+      long out,
+      long outs) {
+    MemorySegment b = bias == null ? MemorySegment.NULL : bias;
+    int xCode = CallStruct.code(type);
+    int wCode = CallStruct.code(weightType);
+    try {
+      NativeCalls.DENSE.invokeExact(
+          isa.code(), x, xCode, w, wCode, weightStride, b, y, yStride, in, from, to, out, outs);
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  /**
    * Packs a block of 32 outputs: {@code n0} rows of one matrix and {@code n1} of another, padded
    * with zeros.
    *
