@@ -83,6 +83,7 @@ __attribute__((constructor)) static void fill(void) {
   for (int type = 0; type < TYPES; type++) table[ISA_AMX].product[TYPE_F32][type] = kernels_avx512.product[TYPE_F32][type];
   table[ISA_AMX].coded[TYPE_F32] = kernels_avx512.coded[TYPE_F32];
   table[ISA_AMX].dense = kernels_avx512.dense;
+  table[ISA_AMX].finish = kernels_avx512.finish;
 #ifndef MOE_TILES  // a header that stands in for tiles has all of them
   if (!(d & 1u << 25)) table[ISA_AMX].coded8 = 0;
 #endif
@@ -125,6 +126,12 @@ PUBLIC void moe_dense(int32_t isa, const char *x, int32_t x_type, const char *w,
                       int64_t to, int64_t out, int64_t outs) {
   struct moe_dense d = {from, to, out, outs, in, x_type, w_type, w_stride, y_stride};
   kernels_of(isa)->dense(&d, x, w, bias, y);
+}
+
+// out[token] = routed[token] + factor[token] shared[token], halved if `half`, + bias, for some tokens; all F32 but the output. Null: shared = 0, factor = 1, bias = 0.
+PUBLIC void moe_finish(int32_t isa, const float *routed, const float *shared, const float *factor, int32_t half, const float *bias, char *out, int32_t type, int64_t hidden, int64_t from, int64_t to) {
+  struct moe_finish f = {from, to, hidden, half, type};
+  kernels_of(isa)->finish(&f, routed, shared, factor, bias, out);
 }
 
 // One block of 32 outputs: 16 rows of one matrix and 16 of another (or of the same one); rows beyond n0 and n1 and columns beyond k are zero.

@@ -125,6 +125,13 @@ struct moe_dense {
   int64_t w_stride, y_stride;     // rows of x are dense
 };
 
+// Tokens from..to-1 of a layer's output: (routed + factor shared), halved if `half`, + bias.
+struct moe_finish {
+  int64_t from, to;
+  int64_t hidden;                 // elements of a row; rows are dense
+  int64_t half, type;             // of the output
+};
+
 // Instruction sets this processor and system offer: the highest of ISA_*.
 int32_t moe_isa(void);
 // Sizes of the structs, which Java compares with its own: 0 call, 1 segment, 2 target, 3 coded, 4 source.
@@ -153,6 +160,7 @@ struct kernels {
   void (*w13)(const struct moe_call *, const struct moe_task *);
   void (*w2)(const struct moe_call *, const struct moe_task *);
   void (*dense)(const struct moe_dense *, const char *x, const char *w, const float *bias, char *y);
+  void (*finish)(const struct moe_finish *, const float *routed, const float *shared, const float *factor, const float *bias, char *out);
   int64_t (*peak)(int64_t rounds);  // bf16 multiply-adds in registers: operations done; null = no units for them
   void (*combine)(const struct moe_call *, const float *weight, int64_t first_token, int64_t from, int64_t to, char *out, int32_t type);
 };

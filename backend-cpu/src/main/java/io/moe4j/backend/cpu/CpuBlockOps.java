@@ -42,7 +42,7 @@ final class CpuBlockOps implements BlockOps {
   private final int[] tokenExperts;
   private final @Nullable NormRows routerNorm;
   private final @Nullable NormRows inputNorm;
-  private final float[] outputBias;
+  private final OutputRows outputRows;
   private final @Nullable DenseLayer latentIn;
   private final @Nullable DenseLayer latentOut;
   private final @Nullable Mlp shared;
@@ -76,7 +76,6 @@ final class CpuBlockOps implements BlockOps {
                     tokenExperts));
     routerNorm = norm(config.routing().inputNorm(), r == null ? null : r.norm());
     inputNorm = norm(config.inputNorm(), weights.inputNorm());
-    outputBias = floats(weights.outputBias());
     LatentWeights l = weights.latent();
     latentIn = l == null ? null : dense(l.in(), LoraTarget.LATENT_IN, mlps, loras, rank);
     latentOut = l == null ? null : dense(l.out(), LoraTarget.LATENT_OUT, mlps, loras, rank);
@@ -98,6 +97,13 @@ final class CpuBlockOps implements BlockOps {
       sharedGate =
           gate == null ? null : dense(gate, LoraTarget.SHARED_EXPERT_GATE, mlps, loras, rank);
     }
+    Tensor outputBias = weights.outputBias();
+    outputRows =
+        new OutputRows(
+            mlps,
+            config.hiddenSize(),
+            shared != null && c != null && c.combine() == Combine.AVERAGE,
+            outputBias == null ? null : Rows.vector(FileMemory.copied(outputBias), arena));
   }
 
   private static float[] floats(@Nullable Tensor t) {
@@ -287,57 +293,31 @@ final class CpuBlockOps implements BlockOps {
     long gate = 2 * accumulatorBytes(tokens);
     DType type = Rows.requireFloat("hidden", hidden);
     MemorySegment x = FileMemory.read(hidden);
+    MemorySegment sum = ws.asSlice(0, accumulatorBytes(tokens));
+    MemorySegment from = sum;
     if (latentOut != null) {
       latentOut.run(routed.segment(), DType.F32, tokens, lora, ws, 0, ws, scratch);
     } else {
-      MemorySegment.copy(routed.segment(), 0, ws, 0, 4L * tokens * h);
+      from = FileMemory.read(routed);
     }
+    MemorySegment sharedRows = null;
     if (shared != null) {
+      sharedRows = ws.asSlice(sharedOut, accumulatorBytes(tokens));
       if (sharedAsQuantised != null) {
-        sharedAsQuantised.run(hidden, lora, ws.asSlice(sharedOut, accumulatorBytes(tokens)));
+        sharedAsQuantised.run(hidden, lora, sharedRows);
       } else {
         shared.run(
-            new MlpCall(
-                x,
-                type,
-                tokens,
-                1,
-                null,
-                null,
-                null,
-                lora,
-                ws.asSlice(sharedOut, accumulatorBytes(tokens)),
-                DType.F32),
+            new MlpCall(x, type, tokens, 1, null, null, null, lora, sharedRows, DType.F32),
             ws.asSlice(scratch));
       }
       if (sharedGate != null) {
         sharedGate.run(x, type, tokens, lora, ws, gate, ws, scratch);
       }
-      TypedKernels f32 = kernels.forType(DType.F32);
-      for (int t = 0; t < tokens; t++) {
-        float g = 1f;
-        if (sharedGate != null) {
-          g = (float) (1 / (1 + Math.exp(-(double) ws.get(F32, gate + 4L * t))));
-        }
-        f32.axpy(g, ws, sharedOut + 4L * t * h, ws, 4L * t * h, h);
-      }
-      if (config.sharedExpert().orElseThrow().combine() == Combine.AVERAGE) {
-        for (long i = 0; i < (long) tokens * h; i++) {
-          ws.setAtIndex(F32, i, ws.getAtIndex(F32, i) / 2);
-        }
-      }
-    }
-    for (int t = 0; t < tokens && outputBias.length > 0; t++) {
-      for (int i = 0; i < h; i++) {
-        long at = (long) t * h + i;
-        ws.setAtIndex(F32, at, ws.getAtIndex(F32, at) + outputBias[i]);
-      }
     }
     DType outType = Rows.requireFloat("output", output);
     MemorySegment out = FileMemory.standIn(output.segment());
-    for (int t = 0; t < tokens; t++) {
-      MlpForward.store(ws, 4L * t * h, out, outType, (long) t * h, h);
-    }
+    MemorySegment gates = sharedGate == null ? null : ws.asSlice(gate, 4L * tokens);
+    outputRows.run(new OutputRows.Batch(tokens, from, sum, sharedRows, gates, out, outType));
     FileMemory.writeBack(out, output.segment());
   }
 

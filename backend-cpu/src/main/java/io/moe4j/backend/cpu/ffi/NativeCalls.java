@@ -45,6 +45,12 @@ final class NativeCalls {
               INT, POINTER, INT, POINTER, INT, LONG, POINTER, POINTER, LONG, LONG, LONG, LONG, LONG,
               LONG),
           HEAP_TOO);
+  static final MethodHandle FINISH =
+      function(
+          "moe_finish",
+          FunctionDescriptor.ofVoid(
+              INT, POINTER, POINTER, POINTER, INT, POINTER, POINTER, INT, LONG, LONG, LONG),
+          HEAP_TOO);
   static final MethodHandle PACK = function("moe_pack", pack());
   static final MethodHandle PACK_HEAP = function("moe_pack", pack(), HEAP_TOO);
   static final MethodHandle PACK_CODED =

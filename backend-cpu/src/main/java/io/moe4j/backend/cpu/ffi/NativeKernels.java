@@ -358,6 +358,43 @@ public final class NativeKernels {
   }
 
   /**
+   * A layer's output for some tokens: {@code routed + factor shared}, halved or not, plus a bias.
+   *
+   * @param routed F32 {@code [tokens, hidden]}, may be on the heap, like everything else here
+   * @param shared likewise, or null
+   * @param factor F32 {@code [tokens]}, or null for 1
+   * @param half whether the sum is halved
+   * @param bias F32 {@code [hidden]}, or null
+   * @param output {@code [tokens, hidden]}
+   * @param type its dtype
+   * @param hidden elements of a row
+   * @param from first token
+   * @param to behind the last
+   */
+  public void finish(
+      MemorySegment routed,
+      @Nullable MemorySegment shared,
+      @Nullable MemorySegment factor,
+      boolean half,
+      @Nullable MemorySegment bias,
+      MemorySegment output,
+      DType type,
+      long hidden,
+      long from,
+      long to) {
+    MemorySegment s = shared == null ? MemorySegment.NULL : shared;
+    MemorySegment f = factor == null ? MemorySegment.NULL : factor;
+    MemorySegment b = bias == null ? MemorySegment.NULL : bias;
+    int code = CallStruct.code(type);
+    try {
+      NativeCalls.FINISH.invokeExact(
+          isa.code(), routed, s, f, half ? 1 : 0, b, output, code, hidden, from, to);
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  /**
    * Packs a block of 32 outputs: {@code n0} rows of one matrix and {@code n1} of another, padded
    * with zeros.
    *

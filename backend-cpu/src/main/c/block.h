@@ -1,5 +1,6 @@
-// The product of rows as they come with weights as they lie: router, latent projections, a shared expert's gate. Included behind rows.h.
+// What stands around the experts. Included behind rows.h.
 //
+// The product of rows as they come with weights as they lie: router, latent projections, a shared expert's gate.
 // Order of sums, whatever the number of tokens, outputs of a call or threads: lane l of one vector sums k = l, l + VL, ... upwards by fused multiply-adds
 // (with bf16 on both sides k = 2 l, then 2 l + 1, of each 2 VL), zeros behind a row's end; then lane i takes lane i + n for n = VL / 2 down to 1; then the bias.
 
@@ -115,5 +116,25 @@ static void NAME(dense)(const struct moe_dense *d, const char *x, const char *w,
     case TYPE_F16 * TYPES + TYPE_F32: dense_typed(d, x, TYPE_F32, w, TYPE_F16, bias, y); break;
     case TYPE_F16 * TYPES + TYPE_BF16: dense_typed(d, x, TYPE_BF16, w, TYPE_F16, bias, y); break;
     default: dense_typed(d, x, TYPE_F16, w, TYPE_F16, bias, y); break;
+  }
+}
+
+INLINE void finish_rows(const struct moe_finish *f, const float *routed, const float *shared, const float *factor, const float *bias, char *out, const int32_t type) {
+  for (int64_t t = f->from; t < f->to; t++)
+    for (int64_t i = t * f->hidden, j = 0; j < f->hidden; i += VL, j += VL) {
+      const int64_t n = f->hidden - j;
+      vf v = n >= VL ? *(const vf *)(routed + i) : widen_part((const char *)(routed + i), 4, n, TYPE_F32);
+      if (shared) v += (n >= VL ? *(const vf *)(shared + i) : widen_part((const char *)(shared + i), 4, n, TYPE_F32)) * (factor ? factor[t] : 1.0f);
+      if (f->half) v *= 0.5f;
+      if (bias) v += n >= VL ? *(const vf *)(bias + j) : widen_part((const char *)(bias + j), 4, n, TYPE_F32);
+      store_part(out + i * size_of(type), v, n, type);
+    }
+}
+
+static void NAME(finish)(const struct moe_finish *f, const float *routed, const float *shared, const float *factor, const float *bias, char *out) {
+  switch (f->type) {
+    case TYPE_F32: finish_rows(f, routed, shared, factor, bias, out, TYPE_F32); break;
+    case TYPE_BF16: finish_rows(f, routed, shared, factor, bias, out, TYPE_BF16); break;
+    default: finish_rows(f, routed, shared, factor, bias, out, TYPE_F16); break;
   }
 }
