@@ -59,8 +59,8 @@ PUBLIC int32_t moe_isa(void) { return (features() >> 44 & 15) ? ISA_NEON_BF16 : 
 #endif
 
 PUBLIC int64_t moe_abi(int32_t i) {
-  const int64_t sizes[] = {sizeof(struct moe_call), sizeof(struct moe_segment), sizeof(struct moe_target), sizeof(struct moe_coded), sizeof(struct moe_source)};
-  return i >= 0 && i < 5 ? sizes[i] : -1;
+  const int64_t sizes[] = {sizeof(struct moe_call), sizeof(struct moe_segment), sizeof(struct moe_target), sizeof(struct moe_coded), sizeof(struct moe_source), sizeof(struct moe_route)};
+  return i >= 0 && i < 6 ? sizes[i] : -1;
 }
 
 static struct kernels table[ISAS];
@@ -84,6 +84,7 @@ __attribute__((constructor)) static void fill(void) {
   table[ISA_AMX].coded[TYPE_F32] = kernels_avx512.coded[TYPE_F32];
   table[ISA_AMX].dense = kernels_avx512.dense;
   table[ISA_AMX].finish = kernels_avx512.finish;
+  table[ISA_AMX].route = kernels_avx512.route;
 #ifndef MOE_TILES  // a header that stands in for tiles has all of them
   if (!(d & 1u << 25)) table[ISA_AMX].coded8 = 0;
 #endif
@@ -132,6 +133,11 @@ PUBLIC void moe_dense(int32_t isa, const char *x, int32_t x_type, const char *w,
 PUBLIC void moe_finish(int32_t isa, const float *routed, const float *shared, const float *factor, int32_t half, const float *bias, char *out, int32_t type, int64_t hidden, int64_t from, int64_t to) {
   struct moe_finish f = {from, to, hidden, half, type};
   kernels_of(isa)->finish(&f, routed, shared, factor, bias, out);
+}
+
+// Experts and weights of tokens from..to-1: logits [token][experts], ids and weights [token][top_k]; bias and scale [experts] or null.
+PUBLIC void moe_route(int32_t isa, const struct moe_route *r, const float *logits, const float *bias, const float *scale, int32_t *ids, float *weights, int64_t from, int64_t to) {
+  kernels_of(isa)->route(r, logits, bias, scale, ids, weights, from, to);
 }
 
 // One block of 32 outputs: 16 rows of one matrix and 16 of another (or of the same one); rows beyond n0 and n1 and columns beyond k are zero.

@@ -511,6 +511,40 @@ static int all_dense(int isa, const char *name) {
   return bad;
 }
 
+// The end of a layer, all combinations of what there is to add; buffers end where the last element does.
+void moe_finish(int32_t, const float *, const float *, const float *, int32_t, const float *, char *, int32_t, int64_t, int64_t, int64_t);
+static int all_finish(int isa, const char *name) {
+  int sizes[] = {1, 15, 16, 47, 64}, bad = 0, cases = 0;
+  for (int s = 0; s < 5; s++)
+    for (int what = 0; what < 16; what++)
+      for (int type = 0; type < TYPES; type++) {
+        int h = sizes[s], tokens = 5, from = cases % 3, to = tokens - cases % 2, half = what & 1;
+        struct matrix routed = matrix(tokens, h, TYPE_F32, 1), shared = matrix(tokens, h, TYPE_F32, 1), factor = matrix(1, tokens, TYPE_F32, 1), bias = matrix(1, h, TYPE_F32, 1);
+        char *out = malloc(tokens * h * size_of(type));
+        memset(out, 0x55, tokens * h * size_of(type));
+        moe_finish(isa, (float *)routed.data, what & 2 ? (float *)shared.data : 0, what & 4 ? (float *)factor.data : 0, half, what & 8 ? (float *)bias.data : 0, out, type, h, from, to);
+        int wrong = 0;
+        for (int i = 0; i < tokens * h; i++) {
+          double v = routed.exact[i];
+          if (what & 2) v += shared.exact[i] * (what & 4 ? factor.exact[i / h] : 1);
+          v = v * (half ? 0.5 : 1) + (what & 8 ? bias.exact[i % h] : 0);
+          if (i / h < from || i / h >= to) {
+            char untouched[4] = {0x55, 0x55, 0x55, 0x55};
+            wrong += memcmp(out + i * size_of(type), untouched, size_of(type)) != 0;
+          } else {
+            wrong += !(fabs(get(out + i * size_of(type), type) - v) <= (type == TYPE_F32 ? 1e-6 : type == TYPE_BF16 ? 0x1p-8 : 0x1p-11) * (fabs(v) + (type == TYPE_F32)) + 1e-6);
+          }
+        }
+        cases++;
+        if (wrong) {
+          printf("%s: the sum of %d columns, %d, output %d: %d wrong\n", name, h, what, type, wrong);
+          bad++;
+        }
+        free(out), drop(routed), drop(shared), drop(factor), drop(bias);
+      }
+  return bad;
+}
+
 // With the number of an instruction set only that one, so that several may run side by side.
 int main(int argc, char **argv) {
   const char *names[] = {"none", "avx2", "avx512", "avx512bf16", "amx", "neon", "neonbf16"};
@@ -530,6 +564,7 @@ int main(int argc, char **argv) {
     bad += all_coded(isa, names[isa]);
     bad += same_bits(isa, names[isa]);
     bad += all_dense(isa, names[isa]);
+    bad += all_finish(isa, names[isa]);
     double worst = 0, worst_bf16 = 0;
     int cases = 0;
     for (int kind = SILU; kind <= RELU2_NO_MUL; kind++)

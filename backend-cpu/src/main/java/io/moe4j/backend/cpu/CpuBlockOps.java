@@ -34,12 +34,8 @@ final class CpuBlockOps implements BlockOps {
 
   private final MoeConfig config;
   private final Kernels kernels;
-  private final ThreadTeam team;
   private final Arena arena = Arena.ofShared();
   private final @Nullable DenseLayer router;
-  private final float[] correctionBias;
-  private final float[] expertScale;
-  private final int[] tokenExperts;
   private final @Nullable NormRows routerNorm;
   private final @Nullable NormRows inputNorm;
   private final OutputRows outputRows;
@@ -53,27 +49,22 @@ final class CpuBlockOps implements BlockOps {
   CpuBlockOps(MoeConfig config, MoeLayerWeights weights, Mlps mlps) {
     this.config = config;
     this.kernels = mlps.java();
-    team = mlps.team();
     int loras = config.lora().map(LoraConfig::maxLoras).orElse(0);
     int rank = config.lora().map(LoraConfig::maxRank).orElse(0);
     RouterWeights r = weights.router();
     router = r == null ? null : new DenseLayer(r.weight(), r.bias(), arena, mlps, null, 0, 0);
-    Tensor bias = r == null ? null : r.correctionBias();
-    correctionBias = floats(bias);
-    expertScale = floats(r == null ? null : r.expertScale());
     Tensor table = r == null ? null : r.tokenExperts();
-    tokenExperts = table == null ? new int[0] : requireExperts(table.toInts(), config);
     routing =
         new RouteRows(
-            team,
-            () ->
-                new Router(
-                    config.routing(),
-                    config.numChoices(),
-                    config.topK(),
-                    correctionBias,
-                    expertScale,
-                    tokenExperts));
+            new RouteRows.Rule(
+                config.routing(),
+                config.numChoices(),
+                config.topK(),
+                floats(r == null ? null : r.correctionBias()),
+                floats(r == null ? null : r.expertScale()),
+                table == null ? new int[0] : requireExperts(table.toInts(), config)),
+            mlps,
+            arena);
     routerNorm = norm(config.routing().inputNorm(), r == null ? null : r.norm());
     inputNorm = norm(config.inputNorm(), weights.inputNorm());
     LatentWeights l = weights.latent();

@@ -51,6 +51,12 @@ final class NativeCalls {
           FunctionDescriptor.ofVoid(
               INT, POINTER, POINTER, POINTER, INT, POINTER, POINTER, INT, LONG, LONG, LONG),
           HEAP_TOO);
+  static final MethodHandle ROUTE =
+      function(
+          "moe_route",
+          FunctionDescriptor.ofVoid(
+              INT, POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, LONG, LONG),
+          HEAP_TOO);
   static final MethodHandle PACK = function("moe_pack", pack());
   static final MethodHandle PACK_HEAP = function("moe_pack", pack(), HEAP_TOO);
   static final MethodHandle PACK_CODED =

@@ -107,7 +107,8 @@ public final class NativeKernels {
         CallStruct.SEGMENT_BYTES,
         CallStruct.TARGET_BYTES,
         CodedStruct.CODED_BYTES,
-        CodedStruct.SOURCE_BYTES
+        CodedStruct.SOURCE_BYTES,
+        RouteStruct.BYTES
       };
       for (int i = 0; i < sizes.length; i++) {
         long there = (long) NativeCalls.ABI.invokeExact(i);
@@ -389,6 +390,36 @@ public final class NativeKernels {
     try {
       NativeCalls.FINISH.invokeExact(
           isa.code(), routed, s, f, half ? 1 : 0, b, output, code, hidden, from, to);
+    } catch (Throwable t) {
+      throw failed(t);
+    }
+  }
+
+  /**
+   * Experts and weights of some tokens, which {@link RouteStruct} can describe.
+   *
+   * @param how a {@code struct moe_route}
+   * @param logits F32 {@code [tokens, experts]}, may be on the heap, like everything else here
+   * @param bias F32 {@code [experts]}, added for the choice alone, or null
+   * @param scale F32 {@code [experts]}, what weights are multiplied with, or null
+   * @param ids int32 {@code [tokens, topK]}
+   * @param weights F32 {@code [tokens, topK]}
+   * @param from first token
+   * @param to behind the last
+   */
+  public void route(
+      MemorySegment how,
+      MemorySegment logits,
+      @Nullable MemorySegment bias,
+      @Nullable MemorySegment scale,
+      MemorySegment ids,
+      MemorySegment weights,
+      long from,
+      long to) {
+    MemorySegment b = bias == null ? MemorySegment.NULL : bias;
+    MemorySegment s = scale == null ? MemorySegment.NULL : scale;
+    try {
+      NativeCalls.ROUTE.invokeExact(isa.code(), how, logits, b, s, ids, weights, from, to);
     } catch (Throwable t) {
       throw failed(t);
     }
