@@ -545,6 +545,93 @@ static int all_finish(int isa, const char *name) {
   return bad;
 }
 
+// Experts and weights, against the same rules in plain C: every way of scoring, groups, biases; buffers end where the last element does.
+void moe_route(int32_t, const struct moe_route *, const float *, const float *, const float *, int32_t *, float *, int64_t, int64_t);
+static int before(float a, float b) { return a > b || (isnan(b) && !isnan(a)); }
+static void softmax(const float *z, int n, float *out) {
+  double most = -INFINITY, sum = 0;
+  for (int i = 0; i < n; i++) most = fmax(most, z[i]);
+  for (int i = 0; i < n; i++) sum += exp(z[i] - most);
+  for (int i = 0; i < n; i++) out[i] = (float)(exp(z[i] - most) / sum);
+}
+static int wrong_routes(int isa, const struct moe_route *r, const float *z, const float *bias, const float *scale, int tokens) {
+  int n = (int)r->experts, k = (int)r->top_k, wrong = 0;
+  int32_t *ids = malloc(sizeof(int32_t) * tokens * k);
+  float *weights = malloc(sizeof(float) * tokens * k), *score = malloc(sizeof(float) * n), *choice = malloc(sizeof(float) * n), *w = malloc(sizeof(float) * k);
+  char *open = malloc(n);
+  moe_route(isa, r, z, bias, scale, ids, weights, 0, tokens / 2);
+  moe_route(isa, r, z, bias, scale, ids, weights, tokens / 2, tokens);
+  for (int t = 0; t < tokens; t++, z += n) {
+    for (int e = 0; e < n; e++) {
+      double v = z[e];
+      score[e] = r->scoring == SCORE_SIGMOID ? (float)(1 / (1 + exp(-v))) : r->scoring == SCORE_SQRT_SOFTPLUS ? (float)sqrt(fmax(v, 0) + log1p(exp(-fabs(v)))) : z[e];
+      open[e] = 1;
+    }
+    if (r->scoring == SCORE_SOFTMAX) softmax(z, n, score);
+    for (int e = 0; e < n; e++) choice[e] = bias ? score[e] + bias[e] : score[e];
+    if (r->groups > 1) {
+      int size = n / (int)r->groups;
+      memset(open, 0, n);
+      for (int m = 0; m < r->top_groups; m++) {
+        int best = -1;
+        float most = 0;
+        for (int g = 0; g < r->groups; g++) {
+          float first = -INFINITY, second = -INFINITY;
+          for (int e = g * size; e < (g + 1) * size; e++) {
+            second = fmaxf(second, fminf(first, choice[e]));
+            first = fmaxf(first, choice[e]);
+          }
+          float v = r->two ? first + second : first;
+          if (!open[g * size] && (best < 0 || v > most)) best = g, most = v;
+        }
+        memset(open + best * size, 1, size);
+      }
+    }
+    for (int i = 0; i < k; i++) {
+      int best = -1;
+      for (int e = 0; e < n; e++)
+        if (open[e] && (best < 0 || before(choice[e], choice[best]))) best = e;
+      open[best] = 0;
+      w[i] = score[best];
+      wrong += ids[t * k + i] != best;
+    }
+    if (r->scoring == SCORE_SOFTMAX_TOPK) softmax(w, k, w);
+    double sum = 0;
+    for (int i = 0; i < k; i++) sum += w[i];
+    sum = fmax(sum + r->epsilon, r->sum_floor);
+    for (int i = 0; i < k; i++) {
+      double v = (r->renormalize ? w[i] / sum : w[i]) * r->scaling * (scale ? scale[ids[t * k + i]] : 1), got = weights[t * k + i];
+      wrong += !(fabs(got - v) <= 4e-7 * fabs(v)) && !(isnan(got) && isnan(v));
+    }
+  }
+  free(ids), free(weights), free(score), free(choice), free(w), free(open);
+  return wrong;
+}
+static int all_routes(int isa, const char *name) {
+  int experts[] = {1, 4, 16, 24, 60, 64, 129, 1024}, bad = 0, cases = 0;
+  for (int i = 0; i < 8; i++)
+    for (int scoring = 0; scoring < 4; scoring++)
+      for (int what = 0; what < 16; what++) {
+        int n = experts[i], k = n < 8 ? n : what % 3 ? 8 : 3, tokens = 5, grouped = (what & 4) && n % 4 == 0 && n > 8;
+        struct moe_route r = {.experts = n, .top_k = k, .scoring = scoring, .groups = grouped ? 4 : 1, .top_groups = grouped ? n == 16 ? 3 : 2 : 1, .two = what & 1, .renormalize = what >> 1 & 1,
+                              .epsilon = what & 8 ? 1e-20 : 0, .sum_floor = what & 8 ? 0.5 : 0, .scaling = what & 1 ? 2.5f : 1};
+        struct matrix z = matrix(tokens, n, TYPE_F32, what & 8 ? 30 : 3), bias = matrix(1, n, TYPE_F32, 0.3), scale = matrix(1, n, TYPE_F32, 1);
+        float *v = (float *)z.data;
+        if (what == 5)  // ties, of two zeros as well
+          for (int e = 0; e < tokens * n; e++) v[e] = e / n == 0 ? 1 : e % 2 ? 0.0f : -0.0f;
+        if (what == 10 && n > 8) v[n + 2] = NAN, v[2 * n + 1] = INFINITY, v[3 * n] = -INFINITY, v[4 * n + 5] = -1e30f;
+        int wrong = wrong_routes(isa, &r, v, what & 2 ? (float *)bias.data : 0, what & 4 ? (float *)scale.data : 0, tokens);
+        cases++;
+        if (wrong) {
+          printf("%s: routing of %d experts, %d a token, scoring %d, case %d: %d wrong\n", name, n, k, scoring, what, wrong);
+          bad++;
+        }
+        drop(z), drop(bias), drop(scale);
+      }
+  printf("%s: %d ways of routing\n", name, cases);
+  return bad;
+}
+
 // With the number of an instruction set only that one, so that several may run side by side.
 int main(int argc, char **argv) {
   const char *names[] = {"none", "avx2", "avx512", "avx512bf16", "amx", "neon", "neonbf16"};
@@ -565,6 +652,7 @@ int main(int argc, char **argv) {
     bad += same_bits(isa, names[isa]);
     bad += all_dense(isa, names[isa]);
     bad += all_finish(isa, names[isa]);
+    bad += all_routes(isa, names[isa]);
     double worst = 0, worst_bf16 = 0;
     int cases = 0;
     for (int kind = SILU; kind <= RELU2_NO_MUL; kind++)
