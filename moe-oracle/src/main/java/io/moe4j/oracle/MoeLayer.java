@@ -88,7 +88,6 @@ public final class MoeLayer implements AutoCloseable {
     this.sources = sources;
     this.weightBytes = WeightTensors.byteSize(weights);
     this.layout = parts.layout(config.maxTokens());
-    Events.load();
     this.checks =
         new ForwardChecks(
             config,
@@ -96,6 +95,7 @@ public final class MoeLayer implements AutoCloseable {
             weights.router(),
             weights.layerIndex(),
             parts.isMonolithic() ? selection.chosenBackend().name() : "");
+    Rehearsal.once(config, checks);
   }
 
   /**

@@ -6,7 +6,7 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.backend.cpu.ffi.NativeKernels;
+import io.moe4j.backend.cpu.ffi.NativeBlock;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.Arena;
@@ -36,7 +36,7 @@ final class DenseLayer {
   private static final MemorySegment NONE = MemorySegment.ofArray(new byte[0]);
 
   private final Kernels kernels;
-  private final @Nullable NativeKernels c;
+  private final @Nullable NativeBlock c;
   private final ThreadTeam team;
   private final TypedKernels typed;
   private final Rows rows;
@@ -59,7 +59,7 @@ final class DenseLayer {
       int maxLoras,
       int maxRank) {
     kernels = mlps.java();
-    c = mlps.c();
+    c = mlps.block();
     team = mlps.team();
     rows = Rows.of(FileMemory.copied(weight), arena);
     typed = kernels.forType(Rows.requireFloat("weight", weight), rows.segment());

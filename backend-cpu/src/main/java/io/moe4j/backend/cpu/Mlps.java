@@ -3,6 +3,7 @@ package io.moe4j.backend.cpu;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.ffi.HugeMemory;
+import io.moe4j.backend.cpu.ffi.NativeBlock;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import io.moe4j.backend.cpu.options.ActivationPolicy;
@@ -60,6 +61,11 @@ record Mlps(
 
   private KernelChoice kernels() {
     return new KernelChoice(java, c, whyNotC);
+  }
+
+  /** {@return the kernels in C for what stands around experts, null where there are none} */
+  @Nullable NativeBlock block() {
+    return c == null ? null : c.block();
   }
 
   /** {@return whether rows that meet int4 or int8 weights become int8} */

@@ -1,7 +1,7 @@
 package io.moe4j.backend.cpu;
 
 import io.moe4j.api.tensor.DType;
-import io.moe4j.backend.cpu.ffi.NativeKernels;
+import io.moe4j.backend.cpu.ffi.NativeBlock;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -41,7 +41,7 @@ final class OutputRows {
   private static final Batch NOTHING = new Batch(0, NONE, NONE, null, null, NONE, DType.F32);
 
   private final Kernels kernels;
-  private final @Nullable NativeKernels c;
+  private final @Nullable NativeBlock c;
   private final ThreadTeam team;
   private final int hidden;
   private final boolean average;
@@ -55,7 +55,7 @@ final class OutputRows {
    */
   OutputRows(Mlps mlps, int hidden, boolean average, @Nullable MemorySegment bias) {
     kernels = mlps.java();
-    c = mlps.c();
+    c = mlps.block();
     team = mlps.team();
     this.hidden = hidden;
     this.average = average;

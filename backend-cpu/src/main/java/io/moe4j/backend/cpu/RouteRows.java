@@ -2,7 +2,7 @@ package io.moe4j.backend.cpu;
 
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.backend.cpu.ffi.NativeKernels;
+import io.moe4j.backend.cpu.ffi.NativeBlock;
 import io.moe4j.backend.cpu.ffi.RouteStruct;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
@@ -40,7 +40,7 @@ final class RouteRows {
 
   private final Rule rule;
   private final ThreadTeam team;
-  private final @Nullable NativeKernels c;
+  private final @Nullable NativeBlock c;
   private final @Nullable MemorySegment how;
   private final @Nullable MemorySegment bias;
   private final @Nullable MemorySegment scale;
@@ -49,7 +49,7 @@ final class RouteRows {
   RouteRows(Rule rule, Mlps mlps, Arena arena) {
     this.rule = rule;
     team = mlps.team();
-    c = mlps.c();
+    c = mlps.block();
     how =
         c == null
             ? null
