@@ -210,6 +210,11 @@ class AdapterPolicyTest extends AdapterTestBase {
                 .b()
                 .get(0, 7, 1))
         .isEqualTo(4 * b(t, EXPERTS + ".0.up_proj").get(7, 1));
+    assertThat(load(t, qwen3(), AdapterPolicy.STRICT).report().notes())
+        .anyMatch(n -> n.startsWith("several entries of alpha_pattern fit, first for"));
+    patterns.keySet().removeIf(p -> p.contains("up_proj"));
+    assertThat(load(t, qwen3(), AdapterPolicy.STRICT).report().notes())
+        .noneMatch(n -> n.contains("several entries"));
   }
 
   /**
