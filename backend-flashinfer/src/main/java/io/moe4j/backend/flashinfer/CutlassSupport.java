@@ -1,6 +1,7 @@
 package io.moe4j.backend.flashinfer;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.SystemSettings;
 import io.moe4j.api.platform.ComputeCapability;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
@@ -8,7 +9,9 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.DType;
+import java.util.List;
 import java.util.Optional;
+import java.util.function.Supplier;
 
 /** What {@code flashinfer-cutlass} can do, and every reason why not. */
 final class CutlassSupport {
@@ -68,6 +71,10 @@ final class CutlassSupport {
         !c.batchInvariant(),
         Code.BATCH_INVARIANCE,
         () -> "batchInvariant is true, must be false: tiles follow the batch size");
+    for (Supplier<?> setting : List.<Supplier<?>>of(FusedSum::on, Replays::keptByProperty)) {
+      String fault = SystemSettings.fault(setting);
+      checks.require(fault == null, Code.OTHER, () -> String.valueOf(fault));
+    }
     if (module.isPresent() && capability.isPresent()) {
       Installed.Answer answer = installed.module(module.get(), capability.get());
       checks.require(answer.module().isPresent(), Code.DRIVER, answer::reason);

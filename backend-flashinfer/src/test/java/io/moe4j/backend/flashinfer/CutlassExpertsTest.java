@@ -40,6 +40,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** What the kit does not ask: quantised weights, versions, tactics, refusals. */
 @SuppressWarnings("try") // closing before the end is what is tested
@@ -500,6 +501,67 @@ class CutlassExpertsTest {
           .hasMessage("-D" + FusedSum.PROPERTY + " is \"yes\", accepted: true, false");
     } finally {
       System.clearProperty(FusedSum.PROPERTY);
+    }
+  }
+
+  /** What is mistyped is a reason in the table, not an error when the layer is prepared. */
+  @Test
+  void mistypedSettingsAreReasons() {
+    Platform here = Platform.of(device.info());
+    MoeConfig c = Layers.config(32, 16, 6, 2).build();
+    assertThat(Standin.cutlass().isSupportedConfig(c, here)).isEqualTo(Support.yes());
+    try {
+      System.setProperty(FusedSum.PROPERTY, "yes");
+      System.setProperty(Replays.PROPERTY, "many");
+      assertThat(Standin.cutlass().isSupportedConfig(c, here).reasons())
+          .containsExactly(
+              new Support.Reason(
+                  Support.Code.OTHER,
+                  "-D" + FusedSum.PROPERTY + " is \"yes\", accepted: true, false"),
+              new Support.Reason(
+                  Support.Code.OTHER,
+                  "-D" + Replays.PROPERTY + " is \"many\", accepted: whole numbers from 0 on"));
+    } finally {
+      System.clearProperty(FusedSum.PROPERTY);
+      System.clearProperty(Replays.PROPERTY);
+    }
+  }
+
+  /** The module multiplies by one over the input scale of down; hidden states are divided by one. */
+  @ParameterizedTest
+  @ValueSource(strings = {"gate", "up", "down"})
+  void scalesThatAreDividedByAreNotZero(String name) {
+    MoeConfig fp8 =
+        Layers.config(32, 16, 6, 2)
+            .quantScheme(Layers.FP8_STATIC)
+            .quantizedActivations(true)
+            .build();
+    MoeConfig nv = Layers.config(256, 128, 6, 2).quantScheme(QuantScheme.NVFP4).build();
+    for (float bad : new float[] {0, -1, Float.NaN, Float.POSITIVE_INFINITY}) {
+      Tensor scale = Tensor.ofFloats(new float[] {bad}, 1);
+      String message = name + ": the input scale is " + bad + ", must be positive and finite";
+      try (DeviceTensors tensors = new DeviceTensors(device)) {
+        assertThatThrownBy(() ->
+                Standin.cutlass()
+                    .prepare(fp8, Layers.withInputScale(Layers.fp8(fp8, 8), name, scale), device))
+            .isInstanceOf(IllegalArgumentException.class)
+            .hasMessage(message);
+        assertThatThrownBy(() ->
+                new BlockScaledWeights(
+                    Layers.withInputScale(Layers.scaled(nv, QuantScheme.NVFP4, 6), name, scale),
+                    true,
+                    CutlassScheme.NVFP4,
+                    tensors))
+            .isInstanceOf(IllegalArgumentException.class)
+            .hasMessage(message);
+        for (ExpertWeights w :
+            List.of(Layers.fp8(fp8, 8), Layers.scaled(nv, QuantScheme.NVFP4, 6))) {
+          assertThatThrownBy(() ->
+                  new TrtllmTensorScales(Layers.withInputScale(w, name, scale), tensors))
+              .isInstanceOf(IllegalArgumentException.class)
+              .hasMessage(message);
+        }
+      }
     }
   }
 

@@ -97,8 +97,8 @@ final class HostKernels implements CardKernels {
       HostCuda.bytes(scales).set(ValueLayout.JAVA_BYTE, g, own);
       float s = E4m3.value(own) * global;
       for (long i = g * NV_GROUP; i < (g + 1) * NV_GROUP; i += 2) {
-        int low = s == 0 ? 0 : e2m1(read(from, in.dtype(), i) / s);
-        int high = s == 0 ? 0 : e2m1(read(from, in.dtype(), i + 1) / s);
+        int low = s > 0 ? e2m1(read(from, in.dtype(), i) / s) : 0;
+        int high = s > 0 ? e2m1(read(from, in.dtype(), i + 1) / s) : 0;
         to.set(ValueLayout.JAVA_BYTE, i / 2, (byte) (low | high << 4));
       }
     }
