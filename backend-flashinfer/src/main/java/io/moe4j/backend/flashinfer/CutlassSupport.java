@@ -1,7 +1,6 @@
 package io.moe4j.backend.flashinfer;
 
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.SystemSettings;
 import io.moe4j.api.platform.ComputeCapability;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
@@ -9,9 +8,7 @@ import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.DType;
-import java.util.List;
 import java.util.Optional;
-import java.util.function.Supplier;
 
 /** What {@code flashinfer-cutlass} can do, and every reason why not. */
 final class CutlassSupport {
@@ -22,8 +19,12 @@ final class CutlassSupport {
 
   private CutlassSupport() {}
 
-  static Support check(MoeConfig c, Platform platform, Installed installed) {
+  static Support check(
+      MoeConfig c, Platform platform, Installed installed, FlashInferProperties properties) {
     Support.Checks checks = Support.checks();
+    String fault = properties.fault(c);
+    checks.require(fault == null, Code.OTHER, () -> String.valueOf(fault));
+    FlashInferOptions options = fault == null ? properties.options(c) : FlashInferOptions.DEFAULT;
     Optional<DeviceInfo> device = platform.device(DeviceType.CUDA);
     checks.require(device.isPresent(), Code.DEVICE, () -> platform.whyAbsent(DeviceType.CUDA));
     Optional<ComputeCapability> capability = device.flatMap(DeviceInfo::capability);
@@ -71,12 +72,8 @@ final class CutlassSupport {
         !c.batchInvariant(),
         Code.BATCH_INVARIANCE,
         () -> "batchInvariant is true, must be false: tiles follow the batch size");
-    for (Supplier<?> setting : List.<Supplier<?>>of(FusedSum::on, Replays::keptByProperty)) {
-      String fault = SystemSettings.fault(setting);
-      checks.require(fault == null, Code.OTHER, () -> String.valueOf(fault));
-    }
     if (module.isPresent() && capability.isPresent()) {
-      Installed.Answer answer = installed.module(module.get(), capability.get());
+      Installed.Answer answer = installed.module(options, module.get(), capability.get());
       checks.require(answer.module().isPresent(), Code.DRIVER, answer::reason);
       answer.module().ifPresent(m -> version(m, scheme, activation, checks));
     }

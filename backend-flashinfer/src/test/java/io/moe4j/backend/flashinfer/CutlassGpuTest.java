@@ -42,13 +42,13 @@ class CutlassGpuTest {
 
   @BeforeAll
   void open() {
-    System.setProperty(TacticTable.PROPERTY, "off");
+    System.setProperty(FlashInferProperties.TACTICS, "off");
     device = OnCard.open();
   }
 
   @AfterAll
   void close() {
-    System.clearProperty(TacticTable.PROPERTY);
+    System.clearProperty(FlashInferProperties.TACTICS);
     if (device != null) {
       device.close();
     }
