@@ -89,8 +89,7 @@ final class CutlassExperts implements ModularExperts {
     try {
       module.compileFrom(scheme);
       made =
-          new CutlassRunner(
-              module, device, scheme, config.inputDtype(), options.fusedFinalize());
+          new CutlassRunner(module, device, scheme, config.inputDtype(), options.fusedFinalize());
       this.runner = made;
       this.tactics = tactics.apply(made);
       // What takes memory from a pool while it is recorded would keep it.

@@ -211,10 +211,7 @@ final class CutlassTuner implements Tuner {
           file,
           new TacticFile.Entry(
               TacticKey.of(
-                  config,
-                  device.info(),
-                  experts.runner().library(),
-                  experts.runner().isFused()),
+                  config, device.info(), experts.runner().library(), experts.runner().isFused()),
               tokens,
               best.first(),
               best.second(),

@@ -188,7 +188,8 @@ record FlashInferLibrary(Path module, FlashInferVersion version, Path tvm, @Null
     if (places.tvm().isPresent()) {
       Path file = places.tvm().get();
       if (!Files.isRegularFile(file)) {
-        throw new UnavailableException(FlashInferProperties.TVM_FFI + " names " + file + ", no file");
+        throw new UnavailableException(
+            FlashInferProperties.TVM_FFI + " names " + file + ", no file");
       }
       return file;
     }

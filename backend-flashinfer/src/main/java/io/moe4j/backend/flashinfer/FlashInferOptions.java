@@ -17,8 +17,7 @@ public final class FlashInferOptions implements BackendOptions {
   public static final int REPLAYS = 32;
 
   /** FlashInfer where it is found, sums apart, {@value #REPLAYS} replays. */
-  public static final FlashInferOptions DEFAULT =
-      new FlashInferOptions(null, null, false, REPLAYS);
+  public static final FlashInferOptions DEFAULT = new FlashInferOptions(null, null, false, REPLAYS);
 
   private final @Nullable Path path;
   private final @Nullable String version;

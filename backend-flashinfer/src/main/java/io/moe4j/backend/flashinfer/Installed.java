@@ -41,10 +41,10 @@ final class Installed {
    * @param name of the module
    * @param capability of the device it must serve
    */
-  synchronized Answer module(
-      FlashInferOptions options, String name, ComputeCapability capability) {
+  synchronized Answer module(FlashInferOptions options, String name, ComputeCapability capability) {
     return answers.computeIfAbsent(
-        new Question(name, options.path(), options.version()), _ -> look(options, name, capability));
+        new Question(name, options.path(), options.version()),
+        _ -> look(options, name, capability));
   }
 
   /** The module of the CUTLASS experts for a device, empty where FlashInfer has none for it. */

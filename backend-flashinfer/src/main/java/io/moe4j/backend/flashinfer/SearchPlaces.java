@@ -51,7 +51,8 @@ record SearchPlaces(
       Function<String, @Nullable String> properties,
       Function<String, @Nullable String> environment) {
     Optional<Path> given =
-        path(properties.apply(FlashInferProperties.PATH)).or(() -> path(environment.apply(PATH_VARIABLE)));
+        path(properties.apply(FlashInferProperties.PATH))
+            .or(() -> path(environment.apply(PATH_VARIABLE)));
     Optional<Path> home = path(properties.apply("user.home"));
     Optional<Path> base = path(environment.apply("FLASHINFER_WORKSPACE_BASE")).or(() -> home);
     return new SearchPlaces(

@@ -35,8 +35,7 @@ record TacticKey(
     int activation) {
 
   /** {@return the key of a layer, with a module's file as it is now} */
-  static TacticKey of(
-      MoeConfig config, DeviceInfo device, FlashInferLibrary library, boolean fused)
+  static TacticKey of(MoeConfig config, DeviceInfo device, FlashInferLibrary library, boolean fused)
       throws IOException {
     return new TacticKey(
         device.name(),

@@ -66,8 +66,7 @@ final class TrtllmScaledWeights {
       LOG.warn(
           "the scales of {} and the layer's other weights are rounded to BF16, by up to 0.2 %: {}"
               + " takes no others",
-          weights.expert(0).up().name(),
-          scheme.function());
+          weights.expert(0).up().name(), scheme.function());
     }
   }
 

@@ -30,7 +30,10 @@ final class TrtllmTensorScales {
     float largest = 0;
     for (int e = 0; e < experts; e++) {
       ExpertWeights.Expert x = weights.expert(e);
-      largest = Math.max(largest, Math.max(scales.input(x.up()), scales.input(Objects.requireNonNull(x.gate()))));
+      largest =
+          Math.max(
+              largest,
+              Math.max(scales.input(x.up()), scales.input(Objects.requireNonNull(x.gate()))));
     }
     float[] a = new float[experts];
     float[] b = new float[experts];

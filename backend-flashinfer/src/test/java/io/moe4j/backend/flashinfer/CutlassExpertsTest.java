@@ -570,7 +570,9 @@ class CutlassExpertsTest {
     }
   }
 
-  /** The module multiplies by one over the input scale of down; hidden states are divided by one. */
+  /**
+   * The module multiplies by one over the input scale of down; hidden states are divided by one.
+   */
   @ParameterizedTest
   @ValueSource(strings = {"gate", "up", "down"})
   void scalesThatAreDividedByAreNotZero(String name) {
@@ -599,8 +601,8 @@ class CutlassExpertsTest {
             .hasMessage(message);
         for (ExpertWeights w :
             List.of(Layers.fp8(fp8, 8), Layers.scaled(nv, QuantScheme.NVFP4, 6))) {
-          assertThatThrownBy(() ->
-                  new TrtllmTensorScales(Layers.withInputScale(w, name, scale), tensors))
+          assertThatThrownBy(
+                  () -> new TrtllmTensorScales(Layers.withInputScale(w, name, scale), tensors))
               .isInstanceOf(IllegalArgumentException.class)
               .hasMessage(message);
         }

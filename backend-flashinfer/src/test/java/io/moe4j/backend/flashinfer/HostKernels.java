@@ -51,7 +51,7 @@ final class HostKernels implements CardKernels {
     for (long g = 0; g < in.elementCount() / MX_GROUP; g++) {
       float most = 0;
       for (long i = g * MX_GROUP; i < (g + 1) * MX_GROUP; i++) {
-        most = Math.max(most, Math.abs(read(from, in.dtype(), i)));
+        most = larger(most, read(from, in.dtype(), i));
       }
       float wanted = most / 448;
       int exponent = Math.getExponent(wanted);
@@ -64,6 +64,11 @@ final class HostKernels implements CardKernels {
     }
   }
 
+  /** The larger magnitude; a NaN is a code of its own and no magnitude. */
+  private static float larger(float most, float v) {
+    return Math.abs(v) > most ? Math.abs(v) : most;
+  }
+
   @Override
   public void quantizeBlocks(Tensor in, Tensor out, Tensor scales, DeviceStream stream) {
     MemorySegment from = HostCuda.bytes(in);
@@ -73,7 +78,7 @@ final class HostKernels implements CardKernels {
     for (long g = 0; g < in.size(0) * groups; g++) {
       float most = 0;
       for (long i = g * BLOCK; i < (g + 1) * BLOCK; i++) {
-        most = Math.max(most, Math.abs(read(from, in.dtype(), i)));
+        most = larger(most, read(from, in.dtype(), i));
       }
       float s = most == 0 ? 1 : most / 448;
       all.setAtIndex(ValueLayout.JAVA_FLOAT_UNALIGNED, g % groups * in.size(0) + g / groups, s);

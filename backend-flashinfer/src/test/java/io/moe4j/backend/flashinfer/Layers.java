@@ -147,7 +147,8 @@ final class Layers {
       experts.add(
           replaced(
               w.expert(e),
-              m -> second && m.name().equals(name) ? parts(m, m.scales().orElseThrow(), scale) : m));
+              m ->
+                  second && m.name().equals(name) ? parts(m, m.scales().orElseThrow(), scale) : m));
     }
     return new ExpertWeights(experts);
   }

@@ -305,7 +305,9 @@ class TrtllmExpertsTest {
     }
   }
 
-  /** GPTQ stores F16: the kernels take BF16, so up to 0.2 % go, and what does not fit is refused. */
+  /**
+   * GPTQ stores F16: the kernels take BF16, so up to 0.2 % go, and what does not fit is refused.
+   */
   @Test
   void scalesOfIntegersAreRounded() {
     MoeConfig c = quantised(160, 96, QuantScheme.int4(32)).build();

@@ -36,7 +36,9 @@ class DeviceGatherConformanceTest extends ExchangeConformanceTest {
         .toList();
   }
 
-  /** What is mistyped is a reason why another exchange is taken, not an error when one is opened. */
+  /**
+   * What is mistyped is a reason why another exchange is taken, not an error when one is opened.
+   */
   @Test
   void aMistypedSettingIsAReason() {
     MoeConfig config = MoeConfig.builder(8, 8, 2, 1).build();
@@ -49,9 +51,7 @@ class DeviceGatherConformanceTest extends ExchangeConformanceTest {
           .containsExactly(
               new Support.Reason(
                   Support.Code.OTHER,
-                  "-D"
-                      + DeviceGatherProvider.SUMS_PROPERTY
-                      + " is \"f16\", accepted: f32, bf16"));
+                  "-D" + DeviceGatherProvider.SUMS_PROPERTY + " is \"f16\", accepted: f32, bf16"));
     } finally {
       System.clearProperty(DeviceGatherProvider.SUMS_PROPERTY);
       ranks.forEach(r -> r.communicator().close());
