@@ -168,8 +168,11 @@ final class DenseLayer {
       x0 = wsOffset;
       shrunk0 = x0 + tokens * xStride();
       scratch = MemberScratch.take(team.size());
-      boolean deltas = lora != null && target != null && lora.hasLora() && look(lora, target);
-      if (c == null || deltas) {
+      MoeLoraContext adapters = null;
+      if (lora != null && target != null && lora.hasLora() && look(lora, target)) {
+        adapters = lora;
+      }
+      if (c == null || adapters != null) {
         team.run(prepare, Math.ceilDiv(tokens, TOKENS_PER_TILE));
       }
       if (c == null) {
@@ -177,8 +180,8 @@ final class DenseLayer {
       } else {
         runInC();
       }
-      if (deltas) {
-        plan.build(null, null, 0, lora.tokenLoraMapping().segment(), live, 0, tokens, 1);
+      if (adapters != null) {
+        plan.build(null, null, 0, adapters.tokenLoraMapping().segment(), live, 0, tokens, 1);
         team.run(delta, plan.segments);
       }
     }
