@@ -30,7 +30,8 @@ INLINE four sums_of(const vf *v) {
   return __builtin_shufflevector(a, b, 0, 2, 4, 6) + __builtin_shufflevector(a, b, 1, 3, 5, 7);
 }
 
-// Pairs of bf16, the first of each in the low half of a word.
+// Pairs of bf16, the first of each in the low half of a word; rows begin anywhere.
+typedef uint32_t vp __attribute__((vector_size(VL * 4), aligned(2), may_alias));
 INLINE void add_pairs(const int m, vu w, const vu *v, vf sum[DENSE_ROWS][DENSE_OUTS], const int j) {
   for (int r = 0; r < m; r++) {
     sum[r][j] += (vf)(w << 16) * (vf)(v[r] << 16);
@@ -53,8 +54,8 @@ INLINE void dense_sums(const int m, const char *const *x, const int x_type, cons
   if (x_type == TYPE_BF16 && w_type == TYPE_BF16) {
     for (; i + 2 * VL <= in; i += 2 * VL) {
       vu v[DENSE_ROWS];
-      for (int r = 0; r < m; r++) v[r] = *(const vu *)(x[r] + i * 2);
-      for (int j = 0; j < DENSE_OUTS; j++) add_pairs(m, *(const vu *)(w[j] + i * 2), v, sum, j);
+      for (int r = 0; r < m; r++) v[r] = (vu) * (const vp *)(x[r] + i * 2);
+      for (int j = 0; j < DENSE_OUTS; j++) add_pairs(m, (vu) * (const vp *)(w[j] + i * 2), v, sum, j);
     }
     if (i < in) {
       vu v[DENSE_ROWS];

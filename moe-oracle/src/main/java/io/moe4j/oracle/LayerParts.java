@@ -330,43 +330,43 @@ final class LayerParts {
     }
     Tensor output = f.output();
     Tensor sum = sumTarget(output, v);
-    // No switch over patterns on the way of a forward: linking one takes a JVM's first forward longer
+    // No switch over patterns on the way of a forward: linking one takes a JVM's first forward
+    // longer
     // than a token's experts.
     if (experts instanceof ModularExperts modular) {
-        ExpertRouting chosen = route(f, logits, v, stream);
-        ExpertRouting routing = chosen;
-        Tensor zeroWeights = v.zeroWeights();
-        if (v.expertIds() != null && zeroWeights != null) {
-          routing = new ExpertRouting(v.expertIds(), chosen.topkWeights(), chosen.expertMap());
-          block.splitZeroExperts(
-              chosen.topkIds(), chosen.topkWeights(), v.expertIds(), zeroWeights, stream);
-        }
-        if (v.exchanged() != null) {
-          int most = f.rankTokens() == 0 ? layout.capacity() : f.rankTokens();
-          runExchanged(modular, in, routing, lora, sum, most, layout, v, stream);
-        } else if (f.topkIds() == null
-            && zeroWeights == null
-            && !config.routing().byTokenId()
-            && block.routesAlone()) {
-          modular.applyRouted(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
-        } else {
-          modular.apply(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
-        }
-        // Where ranks share their tokens, the first adds what a token keeps of itself.
-        if (zeroWeights != null && (isCollective() || config.parallel().rank() == 0)) {
-          block.addZeroExperts(f.hidden(), zeroWeights, sum, stream);
-        }
+      ExpertRouting chosen = route(f, logits, v, stream);
+      ExpertRouting routing = chosen;
+      Tensor zeroWeights = v.zeroWeights();
+      if (v.expertIds() != null && zeroWeights != null) {
+        routing = new ExpertRouting(v.expertIds(), chosen.topkWeights(), chosen.expertMap());
+        block.splitZeroExperts(
+            chosen.topkIds(), chosen.topkWeights(), v.expertIds(), zeroWeights, stream);
       }
-    else if (experts instanceof MonolithicExperts monolithic) {
-        if (f.topkIdsOut() != null) {
-          route(f, logits, v, stream); // only because the caller wants to see it
-        }
-        monolithic.apply(
-            new MonolithicInputs(in, Objects.requireNonNull(logits), correctionBias, sum),
-            lora,
-            workspace,
-            stream);
+      if (v.exchanged() != null) {
+        int most = f.rankTokens() == 0 ? layout.capacity() : f.rankTokens();
+        runExchanged(modular, in, routing, lora, sum, most, layout, v, stream);
+      } else if (f.topkIds() == null
+          && zeroWeights == null
+          && !config.routing().byTokenId()
+          && block.routesAlone()) {
+        modular.applyRouted(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
+      } else {
+        modular.apply(ExpertsInputs.standard(in, routing, sum), lora, workspace, stream);
       }
+      // Where ranks share their tokens, the first adds what a token keeps of itself.
+      if (zeroWeights != null && (isCollective() || config.parallel().rank() == 0)) {
+        block.addZeroExperts(f.hidden(), zeroWeights, sum, stream);
+      }
+    } else if (experts instanceof MonolithicExperts monolithic) {
+      if (f.topkIdsOut() != null) {
+        route(f, logits, v, stream); // only because the caller wants to see it
+      }
+      monolithic.apply(
+          new MonolithicInputs(in, Objects.requireNonNull(logits), correctionBias, sum),
+          lora,
+          workspace,
+          stream);
+    }
     if (!Objects.equals(sum, output) || ScratchLayout.needsOutput(config)) {
       block.output(f.hidden(), sum, lora, output, workspace, stream);
     }

@@ -221,8 +221,19 @@ final class DenseLayer {
       Objects.checkFromIndexSize(row0, n, out());
       Objects.requireNonNull(c)
           .dense(
-              x, type, weights, rows.type(), rows.stride(), bias, into, 4L * out(), in(), from, to,
-              row0, n);
+              x,
+              type,
+              weights,
+              rows.type(),
+              rows.stride(),
+              bias,
+              into,
+              4L * out(),
+              in(),
+              from,
+              to,
+              row0,
+              n);
     }
 
     void clear() {

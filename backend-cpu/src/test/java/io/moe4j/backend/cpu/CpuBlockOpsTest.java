@@ -243,8 +243,7 @@ class CpuBlockOpsTest {
       DType type,
       Arena arena) {
     Tensor out =
-        Tensor.of(
-            type, arena.allocate(type.byteSize(hidden.elementCount())), hidden.shape());
+        Tensor.of(type, arena.allocate(type.byteSize(hidden.elementCount())), hidden.shape());
     ops.output(hidden, routed, lora, out, workspace(ops, arena), DeviceStream.HOST);
     return out.toDoubles();
   }
