@@ -63,7 +63,6 @@ INLINE void coded_tiles(const int format, const struct moe_coded *q, const char 
     m = least(least(q->stretch, k - k0), left);
     widen_pairs(format, table, w + k0 * code_bytes, m, pairs, first ? 4096 : 0);
     const vf scale[2] = {scales_at(q, w, group, 0), scales_at(q, w, group, VL)};
-    if (first) fetch_scales(q, w, group);
     for (int64_t r = 0; r < rows;) {
       const struct window s = window_of(r, rows);
       stretch_tiles(0, x + s.at * xs + k0 * 2, s.second, xs, pairs, m * 2, step * 2, sums);
@@ -78,86 +77,11 @@ INLINE void coded_tiles(const int format, const struct moe_coded *q, const char 
   }
 }
 
-// Many rows: 16 rows by 16 outputs at a time, whose scaled sums stay in registers for a piece of k. Sums that have left a tile are added while the next one is
-// multiplied; they take 2 KB of the first-level cache, so that rows, weights and c stay there.
-enum { PANEL_ROWS = 16, PANEL_K = 256 };
-
-#define PANEL_TILE(t, a, b)                       \
-  do {                                            \
-    _tile_zero(t);                                \
-    for (int64_t p = 0; p < stretch; p += step) { \
-      _tile_loadd(a, xi + p * 2, xs);             \
-      _tile_loadd(b, wi + p * 64, 128);           \
-      _tile_dpbf16ps(t, a, b);                    \
-    }                                             \
-    _tile_stored(t, buf[t], 64);                  \
-    xi += stretch * 2;                            \
-    wi += stretch * 64;                           \
-  } while (0)
-#define PANEL_ADD(t, i)                                                                                     \
-  do {                                                                                                      \
-    const vf scale = scales[i][j];                                                                          \
-    _Pragma("GCC unroll 16") for (int r = 0; r < 16; r++) acc[r] += *(const vf *)(buf[t] + r * 16) * scale; \
-  } while (0)
-
-INLINE void coded_panel(const int format, const struct moe_coded *q, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) {
-  char pairs[PANEL_K * 64] __attribute__((aligned(64)));
-  float buf[2][16 * 16] __attribute__((aligned(64)));
-  vf scales[PANEL_K / 8][2];
-  const __m512i table = pair_table(q);
-  const int64_t code_bytes = format == CODE_4 ? BLOCK / 2 : BLOCK, step = tile_step(q), stretch = q->stretch, piece = PANEL_K / stretch * stretch;
-  int64_t group = 0, group_end = q->group;
-  for (int64_t k0 = 0; k0 < k; k0 += piece) {
-    const int64_t values = least(piece, k - k0);
-    widen_pairs(format, table, w + k0 * code_bytes, values, pairs, first ? 4096 : 0);
-    int64_t n = 0;
-    for (int64_t i = 0; i < values; i += stretch, n++) {
-      if (k0 + i == group_end) {
-        group++;
-        group_end += q->group;
-      }
-      for (int j = 0; j < 2; j++) scales[n][j] = scales_at(q, w, group, j * VL);
-      if (first) fetch_scales(q, w, group);
-    }
-    __asm__ volatile("" : : : "memory");
-    for (int64_t r0 = 0; r0 < rows; r0 += 16) {
-      const int64_t at = least(r0, rows - 16);
-      for (int j = 0; j < 2; j++) {
-        vf acc[16];
-        float *to = c + at * BLOCK + j * VL;
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) acc[r] = k0 ? *(vf *)(to + r * BLOCK) : (vf){};
-        const char *xi = x + at * xs + k0 * 2, *wi = pairs + j * 64;
-        PANEL_TILE(0, 4, 6);
-        int64_t i = 0;
-        for (; i + 2 < n; i += 2) {
-          PANEL_TILE(1, 5, 7);
-          PANEL_ADD(0, i);
-          PANEL_TILE(0, 4, 6);
-          PANEL_ADD(1, i + 1);
-        }
-        if (i + 1 < n) {
-          PANEL_TILE(1, 5, 7);
-          PANEL_ADD(0, i);
-          PANEL_ADD(1, i + 1);
-        } else PANEL_ADD(0, i);
-        if (at == r0)
-#pragma GCC unroll 16
-          for (int r = 0; r < 16; r++) *(vf *)(to + r * BLOCK) = acc[r];
-        else {
-          vf all[16];
-          for (int r = 0; r < 16; r++) all[r] = acc[r];
-          for (int64_t r = r0 - at; r < 16; r++) *(vf *)(to + r * BLOCK) = all[r];
-        }
-      }
-    }
-  }
-}
-
-// Few rows: vectors, with the bits of tiles. A tile product has a sum of even values of k and one of odd values, which it adds to each other and then to what was there.
+// Few rows: vectors, since tiles take as long for one row as for eight. They have the bits of tiles, whose products have a sum of even values of k and one of odd ones, add
+// those to each other, then to what was there, and take denormal numbers for zeros. In groups of 16 and fewer tiles are smaller; those stay on them.
 enum { FEW = 2 };
 
-// A step of k of one tile: what `codes` and rows of f32 at `x`, STRETCH apart, make, with even and odd sums.
+// A step of k of one tile: even and odd sums of what `codes` and rows of f32 at `x`, STRETCH apart, make.
 INLINE void step_few(const int m, const int format, __m512 table, const float *x, const char *codes, const int step, int64_t ahead, vf sum[][2][2]) {
   for (int r = 0; r < m; r++)
     for (int j = 0; j < 4; j++) sum[r][j / 2][j % 2] = (vf){};
@@ -208,7 +132,6 @@ INLINE void coded_few(const int m, const int format, const int step, const struc
       group_end += q->group;
     }
     const vf scale[2] = {scales_at(q, w, group, 0), scales_at(q, w, group, VL)};
-    if (first) fetch_scales(q, w, group);
     vf total[FEW][2];
     for (int r = 0; r < m; r++) {
       for (int64_t i = 0; i < n; i += VL) *(vf *)(wide + r * STRETCH + i) = widen_bf16(*(const vh *)(x + r * xs + (k0 + i) * 2));
@@ -237,8 +160,7 @@ INLINE void times_factor(const struct moe_coded *q, int64_t expert, int64_t rows
 #define PRODUCT(name, format)                                                                                                                                     \
   __attribute__((noinline)) static void name(const struct moe_coded *q, const char *x, int64_t xs, int64_t rows, const char *w, int64_t k, float *c, int first) { \
     if (rows <= FEW && q->stretch % 32 == 0) switch (rows) { FEW_CASE(1, format) FEW_CASE(2, format) }                                                            \
-    if (rows >= PANEL_ROWS && k % q->stretch == 0) coded_panel(format, q, x, xs, rows, w, k, c, first);                                                           \
-    else coded_tiles(format, q, x, xs, rows, w, k, c, first);                                                                                                     \
+    coded_tiles(format, q, x, xs, rows, w, k, c, first);                                                                                                          \
   }
 PRODUCT(product_code4, CODE_4)
 PRODUCT(product_i8, CODE_I8)

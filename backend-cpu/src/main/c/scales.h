@@ -34,13 +34,6 @@ INLINE vf scales_at(const struct moe_coded *q, const char *w, int64_t group, int
   }
 }
 
-// Scales stand behind a block's codes, where no processor looks ahead: those of the block behind this one are fetched while this one's are read.
-INLINE void fetch_scales(const struct moe_coded *q, const char *w, int64_t group) {
-  static const int8_t sizes[] = {4, 2, 2, 1, 1};
-  const int64_t bytes = q->scale_lanes * sizes[q->scale_type], block = q->scales + ((q->groups * bytes + 63) & -64);
-  __builtin_prefetch(w + block + q->scales + group * bytes);
-}
-
 // Zero points of VL outputs from `lane` on.
 INLINE vf zeros_at(const struct moe_coded *q, const char *w, int64_t group, int64_t lane) {
   const uint8_t *p = (const uint8_t *)w + q->zeros;
