@@ -454,6 +454,58 @@ static int same_bits(int isa, const char *name) {
   return bad;
 }
 
+// The same for weights in codes, where few rows and many may take other units: numbers of all magnitudes, that cancel, or denormal.
+static uint16_t some_bf16(int kind) {
+  const int sign = below(2) << 15, mantissa = below(128);
+  switch (kind) {
+    case 0: return bf16((float)uniform());
+    case 1: return (uint16_t)(sign | below(200) << 7 | mantissa);
+    case 2: return (uint16_t)(sign | below(12) << 7 | mantissa);
+    default: return (uint16_t)(sign | (120 + below(30)) << 7 | (mantissa & 0x70));
+  }
+}
+
+static int same_bits_coded(int isa, const char *name) {
+  coded_fn *product = kernels_of(isa)->coded[TYPE_BF16];
+  if (!product) return 0;
+  enum { ROWS = 65, K = 288, STRIDE = K * 2 + 64 };
+  const int layouts[][2] = {{CODE_4, 32}, {CODE_4, 96}, {CODE_4, 16}, {CODE_I8, 32}, {CODE_I8, K}, {CODE_E4M3, 32}, {CODE_E4M3, 8}};
+  const int counts[] = {1, 2, 3, 15, 16, 17, 31, 32, 33, 50, 65};
+  const float factors[2] = {1, 0.5f};
+  int bad = 0, cases = 0;
+  char *x = aligned_alloc(64, ROWS * STRIDE);
+  for (int kind = 0; kind < 4; kind++)
+    for (int n = 0; n < 7; n++) {
+      const int group = layouts[n][1], groups = K / group;
+      struct moe_coded q = {.format = layouts[n][0], .group = group, .stretch = group == K ? STRETCH : group, .groups = groups, .scale_type = SCALE_F32, .scale_lanes = BLOCK, .factors = factors};
+      q.scales = K * (q.format == CODE_4 ? BLOCK / 2 : BLOCK);
+      for (int i = 0; i < 16; i++) q.table[i] = (int8_t)(i - 8);
+      char *w = malloc(q.scales + groups * BLOCK * 4);
+      for (int i = 0; i < q.scales; i++) w[i] = (char)(below(256) & (q.format == CODE_E4M3 ? 0xb7 : 0xff));
+      for (int i = 0; i < groups * BLOCK; i++) put(w + q.scales + i * 4, TYPE_F32, uniform());
+      for (int r = 0; r < ROWS; r++)
+        for (int i = 0; i < STRIDE / 2; i++) ((uint16_t *)(x + r * STRIDE))[i] = some_bf16(kind);
+      float alone[ROWS * BLOCK];
+      kernels_of(isa)->begin(&q, K, 1, 0);
+      for (int r = 0; r < ROWS; r++) product(&q, 0, x + r * STRIDE, STRIDE, 1, w, K, alone + r * BLOCK, 1);
+      for (int m = 0; m < 11; m++, cases++) {
+        float *c = malloc(sizeof(float) * counts[m] * BLOCK);
+        kernels_of(isa)->begin(&q, K, counts[m], 0);
+        product(&q, 0, x, STRIDE, counts[m], w, K, c, m % 3);
+        if (memcmp(c, alone, sizeof(float) * counts[m] * BLOCK)) {
+          printf("%s: codes %d, group %d, numbers %d: %d rows have other bits than each of them alone\n", name, layouts[n][0], group, kind, counts[m]);
+          bad++;
+        }
+        free(c);
+      }
+      free(w);
+    }
+  kernels_of(isa)->done();
+  free(x);
+  printf("%s: %d products with codes have the bits of each row alone\n", name, cases - bad);
+  return bad;
+}
+
 // The product of rows as they come with weights as they lie: the largest error relative to double, every pair of dtypes. Buffers end where the last
 // element does. A token's bits depend neither on the tokens and outputs of the same call nor on where a call begins.
 void moe_dense(int32_t, const char *, int32_t, const char *, int32_t, int64_t, const float *, char *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
@@ -650,6 +702,7 @@ int main(int argc, char **argv) {
     }
     bad += all_coded(isa, names[isa]);
     bad += same_bits(isa, names[isa]);
+    bad += same_bits_coded(isa, names[isa]);
     bad += all_dense(isa, names[isa]);
     bad += all_finish(isa, names[isa]);
     bad += all_routes(isa, names[isa]);
