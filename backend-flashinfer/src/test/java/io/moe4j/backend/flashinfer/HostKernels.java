@@ -112,9 +112,10 @@ final class HostKernels implements CardKernels {
   /** The nearest of E2M1's numbers, of two as near the one with an even code. */
   static int e2m1(float v) {
     float[] values = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
+    float a = Math.min(Math.abs(v), 6);
     int best = 0;
     for (int code = 1; code < values.length; code++) {
-      float better = Math.abs(Math.abs(v) - values[best]) - Math.abs(Math.abs(v) - values[code]);
+      float better = Math.abs(a - values[best]) - Math.abs(a - values[code]);
       if (better > 0 || (better == 0 && code % 2 == 0)) {
         best = code;
       }
