@@ -18,6 +18,10 @@ import java.util.Set;
 /** This module's kernels on one device, loaded when first asked for. Safe for several threads. */
 final class MarlinKernels {
   static final String GEMM = "gemm";
+
+  /** Few pairs that are not sorted: w13 with a gate, or w2 with the weighted sum. */
+  static final String SINGLE = "single";
+
   static final String NARROW = "narrow";
   static final String WIDE = "wide";
 
@@ -38,6 +42,8 @@ final class MarlinKernels {
           kernel.spec().constant("kind").equals(WIDE)
               ? ProductPlan.WIDE_SHARED_BYTES
               : ProductPlan.NARROW_SHARED_BYTES);
+    } else if (kernel.spec().name().equals(SINGLE)) {
+      kernel.allowSharedBytes(ProductPlan.NARROW_SHARED_BYTES);
     }
   }
 
@@ -62,6 +68,15 @@ final class MarlinKernels {
         .map(k -> k.intConstant("rows"))
         .sorted()
         .toList();
+  }
+
+  /** Whether a card has {@link #SINGLE} for a format. */
+  static boolean hasSingle(DeviceInfo device, String format, DType type) {
+    ComputeCapability card = CudaDeviceProvider.capability(device);
+    PtxVersion isa = CudaDeviceProvider.ptxIsa(device);
+    return Holder.LIBRARY.variants(SINGLE, card, isa).stream()
+        .anyMatch(
+            k -> k.constant("format").equals(format) && k.constant("type").equals(name(type)));
   }
 
   private static boolean has(KernelSpec k, String kind, String format, DType type) {

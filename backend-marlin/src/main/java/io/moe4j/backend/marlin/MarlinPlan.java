@@ -24,6 +24,9 @@ record MarlinPlan(
 
   private static final int ROUND_ROWS = 16;
 
+  /** Blocks of single that a multiprocessor has at once, or so. */
+  private static final double SINGLE_BLOCKS = 2.5;
+
   /** Chunks of a warp from which a block is long: where it runs counts for more than when. */
   private static final int MANY_CHUNKS = 16;
 
@@ -49,6 +52,7 @@ record MarlinPlan(
    *
    * @param narrow heights of narrow that the card has for both weights, ascending
    * @param wide heights of wide, likewise; empty where there is no such kernel
+   * @param single whether the card has single for both weights
    * @param first layout of the w13 matrices
    * @param second layout of w2
    * @param gated whether w13 has gate rows
@@ -66,6 +70,7 @@ record MarlinPlan(
   record Problem(
       List<Integer> narrow,
       List<Integer> wide,
+      boolean single,
       PackedLayout first,
       PackedLayout second,
       boolean gated,
@@ -99,6 +104,7 @@ record MarlinPlan(
       return new Problem(
           narrow,
           wide,
+          single,
           first,
           second,
           gated,
@@ -114,6 +120,11 @@ record MarlinPlan(
           multiprocessors);
     }
 
+    /** Whether {@code single} can compute it: a warp has one expert of a token at most. */
+    boolean isSingle() {
+      return single && naive() && topK <= ProductPlan.WARPS;
+    }
+
     boolean naive() {
       return !sorted && (tokens == 1 || (long) pairs() * 4 <= experts);
     }
@@ -125,6 +136,9 @@ record MarlinPlan(
    * @param p its sizes
    */
   static MarlinPlan choose(Problem p) {
+    if (p.isSingle()) {
+      return of(p, MarlinKernels.SINGLE, 1);
+    }
     // Up to so many rows the shortest tiles win, even where an expert has two of them.
     if (p.naive() || p.rows() < (p.wide().isEmpty() ? SHORT_ROWS : FEW_ROWS)) {
       return of(p, MarlinKernels.NARROW, p.narrow().getFirst());
@@ -171,7 +185,21 @@ record MarlinPlan(
     int rank = lora ? p.rank() : 0;
     ProductPlan first;
     ProductPlan second;
-    if (kind.equals(MarlinKernels.WIDE)) {
+    if (kind.equals(MarlinKernels.SINGLE)) {
+      MarlinPlan sorted = of(p, MarlinKernels.NARROW, p.narrow().getFirst());
+      first =
+          p.gated() ? ProductPlan.single(p.first(), singleWarps(p), false) : sorted.first();
+      second = ProductPlan.single(p.second(), ProductPlan.WARPS, true);
+      // w2 brings weights before it waits for the shrink: it is let in while that one waits.
+      shrinks =
+          new ShrinkPlan(
+              shrinks.naive(),
+              shrinks.gather(),
+              true,
+              shrinks.rows(),
+              shrinks.first(),
+              shrinks.second());
+    } else if (kind.equals(MarlinKernels.WIDE)) {
       first = wide(p, p.first(), p.gated(), p.intermediate(), rows);
       second = wide(p, p.second(), false, p.hidden(), rows);
     } else {
@@ -239,6 +267,9 @@ record MarlinPlan(
    */
   MarlinPlan withWarps(Problem p, boolean ofFirst, int warps) {
     ProductPlan old = ofFirst ? first : second;
+    if (old.kind().equals(MarlinKernels.SINGLE)) {
+      return this;
+    }
     PackedLayout w = ofFirst ? p.first() : p.second();
     boolean gated = ofFirst && p.gated();
     boolean lora = p.slots() > 0;
@@ -265,9 +296,10 @@ record MarlinPlan(
    * @param p the forward's sizes
    */
   boolean fits(Problem p) {
+    boolean single = second.kind().equals(MarlinKernels.SINGLE);
     return naive == p.naive()
-        && first.kind().equals(second.kind())
-        && first.rows() == second.rows()
+        && (single ? p.isSingle() : first.rows() == second.rows())
+        && (first.kind().equals(second.kind()) || (single && !p.gated()))
         && groupTiles > 0
         && groupTiles <= MOST_GROUP_TILES
         && fits(p, first, p.first())
@@ -284,6 +316,9 @@ record MarlinPlan(
                   && w.chunks() % 2 == 0))
           && plan.sharedBytes() <= ProductPlan.WIDE_SHARED_BYTES;
     }
+    if (plan.kind().equals(MarlinKernels.SINGLE)) {
+      return plan.sharedBytes() <= ProductPlan.NARROW_SHARED_BYTES;
+    }
     return p.narrow().contains(plan.rows())
         && Integer.bitCount(plan.warps()) == 1
         && plan.warps() <= ProductPlan.WARPS
@@ -294,9 +329,9 @@ record MarlinPlan(
 
   /** {@return what a user reads: the parts that can differ} */
   String text() {
-    return first.kind()
+    return second.kind()
         + " "
-        + first.rows()
+        + second.rows()
         + " rows, shared by "
         + first.warps()
         + " + "
@@ -312,6 +347,9 @@ record MarlinPlan(
    * @param p the forward's sizes, no slots
    */
   MarlinPlan composed(Problem p) {
+    if (second.kind().equals(MarlinKernels.SINGLE)) {
+      return of(p, MarlinKernels.NARROW, p.narrow().getFirst()).composed(p);
+    }
     int outputs = p.gated() ? 2 * p.intermediate() : p.intermediate();
     int rows = first.rows();
     ProductPlan plain =
@@ -320,6 +358,17 @@ record MarlinPlan(
             : ProductPlan.narrow(
                 p.first(), false, rows, naive, warps(p, rows, tiles(p), p.first(), outputs, 32), 0);
     return new MarlinPlan(naive, plain, second, groupTiles, NO_SHRINKS);
+  }
+
+  /** Warps that share an output of w13: as many as leave each some length, and fill the card. */
+  private static int singleWarps(Problem p) {
+    int warps = ProductPlan.WARPS;
+    long outputs = (long) p.pairs() * Math.ceilDiv(p.intermediate(), PackedLayout.TILE_ROWS);
+    while (warps > 1
+        && outputs * warps / 2 >= ProductPlan.WARPS * SINGLE_BLOCKS * p.multiprocessors()) {
+      warps /= 2;
+    }
+    return warps;
   }
 
   private static int tiles(Problem p) {

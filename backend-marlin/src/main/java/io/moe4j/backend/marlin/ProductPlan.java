@@ -3,10 +3,10 @@ package io.moe4j.backend.marlin;
 /**
  * How one grouped product is launched.
  *
- * @param kind {@code narrow} or {@code wide}, the kernel
- * @param rows rows of a tile of x
+ * @param kind {@code narrow}, {@code wide} or {@code single}, the kernel
+ * @param rows rows of a tile of x; 1 for single
  * @param warps of a block that share the contraction; of wide: warpgroups, 1 or (height 32) 2
- * @param phase chunks of x in shared memory at a time; 1 for wide
+ * @param phase chunks of x in shared memory at a time; 1 for wide and single
  * @param outputs of a block, of each matrix
  * @param sharedBytes of a block
  */
@@ -133,6 +133,27 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
     int shared = Math.max(stages * stage, Math.max(END_BYTES, pages));
     int parts = split ? 2 : 1;
     return new ProductPlan(MarlinKernels.WIDE, rows, parts, 1, (gated ? 128 : 256) / parts, shared);
+  }
+
+  /**
+   * {@return a launch of single: w13 with a gate, or w2 with the sum}
+   *
+   * @param w the weights
+   * @param warps that share the contraction, a power of two up to 8; each output of w2 is a whole
+   *     block's
+   * @param sums whether w2
+   */
+  static ProductPlan single(PackedLayout w, int warps, boolean sums) {
+    int stages = w.code().bits() == 4 ? 4 : 3;
+    int slots = WARPS * stages * (slotBytes(w) + 2 * CHUNK * ELEMENT);
+    int ends = WARPS * 2 * 32 * Float.BYTES;
+    return new ProductPlan(
+        MarlinKernels.SINGLE,
+        1,
+        warps,
+        1,
+        sums ? PackedLayout.TILE_ROWS : WARPS / warps * PackedLayout.TILE_ROWS,
+        ends + slots);
   }
 
   /** {@return the same, of which a multiprocessor holds two blocks at most} */

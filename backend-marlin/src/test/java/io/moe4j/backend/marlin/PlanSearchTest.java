@@ -72,7 +72,7 @@ class PlanSearchTest {
                           Collectors.mapping(plan -> plan.first().rows(), Collectors.toSet())));
           assertThat(rows.get(MarlinKernels.NARROW)).isEqualTo(new HashSet<>(p.narrow()));
           if (p.naive()) {
-            assertThat(rows).hasSize(1);
+            assertThat(rows).hasSize(2).containsEntry(MarlinKernels.SINGLE, Set.of(1));
           } else {
             assertThat(rows.get(MarlinKernels.WIDE)).isEqualTo(new HashSet<>(p.wide()));
           }
