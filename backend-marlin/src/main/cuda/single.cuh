@@ -1,19 +1,15 @@
 // Products of few pairs that are not sorted, a row of x each: w13 of a pair, and w2 of a token with the weighted sum over its experts in the same
 // launch, so that nothing is left for another one.
 //
-// A block has 16 outputs (of gate and of up, 16 of each). Its eight warps share the contraction (w2: and the token's experts), and each streams its own
+// A block has 16 outputs (of gate and of up, 16 of each). Its warps share the contraction (w2: and the token's experts), and each streams its own
 // items through its own slots of shared memory: gate's and up's tile of a chunk, or else two chunks of a tile. w2 asks for the first of its weights before
 // it waits for x: its blocks come while those of w13 still run.
 #pragma once
 #include "tile.cuh"
 
-constexpr int SINGLE_WARPS = 8;
-// Items under way in a warp.
-#ifndef SINGLE_STAGES_4
-#define SINGLE_STAGES_4 4
-#define SINGLE_STAGES_8 3
-#endif
-BOTH int single_stages(int q) { return code_bits(q) == 4 ? SINGLE_STAGES_4 : SINGLE_STAGES_8; }
+// Warps of a block: w2 has one or two blocks a multiprocessor, and a warp alone is slow. Items under way in each.
+BOTH int single_warps(bool sum) { return sum ? 16 : 8; }
+BOTH int single_stages(int q, bool sum) { return code_bits(q) == 4 ? (sum ? 3 : 4) : (sum ? 2 : 3); }
 
 // As GEMM_PARAMETERS. warps_k: of w13; those of w2 follow from its experts. gather: x of tokens, else of pairs. y: w13 of pairs; w2 of tokens, f32: its
 // type. on_input: w13 applies the router's weights, else w2.
@@ -38,22 +34,21 @@ DEV uint32_t minus_code_bias() {
   return bits * 0x10001u;
 }
 
-// SUM: w2, up to eight experts a token; else w13 with a gate.
+// SUM: w2, up to sixteen experts a token; else w13 with a gate.
 template <int Q, class T, int SG, bool ZERO, bool SUM>
 DEV void single_rows(SINGLE_PARAMETERS) {
   SHARED(memory);
-  constexpr int WORDS = code_bits(Q) / 4, CODES = CHUNK * 16 * code_bits(Q) / 8, SCALES = SG * 128, STAGES = single_stages(Q), GROUPS = SG > 1 ? SG : 1;
-  constexpr int CHAINS = SG > 1 ? SG : 2;  // sums of a tile under way
-  constexpr int EACH = SUM ? 2 : 1, X_BYTES = 2 * CHUNK * 2, SLOT = 2 * (CODES + SCALES * (ZERO ? 2 : 1)) + X_BYTES;  // EACH: chunks of an item
-  constexpr int VECTORS = EACH * CHUNK / 8, TILES = SUM ? 1 : 2, SUMS_BYTES = SINGLE_WARPS * 2 * 32 * 4;
+  constexpr int WORDS = code_bits(Q) / 4, CODES = CHUNK * 16 * code_bits(Q) / 8, SCALES = SG * 128, STAGES = single_stages(Q, SUM), GROUPS = SG > 1 ? SG : 1;
+  constexpr int WARPS = single_warps(SUM), EACH = SUM ? 2 : 1, X_BYTES = EACH * CHUNK * 2, SLOT = 2 * (CODES + SCALES * (ZERO ? 2 : 1)) + X_BYTES;  // EACH: chunks of an item
+  constexpr int VECTORS = EACH * CHUNK / 8, TILES = SUM ? 1 : 2, SUMS_BYTES = WARPS * 2 * 32 * 4;
   constexpr bool LAZY = !ZERO && has_bias_form<Q, T>();
   if (!SUM) {
     if (wait == 0) wait_for_predecessor();
     launch_dependents();  // all that the next ones read before they wait is older than this launch and the shrink before it
   }
   const int lane = THREAD % 32, warp = THREAD / 32, g = lane / 4, q = lane % 4;
-  const int log_shares = !SUM ? (warps_k >= 4 ? (warps_k == 8 ? 3 : 2) : warps_k - 1) : TOPK >= 5 ? 0 : TOPK >= 3 ? 1 : TOPK == 2 ? 2 : 3, shares = 1 << log_shares;  // warps of an expert
-  const int blocks = (N + 15) / 16, outputs = SUM ? 1 : SINGLE_WARPS >> log_shares;  // a block's, in sixteens
+  const int log_shares = !SUM ? (warps_k >= 4 ? (warps_k == 8 ? 3 : 2) : warps_k - 1) : TOPK > 8 ? 0 : TOPK > 4 ? 1 : TOPK > 2 ? 2 : 5 - TOPK, shares = 1 << log_shares;  // warps of an expert
+  const int blocks = (N + 15) / 16, outputs = SUM ? 1 : WARPS >> log_shares;  // a block's, in sixteens
   const int across = SUM ? blocks : (blocks + outputs - 1) >> (3 - log_shares), at = quotient(BLOCK, across), block0 = (BLOCK - at * across) * outputs;
   const int block = SUM ? block0 : min(block0 + (warp >> log_shares), blocks - 1), n = block * 16;
   const int k = SUM ? warp >> log_shares : 0, share = warp & (shares - 1), pair = SUM ? at * TOPK + k : at;
@@ -141,18 +136,18 @@ DEV void single_rows(SINGLE_PARAMETERS) {
     const uint32_t x_slot = slot + SLOT - X_BYTES + lane / 8 * 16;
     uint32_t xb[2][4];
     // What biased codes add too much, taken off by products with the bias.
-    float less[CHAINS][4];
+    float less[GROUPS][4];
     auto load_x = [&](uint32_t from) {
       load_matrices(xb[0], from);
       load_matrices(xb[1], from + 64);
       if constexpr (LAZY) {
 #pragma unroll
-        for (int b = 0; b < CHAINS; b++)
+        for (int b = 0; b < GROUPS; b++)
 #pragma unroll
           for (int v = 0; v < 4; v++) less[b][v] = 0.0f;
         const uint32_t constants[4] = {minus_code_bias<Q, T>(), minus_code_bias<Q, T>(), minus_code_bias<Q, T>(), minus_code_bias<Q, T>()};
 #pragma unroll
-        for (int step = 0; step < 4; step++) multiply<T>(less[step / (4 / CHAINS)], constants, xb[step / 2][step % 2 * 2], xb[step / 2][step % 2 * 2 + 1]);
+        for (int step = 0; step < 4; step++) multiply<T>(less[SG > 1 ? step / (4 / GROUPS) : 0], constants, xb[step / 2][step % 2 * 2], xb[step / 2][step % 2 * 2 + 1]);
       }
     };
     load_x(x_slot);
@@ -172,9 +167,9 @@ DEV void single_rows(SINGLE_PARAMETERS) {
         zeros[b] = (Q == U8 ? 128 : 8) * 0x10001;
         if constexpr (ZERO) zeros[b] = shared4(from + 2 * SCALES);
       }
-      float products[CHAINS][4];
+      float products[GROUPS][4];
 #pragma unroll
-      for (int b = 0; b < CHAINS; b++)
+      for (int b = 0; b < GROUPS; b++)
 #pragma unroll
         for (int v = 0; v < 4; v++) products[b][v] = 0.0f;
 #pragma unroll
@@ -183,14 +178,13 @@ DEV void single_rows(SINGLE_PARAMETERS) {
         uint32_t a[4];
         if constexpr (LAZY) widen_biased<Q, T>(a, codes + step * WORDS);
         else widen<Q, T>(a, codes + step * WORDS, zero_word<Q, T>(zeros[b] & 0xFFFF), zero_word<Q, T>(zeros[b] >> 16));
-        multiply<T>(products[step / (4 / CHAINS)], a, xb[step / 2][step % 2 * 2], xb[step / 2][step % 2 * 2 + 1]);
+        multiply<T>(products[SG > 1 ? step / (4 / GROUPS) : 0], a, xb[step / 2][step % 2 * 2], xb[step / 2][step % 2 * 2 + 1]);
       }
 #pragma unroll
       for (int b = 0; b < GROUPS; b++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-          float v = LAZY ? products[b][2 * h] + less[b][0] : products[b][2 * h];
-          if (CHAINS > GROUPS) v += LAZY ? products[1][2 * h] + less[1][0] : products[1][2 * h];
+          const float v = LAZY ? products[b][2 * h] + less[b][0] : products[b][2 * h];
           acc[i][h] += (SG > 0 ? half_float((uint16_t)(scale[b] >> 16 * h)) : 1.0f) * v;
         }
     }
@@ -260,7 +254,7 @@ DEV void single_rows(SINGLE_PARAMETERS) {
     float v[2] = {0.0f, 0.0f};
     const float* from = (const float*)memory + (SUM ? THREAD : ((THREAD / 16) << log_shares) * 64 + THREAD % 16);
 #pragma unroll
-    for (int i = 0; i < SINGLE_WARPS; i++) {
+    for (int i = 0; i < WARPS; i++) {
       if (!SUM && i == shares) break;
       v[0] += from[i * 64];
       if (!SUM) v[1] += from[i * 64 + 16];
@@ -280,4 +274,4 @@ DEV void single_rows(SINGLE_PARAMETERS) {
 }
 
 #define SINGLE(NAME, Q, T, SG, ZERO, SUM) \
-  KERNEL(256, 4) NAME(SINGLE_PARAMETERS) { single_rows<Q, T, SG, ZERO, SUM>(SINGLE_ARGUMENTS); }
+  KERNEL((SUM ? 512 : 256), (SUM ? 2 : 4)) NAME(SINGLE_PARAMETERS) { single_rows<Q, T, SG, ZERO, SUM>(SINGLE_ARGUMENTS); }

@@ -265,7 +265,7 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
   std::vector<float> yf((size_t)tokens * N, NAN);
   float alpha = 1.7f, beta = 1.0f, limit = act == 0 ? INFINITY : 1.5f;
   int rows = SINGLE_ONE ? (sums ? 16 : 128 / warps_k) : WIDE_ONE ? (GATED ? 128 : 256) / warps_k : 8 / warps_k * (GATED ? 16 : 32), grid = (sums ? tokens : naive ? P : tiles) * ((N + rows - 1) / rows);
-  emu::launch(grid + !SINGLE_ONE, 256, [&] {
+  emu::launch(grid + !SINGLE_ONE, sums ? 512 : 256, [&] {
     auto call = [&](auto kernel) {
       kernel(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(), bias.data(), tw.data(), y.data(),
              table.data(), ids.data(), ids.data(), mapping.data(), pairs.data(), gtile.data(), nums, seg_of.data(), pga.data(), pgb.data(),

@@ -27,6 +27,9 @@ record MarlinPlan(
   /** Blocks of single that a multiprocessor has at once, or so. */
   private static final double SINGLE_BLOCKS = 2.5;
 
+  /** Most chunks of w2 for which single was faster than narrow. */
+  private static final int SINGLE_CHUNKS = 64;
+
   /** Chunks of a warp from which a block is long: where it runs counts for more than when. */
   private static final int MANY_CHUNKS = 16;
 
@@ -122,7 +125,7 @@ record MarlinPlan(
 
     /** Whether {@code single} can compute it: a warp has one expert of a token at most. */
     boolean isSingle() {
-      return single && naive() && topK <= ProductPlan.WARPS;
+      return single && naive() && topK <= ProductPlan.SUM_WARPS;
     }
 
     boolean naive() {
@@ -136,7 +139,7 @@ record MarlinPlan(
    * @param p its sizes
    */
   static MarlinPlan choose(Problem p) {
-    if (p.isSingle()) {
+    if (p.isSingle() && singlePays(p)) {
       return of(p, MarlinKernels.SINGLE, 1);
     }
     // Up to so many rows the shortest tiles win, even where an expert has two of them.
@@ -360,9 +363,18 @@ record MarlinPlan(
     return new MarlinPlan(naive, plain, second, groupTiles, NO_SHRINKS);
   }
 
+  /** Where contractions are short; with 4 bits, whose widening takes longer, for one token only. */
+  private static boolean singlePays(Problem p) {
+    return p.second().chunks() <= SINGLE_CHUNKS
+        && (p.tokens() == 1 || p.second().code().bits() == Byte.SIZE);
+  }
+
   /** Warps that share an output of w13: as many as leave each some length, and fill the card. */
   private static int singleWarps(Problem p) {
     int warps = ProductPlan.WARPS;
+    if (p.tokens() == 1) {
+      return warps;
+    }
     long outputs = (long) p.pairs() * Math.ceilDiv(p.intermediate(), PackedLayout.TILE_ROWS);
     while (warps > 1
         && outputs * warps / 2 >= ProductPlan.WARPS * SINGLE_BLOCKS * p.multiprocessors()) {

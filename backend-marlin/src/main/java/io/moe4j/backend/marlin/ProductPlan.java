@@ -20,6 +20,9 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
   /** Warps of a block. */
   static final int WARPS = 8;
 
+  /** Warps of a block of single that sums: each has one expert of a token at most. */
+  static final int SUM_WARPS = 16;
+
   /** The height of wide whose warpgroups can share the contraction. */
   static final int SPLIT_ROWS = 32;
 
@@ -144,16 +147,17 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
    * @param sums whether w2
    */
   static ProductPlan single(PackedLayout w, int warps, boolean sums) {
-    int stages = w.code().bits() == 4 ? 4 : 3;
-    int slots = WARPS * stages * (slotBytes(w) + 2 * CHUNK * ELEMENT);
-    int ends = WARPS * 2 * 32 * Float.BYTES;
+    int blockWarps = sums ? SUM_WARPS : WARPS;
+    int stages = (w.code().bits() == 4 ? 4 : 3) - (sums ? 1 : 0);
+    int x = (sums ? 2 : 1) * CHUNK * ELEMENT;
+    int shared = blockWarps * (stages * (slotBytes(w) + x) + 2 * 32 * Float.BYTES);
     return new ProductPlan(
         MarlinKernels.SINGLE,
         1,
         warps,
         1,
         sums ? PackedLayout.TILE_ROWS : WARPS / warps * PackedLayout.TILE_ROWS,
-        ends + slots);
+        shared);
   }
 
   /** {@return the same, of which a multiprocessor holds two blocks at most} */
