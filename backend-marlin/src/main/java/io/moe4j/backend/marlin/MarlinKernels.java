@@ -18,12 +18,11 @@ import java.util.Set;
 /** This module's kernels on one device, loaded when first asked for. Safe for several threads. */
 final class MarlinKernels {
   static final String GEMM = "gemm";
+  static final String NARROW = "narrow";
+  static final String WIDE = "wide";
 
   /** Few pairs that are not sorted: w13 with a gate, or w2 with the weighted sum. */
   static final String SINGLE = "single";
-
-  static final String NARROW = "narrow";
-  static final String WIDE = "wide";
 
   /** Read when a device is there to run them; a machine without one never parses the manifest. */
   private static final class Holder {
@@ -39,11 +38,11 @@ final class MarlinKernels {
   private static void raiseLimits(Kernel kernel) {
     if (kernel.spec().name().equals(GEMM)) {
       kernel.allowSharedBytes(
-          kernel.spec().constant("kind").equals(WIDE)
-              ? ProductPlan.WIDE_SHARED_BYTES
-              : ProductPlan.NARROW_SHARED_BYTES);
-    } else if (kernel.spec().name().equals(SINGLE)) {
-      kernel.allowSharedBytes(ProductPlan.NARROW_SHARED_BYTES);
+          switch (kernel.spec().constant("kind")) {
+            case WIDE -> ProductPlan.WIDE_SHARED_BYTES;
+            case SINGLE -> ProductPlan.SINGLE_SHARED_BYTES;
+            default -> ProductPlan.NARROW_SHARED_BYTES;
+          });
     }
   }
 
@@ -74,9 +73,8 @@ final class MarlinKernels {
   static boolean hasSingle(DeviceInfo device, String format, DType type) {
     ComputeCapability card = CudaDeviceProvider.capability(device);
     PtxVersion isa = CudaDeviceProvider.ptxIsa(device);
-    return Holder.LIBRARY.variants(SINGLE, card, isa).stream()
-        .anyMatch(
-            k -> k.constant("format").equals(format) && k.constant("type").equals(name(type)));
+    return Holder.LIBRARY.variants(GEMM, card, isa).stream()
+        .anyMatch(k -> has(k, SINGLE, format, type));
   }
 
   private static boolean has(KernelSpec k, String kind, String format, DType type) {

@@ -320,7 +320,7 @@ record MarlinPlan(
           && plan.sharedBytes() <= ProductPlan.WIDE_SHARED_BYTES;
     }
     if (plan.kind().equals(MarlinKernels.SINGLE)) {
-      return plan.sharedBytes() <= ProductPlan.NARROW_SHARED_BYTES;
+      return plan.sharedBytes() <= ProductPlan.SINGLE_SHARED_BYTES;
     }
     return p.narrow().contains(plan.rows())
         && Integer.bitCount(plan.warps()) == 1

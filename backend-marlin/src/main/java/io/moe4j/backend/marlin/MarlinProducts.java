@@ -220,7 +220,9 @@ final class MarlinProducts {
         ordered ? Math.toIntExact(w.layout().in()) : first ? sizes.hidden() : sizes.intermediate();
     kernels
         .get(
-            MarlinKernels.SINGLE,
+            MarlinKernels.GEMM,
+            "kind",
+            plan.kind(),
             "of",
             first ? "w13" : "w2",
             "format",

@@ -17,6 +17,9 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
   /** What a block of wide asks for at most, on 9.0. */
   static final int WIDE_SHARED_BYTES = 227 << 10;
 
+  /** What a block of single asks for at most, on 9.0: two of them fit. */
+  static final int SINGLE_SHARED_BYTES = 112 << 10;
+
   /** Warps of a block. */
   static final int WARPS = 8;
 

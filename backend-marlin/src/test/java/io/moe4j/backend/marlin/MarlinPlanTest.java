@@ -85,7 +85,7 @@ class MarlinPlanTest {
     assertThat(plan.second()).isEqualTo(ProductPlan.single(p.second(), 8, true));
     assertThat(plan.shrinks().early()).isTrue();
     for (ProductPlan g : List.of(plan.first(), plan.second())) {
-      assertThat(g.sharedBytes()).isPositive().isLessThanOrEqualTo(ProductPlan.NARROW_SHARED_BYTES);
+      assertThat(g.sharedBytes()).isPositive().isLessThanOrEqualTo(ProductPlan.SINGLE_SHARED_BYTES);
     }
   }
 
@@ -190,7 +190,11 @@ class MarlinPlanTest {
   @Test
   void fewPairsAreSingle() {
     QuantScheme int4 = QuantScheme.int4(128);
-    assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 4, 16, false)))).isTrue();
+    QuantScheme fp8 = QuantScheme.FP8_BLOCK;
+    assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 16, false)))).isTrue();
+    assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 4, 16, false)))).isFalse();
+    assertThat(isSingle(MarlinPlan.choose(problem(fp8, 9, LAYERS[0], 4, 16, false)))).isTrue();
+    assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[2], 1, 0, false)))).isFalse();
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 16, 0, false)))).isFalse();
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 0, true)))).isFalse();
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 8, LAYERS[0], 1, 0, false)))).isFalse();
