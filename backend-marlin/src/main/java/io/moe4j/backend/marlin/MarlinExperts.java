@@ -63,7 +63,8 @@ final class MarlinExperts implements GroupedProducts {
       this.narrow = heights(device, MarlinKernels.NARROW);
       this.wide = heights(device, MarlinKernels.WIDE);
       this.single =
-          hasSingle(device, weights.first().layout()) && hasSingle(device, weights.second().layout());
+          hasSingle(device, weights.first().layout())
+              && hasSingle(device, weights.second().layout());
     } catch (RuntimeException | Error e) {
       weights.close(); // nobody else could
       throw e;

@@ -190,8 +190,7 @@ record MarlinPlan(
     ProductPlan second;
     if (kind.equals(MarlinKernels.SINGLE)) {
       MarlinPlan sorted = of(p, MarlinKernels.NARROW, p.narrow().getFirst());
-      first =
-          p.gated() ? ProductPlan.single(p.first(), singleWarps(p), false) : sorted.first();
+      first = p.gated() ? ProductPlan.single(p.first(), singleWarps(p), false) : sorted.first();
       second = ProductPlan.single(p.second(), ProductPlan.WARPS, true);
       // w2 brings weights before it waits for the shrink: it is let in while that one waits.
       shrinks =

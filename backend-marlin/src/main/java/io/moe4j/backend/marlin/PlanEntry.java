@@ -56,10 +56,7 @@ record PlanEntry(
           case MarlinKernels.SINGLE -> p.isSingle() && rows == 1;
           default -> false;
         };
-    if (!hasSizes()
-        || !there
-        || !isShare(warps13)
-        || !isShare(warps2)) {
+    if (!hasSizes() || !there || !isShare(warps13) || !isShare(warps2)) {
       return Optional.empty();
     }
     return Optional.of(

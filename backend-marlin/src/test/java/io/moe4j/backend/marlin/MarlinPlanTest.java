@@ -198,7 +198,8 @@ class MarlinPlanTest {
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 16, 0, false)))).isFalse();
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 0, true)))).isFalse();
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 8, LAYERS[0], 1, 0, false)))).isFalse();
-    assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, new int[] {64, 17, 64, 64}, 1, 0, false))))
+    assertThat(
+            isSingle(MarlinPlan.choose(problem(int4, 9, new int[] {64, 17, 64, 64}, 1, 0, false))))
         .isFalse();
   }
 
