@@ -27,8 +27,8 @@ record MarlinPlan(
   /** Blocks of single that a multiprocessor has at once, or so. */
   private static final double SINGLE_BLOCKS = 2.5;
 
-  /** Most chunks of w2 for which single was faster than narrow. */
-  private static final int SINGLE_CHUNKS = 64;
+  /** Of 4 bits, rows of tiles a multiprocessor up to which single was faster than narrow. */
+  private static final int SINGLE_OUTPUTS = 6;
 
   /** Chunks of a warp from which a block is long: where it runs counts for more than when. */
   private static final int MANY_CHUNKS = 16;
@@ -189,8 +189,9 @@ record MarlinPlan(
     ProductPlan first;
     ProductPlan second;
     if (kind.equals(MarlinKernels.SINGLE)) {
-      MarlinPlan sorted = of(p, MarlinKernels.NARROW, p.narrow().getFirst());
-      first = p.gated() ? ProductPlan.single(p.first(), singleWarps(p), false) : sorted.first();
+      MarlinPlan other = of(p, MarlinKernels.NARROW, p.narrow().getFirst());
+      first =
+          isFirstSingle(p) ? ProductPlan.single(p.first(), singleWarps(p), false) : other.first();
       second = ProductPlan.single(p.second(), ProductPlan.WARPS, true);
       // w2 brings weights before it waits for the shrink: it is let in while that one waits.
       shrinks =
@@ -301,7 +302,8 @@ record MarlinPlan(
     boolean single = second.kind().equals(MarlinKernels.SINGLE);
     return naive == p.naive()
         && (single ? p.isSingle() : first.rows() == second.rows())
-        && (first.kind().equals(second.kind()) || (single && !p.gated()))
+        && (first.kind().equals(second.kind())
+            || (single && first.kind().equals(MarlinKernels.NARROW)))
         && groupTiles > 0
         && groupTiles <= MOST_GROUP_TILES
         && fits(p, first, p.first())
@@ -362,10 +364,17 @@ record MarlinPlan(
     return new MarlinPlan(naive, plain, second, groupTiles, NO_SHRINKS);
   }
 
-  /** Where contractions are short; with 4 bits, whose widening takes longer, for one token only. */
+  /** Widening 4 bits takes longer: for one token only. */
   private static boolean singlePays(Problem p) {
-    return p.second().chunks() <= SINGLE_CHUNKS
-        && (p.tokens() == 1 || p.second().code().bits() == Byte.SIZE);
+    return p.tokens() == 1 || p.second().code().bits() == Byte.SIZE;
+  }
+
+  /** w13, too: with a gate, and with 4 bits if its outputs are few. */
+  private static boolean isFirstSingle(Problem p) {
+    long outputs = (long) p.pairs() * Math.ceilDiv(p.intermediate(), PackedLayout.TILE_ROWS);
+    return p.gated()
+        && (p.first().code().bits() == Byte.SIZE
+            || outputs <= (long) SINGLE_OUTPUTS * p.multiprocessors());
   }
 
   /** Warps that share an output of w13: as many as leave each some length, and fill the card. */

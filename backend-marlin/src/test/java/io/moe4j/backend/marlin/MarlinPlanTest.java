@@ -81,7 +81,11 @@ class MarlinPlanTest {
   /** Up to sixteen experts of a token, one for each warp; the shrink lets w2 in. */
   private static void checkSingle(MarlinPlan.Problem p, MarlinPlan plan) {
     assertThat(p.single() && plan.naive() && p.topK() <= 16).as("%s", p).isTrue();
-    assertThat(plan.first().outputs() * plan.first().warps()).isEqualTo(128);
+    if (plan.first().kind().equals(MarlinKernels.SINGLE)) {
+      assertThat(plan.first().outputs() * plan.first().warps()).isEqualTo(128);
+    } else {
+      check(p, true, plan.first(), p.first(), 128);
+    }
     assertThat(plan.second()).isEqualTo(ProductPlan.single(p.second(), 8, true));
     assertThat(plan.shrinks().early()).isTrue();
     for (ProductPlan g : List.of(plan.first(), plan.second())) {
@@ -194,7 +198,11 @@ class MarlinPlanTest {
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 16, false)))).isTrue();
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 4, 16, false)))).isFalse();
     assertThat(isSingle(MarlinPlan.choose(problem(fp8, 9, LAYERS[0], 4, 16, false)))).isTrue();
-    assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[2], 1, 0, false)))).isFalse();
+    MarlinPlan large = MarlinPlan.choose(problem(int4, 9, LAYERS[2], 1, 0, false));
+    assertThat(isSingle(large)).isTrue();
+    assertThat(large.first().kind()).isEqualTo(MarlinKernels.NARROW);
+    assertThat(MarlinPlan.choose(problem(fp8, 9, LAYERS[2], 1, 0, false)).first().kind())
+        .isEqualTo(MarlinKernels.SINGLE);
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 16, 0, false)))).isFalse();
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 0, true)))).isFalse();
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 8, LAYERS[0], 1, 0, false)))).isFalse();
