@@ -385,7 +385,7 @@ record MarlinPlan(
     }
     long outputs = (long) p.pairs() * Math.ceilDiv(p.intermediate(), PackedLayout.TILE_ROWS);
     while (warps > 1
-        && outputs * warps / 2 >= ProductPlan.WARPS * SINGLE_BLOCKS * p.multiprocessors()) {
+        && outputs * warps >= 2 * ProductPlan.WARPS * SINGLE_BLOCKS * p.multiprocessors()) {
       warps /= 2;
     }
     return warps;
