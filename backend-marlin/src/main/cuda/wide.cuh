@@ -217,7 +217,8 @@ DEV void wide(GEMM_PARAMETERS) {
   // The products are as wide as the tile has rows, in steps. Where there is room for a group's sums (LAZY), its ratio is applied to them in f32
   // and not to every weight.
   constexpr bool LAZY = NT == 32 && SG == 1, LATE = LAZY && !ZERO;  // LATE: nothing of a group is needed before its end
-  constexpr int SCALED = SG > 0 && !LAZY && code_bias<U4, T>() < 1000.0f;
+  // FP4's scales are E8M0 or E4M3; with others a ratio is rounded first.
+  constexpr int SCALED = SG > 0 && !LAZY && Q != E2M1 && code_bias<U4, T>() < 1000.0f;
   auto multiply_rows = [&](auto width, auto bits) {
     constexpr int NC = decltype(width)::value;
     [[maybe_unused]] constexpr bool FINE = decltype(bits)::value == 1;

@@ -2,6 +2,7 @@
 // Every code and scale layout, both element types, all heights, adapters of ragged ranks, with and without gate.
 #include "../../main/cuda/narrow.cuh"
 #include "../../main/cuda/wide.cuh"
+#include "../../main/cuda/single.cuh"
 #include "../../main/cuda/repack.cu"
 #include "../../main/cuda/permute.cu"
 
@@ -149,19 +150,27 @@ static std::vector<uint16_t> random16(size_t n, double scale) {
 struct Adapter { int r[3]; };
 static int pages(int r) { return (r + 15) / 16; }
 
+static int experts = 3, topk = 2;
+static bool holes = false;  // some pairs without an expert, where they are not sorted
+
+// NT 1: single.cuh, w13 if gated, else w2 with the sum.
 template <int Q, class T, int NT, int SG, bool GATED, bool WIDE_ONE, bool ZERO>
 static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool adapters, bool naive, int warps_k, int phase, int act, bool on_input) {
-  constexpr int E = 3;
-  int TOPK = 2, P = tokens * TOPK, M = GATED ? 2 : 1;
+  constexpr bool SINGLE_ONE = NT == 1;
+  const bool sums = SINGLE_ONE && !GATED, f32 = sums && tokens % 2 == 0;
+  int E = experts, TOPK = topk, P = tokens * TOPK, M = GATED ? 2 : 1;
   Weights<T> w(f, E, M, N, KD);
   if (w.SG != SG) { printf("SG %d\n", w.SG); return false; }
   bool gather = first && !f.order;
   auto x = random16<T>((size_t)(first ? tokens : P) * KD, 1.0);
   std::vector<int> ids(P), mapping(tokens);
   for (int t = 0; t < tokens; t++) {
-    ids[2 * t] = below(E);
-    do ids[2 * t + 1] = below(E);
-    while (ids[2 * t + 1] == ids[2 * t]);
+    for (int k = 0; k < TOPK; k++) {
+      int* own = &ids[TOPK * t];
+      do own[k] = below(E);
+      while (std::find(own, own + k, own[k]) != own + k);
+    }
+    if (holes) ids[TOPK * t + below(TOPK)] = t % 2 ? -1 : E;
     mapping[t] = adapters ? below(4) - 1 : -1;
   }
   std::vector<float> tw(P), bias(E * M * N);
@@ -253,21 +262,28 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
     });
   }
   std::vector<uint16_t> y((size_t)P * N, 0xFFFF);
+  std::vector<float> yf((size_t)tokens * N, NAN);
   float alpha = 1.7f, beta = 1.0f, limit = act == 0 ? INFINITY : 1.5f;
-  int rows = WIDE_ONE ? (GATED ? 128 : 256) / warps_k : 8 / warps_k * (GATED ? 16 : 32), grid = (naive ? P : tiles) * ((N + rows - 1) / rows);
-  emu::launch(grid + 1, 256, [&] {
+  int rows = SINGLE_ONE ? (sums ? 16 : 128 / warps_k) : WIDE_ONE ? (GATED ? 128 : 256) / warps_k : 8 / warps_k * (GATED ? 16 : 32), grid = (sums ? tokens : naive ? P : tiles) * ((N + rows - 1) / rows);
+  emu::launch(grid + !SINGLE_ONE, sums ? 512 : 256, [&] {
     auto call = [&](auto kernel) {
       kernel(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(), bias.data(), tw.data(), y.data(),
              table.data(), ids.data(), ids.data(), mapping.data(), pairs.data(), gtile.data(), nums, seg_of.data(), pga.data(), pgb.data(),
              pgm.data(), s.data(), part.data(), 0, 1, on_input, first, GATED, gather, adapters, naive, act, alpha, beta, limit, P, TOPK, N, KD, E, E, 3,
              RS, SU, SPLIT, 2, adapters ? 2 : first ? 0 : 1, f.group != 0 && f.scale_type <= F16_SCALE && f.scale_type != BF16_SCALE, w.group_shift, warps_k, phase);
     };
-    if constexpr (WIDE_ONE) call(wide<Q, T, NT, SG, ZERO>);
+    if constexpr (SINGLE_ONE)
+      single_rows<Q, T, SG, ZERO, !GATED>(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(),
+                                          bias.data(), tw.data(), f32 ? (void*)yf.data() : y.data(), table.data(), ids.data(), ids.data(), mapping.data(), part.data(),
+                                          0, 1, on_input, gather, adapters, f32, act, alpha, beta, limit, TOPK, N, KD, E, E, 3, RS, SU, SPLIT, adapters ? 2 : 0, w.group_shift, warps_k);
+    else if constexpr (WIDE_ONE) call(wide<Q, T, NT, SG, ZERO>);
     else call(narrow<Q, T, NT, SG, ZERO>);
   });
   double error = 0, norm = 0;
+  std::vector<double> wanted(sums ? (size_t)tokens * N : 0);
   for (int r = 0; r < P; r++) {
     int e = expert_of[r], a = slot_of[r];
+    if (e < 0 || e >= E) continue;
     for (int n = 0; n < N; n++) {
       double v[2] = {};
       for (int m = 0; m < M; m++) {
@@ -277,8 +293,12 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
         if (a >= 0)
           for (int c = 0; c < ad[a].r[p]; c++)
             v[m] += emu::value<T>(B[a * 3 + p][(size_t)(e * N + n) * ad[a].r[p] + c]) * emu::value<T>(s[(size_t)r * RS + (m ? SU : 0) + c]);
-        if (on_input) v[m] *= tw[pairs[r]];
+        if (on_input && !sums) v[m] *= tw[pairs[r]];
         v[m] += bias[(e * M + m) * N + n];
+      }
+      if (sums) {
+        wanted[(size_t)(r / TOPK) * N + n] += v[0] * (on_input ? 1.0 : tw[r]);
+        continue;
       }
       double want = GATED ? activate_gated(v[0], v[1], act, alpha, beta, limit) : activate_single(v[0], act);
       double got = emu::value<T>(y[(size_t)r * N + n]);
@@ -286,9 +306,14 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
       norm += want * want;
     }
   }
+  for (size_t i = 0; i < wanted.size(); i++) {
+    double got = f32 ? yf[i] : emu::value<T>(y[i]);
+    error += (got - wanted[i]) * (got - wanted[i]);
+    norm += wanted[i] * wanted[i];
+  }
   error = std::sqrt(error / norm);
   bool bf = std::is_same_v<T, Bf16>, ok = error < (bf ? 4e-3 : 6e-4);
-  printf("%-5s %-6s %-24s %s NT %3d %s T %d N %d K %d%s%s%s wk %d phase %d act %d: %.1e%s\n", WIDE_ONE ? "wide" : "narrow", bf ? "bf16" : "f16", f.name,
+  printf("%-6s %-6s %-24s %s NT %3d %s T %d N %d K %d%s%s%s wk %d phase %d act %d: %.1e%s\n", SINGLE_ONE ? "single" : WIDE_ONE ? "wide" : "narrow", bf ? "bf16" : "f16", f.name,
          GATED ? "gated " : "single", NT, first ? "first " : "second", tokens, N, KD, adapters ? " lora" : "", naive ? " naive" : "", on_input ? " input" : "",
          warps_k, phase, act, error, ok ? "" : " WRONG");
   return ok;
@@ -317,7 +342,8 @@ int main() {
   ok &= run<Q, T, 32, SG, G, false>(F, 30, 72, 328, G, false, false, 2, 4, G ? 0 : -1, G);             \
   ok &= run<Q, T, 32, SG, G, true>(F, 14, 264, 328, G, true, false, 1, 1, G ? 3 : -1, false);          \
   ok &= run<Q, T, 32, SG, G, true>(F, 30, 136, 248, G, true, false, 2, 1, G ? 3 : -1, false);          \
-  ok &= run<Q, T, 160, SG, G, true>(F, 110, 136, 264, G, true, false, 1, 1, G ? 0 : -1, G);
+  ok &= run<Q, T, 160, SG, G, true>(F, 110, 136, 264, G, true, false, 1, 1, G ? 0 : -1, G);            \
+  ok &= run<Q, T, 1, SG, G, false>(F, 3, 40, 1352, G, true, true, 8, 1, G ? 3 : -1, false);
 #define ALL(Q, SG, F)                 \
   BOTH_KINDS(Q, Bf16, SG, F, true)    \
   BOTH_KINDS(Q, Bf16, SG, F, false)   \
@@ -364,6 +390,14 @@ int main() {
   ok &= run<U4, Bf16, 64, 1, true, false>(GPTQ, 200, 136, 264, true, true, false, 2, 4, 0, false);
   for (int act = 5; act < 9; act++) ok &= run<U4, Bf16, 8, 1, false, false>(GPTQ, 9, 40, 328, true, true, false, 4, 8, act, false);
   for (int act = 1; act < 5; act++) ok &= run<U4, Bf16, 8, 1, true, false>(GPTQ, 9, 40, 328, true, true, false, 4, 8, act, true);
+  // Single rows: experts of a token 1 to 8, warps 1 to 8, pairs without an expert.
+  experts = 9;
+  for (int k : {1, 3, 4, 6, 8}) {
+    topk = k;
+    holes = k > 1;
+    ok &= run<U4, Bf16, 1, 1, true, false>(GPTQ, 2, 72, 456, true, true, true, k == 1 || k == 8 ? k : k == 3 ? 2 : 4, 1, 0, k == 4);
+    ok &= run<U4, Bf16, 1, 1, false, false>(GPTQ, 2 + k % 2, 24, 1352, false, true, true, 8, 1, -1, k == 4);
+  }
 #endif
   printf(ok ? "all right\n" : "WRONG\n");
   return ok ? 0 : 1;

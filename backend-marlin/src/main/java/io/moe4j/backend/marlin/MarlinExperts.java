@@ -36,6 +36,7 @@ final class MarlinExperts implements GroupedProducts {
   private final MarlinProducts products;
   private final List<Integer> narrow;
   private final List<Integer> wide;
+  private final boolean single;
   private final boolean tuned;
   private final int multiprocessors;
   private final Function<MarlinPlan.Problem, MarlinPlan> choice;
@@ -61,6 +62,9 @@ final class MarlinExperts implements GroupedProducts {
       this.products = new MarlinProducts(kernels, shared, config, experts, weights);
       this.narrow = heights(device, MarlinKernels.NARROW);
       this.wide = heights(device, MarlinKernels.WIDE);
+      this.single =
+          hasSingle(device, weights.first().layout())
+              && hasSingle(device, weights.second().layout());
     } catch (RuntimeException | Error e) {
       weights.close(); // nobody else could
       throw e;
@@ -99,6 +103,10 @@ final class MarlinExperts implements GroupedProducts {
         .toList();
   }
 
+  private boolean hasSingle(CudaDevice device, PackedLayout w) {
+    return MarlinKernels.hasSingle(device.info(), w.formatName(), config.weightDtype());
+  }
+
   @Override
   public long ownBytes(long pairs, boolean composed) {
     return orderedBytes(weights.first(), pairs) + orderedBytes(weights.second(), pairs);
@@ -115,6 +123,7 @@ final class MarlinExperts implements GroupedProducts {
         new MarlinPlan.Problem(
             narrow,
             wide,
+            single,
             weights.first().layout(),
             weights.second().layout(),
             config.activation().isGated(),

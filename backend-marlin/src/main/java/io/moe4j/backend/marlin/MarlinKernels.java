@@ -21,6 +21,9 @@ final class MarlinKernels {
   static final String NARROW = "narrow";
   static final String WIDE = "wide";
 
+  /** Few pairs that are not sorted: w13 with a gate, or w2 with the weighted sum. */
+  static final String SINGLE = "single";
+
   /** Read when a device is there to run them; a machine without one never parses the manifest. */
   private static final class Holder {
     static final KernelLibrary LIBRARY = KernelLibrary.of(MarlinKernels.class, "backend-marlin");
@@ -35,9 +38,11 @@ final class MarlinKernels {
   private static void raiseLimits(Kernel kernel) {
     if (kernel.spec().name().equals(GEMM)) {
       kernel.allowSharedBytes(
-          kernel.spec().constant("kind").equals(WIDE)
-              ? ProductPlan.WIDE_SHARED_BYTES
-              : ProductPlan.NARROW_SHARED_BYTES);
+          switch (kernel.spec().constant("kind")) {
+            case WIDE -> ProductPlan.WIDE_SHARED_BYTES;
+            case SINGLE -> ProductPlan.SINGLE_SHARED_BYTES;
+            default -> ProductPlan.NARROW_SHARED_BYTES;
+          });
     }
   }
 
@@ -62,6 +67,14 @@ final class MarlinKernels {
         .map(k -> k.intConstant("rows"))
         .sorted()
         .toList();
+  }
+
+  /** Whether a card has {@link #SINGLE} for a format. */
+  static boolean hasSingle(DeviceInfo device, String format, DType type) {
+    ComputeCapability card = CudaDeviceProvider.capability(device);
+    PtxVersion isa = CudaDeviceProvider.ptxIsa(device);
+    return Holder.LIBRARY.variants(GEMM, card, isa).stream()
+        .anyMatch(k -> has(k, SINGLE, format, type));
   }
 
   private static boolean has(KernelSpec k, String kind, String format, DType type) {

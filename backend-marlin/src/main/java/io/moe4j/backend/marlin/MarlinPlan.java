@@ -24,6 +24,12 @@ record MarlinPlan(
 
   private static final int ROUND_ROWS = 16;
 
+  /** Blocks of single that a multiprocessor has at once, or so. */
+  private static final double SINGLE_BLOCKS = 2.5;
+
+  /** Of 4 bits, rows of tiles a multiprocessor up to which single was faster than narrow. */
+  private static final int SINGLE_OUTPUTS = 6;
+
   /** Chunks of a warp from which a block is long: where it runs counts for more than when. */
   private static final int MANY_CHUNKS = 16;
 
@@ -49,6 +55,7 @@ record MarlinPlan(
    *
    * @param narrow heights of narrow that the card has for both weights, ascending
    * @param wide heights of wide, likewise; empty where there is no such kernel
+   * @param single whether the card has single for both weights
    * @param first layout of the w13 matrices
    * @param second layout of w2
    * @param gated whether w13 has gate rows
@@ -66,6 +73,7 @@ record MarlinPlan(
   record Problem(
       List<Integer> narrow,
       List<Integer> wide,
+      boolean single,
       PackedLayout first,
       PackedLayout second,
       boolean gated,
@@ -99,6 +107,7 @@ record MarlinPlan(
       return new Problem(
           narrow,
           wide,
+          single,
           first,
           second,
           gated,
@@ -114,6 +123,11 @@ record MarlinPlan(
           multiprocessors);
     }
 
+    /** Whether {@code single} can compute it: a warp has one expert of a token at most. */
+    boolean isSingle() {
+      return single && naive() && topK <= ProductPlan.SUM_WARPS;
+    }
+
     boolean naive() {
       return !sorted && (tokens == 1 || (long) pairs() * 4 <= experts);
     }
@@ -125,6 +139,9 @@ record MarlinPlan(
    * @param p its sizes
    */
   static MarlinPlan choose(Problem p) {
+    if (p.isSingle() && singlePays(p)) {
+      return of(p, MarlinKernels.SINGLE, 1);
+    }
     // Up to so many rows the shortest tiles win, even where an expert has two of them.
     if (p.naive() || p.rows() < (p.wide().isEmpty() ? SHORT_ROWS : FEW_ROWS)) {
       return of(p, MarlinKernels.NARROW, p.narrow().getFirst());
@@ -171,7 +188,21 @@ record MarlinPlan(
     int rank = lora ? p.rank() : 0;
     ProductPlan first;
     ProductPlan second;
-    if (kind.equals(MarlinKernels.WIDE)) {
+    if (kind.equals(MarlinKernels.SINGLE)) {
+      MarlinPlan other = of(p, MarlinKernels.NARROW, p.narrow().getFirst());
+      first =
+          isFirstSingle(p) ? ProductPlan.single(p.first(), singleWarps(p), false) : other.first();
+      second = ProductPlan.single(p.second(), ProductPlan.WARPS, true);
+      // w2 brings weights before it waits for the shrink: it is let in while that one waits.
+      shrinks =
+          new ShrinkPlan(
+              shrinks.naive(),
+              shrinks.gather(),
+              true,
+              shrinks.rows(),
+              shrinks.first(),
+              shrinks.second());
+    } else if (kind.equals(MarlinKernels.WIDE)) {
       first = wide(p, p.first(), p.gated(), p.intermediate(), rows);
       second = wide(p, p.second(), false, p.hidden(), rows);
     } else {
@@ -239,6 +270,9 @@ record MarlinPlan(
    */
   MarlinPlan withWarps(Problem p, boolean ofFirst, int warps) {
     ProductPlan old = ofFirst ? first : second;
+    if (old.kind().equals(MarlinKernels.SINGLE)) {
+      return this;
+    }
     PackedLayout w = ofFirst ? p.first() : p.second();
     boolean gated = ofFirst && p.gated();
     boolean lora = p.slots() > 0;
@@ -265,9 +299,11 @@ record MarlinPlan(
    * @param p the forward's sizes
    */
   boolean fits(Problem p) {
+    boolean single = second.kind().equals(MarlinKernels.SINGLE);
     return naive == p.naive()
-        && first.kind().equals(second.kind())
-        && first.rows() == second.rows()
+        && (single ? p.isSingle() : first.rows() == second.rows())
+        && (first.kind().equals(second.kind())
+            || (single && first.kind().equals(MarlinKernels.NARROW)))
         && groupTiles > 0
         && groupTiles <= MOST_GROUP_TILES
         && fits(p, first, p.first())
@@ -284,6 +320,9 @@ record MarlinPlan(
                   && w.chunks() % 2 == 0))
           && plan.sharedBytes() <= ProductPlan.WIDE_SHARED_BYTES;
     }
+    if (plan.kind().equals(MarlinKernels.SINGLE)) {
+      return plan.sharedBytes() <= ProductPlan.SINGLE_SHARED_BYTES;
+    }
     return p.narrow().contains(plan.rows())
         && Integer.bitCount(plan.warps()) == 1
         && plan.warps() <= ProductPlan.WARPS
@@ -294,9 +333,9 @@ record MarlinPlan(
 
   /** {@return what a user reads: the parts that can differ} */
   String text() {
-    return first.kind()
+    return second.kind()
         + " "
-        + first.rows()
+        + second.rows()
         + " rows, shared by "
         + first.warps()
         + " + "
@@ -312,6 +351,9 @@ record MarlinPlan(
    * @param p the forward's sizes, no slots
    */
   MarlinPlan composed(Problem p) {
+    if (second.kind().equals(MarlinKernels.SINGLE)) {
+      return of(p, MarlinKernels.NARROW, p.narrow().getFirst()).composed(p);
+    }
     int outputs = p.gated() ? 2 * p.intermediate() : p.intermediate();
     int rows = first.rows();
     ProductPlan plain =
@@ -320,6 +362,33 @@ record MarlinPlan(
             : ProductPlan.narrow(
                 p.first(), false, rows, naive, warps(p, rows, tiles(p), p.first(), outputs, 32), 0);
     return new MarlinPlan(naive, plain, second, groupTiles, NO_SHRINKS);
+  }
+
+  /** Widening 4 bits takes longer: for one token only. */
+  private static boolean singlePays(Problem p) {
+    return p.tokens() == 1 || p.second().code().bits() == Byte.SIZE;
+  }
+
+  /** w13, too: with a gate, and with 4 bits if its outputs are few. */
+  private static boolean isFirstSingle(Problem p) {
+    long outputs = (long) p.pairs() * Math.ceilDiv(p.intermediate(), PackedLayout.TILE_ROWS);
+    return p.gated()
+        && (p.first().code().bits() == Byte.SIZE
+            || outputs <= (long) SINGLE_OUTPUTS * p.multiprocessors());
+  }
+
+  /** Warps that share an output of w13: as many as leave each some length, and fill the card. */
+  private static int singleWarps(Problem p) {
+    int warps = ProductPlan.WARPS;
+    if (p.tokens() == 1) {
+      return warps;
+    }
+    long outputs = (long) p.pairs() * Math.ceilDiv(p.intermediate(), PackedLayout.TILE_ROWS);
+    while (warps > 1
+        && outputs * warps >= 2 * ProductPlan.WARPS * SINGLE_BLOCKS * p.multiprocessors()) {
+      warps /= 2;
+    }
+    return warps;
   }
 
   private static int tiles(Problem p) {

@@ -2,6 +2,7 @@ package io.moe4j.backend.marlin;
 
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.experts.ForwardLayout;
 import io.moe4j.cuda.experts.GroupedForward;
@@ -114,11 +115,20 @@ final class MarlinProducts {
     long middle = f.address(at.middle());
     long x = ordered(f, true, false, f.of().hidden());
     shrink(f, true, f.of().hidden(), sizes.hidden());
-    product(f, true, false, x, middle);
+    if (f.plan().first().kind().equals(MarlinKernels.SINGLE)) {
+      single(f, true, x, middle, false);
+    } else {
+      product(f, true, false, x, middle);
+    }
     long between = ordered(f, false, false, middle);
     shrink(f, false, middle, sizes.intermediate());
-    product(f, false, false, between, f.address(at.y()));
-    combine(f);
+    if (f.plan().second().kind().equals(MarlinKernels.SINGLE)) {
+      Tensor output = f.of().output();
+      single(f, false, between, output.deviceAddress(), output.dtype() == DType.F32);
+    } else {
+      product(f, false, false, between, f.address(at.y()));
+      combine(f);
+    }
   }
 
   /**
@@ -195,6 +205,71 @@ final class MarlinProducts {
         .i32(experts)
         .launch(b.stream(), f.tiles());
     return to;
+  }
+
+  /** A row each: w13 of the pairs, or w2 of the tokens with the weighted sum. */
+  private void single(Forward f, boolean first, long x, long y, boolean f32) {
+    PackedMatrices w = first ? weights.first() : weights.second();
+    ProductPlan plan = first ? f.plan().first() : f.plan().second();
+    PairBatch b = f.batch();
+    Activation a = config.activation();
+    Tensor bias = first ? weights.biases().first() : weights.biases().second();
+    boolean ordered = w.orders() != null;
+    int outputs = first ? sizes.intermediate() : sizes.hidden();
+    int inputs =
+        ordered ? Math.toIntExact(w.layout().in()) : first ? sizes.hidden() : sizes.intermediate();
+    kernels
+        .get(
+            MarlinKernels.GEMM,
+            "kind",
+            plan.kind(),
+            "of",
+            first ? "w13" : "w2",
+            "format",
+            w.layout().formatName(),
+            "type",
+            type)
+        .begin()
+        .sharedBytes(plan.sharedBytes())
+        .pointer(x)
+        .pointer(w.codes())
+        .pointer(w.ratios(0, 0))
+        .pointer(w.zeros(0, 0))
+        .pointer(w.channels())
+        .pointer(bias)
+        .pointer(b.weights())
+        .pointer(y)
+        .pointer(b.table())
+        .pointer(b.ids())
+        .pointer(b.expertMap())
+        .pointer(b.mapping())
+        .pointer(f.address(f.at().shrinks().partial()))
+        .i32(b.hasMap())
+        .i32(bias == null ? 0 : 1)
+        .i32(config.routerWeightOnInput() ? 1 : 0)
+        .i32(first && !ordered ? 1 : 0)
+        .i32(b.lora() ? 1 : 0)
+        .i32(f32 ? 1 : 0)
+        .i32(ElementwiseKernels.code(a.kind()))
+        .f32(a.alpha())
+        .f32(a.beta())
+        .f32(a.limit())
+        .i32(b.topK())
+        .i32(outputs)
+        .i32(inputs)
+        .i32(b.globalExperts())
+        .i32(experts)
+        .i32(b.slots())
+        .i32(shrink.width(b, first))
+        .i32(b.rank())
+        .i32(b.lora() ? shrink.splits(b, f.plan().shrinks(), first) : 1)
+        .i32(b.lora() ? WAIT_FOR_SHRINK : WAIT_AT_ONCE)
+        .i32(w.layout().groupShift())
+        .i32(plan.warps())
+        .launch(
+            b.stream(),
+            Math.multiplyExact(
+                first ? b.pairs() : b.tokens(), Math.ceilDiv(outputs, plan.outputs())));
   }
 
   /**

@@ -38,8 +38,8 @@ record PlanEntry(
         p.tokens(),
         p.slots(),
         p.rank(),
-        plan.first().kind(),
-        plan.first().rows(),
+        plan.second().kind(),
+        plan.second().rows(),
         plan.first().warps(),
         plan.second().warps(),
         plan.groupTiles(),
@@ -49,12 +49,14 @@ record PlanEntry(
 
   /** {@return the plan of a forward, if a search could have found it for one of those sizes} */
   Optional<MarlinPlan> plan(MarlinPlan.Problem p) {
-    boolean wide = kind.equals(MarlinKernels.WIDE);
-    if (!hasSizes()
-        || !(wide ? p.wide() : p.narrow()).contains(rows)
-        || (!wide && !kind.equals(MarlinKernels.NARROW))
-        || !isShare(warps13)
-        || !isShare(warps2)) {
+    boolean there =
+        switch (kind) {
+          case MarlinKernels.WIDE -> p.wide().contains(rows);
+          case MarlinKernels.NARROW -> p.narrow().contains(rows);
+          case MarlinKernels.SINGLE -> p.isSingle() && rows == 1;
+          default -> false;
+        };
+    if (!hasSizes() || !there || !isShare(warps13) || !isShare(warps2)) {
       return Optional.empty();
     }
     return Optional.of(

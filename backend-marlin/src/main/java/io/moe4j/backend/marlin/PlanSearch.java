@@ -65,10 +65,13 @@ final class PlanSearch {
   private static List<Height> heights(MarlinPlan.Problem p, MarlinPlan builtIn) {
     List<Height> all = new ArrayList<>();
     p.narrow().forEach(r -> all.add(new Height(MarlinKernels.NARROW, r)));
+    if (p.isSingle()) {
+      all.add(new Height(MarlinKernels.SINGLE, 1));
+    }
     if (!p.naive()) {
       p.wide().forEach(r -> all.add(new Height(MarlinKernels.WIDE, r)));
     }
-    Height own = new Height(builtIn.first().kind(), builtIn.first().rows());
+    Height own = new Height(builtIn.second().kind(), builtIn.second().rows());
     all.remove(own);
     all.addFirst(own);
     return all;

@@ -3,10 +3,10 @@ package io.moe4j.backend.marlin;
 /**
  * How one grouped product is launched.
  *
- * @param kind {@code narrow} or {@code wide}, the kernel
- * @param rows rows of a tile of x
+ * @param kind {@code narrow}, {@code wide} or {@code single}, the kernel
+ * @param rows rows of a tile of x; 1 for single
  * @param warps of a block that share the contraction; of wide: warpgroups, 1 or (height 32) 2
- * @param phase chunks of x in shared memory at a time; 1 for wide
+ * @param phase chunks of x in shared memory at a time; 1 for wide and single
  * @param outputs of a block, of each matrix
  * @param sharedBytes of a block
  */
@@ -17,8 +17,14 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
   /** What a block of wide asks for at most, on 9.0. */
   static final int WIDE_SHARED_BYTES = 227 << 10;
 
+  /** What a block of single asks for at most, on 9.0: two of them fit. */
+  static final int SINGLE_SHARED_BYTES = 112 << 10;
+
   /** Warps of a block. */
   static final int WARPS = 8;
+
+  /** Warps of a block of single that sums: each has one expert of a token at most. */
+  static final int SUM_WARPS = 16;
 
   /** The height of wide whose warpgroups can share the contraction. */
   static final int SPLIT_ROWS = 32;
@@ -133,6 +139,28 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
     int shared = Math.max(stages * stage, Math.max(END_BYTES, pages));
     int parts = split ? 2 : 1;
     return new ProductPlan(MarlinKernels.WIDE, rows, parts, 1, (gated ? 128 : 256) / parts, shared);
+  }
+
+  /**
+   * {@return a launch of single: w13 with a gate, or w2 with the sum}
+   *
+   * @param w the weights
+   * @param warps that share the contraction, a power of two up to 8; each output of w2 is a whole
+   *     block's
+   * @param sums whether w2
+   */
+  static ProductPlan single(PackedLayout w, int warps, boolean sums) {
+    int blockWarps = sums ? SUM_WARPS : WARPS;
+    int stages = (w.code().bits() == 4 ? 4 : 3) - (sums ? 1 : 0);
+    int x = (sums ? 2 : 1) * CHUNK * ELEMENT;
+    int shared = blockWarps * (stages * (slotBytes(w) + x) + 2 * 32 * Float.BYTES);
+    return new ProductPlan(
+        MarlinKernels.SINGLE,
+        1,
+        warps,
+        1,
+        sums ? PackedLayout.TILE_ROWS : WARPS / warps * PackedLayout.TILE_ROWS,
+        shared);
   }
 
   /** {@return the same, of which a multiprocessor holds two blocks at most} */

@@ -9,6 +9,7 @@ import io.moe4j.cuda.KernelSpec;
 import io.moe4j.cuda.ops.ExpertKernels;
 import io.moe4j.cuda.ops.Shrink;
 import java.util.HashSet;
+import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import org.junit.jupiter.api.Test;
@@ -28,6 +29,7 @@ class MarlinPlanTest {
     return new MarlinPlan.Problem(
         MarlinKernels.heights(card, MarlinKernels.NARROW, first.formatName(), DType.BF16),
         MarlinKernels.heights(card, MarlinKernels.WIDE, first.formatName(), DType.BF16),
+        MarlinKernels.hasSingle(card, first.formatName(), DType.BF16),
         first,
         second,
         true,
@@ -66,16 +68,44 @@ class MarlinPlanTest {
 
   static void check(MarlinPlan.Problem p, MarlinPlan plan) {
     assertThat(plan.fits(p)).as("%s in %s", plan, p).isTrue();
+    if (isSingle(plan)) {
+      checkSingle(p, plan);
+      return;
+    }
+    assertThat(plan.shrinks().early()).isFalse();
     assertThat(plan.first().rows()).as("%s", p).isEqualTo(plan.second().rows());
     check(p, plan.naive(), plan.first(), p.first(), 128);
     check(p, plan.naive(), plan.second(), p.second(), 256);
   }
 
+  /** Up to sixteen experts of a token, one for each warp; the shrink lets w2 in. */
+  private static void checkSingle(MarlinPlan.Problem p, MarlinPlan plan) {
+    assertThat(p.single() && plan.naive() && p.topK() <= 16).as("%s", p).isTrue();
+    if (plan.first().kind().equals(MarlinKernels.SINGLE)) {
+      assertThat(plan.first().outputs() * plan.first().warps()).isEqualTo(128);
+    } else {
+      check(p, true, plan.first(), p.first(), 128);
+    }
+    assertThat(plan.second()).isEqualTo(ProductPlan.single(p.second(), 8, true));
+    assertThat(plan.shrinks().early()).isTrue();
+    for (ProductPlan g : List.of(plan.first(), plan.second())) {
+      assertThat(g.sharedBytes()).isPositive().isLessThanOrEqualTo(ProductPlan.SINGLE_SHARED_BYTES);
+    }
+  }
+
+  private static boolean isSingle(MarlinPlan plan) {
+    return plan.second().kind().equals(MarlinKernels.SINGLE);
+  }
+
   /** w13 as one matrix of gate and up: the outputs of a block of w2. */
   private static void checkComposed(MarlinPlan.Problem p, MarlinPlan plan) {
     MarlinPlan composed = plan.composed(p);
-    assertThat(composed.second()).isEqualTo(plan.second());
-    assertThat(composed.first().rows()).isEqualTo(plan.second().rows());
+    assertThat(composed.second())
+        .isEqualTo(
+            isSingle(plan)
+                ? MarlinPlan.of(p, MarlinKernels.NARROW, p.narrow().getFirst()).second()
+                : plan.second());
+    assertThat(composed.first().rows()).isEqualTo(composed.second().rows());
     check(p, composed.naive(), composed.first(), p.first(), 256);
   }
 
@@ -160,6 +190,55 @@ class MarlinPlanTest {
     assertThat(rows(8, 8192)).isEqualTo(64);
   }
 
+  /** Pairs that are not sorted go through single where it is there. */
+  @Test
+  void fewPairsAreSingle() {
+    QuantScheme int4 = QuantScheme.int4(128);
+    QuantScheme fp8 = QuantScheme.FP8_BLOCK;
+    assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 16, false)))).isTrue();
+    assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 4, 16, false)))).isFalse();
+    assertThat(isSingle(MarlinPlan.choose(problem(fp8, 9, LAYERS[0], 4, 16, false)))).isTrue();
+    MarlinPlan large = MarlinPlan.choose(problem(int4, 9, LAYERS[2], 1, 0, false));
+    assertThat(isSingle(large)).isTrue();
+    assertThat(large.first().kind()).isEqualTo(MarlinKernels.NARROW);
+    assertThat(MarlinPlan.choose(problem(fp8, 9, LAYERS[2], 1, 0, false)).first().kind())
+        .isEqualTo(MarlinKernels.SINGLE);
+    assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 16, 0, false)))).isFalse();
+    assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 0, true)))).isFalse();
+    assertThat(isSingle(MarlinPlan.choose(problem(int4, 8, LAYERS[0], 1, 0, false)))).isFalse();
+    assertThat(
+            isSingle(MarlinPlan.choose(problem(int4, 9, new int[] {64, 17, 64, 64}, 1, 0, false))))
+        .isFalse();
+  }
+
+  /** w2 sums up whatever w13 was: an expert without a gate has narrow's. */
+  @Test
+  void withoutAGateW13IsNarrow() {
+    MarlinPlan.Problem p = problem(QuantScheme.int4(128), 9, LAYERS[0], 1, 0, false);
+    MarlinPlan.Problem plain =
+        new MarlinPlan.Problem(
+            p.narrow(),
+            p.wide(),
+            true,
+            p.first(),
+            p.second(),
+            false,
+            1,
+            p.topK(),
+            p.experts(),
+            p.hidden(),
+            p.intermediate(),
+            0,
+            0,
+            false,
+            true,
+            p.multiprocessors());
+    MarlinPlan plan = MarlinPlan.choose(plain);
+    assertThat(plan.fits(plain)).isTrue();
+    assertThat(plan.first().kind()).isEqualTo(MarlinKernels.NARROW);
+    assertThat(plan.second().kind()).isEqualTo(MarlinKernels.SINGLE);
+  }
+
   /** The numbers that were fastest on an H200. */
   @Test
   void warpsFillTheCard() {
@@ -201,8 +280,7 @@ class MarlinPlanTest {
   }
 
   private static boolean[] twoBlocks(int layer, int tokens) {
-    MarlinPlan plan =
-        MarlinPlan.choose(problem(QuantScheme.int4(128), 9, LAYERS[layer], tokens, 0, false));
+    MarlinPlan plan = narrow(layer, tokens);
     return new boolean[] {holdsTwo(plan.first()), holdsTwo(plan.second())};
   }
 
@@ -222,10 +300,15 @@ class MarlinPlanTest {
   }
 
   private static int[] warps(int layer, int tokens) {
-    MarlinPlan plan =
-        MarlinPlan.choose(problem(QuantScheme.int4(128), 9, LAYERS[layer], tokens, 0, false));
-    assertThat(plan.first().kind()).isEqualTo(MarlinKernels.NARROW);
+    MarlinPlan plan = narrow(layer, tokens);
     return new int[] {plan.first().warps(), plan.second().warps()};
+  }
+
+  private static MarlinPlan narrow(int layer, int tokens) {
+    return MarlinPlan.of(
+        problem(QuantScheme.int4(128), 9, LAYERS[layer], tokens, 0, false),
+        MarlinKernels.NARROW,
+        8);
   }
 
   private static int rows(int major, int tokens) {

@@ -68,11 +68,11 @@ class PlanSearchTest {
               all.stream()
                   .collect(
                       Collectors.groupingBy(
-                          plan -> plan.first().kind(),
-                          Collectors.mapping(plan -> plan.first().rows(), Collectors.toSet())));
+                          plan -> plan.second().kind(),
+                          Collectors.mapping(plan -> plan.second().rows(), Collectors.toSet())));
           assertThat(rows.get(MarlinKernels.NARROW)).isEqualTo(new HashSet<>(p.narrow()));
           if (p.naive()) {
-            assertThat(rows).hasSize(1);
+            assertThat(rows).hasSize(2).containsEntry(MarlinKernels.SINGLE, Set.of(1));
           } else {
             assertThat(rows.get(MarlinKernels.WIDE)).isEqualTo(new HashSet<>(p.wide()));
           }
