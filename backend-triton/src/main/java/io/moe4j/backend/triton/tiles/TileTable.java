@@ -23,9 +23,6 @@ public final class TileTable {
   /** Of the cards that the set was tuned for. */
   private static final int MULTIPROCESSORS = 132;
 
-  /** A round of tiles of half the width, as a share of one of the whole width. */
-  private static final double HALF_ROUND = 0.6;
-
   /** Rows per expert up to which hardly any has more than a tile of {@link #WIDE} rows. */
   private static final int SURELY_ONE_TILE = 96;
 
@@ -327,33 +324,22 @@ public final class TileTable {
             !p.lora() && (rows <= 64 || (contraction < 1024 && rows <= 256))
                 ? "128x128x64-tma-w4-s3-tail"
                 : "128x256x64-tma-w8-s4-tail";
-        yield isDeepFaster(p, columns, TilePlan.columns(many))
-            ? "128x128x64-tma-w8-s6-tail"
-            : many;
+        yield fitsAtOnce(p, columns) ? "128x128x64-tma-w8-s6-tail" : many;
       }
     };
   }
 
   /**
-   * Whether few programs run better by tiles that have a multiprocessor for themselves and more of
-   * their weights under way: where there are no more than multiprocessors, or where the last round
-   * of wider tiles would leave most of the card idle. So with few large experts, as a rank has
-   * them.
+   * Whether each program has a multiprocessor for itself. Then more of its weights are to be under
+   * way, as nobody else's are: so it is with few large experts, half of which one of two ranks has.
    *
    * @param columns of the product
-   * @param otherwise columns of the tile that many programs run with
    */
-  private static boolean isDeepFaster(Problem p, int columns, int otherwise) {
-    long deep = rounds(p, columns, WIDE);
-    return deep == 1 || (otherwise > WIDE && deep * HALF_ROUND < rounds(p, columns, otherwise));
-  }
-
-  /** Of tiles that have a multiprocessor for themselves, with as many rows as are to be expected. */
-  private static long rounds(Problem p, int columns, int tileColumns) {
+  private static boolean fitsAtOnce(Problem p, int columns) {
     double rows = p.rowsPerExpert();
-    double each = rows <= SURELY_ONE_TILE ? 1 : rows / WIDE + 0.5;
-    double tiles = each * Math.min(p.experts(), p.pairs());
-    return (long) Math.ceil(tiles * Math.ceilDiv(columns, tileColumns) / MULTIPROCESSORS);
+    double tiles = rows <= SURELY_ONE_TILE ? 1 : rows / WIDE + 0.5;
+    int experts = Math.min(p.experts(), p.pairs());
+    return tiles * experts * Math.ceilDiv(columns, WIDE) <= MULTIPROCESSORS;
   }
 
   /** Many small segments in a tall tile: shorter tiles hide the expand better. */

@@ -80,7 +80,8 @@ class TileTableTest {
     "2, 4096, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
     // Half of the experts of the same shape with all of their rows, as one of two ranks has them.
     "10, 128, 0, 0, 128x128x64-tma-w8-s4-tail, 128x128x64-tma-w8-s6-tail, false",
-    "10, 512, 0, 0, 128x128x64-tma-w8-s4-tail, 128x128x64-tma-w8-s6-tail, true",
+    "10, 128, 16, 8, 128x128x64-tma-w8-s4-tail, 128x128x64-tma-w8-s6-tail, false",
+    "10, 512, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
     "10, 2048, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
   })
   void tunedTiles(
