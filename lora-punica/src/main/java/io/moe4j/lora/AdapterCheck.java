@@ -5,7 +5,10 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.api.lora.LoraLayer;
 import io.moe4j.api.lora.PunicaWrapper;
+import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Map;
 import java.util.SortedMap;
 import org.jspecify.annotations.Nullable;
@@ -20,7 +23,8 @@ final class AdapterCheck {
    * @param layers configs by layer index
    * @param punica who will apply it
    * @return what it does, by position in {@code layers}; null where it does nothing
-   * @throws AdapterException naming adapter, layer, target, what is there and what fits
+   * @throws AdapterException naming adapter, layer, target, what is there and what fits; also for
+   *     an element that is not finite, or would not be in the dtype of the layer's weights
    */
   static @Nullable LoraLayer[] byOrdinal(
       LoraAdapter adapter, SortedMap<Integer, MoeConfig> layers, PunicaWrapper punica) {
@@ -35,6 +39,8 @@ final class AdapterCheck {
     int ordinal = 0;
     for (Map.Entry<Integer, MoeConfig> e : layers.entrySet()) {
       LoraLayer layer = adapter.layer(e.getKey());
+      DType weights = e.getValue().weightDtype();
+      List<Tensor> seen = new ArrayList<>();
       String who = "adapter '%s', layer %d: ".formatted(adapter.name(), e.getKey());
       try {
         layer.requireFits(e.getValue());
@@ -50,10 +56,43 @@ final class AdapterCheck {
             }
             requireReadable(who + target + " a", f.a());
             requireReadable(who + target + " b", f.b());
+            // Backends add the experts' deltas in the dtype of the weights; other parts of a block
+            // compute with factors as they are.
+            @Nullable DType rounded = target.isRouted() ? weights : null;
+            requireValues(who + target + " a", f.a(), rounded, seen);
+            requireValues(who + target + " b", f.b(), rounded, seen);
           });
       out[ordinal++] = layer.factors().isEmpty() ? null : layer;
     }
     return out;
+  }
+
+  /** Each tensor once: gate and up of a fused adapter share theirs. */
+  private static void requireValues(
+      String who, Tensor t, @Nullable DType rounded, List<Tensor> seen) {
+    if (seen.stream().anyMatch(s -> Tensors.sameView(s, t))) {
+      return;
+    }
+    seen.add(t);
+    long @Nullable [] at = FactorValues.outOfRange(t, rounded == null ? t.dtype() : rounded);
+    if (at == null) {
+      return;
+    }
+    double value = t.get(at);
+    throw new AdapterException(
+        "%s, %selement [%d, %d] is %s; %s"
+            .formatted(
+                who,
+                t.size(0) == 1 || t.stride(0) == 0 ? "" : "expert " + at[0] + ", ",
+                at[1],
+                at[2],
+                (float) value,
+                Double.isFinite(value)
+                    ? "the layer's weights are "
+                        + rounded
+                        + ", so factors must be within +-"
+                        + (float) FactorValues.largest(rounded == null ? t.dtype() : rounded)
+                    : "factors must be finite"));
   }
 
   private static void requireReadable(String who, Tensor t) {

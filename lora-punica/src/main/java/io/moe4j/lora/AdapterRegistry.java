@@ -111,8 +111,10 @@ public final class AdapterRegistry implements AutoCloseable {
    *
    * @param adapter not loaded yet; on the host its factors are kept by reference
    * @return its handle, valid until it is unloaded
-   * @throws AdapterException if the name is loaded already, the adapter does not fit a layer, or
-   *     the host cache is full of pinned adapters
+   * @throws AdapterException if the name is loaded already, the adapter does not fit a layer, the
+   *     host cache is full of pinned adapters, or a factor has an element that is NaN, infinite, or
+   *     (of routed experts) too large for the dtype of the layer's weights: a BF16 or F32 factor
+   *     beyond 65504 in a layer of F16
    * @throws io.moe4j.api.DeviceException if the device's kind of host memory is short
    */
   public int load(LoraAdapter adapter) {
@@ -165,7 +167,8 @@ public final class AdapterRegistry implements AutoCloseable {
    * open ones keep the old. Handle and pin stay.
    *
    * @param adapter the new version; its name is loaded
-   * @throws AdapterException if the name is not loaded or the adapter does not fit a layer
+   * @throws AdapterException if the name is not loaded, or the adapter would not {@linkplain #load
+   *     load}
    * @throws io.moe4j.api.DeviceException if the device's kind of host memory is short
    */
   public void replace(LoraAdapter adapter) {

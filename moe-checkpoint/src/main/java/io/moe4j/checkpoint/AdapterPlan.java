@@ -130,6 +130,7 @@ final class AdapterPlan {
   private final Map<String, AdapterKey> keys = new LinkedHashMap<>();
   private final ModulePlaces places;
   private final AdapterScales scales;
+  private final WrapperResolver wrappers;
   private final Map<String, Pair> pairs = new LinkedHashMap<>();
   private final Map<String, String> spoiled = new HashMap<>();
   private final Map<String, TensorEntry> entries = new LinkedHashMap<>();
@@ -155,6 +156,7 @@ final class AdapterPlan {
     unreadable.keySet().forEach(t -> keys.put(t, AdapterKey.parse(t)));
     this.places = new ModulePlaces(model, keys.values().stream().map(AdapterKey::module).toList());
     this.scales = new AdapterScales(config, where, notes);
+    this.wrappers = new WrapperResolver(config, model, policy, scales, notes);
   }
 
   /** One entry a tensor, in the order of the file. */
@@ -194,7 +196,6 @@ final class AdapterPlan {
   void run() {
     collect();
     SharedFactors.lend(pairs.values());
-    WrapperResolver wrappers = new WrapperResolver(config, model, policy, scales, notes);
     for (Pair pair : pairs.values()) {
       if (pair.isEmpty()) {
         recordEmpty(pair);
@@ -212,7 +213,7 @@ final class AdapterPlan {
     wrappers.settle();
     for (Pair pair : pairs.values()) {
       if (!entries.containsKey(nameOf(pair)) && pair.borrowers.isEmpty()) {
-        attempt(pair, () -> resolve(pair, wrappers));
+        attempt(pair, () -> resolve(pair));
       }
     }
     for (Pair pair : pairs.values()) {
@@ -220,7 +221,7 @@ final class AdapterPlan {
         recordLent(pair);
       }
     }
-    requirePromised(wrappers);
+    requirePromised();
   }
 
   /**
@@ -228,7 +229,7 @@ final class AdapterPlan {
    * them for all; an adapter that has none at all was saved without them. What is in a block and
    * left out for other reasons may be what is missing, so nothing is said then.
    */
-  private void requirePromised(WrapperResolver wrappers) {
+  private void requirePromised() {
     if (!refusals.isEmpty() || leftOutOfBlocks) {
       return;
     }
@@ -490,7 +491,7 @@ final class AdapterPlan {
     }
   }
 
-  private void resolve(Pair pair, WrapperResolver wrappers) throws Problem {
+  private void resolve(Pair pair) throws Problem {
     requireApplicable(pair);
     List<Contribution> found =
         switch (pair.place) {
@@ -563,7 +564,7 @@ final class AdapterPlan {
     long in = TargetSizes.in(target, layerConfig);
     long out = TargetSizes.out(target, layerConfig);
     SharedFactors.One one = SharedFactors.ofOne(pair, in, out, target + " of layer " + layer);
-    double scale = scales.scale(pair.module, one.rank());
+    double scale = scales.scale(wrappers.trained(pair.module), one.rank());
     return List.of(new Contribution(layer, target, expert, one.a(), one.b(), scale, pair.source()));
   }
 
@@ -582,7 +583,7 @@ final class AdapterPlan {
         one.a(),
         one.b(),
         model.gateUp(),
-        scales.scale(pair.module, one.rank()),
+        scales.scale(wrappers.trained(pair.module), one.rank()),
         pair.source());
   }
 
@@ -594,7 +595,7 @@ final class AdapterPlan {
     SharedFactors.One one =
         SharedFactors.ofOne(
             pair, in, 2 * half, "gate and up of the shared expert of layer " + place.layer());
-    double scale = scales.scale(pair.module, one.rank());
+    double scale = scales.scale(wrappers.trained(pair.module), one.rank());
     int layer = place.layer();
     int all = AdapterAssembler.ALL;
     Tensor gate = one.b().narrow(1, 0, half);

@@ -36,9 +36,11 @@ final class AdapterScales {
               + " where the config says "
               + configRank(parameter)
               + ", first for '"
-              + StrictJson.shorten(parameter.replaceAll("\\.\\d+\\.", ".N."))
+              + shown(parameter)
               + "': the scale is that of the factors' rank");
     }
+    noteDisputed(alphas, "alpha_pattern", parameter);
+    noteDisputed(ranks, "rank_pattern", parameter);
     double scale = config.rslora() ? alpha / Math.sqrt(rank) : alpha / rank;
     if (!Double.isFinite(scale)) {
       throw AdapterPlan.Problem.damage(
@@ -47,10 +49,27 @@ final class AdapterScales {
     if (scale == 0) {
       notes.add(
           "alpha is 0, first for '"
-              + StrictJson.shorten(parameter.replaceAll("\\.\\d+\\.", ".N."))
+              + shown(parameter)
               + "': such factors change nothing");
     }
     return scale;
+  }
+
+  /** PEFT trains with the first entry that fits, and sorts them when it saves. */
+  private void noteDisputed(PatternTable patterns, String key, String parameter) {
+    if (patterns.isDisputed(parameter)) {
+      notes.add(
+          "several entries of "
+              + key
+              + " fit, first for '"
+              + shown(parameter)
+              + "', and differ: the first in the file counts, as in PEFT, which may have trained"
+              + " with another, as it sorts them when it saves");
+    }
+  }
+
+  private static String shown(String parameter) {
+    return StrictJson.shorten(parameter.replaceAll("\\.\\d+\\.", ".N."));
   }
 
   static String text(double scale) {

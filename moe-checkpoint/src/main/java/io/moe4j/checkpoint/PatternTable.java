@@ -22,6 +22,7 @@ import org.jspecify.annotations.Nullable;
 final class PatternTable {
   private static final int MAX_PATTERN_CHARS = 1000;
   private static final int MAX_ENTRIES = 100_000;
+  private static final int MAX_DISPUTED = 16;
 
   /** Of a pattern with its counted repetitions written out: what it is compiled to. */
   private static final double MAX_SIZE = 20_000;
@@ -43,6 +44,9 @@ final class PatternTable {
   /** What was asked before: a pair of factors asks more than once. */
   private final Map<String, OptionalDouble> found = new HashMap<>();
 
+  /** The first few, to see whether several match. */
+  private final List<Entry> all = new ArrayList<>();
+
   private long nanos;
 
   private record Entry(int order, String key, @Nullable Pattern regex, double value) {}
@@ -62,6 +66,9 @@ final class PatternTable {
     for (Map.Entry<String, Double> e : values.entrySet()) {
       String key = WrapperSegments.stripPattern(e.getKey());
       Entry entry = new Entry(order++, key, compile(key), e.getValue());
+      if (all.size() <= MAX_DISPUTED) {
+        all.add(entry);
+      }
       if (entry.regex() == null) {
         String shape = dots(key);
         names
@@ -162,6 +169,42 @@ final class PatternTable {
       found.put(name, known);
     }
     return known;
+  }
+
+  /**
+   * Whether several entries match and say different things. Long tables are not looked at: they
+   * name modules one by one.
+   *
+   * @param name of the parameter
+   */
+  boolean isDisputed(String name) {
+    if (all.size() < 2 || all.size() > MAX_DISPUTED) {
+      return false;
+    }
+    long start = System.nanoTime();
+    boolean disputed =
+        all.stream()
+                .filter(e -> e.regex() == null ? isEnd(e.key(), name) : e.regex().matches(name))
+                .mapToDouble(Entry::value)
+                .distinct()
+                .count()
+            > 1;
+    nanos += System.nanoTime() - start;
+    return disputed;
+  }
+
+  /** Whether a plain key, whose dots are any character, is the end of a name. */
+  private static boolean isEnd(String key, String name) {
+    int start = name.length() - key.length();
+    if (start < 0 || (start > 0 && name.charAt(start - 1) != '.')) {
+      return false;
+    }
+    for (int i = 0; i < key.length(); i++) {
+      if (key.charAt(i) != '.' && key.charAt(i) != name.charAt(start + i)) {
+        return false;
+      }
+    }
+    return true;
   }
 
   private static String dots(String key) {

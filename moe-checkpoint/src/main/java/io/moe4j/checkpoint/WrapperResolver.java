@@ -203,6 +203,15 @@ final class WrapperResolver {
     return found;
   }
 
+  /**
+   * What PEFT's patterns are matched with: a module's own name, or that of its weight where the
+   * config targets that as a parameter (of routers, which are no Linear since transformers 5).
+   */
+  String trained(String module) {
+    String weight = module + ".weight";
+    return isTargeted(weight) ? weight : module;
+  }
+
   /** Whether target_parameters name it, or the end of its name. */
   private boolean isTargeted(String parameter) {
     for (int start = 0; start >= 0; ) {

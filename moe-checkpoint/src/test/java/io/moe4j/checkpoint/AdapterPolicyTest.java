@@ -21,6 +21,7 @@ import org.jspecify.annotations.NullUnmarked;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** What is refused, skipped or bounded, and what the report says of it. */
@@ -209,6 +210,46 @@ class AdapterPolicyTest extends AdapterTestBase {
                 .b()
                 .get(0, 7, 1))
         .isEqualTo(4 * b(t, EXPERTS + ".0.up_proj").get(7, 1));
+    assertThat(load(t, qwen3(), AdapterPolicy.STRICT).report().notes())
+        .anyMatch(n -> n.startsWith("several entries of alpha_pattern fit, first for"));
+    patterns.keySet().removeIf(p -> p.contains("up_proj"));
+    assertThat(load(t, qwen3(), AdapterPolicy.STRICT).report().notes())
+        .noneMatch(n -> n.contains("several entries"));
+  }
+
+  /**
+   * PEFT matches patterns with the name of what it wraps: of a weight, where target_parameters name
+   * one, as they do of routers since transformers 5.
+   */
+  @ParameterizedTest
+  @CsvSource({
+    // targeted, pattern, alpha that counts (6 without the pattern)
+    "mlp.gate.weight, mlp.gate, 6",
+    "mlp.gate.weight, gate.weight, 10",
+    "gate.weight, .*weight, 10",
+    "model.layers.1.mlp.gate.weight, gate, 6",
+    "late.weight, gate, 10",
+    "'', mlp.gate, 10",
+    "'', gate.weight, 6",
+  })
+  void patternsOfARouter(String targeted, String pattern, double alpha) {
+    TinyCheckpoint t =
+        adapter(2, 6)
+            .with("target_parameters", targeted.isEmpty() ? List.of() : List.of(targeted))
+            .with("alpha_pattern", Map.of(pattern, 10))
+            .pair(BLOCK + "gate", DType.F32, d(2, H), d(E, 2));
+    assertDelta(
+        load(t, qwen3(), AdapterPolicy.STRICT.withRouter(true))
+            .adapter()
+            .layer(1)
+            .get(LoraTarget.ROUTER),
+        1,
+        E,
+        H,
+        2,
+        alpha / 2,
+        (e, j, i) -> a(t, BLOCK + "gate").get(j, i),
+        (e, o, j) -> b(t, BLOCK + "gate").get(o, j));
   }
 
   @ParameterizedTest

@@ -3,7 +3,9 @@ package io.moe4j.cli;
 import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.moe4j.api.MoeException;
+import io.moe4j.api.SettingException;
 import io.moe4j.api.comm.CommProvider;
+import io.moe4j.api.config.SystemSettings;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.ExternalBackend;
@@ -95,6 +97,15 @@ final class DoctorCommand implements Callable<Integer> {
     findings.add(new Finding(what, verdict, found, remedy));
   }
 
+  /** A value that is not accepted turns nothing off: it is an error of the backend's own row. */
+  private static boolean isScalar() {
+    try {
+      return SystemSettings.isTrue(CPU_SCALAR, false);
+    } catch (SettingException e) {
+      return false;
+    }
+  }
+
   private void java() {
     add(
         Runtime.version().feature() >= NEEDED_JAVA ? Verdict.OK : Verdict.FAULT,
@@ -102,12 +113,11 @@ final class DoctorCommand implements Callable<Integer> {
         Machine.java() + ", " + System.getProperty("java.home"),
         Runtime.version().feature() >= NEEDED_JAVA ? "" : "install a JDK " + NEEDED_JAVA);
     boolean vectors = Machine.hasVectorModule();
-    String scalar = System.getProperty(CPU_SCALAR);
-    boolean turnedOff = scalar != null && !scalar.strip().equalsIgnoreCase("false");
+    boolean turnedOff = isScalar();
     add(
         vectors && !turnedOff ? Verdict.OK : Verdict.SLOW,
         "Vector API",
-        Machine.vectors() + (turnedOff ? ", turned off by -D" + CPU_SCALAR + "=" + scalar : ""),
+        Machine.vectors() + (turnedOff ? ", turned off by -D" + CPU_SCALAR : ""),
         !vectors
             ? "start Java with --add-modules=jdk.incubator.vector"
             : turnedOff ? "leave out -D" + CPU_SCALAR : "");

@@ -53,7 +53,11 @@ final class HiddenDtype {
         .orElse(true);
   }
 
-  /** {@return the same values in another dtype, rounded to nearest even} */
+  /**
+   * {@return the same values in another dtype, rounded to nearest even}
+   *
+   * @throws CliException if one is finite, but too large for the dtype
+   */
   static Tensor convert(Tensor from, DType dtype, Arena arena) {
     if (from.dtype() == dtype) {
       return from;
@@ -68,6 +72,12 @@ final class HiddenDtype {
     Tensor b = to.reshape(count);
     for (long i = 0; i < count; i++) {
       b.set(a.get(i), i);
+      if (Double.isInfinite(b.get(i)) && Double.isFinite(a.get(i))) {
+        throw CliException.badInput(
+            "hidden states: token %d, feature %d is %s, too large for %s, in which this backend takes them; --backend cpu takes %s"
+                .formatted(
+                    i / from.size(1), i % from.size(1), (float) a.get(i), dtype, from.dtype()));
+      }
     }
     return to;
   }

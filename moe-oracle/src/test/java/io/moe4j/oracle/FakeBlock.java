@@ -86,6 +86,54 @@ final class FakeBlock implements BlockOps {
     return better;
   }
 
+  /** Every id has the first experts. */
+  @Override
+  public void routeByTokenId(
+      Tensor logits,
+      Tensor tokenIds,
+      Tensor topkIds,
+      Tensor topkWeights,
+      Workspace workspace,
+      DeviceStream stream) {
+    note("routeByTokenId", topkIds, stream);
+    for (long t = 0; t < logits.size(0); t++) {
+      for (int k = 0; k < config.topK(); k++) {
+        topkIds.set(k, t, k);
+        topkWeights.set(1, t, k);
+      }
+    }
+  }
+
+  @Override
+  public void splitZeroExperts(
+      Tensor topkIds,
+      Tensor topkWeights,
+      Tensor expertIds,
+      Tensor zeroWeights,
+      DeviceStream stream) {
+    note("splitZeroExperts", expertIds, stream);
+    for (long t = 0; t < topkIds.size(0); t++) {
+      double zero = 0;
+      for (long k = 0; k < topkIds.size(1); k++) {
+        boolean isZero = topkIds.get(t, k) >= config.numExperts();
+        zero += isZero ? topkWeights.get(t, k) : 0;
+        expertIds.set(isZero ? -1 : topkIds.get(t, k), t, k);
+      }
+      zeroWeights.set(zero, t);
+    }
+  }
+
+  @Override
+  public void addZeroExperts(
+      Tensor hidden, Tensor zeroWeights, Tensor routed, DeviceStream stream) {
+    note("addZeroExperts", routed, stream);
+    for (long t = 0; t < hidden.size(0); t++) {
+      for (long h = 0; h < hidden.size(1); h++) {
+        routed.set(routed.get(t, h) + zeroWeights.get(t) * hidden.get(t, h), t, h);
+      }
+    }
+  }
+
   @Override
   public void latentIn(
       Tensor hidden,

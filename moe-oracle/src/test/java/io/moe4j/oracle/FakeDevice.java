@@ -9,6 +9,7 @@ import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Fact;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.HostMemory;
@@ -36,6 +37,9 @@ final class FakeDevice implements Device {
   long failAbove = Long.MAX_VALUE;
   long blockWorkspacePerToken = 16;
   boolean routesAlone;
+
+  /** Whether blocks route by token id and know zero experts. */
+  boolean anyRouting;
   List<Fact> blockFacts = List.of();
 
   FakeDevice() {
@@ -73,6 +77,11 @@ final class FakeDevice implements Device {
       @Override
       public DeviceType deviceType() {
         return id.type();
+      }
+
+      @Override
+      public Support isSupportedConfig(MoeConfig config) {
+        return anyRouting ? Support.yes() : BlockOpsProvider.super.isSupportedConfig(config);
       }
 
       @Override

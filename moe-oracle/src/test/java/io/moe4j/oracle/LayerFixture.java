@@ -48,7 +48,13 @@ final class LayerFixture {
             IntStream.range(0, c.numLocalExperts())
                 .mapToObj(e -> mlp(c, I, c.expertHiddenSize()))
                 .toList()),
-        new RouterWeights(zeros(E, H), null, c.routing().correctionBias() ? zeros(E) : null),
+        new RouterWeights(
+            zeros(c.numChoices(), H),
+            null,
+            c.routing().correctionBias() ? zeros(E) : null,
+            null,
+            null,
+            c.routing().byTokenId() ? empty(DType.I32, 1, K) : null),
         c.sharedExpert().isPresent() ? new SharedExpertWeights(mlp(2, H), null) : null,
         c.latentSize() > 0
             ? new LatentWeights(zeros(c.latentSize(), H), zeros(H, c.latentSize()))

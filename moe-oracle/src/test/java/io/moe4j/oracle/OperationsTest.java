@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.tensor.Tensor;
@@ -122,6 +123,31 @@ class OperationsTest {
         assertThat(device.events)
             .doesNotContain("beside the routing")
             .anyMatch(e -> e.startsWith("apply"));
+      }
+    }
+  }
+
+  /** Zero experts are split off, and a table of experts is read, behind the routing. */
+  @Test
+  void expertsWaitForWhatFollowsTheRouting() {
+    device.routesAlone = true;
+    device.anyRouting = true;
+    MoeConfig zeros = LayerFixture.config().zeroExperts(2).build();
+    MoeConfig byId =
+        LayerFixture.config()
+            .routing(RoutingConfig.builder(RoutingConfig.Scoring.SOFTMAX).byTokenId(true).build())
+            .build();
+    for (MoeConfig config : List.of(zeros, byId)) {
+      try (MoeLayer layer = LayerFixture.layer(device, LayerFixture.modular(device), config)) {
+        device.events.clear();
+        MoeForward f = MoeForward.of(LayerFixture.hidden(3), out(3));
+        layer.forward(
+            config.routing().byTokenId() ? f.withTokenIds(Tensor.ofInts(new int[3], 3)) : f);
+        assertThat(device.events)
+            .as("%s", config)
+            .doesNotContain("beside the routing")
+            .anyMatch(e -> e.startsWith("apply"))
+            .anyMatch(e -> e.startsWith(config == zeros ? "splitZeroExperts" : "routeByTokenId"));
       }
     }
   }

@@ -23,7 +23,7 @@ final class Kit implements AutoCloseable {
   final Platform platform;
   private final PunicaWrapper wrapper;
   private final Skipped skipped = new Skipped();
-  private final Set<Support.Reason> seen = new HashSet<>();
+  private final Set<Support.Reason> bad = new HashSet<>();
   private @Nullable Boolean monolithic;
 
   Kit(ExpertsBackend backend, Device device, PunicaWrapper wrapper) {
@@ -63,8 +63,11 @@ final class Kit implements AutoCloseable {
 
   /** Each bad reason fails one test: a hundred more would hide what else is wrong. */
   private void requireReadable(MoeConfig config, Support support) {
-    if (seen.addAll(support.reasons())) {
-      Refusals.requireReadable(config, platform, support);
+    for (Support.Reason reason : support.reasons()) {
+      // The same words may name a value of one config and none of another.
+      if (!Refusals.isReadable(config, platform, reason) && bad.add(reason)) {
+        throw Refusals.unreadable(config, reason);
+      }
     }
   }
 

@@ -13,27 +13,37 @@ import java.util.TreeSet;
 final class Refusals {
   private Refusals() {}
 
-  /**
-   * Fails unless every reason has a code and a message that names a value of the config or of the
-   * platform; a sentence without one ("not supported") helps nobody.
-   */
+  /** Fails unless every reason {@linkplain #isReadable is readable}. */
   static void requireReadable(MoeConfig config, Platform platform, Support support) {
     for (Support.Reason reason : support.reasons()) {
-      String message = reason.message() == null ? "" : reason.message();
-      String lower = message.toLowerCase(Locale.ROOT);
-      boolean named = values(config, platform).stream().anyMatch(lower::contains);
-      if (reason.code() == null || message.isBlank() || !named) {
-        throw new AssertionError(
-            "MOE-1.2: the refusal of "
-                + Problem.describe(config)
-                + " says ["
-                + reason.code()
-                + "] \""
-                + message
-                + "\", which names no value of the config or the platform; say what was given and"
-                + " what is accepted");
+      if (!isReadable(config, platform, reason)) {
+        throw unreadable(config, reason);
       }
     }
+  }
+
+  /**
+   * Whether a reason has a code and a message that names a value of the config or of the platform;
+   * a sentence without one ("not supported") helps nobody.
+   */
+  static boolean isReadable(MoeConfig config, Platform platform, Support.Reason reason) {
+    String message = reason.message() == null ? "" : reason.message();
+    String lower = message.toLowerCase(Locale.ROOT);
+    return reason.code() != null
+        && !message.isBlank()
+        && values(config, platform).stream().anyMatch(lower::contains);
+  }
+
+  static AssertionError unreadable(MoeConfig config, Support.Reason reason) {
+    return new AssertionError(
+        "MOE-1.2: the refusal of "
+            + Problem.describe(config)
+            + " says ["
+            + reason.code()
+            + "] \""
+            + reason.message()
+            + "\", which names no value of the config or the platform; say what was given and"
+            + " what is accepted");
   }
 
   private static Iterable<Object> parts(MoeConfig c) {

@@ -9,8 +9,10 @@ import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.CudaStream;
 import io.moe4j.cuda.DeviceBuffer;
 import io.moe4j.cuda.KernelLaunch;
+import io.moe4j.cuda.ops.LeaseCache;
 import io.moe4j.cuda.ops.PairSort;
 import java.util.concurrent.ConcurrentHashMap;
 import org.jspecify.annotations.Nullable;
@@ -39,12 +41,16 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
   private static final int THREADS = 256;
   private static final int DEFAULT_SHARED = 99 * 1024;
 
+  /** Streams whose scratch is kept when they are idle: who opens many gets it anew. */
+  private static final int KEPT_STREAMS = 32;
+
   private final CudaDevice device;
   private final LaunchPlan.Card card;
   private final LoraPath wish;
   private final LoraKernels kernels;
   private final FactorTables tables;
-  private final ConcurrentHashMap<Long, StreamScratch> scratch = new ConcurrentHashMap<>();
+  private final LeaseCache<StreamScratch> scratch =
+      new LeaseCache<>(KEPT_STREAMS, StreamScratch::close);
   private final ConcurrentHashMap<Integer, PairSort> sorts = new ConcurrentHashMap<>();
   private volatile boolean closed;
 
@@ -90,7 +96,7 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
   public void prepare(MoeLoraContext context, DeviceStream stream) {
     requireOpen();
     if (context.hasLora()) {
-      tables.of(context, stream);
+      tables.of(context, stream).close();
     }
   }
 
@@ -230,12 +236,24 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
   }
 
   /** Whether a call changes anything; also brings the table up to date. */
-  private @Nullable FactorTable table(LoraCall call) {
+  private FactorTables.@Nullable Use table(LoraCall call) {
     requireOpen();
     if (call.pairs() == 0 || call.out() == 0 || !call.context().hasLora()) {
       return null;
     }
-    FactorTable table = tables.of(call.context(), call.stream());
+    FactorTables.Use use = tables.of(call.context(), call.stream());
+    boolean needed = false;
+    try {
+      needed = isNeeded(call, use.table());
+    } finally {
+      if (!needed) {
+        use.close();
+      }
+    }
+    return needed ? use : null;
+  }
+
+  private static boolean isNeeded(LoraCall call, FactorTable table) {
     boolean any = false;
     for (int s = 0; s < call.slices(); s++) {
       FactorTable.Use use = table.summary().uses().get(call.column() + s);
@@ -255,24 +273,28 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
         }
       }
     }
-    return any ? table : null;
+    return any;
   }
 
   private void run(LoraCall call) {
     if (call.routing() != null && call.target() != LoraTarget.DOWN) {
       forgetSort(call.stream());
     }
-    FactorTable table = table(call);
-    if (table == null) {
-      return;
+    try (FactorTables.Use use = table(call)) {
+      if (use != null) {
+        run(call, use.table());
+      }
     }
+  }
+
+  private void run(LoraCall call, FactorTable table) {
     FactorTable.Summary summary = table.summary();
     int type = call.xType();
     int columns = call.isFast() ? summary.columns(call.column(), call.slices(), type) : 0;
     boolean fast = columns > 0 && wish != LoraPath.GENERAL;
-    StreamScratch mine =
-        scratch.computeIfAbsent(call.stream().handle(), h -> new StreamScratch(device));
-    synchronized (mine) {
+    try (LeaseCache.Lease<StreamScratch> lease = scratch(call.stream())) {
+      StreamScratch mine = lease.value();
+      synchronized (mine) {
       if (fast) {
         boolean routed = call.routing() != null;
         LaunchPlan.Problem problem =
@@ -303,15 +325,36 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
       if (others) {
         general(call, table, skip, maxRank);
       }
+      }
     }
+  }
+
+  /** Scratch of a stream; what a captured graph uses stays as long as the wrapper. */
+  private LeaseCache.Lease<StreamScratch> scratch(DeviceStream stream) {
+    long handle = stream.handle();
+    LeaseCache.Lease<StreamScratch> lease;
+    synchronized (scratch) {
+      lease = scratch.find(s -> s.stream() == handle);
+      if (lease == null) {
+        scratch.makeRoom();
+        lease = scratch.add(new StreamScratch(device, handle));
+      }
+    }
+    if (CudaStream.isCapturing(stream)) {
+      lease.keep();
+    }
+    return lease;
   }
 
   /** A w13 call begins another forward, also where it has nothing to sort. */
   private void forgetSort(DeviceStream stream) {
-    StreamScratch mine = scratch.get(stream.handle());
-    if (mine != null) {
-      synchronized (mine) {
-        mine.forget();
+    long handle = stream.handle();
+    try (LeaseCache.Lease<StreamScratch> lease = scratch.find(s -> s.stream() == handle)) {
+      if (lease != null) {
+        StreamScratch mine = lease.value();
+        synchronized (mine) {
+          mine.forget();
+        }
       }
     }
   }
@@ -485,10 +528,14 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
    * write are not read.
    */
   void addDelta(LoraCall call, Tensor delta) {
-    FactorTable table = table(call);
-    if (table == null) {
-      return;
+    try (FactorTables.Use use = table(call)) {
+      if (use != null) {
+        addDelta(call, use.table(), delta);
+      }
     }
+  }
+
+  private void addDelta(LoraCall call, FactorTable table, Tensor delta) {
     Tensor y = call.y();
     if (delta.dtype() != y.dtype()
         || !delta.isContiguous()
@@ -512,8 +559,7 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
     if (!closed) {
       closed = true;
       tables.close();
-      scratch.values().forEach(StreamScratch::close);
-      scratch.clear();
+      scratch.closeAll();
     }
   }
 }

@@ -391,6 +391,8 @@ final class FactorTable implements AutoCloseable {
 
   @Override
   public synchronized void close() {
+    // First: this waits for all work, and what is packed is given back in the side stream's order.
+    table.close();
     packed.forEach(l -> l.forEach(DeviceBuffer::close));
     packed.replaceAll(l -> List.of());
     for (int s = 0; s < pending.length(); s++) {
@@ -399,6 +401,5 @@ final class FactorTable implements AutoCloseable {
         fence.close();
       }
     }
-    table.close();
   }
 }

@@ -4,14 +4,14 @@ import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaStream;
-import java.util.ArrayList;
-import java.util.List;
+import io.moe4j.cuda.ops.LeaseCache;
 import java.util.concurrent.ConcurrentHashMap;
+import org.jspecify.annotations.Nullable;
 
 /**
  * A table for each layer's slots ({@link MoeLoraContext#slotsKey}), which follows them in place: a
  * captured graph sees whatever adapters come. For contexts without a key, which promise nothing, a
- * table for each set of adapters seen lately.
+ * table for each set of adapters seen lately; one that a captured graph has read stays.
  */
 final class FactorTables implements AutoCloseable {
   private static final int KEPT = 8;
@@ -20,7 +20,7 @@ final class FactorTables implements AutoCloseable {
   private final LoraKernels kernels;
   private final CudaStream side;
   private final ConcurrentHashMap<Object, FactorTable> keyed = new ConcurrentHashMap<>();
-  private final List<FactorTable> exact = new ArrayList<>();
+  private final LeaseCache<FactorTable> exact = new LeaseCache<>(KEPT, FactorTable::close);
 
   FactorTables(CudaDevice device, LoraKernels kernels) {
     this.device = device;
@@ -28,58 +28,69 @@ final class FactorTables implements AutoCloseable {
     this.side = device.newStream();
   }
 
+  /**
+   * The table of a context's slots, for one call.
+   *
+   * @param lease of one without a key
+   */
+  record Use(FactorTable table, LeaseCache.@Nullable Lease<FactorTable> lease)
+      implements AutoCloseable {
+    /** The call has enqueued all that reads the table. */
+    @Override
+    public void close() {
+      if (lease != null) {
+        lease.close();
+      }
+    }
+  }
+
   /** The table of a context's slots, up to date for what follows on a stream. */
-  FactorTable of(MoeLoraContext context, DeviceStream stream) {
+  Use of(MoeLoraContext context, DeviceStream stream) {
     Object key = context.slotsKey();
     if (key == null) {
-      return exact(context, stream);
+      LeaseCache.Lease<FactorTable> lease = exact(context, stream);
+      return new Use(lease.value(), lease);
     }
     FactorTable table = keyed.get(key);
     if (table == null) {
       table = keyed.computeIfAbsent(key, k -> make(context));
     }
     table.update(context, stream);
-    return table;
+    return new Use(table, null);
   }
 
   private FactorTable make(MoeLoraContext context) {
     return new FactorTable(device, kernels, side, context.maxLoras());
   }
 
-  private synchronized FactorTable exact(MoeLoraContext context, DeviceStream stream) {
-    for (int i = exact.size() - 1; i >= 0; i--) {
-      FactorTable t = exact.get(i);
-      if (t.slots() == context.maxLoras() && t.matches(context)) {
-        exact.remove(i);
-        exact.add(t);
-        t.update(context, stream);
-        return t;
-      }
+  private synchronized LeaseCache.Lease<FactorTable> exact(
+      MoeLoraContext context, DeviceStream stream) {
+    LeaseCache.Lease<FactorTable> lease =
+        exact.find(t -> t.slots() == context.maxLoras() && t.matches(context));
+    if (lease == null) {
+      exact.makeRoom();
+      lease = exact.add(make(context));
     }
-    if (exact.size() == KEPT) {
-      // Freeing device memory waits for all work on it.
-      exact.removeFirst().close();
-    }
-    FactorTable fresh = make(context);
     boolean done = false;
     try {
-      fresh.update(context, stream);
+      lease.value().update(context, stream);
+      if (CudaStream.isCapturing(stream)) {
+        lease.keep();
+      }
       done = true;
+      return lease;
     } finally {
       if (!done) {
-        fresh.close();
+        lease.close();
       }
     }
-    exact.add(fresh);
-    return fresh;
   }
 
   @Override
   public synchronized void close() {
     keyed.values().forEach(FactorTable::close);
     keyed.clear();
-    exact.forEach(FactorTable::close);
-    exact.clear();
+    exact.closeAll();
     side.close();
   }
 }

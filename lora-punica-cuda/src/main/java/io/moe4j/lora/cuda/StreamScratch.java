@@ -17,6 +17,7 @@ import org.jspecify.annotations.Nullable;
  */
 final class StreamScratch implements AutoCloseable {
   private final CudaDevice device;
+  private final long stream;
   private final List<DeviceBuffer> outgrown = new ArrayList<>();
   private @Nullable DeviceBuffer sort;
   private @Nullable DeviceBuffer part;
@@ -27,8 +28,16 @@ final class StreamScratch implements AutoCloseable {
   private @Nullable ExpertRouting routing;
   private PairSort.@Nullable Layout layout;
 
-  StreamScratch(CudaDevice device) {
+  /**
+   * @param stream its handle
+   */
+  StreamScratch(CudaDevice device, long stream) {
     this.device = device;
+    this.stream = stream;
+  }
+
+  long stream() {
+    return stream;
   }
 
   private DeviceBuffer grown(@Nullable DeviceBuffer now, long bytes) {

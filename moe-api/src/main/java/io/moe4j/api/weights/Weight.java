@@ -284,6 +284,8 @@ public final class Weight {
    * @return a plain weight of the same name over memory of its own, which the garbage collector
    *     frees
    * @throws IllegalStateException if a tensor of this weight is on a device
+   * @throws IllegalArgumentException naming the first element found that is finite but too large
+   *     for the dtype (beyond 65504 for F16)
    * @since 0.2.0
    */
   public Weight toPlain(DType dtype) {

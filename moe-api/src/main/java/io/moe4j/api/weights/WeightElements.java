@@ -58,9 +58,18 @@ final class WeightElements {
           read(o, row);
           for (int i = 0; i < in; i++) {
             copy.set(row[i], o, i);
+            if (Double.isInfinite(copy.get(o, i)) && Double.isFinite(row[i])) {
+              throw tooLarge(row[i], o, i, dtype);
+            }
           }
         });
     return copy;
+  }
+
+  private IllegalArgumentException tooLarge(double value, long out, int in, DType dtype) {
+    return new IllegalArgumentException(
+        "%s, element [%d, %d] is %s, too large for %s, whose largest number is %s"
+            .formatted(weight, out, in, (float) value, dtype, dtype == DType.F16 ? "65504" : "3.4E38"));
   }
 
   private void read(long out, double[] row) {

@@ -2,6 +2,7 @@ package io.moe4j.api.weights;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assertions.within;
 
 import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.tensor.DType;
@@ -33,6 +34,32 @@ class WeightSlicesTest {
       values[i] = (float) RANDOM.nextGaussian();
     }
     return Tensor.ofFloats(values, shape);
+  }
+
+  @Test
+  void toPlainRefusesWhatTheDtypeCannotHold() {
+    float[] scales = {1, 1, 600, 1};
+    byte[] codes = new byte[4 * 4];
+    codes[2 * 4 + 3] = 0x7e; // 448
+    Weight w =
+        Weight.builder(
+                "up_proj",
+                QuantScheme.builder(QuantScheme.Format.FP8).perChannel().build(),
+                4,
+                4,
+                Tensor.of(DType.F8_E4M3, MemorySegment.ofArray(codes), 4, 4),
+                Packing.DENSE)
+            .scales(Tensor.ofFloats(scales, 4, 1))
+            .build();
+    assertThatThrownBy(() -> w.toPlain(DType.F16))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("up_proj [4, 4]")
+        .hasMessageContaining(
+            "element [2, 3] is 268800.0, too large for F16, whose largest number is 65504");
+    assertThat(w.toPlain(DType.BF16).plain().get(2, 3)).isEqualTo(268_800, within(1024.0));
+    // What is no number in the file stays none.
+    scales[2] = Float.POSITIVE_INFINITY;
+    assertThat(w.toPlain(DType.F16).plain().get(2, 3)).isInfinite();
   }
 
   /** Powers of two between 1 and 128. */

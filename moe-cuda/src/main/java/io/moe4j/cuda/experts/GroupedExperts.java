@@ -140,7 +140,7 @@ public final class GroupedExperts implements ModularExperts, LoraExperts {
   @Override
   public void refresh(MoeLoraContext context, DeviceStream stream) {
     if (slots != null) {
-      slots.of(context, stream);
+      slots.of(context, stream).close();
     } else if (composed != null) {
       context.punicaWrapper().prepare(context, stream);
     }
@@ -161,10 +161,28 @@ public final class GroupedExperts implements ModularExperts, LoraExperts {
       return;
     }
     MoeLoraContext context = lora == null || !lora.hasLora() ? null : lora;
-    AdaptersInUse adapters =
-        composed == null
-            ? AdaptersInUse.of(slots, context, largestRank(), stream)
-            : AdaptersInUse.NONE;
+    if (composed != null || context == null) {
+      apply(inputs, tokens, context, AdaptersInUse.NONE, workspace, stream);
+      return;
+    }
+    if (slots == null) {
+      throw new IllegalArgumentException(
+          "a forward with adapters, but the layer was prepared with LoRA off");
+    }
+    try (SlotTables.Use use = slots.of(context, stream)) {
+      AdaptersInUse adapters = AdaptersInUse.of(use.table(), context, largestRank(), stream);
+      apply(inputs, tokens, context, adapters, workspace, stream);
+    }
+  }
+
+  private void apply(
+      ExpertsInputs inputs,
+      int tokens,
+      @Nullable MoeLoraContext context,
+      AdaptersInUse adapters,
+      Workspace workspace,
+      DeviceStream stream) {
+    Tensor hidden = inputs.hidden();
     int topK = batched() ? 1 : Math.toIntExact(inputs.requireRouting().topkIds().size(1));
     Tensor output = inputs.output();
     ForwardLayout at =

@@ -3,7 +3,6 @@ package io.moe4j.cuda.ops;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.cuda.CudaStream;
-import org.jspecify.annotations.Nullable;
 
 /**
  * What a forward with fused LoRA needs to know of its adapters.
@@ -22,29 +21,16 @@ public record AdaptersInUse(long table, long mapping, int slots, int used, int r
   public static final AdaptersInUse NONE = new AdaptersInUse(0, 0, 0, 0, 0);
 
   /**
-   * Brings the table up to date.
+   * Of a forward with adapters.
    *
-   * @param tables of the layer; null where it was prepared with LoRA off
-   * @param context the call's; null = no adapters
+   * @param table of the context's slots, up to date; in use until the forward is enqueued
+   * @param context the call's
    * @param largestRank of the layer, padded to a page
    * @param stream of the call
    * @return what is in use
-   * @throws IllegalArgumentException if there are adapters and no tables
-   * @throws IllegalStateException if a row would have to be written and the stream captures
    */
   public static AdaptersInUse of(
-      @Nullable SlotTables tables,
-      @Nullable MoeLoraContext context,
-      int largestRank,
-      DeviceStream stream) {
-    if (context == null) {
-      return NONE;
-    }
-    if (tables == null) {
-      throw new IllegalArgumentException(
-          "a forward with adapters, but the layer was prepared with LoRA off");
-    }
-    SlotTable table = tables.of(context, stream);
+      SlotTable table, MoeLoraContext context, int largestRank, DeviceStream stream) {
     SlotTable.Extent extent = table.extent(context);
     int rank = CudaStream.isCapturing(stream) ? largestRank : extent.rank();
     return rank == 0

@@ -320,6 +320,8 @@ public final class SlotTable implements AutoCloseable {
 
   @Override
   public void close() {
+    // First: this waits for all work, and what is packed is given back in the side stream's order.
+    table.close();
     packed.forEach(l -> l.forEach(DeviceBuffer::close));
     packed.clear();
     for (int s = 0; s < pending.length(); s++) {
@@ -328,6 +330,5 @@ public final class SlotTable implements AutoCloseable {
         fence.close();
       }
     }
-    table.close();
   }
 }

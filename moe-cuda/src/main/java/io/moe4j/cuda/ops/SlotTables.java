@@ -5,8 +5,6 @@ import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaStream;
-import java.util.ArrayList;
-import java.util.List;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -25,12 +23,36 @@ public final class SlotTables implements AutoCloseable {
 
   private record Entry(@Nullable Object key, SlotTable table) {}
 
+  /**
+   * The table of a context's slots, for one call.
+   *
+   * @since 0.2.0
+   */
+  public static final class Use implements AutoCloseable {
+    private final LeaseCache.Lease<Entry> lease;
+
+    private Use(LeaseCache.Lease<Entry> lease) {
+      this.lease = lease;
+    }
+
+    /** {@return the table; stays where it is until {@link #close}} */
+    public SlotTable table() {
+      return lease.value().table();
+    }
+
+    /** The call has enqueued all that reads the table. */
+    @Override
+    public void close() {
+      lease.close();
+    }
+  }
+
   private final CudaDevice device;
   private final ExpertKernels kernels;
   private final MoeConfig config;
   private final int slots;
-  private final List<Entry> entries = new ArrayList<>();
-  private volatile @Nullable Entry latest;
+  private final LeaseCache<Entry> entries = new LeaseCache<>(KEPT, e -> e.table().close());
+  private volatile LeaseCache.@Nullable Lease<Entry> latest;
   private @Nullable CudaStream side;
 
   /**
@@ -49,18 +71,31 @@ public final class SlotTables implements AutoCloseable {
   }
 
   /**
-   * The table of a context's slots; a comparison a slot when nothing changed.
+   * The table of a context's slots; a comparison a slot when nothing changed. What a captured graph
+   * has read stays until this is closed.
    *
    * @param context the call's
    * @param stream of the call
-   * @return valid while fewer than {@value #KEPT} other keys come
+   * @return to be closed once the call is enqueued
    * @throws IllegalStateException if a row would have to be written and the stream captures
    */
-  public SlotTable of(MoeLoraContext context, DeviceStream stream) {
-    Entry last = latest;
-    SlotTable table = last != null && fits(last, context) ? last.table() : find(context, stream);
-    table.await(context, stream);
-    return table;
+  public Use of(MoeLoraContext context, DeviceStream stream) {
+    LeaseCache.Lease<Entry> last = latest;
+    LeaseCache.Lease<Entry> lease =
+        last != null && fits(last.value(), context) && last.begin() ? last : find(context, stream);
+    boolean done = false;
+    try {
+      if (CudaStream.isCapturing(stream)) {
+        lease.keep();
+      }
+      lease.value().table().await(context, stream);
+      done = true;
+      return new Use(lease);
+    } finally {
+      if (!done) {
+        lease.close();
+      }
+    }
   }
 
   @SuppressWarnings("ReferenceEquality") // a key is an identity
@@ -74,7 +109,7 @@ public final class SlotTables implements AutoCloseable {
         && (key == null ? e.table().matches(context) : e.table().shows(context));
   }
 
-  private synchronized SlotTable find(MoeLoraContext context, DeviceStream stream) {
+  private synchronized LeaseCache.Lease<Entry> find(MoeLoraContext context, DeviceStream stream) {
     if (context.maxLoras() > slots) {
       throw new IllegalArgumentException(
           "the context has "
@@ -83,60 +118,56 @@ public final class SlotTables implements AutoCloseable {
               + slots
               + " (LoraConfig.maxLoras)");
     }
-    Entry found = null;
-    for (Entry e : entries) {
-      if (fits(e, context)) {
-        found = e;
-      }
-    }
+    LeaseCache.Lease<Entry> found = entries.find(e -> fits(e, context));
     if (found == null) {
       if (CudaStream.isCapturing(stream)) {
         throw new IllegalStateException(
             "adapters have come into slots since the last forward or refresh, which cannot be"
                 + " recorded: run the forward once, or refresh the session, before the capture");
       }
-      Object key = context.slotsKey();
-      found = entry(key, context);
-      if (key == null) {
-        found.table().fill(context);
-      } else {
-        found.table().show(context);
-      }
+      found = written(context);
     }
-    entries.remove(found);
-    entries.add(found);
     latest = found;
-    return found.table();
+    return found;
   }
 
-  /** The entry to write to. */
-  private Entry entry(@Nullable Object key, MoeLoraContext context) {
-    for (Entry e : entries) {
-      boolean mine =
-          key == null ? e.key() == null && e.table().canFill(context) : same(e.key(), key);
-      if (mine) {
-        return e;
+  private LeaseCache.Lease<Entry> written(MoeLoraContext context) {
+    Object key = context.slotsKey();
+    LeaseCache.Lease<Entry> lease =
+        entries.find(
+            e ->
+                key == null
+                    ? e.key() == null && e.table().canFill(context)
+                    : same(e.key(), key));
+    if (lease == null) {
+      entries.makeRoom();
+      CudaStream stream = side;
+      if (stream == null) {
+        stream = device.newStream();
+        side = stream;
+      }
+      lease = entries.add(new Entry(key, new SlotTable(device, kernels, config, slots, stream)));
+    }
+    boolean done = false;
+    try {
+      if (key == null) {
+        lease.value().table().fill(context);
+      } else {
+        lease.value().table().show(context);
+      }
+      done = true;
+      return lease;
+    } finally {
+      if (!done) {
+        lease.close();
       }
     }
-    if (entries.size() == KEPT) {
-      // Freeing device memory waits for all work on it.
-      entries.removeFirst().table().close();
-    }
-    CudaStream stream = side;
-    if (stream == null) {
-      stream = device.newStream();
-      side = stream;
-    }
-    Entry fresh = new Entry(key, new SlotTable(device, kernels, config, slots, stream));
-    entries.add(fresh);
-    return fresh;
   }
 
   @Override
   public synchronized void close() {
     latest = null;
-    entries.forEach(e -> e.table().close());
-    entries.clear();
+    entries.closeAll();
     if (side != null) {
       side.close();
       side = null;
