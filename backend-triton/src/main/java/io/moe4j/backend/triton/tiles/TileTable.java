@@ -292,8 +292,7 @@ public final class TileTable {
     return "128x128x64-tma-w8-s4-tail";
   }
 
-  private static String second(
-      Problem p, int contraction, int columns, boolean naive, int height) {
+  private static String second(Problem p, int contraction, int columns, boolean naive, int height) {
     double rows = p.rowsPerExpert();
     boolean wide = contraction % WIDE == 0;
     boolean long256 = contraction % 256 == 0 && contraction >= 8192;
