@@ -23,6 +23,11 @@ public final class TileTable {
   /** Of the cards that the set was tuned for. */
   private static final int MULTIPROCESSORS = 132;
 
+  /** Rows that a mean may have less than whole tiles: half of the experts have more. */
+  private static final int ABOUT_WHOLE = 8;
+
+  private static final int SHORT_ROWS = 48;
+
   /** Rows per expert up to which hardly any has more than a tile of {@link #WIDE} rows. */
   private static final int SURELY_ONE_TILE = 96;
 
@@ -323,7 +328,9 @@ public final class TileTable {
             !p.lora() && (rows <= 64 || (contraction < 1024 && rows <= 256))
                 ? "128x128x64-tma-w4-s3-tail"
                 : "128x256x64-tma-w8-s4-tail";
-        yield fitsAtOnce(p, columns) ? "128x128x64-tma-w8-s6-tail" : many;
+        yield fitsAtOnce(p, columns) || leavesShortTiles(p, columns)
+            ? "128x128x64-tma-w8-s6-tail"
+            : many;
       }
     };
   }
@@ -339,6 +346,24 @@ public final class TileTable {
     double tiles = rows <= SURELY_ONE_TILE ? 1 : rows / WIDE + 0.5;
     int experts = Math.min(p.experts(), p.pairs());
     return tiles * experts * Math.ceilDiv(columns, WIDE) <= MULTIPROCESSORS;
+  }
+
+  /**
+   * Whether tiles of 256 columns would fill the card once and leave a second round to short tiles:
+   * those of experts with a few rows more than so many whole tiles. Measured with two tiles an
+   * expert and more, without adapters.
+   *
+   * @param columns of the product
+   */
+  private static boolean leavesShortTiles(Problem p, int columns) {
+    double rows = p.rowsPerExpert();
+    int whole = (int) ((rows + ABOUT_WHOLE) / WIDE);
+    double programs = (double) whole * p.experts() * Math.ceilDiv(columns, 2 * WIDE);
+    return !p.lora()
+        && whole >= 2
+        && rows - whole * WIDE <= SHORT_ROWS
+        && programs <= MULTIPROCESSORS
+        && programs > MULTIPROCESSORS * 0.9;
   }
 
   /** Many small segments in a tall tile: shorter tiles hide the expand better. */
