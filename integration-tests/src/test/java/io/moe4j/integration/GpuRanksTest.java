@@ -39,6 +39,7 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import org.jspecify.annotations.Nullable;
+import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
@@ -60,9 +61,22 @@ class GpuRanksTest {
 
   private static int cards;
 
+  /** Keeps the card's context, in which the stand-in has its kernels. */
+  private static @Nullable CudaDevice kept;
+
   @BeforeAll
   static void look() {
     cards = new CudaDeviceProvider().probe().devices().size();
+    if (cards == 1 && Boolean.getBoolean(ONE_CARD)) {
+      kept = new CudaDeviceProvider().open(0);
+    }
+  }
+
+  @AfterAll
+  static void giveBack() {
+    if (kept != null) {
+      kept.close();
+    }
   }
 
   private static void assumeRoomFor(int ranks) {

@@ -13,6 +13,7 @@ import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
+import java.util.concurrent.atomic.AtomicReference;
 
 /**
  * Two ranks of this JVM that write into each other's memory: a card each; both on one card where
@@ -22,6 +23,9 @@ final class PeerRanks {
   static final int RANKS = 2;
 
   private static final String ONE_CARD = "moe4j.test.ranks.one-card";
+
+  /** Keeps the card's context, in which the stand-in has its kernels. */
+  private static final AtomicReference<CudaDevice> KEPT = new AtomicReference<>();
 
   private PeerRanks() {}
 
@@ -40,6 +44,9 @@ final class PeerRanks {
     int cards = new CudaDeviceProvider().probe().devices().size();
     assumeTrue(cards >= RANKS || Boolean.getBoolean(ONE_CARD), "skipped: needs two cards");
     assumeTrue(NcclLibrary.Installed.HERE.reason().isEmpty(), "skipped: no NCCL");
+    if (cards < RANKS && KEPT.get() == null) {
+      KEPT.set(new CudaDeviceProvider().open(0));
+    }
     NcclCommProvider nccl = new NcclCommProvider();
     String group = nccl.newGroup();
     List<Future<Object>> running = new ArrayList<>();
