@@ -77,6 +77,7 @@ static const char SUM_PTX[] =
     ".param .u32 standin_sum_param_4\n"
     ")\n"
     "{\n"
+    ".local .align 8 .b8 	__local_depot1[128];\n"
     ".reg .b64 	%SP;\n"
     ".reg .b64 	%SPL;\n"
     ".reg .pred 	%p<26>;\n"

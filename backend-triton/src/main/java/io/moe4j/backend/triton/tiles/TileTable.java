@@ -23,8 +23,10 @@ public final class TileTable {
   /** Of the cards that the set was tuned for. */
   private static final int MULTIPROCESSORS = 132;
 
-  /** A round of tiles of half the width, as a share of one of the whole width. */
-  private static final double HALF_ROUND = 0.6;
+  /** Rows that a mean may have less than whole tiles: half of the experts have more. */
+  private static final int ABOUT_WHOLE = 8;
+
+  private static final int SHORT_ROWS = 48;
 
   /** Rows per expert up to which hardly any has more than a tile of {@link #WIDE} rows. */
   private static final int SURELY_ONE_TILE = 96;
@@ -295,8 +297,7 @@ public final class TileTable {
     return "128x128x64-tma-w8-s4-tail";
   }
 
-  private static String second(
-      Problem p, int contraction, int columns, boolean naive, int height) {
+  private static String second(Problem p, int contraction, int columns, boolean naive, int height) {
     double rows = p.rowsPerExpert();
     boolean wide = contraction % WIDE == 0;
     boolean long256 = contraction % 256 == 0 && contraction >= 8192;
@@ -327,7 +328,7 @@ public final class TileTable {
             !p.lora() && (rows <= 64 || (contraction < 1024 && rows <= 256))
                 ? "128x128x64-tma-w4-s3-tail"
                 : "128x256x64-tma-w8-s4-tail";
-        yield isDeepFaster(p, columns, TilePlan.columns(many))
+        yield fitsAtOnce(p, columns) || leavesShortTiles(p, columns)
             ? "128x128x64-tma-w8-s6-tail"
             : many;
       }
@@ -335,25 +336,34 @@ public final class TileTable {
   }
 
   /**
-   * Whether few programs run better by tiles that have a multiprocessor for themselves and more of
-   * their weights under way: where there are no more than multiprocessors, or where the last round
-   * of wider tiles would leave most of the card idle. So with few large experts, as a rank has
-   * them.
+   * Whether each program has a multiprocessor for itself. Then more of its weights are to be under
+   * way, as nobody else's are: so it is with few large experts, half of which one of two ranks has.
    *
    * @param columns of the product
-   * @param otherwise columns of the tile that many programs run with
    */
-  private static boolean isDeepFaster(Problem p, int columns, int otherwise) {
-    long deep = rounds(p, columns, WIDE);
-    return deep == 1 || (otherwise > WIDE && deep * HALF_ROUND < rounds(p, columns, otherwise));
+  private static boolean fitsAtOnce(Problem p, int columns) {
+    double rows = p.rowsPerExpert();
+    double tiles = rows <= SURELY_ONE_TILE ? 1 : rows / WIDE + 0.5;
+    int experts = Math.min(p.experts(), p.pairs());
+    return tiles * experts * Math.ceilDiv(columns, WIDE) <= MULTIPROCESSORS;
   }
 
-  /** Of tiles that have a multiprocessor for themselves, with as many rows as are to be expected. */
-  private static long rounds(Problem p, int columns, int tileColumns) {
+  /**
+   * Whether tiles of 256 columns would fill the card once and leave a second round to short tiles:
+   * those of experts with a few rows more than so many whole tiles. Measured with two tiles an
+   * expert and more, without adapters.
+   *
+   * @param columns of the product
+   */
+  private static boolean leavesShortTiles(Problem p, int columns) {
     double rows = p.rowsPerExpert();
-    double each = rows <= SURELY_ONE_TILE ? 1 : rows / WIDE + 0.5;
-    double tiles = each * Math.min(p.experts(), p.pairs());
-    return (long) Math.ceil(tiles * Math.ceilDiv(columns, tileColumns) / MULTIPROCESSORS);
+    int whole = (int) ((rows + ABOUT_WHOLE) / WIDE);
+    double programs = (double) whole * p.experts() * Math.ceilDiv(columns, 2 * WIDE);
+    return !p.lora()
+        && whole >= 2
+        && rows - whole * WIDE <= SHORT_ROWS
+        && programs <= MULTIPROCESSORS
+        && programs > MULTIPROCESSORS * 0.9;
   }
 
   /** Many small segments in a tall tile: shorter tiles hide the expand better. */

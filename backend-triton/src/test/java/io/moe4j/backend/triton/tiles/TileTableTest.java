@@ -77,10 +77,17 @@ class TileTableTest {
     "2, 64, 0, 0, 32x64x128-tma-w4-s3, 32x128x128-tma-w4-s3, false",
     "2, 1024, 64, 32, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
     "2, 256, 0, 0, 128x128x64-tma-w8-s4-tail, 128x128x64-tma-w4-s3-tail, false",
+    "2, 512, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, false",
+    "2, 1024, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
     "2, 4096, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
     // Half of the experts of the same shape with all of their rows, as one of two ranks has them.
     "10, 128, 0, 0, 128x128x64-tma-w8-s4-tail, 128x128x64-tma-w8-s6-tail, false",
+    "10, 128, 16, 8, 128x128x64-tma-w8-s4-tail, 128x128x64-tma-w8-s6-tail, false",
+    "10, 450, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, false",
     "10, 512, 0, 0, 128x128x64-tma-w8-s4-tail, 128x128x64-tma-w8-s6-tail, true",
+    "10, 512, 16, 8, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
+    "10, 600, 0, 0, 128x128x64-tma-w8-s4-tail, 128x128x64-tma-w8-s6-tail, true",
+    "10, 700, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
     "10, 2048, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
   })
   void tunedTiles(
