@@ -9,8 +9,8 @@ import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
-import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Fact;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Memory;
@@ -40,6 +40,7 @@ final class FakeDevice implements Device {
 
   /** Whether blocks route by token id and know zero experts. */
   boolean anyRouting;
+
   List<Fact> blockFacts = List.of();
 
   FakeDevice() {
