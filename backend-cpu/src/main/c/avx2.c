@@ -13,6 +13,8 @@ INLINE vf widen_e4m3(const char *p) {
   return (vf)_mm256_cvtph_ps(_mm_and_si128(v, _mm_set1_epi16((short)0xbfff)));
 }
 #include "scales.h"
+#include "block.h"
+#include "route.h"
 static vh to_f16(vf v) { return (vh)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 // Up to three rows of 32 outputs (n = 4 vectors), or up to six of 16, which then are half `h` of the block.
@@ -103,5 +105,5 @@ INLINE int again(int format) { return format == CODE_I8; }
 
 const struct kernels kernels_avx2 = {
   .product = {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, .coded = {coded_avx2, 0}, .begin = begin_avx2, .done = done_avx2, .quantise = quantise_avx2,
-  .gather = gather_avx2, .shrink = shrink_avx2, .w13 = w13_avx2, .w2 = w2_avx2, .combine = combine_avx2,
+  .gather = gather_avx2, .shrink = shrink_avx2, .w13 = w13_avx2, .w2 = w2_avx2, .combine = combine_avx2, .dense = dense_avx2, .finish = finish_avx2, .route = route_avx2,
 };

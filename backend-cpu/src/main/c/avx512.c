@@ -6,6 +6,8 @@
 #include "rows.h"
 #include "bytes512.h"
 #include "scales.h"
+#include "block.h"
+#include "route.h"
 
 static vh to_f16(vf v) { return (vh)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
@@ -89,5 +91,5 @@ INLINE int again(int format) { (void)format; return 1; }
 
 const struct kernels kernels_avx512 = {
   .product = {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, .coded = {coded_avx512, 0}, .begin = begin_avx512, .done = done_avx512, .quantise = quantise_avx512,
-  .gather = gather_avx512, .shrink = shrink_avx512, .w13 = w13_avx512, .w2 = w2_avx512, .combine = combine_avx512,
+  .gather = gather_avx512, .shrink = shrink_avx512, .w13 = w13_avx512, .w2 = w2_avx512, .combine = combine_avx512, .dense = dense_avx512, .finish = finish_avx512, .route = route_avx512,
 };

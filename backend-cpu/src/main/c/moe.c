@@ -59,8 +59,8 @@ PUBLIC int32_t moe_isa(void) { return (features() >> 44 & 15) ? ISA_NEON_BF16 : 
 #endif
 
 PUBLIC int64_t moe_abi(int32_t i) {
-  const int64_t sizes[] = {sizeof(struct moe_call), sizeof(struct moe_segment), sizeof(struct moe_target), sizeof(struct moe_coded), sizeof(struct moe_source)};
-  return i >= 0 && i < 5 ? sizes[i] : -1;
+  const int64_t sizes[] = {sizeof(struct moe_call), sizeof(struct moe_segment), sizeof(struct moe_target), sizeof(struct moe_coded), sizeof(struct moe_source), sizeof(struct moe_route)};
+  return i >= 0 && i < 6 ? sizes[i] : -1;
 }
 
 static struct kernels table[ISAS];
@@ -82,6 +82,9 @@ __attribute__((constructor)) static void fill(void) {
   table[ISA_AMX] = kernels_amx;
   for (int type = 0; type < TYPES; type++) table[ISA_AMX].product[TYPE_F32][type] = kernels_avx512.product[TYPE_F32][type];
   table[ISA_AMX].coded[TYPE_F32] = kernels_avx512.coded[TYPE_F32];
+  table[ISA_AMX].dense = kernels_avx512.dense;
+  table[ISA_AMX].finish = kernels_avx512.finish;
+  table[ISA_AMX].route = kernels_avx512.route;
 #ifndef MOE_TILES  // a header that stands in for tiles has all of them
   if (!(d & 1u << 25)) table[ISA_AMX].coded8 = 0;
 #endif
@@ -117,6 +120,24 @@ PUBLIC void moe_w2(const struct moe_call *c, int64_t expert, int64_t row, int64_
 
 PUBLIC void moe_combine(const struct moe_call *c, const float *weight, int64_t first_token, int64_t from, int64_t to, char *out, int32_t type) {
   kernels_of(c->isa)->combine(c, weight, first_token, from, to, out, type);
+}
+
+// y[token][out] = x[token] w[out] + bias[out] for some tokens and outputs; y is F32, bias null or [out].
+PUBLIC void moe_dense(int32_t isa, const char *x, int32_t x_type, const char *w, int32_t w_type, int64_t w_stride, const float *bias, char *y, int64_t y_stride, int64_t in, int64_t from,
+                      int64_t to, int64_t out, int64_t outs) {
+  struct moe_dense d = {from, to, out, outs, in, x_type, w_type, w_stride, y_stride};
+  kernels_of(isa)->dense(&d, x, w, bias, y);
+}
+
+// out[token] = routed[token] + factor[token] shared[token], halved if `half`, + bias, for some tokens; all F32 but the output. Null: shared = 0, factor = 1, bias = 0.
+PUBLIC void moe_finish(int32_t isa, const float *routed, const float *shared, const float *factor, int32_t half, const float *bias, char *out, int32_t type, int64_t hidden, int64_t from, int64_t to) {
+  struct moe_finish f = {from, to, hidden, half, type};
+  kernels_of(isa)->finish(&f, routed, shared, factor, bias, out);
+}
+
+// Experts and weights of tokens from..to-1: logits [token][experts], ids and weights [token][top_k]; bias and scale [experts] or null.
+PUBLIC void moe_route(int32_t isa, const struct moe_route *r, const float *logits, const float *bias, const float *scale, int32_t *ids, float *weights, int64_t from, int64_t to) {
+  kernels_of(isa)->route(r, logits, bias, scale, ids, weights, from, to);
 }
 
 // One block of 32 outputs: 16 rows of one matrix and 16 of another (or of the same one); rows beyond n0 and n1 and columns beyond k are zero.

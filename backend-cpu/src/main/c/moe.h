@@ -117,9 +117,33 @@ struct moe_task {
   int64_t expert, row, rows, block, blocks, segment, segments;
 };
 
+// Tokens from..to-1 by outputs out..out+outs-1 of a product of rows as they come with weights as they lie.
+struct moe_dense {
+  int64_t from, to, out, outs;
+  int64_t in;                     // elements of a row
+  int64_t x_type, w_type;
+  int64_t w_stride, y_stride;     // rows of x are dense
+};
+
+// How tokens choose, as io.moe4j.api.config.RoutingConfig says. `two`: groups are scored by their two best experts.
+enum { SCORE_SOFTMAX = 0, SCORE_SOFTMAX_TOPK = 1, SCORE_SIGMOID = 2, SCORE_SQRT_SOFTPLUS = 3 };
+enum { ROUTE_EXPERTS = 1024 };    // at most
+struct moe_route {
+  int64_t experts, top_k, scoring, groups, top_groups, two, renormalize;
+  double epsilon, sum_floor;
+  float scaling, unused;
+};
+
+// Tokens from..to-1 of a layer's output: (routed + factor shared), halved if `half`, + bias.
+struct moe_finish {
+  int64_t from, to;
+  int64_t hidden;                 // elements of a row; rows are dense
+  int64_t half, type;             // of the output
+};
+
 // Instruction sets this processor and system offer: the highest of ISA_*.
 int32_t moe_isa(void);
-// Sizes of the structs, which Java compares with its own: 0 call, 1 segment, 2 target, 3 coded, 4 source.
+// Sizes of the structs, which Java compares with its own: 0 call, 1 segment, 2 target, 3 coded, 4 source, 5 route.
 int64_t moe_abi(int32_t i);
 
 #define HIDDEN __attribute__((visibility("hidden")))
@@ -144,6 +168,9 @@ struct kernels {
   void (*shrink)(const struct moe_call *, int64_t segment, int32_t down);
   void (*w13)(const struct moe_call *, const struct moe_task *);
   void (*w2)(const struct moe_call *, const struct moe_task *);
+  void (*dense)(const struct moe_dense *, const char *x, const char *w, const float *bias, char *y);
+  void (*finish)(const struct moe_finish *, const float *routed, const float *shared, const float *factor, const float *bias, char *out);
+  void (*route)(const struct moe_route *, const float *logits, const float *bias, const float *scale, int32_t *ids, float *weights, int64_t from, int64_t to);
   int64_t (*peak)(int64_t rounds);  // bf16 multiply-adds in registers: operations done; null = no units for them
   void (*combine)(const struct moe_call *, const float *weight, int64_t first_token, int64_t from, int64_t to, char *out, int32_t type);
 };

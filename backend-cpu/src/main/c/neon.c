@@ -8,6 +8,8 @@
 #include "bytes128.h"
 static vh to_f16(vf v) { return (vh)vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v)); }
 #include "scales.h"
+#include "block.h"
+#include "route.h"
 
 // Up to four rows, half a block of outputs: sixteen sums, four vectors of weights.
 enum { HALF_VECTORS = HALF / VL, ROWS = 4 };
@@ -86,5 +88,5 @@ INLINE int again(int format) { return format == CODE_I8; }
 
 const struct kernels kernels_neon = {
   .product = {{product_f32, product_bf16, product_f16}, {0, 0, 0}}, .coded = {coded_neon, 0}, .begin = begin_neon, .done = done_neon, .quantise = quantise_neon,
-  .gather = gather_neon, .shrink = shrink_neon, .w13 = w13_neon, .w2 = w2_neon, .combine = combine_neon,
+  .gather = gather_neon, .shrink = shrink_neon, .w13 = w13_neon, .w2 = w2_neon, .combine = combine_neon, .dense = dense_neon, .finish = finish_neon, .route = route_neon,
 };

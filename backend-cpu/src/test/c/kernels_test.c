@@ -454,6 +454,184 @@ static int same_bits(int isa, const char *name) {
   return bad;
 }
 
+// The product of rows as they come with weights as they lie: the largest error relative to double, every pair of dtypes. Buffers end where the last
+// element does. A token's bits depend neither on the tokens and outputs of the same call nor on where a call begins.
+void moe_dense(int32_t, const char *, int32_t, const char *, int32_t, int64_t, const float *, char *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+static int all_dense(int isa, const char *name) {
+  int ins[] = {1, 7, 16, 33, 64, 95, 300}, outs[] = {1, 3, 4, 9, 22}, counts[] = {1, 2, 4, 7, 13}, bad = 0, cases = 0;
+  double worst = 0;
+  for (int i = 0; i < 7; i++)
+    for (int o = 0; o < 5; o++)
+      for (int n = 0; n < 5; n++)
+        for (int types = 0; types < TYPES * TYPES; types++) {
+          int in = ins[i], out = outs[o], tokens = counts[n], pad = cases % 2 ? 0 : 6;
+          struct matrix x = matrix(tokens, in, types / TYPES, 1), w = matrix(out, in, types % TYPES, 1), bias = matrix(1, out, TYPE_F32, 1);
+          size_t ws = size_of(w.type), stride = (size_t)(in + pad) * ws;
+          // Rows of weights may be apart.
+          char *apart = malloc((out - 1) * stride + in * ws);
+          for (int r = 0; r < out; r++) memcpy(apart + r * stride, w.data + r * in * ws, in * ws);
+          const float *b = cases % 3 ? (float *)bias.data : 0;
+          float *y = malloc(sizeof(float) * tokens * out), *again = malloc(sizeof(float) * tokens * out);
+          memset(y, 0x7f, sizeof(float) * tokens * out);
+          moe_dense(isa, x.data, x.type, apart, w.type, stride, b, (char *)y, 4 * out, in, 0, tokens, 0, out);
+          int same = 1, cut_t = below(tokens + 1), cut_o = below(out + 1);
+          for (int part = 0; part < 4; part++) {
+            int t0 = part & 1 ? cut_t : 0, t1 = part & 1 ? tokens : cut_t, o0 = part & 2 ? cut_o : 0, o1 = part & 2 ? out : cut_o;
+            memset(again, 0x55, sizeof(float) * tokens * out);
+            moe_dense(isa, x.data, x.type, apart, w.type, stride, b, (char *)again, 4 * out, in, t0, t1, o0, o1 - o0);
+            for (int t = 0; t < tokens; t++)
+              for (int j = 0; j < out; j++) {
+                int inside = t >= t0 && t < t1 && j >= o0 && j < o1;
+                uint32_t v, u;
+                memcpy(&v, again + t * out + j, 4), memcpy(&u, y + t * out + j, 4);
+                same &= v == (inside ? u : 0x55555555u);
+              }
+          }
+          double error = 0;
+          for (int t = 0; t < tokens; t++)
+            for (int j = 0; j < out; j++) {
+              double v = b ? bias.exact[j] : 0, all = fabs(v);
+              for (int k = 0; k < in; k++) {
+                double p = x.exact[t * in + k] * w.exact[j * in + k];
+                v += p;
+                all += fabs(p);
+              }
+              double e = fabs(y[t * out + j] - v);
+              error = isnan(e) ? INFINITY : fmax(error, e / all);
+            }
+          cases++;
+          worst = fmax(worst, error);
+          if (!(error < 1e-6) || !same) {
+            printf("%s: %d tokens, %d outputs, rows of %d, types %d and %d: error %g%s\n", name, tokens, out, in, x.type, w.type, error, same ? "" : ", other bits in parts");
+            bad++;
+          }
+          free(apart), free(y), free(again), drop(x), drop(w), drop(bias);
+        }
+  printf("%s: %d products with weights as they lie, largest error %.1e\n", name, cases, worst);
+  return bad;
+}
+
+// The end of a layer, all combinations of what there is to add; buffers end where the last element does.
+void moe_finish(int32_t, const float *, const float *, const float *, int32_t, const float *, char *, int32_t, int64_t, int64_t, int64_t);
+static int all_finish(int isa, const char *name) {
+  int sizes[] = {1, 15, 16, 47, 64}, bad = 0, cases = 0;
+  for (int s = 0; s < 5; s++)
+    for (int what = 0; what < 16; what++)
+      for (int type = 0; type < TYPES; type++) {
+        int h = sizes[s], tokens = 5, from = cases % 3, to = tokens - cases % 2, half = what & 1;
+        struct matrix routed = matrix(tokens, h, TYPE_F32, 1), shared = matrix(tokens, h, TYPE_F32, 1), factor = matrix(1, tokens, TYPE_F32, 1), bias = matrix(1, h, TYPE_F32, 1);
+        char *out = malloc(tokens * h * size_of(type));
+        memset(out, 0x55, tokens * h * size_of(type));
+        moe_finish(isa, (float *)routed.data, what & 2 ? (float *)shared.data : 0, what & 4 ? (float *)factor.data : 0, half, what & 8 ? (float *)bias.data : 0, out, type, h, from, to);
+        int wrong = 0;
+        for (int i = 0; i < tokens * h; i++) {
+          double v = routed.exact[i];
+          if (what & 2) v += shared.exact[i] * (what & 4 ? factor.exact[i / h] : 1);
+          v = v * (half ? 0.5 : 1) + (what & 8 ? bias.exact[i % h] : 0);
+          if (i / h < from || i / h >= to) {
+            char untouched[4] = {0x55, 0x55, 0x55, 0x55};
+            wrong += memcmp(out + i * size_of(type), untouched, size_of(type)) != 0;
+          } else {
+            wrong += !(fabs(get(out + i * size_of(type), type) - v) <= (type == TYPE_F32 ? 1e-6 : type == TYPE_BF16 ? 0x1p-8 : 0x1p-11) * (fabs(v) + (type == TYPE_F32)) + 1e-6);
+          }
+        }
+        cases++;
+        if (wrong) {
+          printf("%s: the sum of %d columns, %d, output %d: %d wrong\n", name, h, what, type, wrong);
+          bad++;
+        }
+        free(out), drop(routed), drop(shared), drop(factor), drop(bias);
+      }
+  return bad;
+}
+
+// Experts and weights, against the same rules in plain C: every way of scoring, groups, biases; buffers end where the last element does.
+void moe_route(int32_t, const struct moe_route *, const float *, const float *, const float *, int32_t *, float *, int64_t, int64_t);
+static int before(float a, float b) { return a > b || (isnan(b) && !isnan(a)); }
+static void softmax(const float *z, int n, float *out) {
+  double most = -INFINITY, sum = 0;
+  for (int i = 0; i < n; i++) most = fmax(most, z[i]);
+  for (int i = 0; i < n; i++) sum += exp(z[i] - most);
+  for (int i = 0; i < n; i++) out[i] = (float)(exp(z[i] - most) / sum);
+}
+static int wrong_routes(int isa, const struct moe_route *r, const float *z, const float *bias, const float *scale, int tokens) {
+  int n = (int)r->experts, k = (int)r->top_k, wrong = 0;
+  int32_t *ids = malloc(sizeof(int32_t) * tokens * k);
+  float *weights = malloc(sizeof(float) * tokens * k), *score = malloc(sizeof(float) * n), *choice = malloc(sizeof(float) * n), *w = malloc(sizeof(float) * k);
+  char *open = malloc(n);
+  moe_route(isa, r, z, bias, scale, ids, weights, 0, tokens / 2);
+  moe_route(isa, r, z, bias, scale, ids, weights, tokens / 2, tokens);
+  for (int t = 0; t < tokens; t++, z += n) {
+    for (int e = 0; e < n; e++) {
+      double v = z[e];
+      score[e] = r->scoring == SCORE_SIGMOID ? (float)(1 / (1 + exp(-v))) : r->scoring == SCORE_SQRT_SOFTPLUS ? (float)sqrt(fmax(v, 0) + log1p(exp(-fabs(v)))) : z[e];
+      open[e] = 1;
+    }
+    if (r->scoring == SCORE_SOFTMAX) softmax(z, n, score);
+    for (int e = 0; e < n; e++) choice[e] = bias ? score[e] + bias[e] : score[e];
+    if (r->groups > 1) {
+      int size = n / (int)r->groups;
+      memset(open, 0, n);
+      for (int m = 0; m < r->top_groups; m++) {
+        int best = -1;
+        float most = 0;
+        for (int g = 0; g < r->groups; g++) {
+          float first = -INFINITY, second = -INFINITY;
+          for (int e = g * size; e < (g + 1) * size; e++) {
+            second = fmaxf(second, fminf(first, choice[e]));
+            first = fmaxf(first, choice[e]);
+          }
+          float v = r->two ? first + second : first;
+          if (!open[g * size] && (best < 0 || v > most)) best = g, most = v;
+        }
+        memset(open + best * size, 1, size);
+      }
+    }
+    for (int i = 0; i < k; i++) {
+      int best = -1;
+      for (int e = 0; e < n; e++)
+        if (open[e] && (best < 0 || before(choice[e], choice[best]))) best = e;
+      open[best] = 0;
+      w[i] = score[best];
+      wrong += ids[t * k + i] != best;
+    }
+    if (r->scoring == SCORE_SOFTMAX_TOPK) softmax(w, k, w);
+    double sum = 0;
+    for (int i = 0; i < k; i++) sum += w[i];
+    sum = fmax(sum + r->epsilon, r->sum_floor);
+    for (int i = 0; i < k; i++) {
+      double v = (r->renormalize ? w[i] / sum : w[i]) * r->scaling * (scale ? scale[ids[t * k + i]] : 1), got = weights[t * k + i];
+      wrong += !(fabs(got - v) <= 4e-7 * fabs(v)) && !(isnan(got) && isnan(v));
+    }
+  }
+  free(ids), free(weights), free(score), free(choice), free(w), free(open);
+  return wrong;
+}
+static int all_routes(int isa, const char *name) {
+  int experts[] = {1, 4, 16, 24, 60, 64, 129, 1024}, bad = 0, cases = 0;
+  for (int i = 0; i < 8; i++)
+    for (int scoring = 0; scoring < 4; scoring++)
+      for (int what = 0; what < 16; what++) {
+        int n = experts[i], k = n < 8 ? n : what % 3 ? 8 : 3, tokens = 5, grouped = (what & 4) && n % 4 == 0 && n > 8;
+        struct moe_route r = {.experts = n, .top_k = k, .scoring = scoring, .groups = grouped ? 4 : 1, .top_groups = grouped ? n == 16 ? 3 : 2 : 1, .two = what & 1, .renormalize = what >> 1 & 1,
+                              .epsilon = what & 8 ? 1e-20 : 0, .sum_floor = what & 8 ? 0.5 : 0, .scaling = what & 1 ? 2.5f : 1};
+        struct matrix z = matrix(tokens, n, TYPE_F32, what & 8 ? 30 : 3), bias = matrix(1, n, TYPE_F32, 0.3), scale = matrix(1, n, TYPE_F32, 1);
+        float *v = (float *)z.data;
+        if (what == 5)  // ties, of two zeros as well
+          for (int e = 0; e < tokens * n; e++) v[e] = e / n == 0 ? 1 : e % 2 ? 0.0f : -0.0f;
+        if (what == 10 && n > 8) v[n + 2] = NAN, v[2 * n + 1] = INFINITY, v[3 * n] = -INFINITY, v[4 * n + 5] = -1e30f;
+        int wrong = wrong_routes(isa, &r, v, what & 2 ? (float *)bias.data : 0, what & 4 ? (float *)scale.data : 0, tokens);
+        cases++;
+        if (wrong) {
+          printf("%s: routing of %d experts, %d a token, scoring %d, case %d: %d wrong\n", name, n, k, scoring, what, wrong);
+          bad++;
+        }
+        drop(z), drop(bias), drop(scale);
+      }
+  printf("%s: %d ways of routing\n", name, cases);
+  return bad;
+}
+
 // With the number of an instruction set only that one, so that several may run side by side.
 int main(int argc, char **argv) {
   const char *names[] = {"none", "avx2", "avx512", "avx512bf16", "amx", "neon", "neonbf16"};
@@ -472,6 +650,9 @@ int main(int argc, char **argv) {
     }
     bad += all_coded(isa, names[isa]);
     bad += same_bits(isa, names[isa]);
+    bad += all_dense(isa, names[isa]);
+    bad += all_finish(isa, names[isa]);
+    bad += all_routes(isa, names[isa]);
     double worst = 0, worst_bf16 = 0;
     int cases = 0;
     for (int kind = SILU; kind <= RELU2_NO_MUL; kind++)

@@ -42,7 +42,8 @@ W13 = [
 W2 = [
     t("16x32x256-ptr-w4-s4"), t("16x32x64-ptr-w4-s8"), t("16x128x64-tma-w4-s5"), t("16x64x128-tma-w4-s4"), t("16x128x128-tma-w4-s3"),
     t("32x128x128-tma-w4-s3"), t("32x64x64-tma-w4-s5"), t("64x128x64-tma-w4-s4"), t("64x64x64-tma-w4-s5"),
-    t("128x128x64-tma-w4-s3-tail"), t("128x256x64-tma-w8-s4-tail"), t("16x64x64-ptr-w4-s4-any"), t("64x64x64-ptr-w4-s3-any"),
+    t("128x128x64-tma-w4-s3-tail"), t("128x128x64-tma-w8-s6-tail"),
+    t("128x256x64-tma-w8-s4-tail"), t("16x64x64-ptr-w4-s4-any"), t("64x64x64-ptr-w4-s3-any"),
 ]
 # Activations without gate are rare.
 SINGLE = [t("16x32x64-ptr-w4-s6"), t("64x64x64-tma-w4-s4"), t("128x128x64-tma-w8-s4-tail"), t("16x32x64-ptr-w4-s4-any"),

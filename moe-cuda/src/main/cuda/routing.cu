@@ -75,23 +75,13 @@ __device__ __forceinline__ float score(float z, int scoring) {
   }
 }
 
-// Without groups and up to 32 N experts, in registers: a lane has experts lane + 32 i and sorts them, so that a round is one reduction over
-// the lanes' best and a vote, and the winner's lane goes on to its next. Same choice as moe_topk, ties by the lower expert.
+// One token by a warp, without groups and up to 32 N experts, in registers: a lane has experts lane + 32 i and sorts them, so that a round is
+// one reduction over the lanes' best and a vote, and the winner's lane goes on to its next. Same choice as moe_topk, ties by the lower expert.
 template <int N>
-__device__ __forceinline__ void topk_flat(const float* __restrict__ logits, const float* __restrict__ bias, int* __restrict__ ids,
-                                          float* __restrict__ weights, int T, int E, int K, int scoring, int renormalize,
-                                          float epsilon, float scale) {
+__device__ __forceinline__ void topk_of(const float* __restrict__ z, const float* __restrict__ bias, int* __restrict__ ids,
+                                        float* __restrict__ weights, int E, int K, int scoring, int renormalize, float epsilon,
+                                        float scale) {
   const int lane = threadIdx.x % 32;
-  const int t = blockIdx.x * WARPS + threadIdx.x / 32;
-  const float* z = logits + (size_t)t * E;
-  // Brings logits that are older than the kernel before this one near; newer ones are in the second cache anyway.
-  if (t < T && 32 * lane < E) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(z + 32 * lane));
-  }
-  wait_for_predecessor();
-  if (t >= T) {
-    return;
-  }
   float s[N];
   unsigned key[N];
 #pragma unroll
@@ -177,8 +167,26 @@ __device__ __forceinline__ void topk_flat(const float* __restrict__ logits, cons
     divisor = warp_sum(lane < K ? own : 0.0f) + epsilon;
   }
   if (lane < K) {
-    ids[(size_t)t * K + lane] = own_id;
-    weights[(size_t)t * K + lane] = own / divisor * scale;
+    ids[lane] = own_id;
+    weights[lane] = own / divisor * scale;
+  }
+}
+
+// A warp goes from token to token, so that a large batch leaves room on the card for what is launched behind it.
+template <int N>
+__device__ __forceinline__ void topk_flat(const float* __restrict__ logits, const float* __restrict__ bias, int* __restrict__ ids,
+                                          float* __restrict__ weights, int T, int E, int K, int scoring, int renormalize,
+                                          float epsilon, float scale) {
+  const int first = blockIdx.x * WARPS + threadIdx.x / 32;
+  const int step = gridDim.x * WARPS;
+  const int part = 32 * (threadIdx.x % 32);
+  // Brings logits that are older than the kernel before this one near; newer ones are in the second cache anyway.
+  for (int t = first; t < T && part < E; t += step) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(logits + (size_t)t * E + part));
+  }
+  wait_for_predecessor();
+  for (int t = first; t < T; t += step) {
+    topk_of<N>(logits + (size_t)t * E, bias, ids + (size_t)t * K, weights + (size_t)t * K, E, K, scoring, renormalize, epsilon, scale);
   }
 }
 

@@ -15,6 +15,11 @@ import jdk.jfr.Timespan;
 final class Events {
   private Events() {}
 
+  /** Loads what a forward needs: Flight Recorder looks at a class of events when it is loaded. */
+  static void load() {
+    new Forward().end();
+  }
+
   /** One forward of a layer. On a device other than the host: until it is enqueued. */
   @Name("io.moe4j.Forward")
   @Label("Forward")

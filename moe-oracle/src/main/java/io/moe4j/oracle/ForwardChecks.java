@@ -209,10 +209,7 @@ final class ForwardChecks {
       throw new IllegalArgumentException(name + " is " + t + ", must be contiguous");
     }
     boolean here =
-        switch (t.memory()) {
-          case HostMemory host -> onHost;
-          case DeviceMemory memory -> memory.device().equals(device);
-        };
+        t.memory() instanceof DeviceMemory memory ? memory.device().equals(device) : onHost;
     if (!here) {
       throw new IllegalArgumentException(
           name

@@ -330,8 +330,9 @@ final class LayerParts {
     }
     Tensor output = f.output();
     Tensor sum = sumTarget(output, v);
-    switch (experts) {
-      case ModularExperts modular -> {
+    // No switch over patterns on the way of a forward: linking one takes a JVM's first forward longer
+    // than a token's experts.
+    if (experts instanceof ModularExperts modular) {
         ExpertRouting chosen = route(f, logits, v, stream);
         ExpertRouting routing = chosen;
         Tensor zeroWeights = v.zeroWeights();
@@ -356,7 +357,7 @@ final class LayerParts {
           block.addZeroExperts(f.hidden(), zeroWeights, sum, stream);
         }
       }
-      case MonolithicExperts monolithic -> {
+    else if (experts instanceof MonolithicExperts monolithic) {
         if (f.topkIdsOut() != null) {
           route(f, logits, v, stream); // only because the caller wants to see it
         }
@@ -366,7 +367,6 @@ final class LayerParts {
             workspace,
             stream);
       }
-    }
     if (!Objects.equals(sum, output) || ScratchLayout.needsOutput(config)) {
       block.output(f.hidden(), sum, lora, output, workspace, stream);
     }

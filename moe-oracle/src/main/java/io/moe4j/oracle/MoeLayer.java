@@ -88,6 +88,7 @@ public final class MoeLayer implements AutoCloseable {
     this.sources = sources;
     this.weightBytes = WeightTensors.byteSize(weights);
     this.layout = parts.layout(config.maxTokens());
+    Events.load();
     this.checks =
         new ForwardChecks(
             config,

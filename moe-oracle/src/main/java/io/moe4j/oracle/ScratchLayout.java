@@ -175,9 +175,9 @@ final class ScratchLayout {
   }
 
   private static Memory head(Memory memory, long size) {
-    return switch (memory) {
-      case HostMemory m -> new HostMemory(m.segment().asSlice(0, size));
-      case DeviceMemory m -> new DeviceMemory(m.device(), m.address(), size);
-    };
+    if (memory instanceof DeviceMemory m) {
+      return new DeviceMemory(m.device(), m.address(), size);
+    }
+    return new HostMemory(((HostMemory) memory).segment().asSlice(0, size));
   }
 }

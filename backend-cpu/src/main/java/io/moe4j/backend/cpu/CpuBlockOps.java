@@ -25,7 +25,6 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.List;
 import java.util.Optional;
-import java.util.concurrent.ConcurrentLinkedQueue;
 import org.jspecify.annotations.Nullable;
 
 /** Router, topk, latent projections, shared expert, dispatch and combine on the host. */
@@ -37,42 +36,40 @@ final class CpuBlockOps implements BlockOps {
   private final Kernels kernels;
   private final Arena arena = Arena.ofShared();
   private final @Nullable DenseLayer router;
-  private final float[] correctionBias;
-  private final float[] expertScale;
-  private final int[] tokenExperts;
   private final @Nullable NormRows routerNorm;
   private final @Nullable NormRows inputNorm;
-  private final float[] outputBias;
+  private final OutputRows outputRows;
   private final @Nullable DenseLayer latentIn;
   private final @Nullable DenseLayer latentOut;
   private final @Nullable Mlp shared;
   private final @Nullable SharedAsQuantised sharedAsQuantised;
   private final @Nullable DenseLayer sharedGate;
-  private final ConcurrentLinkedQueue<Router> routers = new ConcurrentLinkedQueue<>();
+  private final RouteRows routing;
 
   CpuBlockOps(MoeConfig config, MoeLayerWeights weights, Mlps mlps) {
     this.config = config;
     this.kernels = mlps.java();
-    ThreadTeam team = mlps.team();
     int loras = config.lora().map(LoraConfig::maxLoras).orElse(0);
     int rank = config.lora().map(LoraConfig::maxRank).orElse(0);
     RouterWeights r = weights.router();
-    router =
-        r == null ? null : new DenseLayer(r.weight(), r.bias(), arena, kernels, team, null, 0, 0);
-    if (r != null) {
-      DenseWarmUp.once(kernels, r.weight().dtype());
-    }
-    Tensor bias = r == null ? null : r.correctionBias();
-    correctionBias = floats(bias);
-    expertScale = floats(r == null ? null : r.expertScale());
+    router = r == null ? null : new DenseLayer(r.weight(), r.bias(), arena, mlps, null, 0, 0);
     Tensor table = r == null ? null : r.tokenExperts();
-    tokenExperts = table == null ? new int[0] : requireExperts(table.toInts(), config);
+    routing =
+        new RouteRows(
+            new RouteRows.Rule(
+                config.routing(),
+                config.numChoices(),
+                config.topK(),
+                floats(r == null ? null : r.correctionBias()),
+                floats(r == null ? null : r.expertScale()),
+                table == null ? new int[0] : requireExperts(table.toInts(), config)),
+            mlps,
+            arena);
     routerNorm = norm(config.routing().inputNorm(), r == null ? null : r.norm());
     inputNorm = norm(config.inputNorm(), weights.inputNorm());
-    outputBias = floats(weights.outputBias());
     LatentWeights l = weights.latent();
-    latentIn = l == null ? null : dense(l.in(), LoraTarget.LATENT_IN, team, loras, rank);
-    latentOut = l == null ? null : dense(l.out(), LoraTarget.LATENT_OUT, team, loras, rank);
+    latentIn = l == null ? null : dense(l.in(), LoraTarget.LATENT_IN, mlps, loras, rank);
+    latentOut = l == null ? null : dense(l.out(), LoraTarget.LATENT_OUT, mlps, loras, rank);
     SharedExpertWeights s = weights.shared();
     SharedExpertConfig c = config.sharedExpert().orElse(null);
     sharedAsQuantised = SharedAsQuantised.of(config, s);
@@ -89,8 +86,15 @@ final class CpuBlockOps implements BlockOps {
               new Mlp.Options(1, false, loras, rank, config.batchInvariant()));
       Tensor gate = s.sigmoidGate();
       sharedGate =
-          gate == null ? null : dense(gate, LoraTarget.SHARED_EXPERT_GATE, team, loras, rank);
+          gate == null ? null : dense(gate, LoraTarget.SHARED_EXPERT_GATE, mlps, loras, rank);
     }
+    Tensor outputBias = weights.outputBias();
+    outputRows =
+        new OutputRows(
+            mlps,
+            config.hiddenSize(),
+            shared != null && c != null && c.combine() == Combine.AVERAGE,
+            outputBias == null ? null : Rows.vector(FileMemory.copied(outputBias), arena));
   }
 
   private static float[] floats(@Nullable Tensor t) {
@@ -119,8 +123,8 @@ final class CpuBlockOps implements BlockOps {
     return table;
   }
 
-  private DenseLayer dense(Tensor w, LoraTarget target, ThreadTeam team, int loras, int rank) {
-    return new DenseLayer(w, null, arena, kernels, team, target, loras, rank);
+  private DenseLayer dense(Tensor w, LoraTarget target, Mlps mlps, int loras, int rank) {
+    return new DenseLayer(w, null, arena, mlps, target, loras, rank);
   }
 
   @Override
@@ -175,7 +179,7 @@ final class CpuBlockOps implements BlockOps {
   @Override
   public void route(
       Tensor logits, Tensor topkIds, Tensor topkWeights, Workspace workspace, DeviceStream stream) {
-    route(logits, null, topkIds, topkWeights);
+    routing.run(logits, null, topkIds, topkWeights);
   }
 
   @Override
@@ -186,30 +190,7 @@ final class CpuBlockOps implements BlockOps {
       Tensor topkWeights,
       Workspace workspace,
       DeviceStream stream) {
-    route(logits, tokenIds.segment(), topkIds, topkWeights);
-  }
-
-  private void route(
-      Tensor logits, @Nullable MemorySegment tokenIds, Tensor topkIds, Tensor topkWeights) {
-    Router r = routers.poll();
-    if (r == null) {
-      r =
-          new Router(
-              config.routing(),
-              config.numChoices(),
-              config.topK(),
-              correctionBias,
-              expertScale,
-              tokenExperts);
-    }
-    MemorySegment from = logits.segment();
-    MemorySegment ids = topkIds.segment();
-    MemorySegment weights = topkWeights.segment();
-    long tokens = logits.size(0);
-    for (long t = 0; t < tokens; t++) {
-      r.route(from, t, tokenIds == null ? -1 : tokenIds.getAtIndex(I32, t), ids, weights);
-    }
-    routers.add(r);
+    routing.run(logits, tokenIds, topkIds, topkWeights);
   }
 
   @Override
@@ -303,57 +284,31 @@ final class CpuBlockOps implements BlockOps {
     long gate = 2 * accumulatorBytes(tokens);
     DType type = Rows.requireFloat("hidden", hidden);
     MemorySegment x = FileMemory.read(hidden);
+    MemorySegment sum = ws.asSlice(0, accumulatorBytes(tokens));
+    MemorySegment from = sum;
     if (latentOut != null) {
       latentOut.run(routed.segment(), DType.F32, tokens, lora, ws, 0, ws, scratch);
     } else {
-      MemorySegment.copy(routed.segment(), 0, ws, 0, 4L * tokens * h);
+      from = FileMemory.read(routed);
     }
+    MemorySegment sharedRows = null;
     if (shared != null) {
+      sharedRows = ws.asSlice(sharedOut, accumulatorBytes(tokens));
       if (sharedAsQuantised != null) {
-        sharedAsQuantised.run(hidden, lora, ws.asSlice(sharedOut, accumulatorBytes(tokens)));
+        sharedAsQuantised.run(hidden, lora, sharedRows);
       } else {
         shared.run(
-            new MlpCall(
-                x,
-                type,
-                tokens,
-                1,
-                null,
-                null,
-                null,
-                lora,
-                ws.asSlice(sharedOut, accumulatorBytes(tokens)),
-                DType.F32),
+            new MlpCall(x, type, tokens, 1, null, null, null, lora, sharedRows, DType.F32),
             ws.asSlice(scratch));
       }
       if (sharedGate != null) {
         sharedGate.run(x, type, tokens, lora, ws, gate, ws, scratch);
       }
-      TypedKernels f32 = kernels.forType(DType.F32);
-      for (int t = 0; t < tokens; t++) {
-        float g = 1f;
-        if (sharedGate != null) {
-          g = (float) (1 / (1 + Math.exp(-(double) ws.get(F32, gate + 4L * t))));
-        }
-        f32.axpy(g, ws, sharedOut + 4L * t * h, ws, 4L * t * h, h);
-      }
-      if (config.sharedExpert().orElseThrow().combine() == Combine.AVERAGE) {
-        for (long i = 0; i < (long) tokens * h; i++) {
-          ws.setAtIndex(F32, i, ws.getAtIndex(F32, i) / 2);
-        }
-      }
-    }
-    for (int t = 0; t < tokens && outputBias.length > 0; t++) {
-      for (int i = 0; i < h; i++) {
-        long at = (long) t * h + i;
-        ws.setAtIndex(F32, at, ws.getAtIndex(F32, at) + outputBias[i]);
-      }
     }
     DType outType = Rows.requireFloat("output", output);
     MemorySegment out = FileMemory.standIn(output.segment());
-    for (int t = 0; t < tokens; t++) {
-      MlpForward.store(ws, 4L * t * h, out, outType, (long) t * h, h);
-    }
+    MemorySegment gates = sharedGate == null ? null : ws.asSlice(gate, 4L * tokens);
+    outputRows.run(new OutputRows.Batch(tokens, from, sum, sharedRows, gates, out, outType));
     FileMemory.writeBack(out, output.segment());
   }
 

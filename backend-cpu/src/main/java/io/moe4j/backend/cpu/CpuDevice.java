@@ -14,7 +14,7 @@ import java.lang.foreign.MemorySegment;
 
 /**
  * The host processor, with large buffers on huge pages: a product reads a column of many rows, each
- * on a page of its own otherwise. Their pages are there before the first forward.
+ * on a page of its own otherwise. The system zeroes a page for the thread that writes it first.
  */
 final class CpuDevice implements Device {
   /** Buffers of at least two huge pages, so that rounding up costs little. */
@@ -39,7 +39,6 @@ final class CpuDevice implements Device {
     Arena arena = Arena.ofShared();
     try {
       MemorySegment segment = HugeMemory.allocate(byteSize, arena);
-      segment.fill((byte) 0);
       return new LargeBuffer(arena, new HostMemory(segment));
     } catch (OutOfMemoryError e) {
       arena.close();

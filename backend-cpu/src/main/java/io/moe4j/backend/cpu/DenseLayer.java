@@ -6,10 +6,12 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.lora.MoeLoraContext;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.backend.cpu.ffi.NativeKernels;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import io.moe4j.backend.cpu.kernel.TypedKernels;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.Objects;
 import java.util.concurrent.ConcurrentLinkedQueue;
 import org.jspecify.annotations.Nullable;
 
@@ -21,13 +23,27 @@ final class DenseLayer {
   private static final int ROW_TILE = MlpLayout.ROW_TILE;
   private static final int TOKEN_TILE = MlpLayout.TOKEN_TILE;
   private static final int TOKENS_PER_TILE = 8;
+
+  /** Tokens and outputs of a call into C at most, and at least where there are more. */
+  private static final int LARGEST_C_TILE = 32;
+
+  private static final int SMALLEST_C_TILE = 4;
+
+  /** Calls into C for each thread, so that the last ones end together. */
+  private static final int C_TILES_PER_THREAD = 4;
+
   private static final MemberScratch[] NO_SCRATCH = {};
   private static final MemorySegment NONE = MemorySegment.ofArray(new byte[0]);
 
   private final Kernels kernels;
+  private final @Nullable NativeKernels c;
   private final ThreadTeam team;
   private final TypedKernels typed;
   private final Rows rows;
+
+  /** Those bytes of the weights that are read. */
+  private final MemorySegment weights;
+
   private final @Nullable MemorySegment bias;
   private final @Nullable LoraTarget target;
   private final int maxLoras;
@@ -38,15 +54,17 @@ final class DenseLayer {
       Tensor weight,
       @Nullable Tensor bias,
       Arena arena,
-      Kernels kernels,
-      ThreadTeam team,
+      Mlps mlps,
       @Nullable LoraTarget target,
       int maxLoras,
       int maxRank) {
-    this.kernels = kernels;
-    this.team = team;
+    kernels = mlps.java();
+    c = mlps.c();
+    team = mlps.team();
     rows = Rows.of(FileMemory.copied(weight), arena);
     typed = kernels.forType(Rows.requireFloat("weight", weight), rows.segment());
+    long last = Math.max(0, rows.rows() - 1) * rows.stride();
+    weights = rows.segment().asSlice(rows.offset(), last + rows.type().byteSize(rows.cols()));
     this.bias = bias == null ? null : Rows.vector(bias, arena);
     this.target = target;
     this.maxLoras = target == null ? 0 : maxLoras;
@@ -108,12 +126,19 @@ final class DenseLayer {
     private final LoraView[] views = new LoraView[maxLoras];
     private final ThreadTeam.Region prepare = this::prepareTile;
     private final ThreadTeam.Region product = this::productTile;
+    private final ThreadTeam.Region productInC = this::tileInC;
     private final ThreadTeam.Region delta = this::deltaTile;
+    private int tokensOfTile;
+    private int outsOfTile;
     private MemorySegment x = NONE;
     private DType type = DType.F32;
     private int tokens;
     private MemorySegment y = NONE;
     private long y0;
+
+    /** Where C writes: y, or what stands in for it. */
+    private MemorySegment into = NONE;
+
     private MemorySegment ws = NONE;
     private long x0;
     private long shrunk0;
@@ -143,15 +168,62 @@ final class DenseLayer {
       x0 = wsOffset;
       shrunk0 = x0 + tokens * xStride();
       scratch = MemberScratch.take(team.size());
-      team.run(prepare, Math.ceilDiv(tokens, TOKENS_PER_TILE));
-      team.run(product, Math.ceilDiv(out(), ROW_TILE) * Math.ceilDiv(tokens, TOKEN_TILE));
-      if (lora != null && target != null && lora.hasLora() && look(lora, target)) {
+      boolean deltas = lora != null && target != null && lora.hasLora() && look(lora, target);
+      if (c == null || deltas) {
+        team.run(prepare, Math.ceilDiv(tokens, TOKENS_PER_TILE));
+      }
+      if (c == null) {
+        team.run(product, Math.ceilDiv(out(), ROW_TILE) * Math.ceilDiv(tokens, TOKEN_TILE));
+      } else {
+        runInC();
+      }
+      if (deltas) {
         plan.build(null, null, 0, lora.tokenLoraMapping().segment(), live, 0, tokens, 1);
         team.run(delta, plan.segments);
       }
     }
 
+    /** Tiles as large as they may be while there are enough of them; bits depend on neither. */
+    private void runInC() {
+      x = x.asSlice(0, type.byteSize((long) tokens * in()));
+      MemorySegment to = y.asSlice(y0, 4L * tokens * out());
+      if (x.isMapped()) {
+        throw new IllegalArgumentException("kernels in C are not given memory of a file");
+      }
+      int t = Math.min(LARGEST_C_TILE, tokens);
+      int n = LARGEST_C_TILE;
+      int enough = C_TILES_PER_THREAD * team.size();
+      while (Math.ceilDiv(tokens, t) * Math.ceilDiv(out(), n) < enough
+          && Math.max(t, n) > SMALLEST_C_TILE) {
+        if (n >= t) {
+          n /= 2;
+        } else {
+          t /= 2;
+        }
+      }
+      tokensOfTile = t;
+      outsOfTile = n;
+      into = FileMemory.standIn(to);
+      team.run(productInC, Math.ceilDiv(tokens, t) * Math.ceilDiv(out(), n));
+      FileMemory.writeBack(into, to);
+    }
+
+    private void tileInC(int index, int member) {
+      int tilesOfOuts = Math.ceilDiv(out(), outsOfTile);
+      int row0 = index % tilesOfOuts * outsOfTile;
+      int n = Math.min(outsOfTile, out() - row0);
+      int from = index / tilesOfOuts * tokensOfTile;
+      int to = Math.min(tokens, from + tokensOfTile);
+      Objects.checkFromToIndex(from, to, tokens);
+      Objects.checkFromIndexSize(row0, n, out());
+      Objects.requireNonNull(c)
+          .dense(
+              x, type, weights, rows.type(), rows.stride(), bias, into, 4L * out(), in(), from, to,
+              row0, n);
+    }
+
     void clear() {
+      into = NONE;
       x = NONE;
       y = NONE;
       ws = NONE;

@@ -109,7 +109,7 @@ record Mlps(
           refusal = MemoryRoom.refusal(pack, packed.bytes());
         }
         if (refusal.isEmpty()) {
-          NativeWarmUp.once(c, team); // first, so that the JVM compiles while weights are packed
+          NativeWarmUp.once(this, c); // first, so that the JVM compiles while weights are packed
           if (packed(packed, plain, c, arena)) {
             String kernels = c.description() + KernelChoice.describe(activations, packed.anyInt8());
             return new NativeMlp(

@@ -1,6 +1,7 @@
 package io.moe4j.backend.cpu;
 
 import io.moe4j.api.config.Activation;
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
@@ -32,19 +33,20 @@ final class NativeWarmUp {
   private static final int FORWARDS = 100;
 
   private static final int TOKENS = 2;
+  private static final int TOP_K = 8;
   private static boolean done;
 
   private NativeWarmUp() {}
 
   /** Runs them unless that has been done; others wait. */
-  static synchronized void once(NativeKernels kernels, ThreadTeam team) {
+  static synchronized void once(Mlps mlps, NativeKernels kernels) {
     if (done) {
       return;
     }
     done = true;
     long start = System.nanoTime();
     try (Arena arena = Arena.ofShared()) {
-      run(kernels, team, arena);
+      run(mlps, kernels, arena);
     } catch (RuntimeException | OutOfMemoryError e) {
       LOG.debug("kernels in C: not warmed up", e); // the layer at hand may have room all the same
       return;
@@ -52,7 +54,8 @@ final class NativeWarmUp {
     LOG.debug("kernels in C: warmed up in {} us", (System.nanoTime() - start) / 1000);
   }
 
-  private static void run(NativeKernels kernels, ThreadTeam team, Arena arena) {
+  private static void run(Mlps mlps, NativeKernels kernels, Arena arena) {
+    ThreadTeam team = mlps.team();
     Tensor w = zeros(arena, DType.BF16, WIDTH, WIDTH);
     MlpWeights plain =
         new MlpWeights(
@@ -69,9 +72,21 @@ final class NativeWarmUp {
     for (int i = 0; i < TOKENS * EXPERTS; i++) {
       ids.setAtIndex(ValueLayout.JAVA_INT, i, i % EXPERTS);
     }
+    Tensor x = zeros(arena, DType.BF16, TOKENS, WIDTH);
+    DenseLayer router =
+        new DenseLayer(zeros(arena, DType.BF16, EXPERTS, WIDTH), null, arena, mlps, null, 0, 0);
+    RouteRows routing =
+        new RouteRows(
+            new RouteRows.Rule(
+                RoutingConfig.SOFTMAX, EXPERTS, TOP_K, new float[0], new float[0], new int[0]),
+            mlps,
+            arena);
+    Tensor logits = zeros(arena, DType.F32, TOKENS, EXPERTS);
+    Tensor topkIds = zeros(arena, DType.I32, TOKENS, TOP_K);
+    Tensor topkWeights = zeros(arena, DType.F32, TOKENS, TOP_K);
     MlpCall call =
         new MlpCall(
-            zeros(arena, DType.BF16, TOKENS, WIDTH).segment(),
+            x.segment(),
             DType.BF16,
             TOKENS,
             EXPERTS,
@@ -83,6 +98,8 @@ final class NativeWarmUp {
             DType.F32);
     MemorySegment workspace = arena.allocate(mlp.workspaceBytes(TOKENS), Workspace.ALIGNMENT);
     for (int i = 0; i < FORWARDS; i++) {
+      router.run(x.segment(), DType.BF16, TOKENS, null, logits.segment(), 0, workspace, 0);
+      routing.run(logits, null, topkIds, topkWeights);
       mlp.run(call, workspace);
     }
   }

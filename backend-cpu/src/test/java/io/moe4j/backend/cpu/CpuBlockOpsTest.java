@@ -7,6 +7,7 @@ import io.moe4j.api.config.LoraConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.config.SharedExpertConfig;
+import io.moe4j.api.config.SharedExpertConfig.Combine;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.LoraFactors;
@@ -22,17 +23,18 @@ import io.moe4j.api.weights.LatentWeights;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
-import io.moe4j.backend.cpu.kernel.KernelSelection;
 import io.moe4j.reference.ReferenceBlockOps;
 import java.lang.foreign.Arena;
 import java.util.Arrays;
 import java.util.EnumMap;
+import java.util.List;
 import java.util.Map;
 import java.util.Random;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /** The fast block against the float64 one. */
@@ -43,8 +45,17 @@ class CpuBlockOpsTest {
   private final Random rnd = new Random(11);
 
   private static BlockOps fast(MoeConfig c, MoeLayerWeights w) {
-    return new CpuBlockOps(
-        c, w, CpuExpertsTest.Path.java(KernelSelection.kernels(), new ThreadTeam(2)));
+    return fast(c, w, CpuExpertsTest.Path.VECTOR);
+  }
+
+  private static BlockOps fast(MoeConfig c, MoeLayerWeights w, CpuExpertsTest.Path path) {
+    return new CpuBlockOps(c, w, path.with(new ThreadTeam(2)));
+  }
+
+  private static <T> Stream<Arguments> onEveryPath(Stream<T> cases) {
+    List<T> all = cases.toList();
+    return CpuExpertsTest.Path.here().stream()
+        .flatMap(path -> all.stream().map(c -> Arguments.of(c, path)));
   }
 
   private static Workspace workspace(BlockOps ops, Arena arena) {
@@ -52,20 +63,21 @@ class CpuBlockOpsTest {
         new HostMemory(arena.allocate(Math.max(64, ops.workspaceBytes(TOKENS)), 64)));
   }
 
-  static Stream<RoutingConfig> routings() {
-    return Stream.of(
-        RoutingConfig.SOFTMAX,
-        RoutingConfig.SOFTMAX_RENORMALIZE,
-        RoutingConfig.SOFTMAX_TOPK,
-        RoutingConfig.SIGMOID,
-        RoutingConfig.of(RoutingConfig.Scoring.SQRT_SOFTPLUS, true),
-        RoutingConfig.deepseekV3(4, 2, true, 2.5f),
-        RoutingConfig.sparseMixer(0.1f));
+  static Stream<Arguments> routings() {
+    return onEveryPath(
+        Stream.of(
+            RoutingConfig.SOFTMAX,
+            RoutingConfig.SOFTMAX_RENORMALIZE,
+            RoutingConfig.SOFTMAX_TOPK,
+            RoutingConfig.SIGMOID,
+            RoutingConfig.of(RoutingConfig.Scoring.SQRT_SOFTPLUS, true),
+            RoutingConfig.deepseekV3(4, 2, true, 2.5f),
+            RoutingConfig.sparseMixer(0.1f)));
   }
 
   @ParameterizedTest
   @MethodSource("routings")
-  void routes(RoutingConfig routing) {
+  void routes(RoutingConfig routing, CpuExpertsTest.Path path) {
     try (Arena arena = Arena.ofShared()) {
       MoeConfig config = MoeConfig.builder(33, 8, 16, 2).routing(routing).build();
       MoeLayerWeights weights =
@@ -78,7 +90,7 @@ class CpuBlockOpsTest {
               null,
               null);
       Tensor hidden = Samples.random(rnd, arena, DType.F32, 1, TOKENS, 33);
-      try (BlockOps ops = fast(config, weights);
+      try (BlockOps ops = fast(config, weights, path);
           BlockOps truth = new ReferenceBlockOps(config, weights)) {
         double[][] got = route(ops, hidden, arena);
         double[][] expected = route(truth, hidden, arena);
@@ -119,22 +131,39 @@ class CpuBlockOpsTest {
     }
   }
 
-  static Stream<String> blocks() {
-    return Stream.of("plain", "shared", "gated", "latent", "latent shared lora", "gated lora");
+  static Stream<Arguments> blocks() {
+    return onEveryPath(
+        Stream.of(
+            "plain",
+            "shared",
+            "gated",
+            "latent",
+            "latent shared lora",
+            "gated lora",
+            "averaged",
+            "bias",
+            "latent averaged bias lora"));
   }
 
   @ParameterizedTest
   @MethodSource("blocks")
-  void finishes(String kind) {
+  void finishes(String kind, CpuExpertsTest.Path path) {
     try (Arena arena = Arena.ofShared()) {
       int h = 47;
       int d = kind.contains("latent") ? 21 : 0;
-      boolean shared = kind.contains("shared") || kind.contains("gated");
+      boolean averaged = kind.contains("averaged");
+      boolean shared = kind.contains("shared") || kind.contains("gated") || averaged;
       boolean lora = kind.contains("lora");
       MoeConfig.Builder b = MoeConfig.builder(h, 8, 4, 2).latentSize(d);
       if (shared) {
-        b.sharedExpert(new SharedExpertConfig(70, Activation.SILU, kind.contains("gated")));
+        b.sharedExpert(
+            new SharedExpertConfig(
+                70,
+                Activation.SILU,
+                kind.contains("gated"),
+                averaged ? Combine.AVERAGE : Combine.ADD));
       }
+      b.outputBias(kind.contains("bias"));
       if (lora) {
         b.lora(new LoraConfig(3, 9));
       }
@@ -153,16 +182,22 @@ class CpuBlockOpsTest {
       MoeLayerWeights weights =
           new MoeLayerWeights(
               Samples.experts(rnd, arena, config), null, shared ? s : null, d > 0 ? l : null);
+      if (kind.contains("bias")) {
+        weights = weights.withOutputBias(Samples.random(rnd, arena, DType.BF16, 1, h));
+      }
       MoeLoraContext context = lora ? context(arena, h, d) : null;
       Tensor hidden = Samples.random(rnd, arena, DType.BF16, 1, TOKENS, h);
       Tensor routed = Samples.random(rnd, arena, DType.F32, 1, TOKENS, d > 0 ? d : h);
-      try (BlockOps ops = fast(config, weights);
+      try (BlockOps ops = fast(config, weights, path);
           BlockOps truth = new ReferenceBlockOps(config, weights)) {
-        assertThat(
-                Samples.relativeL2(
-                    output(truth, hidden, routed, context, arena),
-                    output(ops, hidden, routed, context, arena)))
-            .isLessThan(TOLERANCE);
+        for (DType type : List.of(DType.F32, DType.BF16, DType.F16)) {
+          double half = type == DType.F32 ? 0 : type == DType.BF16 ? 0x1p-8 : 0x1p-11;
+          assertThat(
+                  Samples.relativeL2(
+                      output(truth, hidden, routed, context, DType.F32, arena),
+                      output(ops, hidden, routed, context, type, arena)))
+              .isLessThan(TOLERANCE + half);
+        }
         if (d > 0) {
           assertThat(
                   Samples.relativeL2(
@@ -201,8 +236,15 @@ class CpuBlockOpsTest {
   }
 
   private static double[] output(
-      BlockOps ops, Tensor hidden, Tensor routed, @Nullable MoeLoraContext lora, Arena arena) {
-    Tensor out = Tensor.of(DType.F32, arena.allocate(4 * hidden.elementCount()), hidden.shape());
+      BlockOps ops,
+      Tensor hidden,
+      Tensor routed,
+      @Nullable MoeLoraContext lora,
+      DType type,
+      Arena arena) {
+    Tensor out =
+        Tensor.of(
+            type, arena.allocate(type.byteSize(hidden.elementCount())), hidden.shape());
     ops.output(hidden, routed, lora, out, workspace(ops, arena), DeviceStream.HOST);
     return out.toDoubles();
   }

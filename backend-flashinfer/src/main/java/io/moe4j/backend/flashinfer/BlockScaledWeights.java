@@ -32,6 +32,7 @@ final class BlockScaledWeights {
   private final boolean gated;
   private final CutlassScheme scheme;
   private final DeviceTensors tensors;
+  private final MatrixScales numbers;
   private final int experts;
   private final long hidden;
   private final long intermediate;
@@ -51,6 +52,7 @@ final class BlockScaledWeights {
     this.gated = gated;
     this.scheme = scheme;
     this.tensors = tensors;
+    this.numbers = new MatrixScales(tensors);
     this.experts = weights.numExperts();
     this.hidden = weights.expert(0).up().in();
     this.intermediate = weights.expert(0).up().out();
@@ -114,10 +116,6 @@ final class BlockScaledWeights {
     }
   }
 
-  private float number(Tensor one) {
-    return floats(one)[0];
-  }
-
   private Tensor ones() {
     float[] all = new float[experts];
     java.util.Arrays.fill(all, 1);
@@ -140,7 +138,7 @@ final class BlockScaledWeights {
         MemorySegment expert = to.asSlice(e * rows * groups, rows * groups);
         long at = 0;
         for (Weight w : maps(e, first)) {
-          byte[] anew = common == null ? null : rescaled(global(w) / common[e]);
+          byte[] anew = common == null ? null : rescaled(numbers.global(w) / common[e]);
           MemorySegment from = tensors.onHost(w.scales().orElseThrow(), arena).segment();
           for (long row = 0; row < w.out(); row++) {
             for (long g = 0; g < groups; g++) {
@@ -176,16 +174,6 @@ final class BlockScaledWeights {
     return anew;
   }
 
-  private float global(Weight w) {
-    float stored = number(w.globalScale().orElseThrow());
-    return w.dividedByGlobal() ? 1 / stored : stored;
-  }
-
-  private float input(Weight w) {
-    float stored = number(w.inputScale().orElseThrow());
-    return w.dividedByGlobal() ? 1 / stored : stored;
-  }
-
   /**
    * The module has one global scale for gate and up together, so the larger is taken and the scales
    * of the other's groups are rounded once more; of input scales likewise.
@@ -198,8 +186,8 @@ final class BlockScaledWeights {
       for (int e = 0; e < experts; e++) {
         float input = 0;
         for (Weight w : maps(e, p == 0)) {
-          input = Math.max(input, input(w));
-          globals[p][e] = Math.max(globals[p][e], global(w));
+          input = Math.max(input, numbers.input(w));
+          globals[p][e] = Math.max(globals[p][e], numbers.global(w));
         }
         inputs[p][e] = 1 / input;
         products[p][e] = input * globals[p][e];

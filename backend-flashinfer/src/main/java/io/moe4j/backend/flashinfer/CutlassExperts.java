@@ -63,7 +63,7 @@ final class CutlassExperts implements ModularExperts {
    * @param kernels around the module's
    * @param module for the device
    * @param tactics what is chosen by number of tokens, of a runner's
-   * @param replays how many forwards are kept recorded, 0 for none
+   * @param options of the layer
    */
   CutlassExperts(
       MoeConfig config,
@@ -72,7 +72,7 @@ final class CutlassExperts implements ModularExperts {
       CardKernels kernels,
       FlashInferModule module,
       Function<CutlassRunner, IntFunction<Tactics>> tactics,
-      int replays) {
+      FlashInferOptions options) {
     this.config = config;
     this.device = device;
     this.kernels = kernels;
@@ -88,11 +88,12 @@ final class CutlassExperts implements ModularExperts {
     CutlassRunner made = null;
     try {
       module.compileFrom(scheme);
-      made = new CutlassRunner(module, device, scheme, config.inputDtype());
+      made =
+          new CutlassRunner(module, device, scheme, config.inputDtype(), options.fusedFinalize());
       this.runner = made;
       this.tactics = tactics.apply(made);
       // What takes memory from a pool while it is recorded would keep it.
-      this.replays = new Replays(device, made.takesWorkspace() ? replays : 0);
+      this.replays = new Replays(device, made.takesWorkspace() ? options.replays() : 0);
       MoeActivation a = MoeActivation.of(config.activation()).orElseThrow();
       this.layer =
           new CutlassRunner.Layer(

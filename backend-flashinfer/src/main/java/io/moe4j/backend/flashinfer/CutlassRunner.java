@@ -17,6 +17,7 @@ import org.jspecify.annotations.Nullable;
 final class CutlassRunner implements AutoCloseable {
   private final FlashInferModule module;
   private final TvmModule runner;
+  private final boolean fused;
   private final FlashInferModule.Bound run;
   private final FlashInferModule.@Nullable Bound size;
   private final FlashInferModule.@Nullable Bound valid;
@@ -32,10 +33,14 @@ final class CutlassRunner implements AutoCloseable {
    * @param device open
    * @param scheme of the weights
    * @param type dtype of hidden states and of the output
+   * @param fused whether the weighted sum may be made inside the second product, with atomics;
+   *     versions before 0.6.15 are not asked and do as they like
    * @throws DeviceException in FlashInfer's words, if it has no kernels for that
    */
-  CutlassRunner(FlashInferModule module, Device device, CutlassScheme scheme, DType type) {
+  CutlassRunner(
+      FlashInferModule module, Device device, CutlassScheme scheme, DType type, boolean fused) {
     this.module = module;
+    this.fused = fused;
     try (FlashInferModule.Bound init = module.bind(module.function("init"), "init");
         TvmCall _ = TvmCall.on(device, device.defaultStream())) {
       try (TvmArguments a =
@@ -47,7 +52,7 @@ final class CutlassRunner implements AutoCloseable {
               .bool("use_w4_group_scaling", scheme.isMixed())
               .bool("use_mxfp8_act_scaling", scheme.input() == CutlassScheme.Input.MXFP8)
               .bool("use_packed_weights", false)
-              .bool("use_fused_finalize", FusedSum.on())
+              .bool("use_fused_finalize", fused)
               .bool("use_wfp4afp8_humming", false)
               .inOrderOf(init.signature())) {
         runner = module.runtime().make(init.function(), a, module.library().module() + " runner");
@@ -88,6 +93,11 @@ final class CutlassRunner implements AutoCloseable {
         TvmArguments none = TvmArguments.none()) {
       return Math.toIntExact(f.callForLong(none));
     }
+  }
+
+  /** {@return whether sums may be fused} */
+  boolean isFused() {
+    return fused;
   }
 
   /** {@return which FlashInfer it is of} */

@@ -19,8 +19,12 @@ final class CutlassSupport {
 
   private CutlassSupport() {}
 
-  static Support check(MoeConfig c, Platform platform, Installed installed) {
+  static Support check(
+      MoeConfig c, Platform platform, Installed installed, FlashInferProperties properties) {
     Support.Checks checks = Support.checks();
+    String fault = properties.fault(c);
+    checks.require(fault == null, Code.OTHER, () -> String.valueOf(fault));
+    FlashInferOptions options = fault == null ? properties.options(c) : FlashInferOptions.DEFAULT;
     Optional<DeviceInfo> device = platform.device(DeviceType.CUDA);
     checks.require(device.isPresent(), Code.DEVICE, () -> platform.whyAbsent(DeviceType.CUDA));
     Optional<ComputeCapability> capability = device.flatMap(DeviceInfo::capability);
@@ -69,7 +73,7 @@ final class CutlassSupport {
         Code.BATCH_INVARIANCE,
         () -> "batchInvariant is true, must be false: tiles follow the batch size");
     if (module.isPresent() && capability.isPresent()) {
-      Installed.Answer answer = installed.module(module.get(), capability.get());
+      Installed.Answer answer = installed.module(options, module.get(), capability.get());
       checks.require(answer.module().isPresent(), Code.DRIVER, answer::reason);
       answer.module().ifPresent(m -> version(m, scheme, activation, checks));
     }

@@ -73,13 +73,21 @@ final class CutlassTuner implements Tuner {
       Device device,
       CardKernels kernels,
       FlashInferModule module,
+      FlashInferOptions options,
       Path file) {
     this.config = config;
     this.device = device;
     this.stream = device.defaultStream();
     this.file = file;
     this.experts =
-        new CutlassExperts(config, weights, device, kernels, module, _ -> tokens -> current, 0);
+        new CutlassExperts(
+            config,
+            weights,
+            device,
+            kernels,
+            module,
+            _ -> tokens -> current,
+            options.withReplays(0));
   }
 
   /** A pair that cannot be taken, with the reason. */
@@ -202,7 +210,8 @@ final class CutlassTuner implements Tuner {
       TacticFile.add(
           file,
           new TacticFile.Entry(
-              TacticKey.of(config, device.info(), experts.runner().library()),
+              TacticKey.of(
+                  config, device.info(), experts.runner().library(), experts.runner().isFused()),
               tokens,
               best.first(),
               best.second(),
@@ -372,7 +381,7 @@ final class CutlassTuner implements Tuner {
           float[] replayed = outputs();
           compare(expected, replayed);
           forward();
-          if (!FusedSum.on() && !Arrays.equals(replayed, outputs())) {
+          if (!experts.runner().isFused() && !Arrays.equals(replayed, outputs())) {
             throw new Rejected("its result varies from run to run");
           }
         }

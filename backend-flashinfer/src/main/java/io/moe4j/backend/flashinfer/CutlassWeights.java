@@ -177,6 +177,7 @@ final class CutlassWeights implements AutoCloseable {
    * scale for all experts, so the larger is taken, and what had the smaller is coded anew.
    */
   private final class Fp8 {
+    private final MatrixScales numbers = new MatrixScales(tensors);
     private final Tensor w13;
     private final Tensor w2;
     private final List<Tensor> scales;
@@ -186,7 +187,7 @@ final class CutlassWeights implements AutoCloseable {
       float input = 0;
       for (int e = 0; e < experts; e++) {
         for (Weight w : first(weights.expert(e))) {
-          input = Math.max(input, number(w.inputScale().orElseThrow()));
+          input = Math.max(input, numbers.input(w));
         }
       }
       float[] fc1 = new float[experts];
@@ -197,15 +198,15 @@ final class CutlassWeights implements AutoCloseable {
         ExpertWeights.Expert x = weights.expert(e);
         float common = 0;
         for (Weight w : first(x)) {
-          common = Math.max(common, number(w.scales().orElseThrow()));
+          common = Math.max(common, numbers.only(w));
         }
         for (Weight w : first(x)) {
           copyCoded(w, common, half(w13, e, w == x.gate()));
         }
         fc1[e] = common * input;
-        float down = number(x.down().inputScale().orElseThrow());
+        float down = numbers.input(x.down());
         quant[e] = 1 / down;
-        fc2[e] = number(x.down().scales().orElseThrow()) * down;
+        fc2[e] = numbers.only(x.down()) * down;
       }
       w2 = stackW2(weights, DType.F8_E4M3, Weight::values);
       inputScale = tensors.floats(new float[] {input});
@@ -222,14 +223,8 @@ final class CutlassWeights implements AutoCloseable {
       return gate == null ? List.of(x.up()) : List.of(x.up(), gate);
     }
 
-    private float number(Tensor one) {
-      try (Arena arena = Arena.ofConfined()) {
-        return (float) tensors.onHost(one, arena).reshape(1).get(0);
-      }
-    }
-
     private void copyCoded(Weight w, float common, Tensor to) {
-      float own = number(w.scales().orElseThrow());
+      float own = numbers.only(w);
       if (own == common) {
         tensors.copy(w.values(), to);
         return;

@@ -30,6 +30,7 @@ import org.jspecify.annotations.Nullable;
 public final class FlashInferCutlassBackend implements TunableBackend, ExternalBackend {
   private final Installed installed;
   private final Function<Device, CardKernels> kernels;
+  private final FlashInferProperties properties = FlashInferProperties.read();
 
   /** For {@link java.util.ServiceLoader}; does nothing. */
   public FlashInferCutlassBackend() {
@@ -73,7 +74,7 @@ public final class FlashInferCutlassBackend implements TunableBackend, ExternalB
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return CutlassSupport.check(config, platform, installed);
+    return CutlassSupport.check(config, platform, installed, properties);
   }
 
   @Override
@@ -83,15 +84,15 @@ public final class FlashInferCutlassBackend implements TunableBackend, ExternalB
         weights,
         device,
         kernels.apply(device),
-        module(device.info()),
+        module(properties.options(config), device.info()),
         runner -> TacticTable.of(config, device.info(), runner),
-        Replays.keptByProperty());
+        properties.options(config));
   }
 
-  private FlashInferModule module(DeviceInfo device) {
+  private FlashInferModule module(FlashInferOptions options, DeviceInfo device) {
     Installed.Answer answer =
         installed
-            .cutlass(device)
+            .cutlass(options, device)
             .orElseThrow(() ->
                 new DeviceException("FlashInfer has no fused_moe module for " + device.name()));
     return answer.module().orElseThrow(() -> new DeviceException(answer.reason()));
@@ -106,13 +107,22 @@ public final class FlashInferCutlassBackend implements TunableBackend, ExternalB
   public TuningStatus tuningStatus(@Nullable DeviceInfo device) {
     return TacticTable.status(
         device,
-        Optional.ofNullable(device).flatMap(installed::cutlass).flatMap(Installed.Answer::module));
+        Optional.ofNullable(device)
+            .flatMap(d -> installed.cutlass(FlashInferOptions.DEFAULT, d))
+            .flatMap(Installed.Answer::module));
   }
 
   @Override
   public Tuner tuner(MoeConfig config, ExpertWeights weights, Device device, Path file) {
+    FlashInferOptions options = properties.options(config);
     return new CutlassTuner(
-        config, weights, device, kernels.apply(device), module(device.info()), file);
+        config,
+        weights,
+        device,
+        kernels.apply(device),
+        module(options, device.info()),
+        options,
+        file);
   }
 
   @Override

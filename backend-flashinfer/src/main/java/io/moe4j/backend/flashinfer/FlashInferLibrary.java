@@ -77,7 +77,7 @@ record FlashInferLibrary(Path module, FlashInferVersion version, Path tvm, @Null
                     + ": "
                     + INSTALL
                     + ", or name one with "
-                    + SearchPlaces.PATH_PROPERTY));
+                    + FlashInferProperties.PATH));
   }
 
   /** {@return the module of the CUTLASS experts for a device, empty where FlashInfer has none} */
@@ -169,7 +169,7 @@ record FlashInferLibrary(Path module, FlashInferVersion version, Path tvm, @Null
               + " ("
               + c.origin()
               + ") was found, but nothing beside it tells its version: name it with "
-              + SearchPlaces.VERSION_PROPERTY);
+              + FlashInferProperties.VERSION);
     }
     FlashInferVersion version =
         FlashInferVersion.parse(told)
@@ -188,7 +188,8 @@ record FlashInferLibrary(Path module, FlashInferVersion version, Path tvm, @Null
     if (places.tvm().isPresent()) {
       Path file = places.tvm().get();
       if (!Files.isRegularFile(file)) {
-        throw new UnavailableException(SearchPlaces.TVM_PROPERTY + " names " + file + ", no file");
+        throw new UnavailableException(
+            FlashInferProperties.TVM_FFI + " names " + file + ", no file");
       }
       return file;
     }

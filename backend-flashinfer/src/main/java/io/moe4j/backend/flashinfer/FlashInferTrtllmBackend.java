@@ -25,6 +25,7 @@ import java.util.function.Function;
 public final class FlashInferTrtllmBackend implements ExpertsBackend, ExternalBackend {
   private final Installed installed;
   private final Function<Device, CardKernels> kernels;
+  private final FlashInferProperties properties = FlashInferProperties.read();
 
   /** For {@link java.util.ServiceLoader}; does nothing. */
   public FlashInferTrtllmBackend() {
@@ -68,7 +69,7 @@ public final class FlashInferTrtllmBackend implements ExpertsBackend, ExternalBa
 
   @Override
   public Support isSupportedConfig(MoeConfig config, Platform platform) {
-    return TrtllmSupport.check(config, platform, installed);
+    return TrtllmSupport.check(config, platform, installed, properties);
   }
 
   @Override
@@ -76,7 +77,7 @@ public final class FlashInferTrtllmBackend implements ExpertsBackend, ExternalBa
     DeviceInfo info = device.info();
     Installed.Answer answer =
         installed
-            .trtllm(info)
+            .trtllm(properties.options(config), info)
             .orElseThrow(
                 () -> new DeviceException("FlashInfer has no TRTLLM experts for " + info.name()));
     FlashInferModule module =

@@ -5,6 +5,7 @@ import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.ExternalStatus;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
@@ -21,11 +22,13 @@ final class Installed {
   /** A module, or why there is none. */
   record Answer(Optional<FlashInferModule> module, String reason) {}
 
+  private record Question(String module, Optional<Path> path, Optional<String> version) {}
+
   /** The one of this process. */
   static final Installed HERE = new Installed(SearchPlaces::ofThisProcess);
 
   private final Supplier<SearchPlaces> places;
-  private final Map<String, Answer> answers = new HashMap<>();
+  private final Map<Question, Answer> answers = new HashMap<>();
 
   Installed(Supplier<SearchPlaces> places) {
     this.places = places;
@@ -34,30 +37,33 @@ final class Installed {
   /**
    * A module, loaded. Loading touches no device.
    *
+   * @param options of a layer
    * @param name of the module
    * @param capability of the device it must serve
    */
-  synchronized Answer module(String name, ComputeCapability capability) {
-    return answers.computeIfAbsent(name, n -> look(n, capability));
+  synchronized Answer module(FlashInferOptions options, String name, ComputeCapability capability) {
+    return answers.computeIfAbsent(
+        new Question(name, options.path(), options.version()),
+        _ -> look(options, name, capability));
   }
 
   /** The module of the CUTLASS experts for a device, empty where FlashInfer has none for it. */
-  Optional<Answer> cutlass(DeviceInfo device) {
+  Optional<Answer> cutlass(FlashInferOptions options, DeviceInfo device) {
     return device
         .capability()
-        .flatMap(c -> FlashInferLibrary.cutlassModule(c).map(name -> module(name, c)));
+        .flatMap(c -> FlashInferLibrary.cutlassModule(c).map(name -> module(options, name, c)));
   }
 
   /** The module of the TRTLLM experts for a device, empty where FlashInfer has none for it. */
-  Optional<Answer> trtllm(DeviceInfo device) {
+  Optional<Answer> trtllm(FlashInferOptions options, DeviceInfo device) {
     return device
         .capability()
-        .flatMap(c -> FlashInferLibrary.trtllmModule(c).map(name -> module(name, c)));
+        .flatMap(c -> FlashInferLibrary.trtllmModule(c).map(name -> module(options, name, c)));
   }
 
-  private Answer look(String name, ComputeCapability capability) {
+  private Answer look(FlashInferOptions options, String name, ComputeCapability capability) {
     try {
-      SearchPlaces where = places.get();
+      SearchPlaces where = places.get().with(options);
       FlashInferLibrary library = FlashInferLibrary.find(where, name, capability);
       return new Answer(Optional.of(FlashInferModule.load(library, where)), "");
     } catch (UnavailableException e) {
@@ -82,7 +88,7 @@ final class Installed {
               "not looked for: it has no module for capability " + capability.get(),
               ""));
     }
-    Answer answer = module(module.get(), capability.get());
+    Answer answer = module(FlashInferOptions.DEFAULT, module.get(), capability.get());
     List<ExternalStatus> all = new ArrayList<>();
     answer
         .module()

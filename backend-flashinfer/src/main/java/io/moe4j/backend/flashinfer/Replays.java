@@ -1,7 +1,6 @@
 package io.moe4j.backend.flashinfer;
 
 import io.moe4j.api.DeviceException;
-import io.moe4j.api.config.SystemSettings;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.tensor.DType;
@@ -26,12 +25,6 @@ import org.slf4j.LoggerFactory;
  * the caller's. The recordings used last are kept. Safe for several threads.
  */
 final class Replays implements AutoCloseable {
-  /** How many forwards of a layer are kept; 0 = none are recorded. */
-  static final String PROPERTY = "moe4j.flashinfer.replays";
-
-  /** A session's decoding sizes, with room for a few sets of buffers. */
-  static final int KEPT = 32;
-
   /** Forwards that come once or twice are not worth the recording, some ten eager ones. */
   static final int TIMES = 3;
 
@@ -50,15 +43,6 @@ final class Replays implements AutoCloseable {
   Replays(Device device, int kept) {
     this.device = device;
     this.kept = kept;
-  }
-
-  /**
-   * {@return how many the property allows}
-   *
-   * @throws io.moe4j.api.SettingException if it is mistyped
-   */
-  static int keptByProperty() {
-    return SystemSettings.number(PROPERTY, KEPT, 0, Integer.MAX_VALUE);
   }
 
   /** What a recording holds on to. */

@@ -30,17 +30,8 @@ record SearchPlaces(
     Optional<Path> cache,
     List<Path> cuda,
     Optional<Path> cubins) {
-  /** A module, a folder of modules, or a folder of Python packages. */
-  static final String PATH_PROPERTY = "moe4j.flashinfer.path";
-
-  /** The same as an environment variable. */
+  /** {@link FlashInferProperties#PATH} as an environment variable. */
   static final String PATH_VARIABLE = "MOE_FLASHINFER_PATH";
-
-  /** The version of what {@link #PATH_PROPERTY} names. */
-  static final String VERSION_PROPERTY = "moe4j.flashinfer.version";
-
-  /** The file {@code libtvm_ffi.so}. */
-  static final String TVM_PROPERTY = "moe4j.flashinfer.tvm-ffi";
 
   /** FlashInfer's own variable: the folder of the TRTLLM experts' compiled kernels. */
   static final String CUBIN_VARIABLE = "FLASHINFER_CUBIN_DIR";
@@ -60,17 +51,30 @@ record SearchPlaces(
       Function<String, @Nullable String> properties,
       Function<String, @Nullable String> environment) {
     Optional<Path> given =
-        path(properties.apply(PATH_PROPERTY)).or(() -> path(environment.apply(PATH_VARIABLE)));
+        path(properties.apply(FlashInferProperties.PATH))
+            .or(() -> path(environment.apply(PATH_VARIABLE)));
     Optional<Path> home = path(properties.apply("user.home"));
     Optional<Path> base = path(environment.apply("FLASHINFER_WORKSPACE_BASE")).or(() -> home);
     return new SearchPlaces(
         given,
-        text(properties.apply(VERSION_PROPERTY)),
-        path(properties.apply(TVM_PROPERTY)),
+        text(properties.apply(FlashInferProperties.VERSION)),
+        path(properties.apply(FlashInferProperties.TVM_FFI)),
         PythonPackages.folders(environment, home.orElse(null)),
         base.map(b -> b.resolve(".cache").resolve("flashinfer")),
         cuda(environment),
         path(environment.apply(CUBIN_VARIABLE)));
+  }
+
+  /** {@return the same, with what a layer's options name instead of what the process does} */
+  SearchPlaces with(FlashInferOptions options) {
+    return new SearchPlaces(
+        options.path().or(() -> given),
+        options.version().or(() -> version),
+        tvm,
+        sites,
+        cache,
+        cuda,
+        cubins);
   }
 
   private static Optional<String> text(@Nullable String text) {

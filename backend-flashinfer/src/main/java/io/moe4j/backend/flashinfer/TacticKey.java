@@ -35,14 +35,14 @@ record TacticKey(
     int activation) {
 
   /** {@return the key of a layer, with a module's file as it is now} */
-  static TacticKey of(MoeConfig config, DeviceInfo device, FlashInferLibrary library)
+  static TacticKey of(MoeConfig config, DeviceInfo device, FlashInferLibrary library, boolean fused)
       throws IOException {
     return new TacticKey(
         device.name(),
         library.version().text(),
         Files.size(library.module()),
         Files.getLastModifiedTime(library.module()).toMillis(),
-        CutlassScheme.of(config).orElseThrow().name() + (FusedSum.on() ? " fused sum" : ""),
+        CutlassScheme.of(config).orElseThrow().name() + (fused ? " fused sum" : ""),
         config.inputDtype().name(),
         config.numLocalExperts(),
         config.topK(),

@@ -21,9 +21,6 @@ import org.slf4j.LoggerFactory;
  * the smallest for fewer. Without any, the module chooses.
  */
 final class TacticTable implements IntFunction<Tactics> {
-  /** A file, or {@code off}. */
-  static final String PROPERTY = "moe4j.flashinfer.tactics";
-
   private static final Logger LOG = LoggerFactory.getLogger(TacticTable.class);
   private static final String OFF = "off";
 
@@ -45,7 +42,7 @@ final class TacticTable implements IntFunction<Tactics> {
   /** {@return the file for this process; empty where it was turned off or there is no place} */
   static Optional<Path> file() {
     return file(
-        SystemSettings.text(PROPERTY),
+        SystemSettings.text(FlashInferProperties.TACTICS),
         System.getenv("XDG_CACHE_HOME"),
         System.getProperty("user.home"));
   }
@@ -79,7 +76,7 @@ final class TacticTable implements IntFunction<Tactics> {
     Optional<Path> file = file();
     if (file.isPresent()) {
       try {
-        TacticKey key = TacticKey.of(config, device, runner.library());
+        TacticKey key = TacticKey.of(config, device, runner.library(), runner.isFused());
         for (TacticFile.Entry e : TacticFile.read(file.get())) {
           if (e.key().equals(key) && fits(e.tactics(), runner)) {
             found.put(e.tokens(), e.tactics());

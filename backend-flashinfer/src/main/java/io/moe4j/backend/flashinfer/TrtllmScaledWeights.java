@@ -12,6 +12,8 @@ import java.util.Arrays;
 import java.util.Objects;
 import java.util.stream.LongStream;
 import org.jspecify.annotations.Nullable;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * A layer's quantised experts, but for FP8 in blocks, as the TRTLLM kernels want them: rows in the
@@ -20,6 +22,8 @@ import org.jspecify.annotations.Nullable;
  * the host, one expert at a time; the tensors are their collection's.
  */
 final class TrtllmScaledWeights {
+  private static final Logger LOG = LoggerFactory.getLogger(TrtllmScaledWeights.class);
+
   /** What is taken from an integer's code: as a signed number of four bits it is the other sign. */
   private static final int SIGN = 8;
 
@@ -36,6 +40,7 @@ final class TrtllmScaledWeights {
   private final @Nullable Tensor w2Scales;
   private final @Nullable Tensor b13;
   private final @Nullable Tensor b2;
+  private boolean roundedScales;
 
   /**
    * @param weights of the scheme, with gates
@@ -57,6 +62,12 @@ final class TrtllmScaledWeights {
     w2Scales = grouped ? scales(false) : null;
     b13 = biased ? biases(true) : null;
     b2 = biased ? biases(false) : null;
+    if (roundedScales) {
+      LOG.warn(
+          "the scales of {} and the layer's other weights are rounded to BF16, by up to 0.2 %: {}"
+              + " takes no others",
+          weights.expert(0).up().name(), scheme.function());
+    }
   }
 
   private long rows(boolean first) {
@@ -193,7 +204,7 @@ final class TrtllmScaledWeights {
               for (long g = 0; g < own; g++) {
                 long place = BlockScaledWeights.place(row, g, groups);
                 if (wide) {
-                  short bits = Tensor.toBFloat16((float) from[map].get(at, g));
+                  short bits = rounded(maps[map], (float) from[map].get(at, g));
                   placed.setAtIndex(ValueLayout.JAVA_SHORT_UNALIGNED, place, bits);
                 } else {
                   byte code = from[map].segment().get(ValueLayout.JAVA_BYTE, at * own + g);
@@ -205,6 +216,18 @@ final class TrtllmScaledWeights {
       }
     }
     return to;
+  }
+
+  /** A scale of integers in BF16, which is what the kernels take. */
+  private short rounded(Weight w, float scale) {
+    short bits = Tensor.toBFloat16(scale);
+    float taken = Float.intBitsToFloat(bits << Short.SIZE);
+    if (Float.isInfinite(taken)) {
+      throw new IllegalArgumentException(
+          w.name() + ": the scale " + scale + " is too large for BF16, which FlashInfer takes");
+    }
+    roundedScales |= taken != scale;
+    return bits;
   }
 
   private Tensor biases(boolean first) {

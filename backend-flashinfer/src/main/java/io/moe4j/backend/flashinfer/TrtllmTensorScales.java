@@ -3,7 +3,6 @@ package io.moe4j.backend.flashinfer;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.Weight;
-import java.lang.foreign.Arena;
 import java.util.Objects;
 
 /**
@@ -14,7 +13,7 @@ import java.util.Objects;
  * collection's.
  */
 final class TrtllmTensorScales {
-  private final DeviceTensors tensors;
+  private final MatrixScales scales;
   private final Tensor input;
   private final Tensor up;
   private final Tensor gate;
@@ -23,21 +22,25 @@ final class TrtllmTensorScales {
   /**
    * @param weights with input scales, and gates
    * @param tensors where they are made
+   * @throws IllegalArgumentException if a scale that is divided by is not positive and finite
    */
   TrtllmTensorScales(ExpertWeights weights, DeviceTensors tensors) {
-    this.tensors = tensors;
+    scales = new MatrixScales(tensors);
     int experts = weights.numExperts();
     float largest = 0;
     for (int e = 0; e < experts; e++) {
       ExpertWeights.Expert x = weights.expert(e);
-      largest = Math.max(largest, Math.max(input(x.up()), input(Objects.requireNonNull(x.gate()))));
+      largest =
+          Math.max(
+              largest,
+              Math.max(scales.input(x.up()), scales.input(Objects.requireNonNull(x.gate()))));
     }
     float[] a = new float[experts];
     float[] b = new float[experts];
     float[] c = new float[experts];
     for (int e = 0; e < experts; e++) {
       ExpertWeights.Expert x = weights.expert(e);
-      float between = input(x.down());
+      float between = scales.input(x.down());
       a[e] = weight(x.up()) * largest / between;
       b[e] = weight(Objects.requireNonNull(x.gate())) * largest;
       c[e] = weight(x.down()) * between;
@@ -50,25 +53,7 @@ final class TrtllmTensorScales {
 
   /** The scale of a matrix: of all its codes, or beside those of its groups. */
   private float weight(Weight w) {
-    return w.globalScale().isPresent()
-        ? stored(w, w.globalScale().orElseThrow())
-        : number(w.scales().orElseThrow());
-  }
-
-  private float input(Weight w) {
-    return stored(w, w.inputScale().orElseThrow());
-  }
-
-  /** Checkpoints that divide by the global scale divide by the input's, too. */
-  private float stored(Weight w, Tensor scale) {
-    float value = number(scale);
-    return w.globalScale().isPresent() && w.dividedByGlobal() ? 1 / value : value;
-  }
-
-  private float number(Tensor one) {
-    try (Arena arena = Arena.ofConfined()) {
-      return tensors.onHost(one, arena).toFloats()[0];
-    }
+    return w.globalScale().isPresent() ? scales.global(w) : scales.only(w);
   }
 
   /** {@return of hidden states, one F32 number} */

@@ -4,7 +4,6 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.DeviceException;
-import io.moe4j.api.SettingException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.LoraConfig;
@@ -40,6 +39,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** What the kit does not ask: quantised weights, versions, tactics, refusals. */
 @SuppressWarnings("try") // closing before the end is what is tested
@@ -54,12 +54,12 @@ class CutlassExpertsTest {
   @BeforeEach
   void noTunedTactics() {
     Standin.assumeCompiler();
-    System.setProperty(TacticTable.PROPERTY, "off");
+    System.setProperty(FlashInferProperties.TACTICS, "off");
   }
 
   @AfterEach
   void giveBack() {
-    System.clearProperty(TacticTable.PROPERTY);
+    System.clearProperty(FlashInferProperties.TACTICS);
     buffers.forEach(Device.Buffer::close);
     assertThat(device.taken()).as("bytes nobody gave back").isZero();
   }
@@ -419,7 +419,7 @@ class CutlassExpertsTest {
   @Test
   void tuningTriesValidKernelsOnlyAndPrepareTakesWhatItFound() throws IOException {
     Path file = temp.resolve("sub/tactics.json");
-    System.setProperty(TacticTable.PROPERTY, file.toString());
+    System.setProperty(FlashInferProperties.TACTICS, file.toString());
     MoeConfig c = Layers.config(128, 128, 4, 2).quantScheme(QuantScheme.MXFP4).build();
     ExpertWeights w = Layers.mxfp4(c, 9, GateUpLayout.HALVES);
     FlashInferCutlassBackend backend = Standin.cutlass();
@@ -478,28 +478,135 @@ class CutlassExpertsTest {
     Standin.Controls module = new Standin.Controls(Standin.moe());
     FlashInferLibrary library =
         Standin.installed(Standin.moe(), "0.6.18")
-            .cutlass(device.info())
+            .cutlass(FlashInferOptions.DEFAULT, device.info())
             .flatMap(Installed.Answer::module)
             .orElseThrow()
             .library();
     Batch b = batch(c, DType.BF16, null);
-    TacticKey plain = TacticKey.of(c, device.info(), library);
+    TacticKey plain = TacticKey.of(c, device.info(), library, false);
     try {
       for (boolean fused : new boolean[] {false, true}) {
-        System.setProperty(FusedSum.PROPERTY, Boolean.toString(fused));
+        System.setProperty(FlashInferProperties.FUSED_FINALIZE, Boolean.toString(fused));
         try (ModularExperts experts = (ModularExperts) Standin.cutlass().prepare(c, w, device)) {
           run(experts, b);
           assertThat(module.ask("standin_last_fused")).isEqualTo(fused ? 1 : 0);
           assertClose(c, w, b, 0.01);
         }
-        assertThat(TacticKey.of(c, device.info(), library).equals(plain)).isEqualTo(!fused);
+        assertThat(TacticKey.of(c, device.info(), library, fused).equals(plain)).isEqualTo(!fused);
       }
-      System.setProperty(FusedSum.PROPERTY, "yes");
-      assertThatThrownBy(() -> Standin.cutlass().prepare(c, w, device))
-          .isInstanceOf(SettingException.class)
-          .hasMessage("-D" + FusedSum.PROPERTY + " is \"yes\", accepted: true, false");
     } finally {
-      System.clearProperty(FusedSum.PROPERTY);
+      System.clearProperty(FlashInferProperties.FUSED_FINALIZE);
+    }
+  }
+
+  /** What is mistyped is a reason in the table, not an error when the layer is prepared. */
+  @ParameterizedTest
+  @CsvSource(
+      delimiter = '|',
+      textBlock =
+          """
+          moe4j.flashinfer.fused-finalize | yes  | true, false
+          moe4j.flashinfer.replays        | many | whole numbers from 0 on
+          """)
+  void aMistypedSettingIsAReason(String property, String given, String accepted) {
+    Platform h200 = Platform.of(device.info());
+    Platform b200 = Platform.of(new HostCuda(10, 0).info());
+    MoeConfig c = Layers.config(64, 64, 6, 2).build();
+    MoeConfig own = c.toBuilder().options(FlashInferOptions.DEFAULT.withReplays(0)).build();
+    try {
+      System.setProperty(property, given);
+      for (Support answer :
+          List.of(
+              Standin.cutlass().isSupportedConfig(c, h200),
+              Standin.trtllmBackend().isSupportedConfig(c, b200))) {
+        assertThat(answer.reasons())
+            .containsExactly(
+                new Support.Reason(
+                    Support.Code.OTHER,
+                    "-D%s is \"%s\", accepted: %s".formatted(property, given, accepted)));
+      }
+      assertThat(Standin.cutlass().isSupportedConfig(own, h200)).isEqualTo(Support.yes());
+      assertThat(Standin.trtllmBackend().isSupportedConfig(own, b200)).isEqualTo(Support.yes());
+    } finally {
+      System.clearProperty(property);
+    }
+  }
+
+  /** A layer's options go before what the process says: another place, fused sums, no replays. */
+  @Test
+  void optionsOfALayer() throws IOException {
+    Platform here = Platform.of(device.info());
+    MoeConfig c = Layers.config(32, 16, 6, 2).build();
+    ExpertWeights w = Layers.plain(c, 3, GateUpLayout.HALVES);
+    FlashInferCutlassBackend backend = Standin.cutlass();
+    FlashInferOptions lost = FlashInferOptions.DEFAULT.withPath(temp.resolve("nowhere"));
+    assertThat(lost).isNotEqualTo(FlashInferOptions.DEFAULT);
+    assertThat(lost.toString()).endsWith("nowhere, sums apart, 32 replays)");
+    MoeConfig elsewhere = c.toBuilder().options(lost).build();
+    assertThat(backend.isSupportedConfig(elsewhere, here).toString())
+        .startsWith("there is no module fused_moe_90 of FlashInfer at " + temp.resolve("nowhere"));
+    assertThatThrownBy(() -> backend.prepare(elsewhere, w, device))
+        .isInstanceOf(DeviceException.class);
+    Path copy = Files.copy(Standin.moe(), temp.resolve("fused_moe_90.so"));
+    FlashInferOptions there =
+        FlashInferOptions.DEFAULT
+            .withPath(temp)
+            .withVersion("0.6.14")
+            .withFusedFinalize(true)
+            .withReplays(0);
+    MoeConfig older = c.toBuilder().options(there).build();
+    assertThatThrownBy(() -> backend.prepare(older, w, device))
+        .hasMessage("init of FlashInfer 0.6.14 takes 9 arguments, moe4j knows it with [7]");
+    MoeConfig fused = c.toBuilder().options(there.withVersion("0.6.18")).build();
+    Standin.Controls module = new Standin.Controls(copy);
+    Batch b = batch(c, DType.BF16, null);
+    try (CutlassExperts experts = (CutlassExperts) backend.prepare(fused, w, device)) {
+      for (int call = 0; call < 4; call++) {
+        run(experts, b);
+      }
+      assertThat(experts.recorded()).isZero();
+      assertThat(module.ask("standin_last_fused")).isEqualTo(1);
+      assertClose(c, w, b, 0.01);
+    }
+  }
+
+  /**
+   * The module multiplies by one over the input scale of down; hidden states are divided by one.
+   */
+  @ParameterizedTest
+  @ValueSource(strings = {"gate", "up", "down"})
+  void scalesThatAreDividedByAreNotZero(String name) {
+    MoeConfig fp8 =
+        Layers.config(32, 16, 6, 2)
+            .quantScheme(Layers.FP8_STATIC)
+            .quantizedActivations(true)
+            .build();
+    MoeConfig nv = Layers.config(256, 128, 6, 2).quantScheme(QuantScheme.NVFP4).build();
+    for (float bad : new float[] {0, -1, Float.NaN, Float.POSITIVE_INFINITY}) {
+      Tensor scale = Tensor.ofFloats(new float[] {bad}, 1);
+      String message = name + ": the input scale is " + bad + ", must be positive and finite";
+      try (DeviceTensors tensors = new DeviceTensors(device)) {
+        assertThatThrownBy(() ->
+                Standin.cutlass()
+                    .prepare(fp8, Layers.withInputScale(Layers.fp8(fp8, 8), name, scale), device))
+            .isInstanceOf(IllegalArgumentException.class)
+            .hasMessage(message);
+        assertThatThrownBy(() ->
+                new BlockScaledWeights(
+                    Layers.withInputScale(Layers.scaled(nv, QuantScheme.NVFP4, 6), name, scale),
+                    true,
+                    CutlassScheme.NVFP4,
+                    tensors))
+            .isInstanceOf(IllegalArgumentException.class)
+            .hasMessage(message);
+        for (ExpertWeights w :
+            List.of(Layers.fp8(fp8, 8), Layers.scaled(nv, QuantScheme.NVFP4, 6))) {
+          assertThatThrownBy(
+                  () -> new TrtllmTensorScales(Layers.withInputScale(w, name, scale), tensors))
+              .isInstanceOf(IllegalArgumentException.class)
+              .hasMessage(message);
+        }
+      }
     }
   }
 

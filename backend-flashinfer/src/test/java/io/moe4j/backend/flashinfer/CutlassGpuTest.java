@@ -42,13 +42,13 @@ class CutlassGpuTest {
 
   @BeforeAll
   void open() {
-    System.setProperty(TacticTable.PROPERTY, "off");
+    System.setProperty(FlashInferProperties.TACTICS, "off");
     device = OnCard.open();
   }
 
   @AfterAll
   void close() {
-    System.clearProperty(TacticTable.PROPERTY);
+    System.clearProperty(FlashInferProperties.TACTICS);
     if (device != null) {
       device.close();
     }
@@ -440,6 +440,9 @@ class CutlassGpuTest {
           in.set(i / 128 == 2 && r % 5 == 0 ? 0 : random.nextGaussian() * size, r, i);
         }
       }
+      // Of a NaN the block or the group stays NaN; what is too large becomes the largest.
+      in.set(Double.NaN, 7, 200);
+      in.set(Double.POSITIVE_INFINITY, 9, 20);
       try (DeviceTensors there = new DeviceTensors(device);
           DeviceTensors here = new DeviceTensors(hostDevice)) {
         Tensor inThere = OnCard.put(there, in);

@@ -172,18 +172,18 @@ class FlashInferLibraryTest {
     Path module = file(own.resolve("fused_moe_90/fused_moe_90.so"));
     assertThatThrownBy(this::find)
         .hasMessageContaining("nothing beside it tells its version")
-        .hasMessageContaining(SearchPlaces.VERSION_PROPERTY);
-    properties.put(SearchPlaces.VERSION_PROPERTY, "0.6.18");
+        .hasMessageContaining(FlashInferProperties.VERSION);
+    properties.put(FlashInferProperties.VERSION, "0.6.18");
     assertThat(find().module()).isEqualTo(module);
-    properties.put(SearchPlaces.TVM_PROPERTY, own.resolve("libtvm_ffi.so").toString());
+    properties.put(FlashInferProperties.TVM_FFI, own.resolve("libtvm_ffi.so").toString());
     assertThatThrownBy(this::find).hasMessageContaining("no file");
     Path tvm = file(own.resolve("libtvm_ffi.so"));
     assertThat(find().tvm()).isEqualTo(tvm);
-    properties.put(SearchPlaces.PATH_PROPERTY, module.toString());
+    properties.put(FlashInferProperties.PATH, module.toString());
     assertThat(find().module()).isEqualTo(module);
-    properties.remove(SearchPlaces.TVM_PROPERTY);
-    properties.remove(SearchPlaces.VERSION_PROPERTY);
-    properties.put(SearchPlaces.PATH_PROPERTY, site.toString());
+    properties.remove(FlashInferProperties.TVM_FFI);
+    properties.remove(FlashInferProperties.VERSION);
+    properties.put(FlashInferProperties.PATH, site.toString());
     assertThat(find().version().text()).isEqualTo("0.6.18");
   }
 

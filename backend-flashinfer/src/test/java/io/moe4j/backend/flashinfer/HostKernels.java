@@ -51,7 +51,7 @@ final class HostKernels implements CardKernels {
     for (long g = 0; g < in.elementCount() / MX_GROUP; g++) {
       float most = 0;
       for (long i = g * MX_GROUP; i < (g + 1) * MX_GROUP; i++) {
-        most = Math.max(most, Math.abs(read(from, in.dtype(), i)));
+        most = larger(most, read(from, in.dtype(), i));
       }
       float wanted = most / 448;
       int exponent = Math.getExponent(wanted);
@@ -64,6 +64,11 @@ final class HostKernels implements CardKernels {
     }
   }
 
+  /** The larger magnitude; a NaN is a code of its own and no magnitude. */
+  private static float larger(float most, float v) {
+    return Math.abs(v) > most ? Math.abs(v) : most;
+  }
+
   @Override
   public void quantizeBlocks(Tensor in, Tensor out, Tensor scales, DeviceStream stream) {
     MemorySegment from = HostCuda.bytes(in);
@@ -73,7 +78,7 @@ final class HostKernels implements CardKernels {
     for (long g = 0; g < in.size(0) * groups; g++) {
       float most = 0;
       for (long i = g * BLOCK; i < (g + 1) * BLOCK; i++) {
-        most = Math.max(most, Math.abs(read(from, in.dtype(), i)));
+        most = larger(most, read(from, in.dtype(), i));
       }
       float s = most == 0 ? 1 : most / 448;
       all.setAtIndex(ValueLayout.JAVA_FLOAT_UNALIGNED, g % groups * in.size(0) + g / groups, s);
@@ -97,8 +102,8 @@ final class HostKernels implements CardKernels {
       HostCuda.bytes(scales).set(ValueLayout.JAVA_BYTE, g, own);
       float s = E4m3.value(own) * global;
       for (long i = g * NV_GROUP; i < (g + 1) * NV_GROUP; i += 2) {
-        int low = s == 0 ? 0 : e2m1(read(from, in.dtype(), i) / s);
-        int high = s == 0 ? 0 : e2m1(read(from, in.dtype(), i + 1) / s);
+        int low = s > 0 ? e2m1(read(from, in.dtype(), i) / s) : 0;
+        int high = s > 0 ? e2m1(read(from, in.dtype(), i + 1) / s) : 0;
         to.set(ValueLayout.JAVA_BYTE, i / 2, (byte) (low | high << 4));
       }
     }

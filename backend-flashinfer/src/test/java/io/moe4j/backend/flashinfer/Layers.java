@@ -14,7 +14,10 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Objects;
 import java.util.Random;
+import java.util.function.UnaryOperator;
+import org.jspecify.annotations.Nullable;
 
 /** Random layers in host memory, in each way of storing weights. */
 final class Layers {
@@ -134,6 +137,58 @@ final class Layers {
 
   private static Tensor inputScale(float own, float given) {
     return Tensor.ofFloats(new float[] {Float.isNaN(given) ? own : given}, 1);
+  }
+
+  /** The same experts, but for the second one's input scale of the map of that name. */
+  static ExpertWeights withInputScale(ExpertWeights w, String name, Tensor scale) {
+    List<ExpertWeights.Expert> experts = new ArrayList<>();
+    for (int e = 0; e < w.numExperts(); e++) {
+      boolean second = e == 1;
+      experts.add(
+          replaced(
+              w.expert(e),
+              m ->
+                  second && m.name().equals(name) ? parts(m, m.scales().orElseThrow(), scale) : m));
+    }
+    return new ExpertWeights(experts);
+  }
+
+  /** The same experts with scales of another dtype, made for each by a factor. */
+  static ExpertWeights withScales(ExpertWeights w, DType type, double factor) {
+    List<ExpertWeights.Expert> experts = new ArrayList<>();
+    for (int e = 0; e < w.numExperts(); e++) {
+      experts.add(
+          replaced(
+              w.expert(e),
+              m -> {
+                Tensor old = m.scales().orElseThrow();
+                Tensor scales = empty(type, old.shape());
+                for (long r = 0; r < old.size(0); r++) {
+                  for (long g = 0; g < old.size(1); g++) {
+                    // Not one of BF16: those have eight bits.
+                    scales.set(factor == 1 ? old.get(r, g) * 1.003 : factor, r, g);
+                  }
+                }
+                return parts(m, scales, null);
+              }));
+    }
+    return new ExpertWeights(experts);
+  }
+
+  private static ExpertWeights.Expert replaced(ExpertWeights.Expert x, UnaryOperator<Weight> map) {
+    return ExpertWeights.Expert.of(
+        map.apply(Objects.requireNonNull(x.gate())), map.apply(x.up()), map.apply(x.down()));
+  }
+
+  private static Weight parts(Weight w, Tensor scales, @Nullable Tensor inputScale) {
+    Weight.Builder b =
+        Weight.builder(w.name(), w.scheme(), w.out(), w.in(), w.values(), w.packing())
+            .scales(scales);
+    w.globalScale().ifPresent(g -> b.globalScale(g, w.dividedByGlobal()));
+    if (inputScale != null) {
+      b.inputScale(inputScale);
+    }
+    return b.build();
   }
 
   /** Integers of four bits with a BF16 scale for 32, in a way of packing. */

@@ -26,7 +26,7 @@ final class OnCard {
 
   /** {@return the CUTLASS experts' module; the test is skipped where it is not there} */
   static FlashInferModule module(DeviceInfo device) {
-    var answer = Installed.HERE.cutlass(device);
+    var answer = Installed.HERE.cutlass(FlashInferOptions.DEFAULT, device);
     assumeTrue(answer.isPresent(), "FlashInfer has no CUTLASS experts for " + device.name());
     assumeTrue(answer.get().module().isPresent(), answer.get().reason());
     return answer.get().module().orElseThrow();

@@ -20,13 +20,13 @@ class ReadmeTest {
     }
     for (String setting :
         new String[] {
-          SearchPlaces.PATH_PROPERTY,
+          FlashInferProperties.PATH,
           SearchPlaces.PATH_VARIABLE,
-          SearchPlaces.VERSION_PROPERTY,
-          SearchPlaces.TVM_PROPERTY,
-          TacticTable.PROPERTY,
-          Replays.PROPERTY,
-          FusedSum.PROPERTY
+          FlashInferProperties.VERSION,
+          FlashInferProperties.TVM_FFI,
+          FlashInferProperties.TACTICS,
+          FlashInferProperties.REPLAYS,
+          FlashInferProperties.FUSED_FINALIZE
         }) {
       assertThat(page).contains(setting);
     }

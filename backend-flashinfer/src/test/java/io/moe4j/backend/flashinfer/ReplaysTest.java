@@ -4,7 +4,6 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import io.moe4j.api.DeviceException;
-import io.moe4j.api.SettingException;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Workspace;
@@ -28,13 +27,13 @@ class ReplaysTest {
   @BeforeEach
   void noTunedTactics() {
     Standin.assumeCompiler();
-    System.setProperty(TacticTable.PROPERTY, "off");
+    System.setProperty(FlashInferProperties.TACTICS, "off");
   }
 
   @AfterEach
   void giveBack() {
-    System.clearProperty(TacticTable.PROPERTY);
-    System.clearProperty(Replays.PROPERTY);
+    System.clearProperty(FlashInferProperties.TACTICS);
+    System.clearProperty(FlashInferProperties.REPLAYS);
     assertThat(device.taken()).as("bytes nobody gave back").isZero();
     assertThat(device.graphs()).as("graphs nobody closed").isZero();
   }
@@ -94,9 +93,9 @@ class ReplaysTest {
 
   @Test
   void whatComesTheThirdTimeIsReplayedWithWhatIsInTheBuffersThen() {
-    System.setProperty(Replays.PROPERTY, "0");
+    System.setProperty(FlashInferProperties.REPLAYS, "0");
     CutlassExperts called = prepare();
-    System.clearProperty(Replays.PROPERTY);
+    System.clearProperty(FlashInferProperties.REPLAYS);
     try (called;
         CutlassExperts experts = prepare();
         Buffers others = new Buffers(called, 3, DType.F32);
@@ -131,7 +130,7 @@ class ReplaysTest {
 
   @Test
   void theOnesUsedLastAreKept() {
-    System.setProperty(Replays.PROPERTY, "2");
+    System.setProperty(FlashInferProperties.REPLAYS, "2");
     try (CutlassExperts experts = prepare();
         Buffers a = new Buffers(experts, 1, DType.BF16);
         Buffers b = new Buffers(experts, 2, DType.BF16);
@@ -196,7 +195,7 @@ class ReplaysTest {
 
   @Test
   void nothingIsRecordedWhereThatIsTurnedOff() {
-    System.setProperty(Replays.PROPERTY, "0");
+    System.setProperty(FlashInferProperties.REPLAYS, "0");
     try (CutlassExperts experts = prepare();
         Buffers b = new Buffers(experts, 3, DType.BF16)) {
       for (int call = 1; call <= 5; call++) {
@@ -209,22 +208,26 @@ class ReplaysTest {
   @Test
   void theSetting() {
     try {
-      System.clearProperty(Replays.PROPERTY);
-      assertThat(Replays.keptByProperty()).isEqualTo(Replays.KEPT);
+      System.clearProperty(FlashInferProperties.REPLAYS);
+      assertThat(FlashInferProperties.read().defaults()).isEqualTo(FlashInferOptions.DEFAULT);
       for (Map.Entry<String, Integer> given :
-          Map.of(" ", Replays.KEPT, "0", 0, " 7 ", 7).entrySet()) {
-        System.setProperty(Replays.PROPERTY, given.getKey());
-        assertThat(Replays.keptByProperty()).isEqualTo(given.getValue());
+          Map.of(" ", FlashInferOptions.REPLAYS, "0", 0, " 7 ", 7).entrySet()) {
+        System.setProperty(FlashInferProperties.REPLAYS, given.getKey());
+        assertThat(FlashInferProperties.read().defaults())
+            .isEqualTo(FlashInferOptions.DEFAULT.withReplays(given.getValue()));
       }
       for (String bad : new String[] {"-1", "many", "1.5"}) {
-        System.setProperty(Replays.PROPERTY, bad);
-        assertThatThrownBy(Replays::keptByProperty)
-            .isInstanceOf(SettingException.class)
-            .hasMessage(
-                "-D" + Replays.PROPERTY + " is \"" + bad + "\", accepted: whole numbers from 0 on");
+        System.setProperty(FlashInferProperties.REPLAYS, bad);
+        assertThat(FlashInferProperties.read().fault())
+            .isEqualTo(
+                "-D%s is \"%s\", accepted: whole numbers from 0 on"
+                    .formatted(FlashInferProperties.REPLAYS, bad));
       }
     } finally {
-      System.clearProperty(Replays.PROPERTY);
+      System.clearProperty(FlashInferProperties.REPLAYS);
     }
+    assertThatThrownBy(() -> FlashInferOptions.DEFAULT.withReplays(-1))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessage("replays is -1, must not be negative");
   }
 }

@@ -305,6 +305,24 @@ class TrtllmExpertsTest {
     }
   }
 
+  /**
+   * GPTQ stores F16: the kernels take BF16, so up to 0.2 % go, and what does not fit is refused.
+   */
+  @Test
+  void scalesOfIntegersAreRounded() {
+    MoeConfig c = quantised(160, 96, QuantScheme.int4(32)).build();
+    ExpertWeights w = Layers.withScales(Layers.int4(c, 9, Packing.WORDS_ALONG_IN), DType.F16, 1);
+    try (var experts = (MonolithicExperts) Standin.trtllmBackend().prepare(c, w, device)) {
+      MonolithicInputs in = inputs(c, DType.BF16);
+      run(experts, in, null);
+      assertClose(c, w, in);
+    }
+    ExpertWeights large = Layers.withScales(w, DType.F32, Float.MAX_VALUE);
+    assertThatThrownBy(() -> Standin.trtllmBackend().prepare(c, large, device))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageContaining("is too large for BF16, which FlashInfer takes");
+  }
+
   /** Half of the experts, the second half: ids keep their places in what is packed. */
   @Test
   void integersOfFourBitsOnARank() {

@@ -59,12 +59,14 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
           .require(false, Code.PARALLEL, () -> "no communicator, needs one")
           .result();
     }
+    String fault = SystemSettings.fault(() -> sums(config));
     return Support.checks()
         .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
         .require(
             communicator.deviceType().equals(DeviceType.CUDA),
             Code.DEVICE,
             () -> "a communicator of " + communicator.deviceType() + " memory, takes cuda")
+        .require(fault == null, Code.OTHER, () -> String.valueOf(fault))
         .result();
   }
 

@@ -1,16 +1,21 @@
 package io.moe4j.comm.nccl;
 
+import static org.assertj.core.api.Assertions.assertThat;
+
+import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.spi.ExpertExchangeProvider;
+import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.tck.ExchangeConformanceTest;
 import io.moe4j.tck.KitRank;
 import java.time.Duration;
 import java.util.List;
+import org.junit.jupiter.api.Test;
 
 /** The exchange over the stand-in, with kernels on the host: what travels, and where it lands. */
 class DeviceGatherConformanceTest extends ExchangeConformanceTest {
@@ -29,6 +34,28 @@ class DeviceGatherConformanceTest extends ExchangeConformanceTest {
     return HostGroup.open(size, deadline).stream()
         .map(r -> new KitRank(r.communicator(), r.card()))
         .toList();
+  }
+
+  /**
+   * What is mistyped is a reason why another exchange is taken, not an error when one is opened.
+   */
+  @Test
+  void aMistypedSettingIsAReason() {
+    MoeConfig config = MoeConfig.builder(8, 8, 2, 1).build();
+    List<KitRank> ranks = openGroup(2, Duration.ofSeconds(10));
+    try {
+      Communicator group = ranks.get(0).communicator();
+      assertThat(provider().isSupported(config, group)).isEqualTo(Support.yes());
+      System.setProperty(DeviceGatherProvider.SUMS_PROPERTY, "f16");
+      assertThat(provider().isSupported(config, group).reasons())
+          .containsExactly(
+              new Support.Reason(
+                  Support.Code.OTHER,
+                  "-D" + DeviceGatherProvider.SUMS_PROPERTY + " is \"f16\", accepted: f32, bf16"));
+    } finally {
+      System.clearProperty(DeviceGatherProvider.SUMS_PROPERTY);
+      ranks.forEach(r -> r.communicator().close());
+    }
   }
 
   @Override

@@ -4,6 +4,7 @@ import io.moe4j.api.SettingException;
 import java.util.Arrays;
 import java.util.Locale;
 import java.util.function.Function;
+import java.util.function.Supplier;
 import java.util.stream.Collectors;
 import org.jspecify.annotations.Nullable;
 
@@ -25,6 +26,22 @@ public final class SystemSettings {
   public static @Nullable String text(String property) {
     String given = System.getProperty(property);
     return given == null || given.isBlank() ? null : given.strip();
+  }
+
+  /**
+   * {@return what is mistyped, for {@link io.moe4j.api.spi.Support}; null where nothing is} A
+   * plugin asks where it says whether it fits, so that a mistyped property is a reason and not an
+   * error later on.
+   *
+   * @param read reads one property or several, with this class
+   */
+  public static @Nullable String fault(Supplier<?> read) {
+    try {
+      read.get();
+      return null;
+    } catch (SettingException e) {
+      return e.getMessage();
+    }
   }
 
   /**

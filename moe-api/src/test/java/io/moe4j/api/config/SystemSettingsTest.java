@@ -99,6 +99,14 @@ class SystemSettingsTest {
         .withMessage("-D%s is \"%s\", accepted: %s", NAME, given, accepted);
   }
 
+  @Test
+  void whatIsMistypedIsSaid() {
+    assertThat(SystemSettings.fault(() -> number())).isNull();
+    System.setProperty(NAME, "many");
+    assertThat(SystemSettings.fault(() -> number()))
+        .isEqualTo("-D" + NAME + " is \"many\", accepted: 1..10");
+  }
+
   /** A layer with options of its own does not care what a property says. */
   @Test
   void optionsOfALayerGoFirst() {

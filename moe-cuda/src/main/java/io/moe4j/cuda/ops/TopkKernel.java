@@ -16,8 +16,11 @@ import org.jspecify.annotations.Nullable;
  * for several threads.
  */
 public final class TopkKernel {
-  /** Tokens a block serves: one a warp. */
+  /** Tokens a block serves at once: one a warp. */
   static final int TOKENS_PER_BLOCK = 4;
+
+  /** Blocks of {@code topk_flat} on a multiprocessor: half of what its threads would fill. */
+  private static final int BLOCKS_PER_MULTIPROCESSOR = 8;
 
   private static final int LANES = 32;
 
@@ -25,6 +28,7 @@ public final class TopkKernel {
   private static final int[] PER_LANE = {1, 4, 8, 16};
 
   private final Kernel kernel;
+  private final int mostBlocks;
   private final RoutingConfig routing;
   private final int numExperts;
   private final int topK;
@@ -47,6 +51,9 @@ public final class TopkKernel {
         flat
             ? SharedKernels.load(device, "topk_flat", Map.of("lanes", Integer.toString(perLane)))
             : SharedKernels.load(device, "topk");
+    this.mostBlocks =
+        BLOCKS_PER_MULTIPROCESSOR
+            * Integer.parseInt(device.info().properties().getOrDefault("multiprocessors", "1"));
     this.routing = routing;
     this.numExperts = numExperts;
     this.topK = topK;
@@ -129,7 +136,8 @@ public final class TopkKernel {
           .f32(routing.jitter())
           .sharedBytes(sharedBytes);
     }
-    l.launch(stream, Math.ceilDiv(tokens, TOKENS_PER_BLOCK));
+    int blocks = Math.ceilDiv(tokens, TOKENS_PER_BLOCK);
+    l.launch(stream, flat ? Math.min(blocks, mostBlocks) : blocks);
   }
 
   private static void require(String name, Tensor t, DType dtype, long rows, long columns) {

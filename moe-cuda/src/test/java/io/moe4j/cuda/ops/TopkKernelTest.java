@@ -95,6 +95,13 @@ class TopkKernelTest {
     compare(RoutingConfig.SIGMOID, 1, 1, 3);
   }
 
+  /** More than a card has room for at once: warps go on to the next token. */
+  @Test
+  void moreTokensThanWarps() {
+    compare(RoutingConfig.SOFTMAX_RENORMALIZE, 128, 8, 20_001);
+    compare(RoutingConfig.SIGMOID, 20, 2, 9_003);
+  }
+
   private static void compare(RoutingConfig routing, int experts, int k, int tokens) {
     Random random = new Random(experts * 31L + k);
     float[] logits = Gpu.random(random, tokens * experts, 2f);

@@ -38,6 +38,25 @@ final class NativeCalls {
           "moe_combine",
           FunctionDescriptor.ofVoid(LONG, POINTER, LONG, LONG, LONG, POINTER, INT),
           HEAP_TOO);
+  static final MethodHandle DENSE =
+      function(
+          "moe_dense",
+          FunctionDescriptor.ofVoid(
+              INT, POINTER, INT, POINTER, INT, LONG, POINTER, POINTER, LONG, LONG, LONG, LONG, LONG,
+              LONG),
+          HEAP_TOO);
+  static final MethodHandle FINISH =
+      function(
+          "moe_finish",
+          FunctionDescriptor.ofVoid(
+              INT, POINTER, POINTER, POINTER, INT, POINTER, POINTER, INT, LONG, LONG, LONG),
+          HEAP_TOO);
+  static final MethodHandle ROUTE =
+      function(
+          "moe_route",
+          FunctionDescriptor.ofVoid(
+              INT, POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, LONG, LONG),
+          HEAP_TOO);
   static final MethodHandle PACK = function("moe_pack", pack());
   static final MethodHandle PACK_HEAP = function("moe_pack", pack(), HEAP_TOO);
   static final MethodHandle PACK_CODED =

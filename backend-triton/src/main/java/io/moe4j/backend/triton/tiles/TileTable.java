@@ -20,6 +20,15 @@ public final class TileTable {
   private static final int DOWN_WARPS = 8;
   private static final int DOWN_STEPS = 12;
 
+  /** Of the cards that the set was tuned for. */
+  private static final int MULTIPROCESSORS = 132;
+
+  /** A round of tiles of half the width, as a share of one of the whole width. */
+  private static final double HALF_ROUND = 0.6;
+
+  /** Rows per expert up to which hardly any has more than a tile of {@link #WIDE} rows. */
+  private static final int SURELY_ONE_TILE = 96;
+
   private TileTable() {}
 
   /**
@@ -116,10 +125,10 @@ public final class TileTable {
       w2 = w13;
     } else if (!p.gated()) {
       w13 = single(p, naive);
-      w2 = second(p, p.intermediate(), naive, TilePlan.rows(w13));
+      w2 = second(p, p.intermediate(), p.hidden(), naive, TilePlan.rows(w13));
     } else {
       w13 = first(p, naive);
-      w2 = second(p, p.intermediate(), naive, TilePlan.rows(w13));
+      w2 = second(p, p.intermediate(), p.hidden(), naive, TilePlan.rows(w13));
     }
     boolean permute =
         p.tuned()
@@ -197,7 +206,12 @@ public final class TileTable {
   public static TilePlan composed(Problem p, TilePlan base) {
     String w13 =
         p.tuned() && !p.mxfp4() && whole(p)
-            ? second(p, p.hidden(), base.naive(), base.tileRows())
+            ? second(
+                p,
+                p.hidden(),
+                p.intermediate() * (p.gated() ? 2 : 1),
+                base.naive(),
+                base.tileRows())
             : base.w2();
     if (!TilePlan.any(w13) && p.hidden() % TilePlan.step(w13) != 0) {
       // A tuned tile of w2 whose steps are not those of the other contraction.
@@ -281,7 +295,8 @@ public final class TileTable {
     return "128x128x64-tma-w8-s4-tail";
   }
 
-  private static String second(Problem p, int contraction, boolean naive, int height) {
+  private static String second(
+      Problem p, int contraction, int columns, boolean naive, int height) {
     double rows = p.rowsPerExpert();
     boolean wide = contraction % WIDE == 0;
     boolean long256 = contraction % 256 == 0 && contraction >= 8192;
@@ -307,11 +322,38 @@ public final class TileTable {
               ? "32x128x128-tma-w4-s3"
               : "32x64x64-tma-w4-s5";
       case 64 -> "64x128x64-tma-w4-s4";
-      default ->
-          !p.lora() && (rows <= 64 || (contraction < 1024 && rows <= 256))
-              ? "128x128x64-tma-w4-s3-tail"
-              : "128x256x64-tma-w8-s4-tail";
+      default -> {
+        String many =
+            !p.lora() && (rows <= 64 || (contraction < 1024 && rows <= 256))
+                ? "128x128x64-tma-w4-s3-tail"
+                : "128x256x64-tma-w8-s4-tail";
+        yield isDeepFaster(p, columns, TilePlan.columns(many))
+            ? "128x128x64-tma-w8-s6-tail"
+            : many;
+      }
     };
+  }
+
+  /**
+   * Whether few programs run better by tiles that have a multiprocessor for themselves and more of
+   * their weights under way: where there are no more than multiprocessors, or where the last round
+   * of wider tiles would leave most of the card idle. So with few large experts, as a rank has
+   * them.
+   *
+   * @param columns of the product
+   * @param otherwise columns of the tile that many programs run with
+   */
+  private static boolean isDeepFaster(Problem p, int columns, int otherwise) {
+    long deep = rounds(p, columns, WIDE);
+    return deep == 1 || (otherwise > WIDE && deep * HALF_ROUND < rounds(p, columns, otherwise));
+  }
+
+  /** Of tiles that have a multiprocessor for themselves, with as many rows as are to be expected. */
+  private static long rounds(Problem p, int columns, int tileColumns) {
+    double rows = p.rowsPerExpert();
+    double each = rows <= SURELY_ONE_TILE ? 1 : rows / WIDE + 0.5;
+    double tiles = each * Math.min(p.experts(), p.pairs());
+    return (long) Math.ceil(tiles * Math.ceilDiv(columns, tileColumns) / MULTIPROCESSORS);
   }
 
   /** Many small segments in a tall tile: shorter tiles hide the expand better. */

@@ -29,7 +29,8 @@ class TileTableTest {
     {300, 8, 512, 264},
     {4, 1, 7168, 2048},
     {64, 6, 2048, 1408},
-    {1, 1, 128, 128}
+    {1, 1, 128, 128},
+    {4, 2, 4096, 14336}
   };
   private static final int[] TOKENS = {1, 2, 3, 4, 16, 17, 64, 200, 256, 1024, 4096, 8192};
 
@@ -75,6 +76,12 @@ class TileTableTest {
     "2, 4, 0, 0, 16x32x256-ptr-w4-s3, 16x32x256-ptr-w4-s4, false",
     "2, 64, 0, 0, 32x64x128-tma-w4-s3, 32x128x128-tma-w4-s3, false",
     "2, 1024, 64, 32, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
+    "2, 256, 0, 0, 128x128x64-tma-w8-s4-tail, 128x128x64-tma-w4-s3-tail, false",
+    "2, 4096, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
+    // Half of the experts of the same shape with all of their rows, as one of two ranks has them.
+    "10, 128, 0, 0, 128x128x64-tma-w8-s4-tail, 128x128x64-tma-w8-s6-tail, false",
+    "10, 512, 0, 0, 128x128x64-tma-w8-s4-tail, 128x128x64-tma-w8-s6-tail, true",
+    "10, 2048, 0, 0, 128x128x64-tma-w8-s4-tail, 128x256x64-tma-w8-s4-tail, true",
   })
   void tunedTiles(
       int shape, int tokens, int rank, int slots, String w13, String w2, boolean permute) {

@@ -111,7 +111,7 @@ class TileSearchTest {
       }
       boolean naive = TileTable.naive(p);
       assertThat(w13).hasSize(naive ? 6 : 12).isEqualTo(new HashSet<>(HOPPER.first(p, false)));
-      assertThat(w2).hasSize(naive ? 6 : 13);
+      assertThat(w2).hasSize(naive ? 6 : 14);
       assertThat(shrinkRows).hasSize(p.lora() && !naive ? 3 : 1);
       if (!naive) {
         assertThat(meter.looked).anyMatch(TilePlan::permute);
