@@ -37,7 +37,7 @@ public final class SystemSettings {
    */
   public static @Nullable String fault(Supplier<?> read) {
     try {
-      read.get();
+      var _ = read.get();
       return null;
     } catch (SettingException e) {
       return e.getMessage();
