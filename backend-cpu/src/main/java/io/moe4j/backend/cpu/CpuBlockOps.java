@@ -277,7 +277,6 @@ final class CpuBlockOps implements BlockOps {
       Workspace workspace,
       DeviceStream stream) {
     int tokens = Math.toIntExact(hidden.size(0));
-    int h = config.hiddenSize();
     MemorySegment ws = memory(workspace, tokens);
     long scratch = scratchOffset(tokens);
     long sharedOut = accumulatorBytes(tokens);

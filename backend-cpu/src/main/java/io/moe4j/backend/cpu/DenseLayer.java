@@ -177,7 +177,7 @@ final class DenseLayer {
       } else {
         runInC();
       }
-      if (deltas) {
+      if (lora != null && deltas) {
         plan.build(null, null, 0, lora.tokenLoraMapping().segment(), live, 0, tokens, 1);
         team.run(delta, plan.segments);
       }

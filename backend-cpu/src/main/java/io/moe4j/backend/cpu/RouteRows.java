@@ -30,6 +30,7 @@ final class RouteRows {
    * @param expertScale one per choice, or empty
    * @param tokenExperts {@code [V, K]}, or empty
    */
+  @SuppressWarnings("ArrayRecordComponent") // made once, read by the kernels alone
   record Rule(
       RoutingConfig config,
       int choices,
