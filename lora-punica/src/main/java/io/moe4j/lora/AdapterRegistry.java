@@ -13,9 +13,6 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
-import java.util.concurrent.ConcurrentHashMap;
-import java.util.concurrent.atomic.AtomicLong;
-import java.util.concurrent.atomic.AtomicReferenceArray;
 import org.jspecify.annotations.Nullable;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -62,18 +59,13 @@ public final class AdapterRegistry implements AutoCloseable {
 
   private final TreeMap<Integer, MoeConfig> layers;
   private final int[] layerIndices;
-  private final int capacity;
   private final PunicaWrapper punica;
   private final boolean ownsPunica;
   private final @Nullable Transfers transfers;
   private final AdapterSlots slots;
   // One a layer: what its contexts have in common.
   private final SlotsKey[] slotsKeys;
-  // Read without, changed under the slot table's lock; generation only under it.
-  private final ConcurrentHashMap<String, AdapterEntry> byName = new ConcurrentHashMap<>();
-  private final AtomicReferenceArray<@Nullable AdapterEntry> byIndex;
-  private final int[] generation;
-  private final AtomicLong hostEvictions = new AtomicLong();
+  private final HostCache cache;
   private volatile boolean closed;
 
   private AdapterRegistry(
@@ -87,13 +79,11 @@ public final class AdapterRegistry implements AutoCloseable {
     this.layerIndices = layers.keySet().stream().mapToInt(Integer::intValue).toArray();
     this.slotsKeys =
         layers.keySet().stream().map(l -> new SlotsKey("layer " + l)).toArray(SlotsKey[]::new);
-    this.capacity = capacity;
+    this.cache = new HostCache(capacity);
     this.punica = punica;
     this.ownsPunica = ownsPunica;
     this.transfers = transfers;
     this.slots = new AdapterSlots(maxLoras, b.slotWait.toNanos());
-    this.byIndex = new AtomicReferenceArray<>(capacity);
-    this.generation = new int[capacity];
   }
 
   /**
@@ -126,27 +116,16 @@ public final class AdapterRegistry implements AutoCloseable {
     slots.lock().lock();
     try {
       requireOpen();
-      if (byName.containsKey(adapter.name())) {
-        throw new AdapterException(
-            "adapter '" + adapter.name() + "' is loaded already; use replace, or unload it first");
-      }
-      if (byName.size() == capacity) {
-        evicted = oldestUnpinned(adapter.name());
-        dropped = remove(evicted);
-        hostEvictions.incrementAndGet();
+      evicted = cache.evictedFor(adapter.name());
+      if (evicted != null) {
+        dropped = slots.retire(evicted.current());
         AdapterEvent.commit("evicted from the host cache", evicted.name, -1);
       }
-      int index = 0;
-      while (byIndex.get(index) != null) {
-        index++;
-      }
-      AdapterEntry entry =
-          new AdapterEntry(adapter.name(), index, generation[index] * capacity + index);
+      AdapterEntry entry = cache.newEntry(adapter.name());
       entry.setCurrent(version(entry, checked, packed));
       unused = null;
       entry.lastUse = slots.tick();
-      byIndex.set(index, entry);
-      byName.put(entry.name, entry);
+      cache.add(entry);
       AdapterEvent.commit("loaded", entry.name, -1);
       return entry.handle;
     } finally {
@@ -155,7 +134,7 @@ public final class AdapterRegistry implements AutoCloseable {
       if (evicted != null) {
         LOG.info(
             "host cache of {} adapters is full: '{}', the least recently used, made room for '{}'",
-            capacity,
+            cache.capacity(),
             evicted.name,
             adapter.name());
       }
@@ -201,7 +180,7 @@ public final class AdapterRegistry implements AutoCloseable {
     List<Transfers.Leaving> dropped = List.of();
     slots.lock().lock();
     try {
-      AdapterEntry entry = byName.get(name);
+      AdapterEntry entry = cache.find(name);
       if (entry == null) {
         return false;
       }
@@ -231,7 +210,7 @@ public final class AdapterRegistry implements AutoCloseable {
       slots.lock().lock();
       try {
         if (entry.unloaded) {
-          throw notLoaded(name);
+          throw cache.notLoaded(name);
         }
         entry.pinned = true;
       } finally {
@@ -260,7 +239,7 @@ public final class AdapterRegistry implements AutoCloseable {
 
   /** {@return the names of the loaded adapters, sorted; a copy} */
   public List<String> names() {
-    return byName.keySet().stream().sorted().toList();
+    return cache.names();
   }
 
   /**
@@ -287,7 +266,7 @@ public final class AdapterRegistry implements AutoCloseable {
   public AdapterStats stats() {
     slots.lock().lock();
     try {
-      return slots.stats(byName.size(), hostEvictions.get());
+      return slots.stats(cache.size(), cache.evictions());
     } finally {
       slots.lock().unlock();
     }
@@ -334,7 +313,7 @@ public final class AdapterRegistry implements AutoCloseable {
   /** {@return a batch that holds nothing yet, to be {@code reset} for one forward after another} */
   public AdapterBatch newBatch() {
     requireOpen();
-    return new AdapterBatch(this, layerIndices, capacity);
+    return new AdapterBatch(this, layerIndices, cache.capacity());
   }
 
   /**
@@ -349,7 +328,7 @@ public final class AdapterRegistry implements AutoCloseable {
     slots.lock().lock();
     try {
       closed = true;
-      for (AdapterEntry entry : List.copyOf(byName.values())) {
+      for (AdapterEntry entry : cache.all()) {
         dropped.addAll(remove(entry));
       }
     } finally {
@@ -394,24 +373,11 @@ public final class AdapterRegistry implements AutoCloseable {
   }
 
   AdapterEntry entry(String name) {
-    AdapterEntry entry = byName.get(name);
-    if (entry == null) {
-      throw notLoaded(name);
-    }
-    return entry;
+    return cache.entry(name);
   }
 
   AdapterEntry entry(int handle) {
-    AdapterEntry entry = handle < 0 ? null : byIndex.get(handle % capacity);
-    if (entry == null || entry.handle != handle) {
-      throw new AdapterException(
-          "adapter handle "
-              + handle
-              + " belongs to no loaded adapter; use what load returned, or "
-              + BASE
-              + " for the base model. An unloaded adapter's handle does not come back");
-    }
-    return entry;
+    return cache.entry(handle);
   }
 
   void upload(@Nullable LoadedAdapter[] leased, int n) {
@@ -461,48 +427,9 @@ public final class AdapterRegistry implements AutoCloseable {
 
   // ---- under the lock ----
 
-  private AdapterEntry oldestUnpinned(String newcomer) {
-    AdapterEntry oldest = null;
-    for (AdapterEntry e : byName.values()) {
-      if (!e.pinned && (oldest == null || e.lastUse < oldest.lastUse)) {
-        oldest = e;
-      }
-    }
-    if (oldest == null) {
-      throw new AdapterException(
-          "adapter '"
-              + newcomer
-              + "' does not fit the host cache: all "
-              + capacity
-              + " adapters in it are pinned; unpin or unload some, or raise maxCpuLoras");
-    }
-    return oldest;
-  }
-
   private List<Transfers.Leaving> remove(AdapterEntry entry) {
-    entry.unloaded = true;
-    byName.remove(entry.name);
-    byIndex.set(entry.index, null);
-    // Handles stay positive: the generation begins anew before the product would overflow.
-    generation[entry.index] = (generation[entry.index] + 1) % (Integer.MAX_VALUE / capacity);
+    cache.remove(entry);
     return slots.retire(entry.current());
-  }
-
-  // ---- checks ----
-
-  private AdapterException notLoaded(String name) {
-    List<String> loaded = names();
-    String some = loaded.size() <= 16 ? loaded.toString() : loaded.subList(0, 16) + " and more";
-    return new AdapterException(
-        "adapter '"
-            + name
-            + "' is not loaded; loaded are "
-            + loaded.size()
-            + ": "
-            + some
-            + (hostEvictions.get() > 0
-                ? " (the host cache of " + capacity + " was full before)"
-                : ""));
   }
 
   /** Sets one thing at a time; not thread-safe. */

@@ -121,8 +121,7 @@ class FactorValuesTest {
     } else {
       b.set(value, 1, 3, 1);
     }
-    return new LoraAdapter(
-        "big", Map.of(5, new LoraLayer(Map.of(target, new LoraFactors(a, b)))));
+    return new LoraAdapter("big", Map.of(5, new LoraLayer(Map.of(target, new LoraFactors(a, b)))));
   }
 
   private static AdapterRegistry registry(DType weights) {

@@ -47,10 +47,7 @@ final class AdapterScales {
           "its scale alpha " + alpha + " / rank " + rank + " is not finite");
     }
     if (scale == 0) {
-      notes.add(
-          "alpha is 0, first for '"
-              + shown(parameter)
-              + "': such factors change nothing");
+      notes.add("alpha is 0, first for '" + shown(parameter) + "': such factors change nothing");
     }
     return scale;
   }

@@ -28,6 +28,10 @@ import java.util.function.Function;
  * the config and has none, or has some but not all, is an error; so is a tensor in a block that the
  * layout does not know, and a part of a block that the config promises and the files lack. What
  * stands outside the blocks may be damaged or missing; {@link #notes()} says so.
+ *
+ * <p>Of the experts' weights nothing is read before a layer is prepared, so their values are not
+ * looked at: one that is no number makes the results of tokens that choose its expert none, and of
+ * no others. In a router, where it would reach every token, it is an error.
  */
 public final class MoeCheckpoint implements AutoCloseable {
   /**

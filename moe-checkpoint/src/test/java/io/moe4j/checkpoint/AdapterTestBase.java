@@ -69,7 +69,8 @@ abstract class AdapterTestBase {
 
   PeftAdapter load(TinyCheckpoint adapter, AdapterTargetModel model, AdapterPolicy policy) {
     PeftAdapter loaded = PeftAdapter.load(adapter.writeAdapter(dir), "x", model, policy);
-    MoeConfig config = model.layers().get(1).toBuilder().lora(new LoraConfig(1, 1 << 20, true)).build();
+    MoeConfig config =
+        model.layers().get(1).toBuilder().lora(new LoraConfig(1, 1 << 20, true)).build();
     loaded.adapter().layers().values().forEach(layer -> layer.requireFits(config));
     return loaded;
   }

@@ -17,9 +17,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.MethodSource;
 
-/**
- * Rule 6.1: routing. A part of {@link BlockOpsConformanceTest}, which providers extend.
- */
+/** Rule 6.1: routing. A part of {@link BlockOpsConformanceTest}, which providers extend. */
 abstract class BlockRoutingTests extends BlockSubject {
   BlockRoutingTests() {}
 

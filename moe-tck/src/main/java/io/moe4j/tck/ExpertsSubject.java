@@ -13,9 +13,7 @@ import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.TestInstance;
 
-/**
- * The backend that {@link ExpertsConformanceTest} is about, its device, and problems for it.
- */
+/** The backend that {@link ExpertsConformanceTest} is about, its device, and problems for it. */
 @TestInstance(TestInstance.Lifecycle.PER_CLASS)
 abstract class ExpertsSubject {
   private @Nullable Kit openKit;

@@ -295,36 +295,36 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
     try (LeaseCache.Lease<StreamScratch> lease = scratch(call.stream())) {
       StreamScratch mine = lease.value();
       synchronized (mine) {
-      if (fast) {
-        boolean routed = call.routing() != null;
-        LaunchPlan.Problem problem =
-            new LaunchPlan.Problem(
-                call.pairs(),
-                routed ? summary.experts() : 1,
-                Math.max(1, summary.adapters()),
-                table.slots(),
-                columns,
-                call.in(),
-                call.out(),
-                call.slices(),
-                call.interleaved());
-        LaunchPlan plan = LaunchPlan.of(problem, card, wish);
-        fast = plan.path() != LoraPath.GENERAL;
         if (fast) {
-          launch(call, table, problem, plan, mine);
+          boolean routed = call.routing() != null;
+          LaunchPlan.Problem problem =
+              new LaunchPlan.Problem(
+                  call.pairs(),
+                  routed ? summary.experts() : 1,
+                  Math.max(1, summary.adapters()),
+                  table.slots(),
+                  columns,
+                  call.in(),
+                  call.out(),
+                  call.slices(),
+                  call.interleaved());
+          LaunchPlan plan = LaunchPlan.of(problem, card, wish);
+          fast = plan.path() != LoraPath.GENERAL;
+          if (fast) {
+            launch(call, table, problem, plan, mine);
+          }
         }
-      }
-      int skip = fast ? type : -1;
-      boolean others = false;
-      int maxRank = 0;
-      for (int s = 0; s < call.slices(); s++) {
-        FactorTable.Use use = summary.uses().get(call.column() + s);
-        others |= (use.types() & ~(skip < 0 ? 0 : 1 << skip)) != 0;
-        maxRank = Math.max(maxRank, use.maxRank());
-      }
-      if (others) {
-        general(call, table, skip, maxRank);
-      }
+        int skip = fast ? type : -1;
+        boolean others = false;
+        int maxRank = 0;
+        for (int s = 0; s < call.slices(); s++) {
+          FactorTable.Use use = summary.uses().get(call.column() + s);
+          others |= (use.types() & ~(skip < 0 ? 0 : 1 << skip)) != 0;
+          maxRank = Math.max(maxRank, use.maxRank());
+        }
+        if (others) {
+          general(call, table, skip, maxRank);
+        }
       }
     }
   }

@@ -135,10 +135,7 @@ public final class SlotTables implements AutoCloseable {
     Object key = context.slotsKey();
     LeaseCache.Lease<Entry> lease =
         entries.find(
-            e ->
-                key == null
-                    ? e.key() == null && e.table().canFill(context)
-                    : same(e.key(), key));
+            e -> key == null ? e.key() == null && e.table().canFill(context) : same(e.key(), key));
     if (lease == null) {
       entries.makeRoom();
       CudaStream stream = side;
