@@ -286,7 +286,7 @@ final class CpuBlockOps implements BlockOps {
     MemorySegment sum = ws.asSlice(0, accumulatorBytes(tokens));
     MemorySegment from = sum;
     if (latentOut != null) {
-      latentOut.run(routed.segment(), DType.F32, tokens, lora, ws, 0, ws, scratch);
+      latentOut.run(FileMemory.read(routed), DType.F32, tokens, lora, ws, 0, ws, scratch);
     } else {
       from = FileMemory.read(routed);
     }

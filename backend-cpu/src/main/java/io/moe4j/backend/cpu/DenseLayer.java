@@ -66,6 +66,9 @@ final class DenseLayer {
     long last = Math.max(0, rows.rows() - 1) * rows.stride();
     weights = rows.segment().asSlice(rows.offset(), last + rows.type().byteSize(rows.cols()));
     this.bias = bias == null ? null : Rows.vector(bias, arena);
+    if (this.bias != null) {
+      Objects.checkFromIndexSize(0, 4L * out(), this.bias.byteSize());
+    }
     this.target = target;
     this.maxLoras = target == null ? 0 : maxLoras;
     this.maxRank = target == null ? 0 : maxRank;
@@ -191,7 +194,7 @@ final class DenseLayer {
       x = x.asSlice(0, type.byteSize((long) tokens * in()));
       MemorySegment to = y.asSlice(y0, 4L * tokens * out());
       if (x.isMapped()) {
-        throw new IllegalArgumentException("kernels in C are not given memory of a file");
+        throw new IllegalStateException("kernels in C are not given memory of a file");
       }
       int t = Math.min(LARGEST_C_TILE, tokens);
       int n = LARGEST_C_TILE;

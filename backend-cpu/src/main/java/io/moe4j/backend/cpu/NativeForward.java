@@ -152,7 +152,7 @@ final class NativeForward {
 
   private static MemorySegment exactly(MemorySegment s, DType type, long elements) {
     if (s.isMapped()) {
-      throw new IllegalArgumentException("kernels in C are not given memory of a file");
+      throw new IllegalStateException("kernels in C are not given memory of a file");
     }
     return s.asSlice(0, type.byteSize(elements));
   }

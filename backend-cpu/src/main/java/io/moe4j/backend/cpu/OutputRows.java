@@ -59,15 +59,14 @@ final class OutputRows {
     team = mlps.team();
     this.hidden = hidden;
     this.average = average;
+    if (bias != null) {
+      Objects.checkFromIndexSize(0, 4L * hidden, bias.byteSize());
+    }
     this.bias = bias;
   }
 
   /** Writes the output of all tokens. */
   void run(Batch batch) {
-    Pass p = pool.poll();
-    if (p == null) {
-      p = new Pass();
-    }
     long elements = (long) batch.tokens() * hidden;
     Objects.checkFromIndexSize(0, 4 * elements, batch.routed().byteSize());
     Objects.checkFromIndexSize(0, 4 * elements, batch.sum().byteSize());
@@ -77,6 +76,10 @@ final class OutputRows {
     }
     if (batch.gate() != null) {
       Objects.checkFromIndexSize(0, 4L * batch.tokens(), batch.gate().byteSize());
+    }
+    Pass p = pool.poll();
+    if (p == null) {
+      p = new Pass();
     }
     try {
       p.batch = batch;

@@ -125,11 +125,11 @@ record Rows(MemorySegment segment, long offset, long stride, DType type, int row
     }
   }
 
-  /** A vector widened to F32, dense. */
+  /** A vector of any float dtype as F32, dense. */
   static MemorySegment vector(Tensor t, Arena arena) {
     long n = t.size(0);
     MemorySegment dst = arena.allocate(Math.max(4, 4 * n), 64);
-    Tensor view = t.isContiguous() ? t : dense(t);
+    Tensor view = t.isContiguous() && isFloat(t.dtype()) ? t : dense(t);
     KernelSelection.scalar()
         .forType(view.dtype())
         .widen(segment(view), view.byteOffset(), dst, 0, Math.toIntExact(n), 1f);
@@ -155,9 +155,13 @@ record Rows(MemorySegment segment, long offset, long stride, DType type, int row
   /** Checks a float tensor's dtype. */
   static DType requireFloat(String name, Tensor t) {
     DType d = t.dtype();
-    if (d != DType.F32 && d != DType.BF16 && d != DType.F16) {
+    if (!isFloat(d)) {
       throw new IllegalArgumentException(name + " is " + t + ", must be F32, BF16 or F16");
     }
     return d;
+  }
+
+  private static boolean isFloat(DType d) {
+    return d == DType.F32 || d == DType.BF16 || d == DType.F16;
   }
 }

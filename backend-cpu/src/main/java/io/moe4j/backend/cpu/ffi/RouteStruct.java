@@ -41,6 +41,7 @@ public final class RouteStruct {
         || choices > MOST_EXPERTS
         || topK > choices
         || groups > choices
+        || choices % groups != 0
         || config.topkGroups() > groups
         || choices / groups * config.topkGroups() < topK && groups > 1) {
       return Optional.empty();
