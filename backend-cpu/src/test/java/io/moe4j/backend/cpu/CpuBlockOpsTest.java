@@ -24,7 +24,12 @@ import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.SharedExpertWeights;
 import io.moe4j.reference.ReferenceBlockOps;
+import java.io.IOException;
 import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.nio.channels.FileChannel;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.util.Arrays;
 import java.util.EnumMap;
 import java.util.List;
@@ -33,6 +38,7 @@ import java.util.Random;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
@@ -206,6 +212,55 @@ class CpuBlockOpsTest {
               .isLessThan(TOLERANCE);
         }
       }
+    }
+  }
+
+  static Stream<CpuExpertsTest.Path> paths() {
+    return CpuExpertsTest.Path.here().stream();
+  }
+
+  @ParameterizedTest
+  @MethodSource("paths")
+  void rowsInMappedFilesAndABiasInDoubles(CpuExpertsTest.Path path, @TempDir Path dir)
+      throws IOException {
+    int h = 47;
+    int d = 21;
+    try (Arena arena = Arena.ofShared()) {
+      MoeConfig config = MoeConfig.builder(h, 8, 4, 2).latentSize(d).outputBias(true).build();
+      LatentWeights latent =
+          new LatentWeights(
+              Samples.random(rnd, arena, DType.BF16, 0.2, d, h),
+              Samples.random(rnd, arena, DType.BF16, 0.2, h, d));
+      MoeLayerWeights weights =
+          new MoeLayerWeights(Samples.experts(rnd, arena, config), null, null, latent)
+              .withOutputBias(Samples.random(rnd, arena, DType.F64, 1, h));
+      Tensor hidden =
+          mapped(Samples.random(rnd, arena, DType.BF16, 1, TOKENS, h), dir.resolve("x"), arena);
+      Tensor routed =
+          mapped(Samples.random(rnd, arena, DType.F32, 1, TOKENS, d), dir.resolve("y"), arena);
+      try (BlockOps ops = fast(config, weights, path);
+          BlockOps truth = new ReferenceBlockOps(config, weights)) {
+        assertThat(
+                Samples.relativeL2(
+                    output(truth, hidden, routed, null, DType.F32, arena),
+                    output(ops, hidden, routed, null, DType.F32, arena)))
+            .isLessThan(TOLERANCE);
+        assertThat(
+                Samples.relativeL2(
+                    latentIn(truth, hidden, null, arena), latentIn(ops, hidden, null, arena)))
+            .isLessThan(TOLERANCE);
+      }
+    }
+  }
+
+  private static Tensor mapped(Tensor t, Path file, Arena arena) throws IOException {
+    MemorySegment from = t.segment();
+    try (FileChannel channel =
+        FileChannel.open(
+            file, StandardOpenOption.CREATE, StandardOpenOption.READ, StandardOpenOption.WRITE)) {
+      MemorySegment to =
+          channel.map(FileChannel.MapMode.READ_WRITE, 0, from.byteSize(), arena).copyFrom(from);
+      return Tensor.of(t.dtype(), to, t.shape());
     }
   }
 
