@@ -69,8 +69,7 @@ final class WeightElements {
   private IllegalArgumentException tooLarge(double value, long out, int in, DType dtype) {
     return new IllegalArgumentException(
         "%s, element [%d, %d] is %s, too large for %s, whose largest number is %s"
-            .formatted(
-                weight, out, in, (float) value, dtype, dtype == DType.F16 ? "65504" : "3.4E38"));
+            .formatted(weight, out, in, value, dtype, dtype == DType.F16 ? "65504" : "3.4E38"));
   }
 
   private void read(long out, double[] row) {
