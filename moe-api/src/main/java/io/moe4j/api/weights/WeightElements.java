@@ -5,12 +5,14 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import java.lang.foreign.Arena;
 import java.util.Arrays;
+import java.util.OptionalLong;
 import java.util.stream.LongStream;
 import org.jspecify.annotations.Nullable;
 
 /** The elements that the codes of a weight stand for; the formula is {@link Weight}'s. */
 final class WeightElements {
   private static final int[] NO_INDEX = {};
+  private static final long NONE = -1;
 
   private final Weight weight;
   private final Tensor values;
@@ -51,18 +53,31 @@ final class WeightElements {
             Arena.ofAuto().allocate(dtype.byteSize(Math.multiplyExact(out, in)), Long.BYTES),
             out,
             in);
-    LongStream.range(0, out)
-        .parallel()
-        .forEach(o -> {
-          double[] row = new double[in];
-          read(o, row);
-          for (int i = 0; i < in; i++) {
-            copy.set(row[i], o, i);
-            if (Double.isInfinite(copy.get(o, i)) && Double.isFinite(row[i])) {
-              throw tooLarge(row[i], o, i, dtype);
-            }
-          }
-        });
+    // The first in the matrix, whichever thread sees one first.
+    OptionalLong tooLarge =
+        LongStream.range(0, out)
+            .parallel()
+            .map(o -> {
+              double[] row = new double[in];
+              read(o, row);
+              long first = NONE;
+              for (int i = 0; i < in; i++) {
+                copy.set(row[i], o, i);
+                if (first == NONE && Double.isInfinite(copy.get(o, i)) && Double.isFinite(row[i])) {
+                  first = o * in + i;
+                }
+              }
+              return first;
+            })
+            .filter(element -> element != NONE)
+            .min();
+    if (tooLarge.isPresent()) {
+      long o = tooLarge.getAsLong() / in;
+      int i = Math.toIntExact(tooLarge.getAsLong() % in);
+      double[] row = new double[in];
+      read(o, row);
+      throw tooLarge(row[i], o, i, dtype);
+    }
     return copy;
   }
 
