@@ -52,7 +52,8 @@ final class CpuBlockOps implements BlockOps {
     int loras = config.lora().map(LoraConfig::maxLoras).orElse(0);
     int rank = config.lora().map(LoraConfig::maxRank).orElse(0);
     RouterWeights r = weights.router();
-    router = r == null ? null : new DenseLayer(r.weight(), r.bias(), arena, mlps, null, 0, 0);
+    router =
+        r == null ? null : new DenseLayer(r.weight(), r.bias(), arena, mlps.block(), null, 0, 0);
     Tensor table = r == null ? null : r.tokenExperts();
     routing =
         new RouteRows(
@@ -63,7 +64,7 @@ final class CpuBlockOps implements BlockOps {
                 floats(r == null ? null : r.correctionBias()),
                 floats(r == null ? null : r.expertScale()),
                 table == null ? new int[0] : requireExperts(table.toInts(), config)),
-            mlps,
+            mlps.block(),
             arena);
     routerNorm = norm(config.routing().inputNorm(), r == null ? null : r.norm());
     inputNorm = norm(config.inputNorm(), weights.inputNorm());
@@ -91,7 +92,7 @@ final class CpuBlockOps implements BlockOps {
     Tensor outputBias = weights.outputBias();
     outputRows =
         new OutputRows(
-            mlps,
+            mlps.block(),
             config.hiddenSize(),
             shared != null && c != null && c.combine() == Combine.AVERAGE,
             outputBias == null ? null : Rows.vector(FileMemory.copied(outputBias), arena));
@@ -124,7 +125,7 @@ final class CpuBlockOps implements BlockOps {
   }
 
   private DenseLayer dense(Tensor w, LoraTarget target, Mlps mlps, int loras, int rank) {
-    return new DenseLayer(w, null, arena, mlps, target, loras, rank);
+    return new DenseLayer(w, null, arena, mlps.block(), target, loras, rank);
   }
 
   @Override

@@ -54,13 +54,13 @@ final class DenseLayer {
       Tensor weight,
       @Nullable Tensor bias,
       Arena arena,
-      Mlps mlps,
+      BlockKernels with,
       @Nullable LoraTarget target,
       int maxLoras,
       int maxRank) {
-    kernels = mlps.java();
-    c = mlps.block();
-    team = mlps.team();
+    kernels = with.java();
+    c = with.c();
+    team = with.team();
     rows = Rows.of(FileMemory.copied(weight), arena);
     typed = kernels.forType(Rows.requireFloat("weight", weight), rows.segment());
     long last = Math.max(0, rows.rows() - 1) * rows.stride();

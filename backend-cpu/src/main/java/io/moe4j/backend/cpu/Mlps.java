@@ -3,7 +3,6 @@ package io.moe4j.backend.cpu;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.backend.cpu.ffi.HugeMemory;
-import io.moe4j.backend.cpu.ffi.NativeBlock;
 import io.moe4j.backend.cpu.ffi.NativeKernels;
 import io.moe4j.backend.cpu.kernel.Kernels;
 import io.moe4j.backend.cpu.options.ActivationPolicy;
@@ -63,9 +62,9 @@ record Mlps(
     return new KernelChoice(java, c, whyNotC);
   }
 
-  /** {@return the kernels in C for what stands around experts, null where there are none} */
-  @Nullable NativeBlock block() {
-    return c == null ? null : c.block();
+  /** {@return what computes the parts of a block around its experts} */
+  BlockKernels block() {
+    return new BlockKernels(java, c == null ? null : c.block(), team);
   }
 
   /** {@return whether rows that meet int4 or int8 weights become int8} */
@@ -115,7 +114,7 @@ record Mlps(
           refusal = MemoryRoom.refusal(pack, packed.bytes());
         }
         if (refusal.isEmpty()) {
-          NativeWarmUp.once(this, c); // first, so that the JVM compiles while weights are packed
+          NativeWarmUp.once(block(), c); // first, so that the JVM compiles while weights are packed
           if (packed(packed, plain, c, arena)) {
             String kernels = c.description() + KernelChoice.describe(activations, packed.anyInt8());
             return new NativeMlp(

@@ -39,14 +39,14 @@ final class NativeWarmUp {
   private NativeWarmUp() {}
 
   /** Runs them unless that has been done; others wait. */
-  static synchronized void once(Mlps mlps, NativeKernels kernels) {
+  static synchronized void once(BlockKernels block, NativeKernels kernels) {
     if (done) {
       return;
     }
     done = true;
     long start = System.nanoTime();
     try (Arena arena = Arena.ofShared()) {
-      run(mlps, kernels, arena);
+      run(block, kernels, arena);
     } catch (RuntimeException | OutOfMemoryError e) {
       LOG.debug("kernels in C: not warmed up", e); // the layer at hand may have room all the same
       return;
@@ -54,8 +54,8 @@ final class NativeWarmUp {
     LOG.debug("kernels in C: warmed up in {} us", (System.nanoTime() - start) / 1000);
   }
 
-  private static void run(Mlps mlps, NativeKernels kernels, Arena arena) {
-    ThreadTeam team = mlps.team();
+  private static void run(BlockKernels block, NativeKernels kernels, Arena arena) {
+    ThreadTeam team = block.team();
     Tensor w = zeros(arena, DType.BF16, WIDTH, WIDTH);
     MlpWeights plain =
         new MlpWeights(
@@ -74,12 +74,12 @@ final class NativeWarmUp {
     }
     Tensor x = zeros(arena, DType.BF16, TOKENS, WIDTH);
     DenseLayer router =
-        new DenseLayer(zeros(arena, DType.BF16, EXPERTS, WIDTH), null, arena, mlps, null, 0, 0);
+        new DenseLayer(zeros(arena, DType.BF16, EXPERTS, WIDTH), null, arena, block, null, 0, 0);
     RouteRows routing =
         new RouteRows(
             new RouteRows.Rule(
                 RoutingConfig.SOFTMAX, EXPERTS, TOP_K, new float[0], new float[0], new int[0]),
-            mlps,
+            block,
             arena);
     Tensor logits = zeros(arena, DType.F32, TOKENS, EXPERTS);
     Tensor topkIds = zeros(arena, DType.I32, TOKENS, TOP_K);

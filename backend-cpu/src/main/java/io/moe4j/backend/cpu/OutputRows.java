@@ -53,10 +53,10 @@ final class OutputRows {
    * @param average whether the sum is halved
    * @param bias F32 {@code [H]}, or null
    */
-  OutputRows(Mlps mlps, int hidden, boolean average, @Nullable MemorySegment bias) {
-    kernels = mlps.java();
-    c = mlps.block();
-    team = mlps.team();
+  OutputRows(BlockKernels with, int hidden, boolean average, @Nullable MemorySegment bias) {
+    kernels = with.java();
+    c = with.c();
+    team = with.team();
     this.hidden = hidden;
     this.average = average;
     if (bias != null) {

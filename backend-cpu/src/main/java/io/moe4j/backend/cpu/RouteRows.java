@@ -47,10 +47,10 @@ final class RouteRows {
   private final @Nullable MemorySegment scale;
   private final ConcurrentLinkedQueue<Pass> pool = new ConcurrentLinkedQueue<>();
 
-  RouteRows(Rule rule, Mlps mlps, Arena arena) {
+  RouteRows(Rule rule, BlockKernels with, Arena arena) {
     this.rule = rule;
-    team = mlps.team();
-    c = mlps.block();
+    team = with.team();
+    c = with.c();
     how =
         c == null
             ? null

@@ -48,7 +48,7 @@ class DenseLayerTest {
 
   private static DenseLayer layer(
       Tensor w, @Nullable Tensor bias, Arena arena, Path path, int threads) {
-    return new DenseLayer(w, bias, arena, path.with(new ThreadTeam(threads)), null, 0, 0);
+    return new DenseLayer(w, bias, arena, path.with(new ThreadTeam(threads)).block(), null, 0, 0);
   }
 
   /** The rows of y; fails if anything beside them was written. */
