@@ -390,9 +390,9 @@ int main() {
   ok &= run<U4, Bf16, 64, 1, true, false>(GPTQ, 200, 136, 264, true, true, false, 2, 4, 0, false);
   for (int act = 5; act < 9; act++) ok &= run<U4, Bf16, 8, 1, false, false>(GPTQ, 9, 40, 328, true, true, false, 4, 8, act, false);
   for (int act = 1; act < 5; act++) ok &= run<U4, Bf16, 8, 1, true, false>(GPTQ, 9, 40, 328, true, true, false, 4, 8, act, true);
-  // Single rows: experts of a token 1 to 8, warps 1 to 8, pairs without an expert.
-  experts = 9;
-  for (int k : {1, 3, 4, 6, 8}) {
+  // Single rows: experts of a token 1 to 16, warps 1 to 8, pairs without an expert.
+  experts = 17;
+  for (int k : {1, 3, 4, 6, 8, 9, 16}) {
     topk = k;
     holes = k > 1;
     ok &= run<U4, Bf16, 1, 1, true, false>(GPTQ, 2, 72, 456, true, true, true, k == 1 || k == 8 ? k : k == 3 ? 2 : 4, 1, 0, k == 4);

@@ -87,7 +87,11 @@ final class FactorValues {
 
   private static int[] slowestFirst(Tensor t) {
     Integer[] order = {0, 1, 2};
-    Arrays.sort(order, Comparator.comparingLong(d -> -t.stride(d)));
+    // Dimensions of one element come first: the innermost is to be long.
+    Arrays.sort(
+        order,
+        Comparator.comparingLong(
+            d -> t.stride(d) == 0 || t.size(d) == 1 ? Long.MIN_VALUE : -t.stride(d)));
     return Arrays.stream(order).mapToInt(Integer::intValue).toArray();
   }
 

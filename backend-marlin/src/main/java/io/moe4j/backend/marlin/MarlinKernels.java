@@ -21,6 +21,12 @@ final class MarlinKernels {
   static final String NARROW = "narrow";
   static final String WIDE = "wide";
 
+  /** What a block may ask for, as devices say it. */
+  private static final String SHARED_BYTES = "shared-bytes-per-block";
+
+  /** From this capability on a block may ask for 99 KiB only, where a device does not say it. */
+  private static final int NO_ROOM = 12;
+
   /** Few pairs that are not sorted: w13 with a gate, or w2 with the weighted sum. */
   static final String SINGLE = "single";
 
@@ -69,12 +75,18 @@ final class MarlinKernels {
         .toList();
   }
 
-  /** Whether a card has {@link #SINGLE} for a format. */
+  /** Whether a card has {@link #SINGLE} for a format, and the shared memory that it asks for. */
   static boolean hasSingle(DeviceInfo device, String format, DType type) {
     ComputeCapability card = CudaDeviceProvider.capability(device);
     PtxVersion isa = CudaDeviceProvider.ptxIsa(device);
-    return Holder.LIBRARY.variants(GEMM, card, isa).stream()
-        .anyMatch(k -> has(k, SINGLE, format, type));
+    String shared = device.properties().get(SHARED_BYTES);
+    boolean room =
+        shared == null
+            ? card.major() < NO_ROOM
+            : Integer.parseInt(shared) >= ProductPlan.SINGLE_SHARED_BYTES;
+    return room
+        && Holder.LIBRARY.variants(GEMM, card, isa).stream()
+            .anyMatch(k -> has(k, SINGLE, format, type));
   }
 
   private static boolean has(KernelSpec k, String kind, String format, DType type) {

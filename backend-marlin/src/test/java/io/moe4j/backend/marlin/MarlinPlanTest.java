@@ -206,6 +206,9 @@ class MarlinPlanTest {
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 16, 0, false)))).isFalse();
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 0, true)))).isFalse();
     assertThat(isSingle(MarlinPlan.choose(problem(int4, 8, LAYERS[0], 1, 0, false)))).isFalse();
+    // A block of 12.x may not have the shared memory.
+    assertThat(isSingle(MarlinPlan.choose(problem(int4, 10, LAYERS[0], 1, 0, false)))).isTrue();
+    assertThat(isSingle(MarlinPlan.choose(problem(int4, 12, LAYERS[0], 1, 0, false)))).isFalse();
     assertThat(
             isSingle(MarlinPlan.choose(problem(int4, 9, new int[] {64, 17, 64, 64}, 1, 0, false))))
         .isFalse();

@@ -332,15 +332,19 @@ public final class CudaPunicaWrapper implements PunicaWrapper {
   /** Scratch of a stream; what a captured graph uses stays as long as the wrapper. */
   private LeaseCache.Lease<StreamScratch> scratch(DeviceStream stream) {
     long handle = stream.handle();
+    device.makeCurrent();
+    boolean records = CudaStream.isCapturing(stream); // before there is a lease to lose
     LeaseCache.Lease<StreamScratch> lease;
     synchronized (scratch) {
       lease = scratch.find(s -> s.stream() == handle);
       if (lease == null) {
-        scratch.makeRoom();
+        if (!records) { // nothing may be freed inside a capture
+          scratch.makeRoom();
+        }
         lease = scratch.add(new StreamScratch(device, handle));
       }
     }
-    if (CudaStream.isCapturing(stream)) {
+    if (records) {
       lease.keep();
     }
     return lease;

@@ -68,8 +68,18 @@ final class FactorTables implements AutoCloseable {
     LeaseCache.Lease<FactorTable> lease =
         exact.find(t -> t.slots() == context.maxLoras() && t.matches(context));
     if (lease == null) {
+      FactorTable fresh = make(context);
+      boolean filled = false;
+      try {
+        fresh.update(context, stream); // refuses what it cannot take, before others are closed
+        filled = true;
+      } finally {
+        if (!filled) {
+          fresh.close();
+        }
+      }
       exact.makeRoom();
-      lease = exact.add(make(context));
+      lease = exact.add(fresh);
     }
     boolean done = false;
     try {

@@ -45,7 +45,10 @@ public final class LeaseCache<V> {
 
     /** Keeps the object as long as the cache: a captured graph has its address. */
     public void keep() {
-      recorded = true;
+      if (!recorded) { // twice at once counts twice, which does no harm
+        recorded = true;
+        users.getAndIncrement(); // a use that never ends
+      }
     }
 
     /** Ends a use: whatever reads the object is enqueued. */
@@ -55,7 +58,7 @@ public final class LeaseCache<V> {
     }
 
     private boolean retire() {
-      return !recorded && users.compareAndSet(0, RETIRED);
+      return users.compareAndSet(0, RETIRED);
     }
   }
 
@@ -94,10 +97,13 @@ public final class LeaseCache<V> {
 
   /** Closes what is over the number kept; call it before something is made. */
   public synchronized void makeRoom() {
-    for (int i = 0; leases.size() >= idle && i < leases.size(); ) {
+    // What stays anyway takes no room from the others.
+    long others = leases.stream().filter(l -> !l.recorded).count();
+    for (int i = 0; others >= idle && i < leases.size(); ) {
       Lease<V> lease = leases.get(i);
       if (lease.retire()) {
         leases.remove(i);
+        others--;
         closer.accept(lease.value);
       } else {
         i++;

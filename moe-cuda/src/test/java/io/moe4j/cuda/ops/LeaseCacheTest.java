@@ -58,8 +58,21 @@ class LeaseCacheTest {
     for (int v = 1; v < 20; v++) {
       add(v).close();
     }
-    assertThat(closed).doesNotContain(0).hasSize(17);
+    assertThat(closed).doesNotContain(0).hasSize(16);
     assertThat(recorded.begin()).isTrue();
+  }
+
+  @Test
+  void whatGraphsReadTakesNoRoomFromOthers() {
+    for (int v = 0; v < 10; v++) {
+      Lease<Integer> recorded = add(v);
+      recorded.keep();
+      recorded.close();
+    }
+    add(10).close();
+    add(11).close();
+    assertThat(closed).isEmpty();
+    find(10).close();
   }
 
   /** A lease that somebody remembers cannot be taken up again once the object is gone. */
