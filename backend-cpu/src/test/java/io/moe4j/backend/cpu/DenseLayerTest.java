@@ -16,7 +16,9 @@ import java.nio.channels.FileChannel.MapMode;
 import java.nio.file.Files;
 import java.nio.file.StandardOpenOption;
 import java.util.List;
+import java.util.Map;
 import java.util.Random;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.io.TempDir;
@@ -37,6 +39,9 @@ class DenseLayerTest {
 
   @TempDir private java.nio.file.Path temp;
 
+  /** By size: a team for each layer would leave thousands of threads to the classes behind. */
+  private static final Map<Integer, ThreadTeam> TEAMS = new ConcurrentHashMap<>();
+
   static Stream<Path> paths() {
     return Path.here().stream();
   }
@@ -48,7 +53,8 @@ class DenseLayerTest {
 
   private static DenseLayer layer(
       Tensor w, @Nullable Tensor bias, Arena arena, Path path, int threads) {
-    return new DenseLayer(w, bias, arena, path.with(new ThreadTeam(threads)).block(), null, 0, 0);
+    ThreadTeam team = TEAMS.computeIfAbsent(threads, ThreadTeam::new);
+    return new DenseLayer(w, bias, arena, path.with(team).block(), null, 0, 0);
   }
 
   /** The rows of y; fails if anything beside them was written. */
