@@ -15,6 +15,12 @@ import org.jspecify.annotations.Nullable;
 
 /** The door to the registry: an adapter fits every layer it names, or is refused with its name. */
 final class AdapterCheck {
+  /** What a thread waits for to be told of a fault: nothing. */
+  private static final Object NOBODY = new Object();
+
+  /** A tensor that was checked, and for which dtype. */
+  private record Checked(Tensor tensor, @Nullable DType rounded) {}
+
   private AdapterCheck() {}
 
   /**
@@ -40,7 +46,7 @@ final class AdapterCheck {
     for (Map.Entry<Integer, MoeConfig> e : layers.entrySet()) {
       LoraLayer layer = adapter.layer(e.getKey());
       DType weights = e.getValue().weightDtype();
-      List<Tensor> seen = new ArrayList<>();
+      List<Checked> seen = new ArrayList<>();
       String who = "adapter '%s', layer %d: ".formatted(adapter.name(), e.getKey());
       try {
         layer.requireFits(e.getValue());
@@ -69,12 +75,22 @@ final class AdapterCheck {
 
   /** Each tensor once: gate and up of a fused adapter share theirs. */
   private static void requireValues(
-      String who, Tensor t, @Nullable DType rounded, List<Tensor> seen) {
-    if (seen.stream().anyMatch(s -> Tensors.sameView(s, t))) {
+      String who, Tensor t, @Nullable DType rounded, List<Checked> seen) {
+    if (seen.stream().anyMatch(s -> s.rounded() == rounded && Tensors.sameView(s.tensor(), t))) {
       return;
     }
-    seen.add(t);
-    long @Nullable [] at = FactorValues.outOfRange(t, rounded == null ? t.dtype() : rounded);
+    seen.add(new Checked(t, rounded));
+    long @Nullable [] at;
+    try {
+      at = FactorValues.outOfRange(t, rounded == null ? t.dtype() : rounded);
+      // HotSpot reports a fault at the thread's next stop, and a call into it is one.
+      if (Thread.holdsLock(NOBODY)) {
+        throw new IllegalStateException("nobody locks this");
+      }
+    } catch (InternalError e) {
+      throw new AdapterException(
+          who + ": its file was changed in place while it was read (" + e.getMessage() + ")", e);
+    }
     if (at == null) {
       return;
     }

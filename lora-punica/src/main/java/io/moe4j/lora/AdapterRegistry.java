@@ -97,7 +97,9 @@ public final class AdapterRegistry implements AutoCloseable {
   }
 
   /**
-   * Adds an adapter.
+   * Adds an adapter. Every element of its factors is read, on the calling thread. With expert
+   * parallelism a rank sees the factors of its own experts only, so one may refuse what others
+   * take.
    *
    * @param adapter not loaded yet; on the host its factors are kept by reference
    * @return its handle, valid until it is unloaded

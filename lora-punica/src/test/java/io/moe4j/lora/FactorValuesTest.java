@@ -15,10 +15,16 @@ import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.HostMemory;
 import io.moe4j.api.tensor.Tensor;
+import java.io.IOException;
+import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.nio.channels.FileChannel;
+import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.util.Map;
 import org.assertj.core.api.ThrowableAssertAlternative;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.EnumSource;
@@ -167,6 +173,40 @@ class FactorValuesTest {
         refused(r, adapter(DType.F32, target, Float.NEGATIVE_INFINITY))
             .withMessageEndingWith("[3, 1] is -Infinity; factors must be finite");
       }
+    }
+  }
+
+  /** The mapping outlives what the file was cut to: its pages are gone. */
+  @Test
+  void aFileThatBecameShorterIsSaid(@TempDir Path dir) throws IOException {
+    int rank = 8;
+    int hidden = 1 << 14;
+    MoeConfig config = MoeConfig.builder(hidden, 4, 3, 1).lora(new LoraConfig(2, rank)).build();
+    try (Arena arena = Arena.ofShared();
+        FileChannel file =
+            FileChannel.open(
+                dir.resolve("a"),
+                StandardOpenOption.CREATE,
+                StandardOpenOption.READ,
+                StandardOpenOption.WRITE);
+        AdapterRegistry r = AdapterRegistry.builder(Map.of(5, config)).build()) {
+      long bytes = 3L * rank * hidden * Float.BYTES;
+      Tensor a =
+          Tensor.of(
+              DType.F32,
+              file.map(FileChannel.MapMode.READ_WRITE, 0, bytes, arena),
+              3,
+              rank,
+              hidden);
+      file.truncate(0);
+      Tensor b = TestTensors.random(new java.util.SplittableRandom(2), DType.F32, 3, 4, rank);
+      LoraAdapter cut =
+          new LoraAdapter(
+              "cut", Map.of(5, new LoraLayer(Map.of(LoraTarget.UP, new LoraFactors(a, b)))));
+      refused(r, cut)
+          .withMessageStartingWith(
+              "adapter 'cut', layer 5: UP a: its file was changed in place while it was read");
+      assertThat(r.names()).isEmpty();
     }
   }
 }

@@ -331,8 +331,7 @@ final class LayerParts {
     Tensor output = f.output();
     Tensor sum = sumTarget(output, v);
     // No switch over patterns on the way of a forward: linking one takes a JVM's first forward
-    // longer
-    // than a token's experts.
+    // longer than a token's experts.
     if (experts instanceof ModularExperts modular) {
       ExpertRouting chosen = route(f, logits, v, stream);
       ExpertRouting routing = chosen;

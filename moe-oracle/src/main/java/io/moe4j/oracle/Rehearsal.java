@@ -35,7 +35,6 @@ final class Rehearsal {
     } catch (IllegalArgumentException e) {
       // A layer that wants something else of a request, or has its tensors on a device: whoever
       // makes one is told then.
-      return;
     }
   }
 
