@@ -20,6 +20,7 @@ record MarlinPlan(
   private static final int SHORT_ROWS = 10;
   private static final int SOME_ROWS = 24;
   private static final int MANY_ROWS = 48;
+  private static final int MIDDLE_ROWS = 80;
   private static final int MOST_GROUP_TILES = 64;
 
   private static final int ROUND_ROWS = 16;
@@ -146,14 +147,20 @@ record MarlinPlan(
     if (p.naive() || p.rows() < (p.wide().isEmpty() ? SHORT_ROWS : FEW_ROWS)) {
       return of(p, MarlinKernels.NARROW, p.narrow().getFirst());
     }
-    boolean some = p.rows() <= SOME_ROWS;
     if (p.wide().isEmpty()) {
-      return of(p, MarlinKernels.NARROW, upTo(p.narrow(), some ? 16 : 64));
+      return of(p, MarlinKernels.NARROW, upTo(p.narrow(), p.rows() <= SOME_ROWS ? 16 : 64));
     }
     return of(
         p,
         MarlinKernels.WIDE,
-        upTo(p.wide(), some ? 32 : p.rows() < MANY_ROWS ? 64 : ProductPlan.TALL));
+        upTo(p.wide(), wideRows(p.rows())));
+  }
+
+  private static int wideRows(double rows) {
+    if (rows <= SOME_ROWS) {
+      return 32;
+    }
+    return rows < MANY_ROWS ? 64 : rows <= MIDDLE_ROWS ? ProductPlan.MIDDLE : ProductPlan.TALL;
   }
 
   /** The largest of some heights, ascending, that is not over a limit; else the smallest. */
@@ -238,7 +245,7 @@ record MarlinPlan(
    */
   int tileRows(Problem p) {
     int most = first.rows();
-    if (most < ProductPlan.TALL || p.rows() <= most) {
+    if (most < ProductPlan.MIDDLE || p.rows() <= most) {
       return most;
     }
     double rows = p.rows() + 2 * Math.sqrt(p.rows()); // few experts of an even routing have more
