@@ -1,8 +1,8 @@
 // A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, up to NT rows of x as its B operand
 // in shared memory, so that no widened weight ever goes through shared memory.
 //
-// A warpgroup takes 128 rows of the weights (64 of gate and the 64 of up that belong to them). Up to 64 rows of x a block has two warpgroups, which share
-// them. Above it has one, and a multiprocessor two or three such blocks, which share nothing: while one begins or ends, the others multiply. A chunk is 64
+// A warpgroup takes 128 rows of the weights (64 of gate and the 64 of up that belong to them). A block has two, which share its rows of x, or at heights 48
+// and 80 one, and a multiprocessor four or three such blocks, which share nothing: while one begins or ends, the others multiply. A chunk is 64
 // columns: four steps of 16, at most one under way while the next one's weights are widened. After the loop the sums lie as mma has them, so the
 // expand is that of narrow.cuh. The end activates in registers and turns the outputs in shared memory, so that rows of y are written whole.
 #pragma once
@@ -23,12 +23,13 @@ DEV void fence_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::
 constexpr int MEET = 1, GROUP_BYTES = 20 * 1024;  // of the warpgroups: named barriers, shared memory at the end
 
 // Warpgroups of a block, and blocks a multiprocessor.
-BOTH int wide_groups(int nt) { return nt > 64 ? 1 : 2; }
-BOTH int wide_blocks(int nt) { return nt > 64 && nt < 128 ? 3 : 2; }
+BOTH int wide_groups(int nt) { return nt == 48 || nt == 80 ? 1 : 2; }
+BOTH int wide_blocks(int nt) { return nt >= 128 ? 1 : nt == 48 ? 4 : nt == 80 ? 3 : 2; }
 
-// As many as fit, if three do. The last KiB of a block is the system's.
+// As many as fit, if three do. A KiB of each block is the system's.
 BOTH int wide_stages(int q, int nt, int stage_bytes) {
-  const int most = 5 - (code_bits(q) == 4 ? 0 : 1), fit = (nt > 64 ? 228 / wide_blocks(nt) - 1 : 110) * 1024 / stage_bytes;
+  const int most = (nt >= 128 ? 6 : 5) - (code_bits(q) == 4 ? 0 : 1);
+  const int fit = (nt >= 128 ? 222 : wide_groups(nt) == 1 ? 228 / wide_blocks(nt) - 1 : 110) * 1024 / stage_bytes;
   return fit < 3 ? 3 : fit < most ? fit : most;
 }
 
@@ -37,7 +38,7 @@ BOTH int wide_stages(int q, int nt, int stage_bytes) {
 template <class T, int NT, int GROUPS = wide_groups(NT)>
 DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, const uint16_t* s, const int64_t* pga, const int64_t* pgb, const int64_t* pgm,
                        const int* seg_of, const Tile& t, int rows, int rows2, int block_n, int N, int RS, int SU, int lane, int warp) {
-  constexpr int ROWS = GROUPS * 128, PAGES = GROUPS == 2 || NT >= 128 ? 2 : 1, WARPS = 4 * GROUPS / PAGES, EACH = (NT + 16 * WARPS - 1) / (16 * WARPS);
+  constexpr int ROWS = GROUPS * 128, PAGES = GROUPS == 1 ? 1 : NT >= 128 ? 4 : 2, WARPS = 4 * GROUPS / PAGES, EACH = (NT + 16 * WARPS - 1) / (16 * WARPS);
   constexpr int S_BYTES = NT * 32 * 2, PAGE_BYTES = ROWS * 32 + S_BYTES, STEP_BYTES = PAGES * PAGE_BYTES;
   const int u = warp / WARPS, in = warp % WARPS * 32 + lane, half = in % 2, row = in / 2;
   int seg[EACH], lane_seg[NT / 32 > 0 ? NT / 32 : 1];
@@ -186,28 +187,28 @@ DEV void wide(GEMM_PARAMETERS) {
     if (c < turns) copy_weights(base + c * stage_bytes, c);
   const float unit[2][2] = {{channel[tile[0] * 16 + g], channel[tile[0] * 16 + g + 8]}, {channel[tile[1] * 16 + g], channel[tile[1] * 16 + g + 8]}};
   if (wait == 1) wait_for_predecessor();
-  constexpr int XSTEP = 16 * GROUPS, XROWS = NT / XSTEP;
-  const uint16_t* from_x[XROWS];
+  constexpr int XSTEP = 16 * GROUPS, XROWS = NT / XSTEP > 0 ? NT / XSTEP : 1;
   const int xcol = THREAD % 8;
   const uint32_t xto = THREAD / 8 * 128 + ((xcol ^ (THREAD / 8 & 7)) << 4);
   const int brings = t.row1 - t.row0 - THREAD / 8;  // rows that the tile has not are not brought: their sums go nowhere
+  // Vectors from x on: half as many registers as pointers, and one instruction to make one.
+  uint32_t row_at[XROWS];
 #pragma unroll
   for (int i = 0; i < XROWS; i++) {
     int row = min(t.row0 + THREAD / 8 + XSTEP * i, t.row1 - 1);
     if (gather) row = quotient((int)load_new4(pairs + row), TOPK);
-    from_x[i] = x + (int64_t)row * KD + xcol * 8 - (CHUNK << split);
-    whole(from_x[i]);
+    row_at[i] = (uint32_t)row * (uint32_t)(KD / 8) + xcol;
   }
+  const uint4* from_x = (const uint4*)x;
   uint32_t to = base;
   int next = 0, rest = KD - xcol * 8;  // of the inputs, from this thread's column on
   auto prefetch = [&](auto weights) {
     if (next < turns) {
 #pragma unroll
-      for (int i = 0; i < XROWS; i++) {
-        from_x[i] += x_step;
-        if (brings > XSTEP * i) copy16_or_zero(to + xto + i * (XSTEP * 128), from_x[i], rest > 0);
-      }
-      if (SPLITS && split && brings > 0) copy16_or_zero(to + xto + NT * 128, from_x[0] + CHUNK, rest > CHUNK);
+      for (int i = 0; i < XROWS; i++)
+        if (brings > XSTEP * i) copy16_or_zero(to + xto + i * (XSTEP * 128), from_x + row_at[i], rest > 0);
+      if (SPLITS && split && brings > 0) copy16_or_zero(to + xto + NT * 128, from_x + row_at[0] + CHUNK / 8, rest > CHUNK);
+      from_x += x_step / 8;
       rest -= x_step;
       if constexpr (decltype(weights)::value) copy_weights(to, next);
     }
@@ -357,10 +358,11 @@ DEV void wide(GEMM_PARAMETERS) {
   };
   auto multiply = [&](auto bits) {
     if constexpr (NT == 32) multiply_in(bits, Value<8>{}, Value<16>{}, Value<24>{}, Value<32>{});
+    else if constexpr (NT == 48) multiply_in(bits, Value<16>{}, Value<24>{}, Value<32>{}, Value<40>{}, Value<48>{});
     else if constexpr (NT == 64) multiply_in(bits, Value<32>{}, Value<40>{}, Value<48>{}, Value<64>{});
-    else if constexpr (NT == 96) multiply_in(bits, Value<64>{}, Value<72>{}, Value<80>{}, Value<96>{});
+    else if constexpr (NT == 80) multiply_in(bits, Value<16>{}, Value<48>{}, Value<64>{}, Value<80>{});
     else if constexpr (Q != E4M3 && decltype(bits)::value == 1) multiply_in(bits, Value<64>{}, Value<96>{}, Value<128>{}, Value<160>{});
-    else multiply_in(bits, Value<64>{}, Value<80>{}, Value<96>{}, Value<112>{}, Value<128>{}, Value<144>{}, Value<160>{});
+    else multiply_in(bits, Value<64>{}, Value<96>{}, Value<128>{}, Value<144>{}, Value<160>{});
   };
   // FP8 with a scale in BF16 is rare: it has no code of its own.
   if (SCALED && (fine || Q == E4M3)) multiply(Value<SCALED>{});
@@ -410,7 +412,7 @@ DEV void wide(GEMM_PARAMETERS) {
     for (int j = 0; j < NJ; j += 4) {
       if (8 * j >= count) break;
 #pragma unroll
-      for (int v = 0; v < 16; v++) scratch[v * 128 + in_group] = {acc[0][j + v / 4][v % 4], acc[1][j + v / 4][v % 4]};
+      for (int v = 0; v < 4 * min(4, NJ - j); v++) scratch[v * 128 + in_group] = {acc[0][j + v / 4][v % 4], acc[1][j + v / 4][v % 4]};
 #pragma unroll 1
       for (int v = 0; v < 16; v++) {
         float2 p = scratch[v * 128 + in_group];
@@ -426,7 +428,7 @@ DEV void wide(GEMM_PARAMETERS) {
         scratch[v * 128 + in_group] = p;
       }
 #pragma unroll
-      for (int v = 0; v < 16; v++) {
+      for (int v = 0; v < 4 * min(4, NJ - j); v++) {
         const float2 p = scratch[v * 128 + in_group];
         acc[0][j + v / 4][v % 4] = p.x;
         acc[1][j + v / 4][v % 4] = p.y;

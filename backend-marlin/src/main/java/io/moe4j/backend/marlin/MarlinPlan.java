@@ -19,8 +19,14 @@ record MarlinPlan(
   private static final int FEW_ROWS = 5;
   private static final int SHORT_ROWS = 10;
   private static final int SOME_ROWS = 24;
-  private static final int MANY_ROWS = 48;
-  private static final int MIDDLE_ROWS = 80;
+
+  /** Rows an expert up to which its rows fit a tile of 48, or of 80, most of the time. */
+  private static final int SHORT_TILE_ROWS = 38;
+
+  private static final int MIDDLE_TILE_ROWS = 72;
+
+  /** Blocks of a product a multiprocessor: two rounds. */
+  private static final long MIDDLE_BLOCKS = 6;
   private static final int MOST_GROUP_TILES = 64;
 
   private static final int ROUND_ROWS = 16;
@@ -150,17 +156,22 @@ record MarlinPlan(
     if (p.wide().isEmpty()) {
       return of(p, MarlinKernels.NARROW, upTo(p.narrow(), p.rows() <= SOME_ROWS ? 16 : 64));
     }
-    return of(
-        p,
-        MarlinKernels.WIDE,
-        upTo(p.wide(), wideRows(p.rows())));
+    return of(p, MarlinKernels.WIDE, upTo(p.wide(), wideRows(p)));
   }
 
-  private static int wideRows(double rows) {
+  /** The height of wide that won, or was next to it, on an H200 at so many rows an expert. */
+  private static int wideRows(Problem p) {
+    double rows = p.rows();
     if (rows <= SOME_ROWS) {
       return 32;
     }
-    return rows < MANY_ROWS ? 64 : rows <= MIDDLE_ROWS ? ProductPlan.MIDDLE : ProductPlan.TALL;
+    if (rows <= SHORT_TILE_ROWS || !p.wide().contains(ProductPlan.TALL)) {
+      return p.wide().contains(ProductPlan.SHORT) ? ProductPlan.SHORT : 64;
+    }
+    // Short blocks that are not many leave some multiprocessors with less than others.
+    long blocks = (long) p.touched() * Math.ceilDiv(p.hidden(), 128);
+    boolean many = blocks >= MIDDLE_BLOCKS * p.multiprocessors();
+    return rows <= MIDDLE_TILE_ROWS && many ? ProductPlan.MIDDLE : ProductPlan.TALL;
   }
 
   /** The largest of some heights, ascending, that is not over a limit; else the smallest. */

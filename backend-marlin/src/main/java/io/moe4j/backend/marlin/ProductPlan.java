@@ -45,17 +45,16 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
    */
   private static final int BIASED_ROWS = 16;
 
-  /** The largest height of wide. */
-  static final int TALL = 160;
+  /** Heights of wide whose blocks are one warpgroup; a multiprocessor holds four and three. */
+  static final int SHORT = 48;
 
-  /** The height of wide of which a multiprocessor holds three blocks. */
-  static final int MIDDLE = 96;
+  static final int MIDDLE = 80;
+
+  /** The height of wide of which a multiprocessor holds one block. */
+  static final int TALL = 160;
 
   /** What the end of a warpgroup of wide takes, see {@code wide.cuh}. */
   private static final int END_BYTES = 20 << 10;
-
-  /** Shared memory of a multiprocessor of 9.0; a KiB for each block is the system's. */
-  private static final int MULTIPROCESSOR_KIB = 228;
 
   /** So much shared memory a block that a multiprocessor of 9.0 holds two of them and no more. */
   private static final int TWO_BLOCKS_BYTES = 76 << 10;
@@ -136,18 +135,27 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
    * @param split whether the warpgroups share the contraction; for {@link #SPLIT_ROWS}
    */
   static ProductPlan wide(PackedLayout w, boolean gated, int rows, boolean lora, boolean split) {
-    boolean tall = rows >= MIDDLE;
-    int groups = tall ? 1 : 2;
+    int groups = rows == SHORT || rows == MIDDLE ? 1 : 2;
     int x = rows * CHUNK * ELEMENT * (rows == SPLIT_ROWS ? 2 : 1);
     int stage = up(x + groups * WARPS / 2 * wideSlotBytes(w), STAGE_ALIGNMENT);
-    int most = 5 - (w.code().bits() == 4 ? 0 : 1);
-    int room = tall ? MULTIPROCESSOR_KIB / (rows == MIDDLE ? 3 : 2) - 1 : 110;
-    int stages = Math.max(3, Math.min(most, room * 1024 / stage));
-    int pages = lora ? 3 * (rows == MIDDLE ? 1 : 2) * (groups * 128 * 32 + rows * 64) : 0;
+    int most = (rows >= TALL ? 6 : 5) - (w.code().bits() == 4 ? 0 : 1);
+    int stages = Math.max(3, Math.min(most, (wideRoom(rows) << 10) / stage));
+    int step = groups == 1 ? 1 : rows >= TALL ? 4 : 2; // pages
+    int pages = lora ? 3 * step * (groups * 128 * 32 + rows * 64) : 0;
     int shared = Math.max(stages * stage, Math.max(groups * END_BYTES, pages));
     int parts = split ? 2 : 1;
     int outputs = groups * (gated ? 64 : 128) / parts;
     return new ProductPlan(MarlinKernels.WIDE, rows, parts, 1, outputs, shared);
+  }
+
+  /** KiB for the stages of a block; one more of each block is the system's. */
+  private static int wideRoom(int rows) {
+    return switch (rows) {
+      case SHORT -> 228 / 4 - 1;
+      case MIDDLE -> 228 / 3 - 1;
+      case TALL -> 222;
+      default -> 110;
+    };
   }
 
   /**

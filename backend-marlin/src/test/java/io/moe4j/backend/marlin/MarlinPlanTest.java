@@ -183,8 +183,9 @@ class MarlinPlanTest {
     assertThat(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 0, false)).naive()).isTrue();
     assertThat(rows(9, 64)).isEqualTo(8);
     assertThat(rows(9, 256)).isEqualTo(32);
-    assertThat(rows(9, 512)).isEqualTo(64);
-    assertThat(rows(9, 1024)).isEqualTo(160);
+    assertThat(rows(9, 512)).isEqualTo(48);
+    assertThat(rows(9, 1024)).isEqualTo(80);
+    assertThat(rows(9, 2048)).isEqualTo(160);
     assertThat(rows(9, 8192)).isEqualTo(160);
     assertThat(rows(8, 64)).isEqualTo(16);
     assertThat(rows(8, 8192)).isEqualTo(64);
@@ -257,7 +258,8 @@ class MarlinPlanTest {
   @Test
   void tallTilesShareAnExpertsRows() {
     assertThat(tileRows(0, 256)).isEqualTo(32);
-    assertThat(tileRows(0, 1024)).isEqualTo(160);
+    assertThat(tileRows(0, 1024)).isEqualTo(80);
+    assertThat(tileRows(2, 256)).isEqualTo(160); // eight experts: too few blocks of 80
     assertThat(tileRows(1, 4096)).isEqualTo(160); // 128 rows an expert
     assertThat(tileRows(0, 4096)).isEqualTo(144); // 256: two, with room for 288
     assertThat(tileRows(0, 8192)).isEqualTo(144); // 512: four
