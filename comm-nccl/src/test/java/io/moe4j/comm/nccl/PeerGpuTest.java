@@ -1,9 +1,7 @@
 package io.moe4j.comm.nccl;
 
 import static org.assertj.core.api.Assertions.assertThat;
-import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
-import io.moe4j.api.comm.CommConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.device.Device;
@@ -13,16 +11,13 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
-import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.tck.GpuTest;
 import java.lang.foreign.MemorySegment;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.SplittableRandom;
-import java.util.concurrent.ExecutorService;
-import java.util.concurrent.Executors;
-import java.util.concurrent.Future;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -31,7 +26,7 @@ import org.junit.jupiter.params.provider.CsvSource;
 @GpuTest
 @Timeout(60)
 class PeerGpuTest {
-  private static final int RANKS = 2;
+  private static final int RANKS = PeerRanks.RANKS;
   private static final int TOP_K = 3;
 
   /** What a rank of a case gives, the same wherever it is computed. */
@@ -66,31 +61,17 @@ class PeerGpuTest {
   })
   void rowsAndSums(int first, int second, int width, DType type, DType sums, DType to)
       throws Exception {
-    assumeTrue(
-        new CudaDeviceProvider().probe().devices().size() >= RANKS, "skipped: needs two cards");
-    NcclCommProvider nccl = new NcclCommProvider();
-    assumeTrue(NcclLibrary.Installed.HERE.reason().isEmpty(), "skipped: no NCCL");
-    String group = nccl.newGroup();
     int[] tokens = {first, second};
-    List<Future<?>> running = new ArrayList<>();
-    try (ExecutorService threads = Executors.newFixedThreadPool(RANKS)) {
-      for (int r = 0; r < RANKS; r++) {
-        int rank = r;
-        running.add(
-            threads.submit(() -> {
-              try (CudaDevice device = new CudaDeviceProvider().open(rank);
-                  NcclCommunicator mine =
-                      (NcclCommunicator) nccl.open(CommConfig.of(group, rank, RANKS), device);
-                  Rank one = new Rank(mine, device, tokens, width, type, sums, to)) {
+    List<Object> answers =
+        PeerRanks.run(
+            Duration.ofSeconds(30),
+            (mine, device) -> {
+              try (Rank one = new Rank(mine, device, tokens, width, type, sums, to)) {
                 one.check();
               }
-              return null;
-            }));
-      }
-      for (Future<?> f : running) {
-        f.get();
-      }
-    }
+              return mine.rank();
+            });
+    assertThat(answers).containsExactly(0, 1);
   }
 
   /** One rank's tensors, on its card. */
