@@ -17,6 +17,7 @@ import io.moe4j.api.spi.ExpertExchange;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.ops.PeerLink;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.atomic.AtomicReference;
@@ -176,7 +177,8 @@ final class DeviceGather implements ExpertExchange {
     }
     ExpertRouting routing = routing(all, inputs);
     if (!isBatched()) {
-      return new ExchangedRows(all.hidden(), routing, null, all.slots());
+      Direct.Link link = direct == null ? null : direct.link(sums());
+      return new ExchangedRows(all.hidden(), routing, null, all.slots(), link);
     }
     Tensor batched = at.batched.in(workspace);
     Tensor counts = at.counts.in(workspace);
@@ -254,6 +256,11 @@ final class DeviceGather implements ExpertExchange {
     Places at = new Places(inputs.maxTokens(), inputs.hidden().dtype());
     Tensor mapping = inputs.tokenLoraMapping();
     ExchangeKernels.Rows all = direct == null ? null : direct.gathered(inputs);
+    PeerLink.PairRows left = rows.link() instanceof Direct.Link link ? link.rows() : null;
+    if (direct != null && left != null) {
+      direct.combine(left, inputs, routed, part(workspace, at.sum).memory(), stream);
+      return;
+    }
     Tensor mine = output;
     if (isBatched()) {
       mine = at.allSums.in(workspace);
