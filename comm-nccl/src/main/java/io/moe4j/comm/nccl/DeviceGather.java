@@ -59,7 +59,8 @@ final class DeviceGather implements ExpertExchange {
       BlockOps block,
       Device device,
       ExchangeKernels kernels,
-      DType sums) {
+      DType sums,
+      boolean adds) {
     this.config = config;
     this.communicator = communicator;
     this.block = block;
@@ -67,7 +68,7 @@ final class DeviceGather implements ExpertExchange {
     this.kernels = kernels;
     this.sums = sums;
     this.ranks = communicator.size();
-    this.direct = Direct.of(communicator, device, config);
+    this.direct = Direct.of(communicator, device, config, adds);
     ExpertPlacement placement =
         config.placement().filter(ExpertPlacement::isRedundant).orElse(null);
     this.owner = placement == null ? null : upload(placement);

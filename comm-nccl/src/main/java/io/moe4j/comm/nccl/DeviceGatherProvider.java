@@ -11,6 +11,7 @@ import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.DType;
+import java.util.List;
 import java.util.Locale;
 import java.util.Objects;
 import java.util.function.Function;
@@ -22,12 +23,17 @@ import org.jspecify.annotations.Nullable;
  *
  * <p>Sums travel as BF16 in a layer of BF16, in F32 otherwise; the system property {@value
  * #SUMS_PROPERTY} ({@code f32} or {@code bf16}, the same on every rank) decides for all layers.
+ * Where ranks write into each other's memory, {@value #ADDS_PROPERTY} ({@code on} or {@code off},
+ * the same on every rank) leaves the sum over k to the kernel that sends the sums.
  *
  * @since 0.2.0
  */
 public final class DeviceGatherProvider implements ExpertExchangeProvider {
   /** The dtype in which sums travel. */
   public static final String SUMS_PROPERTY = "moe4j.exchange.sums";
+
+  /** Whether rows of experts are added where their sums are sent. */
+  public static final String ADDS_PROPERTY = "moe4j.exchange.adds";
 
   static final String NAME = "device-gather";
 
@@ -59,7 +65,7 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
           .require(false, Code.PARALLEL, () -> "no communicator, needs one")
           .result();
     }
-    String fault = SystemSettings.fault(() -> sums(config));
+    String fault = SystemSettings.fault(() -> List.of(sums(config), adds()));
     return Support.checks()
         .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
         .require(
@@ -79,7 +85,13 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
         block,
         device,
         kernels.apply(device),
-        sums(config));
+        sums(config),
+        adds());
+  }
+
+  private static boolean adds() {
+    return SystemSettings.oneOf(
+        ADDS_PROPERTY, false, new Boolean[] {true, false}, b -> b ? "on" : "off");
   }
 
   private static DType sums(MoeConfig config) {

@@ -2,7 +2,6 @@ package io.moe4j.comm.nccl;
 
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.SystemSettings;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.spi.ExchangeInputs;
@@ -20,9 +19,6 @@ import org.jspecify.annotations.Nullable;
  * back.
  */
 final class Direct {
-  /** {@code on}: rows of experts are added where their sums are sent. The same on every rank. */
-  static final String PROPERTY = "moe4j.exchange.adds";
-
   private static final long ALIGNMENT = 256;
 
   private final NcclCommunicator communicator;
@@ -37,22 +33,27 @@ final class Direct {
       PeerRooms rooms,
       PeerKernels kernels,
       Device device,
-      MoeConfig config) {
+      MoeConfig config,
+      boolean adds) {
     this.communicator = communicator;
     this.rooms = rooms;
     this.kernels = kernels;
     this.device = device;
     this.config = config;
-    this.adds =
-        SystemSettings.oneOf(PROPERTY, false, new Boolean[] {true, false}, b -> b ? "on" : "off");
+    this.adds = adds;
   }
 
-  /** {@return null where ranks of this kind have no rooms} */
-  static @Nullable Direct of(Communicator communicator, Device device, MoeConfig config) {
+  /**
+   * {@return null where ranks of this kind have no rooms}
+   *
+   * @param adds whether {@link #combine} adds experts' rows; the same on every rank
+   */
+  static @Nullable Direct of(
+      Communicator communicator, Device device, MoeConfig config, boolean adds) {
     if (communicator instanceof NcclCommunicator nccl
         && nccl.rooms() != null
         && device instanceof CudaDevice cuda) {
-      return new Direct(nccl, nccl.rooms(), new PeerKernels(cuda), device, config);
+      return new Direct(nccl, nccl.rooms(), new PeerKernels(cuda), device, config, adds);
     }
     return null;
   }

@@ -68,7 +68,7 @@ class PeerFailuresGpuTest {
               .parallel(ParallelConfig.expert(RANKS, mine.rank()))
               .maxTokens(tokens)
               .build();
-      Direct made = Direct.of(mine, device, config);
+      Direct made = Direct.of(mine, device, config, false);
       assertThat(made).isNotNull();
       direct = made;
       hidden = room(DType.BF16, tokens, WIDTH);

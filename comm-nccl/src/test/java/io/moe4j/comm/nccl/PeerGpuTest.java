@@ -164,7 +164,7 @@ class PeerGpuTest {
               .parallel(ParallelConfig.expert(RANKS, mine.rank()))
               .maxTokens(n)
               .build();
-      Direct direct = Direct.of(mine, device, config);
+      Direct direct = Direct.of(mine, device, config, false);
       assertThat(direct).isNotNull();
       int count = tokens[mine.rank()];
       Given given = Given.of(mine.rank(), count, n, width);
