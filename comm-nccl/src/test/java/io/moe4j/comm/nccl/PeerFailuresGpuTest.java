@@ -18,6 +18,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicReference;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
@@ -137,17 +138,27 @@ class PeerFailuresGpuTest {
     }
   }
 
-  /** Every step of a rank, in order; rank 1 does something else instead of one of them. */
   private static double steps(NcclCommunicator mine, CudaDevice device, Until until, Runnable other)
+      throws Exception {
+    return steps(mine, device, until, other, () -> {});
+  }
+
+  /** Every step of a rank, in order; rank 1 does something else before and after one of them. */
+  private static double steps(
+      NcclCommunicator mine, CudaDevice device, Until until, Runnable before, Runnable after)
       throws Exception {
     try (Rank small = new Rank(mine, device, TOKENS);
         Rank large = new Rank(mine, device, 8 * TOKENS)) {
       Runnable[] all = {small::gather, small::sum, small::gather, small::sum, large::gather};
       for (Until step : Until.values()) {
-        if (step == until && mine.rank() == 1) {
-          other.run();
+        boolean other = step == until && mine.rank() == 1;
+        if (other) {
+          before.run();
         }
         all[step.ordinal()].run();
+        if (other) {
+          after.run();
+        }
         if (step == Until.FIRST_SUM) {
           assertThat(small.read()).isEqualTo(3);
         }
@@ -231,19 +242,32 @@ class PeerFailuresGpuTest {
     }
   }
 
-  /** Nothing on the way of a forward waits so that it could be interrupted half way. */
+  /** Only a larger room is waited for; then the group ends, as the others have come for it. */
   @ParameterizedTest
   @EnumSource
-  void anInterruptedThreadEndsItsForward(Until until) throws Exception {
+  void anInterruptedThreadEndsItsForwardOrTheGroup(Until until) throws Exception {
+    AtomicBoolean kept = new AtomicBoolean();
     List<Object> answers =
         PeerRanks.run(
             PATIENT,
-            (mine, device) -> {
-              double sum = steps(mine, device, until, () -> Thread.currentThread().interrupt());
-              assertThat(Thread.interrupted()).isEqualTo(mine.rank() == 1);
-              return sum;
-            });
-    assertThat(answers).containsExactly(3.0, 3.0);
+            (mine, device) ->
+                steps(
+                    mine,
+                    device,
+                    until,
+                    () -> Thread.currentThread().interrupt(),
+                    () -> kept.set(Thread.interrupted())));
+    if (until == Until.FIRST_GATHER || until == Until.LARGER_GATHER) {
+      assertThat(answers)
+          .allSatisfy(a ->
+              assertThat(a)
+                  .isInstanceOf(CommException.class)
+                  .asString()
+                  .contains("rank 1 of 2 was interrupted"));
+    } else {
+      assertThat(answers).containsExactly(3.0, 3.0);
+      assertThat(kept).isTrue();
+    }
   }
 
   /** A second forward of a rank waits for the first one's sum; interrupted there, it ends all. */
