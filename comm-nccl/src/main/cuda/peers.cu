@@ -19,6 +19,8 @@ constexpr int THREADS = 256;
 constexpr int AHEAD = 4;          // vectors a thread has under way
 constexpr int CHOSEN = 8;         // rows of a token that a thread has under way
 constexpr int KEPT = 1024;        // weights
+constexpr int GATHER = 0;         // phases
+constexpr int SUM = 1;
 constexpr int LOOK = 256;         // times a flag is read before the host is asked
 
 struct alignas(16) Vector {
@@ -65,24 +67,26 @@ __device__ __forceinline__ Vector load(const Vector* p) {
   return v;
 }
 
-// All stores of this block that come before are seen by the same block of the others once they have waited.
-__device__ __forceinline__ void arrive(const Rooms& rooms, int rank, int ranks, int phase) {
-  const Head* own = reinterpret_cast<const Head*>(rooms.at(rank));
+// Which turn of a phase this block is in, from its beginning on.
+__device__ __forceinline__ unsigned turn_of(const Rooms& rooms, int rank, int phase) {
+  return *(volatile unsigned*)&reinterpret_cast<Head*>(rooms.at(rank))->turns[phase][blockIdx.x] + 1;
+}
+
+// All stores of this block that come before are seen by the same block of the others once they have waited: the flag is a release, also of
+// what other threads have stored before the barrier.
+__device__ __forceinline__ void arrive(const Rooms& rooms, int rank, int ranks, int phase, unsigned turn) {
   const int peer = threadIdx.x;
   __syncthreads();
   if (peer < ranks && peer != rank) {
-    const unsigned turn = own->turns[phase][blockIdx.x] + 1;
-    __threadfence_system();
     raise(&reinterpret_cast<Head*>(rooms.at(peer))->flags[phase][rank][blockIdx.x], turn);
   }
 }
 
 // For the same block of the others, after arrive.
-__device__ __forceinline__ void wait(const Rooms& rooms, int rank, int ranks, int phase, const unsigned* stop) {
+__device__ __forceinline__ void wait(const Rooms& rooms, int rank, int ranks, int phase, unsigned turn, const unsigned* stop) {
   Head* own = reinterpret_cast<Head*>(rooms.at(rank));
   const int peer = threadIdx.x;
   if (peer < ranks && peer != rank) {
-    const unsigned turn = own->turns[phase][blockIdx.x] + 1;
     const unsigned* flag = &own->flags[phase][peer][blockIdx.x];
     for (int i = 1; (int)(look(flag) - turn) < 0; i++) {
       if (i % LOOK == 0 && *(volatile const unsigned*)stop != 0) {
@@ -93,13 +97,8 @@ __device__ __forceinline__ void wait(const Rooms& rooms, int rank, int ranks, in
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    own->turns[phase][blockIdx.x]++;
+    own->turns[phase][blockIdx.x] = turn;
   }
-}
-
-__device__ __forceinline__ void meet(const Rooms& rooms, int rank, int ranks, int phase, const unsigned* stop) {
-  arrive(rooms, rank, ranks, phase);
-  wait(rooms, rank, ranks, phase, stop);
 }
 
 __device__ __forceinline__ bool is_dead(const Rooms& rooms, int rank) {
@@ -160,6 +159,7 @@ template <class S, class O>
 __device__ __forceinline__ void sum(const Vector* partial, O* out, const Rooms& rooms, const unsigned* stop, long long sums, int rank, int ranks,
                                     int n, int T, int vectors) {
   wait_for_predecessor();
+  const unsigned turn = turn_of(rooms, rank, SUM);
   if (is_dead(rooms, rank)) {
     return;
   }
@@ -189,7 +189,8 @@ __device__ __forceinline__ void sum(const Vector* partial, O* out, const Rooms& 
       }
     }
   }
-  meet(rooms, rank, ranks, 1, stop);
+  arrive(rooms, rank, ranks, SUM, turn);
+  wait(rooms, rank, ranks, SUM, turn, stop);
   add<S>(partial + (long long)rank * n * vectors, out, rooms, sums, rank, ranks, n, T, vectors);
 }
 
@@ -230,6 +231,7 @@ __device__ __forceinline__ void combine(const Vector* rows, const int* row_of, c
                                         const unsigned* stop, long long sums, int rank, int ranks, int n, int T, int K, int vectors) {
   __shared__ float kept[KEPT];
   wait_for_predecessor();
+  const unsigned turn = turn_of(rooms, rank, SUM);
   if (is_dead(rooms, rank)) {
     return;
   }
@@ -243,7 +245,7 @@ __device__ __forceinline__ void combine(const Vector* rows, const int* row_of, c
 #pragma unroll 1
   for (int p = 1; p <= ranks + 1; p++) {
     if (p == (keeps ? ranks : ranks + 1)) {
-      arrive(rooms, rank, ranks, 1);
+      arrive(rooms, rank, ranks, SUM, turn);
     }
     if (p > ranks) {
       break;
@@ -269,7 +271,7 @@ __device__ __forceinline__ void combine(const Vector* rows, const int* row_of, c
       }
     }
   }
-  wait(rooms, rank, ranks, 1, stop);
+  wait(rooms, rank, ranks, SUM, turn, stop);
   const int wide = vectors * (8 / Elements<S>::COUNT);  // vectors that a row travels as
   add<S>(reinterpret_cast<const Vector*>(rooms.at(rank) + sums) + (long long)rank * n * wide, out, rooms, sums, rank, ranks, n, T, wide);
 }
@@ -287,6 +289,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                  long long ids_at, long long weights_at, long long slots_at, int rank, int ranks, int n, int T, int K, int vectors) {
   const Rooms rooms = ALL_ROOMS;
   wait_for_predecessor();
+  const unsigned turn = turn_of(rooms, rank, GATHER);
   if (is_dead(rooms, rank)) {
     return;
   }
@@ -329,22 +332,23 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       }
     }
   }
-  meet(rooms, rank, ranks, 0, stop);
+  arrive(rooms, rank, ranks, GATHER, turn);
+  wait(rooms, rank, ranks, GATHER, turn, stop);
 }
 
 // What this rank's experts add to the tokens of all ranks, partial [ranks * n, H], goes to the ranks the tokens are of; there the parts of all
 // ranks are added in f32 in the order of ranks, rounded once: out [T, H], T <= n. Others' parts arrive at sums in the room, [ranks * n, H].
 // A row has `vectors` vectors of 16 bytes. Grid as above.
-#define SUM(FROM, TO, S, O)                                                                                                               \
+#define SUMS(FROM, TO, S, O)                                                                                                               \
   extern "C" __global__ void __launch_bounds__(THREADS)                                                                                   \
       peers_sum_##FROM##_##TO(const Vector* partial, O* out, ROOMS, const unsigned* stop, long long sums, int rank, int ranks, int n,     \
                               int T, int vectors) {                                                                                       \
     const Rooms rooms = ALL_ROOMS;                                                                                                        \
     sum<S, O>(partial, out, rooms, stop, sums, rank, ranks, n, T, vectors);                                                               \
   }
-SUM(bf16, bf16, bf16, bf16)
-SUM(bf16, f32, bf16, float)
-SUM(f32, f32, float, float)
+SUMS(bf16, bf16, bf16, bf16)
+SUMS(bf16, f32, bf16, float)
+SUMS(f32, f32, float, float)
 
 // The same of the experts' rows as they are, [P, H] in bf16 with `vectors` vectors of 16 bytes: row_of [ranks * n, K] says which are a
 // token's, -1 for those of other ranks; weights [ranks * n, K], null: they were applied before. A token's rows are added first, and their
