@@ -287,12 +287,12 @@ class GpuRanksTest {
   void sumsThatTheExchangeMakesHaveTheSameBits(String model, String backend, int ep, int tp)
       throws Exception {
     try (Fixture fixture = Fixture.open(model)) {
-      List<Object> before = outputs(fixture, backend, ep, tp);
-      System.setProperty(DeviceGatherProvider.ADDS_PROPERTY, "on");
+      List<Object> made = outputs(fixture, backend, ep, tp);
+      System.setProperty(DeviceGatherProvider.ADDS_PROPERTY, "off");
       try {
-        List<Object> after = outputs(fixture, backend, ep, tp);
+        List<Object> brought = outputs(fixture, backend, ep, tp);
         for (int r = 0; r < ep * tp; r++) {
-          assertThat(after.get(r)).isInstanceOf(float[].class).isEqualTo(before.get(r));
+          assertThat(made.get(r)).isInstanceOf(float[].class).isEqualTo(brought.get(r));
         }
       } finally {
         System.clearProperty(DeviceGatherProvider.ADDS_PROPERTY);

@@ -23,8 +23,8 @@ import org.jspecify.annotations.Nullable;
  *
  * <p>Sums travel as BF16 in a layer of BF16, in F32 otherwise; the system property {@value
  * #SUMS_PROPERTY} ({@code f32} or {@code bf16}, the same on every rank) decides for all layers.
- * Where ranks write into each other's memory, {@value #ADDS_PROPERTY} ({@code on} or {@code off},
- * the same on every rank) leaves the sum over k to the kernel that sends the sums.
+ * Where ranks write into each other's memory, the kernel that sends the sums also makes them of the
+ * experts' rows, unless {@value #ADDS_PROPERTY} is {@code off}, the same on every rank.
  *
  * @since 0.2.0
  */
@@ -91,7 +91,7 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
 
   private static boolean adds() {
     return SystemSettings.oneOf(
-        ADDS_PROPERTY, false, new Boolean[] {true, false}, b -> b ? "on" : "off");
+        ADDS_PROPERTY, true, new Boolean[] {true, false}, b -> b ? "on" : "off");
   }
 
   private static DType sums(MoeConfig config) {

@@ -222,7 +222,8 @@ final class Direct {
   void sum(Tensor partial, Tensor routed, Memory spare, int n, DeviceStream stream) {
     PeerRoom room = held();
     // Another rank's experts may leave their rows to the exchange.
-    int blocks = adds ? PeerKernels.addingBlocks(n) : PeerKernels.blocks(n);
+    boolean mayAdd = adds && partial.dtype() == DType.BF16;
+    int blocks = mayAdd ? PeerKernels.addingBlocks(n) : PeerKernels.blocks(n);
     sum(
         partial.dtype(),
         out -> kernels.sum(partial, out, rooms, room, n, blocks, stream),
