@@ -59,7 +59,12 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
           .require(false, Code.PARALLEL, () -> "no communicator, needs one")
           .result();
     }
-    return checks(config, communicator).result();
+    return checks(config, communicator)
+        .require(
+            !config.parallel().replicatedTokens(),
+            Code.PARALLEL,
+            () -> "every rank has all tokens, moves each rank's own")
+        .result();
   }
 
   /** What exchanges between GPUs need, whatever they move. */
