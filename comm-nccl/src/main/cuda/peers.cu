@@ -6,6 +6,7 @@
 //
 // A layer calls gather and sum in turn. That is what makes one room enough: a rank that has come through a sum knows that all others have
 // begun it, so their experts have read what was gathered; one that has come through a gather knows that the others' sums before it are done.
+// A sum of tokens that every rank has follows no gather: it begins by meeting the others, for the same reason.
 #include "common.cuh"
 
 namespace {
@@ -101,6 +102,33 @@ template <> struct Elements<float> {
   static __device__ __forceinline__ float get(const Vector& v, int i) { return __uint_as_float(v.v[i]); }
 };
 
+// Adds what all ranks have in the order of ranks, rounded once: own rows from mine, others' from where they arrived, n rows a rank.
+template <class S, class O>
+__device__ __forceinline__ void add(const Vector* mine, const Vector* arrived, O* out, int rank, int ranks, long long n, long long T, int vectors) {
+  constexpr int N = Elements<S>::COUNT;
+  for (long long row = blockIdx.x; row < T; row += gridDim.x) {
+    for (int c = threadIdx.x; c < vectors; c += THREADS) {
+      float total[N] = {};
+#pragma unroll
+      for (int r = 0; r < MOST_RANKS; r++) {
+        if (r < ranks) {
+          const Vector v = load(r == rank ? mine + row * vectors + c : arrived + (r * n + row) * vectors + c);
+#pragma unroll
+          for (int i = 0; i < N; i++) {
+            total[i] += Elements<S>::get(v, i);
+          }
+        }
+      }
+      Pack<O, N> rounded;
+#pragma unroll
+      for (int i = 0; i < N; i++) {
+        rounded.v[i] = from_float<O>(total[i]);
+      }
+      *reinterpret_cast<Pack<O, N>*>(out + (row * vectors + c) * N) = rounded;
+    }
+  }
+}
+
 template <class S, class O>
 __device__ __forceinline__ void sum(const Vector* partial, O* out, const Rooms& rooms, const unsigned* stop, long long sums, int rank, int ranks,
                                     int n, int T, int vectors) {
@@ -132,30 +160,49 @@ __device__ __forceinline__ void sum(const Vector* partial, O* out, const Rooms& 
     }
   }
   meet(rooms, rank, ranks, 1, stop);
-  constexpr int N = Elements<S>::COUNT;
-  const Vector* here = reinterpret_cast<const Vector*>(rooms.at(rank) + sums);
-  for (long long row = blockIdx.x; row < T; row += gridDim.x) {
-    const Vector* mine = partial + (rank * (long long)n + row) * vectors;
-    for (int c = threadIdx.x; c < vectors; c += THREADS) {
-      float total[N] = {};
+  const Vector* arrived = reinterpret_cast<const Vector*>(rooms.at(rank) + sums);
+  add<S, O>(partial + rank * (long long)n * vectors, arrived, out, rank, ranks, n, T, vectors);
+}
+
+template <class S, class O>
+__device__ __forceinline__ void reduce(const Vector* partial, O* out, const Rooms& rooms, const unsigned* stop, long long sums, int rank, int ranks,
+                                       int T, int vectors) {
+  wait_for_predecessor();
+  if (is_dead(rooms, rank)) {
+    return;
+  }
+  const bool is_first = threadIdx.x < vectors && blockIdx.x < T;
+  Vector first = {};
+  if (is_first) {  // on its way while the ranks meet
+    first = load(partial + blockIdx.x * (long long)vectors + threadIdx.x);
+  }
+  meet(rooms, rank, ranks, 0, stop);
+  for (int p = 1; p < ranks; p++) {
+    const int peer = rank + p < ranks ? rank + p : rank + p - ranks;
+    Vector* there = reinterpret_cast<Vector*>(rooms.at(peer) + sums) + rank * (long long)T * vectors;
+    if (is_first) {
+      there[blockIdx.x * (long long)vectors + threadIdx.x] = first;
+    }
+    for (long long row = blockIdx.x; row < T; row += gridDim.x) {
+      for (int c0 = threadIdx.x + (row == blockIdx.x ? THREADS : 0); c0 < vectors; c0 += AHEAD * THREADS) {
+        Vector v[AHEAD];
 #pragma unroll
-      for (int r = 0; r < MOST_RANKS; r++) {
-        if (r < ranks) {
-          const Vector v = load(r == rank ? mine + c : here + (r * (long long)n + row) * vectors + c);
+        for (int i = 0; i < AHEAD; i++) {
+          if (c0 + i * THREADS < vectors) {
+            v[i] = load(partial + row * vectors + c0 + i * THREADS);
+          }
+        }
 #pragma unroll
-          for (int i = 0; i < N; i++) {
-            total[i] += Elements<S>::get(v, i);
+        for (int i = 0; i < AHEAD; i++) {
+          if (c0 + i * THREADS < vectors) {
+            there[row * vectors + c0 + i * THREADS] = v[i];
           }
         }
       }
-      Pack<O, N> rounded;
-#pragma unroll
-      for (int i = 0; i < N; i++) {
-        rounded.v[i] = from_float<O>(total[i]);
-      }
-      *reinterpret_cast<Pack<O, N>*>(out + (row * vectors + c) * N) = rounded;
     }
   }
+  meet(rooms, rank, ranks, 1, stop);
+  add<S, O>(partial, reinterpret_cast<const Vector*>(rooms.at(rank) + sums), out, rank, ranks, T, T, vectors);
 }
 
 }  // namespace
@@ -226,3 +273,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 SUM(bf16, bf16, bf16, bf16)
 SUM(bf16, f32, bf16, float)
 SUM(f32, f32, float, float)
+
+// Sums of tokens that every rank has: partial [T, H] of each goes to all the others and arrives at sums in their rooms, [ranks * T, H]; every rank
+// adds all of them in the order of ranks, so all have the same bits: out [T, H]. Grid as above.
+#define REDUCE(FROM, TO, S, O)                                                                                                            \
+  extern "C" __global__ void __launch_bounds__(THREADS)                                                                                   \
+      peers_reduce_##FROM##_##TO(const Vector* partial, O* out, ROOMS, const unsigned* stop, long long sums, int rank, int ranks, int T,  \
+                                 int vectors) {                                                                                           \
+    const Rooms rooms = ALL_ROOMS;                                                                                                        \
+    reduce<S, O>(partial, out, rooms, stop, sums, rank, ranks, T, vectors);                                                               \
+  }
+REDUCE(bf16, bf16, bf16, bf16)
+REDUCE(bf16, f32, bf16, float)
+REDUCE(f32, f32, float, float)

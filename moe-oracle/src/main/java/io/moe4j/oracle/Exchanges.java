@@ -95,6 +95,40 @@ final class Exchanges {
     }
   }
 
+  /** No rows, where every rank has all of them; sums over the ranks, through host memory. */
+  static final class AllReduce implements ExpertExchangeProvider {
+    @Override
+    public String name() {
+      return "allreduce";
+    }
+
+    @Override
+    public int priority() {
+      return 300; // before those that would send every rank what it has
+    }
+
+    @Override
+    public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
+      return betweenHosts(communicator)
+          .require(
+              config.parallel().replicatedTokens(),
+              Code.PARALLEL,
+              () ->
+                  "each rank has its own tokens, needs the same on all:"
+                      + " ParallelConfig.replicated()")
+          .result();
+    }
+
+    @Override
+    public ExpertExchange open(
+        MoeConfig config, @Nullable Communicator communicator, BlockOps block, Device device) {
+      return new AllReduceExchange(
+          config,
+          Objects.requireNonNull(communicator, "communicator"),
+          new LocalExchange(config, block, device));
+    }
+  }
+
   /** Rows to the ranks whose experts they chose, through host memory. */
   static final class AllToAll implements ExpertExchangeProvider {
     @Override
@@ -181,6 +215,7 @@ final class Exchanges {
     all.add(new Local());
     all.add(new Gather());
     all.add(new AllToAll());
+    all.add(new AllReduce());
     all.sort(
         Comparator.comparingInt(ExpertExchangeProvider::priority)
             .reversed()

@@ -59,6 +59,11 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
           .require(false, Code.PARALLEL, () -> "no communicator, needs one")
           .result();
     }
+    return checks(config, communicator).result();
+  }
+
+  /** What exchanges between GPUs need, whatever they move. */
+  static Support.Checks checks(MoeConfig config, Communicator communicator) {
     String fault = SystemSettings.fault(() -> sums(config));
     return Support.checks()
         .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
@@ -66,8 +71,7 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
             communicator.deviceType().equals(DeviceType.CUDA),
             Code.DEVICE,
             () -> "a communicator of " + communicator.deviceType() + " memory, takes cuda")
-        .require(fault == null, Code.OTHER, () -> String.valueOf(fault))
-        .result();
+        .require(fault == null, Code.OTHER, () -> String.valueOf(fault));
   }
 
   @Override
@@ -82,7 +86,7 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
         sums(config));
   }
 
-  private static DType sums(MoeConfig config) {
+  static DType sums(MoeConfig config) {
     return SystemSettings.oneOf(
         SUMS_PROPERTY,
         config.inputDtype() == DType.BF16 ? DType.BF16 : DType.F32,

@@ -24,18 +24,25 @@ final class PeerKernels {
   private final Kernel sum16;
   private final Kernel sum16To32;
   private final Kernel sum32;
+  private final Kernel reduce16;
+  private final Kernel reduce16To32;
+  private final Kernel reduce32;
 
   PeerKernels(CudaDevice device) {
     KernelLibrary library = KernelLibrary.of(PeerKernels.class, "comm-nccl-cuda");
     gather = device.kernel(library, library.select(device.info(), "peers_gather", Map.of()));
-    sum16 = sum(device, library, "bf16", "bf16");
-    sum16To32 = sum(device, library, "bf16", "f32");
-    sum32 = sum(device, library, "f32", "f32");
+    sum16 = adding(device, library, "peers_sum", "bf16", "bf16");
+    sum16To32 = adding(device, library, "peers_sum", "bf16", "f32");
+    sum32 = adding(device, library, "peers_sum", "f32", "f32");
+    reduce16 = adding(device, library, "peers_reduce", "bf16", "bf16");
+    reduce16To32 = adding(device, library, "peers_reduce", "bf16", "f32");
+    reduce32 = adding(device, library, "peers_reduce", "f32", "f32");
   }
 
-  private static Kernel sum(CudaDevice device, KernelLibrary library, String from, String to) {
+  private static Kernel adding(
+      CudaDevice device, KernelLibrary library, String name, String from, String to) {
     return device.kernel(
-        library, library.select(device.info(), "peers_sum", Map.of("from", from, "to", to)));
+        library, library.select(device.info(), name, Map.of("from", from, "to", to)));
   }
 
   /**
@@ -97,15 +104,16 @@ final class PeerKernels {
         .launch(stream, blocks(n));
   }
 
-  private Kernel sum(DType partial, DType out) {
+  private static Kernel adding(
+      DType partial, DType out, Kernel of16, Kernel of16To32, Kernel of32) {
     if (partial == DType.BF16 && out == DType.BF16) {
-      return sum16;
+      return of16;
     }
     if (partial == DType.BF16 && out == DType.F32) {
-      return sum16To32;
+      return of16To32;
     }
     if (partial == DType.F32 && out == DType.F32) {
-      return sum32;
+      return of32;
     }
     throw new IllegalArgumentException(
         "sums are "
@@ -122,7 +130,7 @@ final class PeerKernels {
    * @param out {@code [T, H]}, F32 or the dtype of {@code partial}, 16-byte aligned, overwritten
    */
   void sum(Tensor partial, Tensor out, PeerRooms rooms, PeerRoom room, int n, DeviceStream stream) {
-    Kernel kernel = sum(partial.dtype(), out.dtype());
+    Kernel kernel = adding(partial.dtype(), out.dtype(), sum16, sum16To32, sum32);
     long rowBytes = partial.dtype().byteSize(partial.size(1));
     rooms(kernel.begin().pointer(partial).pointer(out), room, rooms)
         .i64(room.sumsAt())
@@ -132,5 +140,25 @@ final class PeerKernels {
         .i32(Math.toIntExact(out.size(0)))
         .i32(Math.toIntExact(rowBytes / VECTOR_BYTES))
         .launch(stream, blocks(n));
+  }
+
+  /**
+   * Adds up what all ranks' experts have for tokens that every rank has, in f32 and in the order of
+   * ranks: the same bits on every rank.
+   *
+   * @param partial BF16 or F32 {@code [T, H]}, {@code T >= 1}, rows a multiple of 16 bytes, aligned
+   * @param out {@code [T, H]}, F32 or the dtype of {@code partial}, 16-byte aligned, overwritten
+   */
+  void reduce(Tensor partial, Tensor out, PeerRooms rooms, PeerRoom room, DeviceStream stream) {
+    Kernel kernel = adding(partial.dtype(), out.dtype(), reduce16, reduce16To32, reduce32);
+    long rowBytes = partial.dtype().byteSize(partial.size(1));
+    int tokens = Math.toIntExact(partial.size(0));
+    rooms(kernel.begin().pointer(partial).pointer(out), room, rooms)
+        .i64(room.sumsAt())
+        .i32(room.rank())
+        .i32(room.all().size())
+        .i32(tokens)
+        .i32(Math.toIntExact(rowBytes / VECTOR_BYTES))
+        .launch(stream, blocks(tokens));
   }
 }
