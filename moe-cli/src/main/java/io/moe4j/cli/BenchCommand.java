@@ -312,7 +312,12 @@ final class BenchCommand implements Callable<Integer> {
             throw CliException.usage("--ranks is " + size + ", as " + layout + "; " + why);
           });
     }
-    List<Integer> counts = tokens.isEmpty() ? (quick ? List.of(16, 1024) : RANK_TOKENS) : counts();
+    List<Integer> counts = counts();
+    if (tokens.isEmpty() && replicated && !quick) {
+      counts = Stream.concat(counts.stream(), MANY_TOKENS.stream()).toList();
+    } else if (tokens.isEmpty()) {
+      counts = quick ? List.of(16, 1024) : RANK_TOKENS;
+    }
     for (int t : counts) {
       if (!replicated && t % size != 0) {
         throw CliException.usage("--tokens is " + t + ", must be a multiple of --ranks " + size);
