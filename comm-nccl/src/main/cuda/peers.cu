@@ -6,7 +6,7 @@
 //
 // A layer calls gather and sum (or combine) in turn. That is what makes one room enough: a rank that has come through a sum knows that all
 // others have begun it, so their experts have read what was gathered; one that has come through a gather knows that the others' sums before it
-// are done.
+// are done. Sums of tokens that every rank has follow no gather; for the same reason they begin by meeting the others in that phase.
 #include "common.cuh"
 
 namespace {
@@ -276,6 +276,95 @@ __device__ __forceinline__ void combine(const Vector* rows, const int* row_of, c
   add<S>(reinterpret_cast<const Vector*>(rooms.at(rank) + sums) + (long long)rank * n * wide, out, rooms, sums, rank, ranks, n, T, wide);
 }
 
+// Meets in the phase of a gather, so that nobody writes where a rank still reads its last sum; then as sum, but whole parts to everybody.
+template <class S, class O>
+__device__ __forceinline__ void reduce(const Vector* partial, O* out, const Rooms& rooms, const unsigned* stop, long long sums, int rank, int ranks,
+                                       int T, int vectors) {
+  wait_for_predecessor();
+  const unsigned begun = turn_of(rooms, rank, GATHER);
+  const unsigned turn = turn_of(rooms, rank, SUM);
+  if (is_dead(rooms, rank)) {
+    return;
+  }
+  arrive(rooms, rank, ranks, GATHER, begun);
+  bool met = false;
+#pragma unroll 1
+  for (int row = blockIdx.x; row < T; row += gridDim.x) {
+#pragma unroll 1
+    for (int c0 = threadIdx.x; c0 - (int)threadIdx.x < vectors; c0 += AHEAD * THREADS) {
+      Vector v[AHEAD];
+#pragma unroll
+      for (int i = 0; i < AHEAD; i++) {
+        if (c0 + i * THREADS < vectors) {
+          v[i] = load(partial + (long long)row * vectors + c0 + i * THREADS);
+        }
+      }
+      if (!met) {  // the first are on their way
+        wait(rooms, rank, ranks, GATHER, begun, stop);
+        met = true;
+      }
+#pragma unroll 1
+      for (int p = 1; p < ranks; p++) {
+        const int peer = rank + p < ranks ? rank + p : rank + p - ranks;
+        Vector* there = reinterpret_cast<Vector*>(rooms.at(peer) + sums) + (rank * (long long)T + row) * vectors;
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+          if (c0 + i * THREADS < vectors) {
+            there[c0 + i * THREADS] = v[i];
+          }
+        }
+      }
+    }
+  }
+  arrive(rooms, rank, ranks, SUM, turn);
+  wait(rooms, rank, ranks, SUM, turn, stop);
+  add<S>(partial, out, rooms, sums, rank, ranks, T, T, vectors);
+}
+
+// The same of rows that are not added yet: a token's are, and their sum goes to all ranks, this one too.
+template <class S, class O>
+__device__ __forceinline__ void reduce_rows(const Vector* rows, const int* row_of, const float* weights, O* out, const Rooms& rooms,
+                                            const unsigned* stop, long long sums, int rank, int ranks, int T, int K, int vectors) {
+  wait_for_predecessor();
+  const unsigned begun = turn_of(rooms, rank, GATHER);
+  const unsigned turn = turn_of(rooms, rank, SUM);
+  if (is_dead(rooms, rank)) {
+    return;
+  }
+  arrive(rooms, rank, ranks, GATHER, begun);
+  bool met = false;
+#pragma unroll 1
+  for (int row = blockIdx.x; row < T; row += gridDim.x) {
+    const long long first = (long long)row * K;
+#pragma unroll 1
+    for (int c0 = 0; c0 < vectors; c0 += THREADS) {
+      const int c = c0 + threadIdx.x;
+      float total[8] = {};
+      if (c < vectors) {
+        add_rows(rows, row_of + first, weights == nullptr ? nullptr : weights + first, K, vectors, c, total);
+      }
+      if (!met) {
+        wait(rooms, rank, ranks, GATHER, begun, stop);
+        met = true;
+      }
+      Pack<S, 8> rounded;
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        rounded.v[i] = from_float<S>(total[i]);
+      }
+#pragma unroll 1
+      for (int p = 1; p <= ranks && c < vectors; p++) {
+        const int peer = rank + p < ranks ? rank + p : rank + p - ranks;
+        (reinterpret_cast<Pack<S, 8>*>(rooms.at(peer) + sums) + (rank * (long long)T + row) * vectors)[c] = rounded;
+      }
+    }
+  }
+  arrive(rooms, rank, ranks, SUM, turn);
+  wait(rooms, rank, ranks, SUM, turn, stop);
+  const int wide = vectors * (8 / Elements<S>::COUNT);  // vectors that a row travels as
+  add<S>(reinterpret_cast<const Vector*>(rooms.at(rank) + sums) + rank * (long long)T * wide, out, rooms, sums, rank, ranks, T, T, wide);
+}
+
 }  // namespace
 
 #define ROOMS char *r0, char *r1, char *r2, char *r3, char *r4, char *r5, char *r6, char *r7
@@ -362,3 +451,27 @@ SUMS(f32, f32, float, float)
   }
 COMBINE(bf16, bf16, bf16, bf16)
 COMBINE(bf16, f32, bf16, float)
+
+// Sums of tokens that every rank has: partial [T, H] of each goes to all the others and arrives at sums in their rooms, [ranks * T, H]; every rank
+// adds all of them in the order of ranks, so all have the same bits: out [T, H]. Grid as above, at most T.
+#define REDUCE(FROM, TO, S, O)                                                                                                            \
+  extern "C" __global__ void __launch_bounds__(THREADS)                                                                                   \
+      peers_reduce_##FROM##_##TO(const Vector* partial, O* out, ROOMS, const unsigned* stop, long long sums, int rank, int ranks, int T,  \
+                                 int vectors) {                                                                                           \
+    const Rooms rooms = ALL_ROOMS;                                                                                                        \
+    reduce<S, O>(partial, out, rooms, stop, sums, rank, ranks, T, vectors);                                                               \
+  }
+REDUCE(bf16, bf16, bf16, bf16)
+REDUCE(bf16, f32, bf16, float)
+REDUCE(f32, f32, float, float)
+
+// The same of the experts' rows as they are, as for combine; row_of and weights are [T, K].
+#define REDUCE_ROWS(FROM, TO, S, O)                                                                                                       \
+  extern "C" __global__ void __launch_bounds__(THREADS, 4)                                                                                \
+      peers_reduce_rows_##FROM##_##TO(const Vector* rows, const int* row_of, const float* weights, O* out, ROOMS, const unsigned* stop,   \
+                                      long long sums, int rank, int ranks, int T, int K, int vectors) {                                   \
+    const Rooms rooms = ALL_ROOMS;                                                                                                        \
+    reduce_rows<S, O>(rows, row_of, weights, out, rooms, stop, sums, rank, ranks, T, K, vectors);                                         \
+  }
+REDUCE_ROWS(bf16, bf16, bf16, bf16)
+REDUCE_ROWS(bf16, f32, bf16, float)

@@ -65,6 +65,16 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
           .require(false, Code.PARALLEL, () -> "no communicator, needs one")
           .result();
     }
+    return checks(config, communicator)
+        .require(
+            !config.parallel().replicatedTokens(),
+            Code.PARALLEL,
+            () -> "every rank has all tokens, moves each rank's own")
+        .result();
+  }
+
+  /** What exchanges between GPUs need, whatever they move. */
+  static Support.Checks checks(MoeConfig config, Communicator communicator) {
     String fault = SystemSettings.fault(() -> List.of(sums(config), adds()));
     return Support.checks()
         .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
@@ -72,8 +82,7 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
             communicator.deviceType().equals(DeviceType.CUDA),
             Code.DEVICE,
             () -> "a communicator of " + communicator.deviceType() + " memory, takes cuda")
-        .require(fault == null, Code.OTHER, () -> String.valueOf(fault))
-        .result();
+        .require(fault == null, Code.OTHER, () -> String.valueOf(fault));
   }
 
   @Override
@@ -89,12 +98,12 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
         adds());
   }
 
-  private static boolean adds() {
+  static boolean adds() {
     return SystemSettings.oneOf(
         ADDS_PROPERTY, true, new Boolean[] {true, false}, b -> b ? "on" : "off");
   }
 
-  private static DType sums(MoeConfig config) {
+  static DType sums(MoeConfig config) {
     return SystemSettings.oneOf(
         SUMS_PROPERTY,
         config.inputDtype() == DType.BF16 ? DType.BF16 : DType.F32,

@@ -168,39 +168,15 @@ final class Direct {
     return room == null ? null : rows(room, layout(inputs), inputs);
   }
 
-  /** What experts may leave to the sum after a gather. */
-  static final class Link implements PeerLink {
-    private final long width;
-    private @Nullable PairRows rows;
-
-    private Link(long width) {
-      this.width = width;
-    }
-
-    @Override
-    public boolean adds(PairRows offered) {
-      if (offered.dtype() != DType.BF16 || offered.width() != width) {
-        return false;
-      }
-      rows = offered;
-      return true;
-    }
-
-    /** {@return what the experts have handed over; null: they have written their output} */
-    @Nullable PairRows rows() {
-      return rows;
-    }
-  }
-
   /**
    * {@return what experts may use of the rows that were just {@link #gather gathered}; null =
    * nothing}
    *
    * @param sums dtype that travels
    */
-  @Nullable Link link(DType sums) {
+  @Nullable SumLink link(DType sums) {
     return adds && sums == DType.BF16 && rooms.held() != null
-        ? new Link(config.expertHiddenSize())
+        ? new SumLink(config.expertHiddenSize())
         : null;
   }
 
@@ -234,7 +210,7 @@ final class Direct {
   }
 
   /**
-   * Adds the rows of a {@link Link} and brings their sums home, in BF16.
+   * Adds the rows of a {@link SumLink} and brings their sums home, in BF16.
    *
    * @param rows of the experts
    * @param inputs that were gathered

@@ -29,6 +29,11 @@ final class PeerKernels {
   private final Kernel sum32;
   private final Kernel combine16;
   private final Kernel combine16To32;
+  private final Kernel reduce16;
+  private final Kernel reduce16To32;
+  private final Kernel reduce32;
+  private final Kernel reduceRows16;
+  private final Kernel reduceRows16To32;
 
   PeerKernels(CudaDevice device) {
     KernelLibrary library = KernelLibrary.of(PeerKernels.class, "comm-nccl-cuda");
@@ -38,6 +43,11 @@ final class PeerKernels {
     sum32 = sum(device, library, "peers_sum", "f32", "f32");
     combine16 = sum(device, library, "peers_combine", "bf16", "bf16");
     combine16To32 = sum(device, library, "peers_combine", "bf16", "f32");
+    reduce16 = sum(device, library, "peers_reduce", "bf16", "bf16");
+    reduce16To32 = sum(device, library, "peers_reduce", "bf16", "f32");
+    reduce32 = sum(device, library, "peers_reduce", "f32", "f32");
+    reduceRows16 = sum(device, library, "peers_reduce_rows", "bf16", "bf16");
+    reduceRows16To32 = sum(device, library, "peers_reduce_rows", "bf16", "f32");
   }
 
   private static Kernel sum(
@@ -115,11 +125,8 @@ final class PeerKernels {
         .launch(stream, blocks(n));
   }
 
-  private Kernel sum(DType partial, DType out) {
-    if (partial == DType.F32 && out == DType.F32) {
-      return sum32;
-    }
-    return of(partial, out, sum16, sum16To32);
+  private static Kernel of(DType partial, DType out, Kernel to16, Kernel to32, Kernel of32) {
+    return partial == DType.F32 && out == DType.F32 ? of32 : of(partial, out, to16, to32);
   }
 
   private static Kernel of(DType partial, DType out, Kernel to16, Kernel to32) {
@@ -152,7 +159,7 @@ final class PeerKernels {
       int n,
       int blocks,
       DeviceStream stream) {
-    Kernel kernel = sum(partial.dtype(), out.dtype());
+    Kernel kernel = of(partial.dtype(), out.dtype(), sum16, sum16To32, sum32);
     long rowBytes = partial.dtype().byteSize(partial.size(1));
     rooms(kernel.begin().pointer(partial).pointer(out), room, rooms)
         .i64(room.sumsAt())
@@ -198,5 +205,64 @@ final class PeerKernels {
         .i32(topK)
         .i32(Math.toIntExact(rows.width() / COLUMNS))
         .launch(stream, addingBlocks(n));
+  }
+
+  /**
+   * Adds up what all ranks' experts have for tokens that every rank has, in f32 and in the order of
+   * ranks: the same bits on every rank.
+   *
+   * @param partial BF16 or F32 {@code [T, H]}, {@code T >= 1}, rows a multiple of 16 bytes, aligned
+   * @param out {@code [T, H]}, F32 or the dtype of {@code partial}, 16-byte aligned, overwritten
+   */
+  void reduce(Tensor partial, Tensor out, PeerRooms rooms, PeerRoom room, DeviceStream stream) {
+    long rowBytes = partial.dtype().byteSize(partial.size(1));
+    int tokens = Math.toIntExact(partial.size(0));
+    KernelLaunch launch =
+        of(partial.dtype(), out.dtype(), reduce16, reduce16To32, reduce32)
+            .begin()
+            .pointer(partial)
+            .pointer(out);
+    rooms(launch, room, rooms)
+        .i64(room.sumsAt())
+        .i32(room.rank())
+        .i32(room.all().size())
+        .i32(tokens)
+        .i32(Math.toIntExact(rowBytes / VECTOR_BYTES))
+        .launch(stream, addingBlocks(tokens));
+  }
+
+  /**
+   * The same of experts' rows that are not added yet; a token's are added first, and travel as one,
+   * in BF16.
+   *
+   * @param rows in BF16, {@code [P, H]}
+   * @param weights address of F32 {@code [T, K]}, 0 if they were applied
+   * @param topK {@code K}
+   * @param out {@code [T, H]}, {@code T >= 1}, F32 or BF16, 16-byte aligned, overwritten
+   */
+  void reduceRows(
+      PeerLink.PairRows rows,
+      long weights,
+      int topK,
+      Tensor out,
+      PeerRooms rooms,
+      PeerRoom room,
+      DeviceStream stream) {
+    int tokens = Math.toIntExact(out.size(0));
+    KernelLaunch launch =
+        of(DType.BF16, out.dtype(), reduceRows16, reduceRows16To32)
+            .begin()
+            .pointer(rows.address())
+            .pointer(rows.rowOfPair())
+            .pointer(weights)
+            .pointer(out);
+    rooms(launch, room, rooms)
+        .i64(room.sumsAt())
+        .i32(room.rank())
+        .i32(room.all().size())
+        .i32(tokens)
+        .i32(topK)
+        .i32(Math.toIntExact(rows.width() / COLUMNS))
+        .launch(stream, addingBlocks(tokens));
   }
 }
