@@ -17,6 +17,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.checkpoint.TensorParallel;
+import io.moe4j.comm.nccl.DeviceGatherProvider;
 import io.moe4j.comm.nccl.NcclCommProvider;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaDeviceProvider;
@@ -280,19 +281,7 @@ class GpuRanksTest {
       String model, String backend, int ep, int tp, boolean replicated) throws Exception {
     int size = ep * tp;
     try (Fixture fixture = Fixture.open(model)) {
-      List<Object> answers =
-          all(
-              size,
-              PATIENT,
-              (r, group, device) -> {
-                ParallelConfig rank = new ParallelConfig(tp, r % tp, ep, r / tp, replicated);
-                try (Part part = new Part(fixture, backend, rank, group, device)) {
-                  part.layer.forward(part.request);
-                  float[] eager = part.read();
-                  assertRecorded(part, device, eager);
-                  return eager;
-                }
-              });
+      List<Object> answers = outputs(fixture, backend, ep, tp, replicated);
       int index = fixture.checkpoint.layers().getFirst();
       LayerCheck check =
           new LayerCheck(
@@ -314,6 +303,54 @@ class GpuRanksTest {
         ranks.add(got);
       }
       return ranks;
+    }
+  }
+
+  private static List<Object> outputs(
+      Fixture fixture, String backend, int ep, int tp, boolean replicated) throws Exception {
+    return all(
+        ep * tp,
+        PATIENT,
+        (r, group, device) -> {
+          ParallelConfig rank = new ParallelConfig(tp, r % tp, ep, r / tp, replicated);
+          try (Part part = new Part(fixture, backend, rank, group, device)) {
+            part.layer.forward(part.request);
+            float[] eager = part.read();
+            assertRecorded(part, device, eager);
+            return eager;
+          }
+        });
+  }
+
+  /** Rows of experts that the exchange adds, instead of a kernel before it. */
+  @ParameterizedTest
+  @CsvSource({
+    "fixtures/qwen3_moe, triton, 2, 1, false",
+    "fixtures/qwen3_moe, triton, 2, 1, true",
+    "fixtures/mixtral, triton, 4, 1, false",
+    "fixtures/mixtral, triton, 1, 2, true",
+    "fixtures/deepseek_v3, triton, 2, 2, false",
+    "fixtures/deepseek_v3, triton, 2, 2, true",
+    "fixtures/gpt_oss, triton, 1, 2, false",
+    "fixtures/gpt_oss, triton, 1, 2, true",
+    "quantised/ct_w4a16_asym_g32, marlin, 2, 1, false",
+    "quantised/ct_w4a16_asym_g32, marlin, 2, 1, true",
+    "quantised/ct_fp8_channel_dynamic, marlin, 1, 2, false",
+    "quantised/ct_fp8_channel_dynamic, marlin, 1, 2, true",
+  })
+  void sumsThatTheExchangeMakesHaveTheSameBits(
+      String model, String backend, int ep, int tp, boolean replicated) throws Exception {
+    try (Fixture fixture = Fixture.open(model)) {
+      List<Object> made = outputs(fixture, backend, ep, tp, replicated);
+      System.setProperty(DeviceGatherProvider.ADDS_PROPERTY, "off");
+      try {
+        List<Object> brought = outputs(fixture, backend, ep, tp, replicated);
+        for (int r = 0; r < ep * tp; r++) {
+          assertThat(made.get(r)).isInstanceOf(float[].class).isEqualTo(brought.get(r));
+        }
+      } finally {
+        System.clearProperty(DeviceGatherProvider.ADDS_PROPERTY);
+      }
     }
   }
 
@@ -422,6 +459,7 @@ class GpuRanksTest {
   @Test
   void aProcessThatIsKilledEndsTheOthersForward() throws Exception {
     assumeRoomFor(2);
+    assumeTrue(cards >= 2, "skipped: ranks on one card are threads of one process");
     List<Process> ranks = new ArrayList<>();
     try {
       int port = ProcessesTest.freePort();

@@ -55,6 +55,8 @@ final class Exchanges {
     }
   }
 
+  private static final String ALL_THERE = "every rank has all tokens, moves each rank's own";
+
   /** What exchanges through host memory need, whatever the layer is. */
   private static Support.Checks betweenHosts(@Nullable Communicator communicator) {
     if (communicator == null) {
@@ -82,7 +84,9 @@ final class Exchanges {
 
     @Override
     public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
-      return betweenHosts(communicator).result();
+      return betweenHosts(communicator)
+          .require(!config.parallel().replicatedTokens(), Code.PARALLEL, () -> ALL_THERE)
+          .result();
     }
 
     @Override
@@ -144,6 +148,7 @@ final class Exchanges {
     @Override
     public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
       return betweenHosts(communicator)
+          .require(!config.parallel().replicatedTokens(), Code.PARALLEL, () -> ALL_THERE)
           .require(
               communicator == null || config.placement().isPresent(),
               Code.PARALLEL,

@@ -2,7 +2,6 @@ package io.moe4j.comm.nccl;
 
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.ActivationFormat;
-import io.moe4j.api.config.ExpertPlacement;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
@@ -16,7 +15,9 @@ import io.moe4j.api.spi.ExchangedRows;
 import io.moe4j.api.spi.ExpertExchange;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
+import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.ops.PeerLink;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -35,6 +36,10 @@ final class DeviceAllReduce implements ExpertExchange {
   private final Device device;
   private final ExchangeKernels kernels;
   private final DType sums;
+
+  /** Whether experts may leave their sum over k to the exchange. */
+  private final boolean adds;
+
   private final @Nullable DirectSums direct;
   private final Owners owners;
 
@@ -44,13 +49,15 @@ final class DeviceAllReduce implements ExpertExchange {
       BlockOps block,
       Device device,
       ExchangeKernels kernels,
-      DType sums) {
+      DType sums,
+      boolean adds) {
     this.config = config;
     this.communicator = communicator;
     this.block = block;
     this.device = device;
     this.kernels = kernels;
     this.sums = isBatched() ? DType.F32 : sums;
+    this.adds = adds && this.sums == DType.BF16;
     this.direct = DirectSums.of(communicator, device);
     this.owners = new Owners(config, device);
   }
@@ -123,16 +130,20 @@ final class DeviceAllReduce implements ExpertExchange {
     Places at = places(inputs);
     Tensor mapping = inputs.tokenLoraMapping();
     ExpertRouting routing = inputs.routing();
+    long tokens = inputs.hidden().size(0);
+    boolean begun =
+        direct != null && direct.begin(tokens, config.expertHiddenSize(), sums, stream);
     Tensor owner = owners.table();
     if (owner != null) {
       device.copy(routing.topkIds(), at.ids.in(workspace), stream);
       routing = owned(at, inputs, workspace);
       // Copies of an expert share its tokens: the first of them go to the first copy, and so on.
-      long rows = Math.ceilDiv(inputs.hidden().size(0), owner.size(0));
+      long rows = Math.ceilDiv(tokens, owner.size(0));
       kernels.own(routing.topkIds(), owner, rows, config.parallel().epRank(), stream);
     }
     if (!isBatched()) {
-      return new ExchangedRows(inputs.hidden(), routing, null, mapping);
+      SumLink link = begun && adds ? new SumLink(config.expertHiddenSize()) : null;
+      return new ExchangedRows(inputs.hidden(), routing, null, mapping, link);
     }
     Tensor batched = at.batched.in(workspace);
     Tensor counts = at.counts.in(workspace);
@@ -164,14 +175,21 @@ final class DeviceAllReduce implements ExpertExchange {
       Workspace workspace,
       DeviceStream stream) {
     Places at = places(inputs);
+    ExpertRouting routing = owned(at, inputs, workspace);
+    Memory spare = part(workspace, at.spare).memory();
+    boolean begun = direct != null && direct.isBegun();
+    PeerLink.PairRows left = rows.link() instanceof SumLink link ? link.rows() : null;
+    if (direct != null && begun && left != null) {
+      direct.sumRows(left, routing, routed, spare, stream);
+      return;
+    }
     Tensor mine = output;
     if (isBatched()) {
       mine = at.sum.in(workspace);
-      ExpertRouting routing = owned(at, inputs, workspace);
       block.combine(output, routing, mine, part(workspace, at.block), stream);
     }
-    if (direct != null
-        && direct.reduce(mine, routed, part(workspace, at.spare).memory(), stream)) {
+    if (direct != null && begun) {
+      direct.sum(mine, routed, spare, stream);
       return;
     }
     communicator.allReduce(mine, stream);

@@ -2,16 +2,12 @@ package io.moe4j.comm.nccl;
 
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.config.SystemSettings;
 import io.moe4j.api.device.Device;
-import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.ExpertExchange;
 import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
-import io.moe4j.api.tensor.DType;
-import java.util.Locale;
 import java.util.Objects;
 import java.util.function.Function;
 import org.jspecify.annotations.Nullable;
@@ -22,7 +18,7 @@ import org.jspecify.annotations.Nullable;
  * gives all of them the results. On the device, over any communicator of CUDA memory; any placement
  * of experts, and tensor parallel ranks.
  *
- * <p>Sums travel as {@link DeviceGatherProvider} says, by the same property.
+ * <p>Sums are made and travel as {@link DeviceGatherProvider} says, by the same properties.
  *
  * @since 0.2.0
  */
@@ -74,6 +70,7 @@ public final class DeviceAllReduceProvider implements ExpertExchangeProvider {
         block,
         device,
         kernels.apply(device),
-        DeviceGatherProvider.sums(config));
+        DeviceGatherProvider.sums(config),
+        DeviceGatherProvider.adds());
   }
 }

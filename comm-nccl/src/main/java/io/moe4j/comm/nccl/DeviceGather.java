@@ -16,6 +16,7 @@ import io.moe4j.api.spi.ExpertExchange;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.ops.PeerLink;
 import java.util.ArrayList;
 import java.util.List;
 import org.jspecify.annotations.Nullable;
@@ -53,7 +54,8 @@ final class DeviceGather implements ExpertExchange {
       BlockOps block,
       Device device,
       ExchangeKernels kernels,
-      DType sums) {
+      DType sums,
+      boolean adds) {
     this.config = config;
     this.communicator = communicator;
     this.block = block;
@@ -61,7 +63,7 @@ final class DeviceGather implements ExpertExchange {
     this.kernels = kernels;
     this.sums = sums;
     this.ranks = communicator.size();
-    this.direct = Direct.of(communicator, device, config);
+    this.direct = Direct.of(communicator, device, config, adds);
     this.owners = new Owners(config, device);
   }
 
@@ -157,7 +159,8 @@ final class DeviceGather implements ExpertExchange {
     }
     ExpertRouting routing = routing(all, inputs);
     if (!isBatched()) {
-      return new ExchangedRows(all.hidden(), routing, null, all.slots());
+      SumLink link = direct == null ? null : direct.link(sums());
+      return new ExchangedRows(all.hidden(), routing, null, all.slots(), link);
     }
     Tensor batched = at.batched.in(workspace);
     Tensor counts = at.counts.in(workspace);
@@ -235,6 +238,11 @@ final class DeviceGather implements ExpertExchange {
     Places at = new Places(inputs.maxTokens(), inputs.hidden().dtype());
     Tensor mapping = inputs.tokenLoraMapping();
     ExchangeKernels.Rows all = direct == null ? null : direct.gathered(inputs);
+    PeerLink.PairRows left = rows.link() instanceof SumLink link ? link.rows() : null;
+    if (direct != null && left != null) {
+      direct.combine(left, inputs, routed, part(workspace, at.sum).memory(), stream);
+      return;
+    }
     Tensor mine = output;
     if (isBatched()) {
       mine = at.allSums.in(workspace);

@@ -3,10 +3,13 @@ package io.moe4j.comm.nccl;
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
+import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.ops.PeerLink;
+import java.util.function.Consumer;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -42,36 +45,109 @@ final class DirectSums {
   }
 
   /**
-   * Adds up all ranks' parts.
+   * {@return whether sums of such tokens go this way, the same on every rank}
+   *
+   * @param tokens {@code T}
+   * @param width {@code H}
+   * @param travels dtype of the parts
+   */
+  private boolean takes(long tokens, long width, DType travels) {
+    long rowBytes = travels.byteSize(width);
+    return (travels == DType.BF16 || travels == DType.F32)
+        && tokens > 0
+        && rowBytes % PeerKernels.VECTOR_BYTES == 0
+        && (communicator.size() == 2 || tokens * rowBytes <= MANY_RANKS_BYTES);
+  }
+
+  /**
+   * Takes a turn for the sum that follows, before the experts run: what they may leave to it
+   * depends on whether it comes.
+   *
+   * @param tokens {@code T}
+   * @param width {@code H}
+   * @param travels dtype of the parts
+   * @return false, the same on every rank, if the sum has to go by NCCL
+   */
+  boolean begin(long tokens, long width, DType travels, DeviceStream stream) {
+    if (!takes(tokens, width, travels)) {
+      return false;
+    }
+    long bytes = Math.multiplyExact(travels.byteSize(tokens * width), communicator.size());
+    return rooms.begin(0, bytes, stream, communicator.isRecording(stream)) != null;
+  }
+
+  /**
+   * Adds up all ranks' parts, after {@link #begin}.
    *
    * @param partial BF16 or F32 {@code [T, H]}, 16-byte aligned
    * @param routed {@code [T, H]}, F32 or the dtype of {@code partial}, overwritten
    * @param spare room for {@code T} rows of F32, used where {@code routed} is not 16-byte aligned
-   * @return false, the same on every rank, if the sum has to go by NCCL; then nothing was done
    */
-  boolean reduce(Tensor partial, Tensor routed, Memory spare, DeviceStream stream) {
-    long bytes = partial.dtype().byteSize(partial.elementCount());
-    long tokens = partial.size(0);
-    boolean fits = partial.dtype() == DType.BF16 || partial.dtype() == DType.F32;
-    if (!fits
-        || tokens == 0
-        || partial.dtype().byteSize(partial.size(1)) % PeerKernels.VECTOR_BYTES != 0
-        || (communicator.size() > 2 && bytes > MANY_RANKS_BYTES)) {
-      return false;
-    }
-    boolean records = communicator.isRecording(stream);
-    PeerRoom room =
-        rooms.begin(0, Math.multiplyExact(bytes, communicator.size()), stream, records);
+  void sum(Tensor partial, Tensor routed, Memory spare, DeviceStream stream) {
+    PeerRoom room = held();
+    run(
+        partial.dtype(),
+        out -> kernels.reduce(partial, out, rooms, room, stream),
+        routed,
+        spare,
+        stream);
+  }
+
+  /**
+   * The same of rows that experts have left to it.
+   *
+   * @param rows of the experts
+   * @param routing of all tokens
+   * @param routed {@code [T, H]}, F32 or BF16, overwritten
+   * @param spare as above
+   */
+  void sumRows(
+      PeerLink.PairRows rows,
+      ExpertRouting routing,
+      Tensor routed,
+      Memory spare,
+      DeviceStream stream) {
+    PeerRoom room = held();
+    long weights = rows.weighted() ? routing.topkWeights().deviceAddress() : 0;
+    int topK = Math.toIntExact(routing.topkIds().size(1));
+    // In words like a sum of parts: a rank whose experts have added makes the same call.
+    run(
+        DType.BF16,
+        out -> kernels.reduceRows(rows, weights, topK, out, rooms, room, stream),
+        routed,
+        spare,
+        stream);
+  }
+
+  /** {@return whether {@link #begin} has taken this thread's turn} */
+  boolean isBegun() {
+    return rooms.held() != null;
+  }
+
+  private PeerRoom held() {
+    PeerRoom room = rooms.held();
     if (room == null) {
-      return false;
+      throw new IllegalStateException("no sum was begun on this thread");
     }
+    return room;
+  }
+
+  private void run(
+      DType travels, Consumer<Tensor> work, Tensor routed, Memory spare, DeviceStream stream) {
+    boolean records = communicator.isRecording(stream);
+    boolean aligned = routed.deviceAddress() % PeerKernels.VECTOR_BYTES == 0;
+    Tensor out = aligned ? routed : Tensor.of(routed.dtype(), spare, routed.shape());
     try {
-      boolean aligned = routed.deviceAddress() % PeerKernels.VECTOR_BYTES == 0;
-      Tensor out = aligned ? routed : Tensor.of(routed.dtype(), spare, routed.shape());
       communicator.meet(
-          "sum of " + tokens + " replicated rows of " + partial.dtype() + " [" + partial.size(1) + "]",
+          "sum of "
+              + routed.size(0)
+              + " rows of "
+              + travels
+              + " ["
+              + routed.size(1)
+              + "] that every rank has",
           stream,
-          () -> kernels.reduce(partial, out, rooms, room, stream));
+          () -> work.accept(out));
       if (!aligned) {
         device.copy(out, routed, stream);
       }
@@ -80,6 +156,5 @@ final class DirectSums {
       throw e;
     }
     rooms.end(stream, records);
-    return true;
   }
 }

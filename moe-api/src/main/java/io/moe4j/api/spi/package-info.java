@@ -79,7 +79,7 @@
  *       config whose placement is redundant.
  *   <li><b>MOE-10.9</b> Where all ranks have the same tokens ({@link
  *       io.moe4j.api.config.ParallelConfig#replicatedTokens}), all MUST get the sums, with the same
- *       bits. An exchange that treats each rank's tokens as its own does that, too.
+ *       bits. An exchange that cannot refuses such a config.
  * </ul>
  */
 @NullMarked
