@@ -197,8 +197,7 @@ class RanksGoldenTest {
     "quantised/ct_mxfp4, 2, 1",
     "quantised/nvfp4_ct, 1, 2",
   })
-  void ranksThatHaveAllTokensGiveTheRecordedOutputs(
-      String model, int ep, int tp) throws Exception {
+  void ranksThatHaveAllTokensGiveTheRecordedOutputs(String model, int ep, int tp) throws Exception {
     List<float[]> ranks = check(model, ep, tp, true, null);
     for (int r = 1; r < ranks.size(); r++) {
       assertThat(ranks.get(r)).as("rank %d", r).isEqualTo(ranks.getFirst());
