@@ -78,6 +78,7 @@ public final class DeviceBench implements AutoCloseable {
   private final Draws draws;
   private final Device device;
   private final List<DeviceBenchReport.Row> rows = new ArrayList<>();
+  private boolean profile;
 
   private DeviceBench(
       MoeOracle oracle,
@@ -143,6 +144,15 @@ public final class DeviceBench implements AutoCloseable {
         restMillis,
         draws,
         oracle.catalog().openDevice(chosen, info.id()));
+  }
+
+  /**
+   * From here on each case first runs one forward, of its first batch and outside of any graph, for
+   * a profiler: {@link Device#profiled}. Nothing else that the bench launches is marked, so that
+   * launches come in the order of the report's rows.
+   */
+  public void profile() {
+    profile = true;
   }
 
   /** For backends that leave LoRA to a wrapper; made when one asks. */
@@ -272,6 +282,9 @@ public final class DeviceBench implements AutoCloseable {
         };
     work.run(); // loads the kernels
     stream.synchronize();
+    if (profile) {
+      device.profiled(stream, () -> session.forward(pass[0], stream));
+    }
     try (Device.Graph graph =
             device
                 .capture(stream, work)
