@@ -135,9 +135,8 @@ final class BenchCommand implements Callable<Integer> {
   @Option(
       names = "--profile",
       description =
-          "With --device cuda: also run one forward of each case between cuProfilerStart and"
-              + " cuProfilerStop, for ncu --profile-from-start off. Best with --batches 1, so that"
-              + " it is the batch that the floor is of.")
+          "With --device cuda: also run one forward of each case, of its first batch, between"
+              + " cuProfilerStart and cuProfilerStop, for ncu --profile-from-start off.")
   private boolean profile;
 
   @Option(names = "--quick", description = "Fewer cases and shorter: about half a minute.")
