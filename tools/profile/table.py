@@ -18,12 +18,7 @@ WORDS = {
     "short_scoreboard": "shared memory",
     "wait": "fixed latency",
     "math_pipe_throttle": "pipe busy",
-    "not_selected": "not selected",
     "barrier": "barrier",
-    "gmma": "wgmma",
-    "mio_throttle": "shared memory queue",
-    "lg_throttle": "load queue",
-    "no_instruction": "instruction cache",
 }
 
 
@@ -53,14 +48,13 @@ def forwards(rows, first):
 
 
 def stalls(r):
-    """Shares of a resident warp's time, without those in which it had its turn or could have had it."""
+    """What a resident warp waited for most, in percent of its time."""
     warps = number(r.get("sm__warps_active.sum"))
     shares = []
     for key, value in r.items():
-        if key and key.startswith(STALLS):
-            name = key[len(STALLS):].split(".")[0]
-            if name != "not_selected":
-                shares.append((100 * number(value) / warps, WORDS.get(name, name)))
+        name = (key or "")[len(STALLS):].split(".")[0]
+        if key and key.startswith(STALLS) and name in WORDS:
+            shares.append((100 * number(value) / warps, WORDS[name]))
     shares.sort(reverse=True)
     return ", ".join("%s %.0f" % (word, share) for share, word in shares[:2] if share >= 1)
 

@@ -135,7 +135,7 @@ final class BenchCommand implements Callable<Integer> {
   @Option(
       names = "--profile",
       description =
-          "With --device cuda: also run one forward of each case, of its first batch, between"
+          "With --device cuda: time nothing, but run one forward of each case between"
               + " cuProfilerStart and cuProfilerStop, for ncu --profile-from-start off.")
   private boolean profile;
 

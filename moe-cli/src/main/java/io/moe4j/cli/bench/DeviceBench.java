@@ -147,9 +147,9 @@ public final class DeviceBench implements AutoCloseable {
   }
 
   /**
-   * From here on each case first runs one forward, of its first batch and outside of any graph, for
-   * a profiler: {@link Device#profiled}. Nothing else that the bench launches is marked, so that
-   * launches come in the order of the report's rows.
+   * From here on cases are not timed, which a profiler would disturb, but run one forward each for
+   * it, of their first batch and outside of any graph: {@link Device#profiled}. Nothing else is
+   * marked, so launches come in the order of the report's rows.
    */
   public void profile() {
     profile = true;
@@ -284,6 +284,7 @@ public final class DeviceBench implements AutoCloseable {
     stream.synchronize();
     if (profile) {
       device.profiled(stream, () -> session.forward(pass[0], stream));
+      return Double.NaN;
     }
     try (Device.Graph graph =
             device
