@@ -20,7 +20,6 @@ import io.moe4j.api.weights.Packing;
 import io.moe4j.api.weights.RouterWeights;
 import io.moe4j.api.weights.Weight;
 import io.moe4j.cuda.CudaDevice;
-import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.lora.AdapterRegistry;
 import io.moe4j.oracle.MoeLayer;
 import io.moe4j.reference.ReferenceMoe;
@@ -49,7 +48,7 @@ final class GpuLayer implements AutoCloseable {
   /** Of what comes beside shared experts, which began with {@link #SEED}. */
   private static final int OTHER_SEED = 13;
 
-  final CudaDevice device = new CudaDeviceProvider().open(0);
+  final CudaDevice device = Card.open();
   final MoeConfig config;
   final MoeLayer layer;
   final @Nullable AdapterRegistry registry;

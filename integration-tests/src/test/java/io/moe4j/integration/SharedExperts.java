@@ -6,7 +6,6 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import io.moe4j.api.weights.Weight;
 import io.moe4j.cuda.CudaDevice;
-import io.moe4j.cuda.CudaDeviceProvider;
 import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.List;
@@ -14,8 +13,7 @@ import java.util.Map;
 
 /**
  * Random experts that the cases of a test class share: made once and copied to the first card once,
- * so that a layer of a gigabyte is prepared from there. Keeps the card's context and its loaded
- * kernels between the cases as well.
+ * so that a layer of a gigabyte is prepared from there.
  */
 final class SharedExperts implements AutoCloseable {
   private static final int SEED = 7;
@@ -32,7 +30,7 @@ final class SharedExperts implements AutoCloseable {
     }
   }
 
-  private final CudaDevice device = new CudaDeviceProvider().open(0);
+  private final CudaDevice device = Card.open();
   private final List<Device.Buffer> buffers = new ArrayList<>();
   private final Map<List<Object>, Experts> made = new HashMap<>();
 
