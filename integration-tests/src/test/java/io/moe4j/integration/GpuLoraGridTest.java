@@ -111,10 +111,7 @@ class GpuLoraGridTest {
       double tolerance) {
     LoraConfig lora = new LoraConfig(slots, rank);
     MoeConfig config =
-        MoeConfig.builder(hidden, intermediate, experts, topK)
-            .maxTokens(tokens)
-            .lora(lora)
-            .build();
+        MoeConfig.builder(hidden, intermediate, experts, topK).maxTokens(tokens).lora(lora).build();
     try (GpuLayer g = layer(config)) {
       checkAdapters(g, tokens, tolerance);
     }
