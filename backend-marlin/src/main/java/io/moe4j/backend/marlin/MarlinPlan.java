@@ -377,11 +377,15 @@ record MarlinPlan(
             || outputs <= (long) SINGLE_OUTPUTS * p.multiprocessors());
   }
 
-  /** Warps that share an output of w13: as many as leave each some length, and fill the card. */
+  /**
+   * Warps that share an output of w13: as many as leave each some length, and fill the card. Of one
+   * token in 4 bits fewer, so that blocks of w2 find room beside those of w13 and bring their
+   * weights while it runs.
+   */
   private static int singleWarps(Problem p) {
     int warps = ProductPlan.WARPS;
     if (p.tokens() == 1) {
-      return warps;
+      return p.first().code().bits() == Byte.SIZE ? warps : warps / 2;
     }
     long outputs = (long) p.pairs() * Math.ceilDiv(p.intermediate(), PackedLayout.TILE_ROWS);
     while (warps > 1

@@ -214,6 +214,17 @@ class MarlinPlanTest {
         .isFalse();
   }
 
+  /** In 4 bits blocks of w2 find room beside those of w13. */
+  @Test
+  void oneTokenHasFewerWarpsAnOutputInFourBits() {
+    for (int layer : new int[] {0, 1}) {
+      MarlinPlan.Problem int4 = problem(QuantScheme.int4(128), 9, LAYERS[layer], 1, 0, false);
+      assertThat(MarlinPlan.choose(int4).first().warps()).isEqualTo(4);
+      MarlinPlan.Problem fp8 = problem(QuantScheme.FP8_BLOCK, 9, LAYERS[layer], 1, 0, false);
+      assertThat(MarlinPlan.choose(fp8).first().warps()).isEqualTo(8);
+    }
+  }
+
   /** w2 sums up whatever w13 was: an expert without a gate has narrow's. */
   @Test
   void withoutAGateW13IsNarrow() {
