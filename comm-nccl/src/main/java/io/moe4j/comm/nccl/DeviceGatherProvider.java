@@ -59,14 +59,16 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
           .require(false, Code.PARALLEL, () -> "no communicator, needs one")
           .result();
     }
-    String fault = SystemSettings.fault(() -> sums(config));
+    String sums = SystemSettings.fault(() -> sums(config));
+    String direct = PeerRooms.fault();
     return Support.checks()
         .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
         .require(
             communicator.deviceType().equals(DeviceType.CUDA),
             Code.DEVICE,
             () -> "a communicator of " + communicator.deviceType() + " memory, takes cuda")
-        .require(fault == null, Code.OTHER, () -> String.valueOf(fault))
+        .require(sums == null, Code.OTHER, () -> String.valueOf(sums))
+        .require(direct == null, Code.OTHER, () -> String.valueOf(direct))
         .result();
   }
 
