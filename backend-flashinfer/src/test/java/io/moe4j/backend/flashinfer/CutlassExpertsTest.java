@@ -3,6 +3,10 @@ package io.moe4j.backend.flashinfer;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import ch.qos.logback.classic.Level;
+import ch.qos.logback.classic.Logger;
+import ch.qos.logback.classic.spi.ILoggingEvent;
+import ch.qos.logback.core.read.ListAppender;
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
@@ -40,6 +44,7 @@ import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
+import org.slf4j.LoggerFactory;
 
 /** What the kit does not ask: quantised weights, versions, tactics, refusals. */
 @SuppressWarnings("try") // closing before the end is what is tested
@@ -414,6 +419,31 @@ class CutlassExpertsTest {
     assertThat(backend.priority(fp8, b200)).isLessThan(BackendPriority.GPU_PORTABLE);
     assertThat(backend.priority(plain, Platform.of(DeviceInfo.of(DeviceId.CPU, "CPU"))))
         .isLessThan(BackendPriority.GPU_PORTABLE);
+  }
+
+  /** A file that is named and is not there is said, not silently like none. */
+  @Test
+  void aNamedFileThatIsMissingIsSaid() {
+    Path file = temp.resolve("nowhere.json");
+    System.setProperty(FlashInferProperties.TACTICS, file.toString());
+    MoeConfig c = Layers.config(128, 128, 4, 2).build();
+    Logger logger = (Logger) LoggerFactory.getLogger(TacticTable.class);
+    ListAppender<ILoggingEvent> log = new ListAppender<>();
+    log.start();
+    logger.addAppender(log);
+    try {
+      ExpertWeights w = Layers.plain(c, 9, GateUpLayout.HALVES);
+      Standin.cutlass().prepare(c, w, device).close();
+    } finally {
+      logger.detachAppender(log);
+    }
+    assertThat(log.list)
+        .filteredOn(e -> e.getLevel().equals(Level.WARN))
+        .map(ILoggingEvent::getFormattedMessage)
+        .containsExactly(
+            "moe4j.flashinfer.tactics names "
+                + file
+                + ", which is not there: FlashInfer chooses its tactics");
   }
 
   @Test
