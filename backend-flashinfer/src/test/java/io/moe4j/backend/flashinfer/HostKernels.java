@@ -18,6 +18,9 @@ final class HostKernels implements CardKernels {
   private static final int BLOCK = 128;
   private static final int NV_GROUP = 16;
 
+  /** How often {@link #routeAndQuantize} was called. */
+  int routedHere;
+
   @Override
   public void cast(Tensor in, Tensor out, DeviceStream stream) {
     MemorySegment from = HostCuda.bytes(in);
@@ -179,6 +182,26 @@ final class HostKernels implements CardKernels {
         }
       }
     };
+  }
+
+  @Override
+  public boolean routesBesideQuantizing(RoutingConfig routing, int numExperts, int topK) {
+    return routing.numGroups() <= 1 && numExperts <= 128;
+  }
+
+  @Override
+  public void routeAndQuantize(
+      RoutingConfig routing,
+      Tensor logits,
+      ExpertRouting to,
+      Tensor in,
+      Tensor out,
+      Tensor scale,
+      DeviceStream stream) {
+    routedHere++;
+    router(routing, Math.toIntExact(logits.size(1)), Math.toIntExact(to.topkIds().size(1)))
+        .route(logits, null, to.topkIds(), to.topkWeights(), stream);
+    quantize(in, out, scale, false, stream);
   }
 
   @Override
