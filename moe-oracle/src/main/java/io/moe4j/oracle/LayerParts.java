@@ -399,8 +399,7 @@ final class LayerParts {
         || v.exchanged() != null
         || v.zeroWeights() != null
         || config.routing().correctionBias()
-        || config.routing().byTokenId()
-        || !block.routesAlone()) {
+        || config.routing().byTokenId()) {
       return false;
     }
     return modular.routeAndApply(

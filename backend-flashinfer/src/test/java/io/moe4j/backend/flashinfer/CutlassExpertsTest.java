@@ -421,6 +421,56 @@ class CutlassExpertsTest {
         .isLessThan(BackendPriority.GPU_PORTABLE);
   }
 
+  /** Experts that quantise route in the same launch; others, and other input, leave it. */
+  @Test
+  void routingInTheLaunchThatQuantises() {
+    MoeConfig c =
+        Layers.config(64, 32, 5, 2)
+            .quantScheme(Layers.FP8_STATIC)
+            .quantizedActivations(true)
+            .build();
+    Batch b = batch(c, DType.BF16, null);
+    Tensor logits =
+        onDevice(Layers.random(new Random(4), 1, DType.F32, TOKENS, c.numExperts()));
+    ExpertRouting routing = b.device().requireRouting();
+    Device.Buffer scratch = device.allocate(1 << 22);
+    try (scratch;
+        ModularExperts experts =
+            (ModularExperts) Standin.cutlass().prepare(c, Layers.fp8(c, 8), device);
+        ModularExperts plain =
+            (ModularExperts)
+                Standin.cutlass()
+                    .prepare(
+                        Layers.config(64, 32, 5, 2).build(),
+                        Layers.plain(c, 8, GateUpLayout.HALVES),
+                        device)) {
+      Workspace workspace = new Workspace(scratch.memory());
+      DeviceStream stream = device.stream(0x51);
+      new HostKernels()
+          .router(c.routing(), c.numExperts(), c.topK())
+          .route(logits, null, routing.topkIds(), routing.topkWeights(), stream);
+      double[] ids = HostCuda.onHost(routing.topkIds()).toDoubles();
+      experts.apply(b.device(), null, workspace, stream);
+      double[] expected = HostCuda.onHost(b.device().output()).toDoubles();
+      for (int call = 0; call < 5; call++) { // replayed from the third on
+        HostCuda.bytes(routing.topkIds()).fill((byte) -1);
+        HostCuda.bytes(b.device().output()).fill((byte) 0);
+        assertThat(experts.routeAndApply(logits, b.device(), workspace, stream)).isTrue();
+        assertThat(HostCuda.onHost(routing.topkIds()).toDoubles()).isEqualTo(ids);
+        assertThat(HostCuda.onHost(b.device().output()).toDoubles()).isEqualTo(expected);
+      }
+      HostCuda.bytes(routing.topkIds()).fill((byte) -1);
+      assertThat(plain.routeAndApply(logits, b.device(), workspace, stream)).isFalse();
+      ExpertsInputs wide =
+          ExpertsInputs.standard(
+              onDevice(Layers.empty(DType.F32, TOKENS, c.hiddenSize())),
+              routing,
+              b.device().output());
+      assertThat(experts.routeAndApply(logits, wide, workspace, stream)).isFalse();
+      assertThat(HostCuda.onHost(routing.topkIds()).toDoubles()).containsOnly(-1);
+    }
+  }
+
   /** A file that is named and is not there is said, not silently like none. */
   @Test
   void aNamedFileThatIsMissingIsSaid() {

@@ -18,9 +18,6 @@ final class HostKernels implements CardKernels {
   private static final int BLOCK = 128;
   private static final int NV_GROUP = 16;
 
-  /** How often {@link #routeAndQuantize} was called. */
-  int routedHere;
-
   @Override
   public void cast(Tensor in, Tensor out, DeviceStream stream) {
     MemorySegment from = HostCuda.bytes(in);
@@ -198,7 +195,6 @@ final class HostKernels implements CardKernels {
       Tensor out,
       Tensor scale,
       DeviceStream stream) {
-    routedHere++;
     router(routing, Math.toIntExact(logits.size(1)), Math.toIntExact(to.topkIds().size(1)))
         .route(logits, null, to.topkIds(), to.topkWeights(), stream);
     quantize(in, out, scale, false, stream);
