@@ -24,8 +24,7 @@ class MistypedSettingsTest {
   private static final Platform H200 = Platform.of(DeviceInfo.cuda(0, "NVIDIA H200", 9, 0));
   private static final MoeConfig PLAIN =
       MoeConfig.builder(128, 64, 8, 2).inputDtype(DType.BF16).weightDtype(DType.BF16).build();
-  private static final MoeConfig WITH_LORA =
-      PLAIN.toBuilder().lora(new LoraConfig(2, 16)).build();
+  private static final MoeConfig WITH_LORA = PLAIN.toBuilder().lora(new LoraConfig(2, 16)).build();
 
   private static void rows(MoeConfig config, String property, String given, Support.Reason reason) {
     try (MoeOracle oracle = MoeOracle.discover()) {

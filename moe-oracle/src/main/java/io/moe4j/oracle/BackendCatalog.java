@@ -349,8 +349,7 @@ public final class BackendCatalog implements AutoCloseable {
           : support.reasons();
     } catch (PluginFault e) {
       return List.of(
-          new Reason(
-              Code.LOAD_FAILURE, spi + "'s isSupportedConfig failed: " + e.getMessage()));
+          new Reason(Code.LOAD_FAILURE, spi + "'s isSupportedConfig failed: " + e.getMessage()));
     }
   }
 

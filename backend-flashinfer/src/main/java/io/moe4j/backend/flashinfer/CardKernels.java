@@ -249,8 +249,7 @@ interface CardKernels {
       packRouting = device.kernel(library, library.select(device.info(), "pack_routing", Map.of()));
       routeQuantize =
           CudaDeviceProvider.capability(device.info()).atLeast(9, 0)
-              ? device.kernel(
-                  library, library.select(device.info(), "route_quantize", Map.of()))
+              ? device.kernel(library, library.select(device.info(), "route_quantize", Map.of()))
               : null;
     }
 

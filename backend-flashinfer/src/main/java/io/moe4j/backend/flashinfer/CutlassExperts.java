@@ -93,8 +93,7 @@ final class CutlassExperts implements ModularExperts {
         scheme.input() == CutlassScheme.Input.FP8
             && divisor >= CardKernels.LEAST_SCALE
             && divisor <= CardKernels.MOST_SCALE
-            && kernels.routesBesideQuantizing(
-                config.routing(), config.numExperts(), config.topK());
+            && kernels.routesBesideQuantizing(config.routing(), config.numExperts(), config.topK());
     DeviceTensors constants = new DeviceTensors(device);
     CutlassRunner made = null;
     try {

@@ -32,7 +32,7 @@ final class CutlassWeights implements AutoCloseable {
   private final @Nullable Tensor b2;
   private final List<Tensor> scales;
   private final @Nullable Tensor inputScale;
-  private float divisor;
+  private final float divisor;
 
   /**
    * @param config the layer
@@ -61,6 +61,7 @@ final class CutlassWeights implements AutoCloseable {
           w2 = stackW2(weights, type, Weight::plain);
           scales = List.of();
           inputScale = null;
+          divisor = 0;
         }
         case FP8_TENSOR -> {
           Fp8 fp8 = new Fp8(weights);
@@ -77,6 +78,7 @@ final class CutlassWeights implements AutoCloseable {
           w2 = mixed.w2();
           scales = mixed.scales();
           inputScale = null;
+          divisor = 0;
         }
         case FP8_BLOCK, MXFP4_MXFP8, MXFP8, NVFP4 -> {
           BlockScaledWeights scaled = new BlockScaledWeights(weights, gated, scheme, tensors);
@@ -84,6 +86,7 @@ final class CutlassWeights implements AutoCloseable {
           w2 = scaled.w2();
           scales = scaled.scales();
           inputScale = null;
+          divisor = 0;
         }
         default -> throw new IllegalArgumentException("no weights of " + scheme);
       }
@@ -216,10 +219,7 @@ final class CutlassWeights implements AutoCloseable {
       inputScale = tensors.floats(new float[] {input});
       scales =
           List.of(
-              tensors.floats(fc1, experts),
-              one(quant),
-              tensors.floats(fc2, experts),
-              inputScale);
+              tensors.floats(fc1, experts), one(quant), tensors.floats(fc2, experts), inputScale);
     }
 
     /** One number where all are the same: then the module looks up no expert for each row. */

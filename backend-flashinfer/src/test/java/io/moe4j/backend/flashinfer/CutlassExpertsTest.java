@@ -430,8 +430,7 @@ class CutlassExpertsTest {
             .quantizedActivations(true)
             .build();
     Batch b = batch(c, DType.BF16, null);
-    Tensor logits =
-        onDevice(Layers.random(new Random(4), 1, DType.F32, TOKENS, c.numExperts()));
+    Tensor logits = onDevice(Layers.random(new Random(4), 1, DType.F32, TOKENS, c.numExperts()));
     ExpertRouting routing = b.device().requireRouting();
     Device.Buffer scratch = device.allocate(1 << 22);
     try (scratch;

@@ -126,8 +126,7 @@ final class PeerRooms implements AutoCloseable {
   }
 
   private static boolean isOn() {
-    return SystemSettings.oneOf(
-        PROPERTY, true, new Boolean[] {true, false}, b -> b ? "on" : "off");
+    return SystemSettings.oneOf(PROPERTY, true, new Boolean[] {true, false}, b -> b ? "on" : "off");
   }
 
   /** {@return address of the word that makes kernels give up, once it is not 0} */

@@ -81,8 +81,7 @@ public final class TopkKernel {
    * @param topK {@code K}
    * @param perLane scores a lane
    */
-  public static boolean fitsToken(
-      RoutingConfig routing, int numExperts, int topK, int perLane) {
+  public static boolean fitsToken(RoutingConfig routing, int numExperts, int topK, int perLane) {
     int needed = perLane(routing, numExperts, topK);
     return needed > 0 && needed <= perLane;
   }
