@@ -25,7 +25,7 @@ struct Quotient {
     x = x > most ? most : x;
     x = x < -most ? -most : x;
     const float q = x * r;
-    return fmaf(fmaf(-q, s, x), r, q);
+    return copysignf(fmaf(fmaf(-q, s, x), r, q), x);  // of -0, too
   }
 };
 
