@@ -28,13 +28,13 @@ extern "C" __global__ void exchange_pad(const Vector* __restrict__ hidden, const
   }
 }
 
-// Of several ranks that have an expert, all but the one that computes it forget the pair. owner is [token ranks, E], the pairs of one rank lie
-// together, and tp of them share their experts.
-extern "C" __global__ void exchange_own(int* __restrict__ ids, const int* __restrict__ owner, long long pairs, long long pairs_per_rank, int tp,
-                                        int E, int me) {
+// Of several ranks that have an expert, all but the one that computes it forget the pair. owner is [ranks, E], the pairs of one of its rows lie
+// together.
+extern "C" __global__ void exchange_own(int* __restrict__ ids, const int* __restrict__ owner, long long pairs, long long pairs_per_rank, int E,
+                                        int me) {
   for (long long p = blockIdx.x * (long long)blockDim.x + threadIdx.x; p < pairs; p += (long long)gridDim.x * blockDim.x) {
     const int e = ids[p];
-    if (e >= 0 && e < E && owner[(p / pairs_per_rank / tp) * E + e] != me) {
+    if (e >= 0 && e < E && owner[p / pairs_per_rank * E + e] != me) {
       ids[p] = -1;
     }
   }

@@ -1,6 +1,7 @@
 // Tensors on a card, so that several ranks can share one (NCCL itself refuses that). Once all ranks have made a call, each enqueues its part on its
 // own stream: a barrier between the streams, copies or sums out of the others' buffers, a barrier, and a third one. Barriers are kernels that
-// wait for each other like NCCL's own: a rank that does not come holds the others' streams until the abort. Everything can be recorded.
+// wait for each other like NCCL's own: a rank that does not come holds the others' streams until the abort. Everything can be recorded. The card's
+// primary context is kept from the first call on, as its kernels are in it: whoever else closes the card would take them along.
 #include <dlfcn.h>
 
 #include "sum_ptx.h"
@@ -12,10 +13,14 @@ static int (*cu_set)(Pointer, unsigned char, size_t);
 static int (*cu_load)(void**, const void*);
 static int (*cu_function)(void**, void*, const char*);
 static int (*cu_copy)(Pointer, Pointer, size_t, void*);
+static int (*cu_device)(int*);
+static int (*cu_retain)(void**, int);
+static int (*cu_current)(void*);
 static int (*cu_launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
 static void *sum_kernel, *barrier_kernel;
 static Pointer flags[MOST_WORLDS], spare;
 static int* stop[MOST_WORLDS];
+static void* context;
 enum { SPARE_BYTES = 32 << 20 };
 
 static void* symbol(const char* name) {
@@ -34,8 +39,12 @@ static int prepare(World* w) {
     cu_load = symbol("cuModuleLoadData");
     cu_function = symbol("cuModuleGetFunction");
     cu_copy = symbol("cuMemcpyDtoDAsync_v2");
+    cu_device = symbol("cuCtxGetDevice");
+    cu_retain = symbol("cuDevicePrimaryCtxRetain");
+    cu_current = symbol("cuCtxSetCurrent");
     cu_launch = symbol("cuLaunchKernel");
-    if (!cu_launch || cu_load(&module, SUM_PTX) || cu_function(&sum_kernel, module, "standin_sum") ||
+    int device;
+    if (!cu_launch || cu_device(&device) || cu_retain(&context, device) || cu_load(&module, SUM_PTX) || cu_function(&sum_kernel, module, "standin_sum") ||
         cu_function(&barrier_kernel, module, "standin_barrier") || cu_alloc(&spare, (size_t)SPARE_BYTES * MOST_RANKS))
       return bad(CUDA_ERROR, "the card's kernels could not be loaded");
   }
@@ -59,7 +68,7 @@ static int barrier(World* w, int rank, int phase, void* stream) {
 static int compute(World* w, Op* op, int rank) {
   Part* mine = &op->part[rank];
   Pointer extra = spare + (Pointer)rank * SPARE_BYTES;
-  int failed = barrier(w, rank, 0, mine->stream);
+  int failed = cu_current(context) || barrier(w, rank, 0, mine->stream);
   for (int i = 0; i < mine->items && !failed; i++) {
     Item* item = &mine->item[i];
     size_t bytes = item->count * width(item->type);

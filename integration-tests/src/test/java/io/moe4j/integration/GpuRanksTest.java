@@ -17,6 +17,7 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.checkpoint.TensorParallel;
+import io.moe4j.comm.nccl.DeviceGatherProvider;
 import io.moe4j.comm.nccl.NcclCommProvider;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaDeviceProvider;
@@ -112,7 +113,7 @@ class GpuRanksTest {
     return answers;
   }
 
-  /** One rank's part of a model's layer, with every n-th token, adapters mixed. */
+  /** One rank's part of a model's layer, with every n-th token or all, adapters mixed. */
   static final class Part implements AutoCloseable {
     private final List<Device.Buffer> buffers = new ArrayList<>();
     private final CudaDevice device;
@@ -140,20 +141,24 @@ class GpuRanksTest {
               .device(device)
               .communicator(group)
               .build();
-      assertThat(layer.selection().explain()).contains("exchange: device-gather");
+      assertThat(layer.selection().explain())
+          .contains(
+              "exchange: " + (rank.replicatedTokens() ? "device-allreduce" : "device-gather"));
       registry = fixture.registryOf(rank, device);
       List<String> adapters = fixture.order.subList(1, fixture.order.size());
       List<@Nullable String> names = new ArrayList<>(adapters);
       Tensor all = fixture.io.tensor("layers." + index + ".input");
       int tokens = Math.toIntExact(all.size(0));
       int count = 0;
-      for (int t = group.rank(); t < tokens; t += group.size()) {
+      int first = first(rank);
+      int step = step(rank);
+      for (int t = first; t < tokens; t += step) {
         names.add(adapterOf(fixture, t));
         count++;
       }
       Tensor hidden = host(DType.BF16, count, config.hiddenSize());
       for (int t = 0; t < count; t++) {
-        float[] row = all.select(0, group.rank() + (long) t * group.size()).toFloats();
+        float[] row = all.select(0, first + (long) t * step).toFloats();
         for (int h = 0; h < row.length; h++) {
           hidden.set(row[h], t, h);
         }
@@ -167,7 +172,15 @@ class GpuRanksTest {
       request =
           MoeForward.of(in, output)
               .withLora(context.withTokenLoraMapping(mine))
-              .withRankTokens(Math.ceilDiv(tokens, group.size()));
+              .withRankTokens(Math.ceilDiv(tokens, step));
+    }
+
+    static int first(ParallelConfig rank) {
+      return rank.replicatedTokens() ? 0 : rank.rank();
+    }
+
+    static int step(ParallelConfig rank) {
+      return rank.replicatedTokens() ? 1 : rank.worldSize();
     }
 
     static MoeConfig config(Fixture fixture, String backend, ParallelConfig rank) {
@@ -234,37 +247,103 @@ class GpuRanksTest {
     "quantised/ct_fp8_channel_dynamic, marlin, 1, 2",
   })
   void ranksGiveTheRecordedOutputs(String model, String backend, int ep, int tp) throws Exception {
+    check(model, backend, ep, tp, false);
+  }
+
+  /** All ranks bring all tokens: the recorded results on each, with the same bits. */
+  @ParameterizedTest
+  @CsvSource({
+    "fixtures/qwen3_moe, triton, 2, 1",
+    "fixtures/qwen3_moe, triton, 1, 2",
+    "fixtures/qwen3_moe, batched-triton, 2, 1",
+    "fixtures/qwen3_moe, batched-triton, 1, 2",
+    "fixtures/mixtral, triton, 1, 2",
+    "fixtures/deepseek_v3, triton, 2, 1",
+    "fixtures/deepseek_v3, triton, 1, 2",
+    "fixtures/deepseek_v3, triton, 2, 2",
+    "fixtures/gpt_oss, triton, 2, 1",
+    "fixtures/gpt_oss, triton, 1, 2",
+    "quantised/ct_w4a16_asym_g32, marlin, 2, 1",
+    "quantised/ct_w4a16_asym_g32, marlin, 1, 2",
+    "quantised/ct_w4a16_asym_g32, batched-marlin, 1, 2",
+    "quantised/ct_w8a16_g32, marlin, 2, 2",
+    "quantised/ct_fp8_channel_dynamic, marlin, 1, 2",
+  })
+  void ranksThatHaveAllTokensGiveTheRecordedOutputs(String model, String backend, int ep, int tp)
+      throws Exception {
+    List<float[]> ranks = check(model, backend, ep, tp, true);
+    for (int r = 1; r < ranks.size(); r++) {
+      assertThat(ranks.get(r)).as("rank %d", r).isEqualTo(ranks.getFirst());
+    }
+  }
+
+  private static List<float[]> check(
+      String model, String backend, int ep, int tp, boolean replicated) throws Exception {
     int size = ep * tp;
     try (Fixture fixture = Fixture.open(model)) {
-      List<Object> answers =
-          all(
-              size,
-              PATIENT,
-              (r, group, device) -> {
-                ParallelConfig rank = new ParallelConfig(tp, r % tp, ep, r / tp);
-                try (Part part = new Part(fixture, backend, rank, group, device)) {
-                  part.layer.forward(part.request);
-                  float[] eager = part.read();
-                  assertRecorded(part, device, eager);
-                  return eager;
-                }
-              });
+      List<Object> answers = outputs(fixture, backend, ep, tp, replicated);
       int index = fixture.checkpoint.layers().getFirst();
       LayerCheck check =
           new LayerCheck(
               fixture,
               index,
-              backend + ", ep " + ep + ", tp " + tp,
+              backend + ", ep " + ep + ", tp " + tp + (replicated ? ", replicated tokens" : ""),
               DType.BF16,
               TOLERANCE,
               0,
               null);
+      List<float[]> ranks = new ArrayList<>();
       for (int r = 0; r < size; r++) {
         assertThat(answers.get(r)).isInstanceOf(float[].class);
         float[] got = (float[]) answers.get(r);
         double[] wide = new double[got.length];
         Arrays.setAll(wide, i -> got[i]);
-        check.close("tokens of rank " + r, wide, golden(fixture, check, r, size, got.length));
+        ParallelConfig rank = new ParallelConfig(tp, r % tp, ep, r / tp, replicated);
+        check.close("tokens of rank " + r, wide, golden(fixture, check, rank, got.length));
+        ranks.add(got);
+      }
+      return ranks;
+    }
+  }
+
+  private static List<Object> outputs(
+      Fixture fixture, String backend, int ep, int tp, boolean replicated) throws Exception {
+    return all(
+        ep * tp,
+        PATIENT,
+        (r, group, device) -> {
+          ParallelConfig rank = new ParallelConfig(tp, r % tp, ep, r / tp, replicated);
+          try (Part part = new Part(fixture, backend, rank, group, device)) {
+            part.layer.forward(part.request);
+            float[] eager = part.read();
+            assertRecorded(part, device, eager);
+            return eager;
+          }
+        });
+  }
+
+  /** Rows of experts that the exchange adds, instead of a kernel before it. */
+  @ParameterizedTest
+  @CsvSource({
+    "fixtures/qwen3_moe, triton, 2, 1",
+    "fixtures/mixtral, triton, 4, 1",
+    "fixtures/deepseek_v3, triton, 2, 2",
+    "fixtures/gpt_oss, triton, 1, 2",
+    "quantised/ct_w4a16_asym_g32, marlin, 2, 1",
+    "quantised/ct_fp8_channel_dynamic, marlin, 1, 2",
+  })
+  void sumsThatTheExchangeMakesHaveTheSameBits(String model, String backend, int ep, int tp)
+      throws Exception {
+    try (Fixture fixture = Fixture.open(model)) {
+      List<Object> made = outputs(fixture, backend, ep, tp, false);
+      System.setProperty(DeviceGatherProvider.ADDS_PROPERTY, "off");
+      try {
+        List<Object> brought = outputs(fixture, backend, ep, tp, false);
+        for (int r = 0; r < ep * tp; r++) {
+          assertThat(made.get(r)).isInstanceOf(float[].class).isEqualTo(brought.get(r));
+        }
+      } finally {
+        System.clearProperty(DeviceGatherProvider.ADDS_PROPERTY);
       }
     }
   }
@@ -290,9 +369,9 @@ class GpuRanksTest {
   }
 
   private static double[] golden(
-      Fixture fixture, LayerCheck check, int rank, int size, int length) {
+      Fixture fixture, LayerCheck check, ParallelConfig rank, int length) {
     double[] golden = new double[length];
-    for (int at = 0, token = rank; at < length; token += size) {
+    for (int at = 0, token = Part.first(rank); at < length; token += Part.step(rank)) {
       String name = adapterOf(fixture, token);
       double[] row =
           check.golden("output." + (name == null ? "base" : name)).select(0, token).toDoubles();
@@ -374,6 +453,7 @@ class GpuRanksTest {
   @Test
   void aProcessThatIsKilledEndsTheOthersForward() throws Exception {
     assumeRoomFor(2);
+    assumeTrue(cards >= 2, "skipped: ranks on one card are threads of one process");
     List<Process> ranks = new ArrayList<>();
     try {
       int port = ProcessesTest.freePort();

@@ -27,7 +27,8 @@ import org.junit.jupiter.params.provider.CsvSource;
 
 /**
  * What transformers and PEFT computed, by ranks that share a layer: each brings every n-th token,
- * adapters mixed. Expert parallel, tensor parallel and both; plain and quantised.
+ * or all bring all of them, adapters mixed. Expert parallel, tensor parallel and both; plain and
+ * quantised.
  */
 class RanksGoldenTest {
   /** One rank's tokens through one exchange, twice. */
@@ -47,7 +48,7 @@ class RanksGoldenTest {
     List<@Nullable String> names = new ArrayList<>(adapters);
     List<Float> hidden = new ArrayList<>();
     int count = 0;
-    for (int t = group.rank(); t < all.size(0); t += group.size()) {
+    for (int t = first(rank); t < all.size(0); t += step(rank)) {
       names.add(name(fixture, t));
       for (float v : all.select(0, t).toFloats()) {
         hidden.add(v);
@@ -69,6 +70,9 @@ class RanksGoldenTest {
                 .build();
         // All adapters in every batch, in one order: slots agree between ranks.
         AdapterBatch batch = registry.batch(names)) {
+      if (exchange == null && rank.replicatedTokens()) {
+        assertThat(layer.selection().explain()).contains("exchange: allreduce");
+      }
       var context = batch.context(index);
       MoeForward request =
           MoeForward.of(in, out)
@@ -83,22 +87,34 @@ class RanksGoldenTest {
     }
   }
 
+  private static int first(ParallelConfig rank) {
+    return rank.replicatedTokens() ? 0 : rank.rank();
+  }
+
+  private static int step(ParallelConfig rank) {
+    return rank.replicatedTokens() ? 1 : rank.worldSize();
+  }
+
   private static @Nullable String name(Fixture fixture, int token) {
     String name = fixture.order.get(token % fixture.order.size());
     return name.equals("base") ? null : name;
   }
 
-  private static void check(String model, int ep, int tp, @Nullable String exchange)
+  private static List<float[]> check(
+      String model, int ep, int tp, boolean replicated, @Nullable String exchange)
       throws Exception {
     try (Fixture fixture = Fixture.open(model)) {
       int index = fixture.checkpoint.layers().getFirst();
       int size = ep * tp;
+      List<float[]> all = new ArrayList<>();
+      List<ParallelConfig> layout = new ArrayList<>();
       List<Communicator> group = InProcessGroup.create(size, Duration.ofSeconds(60));
       List<Future<float[]>> ranks = new ArrayList<>();
       try (ExecutorService threads = Executors.newFixedThreadPool(size)) {
         for (int r = 0; r < size; r++) {
           Communicator mine = group.get(r);
-          ParallelConfig rank = new ParallelConfig(tp, r % tp, ep, r / tp);
+          ParallelConfig rank = new ParallelConfig(tp, r % tp, ep, r / tp, replicated);
+          layout.add(rank);
           ranks.add(
               threads.submit(() -> {
                 try {
@@ -110,15 +126,15 @@ class RanksGoldenTest {
               }));
         }
       }
-      LayerCheck check =
-          LayerCheck.exact(fixture, index, "ep " + ep + ", tp " + tp + ", " + exchange);
+      LayerCheck check = LayerCheck.exact(fixture, index, layout.getFirst() + ", " + exchange);
       for (int r = 0; r < size; r++) {
         float[] got = ranks.get(r).get();
+        all.add(got);
         int width = fixture.config(index).hiddenSize();
         double[] wide = new double[got.length];
         double[] golden = new double[got.length];
         for (int n = 0; n * width < got.length; n++) {
-          int token = r + n * size;
+          int token = first(layout.get(r)) + n * step(layout.get(r));
           String name = name(fixture, token);
           double[] row =
               check.golden("output." + (name == null ? "base" : name)).select(0, token).toDoubles();
@@ -129,6 +145,7 @@ class RanksGoldenTest {
         }
         check.close("tokens of rank " + r, wide, golden);
       }
+      return all;
     }
   }
 
@@ -157,7 +174,36 @@ class RanksGoldenTest {
   })
   void ranksGiveTheRecordedOutputs(String model, int ep, int tp, @Nullable String exchange)
       throws Exception {
-    check(model, ep, tp, exchange);
+    check(model, ep, tp, false, exchange);
+  }
+
+  /** All ranks bring all tokens: the recorded results on each, with the same bits. */
+  @ParameterizedTest
+  @CsvSource({
+    "fixtures/qwen3_moe, 2, 1, ",
+    "fixtures/qwen3_moe, 1, 2, ",
+    "fixtures/qwen3_moe, 2, 2, ",
+    "fixtures/qwen3_moe, 2, 1, gather",
+    "fixtures/mixtral, 4, 1, ",
+    "fixtures/mixtral, 1, 4, ",
+    "fixtures/deepseek_v3, 4, 1, ",
+    "fixtures/deepseek_v3, 2, 2, ",
+    "fixtures/gpt_oss, 2, 1, ",
+    "fixtures/gpt_oss, 1, 2, ",
+    "families/nemotron_h_latent, 1, 2, ",
+    "quantised/ct_w4a16_asym_g32, 2, 1, ",
+    "quantised/ct_w4a16_asym_g32, 1, 2, ",
+    "quantised/ct_w8a16_g32, 2, 2, ",
+    "quantised/ct_fp8_channel_dynamic, 1, 2, ",
+    "quantised/ct_mxfp4, 2, 1, ",
+    "quantised/nvfp4_ct, 1, 2, ",
+  })
+  void ranksThatHaveAllTokensGiveTheRecordedOutputs(
+      String model, int ep, int tp, @Nullable String exchange) throws Exception {
+    List<float[]> ranks = check(model, ep, tp, true, exchange);
+    for (int r = 1; r < ranks.size(); r++) {
+      assertThat(ranks.get(r)).as("rank %d", r).isEqualTo(ranks.getFirst());
+    }
   }
 
   /** Shares that would cut through what has one scale. */

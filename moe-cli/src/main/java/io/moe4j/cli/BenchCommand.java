@@ -11,6 +11,8 @@ import io.moe4j.cli.bench.Draws;
 import io.moe4j.cli.bench.LayerBench;
 import io.moe4j.cli.bench.Peer;
 import io.moe4j.cli.bench.RanksBench;
+import io.moe4j.cli.bench.RanksLayout;
+import io.moe4j.cli.bench.RanksReport;
 import io.moe4j.cli.json.Json;
 import io.moe4j.oracle.MoeOracle;
 import java.io.IOException;
@@ -118,9 +120,24 @@ final class BenchCommand implements Callable<Integer> {
       names = "--ranks",
       paramLabel = "N",
       description =
-          "With --device cuda: share the experts among so many GPUs of this machine, and print the"
+          "With --device cuda: share each layer among so many GPUs of this machine, and print the"
               + " time of all tokens (--tokens of all ranks together) against one GPU's. Needs NCCL.")
   private @Nullable Integer ranks;
+
+  @Option(
+      names = "--tp",
+      paramLabel = "N",
+      description =
+          "With --ranks: ranks that share each expert; the others share the experts. Default: 1,"
+              + " all share the experts.")
+  private @Nullable Integer tp;
+
+  @Option(
+      names = "--replicated",
+      description =
+          "With --ranks: every rank has all tokens, as behind tensor-parallel attention; else each"
+              + " has an even part of them.")
+  private boolean replicated;
 
   @Option(
       names = "--beside",
@@ -176,11 +193,16 @@ final class BenchCommand implements Callable<Integer> {
       if (peersFile != null) {
         throw CliException.usage("--peers is " + peersFile + "; --device cuda draws no chart");
       }
-      return ranks == null ? onDevice() : onDevices(ranks);
+      if (ranks == null) {
+        requireNoLayout();
+        return onDevice();
+      }
+      return onDevices(ranks);
     }
     if (ranks != null) {
       throw CliException.usage("--ranks is " + ranks + "; it goes with --device cuda");
     }
+    requireNoLayout();
     if (drawOptions.given()) {
       throw CliException.usage("--batches, --touched and --draw go with --device cuda");
     }
@@ -256,6 +278,13 @@ final class BenchCommand implements Callable<Integer> {
     }
   }
 
+  private void requireNoLayout() {
+    if (tp != null || replicated) {
+      throw CliException.usage(
+          (tp != null ? "--tp is " + tp : "--replicated is given") + "; it goes with --ranks");
+    }
+  }
+
   private int onDevices(int size) {
     if (drawOptions.given()) {
       throw CliException.usage("--batches, --touched and --draw do not go with --ranks");
@@ -269,11 +298,28 @@ final class BenchCommand implements Callable<Integer> {
     if (!dtypes.isEmpty() && deviceWeights("--dtype", dtypes) != BenchWeights.BF16) {
       throw CliException.usage("--dtype is " + dtypes + "; with --ranks accepted is bf16");
     }
+    int share = tp == null ? 1 : tp;
+    if (share < 1 || size % share != 0) {
+      throw CliException.usage("--tp is " + share + ", must divide the number of ranks, " + size);
+    }
+    RanksLayout layout = new RanksLayout(size, share, replicated);
     List<BenchShape> of =
         shapes.isEmpty() ? BenchShape.DEVICE : shapes.stream().map(BenchCommand::shape).toList();
-    List<Integer> counts = tokens.isEmpty() ? (quick ? List.of(16, 1024) : RANK_TOKENS) : counts();
+    for (BenchShape s : of) {
+      layout
+          .whyNot(s)
+          .ifPresent(why -> {
+            throw CliException.usage("--ranks is " + size + ", as " + layout + "; " + why);
+          });
+    }
+    List<Integer> counts = counts();
+    if (tokens.isEmpty() && replicated && !quick) {
+      counts = Stream.concat(counts.stream(), MANY_TOKENS.stream()).toList();
+    } else if (tokens.isEmpty()) {
+      counts = quick ? List.of(16, 1024) : RANK_TOKENS;
+    }
     for (int t : counts) {
-      if (t % size != 0) {
+      if (!replicated && t % size != 0) {
         throw CliException.usage("--tokens is " + t + ", must be a multiple of --ranks " + size);
       }
     }
@@ -285,7 +331,9 @@ final class BenchCommand implements Callable<Integer> {
     try (MoeOracle oracle = oracleOptions.discover();
         Progress progress =
             Progress.start(moe, "Bench", 2L * of.size() * counts.size() * grid.size())) {
-      RanksBench bench = new RanksBench(oracle, oracleOptions.backend, size, counts, grid, rest);
+      RanksBench bench =
+          new RanksBench(
+              new RanksBench.Plan(oracle, oracleOptions.backend, layout, counts, grid, rest));
       for (BenchShape s : of) {
         bench.run(
             s,
@@ -294,11 +342,12 @@ final class BenchCommand implements Callable<Integer> {
               progress.step();
             });
       }
-      moe.terminal().print(json ? bench.json() : null, bench::markdown);
+      RanksReport report = bench.report();
+      moe.terminal().print(json ? report.json() : null, report::markdown);
       if (out != null) {
         createDirectory(out);
-        writeFile("bench.md", bench.markdown());
-        writeFile("bench.json", Json.text(bench.json()) + "\n");
+        writeFile("bench.md", report.markdown());
+        writeFile("bench.json", Json.text(report.json()) + "\n");
         moe.note("Written: bench.md and bench.json in " + out);
       }
     }

@@ -39,7 +39,7 @@ final class RankLayers {
 
   /**
    * @param given dtype of the hidden states
-   * @param tokens of all ranks together, which share them evenly
+   * @param tokens of all ranks together, which share them evenly or have all of them each
    */
   RankLayers(
       MoeOracle oracle,
@@ -54,7 +54,8 @@ final class RankLayers {
     this.files = files;
     this.backend = backend;
     this.rank = rank;
-    this.rankTokens = Math.max(1, Math.ceilDiv(tokens, rank.tpSize() * rank.epSize()));
+    int shared = rank.replicatedTokens() ? 1 : rank.worldSize();
+    this.rankTokens = Math.max(1, Math.ceilDiv(tokens, shared));
     List<LoraAdapter> adapters = files.adapters();
     int r = Math.max(1, adapters.stream().mapToInt(LoraAdapter::maxRank).max().orElse(1));
     for (int layer : model.layers()) {

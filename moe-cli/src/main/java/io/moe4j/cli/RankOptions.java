@@ -32,6 +32,13 @@ final class RankOptions {
               + " experts.")
   private int tp = 1;
 
+  @Option(
+      names = "--replicated",
+      description =
+          "Every rank brings all tokens and gets all results, as behind tensor-parallel attention;"
+              + " only sums travel. Else each brings a block of them.")
+  private boolean replicated;
+
   RankInfo info() {
     String host = null;
     Integer port = null;
@@ -60,6 +67,9 @@ final class RankOptions {
       throw CliException.usage(
           "--tp is " + tp + ", must divide the number of ranks, " + me.worldSize());
     }
-    return new ParallelConfig(tp, me.rank() % tp, me.worldSize() / tp, me.rank() / tp);
+    if (replicated && me.worldSize() == 1) {
+      throw CliException.usage("--replicated is given; it is for several ranks, this is one");
+    }
+    return new ParallelConfig(tp, me.rank() % tp, me.worldSize() / tp, me.rank() / tp, replicated);
   }
 }

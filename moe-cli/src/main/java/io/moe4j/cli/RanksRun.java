@@ -30,9 +30,9 @@ import java.util.TreeMap;
 import org.jspecify.annotations.Nullable;
 
 /**
- * {@code moe run} in one of several processes: each brings a block of the tokens, all share each
- * layer, on GPUs or on the host ({@link RankDevice}). Every rank checks its own tokens; rank 0
- * reports and writes.
+ * {@code moe run} in one of several processes: each brings a block of the tokens, or all of them,
+ * and all share each layer, on GPUs or on the host ({@link RankDevice}). Every rank checks its own
+ * tokens; rank 0 reports and writes.
  */
 final class RanksRun {
   private final Moe moe;
@@ -67,6 +67,25 @@ final class RanksRun {
     }
   }
 
+  /** A rank's tokens. */
+  private record Block(int from, int count) {
+    Tensor of(Tensor all) {
+      return all.narrow(0, from, count);
+    }
+
+    int[] of(int[] all) {
+      return Arrays.copyOfRange(all, from, from + count);
+    }
+  }
+
+  private Block block(int tokens, int r) {
+    if (rank.replicatedTokens()) {
+      return new Block(0, tokens);
+    }
+    int from = first(tokens, r);
+    return new Block(from, first(tokens, r + 1) - from);
+  }
+
   private int first(int tokens, int r) {
     return Math.toIntExact((long) tokens * r / me.worldSize());
   }
@@ -79,7 +98,7 @@ final class RanksRun {
       return inGroup(
           oracle,
           device,
-          Map.of("run", "sample"),
+          Map.of("run", "sample" + options()),
           group -> {
             for (Sample.Model m : Sample.MODELS) {
               sample(sample, m, oracle, group);
@@ -87,6 +106,12 @@ final class RanksRun {
             return report(null);
           });
     }
+  }
+
+  /** What all ranks must have been given alike, as far as configs of layers do not tell. */
+  private String options() {
+    return (rank.tpSize() > 1 ? " --tp " + rank.tpSize() : "")
+        + (rank.replicatedTokens() ? " --replicated" : "");
   }
 
   /** All models of the sample run where the first one does. */
@@ -143,28 +168,15 @@ final class RanksRun {
         AdapterFiles files = files(sample, m, checkpoint)) {
       int[] assignment = recorded.tensor(m.recorded() + ".assignment").toInts();
       int tokens = assignment.length;
-      int from = first(tokens, me.rank());
-      int count = first(tokens, me.rank() + 1) - from;
+      Block mine = block(tokens, me.rank());
       for (int layer : checkpoint.layers()) {
         Tensor hidden = recorded.tensor(name(layer, "input"));
         RankLayers layers = layers(oracle, checkpoint, files, hidden.dtype(), tokens);
         RankLayers.Result r =
-            layers.together(
-                layer,
-                hidden.narrow(0, from, count),
-                null,
-                Arrays.copyOfRange(assignment, from, from + count),
-                group);
+            layers.together(layer, mine.of(hidden), null, mine.of(assignment), group);
         Tensor expected = recorded.tensor(name(layer, "output." + m.recorded()));
         Tensor ids = recorded.tensor(name(layer, "topk_ids"));
-        check(
-            m.name(),
-            layer,
-            tokens,
-            r,
-            expected.narrow(0, from, count),
-            ids.narrow(0, from, count),
-            group);
+        check(m.name(), layer, tokens, r, mine.of(expected), mine.of(ids), group);
       }
     }
   }
@@ -188,8 +200,7 @@ final class RanksRun {
       int[] assignment,
       Path target) {
     int tokens = assignment.length;
-    int from = first(tokens, me.rank());
-    int count = first(tokens, me.rank() + 1) - from;
+    Block mine = block(tokens, me.rank());
     RankLayers layers = layers(oracle, checkpoint, files, hidden.dtype(), tokens);
     Map<String, String> agreement = new TreeMap<>(Rendezvous.layers(layers.configs(rank)));
     agreement.put("run", "layers " + index + ", " + tokens + " tokens, adapters " + files.names());
@@ -208,11 +219,11 @@ final class RanksRun {
           group -> {
             try (OutputFile out = me.rank() == 0 ? OutputFile.create(target, specs) : null) {
               for (int n : index) {
-                Tensor mine = hidden.narrow(0, from, count);
-                Tensor ids = tokenIds == null ? null : tokenIds.narrow(0, from, count);
-                int[] who = Arrays.copyOfRange(assignment, from, from + count);
-                RankLayers.Result r = layers.together(n, mine, ids, who, group);
-                RankLayers.Result truth = layers.alone(n, mine, ids, who, device);
+                Tensor in = mine.of(hidden);
+                Tensor ids = tokenIds == null ? null : mine.of(tokenIds);
+                int[] who = mine.of(assignment);
+                RankLayers.Result r = layers.together(n, in, ids, who, group);
+                RankLayers.Result truth = layers.alone(n, in, ids, who, device);
                 check(checkpoint.modelType(), n, tokens, r, truth.output(), truth.topkIds(), group);
                 put(out, name(n, "output"), r.output(), tokens, group);
                 put(out, name(n, "topk_ids"), r.topkIds(), tokens, group);
@@ -231,14 +242,14 @@ final class RanksRun {
     return "layers." + layer + "." + what;
   }
 
-  /** Every rank's rows to rank 0's file. */
+  /** Every rank's rows to rank 0's file; its own, where each has all. */
   private void put(
       @Nullable OutputFile out, String name, Tensor mine, int tokens, RankGroup group) {
     long[] rows = new long[me.worldSize()];
     for (int r = 0; r < rows.length; r++) {
-      rows[r] = (long) first(tokens, r + 1) - first(tokens, r);
+      rows[r] = block(tokens, r).count();
     }
-    Tensor all = group.onFirst(mine, rows);
+    Tensor all = rank.replicatedTokens() ? mine : group.onFirst(mine, rows);
     if (out != null) {
       out.put(name, all);
     }
@@ -283,7 +294,9 @@ final class RanksRun {
     var out = moe.terminal().out();
     out.println(
         me.worldSize()
-            + " ranks, each a block of the tokens; rank 0 is "
+            + (rank.replicatedTokens()
+                ? " ranks, each with all tokens; rank 0 is "
+                : " ranks, each a block of the tokens; rank 0 is ")
             + rank
             + " ("
             + me.source()
@@ -320,6 +333,7 @@ final class RanksRun {
     ObjectNode root = Json.document("run.ranks");
     root.put("ranks", me.worldSize());
     root.put("tensor_parallel", rank.tpSize());
+    root.put("replicated_tokens", rank.replicatedTokens());
     root.put("source", me.source());
     ArrayNode layers = root.putArray("layers");
     for (Check c : checks) {

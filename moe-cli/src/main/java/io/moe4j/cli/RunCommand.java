@@ -36,8 +36,8 @@ import picocli.CommandLine.ParentCommand;
       "Run MoE layers of a checkpoint over hidden states, with any mix of adapters.",
       "",
       "In one of several processes (torchrun, srun, a LeaderWorkerSet, or --ranks): all share each"
-          + " layer, each on a GPU of its own or all on the host, and each brings a part of the tokens"
-          + " and checks it; rank 0 reports.",
+          + " layer, each on a GPU of its own or all on the host, and each brings a part of the tokens,"
+          + " or all of them (--replicated), and checks it; rank 0 reports.",
       "",
       "Without --model: run the bundled sample and check it against recorded results.",
       "",

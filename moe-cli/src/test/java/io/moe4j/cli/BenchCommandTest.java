@@ -62,6 +62,22 @@ final class BenchCommandTest {
         .contains("--explain does not go with --device cuda");
   }
 
+  @Test
+  void ranksThatCannotShareALayerAreRefused() {
+    String[] bench = {"bench", "--device", "cuda", "--shape", "tiny", "--tokens", "6"};
+    assertThat(Cli.run(with(bench, "--ranks", "4", "--tp", "3")).err())
+        .contains("--tp is 3, must divide the number of ranks, 4");
+    assertThat(Cli.run(with(bench, "--ranks", "3", "--tp", "3")).err())
+        .contains("--ranks is 3, as tp 3; tiny has an intermediate size of 512, must divide by 3");
+    assertThat(Cli.run(with(bench, "--ranks", "3")).err())
+        .contains("--ranks is 3, as ep 3; tiny has 8 experts, must divide by 3");
+    assertThat(Cli.run(with(bench, "--ranks", "4", "--tp", "2")).err())
+        .contains("--tokens is 6, must be a multiple of --ranks 4");
+    assertThat(Cli.run(with(bench, "--tp", "2")).err()).contains("--tp is 2; it goes with --ranks");
+    assertThat(Cli.run("bench", "--replicated").err())
+        .contains("--replicated is given; it goes with --ranks");
+  }
+
   private static String[] with(String[] some, String... more) {
     return Stream.concat(Stream.of(some), Stream.of(more)).toArray(String[]::new);
   }

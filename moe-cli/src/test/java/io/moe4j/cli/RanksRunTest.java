@@ -56,7 +56,30 @@ class RanksRunTest {
   }
 
   @Test
+  void theSampleOnTwoRanksThatHaveAllTokens() throws Exception {
+    for (String tp : List.of("1", "2")) {
+      List<Cli.Result> done = onAll(2, "run", "--tp", tp, "--replicated");
+      done.forEach(Cli.Result::succeeds);
+      assertThat(done.get(0).out())
+          .contains("2 ranks, each with all tokens", "exchange: allreduce", "All 4 layers agree")
+          .doesNotContain("FAILED");
+      assertThat(done.get(1).out()).isEmpty();
+    }
+  }
+
+  @Test
   void aModelOnFourRanksOfWhichTwoShareEachExpert() throws Exception {
+    modelOnFourRanks("--tp", "2");
+  }
+
+  @Test
+  void aModelOnFourRanksThatHaveAllTokens() throws Exception {
+    JsonNode json = modelOnFourRanks("--tp", "2", "--replicated");
+    assertThat(json.get("replicated_tokens").asBoolean()).isTrue();
+    assertThat(json.get("selection").toString()).contains("allreduce");
+  }
+
+  private JsonNode modelOnFourRanks(String... options) throws Exception {
     Path out = dir.resolve("four.safetensors");
     String[] args = {
       "run",
@@ -74,7 +97,8 @@ class RanksRunTest {
       Cli.fixture("mixtral/io.safetensors") + ":layers.0.input"
     };
     List<String> four = new ArrayList<>(Arrays.asList(args));
-    four.addAll(List.of("--tp", "2", "--json", "--output", out.toString()));
+    four.addAll(List.of(options));
+    four.addAll(List.of("--json", "--output", out.toString()));
     List<Cli.Result> done = onAll(4, four.toArray(String[]::new));
     done.forEach(Cli.Result::succeeds);
     JsonNode json = done.getFirst().json();
@@ -95,6 +119,21 @@ class RanksRunTest {
             .isLessThan(1e-5);
         assertThat(a.tensor(name + "topk_ids").toInts())
             .isEqualTo(b.tensor(name + "topk_ids").toInts());
+      }
+    }
+    return json;
+  }
+
+  @Test
+  void ranksThatSpreadTheSampleDifferentlyAreTold() throws Exception {
+    int port = freePort();
+    String[] rank = {"run", "--ranks", "2", "--master", "127.0.0.1:" + port, "--rank"};
+    try (ExecutorService threads = Executors.newFixedThreadPool(2)) {
+      Future<Cli.Result> own = threads.submit(() -> Cli.run(concat(rank, "0")));
+      Future<Cli.Result> all = threads.submit(() -> Cli.run(concat(rank, "1", "--replicated")));
+      for (Cli.Result r : List.of(own.get(), all.get())) {
+        assertThat(r.code()).isEqualTo(ExitCode.DEVICE);
+        assertThat(r.error()).contains("rank 1 has sample --replicated", "rank 0 has sample");
       }
     }
   }
@@ -139,5 +178,7 @@ class RanksRunTest {
     assertThat(
             Cli.run("run", "--ranks", "4", "--rank", "0", "--master", "a:1", "--tp", "3").error())
         .contains("--tp is 3, must divide the number of ranks, 4");
+    assertThat(Cli.run("run", "--replicated").error())
+        .contains("--replicated is given; it is for several ranks, this is one");
   }
 }

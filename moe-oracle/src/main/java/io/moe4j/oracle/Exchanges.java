@@ -55,6 +55,8 @@ final class Exchanges {
     }
   }
 
+  private static final String ALL_THERE = "every rank has all tokens, moves each rank's own";
+
   /** What exchanges through host memory need, whatever the layer is. */
   private static Support.Checks betweenHosts(@Nullable Communicator communicator) {
     if (communicator == null) {
@@ -82,13 +84,49 @@ final class Exchanges {
 
     @Override
     public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
-      return betweenHosts(communicator).result();
+      return betweenHosts(communicator)
+          .require(!config.parallel().replicatedTokens(), Code.PARALLEL, () -> ALL_THERE)
+          .result();
     }
 
     @Override
     public ExpertExchange open(
         MoeConfig config, @Nullable Communicator communicator, BlockOps block, Device device) {
       return new GatherExchange(
+          config,
+          Objects.requireNonNull(communicator, "communicator"),
+          new LocalExchange(config, block, device));
+    }
+  }
+
+  /** No rows, where every rank has all of them; sums over the ranks, through host memory. */
+  static final class AllReduce implements ExpertExchangeProvider {
+    @Override
+    public String name() {
+      return "allreduce";
+    }
+
+    @Override
+    public int priority() {
+      return 300; // before those that would send every rank what it has
+    }
+
+    @Override
+    public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
+      return betweenHosts(communicator)
+          .require(
+              config.parallel().replicatedTokens(),
+              Code.PARALLEL,
+              () ->
+                  "each rank has its own tokens, needs the same on all:"
+                      + " ParallelConfig.replicated()")
+          .result();
+    }
+
+    @Override
+    public ExpertExchange open(
+        MoeConfig config, @Nullable Communicator communicator, BlockOps block, Device device) {
+      return new AllReduceExchange(
           config,
           Objects.requireNonNull(communicator, "communicator"),
           new LocalExchange(config, block, device));
@@ -110,6 +148,7 @@ final class Exchanges {
     @Override
     public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
       return betweenHosts(communicator)
+          .require(!config.parallel().replicatedTokens(), Code.PARALLEL, () -> ALL_THERE)
           .require(
               communicator == null || config.placement().isPresent(),
               Code.PARALLEL,
@@ -181,6 +220,7 @@ final class Exchanges {
     all.add(new Local());
     all.add(new Gather());
     all.add(new AllToAll());
+    all.add(new AllReduce());
     all.sort(
         Comparator.comparingInt(ExpertExchangeProvider::priority)
             .reversed()

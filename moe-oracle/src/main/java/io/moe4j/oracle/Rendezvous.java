@@ -136,6 +136,7 @@ public final class Rendezvous {
     ParallelConfig p = config.parallel();
     MoeConfig whole = config.toBuilder().noExpertMap().parallel(ParallelConfig.SINGLE).build();
     String placement = config.placement().map(e -> ", " + e).orElse("");
-    return "tp " + p.tpSize() + ", ep " + p.epSize() + placement + ", " + whole;
+    String tokens = p.replicatedTokens() ? ", replicated tokens" : "";
+    return "tp " + p.tpSize() + ", ep " + p.epSize() + tokens + placement + ", " + whole;
   }
 }

@@ -82,6 +82,7 @@ final class ExchangeCases {
    * @param onInput whether weights are applied on the input
    * @param lora whether tokens have adapters
    * @param change of the routing
+   * @param replicated whether every rank has the tokens of the first
    */
   record ExchangeCase(
       String name,
@@ -91,7 +92,34 @@ final class ExchangeCases {
       List<Integer> tokens,
       boolean onInput,
       boolean lora,
-      Change change) {
+      Change change,
+      boolean replicated) {
+    ExchangeCase(
+        String name,
+        ActivationFormat format,
+        DType hidden,
+        Placement placement,
+        List<Integer> tokens,
+        boolean onInput,
+        boolean lora,
+        Change change) {
+      this(name, format, hidden, placement, tokens, onInput, lora, change, false);
+    }
+
+    /** {@return the same case with the tokens of the first rank on every rank} */
+    ExchangeCase onEveryRank() {
+      return new ExchangeCase(
+          name,
+          format,
+          hidden,
+          placement,
+          java.util.Collections.nCopies(ranks(), tokens.getFirst()),
+          onInput,
+          lora,
+          change,
+          true);
+    }
+
     int ranks() {
       return tokens.size();
     }
@@ -118,9 +146,14 @@ final class ExchangeCases {
       return ranks() == 1
           ? layer().build()
           : layer()
-              .parallel(ParallelConfig.expert(ranks(), rank))
+              .parallel(parallel(rank))
               .placement(placement.all(ranks()))
               .build();
+    }
+
+    private ParallelConfig parallel(int rank) {
+      ParallelConfig own = ParallelConfig.expert(ranks(), rank);
+      return replicated ? own.replicated() : own;
     }
 
     ExpertMap map(int rank) {
@@ -146,7 +179,8 @@ final class ExchangeCases {
     }
 
     /** {@return the tokens of a rank, and the truth about them} */
-    Problem problem(int rank) {
+    Problem problem(int of) {
+      int rank = replicated ? 0 : of;
       Problem p = new Problem(whole(), experts(), tokens.get(rank), 31 + rank);
       if (lora) {
         int[][] slots = {{0, -1, 2}, {2, 0}, {-1}, {3, 2, -1, 0}};
@@ -208,7 +242,8 @@ final class ExchangeCases {
           + format
           + " hidden "
           + hidden
-          + (lora ? " LoRA" : "");
+          + (lora ? " LoRA" : "")
+          + (replicated ? ", the same on every rank" : "");
     }
   }
 
@@ -388,5 +423,37 @@ final class ExchangeCases {
                                 onInput,
                                 onInput,
                                 odd))));
+  }
+
+  /** {@return cases in which every rank has all tokens} */
+  static Stream<ExchangeCase> replicated() {
+    return Stream.concat(
+        Stream.concat(routings(), redundant())
+            .filter(c -> c.ranks() > 1)
+            .map(ExchangeCase::onEveryRank),
+        formats()
+            .flatMap(format ->
+                Stream.of(
+                    plain(2, format).onEveryRank(),
+                    new ExchangeCase(
+                            "f16, weight on input",
+                            format,
+                            DType.F16,
+                            Placement.LOPSIDED,
+                            List.of(6, 6, 6),
+                            true,
+                            true,
+                            NONE)
+                        .onEveryRank(),
+                    new ExchangeCase(
+                            "no tokens",
+                            format,
+                            DType.F32,
+                            Placement.LINEAR,
+                            List.of(0, 0, 0),
+                            false,
+                            false,
+                            NONE)
+                        .onEveryRank())));
   }
 }

@@ -17,6 +17,7 @@ import java.time.Duration;
 import java.util.List;
 import java.util.Objects;
 import java.util.ServiceLoader;
+import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.Assumptions;
@@ -152,7 +153,8 @@ public abstract class ExchangeConformanceTest {
     boolean any = false;
     for (int size : sizes()) {
       try (Ranks ranks = open(size, Ranks.PATIENT)) {
-        for (ExchangeCases.ExchangeCase c : ExchangeCases.placements().toList()) {
+        for (ExchangeCases.ExchangeCase c :
+            Stream.concat(ExchangeCases.placements(), ExchangeCases.replicated()).toList()) {
           if (c.ranks() == size) {
             Communicator group = ranks.all.getFirst().communicator();
             Support first = ask(c, 0, group);
@@ -222,6 +224,32 @@ public abstract class ExchangeConformanceTest {
   }
 
   /**
+   * Every rank has all tokens: all get the sums, each expert's part once, and the same bits.
+   *
+   * @param c the case
+   */
+  @ParameterizedTest(name = "{0}")
+  @MethodSource("io.moe4j.tck.ExchangeCases#replicated")
+  public final void required_MOE_10_9_ranksMayHaveTheSameTokens(Object c) {
+    var exchange = (ExchangeCases.ExchangeCase) c;
+    verify("MOE-10.9", exchange);
+    byte[][] results = new byte[exchange.ranks()][];
+    try (Ranks ranks = open(exchange.ranks(), Ranks.PATIENT)) {
+      ranks.runAll(
+          "MOE-10.9",
+          (rank, me) -> {
+            try (ExchangeRank mine = rank(exchange, rank, me)) {
+              results[rank] = mine.run();
+              assertArrayEquals(results[rank], mine.run(), "MOE-10.9: equal calls differ");
+            }
+          });
+    }
+    for (byte[] result : results) {
+      assertArrayEquals(results[0], result, "MOE-10.9: ranks got different bits");
+    }
+  }
+
+  /**
    * Two calls, the same bits on every rank.
    *
    * @param c the case
@@ -274,9 +302,12 @@ public abstract class ExchangeConformanceTest {
         if (size == 1) {
           continue;
         }
-        ExchangeCases.ExchangeCase c = ExchangeCases.plain(size, format);
         try (Ranks ranks = open(size, deadline)) {
-          if (!ask(c, 0, ranks.all.getFirst().communicator()).isSupported()) {
+          Communicator group = ranks.all.getFirst().communicator();
+          ExchangeCases.ExchangeCase own = ExchangeCases.plain(size, format);
+          ExchangeCases.ExchangeCase c =
+              ask(own, 0, group).isSupported() ? own : own.onEveryRank();
+          if (!ask(c, 0, group).isSupported()) {
             continue;
           }
           tried = true;
@@ -313,9 +344,11 @@ public abstract class ExchangeConformanceTest {
   /** {@code close()} twice. */
   @Test
   public final void required_MOE_10_7_closeMayBeCalledTwice() {
-    int size = sizes().getFirst();
-    ExchangeCases.ExchangeCase c = ExchangeCases.plain(size, ActivationFormat.STANDARD);
+    int size = sizes().getLast();
+    ExchangeCases.ExchangeCase own = ExchangeCases.plain(size, ActivationFormat.STANDARD);
     try (Ranks ranks = open(size, Ranks.PATIENT)) {
+      boolean takesOwn = ask(own, 0, ranks.all.getFirst().communicator()).isSupported();
+      ExchangeCases.ExchangeCase c = takesOwn || size == 1 ? own : own.onEveryRank();
       assumeSupported(c, ranks);
       ranks.runAll(
           "MOE-10.7",

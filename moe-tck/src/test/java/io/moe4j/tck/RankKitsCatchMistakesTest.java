@@ -101,6 +101,8 @@ class RankKitsCatchMistakesTest {
             TestExchange::paddingIsExpertZero,
             "10_2_everyTokenGetsTheSumOfItsExperts"),
         exchange("every copy adds", TestExchange::everyCopyAdds, "10_8_oneCopyOfAnExpertIsUsed"),
+        exchange(
+            "ranks round otherwise", TestExchange::ranksDiffer, "10_9_ranksMayHaveTheSameTokens"),
         exchange("slots stay", TestExchange::slotsStay, "10_3_adapterSlotsTravelWithTheRows"),
         exchange("weights twice", TestExchange::weightsTwice, "10_4_weightsAreAppliedOnce"),
         exchange("last bit varies", TestExchange::lastBitVaries, "10_5_equalCallsGiveEqualBits"),

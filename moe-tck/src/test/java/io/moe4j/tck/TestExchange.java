@@ -2,6 +2,7 @@ package io.moe4j.tck;
 
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.ActivationFormat;
+import io.moe4j.api.config.ExpertPlacement;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
@@ -56,9 +57,16 @@ class TestExchange implements ExpertExchange {
 
       @Override
       public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
-        return communicator == null
-            ? Support.no(Support.Code.PARALLEL, "no communicator, needs one")
-            : Support.yes();
+        // Sums in the order in which copies of an expert are chosen: other bits on other ranks.
+        boolean differs =
+            config.parallel().replicatedTokens()
+                && config.placement().filter(ExpertPlacement::isRedundant).isPresent();
+        return Support.checks()
+            .require(
+                communicator != null, Support.Code.PARALLEL, () -> "no communicator, needs one")
+            .require(
+                !differs, Support.Code.PARALLEL, () -> "the same tokens and experts on several ranks")
+            .result();
       }
 
       @Override
@@ -150,6 +158,26 @@ class TestExchange implements ExpertExchange {
           DeviceStream stream) {
         super.combine(output, rows, inputs, routed, workspace, stream);
         if (calls++ % 2 == 1 && routed.elementCount() > 0) {
+          routed.set(Math.nextUp((float) routed.get(0, 0)), 0, 0);
+        }
+      }
+    };
+  }
+
+  /** The last rank rounds otherwise, where all have the same tokens. */
+  static ExpertExchange ranksDiffer(MoeConfig config, Communicator group, BlockOps block) {
+    return new TestExchange(config, group, block) {
+      @Override
+      public void combine(
+          Tensor output,
+          ExchangedRows rows,
+          ExchangeInputs inputs,
+          Tensor routed,
+          Workspace workspace,
+          DeviceStream stream) {
+        super.combine(output, rows, inputs, routed, workspace, stream);
+        boolean last = config.parallel().epRank() == config.parallel().epSize() - 1;
+        if (config.parallel().replicatedTokens() && last && routed.elementCount() > 0) {
           routed.set(Math.nextUp((float) routed.get(0, 0)), 0, 0);
         }
       }

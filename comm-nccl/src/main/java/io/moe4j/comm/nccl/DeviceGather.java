@@ -2,7 +2,6 @@ package io.moe4j.comm.nccl;
 
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.ActivationFormat;
-import io.moe4j.api.config.ExpertPlacement;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
@@ -17,9 +16,9 @@ import io.moe4j.api.spi.ExpertExchange;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
+import io.moe4j.cuda.ops.PeerLink;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.concurrent.atomic.AtomicReference;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -47,10 +46,7 @@ final class DeviceGather implements ExpertExchange {
   /** How rows travel where ranks reach each other's memory; null where they do not. */
   private final @Nullable Direct direct;
 
-  /** Int32 {@code [token ranks, E]}: which rank computes an expert; null where none is twice. */
-  private final @Nullable Tensor owner;
-
-  private final AtomicReference<Device.@Nullable Buffer> ownerBuffer = new AtomicReference<>();
+  private final Owners owners;
 
   DeviceGather(
       MoeConfig config,
@@ -58,7 +54,8 @@ final class DeviceGather implements ExpertExchange {
       BlockOps block,
       Device device,
       ExchangeKernels kernels,
-      DType sums) {
+      DType sums,
+      boolean adds) {
     this.config = config;
     this.communicator = communicator;
     this.block = block;
@@ -66,25 +63,8 @@ final class DeviceGather implements ExpertExchange {
     this.kernels = kernels;
     this.sums = sums;
     this.ranks = communicator.size();
-    this.direct = Direct.of(communicator, device, config);
-    ExpertPlacement placement =
-        config.placement().filter(ExpertPlacement::isRedundant).orElse(null);
-    this.owner = placement == null ? null : upload(placement);
-  }
-
-  private Tensor upload(ExpertPlacement placement) {
-    int experts = placement.numExperts();
-    int[] by = new int[placement.ranks() * experts];
-    for (int i = 0; i < by.length; i++) {
-      by[i] = placement.rank(i % experts, i / experts);
-    }
-    Tensor host = Tensor.ofInts(by, placement.ranks(), experts);
-    Device.Buffer buffer = device.allocate((long) by.length * Integer.BYTES);
-    ownerBuffer.set(buffer);
-    Tensor there = Tensor.of(DType.I32, buffer.memory(), host.shape());
-    device.copy(host, there, device.defaultStream());
-    device.defaultStream().synchronize(); // the source may go away
-    return there;
+    this.direct = Direct.of(communicator, device, config, adds);
+    this.owners = new Owners(config, device);
   }
 
   @Override
@@ -171,12 +151,16 @@ final class DeviceGather implements ExpertExchange {
     if (all == null) {
       all = gather(at, inputs, workspace, stream);
     }
+    Tensor owner = owners.table();
     if (owner != null) {
-      kernels.own(all.ids(), owner, config.parallel().tpSize(), config.parallel().epRank(), stream);
+      int tp = config.parallel().tpSize();
+      kernels.own(
+          all.ids(), owner, inputs.maxTokens() * (long) tp, config.parallel().epRank(), stream);
     }
     ExpertRouting routing = routing(all, inputs);
     if (!isBatched()) {
-      return new ExchangedRows(all.hidden(), routing, null, all.slots());
+      SumLink link = direct == null ? null : direct.link(sums());
+      return new ExchangedRows(all.hidden(), routing, null, all.slots(), link);
     }
     Tensor batched = at.batched.in(workspace);
     Tensor counts = at.counts.in(workspace);
@@ -254,6 +238,11 @@ final class DeviceGather implements ExpertExchange {
     Places at = new Places(inputs.maxTokens(), inputs.hidden().dtype());
     Tensor mapping = inputs.tokenLoraMapping();
     ExchangeKernels.Rows all = direct == null ? null : direct.gathered(inputs);
+    PeerLink.PairRows left = rows.link() instanceof SumLink link ? link.rows() : null;
+    if (direct != null && left != null) {
+      direct.combine(left, inputs, routed, part(workspace, at.sum).memory(), stream);
+      return;
+    }
     Tensor mine = output;
     if (isBatched()) {
       mine = at.allSums.in(workspace);
@@ -289,9 +278,6 @@ final class DeviceGather implements ExpertExchange {
 
   @Override
   public void close() {
-    Device.Buffer buffer = ownerBuffer.getAndSet(null);
-    if (buffer != null) {
-      buffer.close();
-    }
+    owners.close();
   }
 }

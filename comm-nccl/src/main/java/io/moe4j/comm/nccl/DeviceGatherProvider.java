@@ -11,6 +11,7 @@ import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.spi.Support.Code;
 import io.moe4j.api.tensor.DType;
+import java.util.List;
 import java.util.Locale;
 import java.util.Objects;
 import java.util.function.Function;
@@ -22,12 +23,17 @@ import org.jspecify.annotations.Nullable;
  *
  * <p>Sums travel as BF16 in a layer of BF16, in F32 otherwise; the system property {@value
  * #SUMS_PROPERTY} ({@code f32} or {@code bf16}, the same on every rank) decides for all layers.
+ * Where ranks write into each other's memory, the kernel that sends the sums also makes them of the
+ * experts' rows, unless {@value #ADDS_PROPERTY} is {@code off}, the same on every rank.
  *
  * @since 0.2.0
  */
 public final class DeviceGatherProvider implements ExpertExchangeProvider {
   /** The dtype in which sums travel. */
   public static final String SUMS_PROPERTY = "moe4j.exchange.sums";
+
+  /** Whether rows of experts are added where their sums are sent. */
+  public static final String ADDS_PROPERTY = "moe4j.exchange.adds";
 
   static final String NAME = "device-gather";
 
@@ -59,7 +65,17 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
           .require(false, Code.PARALLEL, () -> "no communicator, needs one")
           .result();
     }
-    String sums = SystemSettings.fault(() -> sums(config));
+    return checks(config, communicator)
+        .require(
+            !config.parallel().replicatedTokens(),
+            Code.PARALLEL,
+            () -> "every rank has all tokens, moves each rank's own")
+        .result();
+  }
+
+  /** What exchanges between GPUs need, whatever they move. */
+  static Support.Checks checks(MoeConfig config, Communicator communicator) {
+    String fault = SystemSettings.fault(() -> List.of(sums(config), adds()));
     String direct = PeerRooms.fault();
     return Support.checks()
         .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
@@ -67,9 +83,8 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
             communicator.deviceType().equals(DeviceType.CUDA),
             Code.DEVICE,
             () -> "a communicator of " + communicator.deviceType() + " memory, takes cuda")
-        .require(sums == null, Code.OTHER, () -> String.valueOf(sums))
-        .require(direct == null, Code.OTHER, () -> String.valueOf(direct))
-        .result();
+        .require(fault == null, Code.OTHER, () -> String.valueOf(fault))
+        .require(direct == null, Code.OTHER, () -> String.valueOf(direct));
   }
 
   @Override
@@ -81,10 +96,16 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
         block,
         device,
         kernels.apply(device),
-        sums(config));
+        sums(config),
+        adds());
   }
 
-  private static DType sums(MoeConfig config) {
+  static boolean adds() {
+    return SystemSettings.oneOf(
+        ADDS_PROPERTY, true, new Boolean[] {true, false}, b -> b ? "on" : "off");
+  }
+
+  static DType sums(MoeConfig config) {
     return SystemSettings.oneOf(
         SUMS_PROPERTY,
         config.inputDtype() == DType.BF16 ? DType.BF16 : DType.F32,

@@ -9,6 +9,8 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Memory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.ops.PeerLink;
+import java.util.function.Consumer;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -24,26 +26,34 @@ final class Direct {
   private final PeerKernels kernels;
   private final Device device;
   private final MoeConfig config;
+  private final boolean adds;
 
   private Direct(
       NcclCommunicator communicator,
       PeerRooms rooms,
       PeerKernels kernels,
       Device device,
-      MoeConfig config) {
+      MoeConfig config,
+      boolean adds) {
     this.communicator = communicator;
     this.rooms = rooms;
     this.kernels = kernels;
     this.device = device;
     this.config = config;
+    this.adds = adds;
   }
 
-  /** {@return null where ranks of this kind have no rooms} */
-  static @Nullable Direct of(Communicator communicator, Device device, MoeConfig config) {
+  /**
+   * {@return null where ranks of this kind have no rooms}
+   *
+   * @param adds whether {@link #combine} adds experts' rows; the same on every rank
+   */
+  static @Nullable Direct of(
+      Communicator communicator, Device device, MoeConfig config, boolean adds) {
     if (communicator instanceof NcclCommunicator nccl
         && nccl.rooms() != null
         && device instanceof CudaDevice cuda) {
-      return new Direct(nccl, nccl.rooms(), new PeerKernels(cuda), device, config);
+      return new Direct(nccl, nccl.rooms(), new PeerKernels(cuda), device, config, adds);
     }
     return null;
   }
@@ -159,6 +169,26 @@ final class Direct {
   }
 
   /**
+   * {@return what experts may use of the rows that were just {@link #gather gathered}; null =
+   * nothing}
+   *
+   * @param sums dtype that travels
+   */
+  @Nullable SumLink link(DType sums) {
+    return adds && sums == DType.BF16 && rooms.held() != null
+        ? new SumLink(config.expertHiddenSize())
+        : null;
+  }
+
+  private PeerRoom held() {
+    PeerRoom room = rooms.held();
+    if (room == null) {
+      throw new IllegalStateException("nothing was gathered on this thread");
+    }
+    return room;
+  }
+
+  /**
    * Brings the sums of {@link #gathered} rows home.
    *
    * @param partial {@code [ranks * n, H]}
@@ -166,10 +196,55 @@ final class Direct {
    * @param spare room for {@code n} rows, used where {@code routed} is not 16-byte aligned
    */
   void sum(Tensor partial, Tensor routed, Memory spare, int n, DeviceStream stream) {
-    PeerRoom room = rooms.held();
-    if (room == null) {
-      throw new IllegalStateException("nothing was gathered on this thread");
-    }
+    PeerRoom room = held();
+    // Another rank's experts may leave their rows to the exchange.
+    boolean mayAdd = adds && partial.dtype() == DType.BF16;
+    int blocks = mayAdd ? PeerKernels.addingBlocks(n) : PeerKernels.blocks(n);
+    sum(
+        partial.dtype(),
+        out -> kernels.sum(partial, out, rooms, room, n, blocks, stream),
+        routed,
+        spare,
+        n,
+        stream);
+  }
+
+  /**
+   * Adds the rows of a {@link SumLink} and brings their sums home, in BF16.
+   *
+   * @param rows of the experts
+   * @param inputs that were gathered
+   * @param routed {@code [T, H]}, F32 or BF16, overwritten
+   * @param spare room for {@code n} rows, used where {@code routed} is not 16-byte aligned
+   */
+  void combine(
+      PeerLink.PairRows rows,
+      ExchangeInputs inputs,
+      Tensor routed,
+      Memory spare,
+      DeviceStream stream) {
+    PeerRoom room = held();
+    int n = inputs.maxTokens();
+    int k = config.topK();
+    long weights =
+        rows.weighted() ? rows(room, layout(inputs), inputs).weights().deviceAddress() : 0;
+    // In words like a sum: a rank whose experts have added makes the same call.
+    sum(
+        DType.BF16,
+        out -> kernels.combine(rows, weights, k, out, rooms, room, n, stream),
+        routed,
+        spare,
+        n,
+        stream);
+  }
+
+  private void sum(
+      DType travels,
+      Consumer<Tensor> work,
+      Tensor routed,
+      Memory spare,
+      int n,
+      DeviceStream stream) {
     boolean records = communicator.isRecording(stream);
     Tensor out =
         isAligned(routed)
@@ -178,9 +253,9 @@ final class Direct {
                 .narrow(0, 0, routed.size(0));
     try {
       communicator.meet(
-          "sum of " + n + " rows of " + partial.dtype() + " [" + config.expertHiddenSize() + "]",
+          "sum of " + n + " rows of " + travels + " [" + config.expertHiddenSize() + "]",
           stream,
-          () -> kernels.sum(partial, out, rooms, room, n, stream));
+          () -> work.accept(out));
       if (!out.equals(routed)) {
         device.copy(out, routed, stream);
       }

@@ -34,12 +34,12 @@ interface ExchangeKernels {
   /**
    * Takes out the pairs that another rank computes.
    *
-   * @param ids int32 {@code [ranks * n, K]}, all ranks', changed in place
-   * @param owner int32 {@code [token ranks, E]}: which rank computes an expert
-   * @param tp ranks that share their experts
+   * @param ids int32 {@code [R, K]}, changed in place
+   * @param owner int32 {@code [expert-parallel ranks, E]}: which rank computes an expert
+   * @param rows that belong together: row {@code r} has the owners of {@code r / rows}
    * @param me this expert-parallel rank
    */
-  void own(Tensor ids, Tensor owner, int tp, int me, DeviceStream stream);
+  void own(Tensor ids, Tensor owner, long rows, int me, DeviceStream stream);
 
   /** Converts element by element, rounding to nearest even. */
   void cast(Tensor in, Tensor out, DeviceStream stream);
@@ -114,7 +114,7 @@ interface ExchangeKernels {
     }
 
     @Override
-    public void own(Tensor ids, Tensor owner, int tp, int me, DeviceStream stream) {
+    public void own(Tensor ids, Tensor owner, long rows, int me, DeviceStream stream) {
       long pairs = ids.elementCount();
       if (pairs == 0) {
         return;
@@ -124,8 +124,7 @@ interface ExchangeKernels {
           .pointer(ids)
           .pointer(owner)
           .i64(pairs)
-          .i64(pairs / (owner.size(0) * tp))
-          .i32(tp)
+          .i64(rows * ids.size(1))
           .i32(Math.toIntExact(owner.size(1)))
           .i32(me)
           .launch(stream, (int) Math.min(MOST_BLOCKS, blocks));

@@ -7,12 +7,15 @@ import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.Kernel;
 import io.moe4j.cuda.KernelLaunch;
 import io.moe4j.cuda.KernelLibrary;
+import io.moe4j.cuda.ops.PeerLink;
 import java.util.Map;
 import org.jspecify.annotations.Nullable;
 
 /** The kernels of {@code peers.cu} on one device, loaded. */
 final class PeerKernels {
   static final int VECTOR_BYTES = 16;
+
+  private static final int COLUMNS = 8;
 
   private static final int MOST_BLOCKS = 512;
   private static final int SOME_BLOCKS = 128;
@@ -24,18 +27,33 @@ final class PeerKernels {
   private final Kernel sum16;
   private final Kernel sum16To32;
   private final Kernel sum32;
+  private final Kernel combine16;
+  private final Kernel combine16To32;
+  private final Kernel reduce16;
+  private final Kernel reduce16To32;
+  private final Kernel reduce32;
+  private final Kernel reduceRows16;
+  private final Kernel reduceRows16To32;
 
   PeerKernels(CudaDevice device) {
     KernelLibrary library = KernelLibrary.of(PeerKernels.class, "comm-nccl-cuda");
     gather = device.kernel(library, library.select(device.info(), "peers_gather", Map.of()));
-    sum16 = sum(device, library, "bf16", "bf16");
-    sum16To32 = sum(device, library, "bf16", "f32");
-    sum32 = sum(device, library, "f32", "f32");
+    sum16 = sum(device, library, "peers_sum", "bf16", "bf16");
+    sum16To32 = sum(device, library, "peers_sum", "bf16", "f32");
+    sum32 = sum(device, library, "peers_sum", "f32", "f32");
+    combine16 = sum(device, library, "peers_combine", "bf16", "bf16");
+    combine16To32 = sum(device, library, "peers_combine", "bf16", "f32");
+    reduce16 = sum(device, library, "peers_reduce", "bf16", "bf16");
+    reduce16To32 = sum(device, library, "peers_reduce", "bf16", "f32");
+    reduce32 = sum(device, library, "peers_reduce", "f32", "f32");
+    reduceRows16 = sum(device, library, "peers_reduce_rows", "bf16", "bf16");
+    reduceRows16To32 = sum(device, library, "peers_reduce_rows", "bf16", "f32");
   }
 
-  private static Kernel sum(CudaDevice device, KernelLibrary library, String from, String to) {
+  private static Kernel sum(
+      CudaDevice device, KernelLibrary library, String name, String from, String to) {
     return device.kernel(
-        library, library.select(device.info(), "peers_sum", Map.of("from", from, "to", to)));
+        library, library.select(device.info(), name, Map.of("from", from, "to", to)));
   }
 
   /**
@@ -50,6 +68,16 @@ final class PeerKernels {
     return rows <= ROWS_OF_ALL
         ? Math.min(rows, SOME_BLOCKS)
         : Math.min(MOST_BLOCKS, rows / ROWS_A_BLOCK);
+  }
+
+  /**
+   * {@return blocks that add so many rows of experts, a row a block as long as there are blocks;
+   * the same on every rank}
+   *
+   * @param rows a rank
+   */
+  static int addingBlocks(int rows) {
+    return Math.clamp(rows, 1, MOST_BLOCKS);
   }
 
   private static KernelLaunch rooms(KernelLaunch launch, PeerRoom room, PeerRooms of) {
@@ -97,15 +125,16 @@ final class PeerKernels {
         .launch(stream, blocks(n));
   }
 
-  private Kernel sum(DType partial, DType out) {
+  private static Kernel of(DType partial, DType out, Kernel to16, Kernel to32, Kernel of32) {
+    return partial == DType.F32 && out == DType.F32 ? of32 : of(partial, out, to16, to32);
+  }
+
+  private static Kernel of(DType partial, DType out, Kernel to16, Kernel to32) {
     if (partial == DType.BF16 && out == DType.BF16) {
-      return sum16;
+      return to16;
     }
     if (partial == DType.BF16 && out == DType.F32) {
-      return sum16To32;
-    }
-    if (partial == DType.F32 && out == DType.F32) {
-      return sum32;
+      return to32;
     }
     throw new IllegalArgumentException(
         "sums are "
@@ -120,9 +149,17 @@ final class PeerKernels {
    *
    * @param partial BF16 or F32 {@code [ranks * n, H]}, rows a multiple of 16 bytes, aligned
    * @param out {@code [T, H]}, F32 or the dtype of {@code partial}, 16-byte aligned, overwritten
+   * @param blocks the same on every rank
    */
-  void sum(Tensor partial, Tensor out, PeerRooms rooms, PeerRoom room, int n, DeviceStream stream) {
-    Kernel kernel = sum(partial.dtype(), out.dtype());
+  void sum(
+      Tensor partial,
+      Tensor out,
+      PeerRooms rooms,
+      PeerRoom room,
+      int n,
+      int blocks,
+      DeviceStream stream) {
+    Kernel kernel = of(partial.dtype(), out.dtype(), sum16, sum16To32, sum32);
     long rowBytes = partial.dtype().byteSize(partial.size(1));
     rooms(kernel.begin().pointer(partial).pointer(out), room, rooms)
         .i64(room.sumsAt())
@@ -131,6 +168,101 @@ final class PeerKernels {
         .i32(n)
         .i32(Math.toIntExact(out.size(0)))
         .i32(Math.toIntExact(rowBytes / VECTOR_BYTES))
-        .launch(stream, blocks(n));
+        .launch(stream, blocks);
+  }
+
+  /**
+   * The same of experts' rows that are not added yet; a token's are added first, and travel as one,
+   * in BF16.
+   *
+   * @param rows in BF16, {@code [P, H]}
+   * @param weights address of F32 {@code [ranks * n, K]}, 0 if they were applied
+   * @param topK {@code K}
+   * @param out {@code [T, H]}, F32 or BF16, 16-byte aligned, overwritten
+   */
+  void combine(
+      PeerLink.PairRows rows,
+      long weights,
+      int topK,
+      Tensor out,
+      PeerRooms rooms,
+      PeerRoom room,
+      int n,
+      DeviceStream stream) {
+    KernelLaunch launch =
+        of(DType.BF16, out.dtype(), combine16, combine16To32)
+            .begin()
+            .pointer(rows.address())
+            .pointer(rows.rowOfPair())
+            .pointer(weights)
+            .pointer(out);
+    rooms(launch, room, rooms)
+        .i64(room.sumsAt())
+        .i32(room.rank())
+        .i32(room.all().size())
+        .i32(n)
+        .i32(Math.toIntExact(out.size(0)))
+        .i32(topK)
+        .i32(Math.toIntExact(rows.width() / COLUMNS))
+        .launch(stream, addingBlocks(n));
+  }
+
+  /**
+   * Adds up what all ranks' experts have for tokens that every rank has, in f32 and in the order of
+   * ranks: the same bits on every rank.
+   *
+   * @param partial BF16 or F32 {@code [T, H]}, {@code T >= 1}, rows a multiple of 16 bytes, aligned
+   * @param out {@code [T, H]}, F32 or the dtype of {@code partial}, 16-byte aligned, overwritten
+   */
+  void reduce(Tensor partial, Tensor out, PeerRooms rooms, PeerRoom room, DeviceStream stream) {
+    long rowBytes = partial.dtype().byteSize(partial.size(1));
+    int tokens = Math.toIntExact(partial.size(0));
+    KernelLaunch launch =
+        of(partial.dtype(), out.dtype(), reduce16, reduce16To32, reduce32)
+            .begin()
+            .pointer(partial)
+            .pointer(out);
+    rooms(launch, room, rooms)
+        .i64(room.sumsAt())
+        .i32(room.rank())
+        .i32(room.all().size())
+        .i32(tokens)
+        .i32(Math.toIntExact(rowBytes / VECTOR_BYTES))
+        .launch(stream, addingBlocks(tokens));
+  }
+
+  /**
+   * The same of experts' rows that are not added yet; a token's are added first, and travel as one,
+   * in BF16.
+   *
+   * @param rows in BF16, {@code [P, H]}
+   * @param weights address of F32 {@code [T, K]}, 0 if they were applied
+   * @param topK {@code K}
+   * @param out {@code [T, H]}, {@code T >= 1}, F32 or BF16, 16-byte aligned, overwritten
+   */
+  void reduceRows(
+      PeerLink.PairRows rows,
+      long weights,
+      int topK,
+      Tensor out,
+      PeerRooms rooms,
+      PeerRoom room,
+      DeviceStream stream) {
+    int tokens = Math.toIntExact(out.size(0));
+    KernelLaunch launch =
+        of(DType.BF16, out.dtype(), reduceRows16, reduceRows16To32)
+            .begin()
+            .pointer(rows.address())
+            .pointer(rows.rowOfPair())
+            .pointer(weights)
+            .pointer(out);
+    rooms(launch, room, rooms)
+        .i64(room.sumsAt())
+        .i32(room.rank())
+        .i32(room.all().size())
+        .i32(tokens)
+        .i32(topK)
+        .i32(Math.toIntExact(rows.width() / COLUMNS))
+        .launch(stream, addingBlocks(tokens));
   }
 }

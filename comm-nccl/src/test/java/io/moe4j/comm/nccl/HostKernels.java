@@ -34,15 +34,15 @@ final class HostKernels implements ExchangeKernels {
   }
 
   @Override
-  public void own(Tensor ids, Tensor owner, int tp, int me, DeviceStream stream) {
+  public void own(Tensor ids, Tensor owner, long rows, int me, DeviceStream stream) {
     Tensor on = HostCard.onHost(ids);
     Tensor by = HostCard.onHost(owner);
-    long perRank = on.elementCount() / (by.size(0) * tp);
+    long perRank = rows * on.size(1);
     for (long p = 0; p < on.elementCount(); p++) {
       long row = p / on.size(1);
       long k = p % on.size(1);
       int e = (int) on.get(row, k);
-      if (e >= 0 && e < by.size(1) && by.get(p / perRank / tp, e) != me) {
+      if (e >= 0 && e < by.size(1) && by.get(p / perRank, e) != me) {
         on.set(-1, row, k);
       }
     }

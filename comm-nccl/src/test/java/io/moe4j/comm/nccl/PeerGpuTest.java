@@ -1,9 +1,7 @@
 package io.moe4j.comm.nccl;
 
 import static org.assertj.core.api.Assertions.assertThat;
-import static org.junit.jupiter.api.Assumptions.assumeTrue;
 
-import io.moe4j.api.comm.CommConfig;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.ParallelConfig;
 import io.moe4j.api.device.Device;
@@ -13,16 +11,14 @@ import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
-import io.moe4j.cuda.CudaDeviceProvider;
+import io.moe4j.cuda.ops.PeerLink;
 import io.moe4j.tck.GpuTest;
 import java.lang.foreign.MemorySegment;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.SplittableRandom;
-import java.util.concurrent.ExecutorService;
-import java.util.concurrent.Executors;
-import java.util.concurrent.Future;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -31,18 +27,23 @@ import org.junit.jupiter.params.provider.CsvSource;
 @GpuTest
 @Timeout(60)
 class PeerGpuTest {
-  private static final int RANKS = 2;
+  private static final int RANKS = PeerRanks.RANKS;
   private static final int TOP_K = 3;
 
   /** What a rank of a case gives, the same wherever it is computed. */
-  private record Given(float[] hidden, int[] ids, float[] weights, int[] slots, float[] partial) {
+  private record Given(
+      float[] hidden, int[] ids, float[] weights, int[] slots, float[] partial, int[] rowOf) {
     static Given of(int rank, int tokens, int n, int width) {
       SplittableRandom random = new SplittableRandom(17L * rank + tokens);
       float[] hidden = numbers(random, tokens * width);
       int[] ids = random.ints((long) tokens * TOP_K, -1, 8).toArray();
       float[] weights = numbers(random, tokens * TOP_K);
       int[] slots = random.ints(tokens, -1, 4).toArray();
-      return new Given(hidden, ids, weights, slots, numbers(random, RANKS * n * width));
+      float[] partial = numbers(random, RANKS * n * width);
+      // Which row of the partial sums, taken for rows of experts, a pair has; a third has none.
+      int[] rowOf =
+          random.ints((long) RANKS * n * TOP_K, -n, RANKS * n).map(i -> Math.max(i, -1)).toArray();
+      return new Given(hidden, ids, weights, slots, partial, rowOf);
     }
 
     /** Of eight bits, so that BF16 holds them. */
@@ -66,31 +67,17 @@ class PeerGpuTest {
   })
   void rowsAndSums(int first, int second, int width, DType type, DType sums, DType to)
       throws Exception {
-    assumeTrue(
-        new CudaDeviceProvider().probe().devices().size() >= RANKS, "skipped: needs two cards");
-    NcclCommProvider nccl = new NcclCommProvider();
-    assumeTrue(NcclLibrary.Installed.HERE.reason().isEmpty(), "skipped: no NCCL");
-    String group = nccl.newGroup();
     int[] tokens = {first, second};
-    List<Future<?>> running = new ArrayList<>();
-    try (ExecutorService threads = Executors.newFixedThreadPool(RANKS)) {
-      for (int r = 0; r < RANKS; r++) {
-        int rank = r;
-        running.add(
-            threads.submit(() -> {
-              try (CudaDevice device = new CudaDeviceProvider().open(rank);
-                  NcclCommunicator mine =
-                      (NcclCommunicator) nccl.open(CommConfig.of(group, rank, RANKS), device);
-                  Rank one = new Rank(mine, device, tokens, width, type, sums, to)) {
+    List<Object> answers =
+        PeerRanks.run(
+            Duration.ofSeconds(30),
+            (mine, device) -> {
+              try (Rank one = new Rank(mine, device, tokens, width, type, sums, to)) {
                 one.check();
               }
-              return null;
-            }));
-      }
-      for (Future<?> f : running) {
-        f.get();
-      }
-    }
+              return mine.rank();
+            });
+    assertThat(answers).containsExactly(0, 1);
   }
 
   /** One rank's tensors, on its card. */
@@ -177,7 +164,7 @@ class PeerGpuTest {
               .parallel(ParallelConfig.expert(RANKS, mine.rank()))
               .maxTokens(n)
               .build();
-      Direct direct = Direct.of(mine, device, config);
+      Direct direct = Direct.of(mine, device, config, false);
       assertThat(direct).isNotNull();
       int count = tokens[mine.rank()];
       Given given = Given.of(mine.rank(), count, n, width);
@@ -205,18 +192,71 @@ class PeerGpuTest {
       for (int i = 0; i < 3; i++) {
         step.run();
       }
-      look(gathered.getLast(), out);
+      look(gathered.getLast(), out, false);
       assertThat(mine.description()).endsWith(" (rows direct)");
       try (Device.Graph graph = device.capture(device.defaultStream(), step).orElseThrow()) {
         for (int i = 0; i < 3; i++) {
           device.fill(out, 0xff, device.defaultStream());
           graph.launch(device.defaultStream());
-          look(gathered.getLast(), out);
+          look(gathered.getLast(), out, false);
+        }
+      }
+      if (sums == DType.BF16) {
+        combines(direct, inputs, given, partial, out, spare, spareSums);
+      }
+    }
+
+    /** Rows of experts whose sum over k is left to the exchange. */
+    private void combines(
+        Direct direct,
+        ExchangeInputs inputs,
+        Given given,
+        Tensor rows,
+        Tensor out,
+        Tensor spare,
+        Tensor spareSums) {
+      Tensor rowOf = put(Tensor.ofInts(given.rowOf(), RANKS * n, TOP_K));
+      List<ExchangeKernels.Rows> gathered = new ArrayList<>();
+      PeerLink.PairRows pairs =
+          new PeerLink.PairRows(
+              rows.deviceAddress(), DType.BF16, width, rowOf.deviceAddress(), true);
+      Runnable step =
+          () -> {
+            gathered.add(direct.gather(inputs, spare, sums, device.defaultStream()));
+            direct.combine(pairs, inputs, out, spareSums.memory(), device.defaultStream());
+          };
+      step.run();
+      look(gathered.getLast(), out, true);
+      try (Device.Graph graph = device.capture(device.defaultStream(), step).orElseThrow()) {
+        for (int i = 0; i < 3; i++) {
+          device.fill(out, 0xff, device.defaultStream());
+          graph.launch(device.defaultStream());
+          look(gathered.getLast(), out, true);
         }
       }
     }
 
-    private void look(ExchangeKernels.Rows rows, Tensor out) {
+    /** A token's part of a rank, rounded as it travels. */
+    private float part(Given[] all, int rank, int token, int column, boolean combined, Tensor one) {
+      Given g = all[rank];
+      int row = mine.rank() * n + token;
+      float sum = 0; // of numbers of few bits: exact in f32
+      if (combined) {
+        for (int k = 0; k < TOP_K; k++) {
+          int from = g.rowOf()[row * TOP_K + k];
+          if (from >= 0) {
+            sum +=
+                all[mine.rank()].weights()[token * TOP_K + k] * g.partial()[from * width + column];
+          }
+        }
+      } else {
+        sum = g.partial()[row * width + column];
+      }
+      one.set(sum, 0);
+      return (float) one.get(0);
+    }
+
+    private void look(ExchangeKernels.Rows rows, Tensor out, boolean combined) {
       Given[] all = new Given[RANKS];
       Tensor hidden = read(rows.hidden());
       Tensor ids = read(rows.ids());
@@ -245,10 +285,11 @@ class PeerGpuTest {
       }
       Tensor got = read(out);
       Tensor one = host(to, 1);
+      Tensor travels = host(sums, 1);
       for (int t = 0; t < tokens[mine.rank()]; t++) {
         for (int c = 0; c < width; c++) {
-          int at = (mine.rank() * n + t) * width + c;
-          one.set(all[0].partial()[at] + all[1].partial()[at], 0);
+          float first = part(all, 0, t, c, combined, travels);
+          one.set(first + part(all, 1, t, c, combined, travels), 0);
           if (got.get(t, c) != one.get(0)) {
             assertThat(got.get(t, c)).as("sum %d, %d", t, c).isEqualTo(one.get(0));
           }

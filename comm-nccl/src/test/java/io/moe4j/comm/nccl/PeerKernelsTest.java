@@ -23,6 +23,7 @@ class PeerKernelsTest {
     int most = constant("MOST_BLOCKS");
     for (int rows = 0; rows <= 1 << 16; rows++) {
       assertThat(PeerKernels.blocks(rows)).isBetween(1, most);
+      assertThat(PeerKernels.addingBlocks(rows)).isBetween(1, most);
     }
     assertThat(PeerKernels.blocks(8)).isEqualTo(8);
     assertThat(PeerKernels.blocks(512)).isEqualTo(128);

@@ -2,8 +2,9 @@ package io.moe4j.api.config;
 
 /**
  * How the layer is spread over ranks (processes, or threads with devices of their own); {@link
- * #SINGLE} is the whole layer in one. Tokens are not part of it: every rank brings its own, and the
- * layer's {@code ExpertExchange} moves them.
+ * #SINGLE} is the whole layer in one. Every rank brings its own tokens, which the layer's {@code
+ * ExpertExchange} moves; or all ranks bring the same ones ({@link #replicated}), as behind
+ * tensor-parallel attention, and only sums travel.
  *
  * <p>Rank numbers of a communicator are {@code epRank * tpSize + tpRank}.
  *
@@ -13,9 +14,12 @@ package io.moe4j.api.config;
  * @param tpRank this one
  * @param epSize expert-parallel ranks that split {@code E}
  * @param epRank this one
+ * @param replicatedTokens whether every rank has all tokens: the same hidden states, router logits
+ *     and adapter slots in the same order, and gets all results; false where each rank has its own
  * @since 0.1.0
  */
-public record ParallelConfig(int tpSize, int tpRank, int epSize, int epRank) {
+public record ParallelConfig(
+    int tpSize, int tpRank, int epSize, int epRank, boolean replicatedTokens) {
   /** One process. */
   public static final ParallelConfig SINGLE = new ParallelConfig(1, 0, 1, 0);
 
@@ -26,10 +30,24 @@ public record ParallelConfig(int tpSize, int tpRank, int epSize, int epRank) {
    * @param tpRank {@code 0..tpSize-1}
    * @param epSize at least 1
    * @param epRank {@code 0..epSize-1}
+   * @param replicatedTokens nothing to replicate with one rank: false there
    */
   public ParallelConfig {
     require("tp", tpSize, tpRank);
     require("ep", epSize, epRank);
+    replicatedTokens = replicatedTokens && (tpSize > 1 || epSize > 1);
+  }
+
+  /**
+   * Ranks that bring tokens of their own.
+   *
+   * @param tpSize tensor-parallel ranks
+   * @param tpRank this one
+   * @param epSize expert-parallel ranks
+   * @param epRank this one
+   */
+  public ParallelConfig(int tpSize, int tpRank, int epSize, int epRank) {
+    this(tpSize, tpRank, epSize, epRank, false);
   }
 
   private static void require(String what, int size, int rank) {
@@ -68,6 +86,15 @@ public record ParallelConfig(int tpSize, int tpRank, int epSize, int epRank) {
     return new ParallelConfig(tpSize, tpRank, 1, 0);
   }
 
+  /**
+   * {@return the same ranks where each of them has all tokens}
+   *
+   * @since 0.2.0
+   */
+  public ParallelConfig replicated() {
+    return new ParallelConfig(tpSize, tpRank, epSize, epRank, true);
+  }
+
   /** {@return all ranks} */
   public int worldSize() {
     return Math.multiplyExact(tpSize, epSize);
@@ -79,7 +106,7 @@ public record ParallelConfig(int tpSize, int tpRank, int epSize, int epRank) {
   }
 
   /**
-   * Like {@code ep 1/4}.
+   * Like {@code ep 1/4}, or {@code ep 1/4, replicated tokens}.
    *
    * @return ranks and sizes
    */
@@ -90,6 +117,7 @@ public record ParallelConfig(int tpSize, int tpRank, int epSize, int epRank) {
     }
     String tp = tpSize > 1 ? "tp " + tpRank + "/" + tpSize : "";
     String ep = epSize > 1 ? "ep " + epRank + "/" + epSize : "";
-    return tp + (tp.isEmpty() || ep.isEmpty() ? "" : ", ") + ep;
+    String tokens = replicatedTokens ? ", replicated tokens" : "";
+    return tp + (tp.isEmpty() || ep.isEmpty() ? "" : ", ") + ep + tokens;
   }
 }

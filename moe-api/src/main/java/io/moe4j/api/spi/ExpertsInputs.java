@@ -21,13 +21,15 @@ import org.jspecify.annotations.Nullable;
  * @param output STANDARD: {@code [T, H]}, overwritten with the weighted sum over k (zero for a
  *     token without local experts); BATCHED: {@code [E_local, maxTokens, H]}, rows up to the count
  *     overwritten, unweighted. F32, BF16 or F16; may not overlap {@code hidden}
+ * @param link what the exchange that brought the rows offers beyond them; null = nothing
  * @since 0.1.0
  */
 public record ExpertsInputs(
     Tensor hidden,
     @Nullable ExpertRouting routing,
     @Nullable Tensor expertNumTokens,
-    Tensor output) {
+    Tensor output,
+    @Nullable ExchangeLink link) {
   /**
    * Checks the components.
    *
@@ -35,6 +37,7 @@ public record ExpertsInputs(
    * @param routing STANDARD only
    * @param expertNumTokens BATCHED only
    * @param output what the experts write
+   * @param link of the exchange, or null
    */
   public ExpertsInputs {
     Objects.requireNonNull(hidden, "hidden");
@@ -65,6 +68,22 @@ public record ExpertsInputs(
       throw new IllegalArgumentException(
           "expertNumTokens is " + expertNumTokens + ", must be I32 [" + hidden.size(0) + "]");
     }
+  }
+
+  /**
+   * Without a link.
+   *
+   * @param hidden what the experts read
+   * @param routing STANDARD only
+   * @param expertNumTokens BATCHED only
+   * @param output what the experts write
+   */
+  public ExpertsInputs(
+      Tensor hidden,
+      @Nullable ExpertRouting routing,
+      @Nullable Tensor expertNumTokens,
+      Tensor output) {
+    this(hidden, routing, expertNumTokens, output, null);
   }
 
   /**

@@ -77,6 +77,9 @@
  *   <li><b>MOE-10.8</b> Of several ranks that have an expert, one MUST compute it for a token: that
  *       of {@link io.moe4j.api.config.ExpertPlacement#rank}. An exchange that cannot refuses a
  *       config whose placement is redundant.
+ *   <li><b>MOE-10.9</b> Where all ranks have the same tokens ({@link
+ *       io.moe4j.api.config.ParallelConfig#replicatedTokens}), all MUST get the sums, with the same
+ *       bits. An exchange that cannot refuses such a config.
  * </ul>
  */
 @NullMarked

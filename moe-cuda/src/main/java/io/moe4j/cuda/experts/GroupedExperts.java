@@ -20,6 +20,7 @@ import io.moe4j.cuda.ops.LoraMode;
 import io.moe4j.cuda.ops.PaddedSizes;
 import io.moe4j.cuda.ops.PaddedTensors;
 import io.moe4j.cuda.ops.PairBatch;
+import io.moe4j.cuda.ops.PeerLink;
 import io.moe4j.cuda.ops.SlotTables;
 import io.moe4j.cuda.ops.TileSort;
 import java.util.List;
@@ -214,6 +215,7 @@ public final class GroupedExperts implements ModularExperts, LoraExperts {
             experts,
             adapters,
             stream);
+    PeerLink link = inputs.link() instanceof PeerLink peers ? peers : null;
     GroupedProducts.Forward f =
         products.forward(
             new GroupedForward(
@@ -225,7 +227,9 @@ public final class GroupedExperts implements ModularExperts, LoraExperts {
                 batch,
                 x,
                 target,
-                batched()));
+                batched(),
+                // A padded sum is not what the exchange is to add.
+                padded.bytesOut(output) == 0 ? link : null));
     if (batched()) {
       sort.batchedIds(
           batch, inputs.expertNumTokens(), adapters.mapping(), Math.toIntExact(hidden.size(1)));

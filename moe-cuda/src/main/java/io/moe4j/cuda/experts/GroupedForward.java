@@ -3,6 +3,8 @@ package io.moe4j.cuda.experts;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.ops.AdaptersInUse;
 import io.moe4j.cuda.ops.PairBatch;
+import io.moe4j.cuda.ops.PeerLink;
+import org.jspecify.annotations.Nullable;
 
 /**
  * What the launches of one forward share.
@@ -17,6 +19,7 @@ import io.moe4j.cuda.ops.PairBatch;
  * @param hidden address of the experts' input, in the weights' dtype, 16-byte aligned
  * @param output what is written
  * @param batched whether output rows without a pair are left alone
+ * @param link of the exchange that the sums over k may be left to; null = none
  * @since 0.2.0
  */
 public record GroupedForward(
@@ -28,7 +31,8 @@ public record GroupedForward(
     PairBatch batch,
     long hidden,
     Tensor output,
-    boolean batched) {
+    boolean batched,
+    @Nullable PeerLink link) {
   /**
    * {@return the address of a part of the scratch}
    *
