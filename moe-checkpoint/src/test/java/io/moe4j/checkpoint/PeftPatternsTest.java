@@ -74,7 +74,9 @@ class PeftPatternsTest extends AdapterTestBase {
         .pair(UP, DType.F32, d(rank, H), d(I, rank));
   }
 
-  /** Trained with the other order: PEFT, which sorts, cannot load it; which alpha it had is lost. */
+  /**
+   * Trained with the other order: PEFT, which sorts, cannot load it; which alpha it had is lost.
+   */
   @Test
   void factorsOfAnotherRankThanTheFirstEntryAndTwoAlphas() {
     TinyCheckpoint t =

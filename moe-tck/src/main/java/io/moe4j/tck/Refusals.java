@@ -19,8 +19,7 @@ final class Refusals {
   private static final int FEWEST_WORDS = 4;
 
   private static final List<String> TYPES =
-      Stream.of(
-              DeviceType.CPU, DeviceType.CUDA, DeviceType.ROCM, DeviceType.XPU, DeviceType.TPU)
+      Stream.of(DeviceType.CPU, DeviceType.CUDA, DeviceType.ROCM, DeviceType.XPU, DeviceType.TPU)
           .map(DeviceType::name)
           .toList();
   private static final Pattern WORD = Pattern.compile("[\\p{L}\\p{N}_.:]+");
@@ -55,8 +54,7 @@ final class Refusals {
       case DRIVER, LOAD_FAILURE -> words(text) >= 5 || namesDevice(text, platform);
       case OTHER ->
           namesDevice(text, platform)
-              || EnumSet.allOf(Support.Code.class).stream()
-                  .anyMatch(c -> names(c, text, config));
+              || EnumSet.allOf(Support.Code.class).stream().anyMatch(c -> names(c, text, config));
       default -> names(reason.code(), text, config);
     };
   }
@@ -71,8 +69,7 @@ final class Refusals {
               || hasNumber(
                   text,
                   "limit|alpha|beta|clamp|activation",
-                  List.of(
-                      c.activation().limit(), c.activation().alpha(), c.activation().beta()));
+                  List.of(c.activation().limit(), c.activation().alpha(), c.activation().beta()));
       case ROUTING ->
           hasAny(text, List.of(c.routing().scoring()))
               || hasNumber(
@@ -95,9 +92,7 @@ final class Refusals {
               List.of(c.parallel().tpSize(), c.parallel().epSize(), c.parallel().worldSize()));
       case SIZE ->
           hasNumber(
-              text,
-              "size|hidden|intermediate|expert|token|top_?k|latent|width|feature",
-              sizes(c));
+              text, "size|hidden|intermediate|expert|token|top_?k|latent|width|feature", sizes(c));
       // Switches: the word is the value.
       case BIAS -> text.contains("bias");
       case ROUTER_WEIGHT_ON_INPUT ->

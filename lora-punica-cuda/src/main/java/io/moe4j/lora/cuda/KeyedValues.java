@@ -46,7 +46,7 @@ final class KeyedValues<K, V> implements AutoCloseable {
 
     @Override
     public boolean equals(Object other) {
-      return this == other || (other instanceof Probe p && p.equals(this));
+      return this == other || (other instanceof Probe p && refersTo(p.key));
     }
   }
 
@@ -57,6 +57,7 @@ final class KeyedValues<K, V> implements AutoCloseable {
       return System.identityHashCode(key);
     }
 
+    @SuppressWarnings("ReferenceEquality") // keys are identities
     @Override
     public boolean equals(Object other) {
       return other instanceof Key k ? k.refersTo(key) : other instanceof Probe p && p.key == key;
