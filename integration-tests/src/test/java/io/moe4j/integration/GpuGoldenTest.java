@@ -90,7 +90,7 @@ class GpuGoldenTest {
 
   private static void check(String name, ExpertsBackend backend) {
     try (Fixture fixture = Fixture.open(name);
-        Device device = new CudaDeviceProvider().open(0);
+        Device device = Card.open();
         AdapterRegistry registry = fixture.registryOn(device)) {
       for (int index : fixture.checkpoint.layers()) {
         MoeConfig config =

@@ -22,6 +22,8 @@ import java.util.Random;
 import java.util.stream.IntStream;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
+import org.junit.jupiter.api.AfterAll;
+import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
@@ -32,6 +34,27 @@ import org.junit.jupiter.params.provider.MethodSource;
  */
 @GpuTest
 class GpuLoraGridTest {
+  /** Most cases differ in adapters and tokens only. */
+  private static @Nullable SharedExperts shared;
+
+  @BeforeAll
+  static void share() {
+    shared = new SharedExperts();
+  }
+
+  @AfterAll
+  static void giveBack() {
+    if (shared != null) {
+      shared.close();
+    }
+  }
+
+  private static GpuLayer layer(MoeConfig c) {
+    double deviation = 1 / Math.sqrt(c.hiddenSize());
+    double deviation2 = 1 / Math.sqrt(c.intermediateSize());
+    return new GpuLayer(c, Objects.requireNonNull(shared).of(c, deviation, deviation2));
+  }
+
   static Stream<Arguments> adapters() {
     List<Arguments> all = new ArrayList<>();
     for (int rank : new int[] {16, 32, 64}) {
@@ -87,7 +110,9 @@ class GpuLoraGridTest {
       int rank,
       double tolerance) {
     LoraConfig lora = new LoraConfig(slots, rank);
-    try (GpuLayer g = new GpuLayer(hidden, intermediate, experts, topK, tokens, lora)) {
+    MoeConfig config =
+        MoeConfig.builder(hidden, intermediate, experts, topK).maxTokens(tokens).lora(lora).build();
+    try (GpuLayer g = layer(config)) {
       checkAdapters(g, tokens, tolerance);
     }
   }
@@ -125,7 +150,7 @@ class GpuLoraGridTest {
       b.parallel(ParallelConfig.expert(2, 0))
           .expertMap(GpuLayer.someLocal(16, 2, new Random(topK)));
     }
-    try (GpuLayer g = new GpuLayer(b.build(), 1 / Math.sqrt(hidden), 1 / Math.sqrt(intermediate))) {
+    try (GpuLayer g = layer(b.build())) {
       checkAdapters(g, 1, 1e-2);
     }
   }
@@ -148,7 +173,7 @@ class GpuLoraGridTest {
             .maxTokens(tokens)
             .lora(new LoraConfig(4, 24))
             .build();
-    try (GpuLayer g = new GpuLayer(config, 1 / Math.sqrt(2880), 1 / Math.sqrt(736))) {
+    try (GpuLayer g = layer(config)) {
       checkAdapters(g, tokens, 1e-2);
     }
   }

@@ -325,20 +325,26 @@ class GpuRanksTest {
   /** Rows of experts that the exchange adds, instead of a kernel before it. */
   @ParameterizedTest
   @CsvSource({
-    "fixtures/qwen3_moe, triton, 2, 1",
-    "fixtures/mixtral, triton, 4, 1",
-    "fixtures/deepseek_v3, triton, 2, 2",
-    "fixtures/gpt_oss, triton, 1, 2",
-    "quantised/ct_w4a16_asym_g32, marlin, 2, 1",
-    "quantised/ct_fp8_channel_dynamic, marlin, 1, 2",
+    "fixtures/qwen3_moe, triton, 2, 1, false",
+    "fixtures/qwen3_moe, triton, 2, 1, true",
+    "fixtures/mixtral, triton, 4, 1, false",
+    "fixtures/mixtral, triton, 1, 2, true",
+    "fixtures/deepseek_v3, triton, 2, 2, false",
+    "fixtures/deepseek_v3, triton, 2, 2, true",
+    "fixtures/gpt_oss, triton, 1, 2, false",
+    "fixtures/gpt_oss, triton, 1, 2, true",
+    "quantised/ct_w4a16_asym_g32, marlin, 2, 1, false",
+    "quantised/ct_w4a16_asym_g32, marlin, 2, 1, true",
+    "quantised/ct_fp8_channel_dynamic, marlin, 1, 2, false",
+    "quantised/ct_fp8_channel_dynamic, marlin, 1, 2, true",
   })
-  void sumsThatTheExchangeMakesHaveTheSameBits(String model, String backend, int ep, int tp)
-      throws Exception {
+  void sumsThatTheExchangeMakesHaveTheSameBits(
+      String model, String backend, int ep, int tp, boolean replicated) throws Exception {
     try (Fixture fixture = Fixture.open(model)) {
-      List<Object> made = outputs(fixture, backend, ep, tp, false);
+      List<Object> made = outputs(fixture, backend, ep, tp, replicated);
       System.setProperty(DeviceGatherProvider.ADDS_PROPERTY, "off");
       try {
-        List<Object> brought = outputs(fixture, backend, ep, tp, false);
+        List<Object> brought = outputs(fixture, backend, ep, tp, replicated);
         for (int r = 0; r < ep * tp; r++) {
           assertThat(made.get(r)).isInstanceOf(float[].class).isEqualTo(brought.get(r));
         }

@@ -149,6 +149,13 @@ final class BenchCommand implements Callable<Integer> {
 
   @Mixin private DrawOptions drawOptions = new DrawOptions();
 
+  @Option(
+      names = "--profile",
+      description =
+          "With --device cuda: time nothing, but run one forward of each case between"
+              + " cuProfilerStart and cuProfilerStop, for ncu --profile-from-start off.")
+  private boolean profile;
+
   @Option(names = "--quick", description = "Fewer cases and shorter: about half a minute.")
   private boolean quick;
 
@@ -208,6 +215,9 @@ final class BenchCommand implements Callable<Integer> {
     }
     if (besideOption != null) {
       throw CliException.usage("--beside is " + besideOption + "; it goes with --device cuda");
+    }
+    if (profile) {
+      throw CliException.usage("--profile goes with --device cuda");
     }
     if (!device.equals("cpu")) {
       throw CliException.usage("--device is \"" + device + "\"; accepted are cpu and cuda");
@@ -292,6 +302,9 @@ final class BenchCommand implements Callable<Integer> {
     if (besideOption != null) {
       throw CliException.usage("--beside is " + besideOption + "; it does not go with --ranks");
     }
+    if (profile) {
+      throw CliException.usage("--profile does not go with --ranks");
+    }
     if (size < 2) {
       throw CliException.usage("--ranks is " + size + ", must be at least 2");
     }
@@ -360,6 +373,10 @@ final class BenchCommand implements Callable<Integer> {
     BenchWeights weights = dtypes.isEmpty() ? BenchWeights.BF16 : deviceWeights("--dtype", dtypes);
     Draws draws = drawOptions.draws(tokens);
     Beside beside = beside();
+    if (profile && beside != null) {
+      throw CliException.usage(
+          "--profile does not go with --beside, whose launches would lie between ours");
+    }
     List<Integer> counts = counts();
     if (tokens.isEmpty() && !quick) {
       counts = Stream.concat(counts.stream(), MANY_TOKENS.stream()).toList();
@@ -392,6 +409,9 @@ final class BenchCommand implements Callable<Integer> {
                 moe,
                 "Bench",
                 (others == null ? 1L : 2L) * of.size() * counts.size() * grid.size())) {
+      if (profile) {
+        bench.profile();
+      }
       for (BenchShape s : of) {
         DeviceBench.Listener listener =
             what -> {

@@ -335,6 +335,7 @@ final class RanksRun {
     root.put("tensor_parallel", rank.tpSize());
     root.put("replicated_tokens", rank.replicatedTokens());
     root.put("source", me.source());
+    root.put("exchange", checks.getFirst().how().exchange().replaceFirst("^exchange: ", ""));
     ArrayNode layers = root.putArray("layers");
     for (Check c : checks) {
       ObjectNode l = layers.addObject();

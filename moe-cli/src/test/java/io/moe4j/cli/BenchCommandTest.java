@@ -78,6 +78,16 @@ final class BenchCommandTest {
         .contains("--replicated is given; it goes with --ranks");
   }
 
+  @Test
+  void profilesOneGpuAndOneBackend() {
+    assertThat(Cli.run("bench", "--profile").err()).contains("--profile goes with --device cuda");
+    String[] cuda = {"bench", "--device", "cuda", "--profile"};
+    assertThat(Cli.run(with(cuda, "--ranks", "2")).err())
+        .contains("--profile does not go with --ranks");
+    assertThat(Cli.run(with(cuda, "--beside", "triton:bf16")).err())
+        .contains("--profile does not go with --beside");
+  }
+
   private static String[] with(String[] some, String... more) {
     return Stream.concat(Stream.of(some), Stream.of(more)).toArray(String[]::new);
   }

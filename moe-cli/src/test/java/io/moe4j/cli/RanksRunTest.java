@@ -76,7 +76,7 @@ class RanksRunTest {
   void aModelOnFourRanksThatHaveAllTokens() throws Exception {
     JsonNode json = modelOnFourRanks("--tp", "2", "--replicated");
     assertThat(json.get("replicated_tokens").asBoolean()).isTrue();
-    assertThat(json.get("selection").toString()).contains("allreduce");
+    assertThat(json.get("exchange").asText()).contains("allreduce");
   }
 
   private JsonNode modelOnFourRanks(String... options) throws Exception {

@@ -362,6 +362,20 @@ public final class CudaDevice implements Device {
   }
 
   @Override
+  public void profiled(DeviceStream stream, Runnable work) {
+    stream.synchronize();
+    context.makeCurrent();
+    Cu.check(JCudaDriver.cuProfilerStart(), "cuProfilerStart");
+    try {
+      work.run();
+      stream.synchronize();
+    } finally {
+      context.makeCurrent();
+      Cu.check(JCudaDriver.cuProfilerStop(), "cuProfilerStop");
+    }
+  }
+
+  @Override
   public void close() {
     if (closed.compareAndSet(false, true)) {
       staging.close();

@@ -21,6 +21,7 @@ import io.moe4j.cuda.ops.ElementwiseKernels;
 import io.moe4j.cuda.ops.PairSort;
 import io.moe4j.cuda.ops.TopkKernel;
 import java.lang.foreign.Arena;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
@@ -91,6 +92,31 @@ class CudaRuntimeTest {
       Device.Timer closed = gpu.device.newTimer().orElseThrow();
       closed.close();
       assertThatIllegalStateException().isThrownBy(() -> closed.start(gpu.stream));
+    }
+  }
+
+  @Test
+  void whatAProfilerIsToSeeHasEndedAtItsSecondMark() {
+    try (Gpu gpu = new Gpu()) {
+      Tensor a = gpu.empty(DType.F32, 1 << 26);
+      Tensor b = gpu.empty(DType.F32, 1 << 26);
+      List<Device.Fence> behind = new ArrayList<>();
+      gpu.device.profiled(
+          gpu.stream,
+          () -> {
+            gpu.device.copy(a, b, gpu.stream);
+            behind.add(gpu.device.fence(gpu.stream));
+          });
+      assertThat(behind).hasSize(1).allMatch(Device.Fence::isDone);
+      behind.forEach(Device.Fence::close);
+      assertThatIllegalStateException()
+          .isThrownBy(() ->
+              gpu.device.profiled(
+                  gpu.stream,
+                  () -> {
+                    throw new IllegalStateException("of the work");
+                  }))
+          .withMessage("of the work");
     }
   }
 

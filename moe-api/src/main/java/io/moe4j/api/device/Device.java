@@ -252,6 +252,23 @@ public interface Device extends AutoCloseable {
     return Optional.empty();
   }
 
+  /**
+   * Runs work between the marks that a profiler waits for if it is told not to begin with the
+   * process: {@code cuProfilerStart} and {@code cuProfilerStop} of CUDA, as {@code ncu
+   * --profile-from-start off} and {@code nsys --capture-range cudaProfilerApi} heed them. Waits for
+   * the stream before and after. Without a profiler, or on a device that has no such marks, the
+   * work just runs.
+   *
+   * @param stream of this device, whose work is meant
+   * @param work enqueues it
+   * @since 0.2.0
+   */
+  default void profiled(DeviceStream stream, Runnable work) {
+    stream.synchronize();
+    work.run();
+    stream.synchronize();
+  }
+
   @Override
   void close();
 }

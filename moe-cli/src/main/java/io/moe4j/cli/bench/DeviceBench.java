@@ -78,6 +78,7 @@ public final class DeviceBench implements AutoCloseable {
   private final Draws draws;
   private final Device device;
   private final List<DeviceBenchReport.Row> rows = new ArrayList<>();
+  private boolean profile;
 
   private DeviceBench(
       MoeOracle oracle,
@@ -143,6 +144,15 @@ public final class DeviceBench implements AutoCloseable {
         restMillis,
         draws,
         oracle.catalog().openDevice(chosen, info.id()));
+  }
+
+  /**
+   * From here on cases are not timed, which a profiler would disturb, but run one forward each for
+   * it, of their first batch and outside of any graph: {@link Device#profiled}. Nothing else is
+   * marked, so launches come in the order of the report's rows.
+   */
+  public void profile() {
+    profile = true;
   }
 
   /** For backends that leave LoRA to a wrapper; made when one asks. */
@@ -272,6 +282,10 @@ public final class DeviceBench implements AutoCloseable {
         };
     work.run(); // loads the kernels
     stream.synchronize();
+    if (profile) {
+      device.profiled(stream, () -> session.forward(pass[0], stream));
+      return Double.NaN;
+    }
     try (Device.Graph graph =
             device
                 .capture(stream, work)

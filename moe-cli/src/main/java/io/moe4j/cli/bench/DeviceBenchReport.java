@@ -88,7 +88,7 @@ public record DeviceBenchReport(
    * @param shape its name
    * @param tokens {@code T}
    * @param lora adapters
-   * @param micros of one forward
+   * @param micros of one forward; NaN where it was not timed
    * @param bytes that no forward can do without
    * @param operations likewise
    * @param touched distinct experts of a batch, the mean
@@ -206,11 +206,11 @@ public record DeviceBenchReport(
         .append(
             String.format(
                 ROOT,
-                " | %.1f | %.1f | %.2f | %s |",
-                r.micros(),
-                floor(r),
-                r.micros() / floor(r),
-                lora ? String.format(ROOT, "%.2f", tax(r)) : "-"));
+                " | %s | %s | %s | %s |",
+                number("%.1f", r.micros()),
+                number("%.1f", floor(r)),
+                number("%.2f", r.micros() / floor(r)),
+                number("%.2f", tax(r))));
     if (beside != null) {
       s.append(
           theirs(r)
@@ -218,6 +218,10 @@ public record DeviceBenchReport(
               .orElse(" - | - |"));
     }
     s.append('\n');
+  }
+
+  private static String number(String format, double value) {
+    return Double.isNaN(value) ? "-" : String.format(ROOT, format, value);
   }
 
   /** Ours over theirs as a whole, and each point that is clearly slower. */
@@ -256,6 +260,9 @@ public record DeviceBenchReport(
 
   /** Geometric means of time over floor. */
   private String means() {
+    if (rows.stream().allMatch(r -> Double.isNaN(r.micros()))) {
+      return "";
+    }
     StringBuilder s = new StringBuilder("| us / floor, geometric mean | base | with adapters |\n");
     s.append("|---|---:|---:|\n");
     int[][] ranges = {{1, 64}, {65, 1024}, {1025, Integer.MAX_VALUE}, {1, Integer.MAX_VALUE}};
@@ -293,7 +300,9 @@ public record DeviceBenchReport(
       o.put("T", r.tokens());
       o.put("rank", r.lora().rank());
       o.put("adapters", r.lora().adapters());
-      o.put("us", Math.round(r.micros() * 10) / 10.0);
+      if (!Double.isNaN(r.micros())) {
+        o.put("us", Math.round(r.micros() * 10) / 10.0);
+      }
       double floor = floor(r);
       if (!Double.isNaN(floor)) {
         o.put("floor_us", Math.round(floor * 10) / 10.0);

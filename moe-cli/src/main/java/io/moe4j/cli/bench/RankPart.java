@@ -93,6 +93,11 @@ final class RankPart implements AutoCloseable {
     }
   }
 
+  /** {@return how rows and sums move, and why so} */
+  String exchange() {
+    return layer.selection().exchange();
+  }
+
   private PunicaWrapper punica() {
     PunicaWrapper wrapper = punica;
     if (wrapper == null) {

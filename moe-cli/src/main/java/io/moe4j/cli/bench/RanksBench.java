@@ -37,6 +37,7 @@ public final class RanksBench {
   private final List<Row> rows = new ArrayList<>();
   private final CyclicBarrier barrier;
   private String group = "";
+  private String exchange = "";
 
   /**
    * What is measured.
@@ -218,6 +219,9 @@ public final class RanksBench {
                   Communicator mine = provider.open(CommConfig.of(group, rank, ranks), device)) {
                 try (RankPart part =
                     new RankPart(plan, shape, lora, layout, rank, device, mine, this::meet)) {
+                  if (rank == 0) {
+                    exchange = part.exchange();
+                  }
                   double[][] all = new double[plan.tokens().size()][];
                   for (int i = 0; i < all.length; i++) {
                     int t = plan.tokens().get(i);
@@ -287,6 +291,6 @@ public final class RanksBench {
 
   /** {@return what was measured so far, to be printed} */
   public RanksReport report() {
-    return new RanksReport(layout, rows);
+    return new RanksReport(layout, exchange, rows);
   }
 }

@@ -11,9 +11,10 @@ import java.util.List;
  * What {@link RanksBench} measured, for people and programs.
  *
  * @param layout of the ranks
+ * @param exchange how rows and sums move, as rank 0's layer says it
  * @param rows cases
  */
-public record RanksReport(RanksLayout layout, List<RanksBench.Row> rows) {
+public record RanksReport(RanksLayout layout, String exchange, List<RanksBench.Row> rows) {
   /** Copies the rows. */
   public RanksReport {
     rows = List.copyOf(rows);
@@ -30,6 +31,7 @@ public record RanksReport(RanksLayout layout, List<RanksBench.Row> rows) {
     s.append(replicated ? "All-reduce" : "Gather and scatter").append(": NCCL's alone. ");
     s.append("Limit: the factor that the routing allows, by experts with rows (few tokens) and by");
     s.append(" rows (many).\n\n");
+    s.append(exchange).append("\n\n");
     s.append("| shape | T | adapters | layout | one GPU | all | factor | limit | empty |");
     s.append(replicated ? " all-reduce |\n" : " gather | scatter |\n");
     s.append("|---|---|---|---|---|---|---|---|---|---|").append(replicated ? "\n" : "---|\n");
@@ -64,6 +66,7 @@ public record RanksReport(RanksLayout layout, List<RanksBench.Row> rows) {
     root.put("ranks", layout.ranks());
     root.put("tensor_parallel", layout.tp());
     root.put("replicated_tokens", layout.replicated());
+    root.put("exchange", exchange.replaceFirst("^exchange: ", ""));
     ArrayNode all = root.putArray("rows");
     for (RanksBench.Row r : rows) {
       ObjectNode n = all.addObject();

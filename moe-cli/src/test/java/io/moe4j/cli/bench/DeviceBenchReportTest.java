@@ -48,6 +48,22 @@ class DeviceBenchReportTest {
   }
 
   @Test
+  void profiledPointsHaveAFloorAndNoTime() {
+    DeviceBenchReport profiled =
+        new DeviceBenchReport(
+            DeviceInfo.cuda(0, "NVIDIA H200", 9, 0),
+            BenchWeights.INT4,
+            List.of(row(1, DeviceBench.Lora.NONE, Double.NaN, "marlin")),
+            0,
+            null);
+    assertThat(profiled.markdown())
+        .contains("| 1 | - | - | - | 1.0 | - | - |")
+        .doesNotContain("NaN", "geometric mean");
+    assertThat(profiled.json().path("rows").path(0).has("us")).isFalse();
+    assertThat(profiled.json().path("rows").path(0).path("floor_us").asDouble()).isEqualTo(1);
+  }
+
+  @Test
   void aloneThereIsNothingToCompare() {
     assertThat(REPORT.markdown())
         .contains("| us / floor | tax |\n", "| 1 | - | - | 10.0 | 1.0 | 10.00 | - |\n")

@@ -66,6 +66,7 @@ class RanksLayoutTest {
   private static RanksReport report(RanksLayout layout) {
     return new RanksReport(
         layout,
+        "exchange: some",
         List.of(
             new RanksBench.Row(
                 "small", 16, DeviceBench.Lora.NONE, 100, 50, 20, 5, 6, 7, 1.5, 1.75)));
@@ -77,6 +78,7 @@ class RanksLayoutTest {
     assertThat(new RanksLayout(2, 2, false)).hasToString("tp 2");
     JsonNode row = report(EXPERTS).json().get("rows").get(0);
     assertThat(row.get("layout").asText()).isEqualTo("ep 2");
+    assertThat(report(EXPERTS).json().get("exchange").asText()).isEqualTo("some");
     assertThat(row.get("gather_us").asDouble()).isEqualTo(5);
     assertThat(row.get("scatter_us").asDouble()).isEqualTo(6);
     assertThat(row.has("allreduce_us")).isFalse();
