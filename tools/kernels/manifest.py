@@ -45,7 +45,7 @@ def clean(ptx: str) -> str:
             lines.append(line)
         debug = debug and not text.endswith("}")
     text = re.sub(r"(?m)^[ \t]+", "", "\n".join(lines) + "\n")
-    text = re.sub(r"[ \t]+", " ", text)
+    text = re.sub(r"[ \t]+", " ", text).replace(", ", ",")
     text = re.sub(r"\b\w+_param_(\d+)\b", r"p\1", text)
     return re.sub(r"\$L__BB(\d+)_", r"$L\1_", text)
 

@@ -233,6 +233,9 @@ __device__ __forceinline__ void sort(const int* ids, const int* map, const int* 
       page13[x] = before[4];
       page2[x] = before[5];
       if (a > 0 && c > 0) {
+        if (blocks == 1) {
+          sorted[before[2]] = x;  // a segment's key: its place is not needed yet, and no block has more segments than pairs
+        }
         const int64_t* row = slot_rows + (a - 1) * SLOT_WIDTH;
         before[2]++;
         before[3] += (c + BS - 1) / BS;
@@ -252,8 +255,10 @@ __device__ __forceinline__ void sort(const int* ids, const int* map, const int* 
   }
   __syncthreads();
   if (LORA) {
-    for (int i = block * THREADS + tid; i < keys * LISTERS; i += blocks * THREADS) {
-      const int x = i / LISTERS;
+    // Most keys have no pair: one block goes through the segments only.
+    const int listed = blocks == 1 ? (int)all[2] : keys;
+    for (int i = block * THREADS + tid; i < listed * LISTERS; i += blocks * THREADS) {
+      const int x = blocks == 1 ? (int)sorted[i / LISTERS] : i / LISTERS;
       const int e = x / NA;
       const int a = x - e * NA;
       if (a > 0 && place[x + 1] > place[x]) {

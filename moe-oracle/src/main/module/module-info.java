@@ -10,6 +10,7 @@ module io.moe4j.oracle {
   uses io.moe4j.api.spi.ExpertsBackend;
   uses io.moe4j.api.device.DeviceProvider;
   uses io.moe4j.api.spi.BlockOpsProvider;
+  uses io.moe4j.api.spi.PunicaProvider;
   uses io.moe4j.api.spi.ExpertExchangeProvider;
   uses io.moe4j.api.comm.CommProvider;
 }

@@ -30,6 +30,7 @@ final class AdapterScales {
   double scale(String parameter, int rank) throws AdapterPlan.Problem {
     double alpha = alphas.find(parameter).orElse(config.alpha());
     if (configRank(parameter) != rank) {
+      requireOneAlpha(parameter, rank);
       notes.add(
           "factors of rank "
               + rank
@@ -50,6 +51,26 @@ final class AdapterScales {
       notes.add("alpha is 0, first for '" + shown(parameter) + "': such factors change nothing");
     }
     return scale;
+  }
+
+  /**
+   * Where the factors' rank is not that of the first entry of {@code rank_pattern} that fits, the
+   * entries had another order in training: PEFT sorts them when it saves, and cannot load such a
+   * file. Then the first alpha need not be the one that was trained with either.
+   */
+  private void requireOneAlpha(String parameter, int rank) throws AdapterPlan.Problem {
+    if (ranks.isDisputed(parameter) && alphas.isDisputed(parameter)) {
+      throw AdapterPlan.Problem.damage(
+          "several entries of rank_pattern and of alpha_pattern fit '"
+              + shown(parameter)
+              + "' and differ; its factors have rank "
+              + rank
+              + ", not the "
+              + configRank(parameter)
+              + " of the first entry, so the entries had another order in training and the alpha"
+              + " is not known: leave only the entry that it was trained with in rank_pattern and"
+              + " alpha_pattern of adapter_config.json");
+    }
   }
 
   /** PEFT trains with the first entry that fits, and sorts them when it saves. */

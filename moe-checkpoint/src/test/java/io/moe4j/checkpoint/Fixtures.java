@@ -26,6 +26,11 @@ final class Fixtures {
     return testdata("cases");
   }
 
+  /** What PEFT makes of settings, recorded. */
+  static Path peft() {
+    return testdata("peft");
+  }
+
   private static Path testdata(String name) {
     Path at = Path.of("").toAbsolutePath();
     while (at != null) {

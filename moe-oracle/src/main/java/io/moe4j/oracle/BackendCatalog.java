@@ -27,6 +27,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.function.Supplier;
 import java.util.stream.Stream;
 import org.jspecify.annotations.Nullable;
 import org.slf4j.Logger;
@@ -51,6 +52,7 @@ public final class BackendCatalog implements AutoCloseable {
   private final List<FoundBackend> backends;
   private final List<FoundDeviceProvider> deviceProviders;
   private final List<FoundBlockOps> blockOps;
+  private final List<FoundPunica> punica;
   private final List<ExpertExchangeProvider> exchanges;
   private final List<CommProvider> comms;
   private final List<PluginFailure> failures;
@@ -64,6 +66,7 @@ public final class BackendCatalog implements AutoCloseable {
     loaders = List.copyOf(found.loaders);
     backends = unique.backends().stream().sorted(Comparator.comparing(FoundBackend::name)).toList();
     blockOps = List.copyOf(found.blockOps);
+    punica = List.copyOf(found.punica);
     exchanges = List.copyOf(found.exchanges);
     comms = List.copyOf(found.comms);
     deviceProviders = unique.deviceProviders();
@@ -318,19 +321,35 @@ public final class BackendCatalog implements AutoCloseable {
     if (found.isEmpty()) {
       return List.of(); // preparing says so
     }
+    return answer(
+        "BlockOpsProvider",
+        "the block operations of " + found.get().origin(),
+        () -> found.get().provider().isSupportedConfig(config));
+  }
+
+  /** Why adapters of a layer on a backend's device could not be held; empty if they could. */
+  List<Reason> loraReasons(FoundBackend backend, MoeConfig config) {
+    Optional<FoundPunica> found =
+        punica.stream()
+            .filter(p -> config.lora().isPresent() && p.type().equals(backend.deviceType()))
+            .min(Comparator.comparingInt(p -> distance(p.origin(), backend.origin())));
+    return found.isEmpty()
+        ? List.of() // only backends that leave LoRA to a wrapper need one
+        : answer(
+            "PunicaProvider",
+            "the punica wrappers of " + found.get().origin(),
+            () -> found.get().provider().isSupportedConfig(config));
+  }
+
+  private static List<Reason> answer(String spi, String who, Supplier<Support> question) {
     try {
-      Support support =
-          PluginFault.guard(
-              "the block operations of " + found.get().origin(),
-              () -> found.get().provider().isSupportedConfig(config));
+      Support support = PluginFault.guard(who, question::get);
       return support == null // strangers are not null-checked
-          ? List.of(
-              new Reason(Code.LOAD_FAILURE, "BlockOpsProvider's isSupportedConfig returned null"))
+          ? List.of(new Reason(Code.LOAD_FAILURE, spi + "'s isSupportedConfig returned null"))
           : support.reasons();
     } catch (PluginFault e) {
       return List.of(
-          new Reason(
-              Code.LOAD_FAILURE, "BlockOpsProvider's isSupportedConfig failed: " + e.getMessage()));
+          new Reason(Code.LOAD_FAILURE, spi + "'s isSupportedConfig failed: " + e.getMessage()));
     }
   }
 

@@ -8,6 +8,7 @@ import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.ExpertsBackend;
+import io.moe4j.api.spi.PunicaProvider;
 import java.io.IOException;
 import java.io.InputStream;
 import java.lang.reflect.Modifier;
@@ -48,6 +49,7 @@ final class Discovery {
   final List<FoundBackend> backends = new ArrayList<>();
   final List<FoundDeviceProvider> deviceProviders = new ArrayList<>();
   final List<FoundBlockOps> blockOps = new ArrayList<>();
+  final List<FoundPunica> punica = new ArrayList<>();
   final List<ExpertExchangeProvider> exchanges = new ArrayList<>();
   final List<CommProvider> comms = new ArrayList<>();
   final List<PluginFailure> failures = new ArrayList<>();
@@ -65,6 +67,7 @@ final class Discovery {
     scanModules(ServiceLoader.load(layer, ExpertsBackend.class), this::addBackend);
     scanModules(ServiceLoader.load(layer, DeviceProvider.class), this::addDeviceProvider);
     scanModules(ServiceLoader.load(layer, BlockOpsProvider.class), this::addBlockOps);
+    scanModules(ServiceLoader.load(layer, PunicaProvider.class), this::addPunica);
     scanModules(ServiceLoader.load(layer, ExpertExchangeProvider.class), this::addExchange);
     scanModules(ServiceLoader.load(layer, CommProvider.class), this::addComm);
   }
@@ -104,6 +107,7 @@ final class Discovery {
     scanLoader(loader, ExpertsBackend.class, this::addBackend);
     scanLoader(loader, DeviceProvider.class, this::addDeviceProvider);
     scanLoader(loader, BlockOpsProvider.class, this::addBlockOps);
+    scanLoader(loader, PunicaProvider.class, this::addPunica);
     scanLoader(loader, ExpertExchangeProvider.class, this::addExchange);
     scanLoader(loader, CommProvider.class, this::addComm);
   }
@@ -286,6 +290,15 @@ final class Discovery {
     blockOps.add(new FoundBlockOps(provider, type, origin));
   }
 
+  private void addPunica(PunicaProvider provider, PluginOrigin origin) throws PluginFault, Refusal {
+    DeviceType type =
+        answer(
+            "deviceType()",
+            PluginFault.guard(
+                waiting(provider.getClass().getName(), origin), provider::deviceType));
+    punica.add(new FoundPunica(provider, type, origin));
+  }
+
   private void addExchange(ExpertExchangeProvider provider, PluginOrigin origin)
       throws PluginFault, Refusal {
     answer(
@@ -387,6 +400,7 @@ final class Discovery {
     return backends.size()
         + deviceProviders.size()
         + blockOps.size()
+        + punica.size()
         + exchanges.size()
         + comms.size()
         + failures.size();

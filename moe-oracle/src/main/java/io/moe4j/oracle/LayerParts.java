@@ -333,6 +333,10 @@ final class LayerParts {
     // No switch over patterns on the way of a forward: linking one takes a JVM's first forward
     // longer than a token's experts.
     if (experts instanceof ModularExperts modular) {
+      if (routedInside(modular, f, logits, in, lora, sum, v, stream)) {
+        finish(f, lora, sum, v, stream);
+        return;
+      }
       ExpertRouting chosen = route(f, logits, v, stream);
       ExpertRouting routing = chosen;
       Tensor zeroWeights = v.zeroWeights();
@@ -366,9 +370,40 @@ final class LayerParts {
           workspace,
           stream);
     }
-    if (!Objects.equals(sum, output) || ScratchLayout.needsOutput(config)) {
-      block.output(f.hidden(), sum, lora, output, workspace, stream);
+    finish(f, lora, sum, v, stream);
+  }
+
+  private void finish(
+      MoeForward f,
+      @Nullable MoeLoraContext lora,
+      Tensor sum,
+      ScratchLayout.Views v,
+      DeviceStream stream) {
+    if (!Objects.equals(sum, f.output()) || ScratchLayout.needsOutput(config)) {
+      block.output(f.hidden(), sum, lora, f.output(), v.workspace(), stream);
     }
+  }
+
+  /** Whether the experts took the routing of this forward upon them. */
+  private boolean routedInside(
+      ModularExperts modular,
+      MoeForward f,
+      @Nullable Tensor logits,
+      Tensor in,
+      @Nullable MoeLoraContext lora,
+      Tensor sum,
+      ScratchLayout.Views v,
+      DeviceStream stream) {
+    if (logits == null
+        || lora != null
+        || v.exchanged() != null
+        || v.zeroWeights() != null
+        || config.routing().correctionBias()
+        || config.routing().byTokenId()) {
+      return false;
+    }
+    return modular.routeAndApply(
+        logits, ExpertsInputs.standard(in, routing(f, v), sum), v.workspace(), stream);
   }
 
   /** The output itself wherever what comes before and after allows it. */
@@ -387,8 +422,9 @@ final class LayerParts {
     if (f.topkIds() != null && f.topkWeights() != null) {
       return new ExpertRouting(f.topkIds(), f.topkWeights(), expertMap);
     }
-    Tensor ids = f.topkIdsOut() != null ? f.topkIdsOut() : v.topkIds();
-    Tensor weights = f.topkWeightsOut() != null ? f.topkWeightsOut() : v.topkWeights();
+    ExpertRouting to = routing(f, v);
+    Tensor ids = to.topkIds();
+    Tensor weights = to.topkWeights();
     Tensor z = Objects.requireNonNull(logits);
     if (config.routing().byTokenId()) {
       Tensor tokens = Objects.requireNonNull(f.tokenIds());
@@ -396,7 +432,15 @@ final class LayerParts {
     } else {
       block.route(z, ids, weights, v.workspace(), stream);
     }
-    return new ExpertRouting(ids, weights, expertMap);
+    return to;
+  }
+
+  /** Where the routing of a forward goes. */
+  private ExpertRouting routing(MoeForward f, ScratchLayout.Views v) {
+    return new ExpertRouting(
+        f.topkIdsOut() != null ? f.topkIdsOut() : v.topkIds(),
+        f.topkWeightsOut() != null ? f.topkWeightsOut() : v.topkWeights(),
+        expertMap);
   }
 
   private void runExchanged(

@@ -224,6 +224,7 @@ public final class MoeOracle implements AutoCloseable {
                         + lora.maxRank()
                         + ")")));
     reasons.addAll(catalog.blockReasons(b, config));
+    reasons.addAll(catalog.loraReasons(b, config));
     reasons.addAll(ownReasons(b, config, platform));
     OptionalInt priority = OptionalInt.empty();
     try {

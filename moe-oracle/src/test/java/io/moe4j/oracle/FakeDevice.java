@@ -38,6 +38,9 @@ final class FakeDevice implements Device {
   long blockWorkspacePerToken = 16;
   boolean routesAlone;
 
+  /** Whether modular experts take the routing upon them. */
+  boolean routesInside;
+
   /** Whether blocks route by token id and know zero experts. */
   boolean anyRouting;
 

@@ -103,6 +103,19 @@ final class FakeExperts {
       apply(in, lora, workspace, stream);
     }
 
+    @Override
+    public boolean routeAndApply(
+        Tensor logits, ExpertsInputs in, Workspace workspace, DeviceStream stream) {
+      if (!device.routesInside) {
+        return false;
+      }
+      device.events.add("routed inside");
+      ExpertRouting to = in.requireRouting();
+      FakeBlock.choose(logits, to.topkIds(), to.topkWeights());
+      apply(in, null, workspace, stream);
+      return true;
+    }
+
     private static void standard(
         ExpertsInputs in, ExpertRouting routing, @Nullable MoeLoraContext lora) {
       for (long t = 0; t < in.hidden().size(0); t++) {

@@ -127,6 +127,53 @@ class OperationsTest {
     }
   }
 
+  /** The layer does not route what the experts route, who may be asked for that alone. */
+  @Test
+  void expertsMayRouteWithTheirFirstWork() {
+    Tensor hidden = LayerFixture.hidden(3);
+    Tensor expected = out(3);
+    try (MoeLayer layer = LayerFixture.layer(device, LayerFixture.modular(device), CONFIG)) {
+      layer.forward(hidden, expected);
+      assertThat(device.events).doesNotContain("routed inside").anyMatch(e -> isRoute(e));
+    }
+    device.routesInside = true;
+    device.anyRouting = true;
+    try (MoeLayer layer = LayerFixture.layer(device, LayerFixture.modular(device), CONFIG)) {
+      device.events.clear();
+      Tensor output = out(3);
+      Tensor ids = Tensor.ofInts(new int[3 * LayerFixture.K], 3, LayerFixture.K);
+      Tensor weights = LayerFixture.zeros(3, LayerFixture.K);
+      layer.forward(MoeForward.of(hidden, output).topkInto(ids, weights));
+      assertThat(output.toDoubles()).isEqualTo(expected.toDoubles());
+      assertThat(weights.get(2, 0)).isEqualTo(1);
+      assertThat(device.events).contains("routed inside").noneMatch(e -> isRoute(e));
+      device.events.clear();
+      layer.forward(MoeForward.of(hidden, output).withTopk(ids, weights));
+      assertThat(device.events).doesNotContain("routed inside");
+    }
+    MoeConfig zeros = LayerFixture.config().zeroExperts(2).build();
+    MoeConfig byId = LayerFixture.config().routing(routing().byTokenId(true).build()).build();
+    MoeConfig corrected =
+        LayerFixture.config().routing(routing().correctionBias(true).build()).build();
+    for (MoeConfig config : List.of(zeros, byId, corrected)) {
+      try (MoeLayer layer = LayerFixture.layer(device, LayerFixture.modular(device), config)) {
+        device.events.clear();
+        MoeForward f = MoeForward.of(hidden, out(3));
+        layer.forward(
+            config.routing().byTokenId() ? f.withTokenIds(Tensor.ofInts(new int[3], 3)) : f);
+        assertThat(device.events).as("%s", config).doesNotContain("routed inside");
+      }
+    }
+  }
+
+  private static RoutingConfig.Builder routing() {
+    return RoutingConfig.builder(RoutingConfig.Scoring.SOFTMAX);
+  }
+
+  private static boolean isRoute(String event) {
+    return event.startsWith("route ");
+  }
+
   /** Zero experts are split off, and a table of experts is read, behind the routing. */
   @Test
   void expertsWaitForWhatFollowsTheRouting() {

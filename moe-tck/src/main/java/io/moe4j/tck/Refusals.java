@@ -1,16 +1,29 @@
 package io.moe4j.tck;
 
 import io.moe4j.api.config.MoeConfig;
+import io.moe4j.api.config.QuantScheme;
 import io.moe4j.api.platform.DeviceInfo;
+import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
 import io.moe4j.api.spi.Support;
+import java.util.ArrayList;
+import java.util.EnumSet;
 import java.util.List;
 import java.util.Locale;
-import java.util.Set;
-import java.util.TreeSet;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
 
 /** Whether a refusal says what is wrong. */
 final class Refusals {
+  /** The value, and what about it. */
+  private static final int FEWEST_WORDS = 4;
+
+  private static final List<String> TYPES =
+      Stream.of(DeviceType.CPU, DeviceType.CUDA, DeviceType.ROCM, DeviceType.XPU, DeviceType.TPU)
+          .map(DeviceType::name)
+          .toList();
+  private static final Pattern WORD = Pattern.compile("[\\p{L}\\p{N}_.:]+");
+
   private Refusals() {}
 
   /** Fails unless every reason {@linkplain #isReadable is readable}. */
@@ -23,15 +36,127 @@ final class Refusals {
   }
 
   /**
-   * Whether a reason has a code and a message that names a value of the config or of the platform;
-   * a sentence without one ("not supported") helps nobody.
+   * Whether a reason says what was given: a value of what its code is about, as a word of its own,
+   * and something besides. A sentence without one ("bad argument", "error 2") helps nobody, and
+   * neither does a value of something else.
    */
   static boolean isReadable(MoeConfig config, Platform platform, Support.Reason reason) {
-    String message = reason.message() == null ? "" : reason.message();
-    String lower = message.toLowerCase(Locale.ROOT);
-    return reason.code() != null
-        && !message.isBlank()
-        && values(config, platform).stream().anyMatch(lower::contains);
+    if (reason.code() == null || reason.message() == null) {
+      return false;
+    }
+    String text = reason.message().toLowerCase(Locale.ROOT);
+    if (words(text) < FEWEST_WORDS) {
+      return false;
+    }
+    return switch (reason.code()) {
+      case DEVICE, CAPABILITY -> namesDevice(text, platform);
+      // Versions, files and tools that a config knows nothing of.
+      case DRIVER, LOAD_FAILURE -> words(text) >= 5 || namesDevice(text, platform);
+      case OTHER ->
+          namesDevice(text, platform)
+              || EnumSet.allOf(Support.Code.class).stream().anyMatch(c -> names(c, text, config));
+      default -> names(reason.code(), text, config);
+    };
+  }
+
+  /** Whether a text names what a config says of a code's subject. */
+  private static boolean names(Support.Code code, String text, MoeConfig c) {
+    return switch (code) {
+      case DTYPE -> hasAny(text, List.of(c.inputDtype(), c.weightDtype()));
+      case QUANTIZATION -> hasAny(text, quantisation(c));
+      case ACTIVATION ->
+          hasAny(text, List.of(c.activation(), c.activation().kind()))
+              || hasNumber(
+                  text,
+                  "limit|alpha|beta|clamp|activation",
+                  List.of(c.activation().limit(), c.activation().alpha(), c.activation().beta()));
+      case ROUTING ->
+          hasAny(text, List.of(c.routing().scoring()))
+              || hasNumber(
+                  text,
+                  "rout|group|weight|scor|scal|floor|top_?k|factor|jitter|epsilon",
+                  List.of(
+                      c.routing().numGroups(),
+                      c.routing().topkGroups(),
+                      c.routing().sumFloor(),
+                      c.routing().jitter(),
+                      c.routing().epsilon(),
+                      c.routing().scalingFactor(),
+                      c.numExperts(),
+                      c.topK()));
+      case ACTIVATION_FORMAT -> hasAny(text, List.of(c.activationFormat()));
+      case PARALLEL ->
+          hasNumber(
+              text,
+              "rank|parallel|tp|ep",
+              List.of(c.parallel().tpSize(), c.parallel().epSize(), c.parallel().worldSize()));
+      case SIZE ->
+          hasNumber(
+              text, "size|hidden|intermediate|expert|token|top_?k|latent|width|feature", sizes(c));
+      // Switches: the word is the value.
+      case BIAS -> text.contains("bias");
+      case ROUTER_WEIGHT_ON_INPUT ->
+          text.contains("router weight")
+              || text.contains("weight on input")
+              || text.contains("weight-on-input");
+      case EXPERT_MAP -> text.contains("expert map");
+      case BATCH_INVARIANCE -> text.contains("invarian");
+      case LORA -> text.contains("lora");
+      default -> false;
+    };
+  }
+
+  private static List<Object> sizes(MoeConfig c) {
+    return List.of(
+        c.hiddenSize(),
+        c.expertHiddenSize(),
+        c.intermediateSize(),
+        c.numExperts(),
+        c.numLocalExperts(),
+        c.topK(),
+        c.maxTokens(),
+        c.latentSize());
+  }
+
+  private static List<Object> quantisation(MoeConfig c) {
+    List<Object> all = new ArrayList<>(List.of(c.quantSchemes(), c.weightDtype()));
+    for (QuantScheme s : c.quantSchemes()) {
+      all.addAll(List.of(s, s.format(), s.activations()));
+    }
+    return all;
+  }
+
+  private static boolean namesDevice(String text, Platform platform) {
+    List<Object> facts = new ArrayList<>(TYPES);
+    for (DeviceInfo device : platform.devices()) {
+      facts.addAll(List.of(device.id(), device.name(), device.memoryBytes()));
+      device.capability().ifPresent(facts::add);
+      // Counts of processors and the like are in any text.
+      device.properties().values().stream()
+          .filter(v -> v.chars().anyMatch(Character::isLetter))
+          .forEach(facts::add);
+    }
+    return hasAny(text, facts);
+  }
+
+  private static int words(String text) {
+    return (int) WORD.matcher(text).results().count();
+  }
+
+  /** A number alone may be anything's: what it counts must be there too. */
+  private static boolean hasNumber(String text, String subject, List<Object> numbers) {
+    return Pattern.compile(subject).matcher(text).find() && hasAny(text, numbers);
+  }
+
+  /** Whether one of the values stands in a text, not as a part of another word or number. */
+  private static boolean hasAny(String text, List<Object> values) {
+    return values.stream()
+        .map(v -> v.toString().toLowerCase(Locale.ROOT))
+        .filter(v -> !v.isBlank())
+        .anyMatch(v ->
+            Pattern.compile("(?<![\\p{Alnum}_.])" + Pattern.quote(v) + "(?![\\p{Alnum}_]|\\.\\d)")
+                .matcher(text)
+                .find());
   }
 
   static AssertionError unreadable(MoeConfig config, Support.Reason reason) {
@@ -42,58 +167,7 @@ final class Refusals {
             + reason.code()
             + "] \""
             + reason.message()
-            + "\", which names no value of the config or the platform; say what was given and"
-            + " what is accepted");
-  }
-
-  private static Iterable<Object> parts(MoeConfig c) {
-    return List.of(
-        c.hiddenSize(),
-        c.expertHiddenSize(),
-        c.intermediateSize(),
-        c.numExperts(),
-        c.numLocalExperts(),
-        c.topK(),
-        c.maxTokens(),
-        c.latentSize(),
-        c.inputDtype(),
-        c.weightDtype(),
-        c.activation().kind(),
-        c.activation().limit(),
-        c.activation().alpha(),
-        c.quantSchemes(),
-        c.quantSchemes().getFirst(),
-        c.quantSchemes().getFirst().bits(),
-        c.quantSchemes().getFirst().scaleColumns(),
-        c.quantSchemes().getFirst().activations(),
-        c.routing().scoring(),
-        c.routing().numGroups(),
-        c.parallel().tpSize(),
-        c.parallel().epSize(),
-        c.lora().map(l -> l.maxRank()).orElse(0),
-        c.lora().map(l -> l.maxLoras()).orElse(0),
-        c.activationFormat(),
-        // switches: the word is the value
-        "bias",
-        "router weight",
-        "weight on input",
-        "weight-on-input",
-        "expert map",
-        "invarian",
-        "lora");
-  }
-
-  private static Set<String> values(MoeConfig config, Platform platform) {
-    var values = new TreeSet<String>();
-    parts(config).forEach(v -> values.add(v.toString().toLowerCase(Locale.ROOT)));
-    for (DeviceInfo device : platform.devices()) {
-      values.add(device.id().toString());
-      values.add(device.name().toLowerCase(Locale.ROOT));
-      device.capability().ifPresent(c -> values.add(c.toString()));
-      values.add(Long.toString(device.memoryBytes()));
-      device.properties().values().forEach(v -> values.add(v.toLowerCase(Locale.ROOT)));
-    }
-    values.remove("");
-    return values;
+            + "\", which names no value that it is about; say what was given and what is"
+            + " accepted");
   }
 }

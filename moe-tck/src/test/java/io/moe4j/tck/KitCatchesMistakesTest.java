@@ -54,6 +54,10 @@ class KitCatchesMistakesTest {
         wrong(
             WrongBackends.NeedsItsDeviceToAnswer::new, "MOE-1.1", "answersForAnyConfigAndPlatform"),
         wrong(WrongBackends.RefusesWithoutValues::new, "MOE-1.2", "refusalsNameTheOffendingValue"),
+        wrong(WrongBackends.SaysBadArgument::new, "MOE-1.2", "refusalsNameTheOffendingValue"),
+        wrong(WrongBackends.SaysAnErrorsNumber::new, "MOE-1.2", "refusalsNameTheOffendingValue"),
+        wrong(WrongBackends.NamesSomethingElse::new, "MOE-1.2", "refusalsNameTheOffendingValue"),
+        wrong(WrongBackends.NamesTheSwitchOnly::new, "MOE-1.2", "refusalsNameTheOffendingValue"),
         wrong(WrongBackends.FirstReasonOnly::new, "MOE-1.2", "refusalsCarryEveryReason"),
         wrong(WrongBackends.RefusesEverything::new, "MOE-1.3", "supportsSomething"),
         wrong(WrongBackends.PrepareThrows::new, "MOE-1.3", "preparesWhatItSupports"),

@@ -476,6 +476,50 @@ final class WrongBackends {
     }
   }
 
+  /** Of the right kind, but says no more than that something was wrong. */
+  public static final class SaysBadArgument extends Altered {
+    @Override
+    public Support isSupportedConfig(MoeConfig config, Platform platform) {
+      return config.activation().kind() == Activation.Kind.SILU
+          ? super.isSupportedConfig(config, platform)
+          : Support.no(Support.Code.ACTIVATION, "bad argument");
+    }
+  }
+
+  /** A number that is in every config somewhere. */
+  public static final class SaysAnErrorsNumber extends Altered {
+    @Override
+    public Support isSupportedConfig(MoeConfig config, Platform platform) {
+      return config.activation().kind() == Activation.Kind.SILU
+          ? super.isSupportedConfig(config, platform)
+          : Support.no(
+              Support.Code.OTHER,
+              "error " + config.topK() + ": there was a bad argument, see the manual");
+    }
+  }
+
+  /** Names a value, but not of what the refusal is about. */
+  public static final class NamesSomethingElse extends Altered {
+    @Override
+    public Support isSupportedConfig(MoeConfig config, Platform platform) {
+      return config.inputDtype() == DType.F32
+          ? super.isSupportedConfig(config, platform)
+          : Support.no(
+              Support.Code.DTYPE,
+              "a layer of hidden size " + config.hiddenSize() + " cannot be computed");
+    }
+  }
+
+  /** The switch's name, and not a word on what would be taken. */
+  public static final class NamesTheSwitchOnly extends Altered {
+    @Override
+    public Support isSupportedConfig(MoeConfig config, Platform platform) {
+      return config.expertBias()
+          ? Support.no(Support.Code.BIAS, "bad bias")
+          : super.isSupportedConfig(config, platform);
+    }
+  }
+
   /** Returns at the first check that fails. */
   public static final class FirstReasonOnly extends Altered {
     @Override

@@ -7,16 +7,23 @@ import io.moe4j.api.routing.ExpertRouting;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.cuda.Kernel;
 import io.moe4j.cuda.KernelLibrary;
 import io.moe4j.cuda.ops.ElementwiseKernels;
 import io.moe4j.cuda.ops.TopkKernel;
 import java.util.EnumMap;
 import java.util.Map;
+import java.util.Objects;
 import org.jspecify.annotations.Nullable;
 
 /** What stands between a layer's tensors and FlashInfer's, as kernels of ours. */
 interface CardKernels {
+  /** Scales that {@link #routeAndQuantize} takes. */
+  float LEAST_SCALE = 0x1p-60f;
+
+  float MOST_SCALE = 0x1p60f;
+
   /**
    * Converts element by element, rounding to nearest even.
    *
@@ -150,6 +157,35 @@ interface CardKernels {
   Router router(RoutingConfig routing, int numExperts, int topK);
 
   /**
+   * {@return whether {@link #routeAndQuantize} routes a layer}
+   *
+   * @param routing without a correction bias
+   * @param numExperts {@code E}
+   * @param topK {@code K}
+   */
+  boolean routesBesideQuantizing(RoutingConfig routing, int numExperts, int topK);
+
+  /**
+   * {@link Router#route} and {@link #quantize} in one launch.
+   *
+   * @param routing one of {@link #routesBesideQuantizing}
+   * @param logits F32 {@code [T, E]}, contiguous
+   * @param to ids and weights, overwritten
+   * @param in BF16 {@code [T, H]}, contiguous, its address a multiple of 16, H of 8
+   * @param out F8_E4M3 {@code [T, H]}, its address a multiple of 8
+   * @param scale one F32 number on the device, {@link #LEAST_SCALE} to {@link #MOST_SCALE}
+   * @param stream where to run
+   */
+  void routeAndQuantize(
+      RoutingConfig routing,
+      Tensor logits,
+      ExpertRouting to,
+      Tensor in,
+      Tensor out,
+      Tensor scale,
+      DeviceStream stream);
+
+  /**
    * The weighted sum over k, in f32.
    *
    * @param y BF16 {@code [T * K, H]}, in the order of the pairs
@@ -179,6 +215,12 @@ interface CardKernels {
     private static final int PACK = 8;
     private static final int PACK_BYTES = 16;
 
+    /** Of {@code route_quantize.cu}. */
+    private static final int TOKENS_PER_BLOCK = 4;
+
+    private static final int SCORES_PER_LANE = 4;
+    private static final int E4M3_PER_BLOCK = 4096;
+
     private final ElementwiseKernels elementwise;
     private final Map<DType, Kernel> quantize = new EnumMap<>(DType.class);
     private final Map<DType, Kernel> quantizeMx = new EnumMap<>(DType.class);
@@ -188,6 +230,7 @@ interface CardKernels {
     private final Kernel rowsByOne;
     private final Kernel rowsByEight;
     private final Kernel packRouting;
+    private final @Nullable Kernel routeQuantize;
 
     private OnCuda(CudaDevice device) {
       this.device = device;
@@ -204,6 +247,10 @@ interface CardKernels {
       rowsByOne = rows(device, library, 1);
       rowsByEight = rows(device, library, PACK);
       packRouting = device.kernel(library, library.select(device.info(), "pack_routing", Map.of()));
+      routeQuantize =
+          CudaDeviceProvider.capability(device.info()).atLeast(9, 0)
+              ? device.kernel(library, library.select(device.info(), "route_quantize", Map.of()))
+              : null;
     }
 
     private static Kernel quantize(
@@ -332,6 +379,41 @@ interface CardKernels {
     @Override
     public Router router(RoutingConfig routing, int numExperts, int topK) {
       return new TopkKernel(device, routing, numExperts, topK)::run;
+    }
+
+    @Override
+    public boolean routesBesideQuantizing(RoutingConfig routing, int numExperts, int topK) {
+      return routeQuantize != null
+          && TopkKernel.fitsToken(routing, numExperts, topK, SCORES_PER_LANE);
+    }
+
+    @Override
+    public void routeAndQuantize(
+        RoutingConfig routing,
+        Tensor logits,
+        ExpertRouting to,
+        Tensor in,
+        Tensor out,
+        Tensor scale,
+        DeviceStream stream) {
+      int tokens = Math.toIntExact(logits.size(0));
+      long n = in.elementCount();
+      int quantizing = (int) Math.min(MOST_BLOCKS, Math.ceilDiv(n, (long) E4M3_PER_BLOCK));
+      TopkKernel.addMethod(
+              Objects.requireNonNull(routeQuantize)
+                  .begin()
+                  .pointer(logits)
+                  .pointer(to.topkIds())
+                  .pointer(to.topkWeights())
+                  .i32(tokens)
+                  .i32(Math.toIntExact(logits.size(1)))
+                  .i32(Math.toIntExact(to.topkIds().size(1))),
+              routing)
+          .pointer(in)
+          .pointer(out)
+          .pointer(scale)
+          .i64(n)
+          .launch(stream, Math.max(quantizing, Math.ceilDiv(tokens, TOKENS_PER_BLOCK)));
     }
 
     @Override

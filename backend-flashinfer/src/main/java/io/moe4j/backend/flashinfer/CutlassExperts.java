@@ -53,6 +53,10 @@ final class CutlassExperts implements ModularExperts {
   private final IntFunction<Tactics> tactics;
   private final Map<Integer, Long> moduleBytes = new ConcurrentHashMap<>();
   private final Replays replays;
+
+  /** Whether the routing is made in the launch that makes the module's input. */
+  private final boolean routes;
+
   private final @Nullable DeviceTensors parameters;
   private volatile boolean closed;
 
@@ -84,6 +88,12 @@ final class CutlassExperts implements ModularExperts {
     this.weights =
         new CutlassWeights(
             config, experts, scheme, device, (from, to) -> interleave(module, from, to));
+    float divisor = weights.inputDivisor();
+    this.routes =
+        scheme.input() == CutlassScheme.Input.FP8
+            && divisor >= CardKernels.LEAST_SCALE
+            && divisor <= CardKernels.MOST_SCALE
+            && kernels.routesBesideQuantizing(config.routing(), config.numExperts(), config.topK());
     DeviceTensors constants = new DeviceTensors(device);
     CutlassRunner made = null;
     try {
@@ -203,6 +213,22 @@ final class CutlassExperts implements ModularExperts {
     apply(inputs, lora, workspace, inputs.hidden().size(0) <= BESIDE_ROUTING, stream);
   }
 
+  @Override
+  public boolean routeAndApply(
+      Tensor logits, ExpertsInputs inputs, Workspace workspace, DeviceStream stream) {
+    Tensor hidden = inputs.hidden();
+    if (!routes
+        || hidden.size(0) == 0
+        || hidden.dtype() != DType.BF16
+        || !hidden.isContiguous()
+        || hidden.deviceAddress() % TENSOR_ALIGNMENT != 0
+        || !logits.isContiguous()) {
+      return false;
+    }
+    apply(inputs, logits, workspace, false, stream);
+    return true;
+  }
+
   /**
    * @param routed whether the routing is what is in front, and what makes the module's input is to
    *     begin beside it
@@ -213,11 +239,23 @@ final class CutlassExperts implements ModularExperts {
       Workspace workspace,
       boolean routed,
       DeviceStream stream) {
-    if (closed) {
-      throw new IllegalStateException("these experts are closed");
-    }
     if (lora != null) {
       throw new IllegalArgumentException(CutlassSupport.NO_LORA);
+    }
+    apply(inputs, (Tensor) null, workspace, routed, stream);
+  }
+
+  /**
+   * @param logits from which the routing is still to be made; null = it has been enqueued
+   */
+  private void apply(
+      ExpertsInputs inputs,
+      @Nullable Tensor logits,
+      Workspace workspace,
+      boolean routed,
+      DeviceStream stream) {
+    if (closed) {
+      throw new IllegalStateException("these experts are closed");
     }
     long tokens = inputs.hidden().size(0);
     if (tokens == 0) {
@@ -225,7 +263,7 @@ final class CutlassExperts implements ModularExperts {
     }
     Tactics chosen = tactics.apply(Math.toIntExact(tokens));
     if (!replays.active() || kernels.isRecording(stream)) {
-      enqueue(inputs, workspace, chosen, routed, stream);
+      enqueue(inputs, logits, workspace, chosen, routed, stream);
       return;
     }
     ExpertRouting routing = inputs.requireRouting();
@@ -237,18 +275,21 @@ final class CutlassExperts implements ModularExperts {
               scratch.byteSize(),
               chosen.first(),
               chosen.second(),
-              routing.expertMap() == null ? 0 : 1
+              routing.expertMap() == null ? 0 : 1,
+              logits == null ? 0 : 1
             },
             inputs.hidden(),
             inputs.output(),
             routing.topkIds(),
-            routing.topkWeights());
+            routing.topkWeights(),
+            logits == null ? inputs.hidden() : logits);
     // A recording begins when all in front of it is done.
-    replays.run(key, stream, on -> enqueue(inputs, workspace, chosen, routed, on));
+    replays.run(key, stream, on -> enqueue(inputs, logits, workspace, chosen, routed, on));
   }
 
   private void enqueue(
       ExpertsInputs inputs,
+      @Nullable Tensor logits,
       Workspace workspace,
       Tactics chosen,
       boolean routed,
@@ -260,7 +301,9 @@ final class CutlassExperts implements ModularExperts {
     CutlassRunner.Forward forward =
         new CutlassRunner.Forward(
             target,
-            input(inputs.hidden(), rooms, routed, stream),
+            logits == null
+                ? input(inputs.hidden(), rooms, routed, stream)
+                : routedInput(logits, inputs, rooms, stream),
             rooms.scales(),
             routing.topkIds(),
             routing.topkWeights(),
@@ -308,6 +351,20 @@ final class CutlassExperts implements ModularExperts {
       case AS_IS ->
           isWhole() ? converted(given, rooms, stream) : padded(given, rooms, routed, stream);
     };
+  }
+
+  private Tensor routedInput(
+      Tensor logits, ExpertsInputs inputs, Rooms rooms, DeviceStream stream) {
+    Tensor quantised = rooms.input(DType.F8_E4M3, hidden);
+    kernels.routeAndQuantize(
+        config.routing(),
+        logits,
+        inputs.requireRouting(),
+        inputs.hidden(),
+        quantised,
+        Objects.requireNonNull(weights.inputScale()),
+        stream);
+    return quantised;
   }
 
   private Tensor converted(Tensor given, Rooms rooms, DeviceStream stream) {

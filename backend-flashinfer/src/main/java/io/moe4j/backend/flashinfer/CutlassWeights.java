@@ -32,6 +32,7 @@ final class CutlassWeights implements AutoCloseable {
   private final @Nullable Tensor b2;
   private final List<Tensor> scales;
   private final @Nullable Tensor inputScale;
+  private final float divisor;
 
   /**
    * @param config the layer
@@ -60,6 +61,7 @@ final class CutlassWeights implements AutoCloseable {
           w2 = stackW2(weights, type, Weight::plain);
           scales = List.of();
           inputScale = null;
+          divisor = 0;
         }
         case FP8_TENSOR -> {
           Fp8 fp8 = new Fp8(weights);
@@ -67,6 +69,7 @@ final class CutlassWeights implements AutoCloseable {
           w2 = fp8.w2;
           scales = fp8.scales;
           inputScale = fp8.inputScale;
+          divisor = fp8.input;
         }
         case MXFP4 -> {
           Mxfp4Weights mixed =
@@ -75,6 +78,7 @@ final class CutlassWeights implements AutoCloseable {
           w2 = mixed.w2();
           scales = mixed.scales();
           inputScale = null;
+          divisor = 0;
         }
         case FP8_BLOCK, MXFP4_MXFP8, MXFP8, NVFP4 -> {
           BlockScaledWeights scaled = new BlockScaledWeights(weights, gated, scheme, tensors);
@@ -82,6 +86,7 @@ final class CutlassWeights implements AutoCloseable {
           w2 = scaled.w2();
           scales = scaled.scales();
           inputScale = null;
+          divisor = 0;
         }
         default -> throw new IllegalArgumentException("no weights of " + scheme);
       }
@@ -182,6 +187,7 @@ final class CutlassWeights implements AutoCloseable {
     private final Tensor w2;
     private final List<Tensor> scales;
     private final Tensor inputScale;
+    private final float input;
 
     Fp8(ExpertWeights weights) {
       float input = 0;
@@ -209,13 +215,21 @@ final class CutlassWeights implements AutoCloseable {
         fc2[e] = numbers.only(x.down()) * down;
       }
       w2 = stackW2(weights, DType.F8_E4M3, Weight::values);
+      this.input = input;
       inputScale = tensors.floats(new float[] {input});
       scales =
           List.of(
-              tensors.floats(fc1, experts),
-              tensors.floats(quant, experts),
-              tensors.floats(fc2, experts),
-              inputScale);
+              tensors.floats(fc1, experts), one(quant), tensors.floats(fc2, experts), inputScale);
+    }
+
+    /** One number where all are the same: then the module looks up no expert for each row. */
+    private Tensor one(float[] forEach) {
+      for (float f : forEach) {
+        if (f != forEach[0]) {
+          return tensors.floats(forEach, experts);
+        }
+      }
+      return tensors.floats(new float[] {forEach[0]});
     }
 
     private List<Weight> first(ExpertWeights.Expert x) {
@@ -273,6 +287,11 @@ final class CutlassWeights implements AutoCloseable {
   /** {@return the scale of e4m3 input, one F32 number; null where input is not quantised} */
   @Nullable Tensor inputScale() {
     return inputScale;
+  }
+
+  /** {@return the same number; 0 without one} */
+  float inputDivisor() {
+    return divisor;
   }
 
   CutlassScheme scheme() {

@@ -5,6 +5,7 @@ import io.moe4j.api.config.SystemSettings;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.spi.TuningStatus;
 import java.io.IOException;
+import java.nio.file.Files;
 import java.nio.file.InvalidPathException;
 import java.nio.file.Path;
 import java.util.List;
@@ -75,6 +76,12 @@ final class TacticTable implements IntFunction<Tactics> {
     Map<Integer, Tactics> found = new TreeMap<>();
     Optional<Path> file = file();
     if (file.isPresent()) {
+      if (SystemSettings.text(FlashInferProperties.TACTICS) != null && !Files.exists(file.get())) {
+        LOG.warn(
+            "{} names {}, which is not there: FlashInfer chooses its tactics",
+            FlashInferProperties.TACTICS,
+            file.get());
+      }
       try {
         TacticKey key = TacticKey.of(config, device, runner.library(), runner.isFused());
         for (TacticFile.Entry e : TacticFile.read(file.get())) {

@@ -3,6 +3,10 @@ package io.moe4j.backend.flashinfer;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
+import ch.qos.logback.classic.Level;
+import ch.qos.logback.classic.Logger;
+import ch.qos.logback.classic.spi.ILoggingEvent;
+import ch.qos.logback.core.read.ListAppender;
 import io.moe4j.api.DeviceException;
 import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
@@ -40,6 +44,7 @@ import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
+import org.slf4j.LoggerFactory;
 
 /** What the kit does not ask: quantised weights, versions, tactics, refusals. */
 @SuppressWarnings("try") // closing before the end is what is tested
@@ -414,6 +419,80 @@ class CutlassExpertsTest {
     assertThat(backend.priority(fp8, b200)).isLessThan(BackendPriority.GPU_PORTABLE);
     assertThat(backend.priority(plain, Platform.of(DeviceInfo.of(DeviceId.CPU, "CPU"))))
         .isLessThan(BackendPriority.GPU_PORTABLE);
+  }
+
+  /** Experts that quantise route in the same launch; others, and other input, leave it. */
+  @Test
+  void routingInTheLaunchThatQuantises() {
+    MoeConfig c =
+        Layers.config(64, 32, 5, 2)
+            .quantScheme(Layers.FP8_STATIC)
+            .quantizedActivations(true)
+            .build();
+    Batch b = batch(c, DType.BF16, null);
+    Tensor logits = onDevice(Layers.random(new Random(4), 1, DType.F32, TOKENS, c.numExperts()));
+    ExpertRouting routing = b.device().requireRouting();
+    Device.Buffer scratch = device.allocate(1 << 22);
+    try (scratch;
+        ModularExperts experts =
+            (ModularExperts) Standin.cutlass().prepare(c, Layers.fp8(c, 8), device);
+        ModularExperts plain =
+            (ModularExperts)
+                Standin.cutlass()
+                    .prepare(
+                        Layers.config(64, 32, 5, 2).build(),
+                        Layers.plain(c, 8, GateUpLayout.HALVES),
+                        device)) {
+      Workspace workspace = new Workspace(scratch.memory());
+      DeviceStream stream = device.stream(0x51);
+      new HostKernels()
+          .router(c.routing(), c.numExperts(), c.topK())
+          .route(logits, null, routing.topkIds(), routing.topkWeights(), stream);
+      double[] ids = HostCuda.onHost(routing.topkIds()).toDoubles();
+      experts.apply(b.device(), null, workspace, stream);
+      double[] expected = HostCuda.onHost(b.device().output()).toDoubles();
+      for (int call = 0; call < 5; call++) { // replayed from the third on
+        HostCuda.bytes(routing.topkIds()).fill((byte) -1);
+        HostCuda.bytes(b.device().output()).fill((byte) 0);
+        assertThat(experts.routeAndApply(logits, b.device(), workspace, stream)).isTrue();
+        assertThat(HostCuda.onHost(routing.topkIds()).toDoubles()).isEqualTo(ids);
+        assertThat(HostCuda.onHost(b.device().output()).toDoubles()).isEqualTo(expected);
+      }
+      HostCuda.bytes(routing.topkIds()).fill((byte) -1);
+      assertThat(plain.routeAndApply(logits, b.device(), workspace, stream)).isFalse();
+      ExpertsInputs wide =
+          ExpertsInputs.standard(
+              onDevice(Layers.empty(DType.F32, TOKENS, c.hiddenSize())),
+              routing,
+              b.device().output());
+      assertThat(experts.routeAndApply(logits, wide, workspace, stream)).isFalse();
+      assertThat(HostCuda.onHost(routing.topkIds()).toDoubles()).containsOnly(-1);
+    }
+  }
+
+  /** A file that is named and is not there is said, not silently like none. */
+  @Test
+  void aNamedFileThatIsMissingIsSaid() {
+    Path file = temp.resolve("nowhere.json");
+    System.setProperty(FlashInferProperties.TACTICS, file.toString());
+    MoeConfig c = Layers.config(128, 128, 4, 2).build();
+    Logger logger = (Logger) LoggerFactory.getLogger(TacticTable.class);
+    ListAppender<ILoggingEvent> log = new ListAppender<>();
+    log.start();
+    logger.addAppender(log);
+    try {
+      ExpertWeights w = Layers.plain(c, 9, GateUpLayout.HALVES);
+      Standin.cutlass().prepare(c, w, device).close();
+    } finally {
+      logger.detachAppender(log);
+    }
+    assertThat(log.list)
+        .filteredOn(e -> e.getLevel().equals(Level.WARN))
+        .map(ILoggingEvent::getFormattedMessage)
+        .containsExactly(
+            "moe4j.flashinfer.tactics names "
+                + file
+                + ", which is not there: FlashInfer chooses its tactics");
   }
 
   @Test

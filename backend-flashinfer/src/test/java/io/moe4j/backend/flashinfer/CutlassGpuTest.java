@@ -7,6 +7,7 @@ import io.moe4j.api.config.Activation;
 import io.moe4j.api.config.GateUpLayout;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
@@ -357,8 +358,18 @@ class CutlassGpuTest {
    * still reads what the forward before it made.
    */
   @ParameterizedTest
-  @CsvSource({"1, false", "70, false", "3000, false", "1, true", "70, true", "3000, true"})
-  void inputIsMadeBesideTheRouting(int tokens, boolean padded) {
+  @CsvSource({
+    "1, false, false",
+    "70, false, false",
+    "3000, false, false",
+    "1, true, false",
+    "70, true, false",
+    "3000, true, false",
+    "1, false, true",
+    "70, false, true",
+    "3000, false, true"
+  })
+  void inputIsMadeBesideTheRouting(int tokens, boolean padded, boolean inside) {
     MoeConfig c =
         padded ? Layers.config(160, 96, 5, 2).quantScheme(QuantScheme.MXFP4).build() : fp8();
     ExpertWeights w = padded ? Layers.mxfp4(c, 7, GateUpLayout.HALVES) : Layers.fp8(c, 8);
@@ -401,9 +412,13 @@ class CutlassGpuTest {
           () -> {
             for (int i = 0; i < forwards; i++) {
               card.rows(CardKernels.Rows.resized(hidden[i], x), stream);
-              router.route(logits[i], null, routing.topkIds(), routing.topkWeights(), stream);
-              experts.applyRouted(
-                  ExpertsInputs.standard(x, routing, output[i]), null, workspace, stream);
+              ExpertsInputs inputs = ExpertsInputs.standard(x, routing, output[i]);
+              if (inside) {
+                assertThat(experts.routeAndApply(logits[i], inputs, workspace, stream)).isTrue();
+              } else {
+                router.route(logits[i], null, routing.topkIds(), routing.topkWeights(), stream);
+                experts.applyRouted(inputs, null, workspace, stream);
+              }
             }
           };
       try (Device.Graph graph = device.capture(stream, chain).orElseThrow()) {
@@ -419,6 +434,63 @@ class CutlassGpuTest {
       chain.run();
       for (int i = 0; i < forwards; i++) {
         assertThat(OnCard.fetch(device, output[i]).toDoubles()).isEqualTo(expected[i]);
+      }
+    }
+  }
+
+  /** Ids, weights and codes of one launch are those of the two kernels, to the bit. */
+  @ParameterizedTest
+  @CsvSource({
+    "1, 128, 8, 2048, 0.02",
+    "3, 8, 2, 4096, 0.37",
+    "70, 5, 2, 16, 1e-3",
+    "1023, 128, 32, 80, 0x1p-60",
+    "4097, 128, 8, 512, 0x1p60",
+    "129, 40, 4, 2880, 7.25"
+  })
+  void routingAndInputInOneLaunch(int tokens, int experts, int topK, int width, String scale) {
+    CardKernels card = CardKernels.of(device);
+    DeviceStream stream = device.defaultStream();
+    float s = Float.parseFloat(scale);
+    for (RoutingConfig.Scoring scoring :
+        List.of(
+            RoutingConfig.Scoring.SOFTMAX,
+            RoutingConfig.Scoring.SOFTMAX_TOPK,
+            RoutingConfig.Scoring.SIGMOID)) {
+      RoutingConfig routing = RoutingConfig.builder(scoring).renormalize(true).build();
+      assertThat(card.routesBesideQuantizing(routing, experts, topK)).isTrue();
+      Random random = new Random(tokens);
+      Tensor z = Layers.random(random, 1, DType.F32, tokens, experts);
+      z.set(Double.NaN, tokens / 2, 0);
+      z.set(z.get(0, 1), 0, 2); // a tie
+      Tensor x = Layers.random(random, 90 * s, DType.BF16, tokens, width);
+      for (int i = 0; i < 64; i++) { // every exponent that a code has, and beyond
+        x.set(s * (1 + i % 7 / 8.0) * Math.scalb(1.0, i / 2 - 14), i % tokens, i / tokens % width);
+      }
+      x.set(Double.POSITIVE_INFINITY, tokens - 1, width - 1);
+      x.set(Double.NEGATIVE_INFINITY, tokens - 1, width - 2);
+      x.set(Double.NaN, tokens - 1, width - 3);
+      x.set(-0.0, tokens - 1, width - 4);
+      try (DeviceTensors tensors = new DeviceTensors(device)) {
+        Tensor logits = OnCard.put(tensors, z);
+        Tensor in = OnCard.put(tensors, x);
+        Tensor by = tensors.floats(new float[] {s});
+        Tensor[] ids = new Tensor[2];
+        Tensor[] weights = new Tensor[2];
+        Tensor[] codes = new Tensor[2];
+        for (int i = 0; i < 2; i++) {
+          ids[i] = tensors.allocate(DType.I32, tokens, topK);
+          weights[i] = tensors.allocate(DType.F32, tokens, topK);
+          codes[i] = tensors.allocate(DType.F8_E4M3, tokens, width);
+        }
+        card.router(routing, experts, topK).route(logits, null, ids[0], weights[0], stream);
+        card.quantize(in, codes[0], by, false, stream);
+        card.routeAndQuantize(
+            routing, logits, new ExpertRouting(ids[1], weights[1], null), in, codes[1], by, stream);
+        for (Tensor[] two : List.of(ids, weights, codes)) {
+          assertThat(OnCard.fetch(device, two[1]).toDoubles())
+              .isEqualTo(OnCard.fetch(device, two[0]).toDoubles());
+        }
       }
     }
   }

@@ -182,6 +182,25 @@ final class HostKernels implements CardKernels {
   }
 
   @Override
+  public boolean routesBesideQuantizing(RoutingConfig routing, int numExperts, int topK) {
+    return routing.numGroups() <= 1 && numExperts <= 128;
+  }
+
+  @Override
+  public void routeAndQuantize(
+      RoutingConfig routing,
+      Tensor logits,
+      ExpertRouting to,
+      Tensor in,
+      Tensor out,
+      Tensor scale,
+      DeviceStream stream) {
+    router(routing, Math.toIntExact(logits.size(1)), Math.toIntExact(to.topkIds().size(1)))
+        .route(logits, null, to.topkIds(), to.topkWeights(), stream);
+    quantize(in, out, scale, false, stream);
+  }
+
+  @Override
   public void combine(
       Tensor y, ExpertRouting routing, int experts, Tensor out, DeviceStream stream) {
     Tensor ids = HostCuda.onHost(routing.topkIds());

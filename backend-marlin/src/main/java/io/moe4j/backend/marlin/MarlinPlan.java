@@ -19,14 +19,7 @@ record MarlinPlan(
   private static final int FEW_ROWS = 5;
   private static final int SHORT_ROWS = 10;
   private static final int SOME_ROWS = 24;
-
-  /** Rows an expert up to which its rows fit a tile of 48, or of 80, most of the time. */
-  private static final int SHORT_TILE_ROWS = 38;
-
-  private static final int MIDDLE_TILE_ROWS = 72;
-
-  /** Blocks of a product a multiprocessor: two rounds. */
-  private static final long MIDDLE_BLOCKS = 6;
+  private static final int MANY_ROWS = 48;
   private static final int MOST_GROUP_TILES = 64;
 
   private static final int ROUND_ROWS = 16;
@@ -153,25 +146,14 @@ record MarlinPlan(
     if (p.naive() || p.rows() < (p.wide().isEmpty() ? SHORT_ROWS : FEW_ROWS)) {
       return of(p, MarlinKernels.NARROW, p.narrow().getFirst());
     }
+    boolean some = p.rows() <= SOME_ROWS;
     if (p.wide().isEmpty()) {
-      return of(p, MarlinKernels.NARROW, upTo(p.narrow(), p.rows() <= SOME_ROWS ? 16 : 64));
+      return of(p, MarlinKernels.NARROW, upTo(p.narrow(), some ? 16 : 64));
     }
-    return of(p, MarlinKernels.WIDE, upTo(p.wide(), wideRows(p)));
-  }
-
-  /** The height of wide that won, or was next to it, on an H200 at so many rows an expert. */
-  private static int wideRows(Problem p) {
-    double rows = p.rows();
-    if (rows <= SOME_ROWS) {
-      return 32;
-    }
-    if (rows <= SHORT_TILE_ROWS || !p.wide().contains(ProductPlan.TALL)) {
-      return p.wide().contains(ProductPlan.SHORT) ? ProductPlan.SHORT : 64;
-    }
-    // Short blocks that are not many leave some multiprocessors with less than others.
-    long blocks = (long) p.touched() * Math.ceilDiv(p.hidden(), 128);
-    boolean many = blocks >= MIDDLE_BLOCKS * p.multiprocessors();
-    return rows <= MIDDLE_TILE_ROWS && many ? ProductPlan.MIDDLE : ProductPlan.TALL;
+    return of(
+        p,
+        MarlinKernels.WIDE,
+        upTo(p.wide(), some ? 32 : p.rows() < MANY_ROWS ? 64 : ProductPlan.TALL));
   }
 
   /** The largest of some heights, ascending, that is not over a limit; else the smallest. */
@@ -256,7 +238,7 @@ record MarlinPlan(
    */
   int tileRows(Problem p) {
     int most = first.rows();
-    if (most < ProductPlan.MIDDLE || p.rows() <= most) {
+    if (most < ProductPlan.TALL || p.rows() <= most) {
       return most;
     }
     double rows = p.rows() + 2 * Math.sqrt(p.rows()); // few experts of an even routing have more
@@ -395,11 +377,15 @@ record MarlinPlan(
             || outputs <= (long) SINGLE_OUTPUTS * p.multiprocessors());
   }
 
-  /** Warps that share an output of w13: as many as leave each some length, and fill the card. */
+  /**
+   * Warps that share an output of w13: as many as leave each some length, and fill the card. Of one
+   * token in 4 bits fewer, so that blocks of w2 find room beside those of w13 and bring their
+   * weights while it runs.
+   */
   private static int singleWarps(Problem p) {
     int warps = ProductPlan.WARPS;
     if (p.tokens() == 1) {
-      return warps;
+      return p.first().code().bits() == Byte.SIZE ? warps : warps / 2;
     }
     long outputs = (long) p.pairs() * Math.ceilDiv(p.intermediate(), PackedLayout.TILE_ROWS);
     while (warps > 1

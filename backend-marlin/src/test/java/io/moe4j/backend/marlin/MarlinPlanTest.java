@@ -183,9 +183,8 @@ class MarlinPlanTest {
     assertThat(MarlinPlan.choose(problem(int4, 9, LAYERS[0], 1, 0, false)).naive()).isTrue();
     assertThat(rows(9, 64)).isEqualTo(8);
     assertThat(rows(9, 256)).isEqualTo(32);
-    assertThat(rows(9, 512)).isEqualTo(48);
-    assertThat(rows(9, 1024)).isEqualTo(80);
-    assertThat(rows(9, 2048)).isEqualTo(160);
+    assertThat(rows(9, 512)).isEqualTo(64);
+    assertThat(rows(9, 1024)).isEqualTo(160);
     assertThat(rows(9, 8192)).isEqualTo(160);
     assertThat(rows(8, 64)).isEqualTo(16);
     assertThat(rows(8, 8192)).isEqualTo(64);
@@ -213,6 +212,17 @@ class MarlinPlanTest {
     assertThat(
             isSingle(MarlinPlan.choose(problem(int4, 9, new int[] {64, 17, 64, 64}, 1, 0, false))))
         .isFalse();
+  }
+
+  /** In 4 bits blocks of w2 find room beside those of w13. */
+  @Test
+  void oneTokenHasFewerWarpsAnOutputInFourBits() {
+    for (int layer : new int[] {0, 1}) {
+      MarlinPlan.Problem int4 = problem(QuantScheme.int4(128), 9, LAYERS[layer], 1, 0, false);
+      assertThat(MarlinPlan.choose(int4).first().warps()).isEqualTo(4);
+      MarlinPlan.Problem fp8 = problem(QuantScheme.FP8_BLOCK, 9, LAYERS[layer], 1, 0, false);
+      assertThat(MarlinPlan.choose(fp8).first().warps()).isEqualTo(8);
+    }
   }
 
   /** w2 sums up whatever w13 was: an expert without a gate has narrow's. */
@@ -258,8 +268,7 @@ class MarlinPlanTest {
   @Test
   void tallTilesShareAnExpertsRows() {
     assertThat(tileRows(0, 256)).isEqualTo(32);
-    assertThat(tileRows(0, 1024)).isEqualTo(80);
-    assertThat(tileRows(2, 256)).isEqualTo(160); // eight experts: too few blocks of 80
+    assertThat(tileRows(0, 1024)).isEqualTo(160);
     assertThat(tileRows(1, 4096)).isEqualTo(160); // 128 rows an expert
     assertThat(tileRows(0, 4096)).isEqualTo(144); // 256: two, with room for 288
     assertThat(tileRows(0, 8192)).isEqualTo(144); // 512: four

@@ -76,13 +76,15 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
   /** What exchanges between GPUs need, whatever they move. */
   static Support.Checks checks(MoeConfig config, Communicator communicator) {
     String fault = SystemSettings.fault(() -> List.of(sums(config), adds()));
+    String direct = PeerRooms.fault();
     return Support.checks()
         .require(communicator.size() > 1, Code.PARALLEL, () -> "one rank, needs more")
         .require(
             communicator.deviceType().equals(DeviceType.CUDA),
             Code.DEVICE,
             () -> "a communicator of " + communicator.deviceType() + " memory, takes cuda")
-        .require(fault == null, Code.OTHER, () -> String.valueOf(fault));
+        .require(fault == null, Code.OTHER, () -> String.valueOf(fault))
+        .require(direct == null, Code.OTHER, () -> String.valueOf(direct));
   }
 
   @Override

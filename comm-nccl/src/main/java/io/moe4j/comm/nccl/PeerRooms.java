@@ -113,14 +113,20 @@ final class PeerRooms implements AutoCloseable {
   }
 
   /**
-   * {@return whether ranks of this group may try}
-   *
-   * @throws io.moe4j.api.SettingException if {@value #PROPERTY} is mistyped
+   * {@return whether ranks of this group may try; not where {@link #fault} says something: then
+   * nobody would use the rooms}
    */
   static boolean isWanted(int size) {
-    boolean on =
-        SystemSettings.oneOf(PROPERTY, true, new Boolean[] {true, false}, b -> b ? "on" : "off");
-    return on && size > 1 && size <= MOST_RANKS;
+    return fault() == null && isOn() && size > 1 && size <= MOST_RANKS;
+  }
+
+  /** {@return what is mistyped, for the exchange that uses the rooms; null where nothing is} */
+  static @Nullable String fault() {
+    return SystemSettings.fault(PeerRooms::isOn);
+  }
+
+  private static boolean isOn() {
+    return SystemSettings.oneOf(PROPERTY, true, new Boolean[] {true, false}, b -> b ? "on" : "off");
   }
 
   /** {@return address of the word that makes kernels give up, once it is not 0} */

@@ -15,7 +15,8 @@ import io.moe4j.tck.ExchangeConformanceTest;
 import io.moe4j.tck.KitRank;
 import java.time.Duration;
 import java.util.List;
-import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 
 /** The exchange over the stand-in, with kernels on the host: what travels, and where it lands. */
 class DeviceGatherConformanceTest extends ExchangeConformanceTest {
@@ -39,21 +40,28 @@ class DeviceGatherConformanceTest extends ExchangeConformanceTest {
   /**
    * What is mistyped is a reason why another exchange is taken, not an error when one is opened.
    */
-  @Test
-  void aMistypedSettingIsAReason() {
+  @ParameterizedTest
+  @CsvSource(
+      delimiter = '|',
+      textBlock =
+          """
+          moe4j.exchange.sums   | f16   | f32, bf16
+          moe4j.exchange.direct | maybe | on, off
+          """)
+  void aMistypedSettingIsAReason(String property, String given, String accepted) {
     MoeConfig config = MoeConfig.builder(8, 8, 2, 1).build();
     List<KitRank> ranks = openGroup(2, Duration.ofSeconds(10));
     try {
       Communicator group = ranks.get(0).communicator();
       assertThat(provider().isSupported(config, group)).isEqualTo(Support.yes());
-      System.setProperty(DeviceGatherProvider.SUMS_PROPERTY, "f16");
+      System.setProperty(property, given);
       assertThat(provider().isSupported(config, group).reasons())
           .containsExactly(
               new Support.Reason(
                   Support.Code.OTHER,
-                  "-D" + DeviceGatherProvider.SUMS_PROPERTY + " is \"f16\", accepted: f32, bf16"));
+                  "-D%s is \"%s\", accepted: %s".formatted(property, given, accepted)));
     } finally {
-      System.clearProperty(DeviceGatherProvider.SUMS_PROPERTY);
+      System.clearProperty(property);
       ranks.forEach(r -> r.communicator().close());
     }
   }

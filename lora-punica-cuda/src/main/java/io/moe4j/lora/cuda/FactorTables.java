@@ -2,16 +2,17 @@ package io.moe4j.lora.cuda;
 
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.lora.SlotsKey;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaStream;
 import io.moe4j.cuda.ops.LeaseCache;
-import java.util.concurrent.ConcurrentHashMap;
 import org.jspecify.annotations.Nullable;
 
 /**
  * A table for each layer's slots ({@link MoeLoraContext#slotsKey}), which follows them in place: a
- * captured graph sees whatever adapters come. For contexts without a key, which promise nothing, a
- * table for each set of adapters seen lately; one that a captured graph has read stays.
+ * captured graph sees whatever adapters come. It goes some time after the last holder of its key.
+ * For contexts without a key, which promise nothing, a table for each set of adapters seen lately.
+ * One that a captured graph has read stays.
  */
 final class FactorTables implements AutoCloseable {
   private static final int KEPT = 8;
@@ -19,7 +20,7 @@ final class FactorTables implements AutoCloseable {
   private final CudaDevice device;
   private final LoraKernels kernels;
   private final CudaStream side;
-  private final ConcurrentHashMap<Object, FactorTable> keyed = new ConcurrentHashMap<>();
+  private final KeyedValues<SlotsKey, FactorTable> keyed = new KeyedValues<>(FactorTable::close);
   private final LeaseCache<FactorTable> exact = new LeaseCache<>(KEPT, FactorTable::close);
 
   FactorTables(CudaDevice device, LoraKernels kernels) {
@@ -46,14 +47,21 @@ final class FactorTables implements AutoCloseable {
 
   /** The table of a context's slots, up to date for what follows on a stream. */
   Use of(MoeLoraContext context, DeviceStream stream) {
-    Object key = context.slotsKey();
+    SlotsKey key = context.slotsKey();
     if (key == null) {
       LeaseCache.Lease<FactorTable> lease = exact(context, stream);
       return new Use(lease.value(), lease);
     }
+    boolean captures = CudaStream.isCapturing(stream);
     FactorTable table = keyed.get(key);
     if (table == null) {
-      table = keyed.computeIfAbsent(key, k -> make(context));
+      if (!captures) { // inside a capture nothing can be freed
+        keyed.closeUnreachable();
+      }
+      table = keyed.get(key, () -> make(context));
+    }
+    if (captures) {
+      keyed.keep(key);
     }
     table.update(context, stream);
     return new Use(table, null);
@@ -98,8 +106,7 @@ final class FactorTables implements AutoCloseable {
 
   @Override
   public synchronized void close() {
-    keyed.values().forEach(FactorTable::close);
-    keyed.clear();
+    keyed.close();
     exact.closeAll();
     side.close();
   }

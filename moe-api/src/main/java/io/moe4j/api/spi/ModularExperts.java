@@ -3,6 +3,7 @@ package io.moe4j.api.spi;
 import io.moe4j.api.device.DeviceStream;
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.lora.MoeLoraContext;
+import io.moe4j.api.tensor.Tensor;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -43,5 +44,23 @@ public non-sealed interface ModularExperts extends Experts {
       Workspace workspace,
       DeviceStream stream) {
     apply(inputs, lora, workspace, stream);
+  }
+
+  /**
+   * Routes as {@link BlockOps#route} does and applies, for implementations that make their own
+   * input in the same launch as the routing. Asked only without adapters and for what a router does
+   * with logits alone: no correction bias, no token ids, no zero experts.
+   *
+   * @param logits F32 {@code [T, E]}
+   * @param inputs tensors in and out; the routing's ids and weights are overwritten
+   * @param workspace as for {@link #apply}
+   * @param stream where to run
+   * @return whether it was done. If not, as by default, nothing was enqueued and nothing written,
+   *     and the layer routes
+   * @since 0.2.0
+   */
+  default boolean routeAndApply(
+      Tensor logits, ExpertsInputs inputs, Workspace workspace, DeviceStream stream) {
+    return false;
   }
 }

@@ -1,5 +1,6 @@
 package io.moe4j.api.spi;
 
+import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.device.Device;
 import io.moe4j.api.lora.PunicaWrapper;
 import io.moe4j.api.platform.DeviceType;
@@ -14,6 +15,19 @@ import io.moe4j.api.platform.DeviceType;
 public interface PunicaProvider {
   /** {@return the type of device it serves} */
   DeviceType deviceType();
+
+  /**
+   * Whether it can make wrappers for a layer. The oracle adds a refusal to the reasons of every
+   * backend on this type of device if the layer has LoRA: its registry of adapters makes a wrapper,
+   * whoever adds the deltas.
+   *
+   * @param config the layer
+   * @return yes, which is the default, or every reason
+   * @since 0.2.0
+   */
+  default Support isSupportedConfig(MoeConfig config) {
+    return Support.yes();
+  }
 
   /**
    * Makes a wrapper.

@@ -8,6 +8,9 @@ import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.spi.Support;
 import io.moe4j.api.weights.MoeLayerWeights;
 import io.moe4j.cuda.CudaDevice;
+import io.moe4j.cuda.CudaProperties;
+import java.util.ArrayList;
+import java.util.List;
 
 /** The parts of a block around the experts, on NVIDIA GPUs. */
 public final class CudaBlockOpsProvider implements BlockOpsProvider {
@@ -17,6 +20,19 @@ public final class CudaBlockOpsProvider implements BlockOpsProvider {
   @Override
   public DeviceType deviceType() {
     return DeviceType.CUDA;
+  }
+
+  /** Refuses every layer while a setting of {@link CudaProperties} is mistyped. */
+  @Override
+  public Support isSupportedConfig(MoeConfig config) {
+    Support around = BlockOpsProvider.super.isSupportedConfig(config);
+    String fault = CudaProperties.fault();
+    if (fault == null) {
+      return around;
+    }
+    List<Support.Reason> all = new ArrayList<>(around.reasons());
+    all.add(new Support.Reason(Support.Code.OTHER, fault));
+    return new Support.No(all);
   }
 
   @Override

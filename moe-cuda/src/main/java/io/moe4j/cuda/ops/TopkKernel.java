@@ -72,6 +72,36 @@ public final class TopkKernel {
     return 0;
   }
 
+  /**
+   * {@return whether {@code topk_token} of {@code topk.cuh} routes so, in a kernel that is compiled
+   * for {@code perLane} scores a lane}
+   *
+   * @param routing the method
+   * @param numExperts {@code E}, global
+   * @param topK {@code K}
+   * @param perLane scores a lane
+   */
+  public static boolean fitsToken(RoutingConfig routing, int numExperts, int topK, int perLane) {
+    int needed = perLane(routing, numExperts, topK);
+    return needed > 0 && needed <= perLane;
+  }
+
+  /**
+   * Adds the method's parameters, in the order of {@code topk_token}: scoring, renormalisation,
+   * epsilon, factor.
+   *
+   * @param launch of a kernel that routes
+   * @param routing the method
+   * @return the launch
+   */
+  public static KernelLaunch addMethod(KernelLaunch launch, RoutingConfig routing) {
+    return launch
+        .i32(code(routing.scoring()))
+        .i32(routing.renormalize() ? 1 : 0)
+        .f32(routing.epsilon())
+        .f32(routing.scalingFactor());
+  }
+
   /** Per token: a score and a key for each expert, weight and id of the chosen, a key per group. */
   static int sharedBytes(int numExperts, int topK, int groups) {
     return Math.toIntExact(
@@ -109,19 +139,17 @@ public final class TopkKernel {
     require("topkIds", topkIds, DType.I32, tokens, topK);
     require("topkWeights", topkWeights, DType.F32, tokens, topK);
     KernelLaunch l =
-        kernel
-            .begin()
-            .pointer(logits)
-            .pointer(correctionBias)
-            .pointer(topkIds)
-            .pointer(topkWeights)
-            .i32(tokens)
-            .i32(numExperts)
-            .i32(topK)
-            .i32(code(routing.scoring()))
-            .i32(routing.renormalize() ? 1 : 0)
-            .f32(routing.epsilon())
-            .f32(routing.scalingFactor());
+        addMethod(
+            kernel
+                .begin()
+                .pointer(logits)
+                .pointer(correctionBias)
+                .pointer(topkIds)
+                .pointer(topkWeights)
+                .i32(tokens)
+                .i32(numExperts)
+                .i32(topK),
+            routing);
     if (!flat) {
       l.i32(routing.numGroups())
           .i32(routing.topkGroups())

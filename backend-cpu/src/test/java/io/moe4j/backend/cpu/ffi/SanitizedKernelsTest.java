@@ -129,8 +129,8 @@ class SanitizedKernelsTest {
             List.of(
                 List.of("qemu-aarch64", "-cpu", "max", program, "5"),
                 List.of("qemu-aarch64", "-cpu", "max", program, "6"),
-                // Neither BF16 nor I8MM: neither is chosen.
-                List.of("qemu-aarch64", "-cpu", "cortex-a57", program)));
+                // Neither BF16 nor I8MM: neither is chosen, and only codes are computed otherwise.
+                List.of("qemu-aarch64", "-cpu", "cortex-a57", program, "0", "codes")));
     assertThat(texts.get(0)).startsWith("neon: ").doesNotContain(NO_INT8);
     assertThat(texts.get(1)).startsWith("neonbf16: ").doesNotContain(NO_INT8, "skipped");
     assertThat(texts.get(2)).contains(NO_INT8, "neonbf16: skipped");
