@@ -22,6 +22,16 @@ record MarlinPlan(
   private static final int MANY_ROWS = 48;
   private static final int MOST_GROUP_TILES = 64;
 
+  /**
+   * With adapters of so many ranks together and more experts than this, up to so many rows each: the
+   * expand takes as long as the product, and blocks of 64 rows hide one behind the other. Measured
+   * with 32 adapters of rank 64; with 8 of rank 16 it did not pay.
+   */
+  private static final int MANY_RANKS = 2048;
+
+  private static final int FEW_EXPERTS = 16;
+  private static final int EXPANDED_ROWS = 512;
+
   private static final int ROUND_ROWS = 16;
 
   /** Blocks of single that a multiprocessor has at once, or so. */
@@ -153,7 +163,14 @@ record MarlinPlan(
     return of(
         p,
         MarlinKernels.WIDE,
-        upTo(p.wide(), some ? 32 : p.rows() < MANY_ROWS ? 64 : ProductPlan.TALL));
+        upTo(p.wide(), some ? 32 : p.rows() < MANY_ROWS || expands(p) ? 64 : ProductPlan.TALL));
+  }
+
+  /** Whether the expand of adapters takes as long as the product it belongs to. */
+  private static boolean expands(Problem p) {
+    return (long) p.slots() * p.rank() >= MANY_RANKS
+        && p.experts() > FEW_EXPERTS
+        && p.rows() <= EXPANDED_ROWS;
   }
 
   /** The largest of some heights, ascending, that is not over a limit; else the smallest. */
