@@ -29,6 +29,16 @@ record MarlinPlan(
 
   private static final int MOST_GROUP_TILES = 64;
 
+  /**
+   * With adapters of so many ranks together and more experts than this, up to so many rows each: the
+   * expand takes as long as the product, and blocks of 64 rows hide one behind the other. Measured
+   * with 32 adapters of rank 64; with 8 of rank 16 it did not pay.
+   */
+  private static final int MANY_RANKS = 2048;
+
+  private static final int FEW_EXPERTS = 16;
+  private static final int EXPANDED_ROWS = 512;
+
   private static final int ROUND_ROWS = 16;
 
   /** Blocks of single that a multiprocessor has at once, or so. */
@@ -161,7 +171,7 @@ record MarlinPlan(
 
   private static int wideRows(Problem p) {
     double rows = p.rows();
-    if (rows < MANY_ROWS) {
+    if (rows < MANY_ROWS || expands(p)) {
       return rows <= SOME_ROWS ? 32 : 64;
     }
     // Short blocks that are not many leave some multiprocessors with less than others.
@@ -170,6 +180,13 @@ record MarlinPlan(
     return rows <= MIDDLE_ROWS && many && p.wide().contains(ProductPlan.MIDDLE)
         ? ProductPlan.MIDDLE
         : ProductPlan.TALL;
+  }
+
+  /** Whether the expand of adapters takes as long as the product it belongs to. */
+  private static boolean expands(Problem p) {
+    return (long) p.slots() * p.rank() >= MANY_RANKS
+        && p.experts() > FEW_EXPERTS
+        && p.rows() <= EXPANDED_ROWS;
   }
 
   /** The largest of some heights, ascending, that is not over a limit; else the smallest. */

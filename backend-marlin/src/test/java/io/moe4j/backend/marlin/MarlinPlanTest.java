@@ -192,6 +192,18 @@ class MarlinPlanTest {
     assertThat(rows(8, 8192)).isEqualTo(64);
   }
 
+  /** Where the expand of many adapters takes as long as the product. */
+  @Test
+  void manyRanksTakeTilesOf64Rows() {
+    MarlinPlan.Problem qwen3 = problem(QuantScheme.int4(128), 9, LAYERS[0], 1024, 0, false);
+    MarlinPlan.Problem mixtral = problem(QuantScheme.int4(128), 9, LAYERS[2], 1024, 0, false);
+    assertThat(MarlinPlan.choose(qwen3.of(1024, 32, 64)).first().rows()).isEqualTo(64);
+    assertThat(MarlinPlan.choose(qwen3.of(8192, 32, 64)).first().rows()).isEqualTo(64);
+    assertThat(MarlinPlan.choose(qwen3.of(16384, 32, 64)).first().rows()).isEqualTo(160);
+    assertThat(MarlinPlan.choose(qwen3.of(1024, 8, 16)).first().rows()).isEqualTo(80);
+    assertThat(MarlinPlan.choose(mixtral.of(4096, 32, 64)).first().rows()).isEqualTo(160);
+  }
+
   /** Height 80 is built for few formats; others keep the height next to it. */
   @Test
   void middleTilesWhereTheyWereBuilt() {
