@@ -14,6 +14,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
@@ -113,7 +114,7 @@ final class ExchangeCases {
           format,
           hidden,
           placement,
-          java.util.Collections.nCopies(ranks(), tokens.getFirst()),
+          Collections.nCopies(ranks(), tokens.getFirst()),
           onInput,
           lora,
           change,
@@ -256,7 +257,7 @@ final class ExchangeCases {
 
   /** {@return even tokens, nothing special} */
   static ExchangeCase plain(int ranks, ActivationFormat format) {
-    List<Integer> tokens = java.util.Collections.nCopies(ranks, 3);
+    List<Integer> tokens = Collections.nCopies(ranks, 3);
     return new ExchangeCase(
         "plain", format, DType.F32, Placement.LINEAR, tokens, false, false, NONE);
   }
@@ -277,7 +278,7 @@ final class ExchangeCases {
                     new ExchangeCase("uneven", format, hidden, p, tokens, false, false, NONE));
               }
             }
-            List<Integer> none = java.util.Collections.nCopies(tokens.size(), 0);
+            List<Integer> none = Collections.nCopies(tokens.size(), 0);
             cases.add(
                 new ExchangeCase(
                     "no tokens", format, DType.F32, Placement.LINEAR, none, false, false, NONE));
