@@ -195,12 +195,7 @@ class RendezvousTest {
     properties.setProperty("moe4j.exchange." + setting, value);
     properties.setProperty("moe4j.other", Integer.toString(rank));
     return Rendezvous.join(
-        rank(rank, 2, port),
-        new Threads("1"),
-        HOST,
-        Map.of(),
-        Duration.ofSeconds(20),
-        properties);
+        rank(rank, 2, port), new Threads("1"), HOST, Map.of(), Duration.ofSeconds(20), properties);
   }
 
   @Test

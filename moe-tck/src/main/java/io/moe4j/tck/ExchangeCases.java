@@ -146,10 +146,7 @@ final class ExchangeCases {
     MoeConfig config(int rank) {
       return ranks() == 1
           ? layer().build()
-          : layer()
-              .parallel(parallel(rank))
-              .placement(placement.all(ranks()))
-              .build();
+          : layer().parallel(parallel(rank)).placement(placement.all(ranks())).build();
     }
 
     private ParallelConfig parallel(int rank) {

@@ -301,8 +301,8 @@ final class PeerRooms implements AutoCloseable {
   }
 
   /**
-   * {@return what to throw where ranks came with different sizes, null where all have the same} Each
-   * would write where its own sizes say, past the end of a smaller room.
+   * {@return what to throw where ranks came with different sizes, null where all have the same}
+   * Each would write where its own sizes say, past the end of a smaller room.
    *
    * @param cards of all ranks: every rank finds the same
    */

@@ -3,6 +3,7 @@ package io.moe4j.comm.nccl;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.api.comm.CommException;
+import java.util.Objects;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -40,7 +41,7 @@ class PeerRoomsTest {
         .hasMessageContaining(
             "rank 2 has 0 bytes of rows and 8192 of sums, rank 0 has 0 bytes of rows and 4096 of"
                 + " sums; layers, numbers of tokens");
-    assertThat(sums.rank()).isEqualTo(2);
+    assertThat(Objects.requireNonNull(sums).rank()).isEqualTo(2);
     assertThat(PeerRooms.disagreement(new byte[][] {PeerRooms.card(1 << 20, 4096), small}))
         .hasMessageContaining("rank 1 has 0 bytes of rows")
         .hasMessageContaining("rank 0 has 1048576 bytes of rows");
