@@ -190,6 +190,8 @@ class RanksGoldenTest {
     "fixtures/gpt_oss, 2, 1",
     "fixtures/gpt_oss, 1, 2",
     "families/nemotron_h_latent, 1, 2",
+    "families/longcat_flash, 2, 1",
+    "families/longcat_flash, 1, 2",
     "quantised/ct_w4a16_asym_g32, 2, 1",
     "quantised/ct_w4a16_asym_g32, 1, 2",
     "quantised/ct_w8a16_g32, 2, 2",

@@ -13,9 +13,11 @@ import java.time.Duration;
 import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.Objects;
 import java.util.Optional;
+import java.util.Properties;
 import java.util.SortedMap;
 import java.util.TreeMap;
 
@@ -25,8 +27,8 @@ import java.util.TreeMap;
  * the name of a group (for NCCL its 128 bytes), and every rank opens its communicator.
  *
  * <p>Ranks that disagree (their number, the version of moe4j, the communication library, the
- * layers) are an error on every rank that names the difference. Nothing is encrypted: for networks
- * whose hosts trust each other.
+ * layers, settings {@code -Dmoe4j.exchange...}) are an error on every rank that names the
+ * difference. Nothing is encrypted: for networks whose hosts trust each other.
  *
  * <pre>{@code
  * RankInfo me = RankInfo.fromEnvironment(); // torchrun, Slurm, LeaderWorkerSet
@@ -40,6 +42,8 @@ import java.util.TreeMap;
  * @since 0.2.0
  */
 public final class Rendezvous {
+  private static final String EXCHANGE = "moe4j.exchange.";
+
   private Rendezvous() {}
 
   /**
@@ -92,7 +96,8 @@ public final class Rendezvous {
    * @param info this process
    * @param provider the same on every rank
    * @param device of the layers; outlives the communicator
-   * @param agreement what all ranks must have alike, by name
+   * @param agreement what all ranks must have alike, by name; settings of exchanges ({@code
+   *     -Dmoe4j.exchange...}) are compared besides
    * @param deadline how long to wait for the others, here and in every call of the communicator
    * @return the communicator, owned by the caller
    * @throws CommException if a rank does not come within the deadline, or disagrees
@@ -103,6 +108,16 @@ public final class Rendezvous {
       Device device,
       Map<String, String> agreement,
       Duration deadline) {
+    return join(info, provider, device, agreement, deadline, System.getProperties());
+  }
+
+  static Communicator join(
+      RankInfo info,
+      CommProvider provider,
+      Device device,
+      Map<String, String> agreement,
+      Duration deadline,
+      Properties properties) {
     Objects.requireNonNull(info, "info");
     if (info.worldSize() == 1) {
       return provider.open(new CommConfig(provider.newGroup(), 0, 1, deadline), device);
@@ -112,11 +127,24 @@ public final class Rendezvous {
     said.put("moe4j", version == null ? "not from a jar" : version);
     said.put("communication", (provider.name() + " " + provider.version()).strip());
     said.put("ranks", Integer.toString(info.worldSize()));
+    said.putAll(settings(properties));
     String group =
         info.rank() == 0
             ? new MeetingHost(info, said, deadline).handOut(provider::newGroup)
             : MeetingGuest.ask(info, said, deadline);
     return provider.open(new CommConfig(group, info.rank(), info.worldSize(), deadline), device);
+  }
+
+  /** Settings of exchanges: with different ones ranks would write each other what none expects. */
+  static Map<String, String> settings(Properties of) {
+    Map<String, String> all = new TreeMap<>();
+    for (String name : of.stringPropertyNames()) {
+      String value = of.getProperty(name, "").strip().toLowerCase(Locale.ROOT);
+      if (name.startsWith(EXCHANGE) && !value.isEmpty()) {
+        all.put("-D" + name, value);
+      }
+    }
+    return all;
   }
 
   /**

@@ -27,6 +27,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.Properties;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
@@ -172,6 +173,29 @@ class RendezvousTest {
                     Duration.ofSeconds(20))),
         1,
         "communication: rank 1 has threads 2.28, rank 0 has threads 2.27");
+  }
+
+  /** Ranks that exchange in different ways would wait for each other, or add up what is no sum. */
+  @Test
+  void anotherSettingOfTheExchangeIsAnErrorOnEveryRank() throws Exception {
+    allRefused(
+        all(2, (rank, port) -> joinWith(rank, port, "sums", rank == 0 ? "BF16 " : "f32")),
+        1,
+        "-Dmoe4j.exchange.sums: rank 1 has f32, rank 0 has bf16");
+    allRefused(
+        all(2, (rank, port) -> joinWith(rank, port, "adds", rank == 0 ? "" : "off")),
+        1,
+        "-Dmoe4j.exchange.adds: rank 1 has off, rank 0 has nothing");
+    assertThat(all(2, (rank, port) -> joinWith(rank, port, "sums", rank == 0 ? "BF16 " : "bf16")))
+        .allSatisfy(g -> assertThat(g).isInstanceOf(Communicator.class));
+  }
+
+  private static Communicator joinWith(int rank, int port, String setting, String value) {
+    Properties properties = new Properties();
+    properties.setProperty("moe4j.exchange." + setting, value);
+    properties.setProperty("moe4j.other", Integer.toString(rank));
+    return Rendezvous.join(
+        rank(rank, 2, port), new Threads("1"), HOST, Map.of(), Duration.ofSeconds(20), properties);
   }
 
   @Test

@@ -14,6 +14,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.api.weights.ExpertWeights;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collections;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
@@ -113,7 +114,7 @@ final class ExchangeCases {
           format,
           hidden,
           placement,
-          java.util.Collections.nCopies(ranks(), tokens.getFirst()),
+          Collections.nCopies(ranks(), tokens.getFirst()),
           onInput,
           lora,
           change,
@@ -145,10 +146,7 @@ final class ExchangeCases {
     MoeConfig config(int rank) {
       return ranks() == 1
           ? layer().build()
-          : layer()
-              .parallel(parallel(rank))
-              .placement(placement.all(ranks()))
-              .build();
+          : layer().parallel(parallel(rank)).placement(placement.all(ranks())).build();
     }
 
     private ParallelConfig parallel(int rank) {
@@ -256,7 +254,7 @@ final class ExchangeCases {
 
   /** {@return even tokens, nothing special} */
   static ExchangeCase plain(int ranks, ActivationFormat format) {
-    List<Integer> tokens = java.util.Collections.nCopies(ranks, 3);
+    List<Integer> tokens = Collections.nCopies(ranks, 3);
     return new ExchangeCase(
         "plain", format, DType.F32, Placement.LINEAR, tokens, false, false, NONE);
   }
@@ -277,7 +275,7 @@ final class ExchangeCases {
                     new ExchangeCase("uneven", format, hidden, p, tokens, false, false, NONE));
               }
             }
-            List<Integer> none = java.util.Collections.nCopies(tokens.size(), 0);
+            List<Integer> none = Collections.nCopies(tokens.size(), 0);
             cases.add(
                 new ExchangeCase(
                     "no tokens", format, DType.F32, Placement.LINEAR, none, false, false, NONE));

@@ -22,9 +22,10 @@ import org.jspecify.annotations.Nullable;
  * any communicator of CUDA memory. Takes any placement of experts, and tensor parallel ranks.
  *
  * <p>Sums travel as BF16 in a layer of BF16, in F32 otherwise; the system property {@value
- * #SUMS_PROPERTY} ({@code f32} or {@code bf16}, the same on every rank) decides for all layers.
- * Where ranks write into each other's memory, the kernel that sends the sums also makes them of the
- * experts' rows, unless {@value #ADDS_PROPERTY} is {@code off}, the same on every rank.
+ * #SUMS_PROPERTY} ({@code f32} or {@code bf16}, the same on every rank) decides for all layers but
+ * those of BATCHED experts, whose sums are F32. Where ranks write into each other's memory, the
+ * kernel that sends the sums also makes them of the experts' rows, unless {@value #ADDS_PROPERTY}
+ * is {@code off}, the same on every rank.
  *
  * @since 0.2.0
  */

@@ -14,6 +14,7 @@ import io.moe4j.cuda.PinnedBuffer;
 import java.io.IOException;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -43,7 +44,11 @@ final class PeerRooms implements AutoCloseable {
   private static final long LEAST_BYTES = 2L << 20;
   private static final long ALIGNMENT = 4096;
   private static final int HOST_BYTES = 64;
-  private static final int CARD_BYTES = HOST_BYTES + PeerMemory.TICKET_BYTES;
+  private static final int SHARED_BYTES = HOST_BYTES + PeerMemory.TICKET_BYTES;
+
+  /** A rank's memory, then the sizes that it came with. */
+  static final int CARD_BYTES = SHARED_BYTES + 2 * Long.BYTES;
+
   private static final long POLL_MILLIS = 20;
 
   /** What rooms need of the group. */
@@ -238,13 +243,13 @@ final class PeerRooms implements AutoCloseable {
     return Math.ceilDiv(bytes, ALIGNMENT) * ALIGNMENT;
   }
 
-  /** A collective step: every rank comes here in the same call, with the same sizes. */
+  /** A collective step: every rank comes here in the same call; with other sizes the group ends. */
   private @Nullable PeerRoom grow(long arriving, long sums, DeviceStream stream) {
     PeerRoom before = rooms.isEmpty() ? null : rooms.getLast();
     long a = sized(arriving, before == null ? 0 : before.arriving());
     long s = sized(sums, before == null ? 0 : before.sums());
     List<PeerMemory> all = new ArrayList<>();
-    byte[] card = new byte[CARD_BYTES]; // all zeros: this rank shares nothing
+    byte[] card = card(arriving, sums); // zeros before the sizes: this rank shares nothing
     String why = "";
     PeerMemory mine = null;
     try {
@@ -258,6 +263,10 @@ final class PeerRooms implements AutoCloseable {
     boolean kept = false;
     try {
       byte[][] cards = exchange(card, stream);
+      CommException differ = disagreement(cards);
+      if (differ != null) {
+        throw group.failed(differ);
+      }
       if (mine != null) {
         why = mapAll(mine, cards, all);
       }
@@ -284,6 +293,43 @@ final class PeerRooms implements AutoCloseable {
     return room;
   }
 
+  /** {@return a card that shares nothing yet} */
+  static byte[] card(long arriving, long sums) {
+    byte[] card = new byte[CARD_BYTES];
+    ByteBuffer.wrap(card, SHARED_BYTES, 2 * Long.BYTES).putLong(arriving).putLong(sums);
+    return card;
+  }
+
+  /**
+   * {@return what to throw where ranks came with different sizes, null where all have the same}
+   * Each would write where its own sizes say, past the end of a smaller room.
+   *
+   * @param cards of all ranks: every rank finds the same
+   */
+  static @Nullable CommException disagreement(byte[][] cards) {
+    for (int r = 1; r < cards.length; r++) {
+      if (!Arrays.equals(cards[r], SHARED_BYTES, CARD_BYTES, cards[0], SHARED_BYTES, CARD_BYTES)) {
+        return new CommException(
+            r,
+            "ranks exchange different sizes: rank "
+                + r
+                + " has "
+                + sizes(cards[r])
+                + ", rank 0 has "
+                + sizes(cards[0])
+                + "; layers, numbers of tokens (rankTokens, or the tokens that every rank has) and"
+                + " -Dmoe4j.exchange settings must be the same on every rank",
+            null);
+      }
+    }
+    return null;
+  }
+
+  private static String sizes(byte[] card) {
+    ByteBuffer at = ByteBuffer.wrap(card, SHARED_BYTES, 2 * Long.BYTES);
+    return at.getLong() + " bytes of rows and " + at.getLong() + " of sums";
+  }
+
   /** {@return why it did not work, or nothing} */
   private String mapAll(PeerMemory mine, byte[][] cards, List<PeerMemory> all) {
     try {
@@ -291,12 +337,12 @@ final class PeerRooms implements AutoCloseable {
         byte[] card = cards[r];
         if (r == group.rank()) {
           all.add(mine);
-        } else if (Arrays.equals(card, new byte[CARD_BYTES])) {
+        } else if (Arrays.equals(card, 0, SHARED_BYTES, new byte[SHARED_BYTES], 0, SHARED_BYTES)) {
           return "rank " + r + " shares no memory";
         } else if (!Arrays.equals(card, 0, HOST_BYTES, cards[group.rank()], 0, HOST_BYTES)) {
           return "rank " + r + " is on another host";
         } else {
-          all.add(PeerMemory.map(device, Arrays.copyOfRange(card, HOST_BYTES, CARD_BYTES)));
+          all.add(PeerMemory.map(device, Arrays.copyOfRange(card, HOST_BYTES, SHARED_BYTES)));
         }
       }
       return "";
@@ -332,7 +378,7 @@ final class PeerRooms implements AutoCloseable {
     return by;
   }
 
-  /** {@return how rows travel, for people; empty as long as nobody has tried} */
+  /** {@return how rows travel, in words; empty as long as nobody has tried} */
   String about() {
     String why = refused;
     return why != null ? " (rows by NCCL: " + why + ")" : made ? " (rows direct)" : "";

@@ -46,6 +46,7 @@ class DeviceGatherConformanceTest extends ExchangeConformanceTest {
       textBlock =
           """
           moe4j.exchange.sums   | f16   | f32, bf16
+          moe4j.exchange.adds   | yes   | on, off
           moe4j.exchange.direct | maybe | on, off
           """)
   void aMistypedSettingIsAReason(String property, String given, String accepted) {

@@ -8,7 +8,7 @@ import io.moe4j.cli.json.Json;
 import java.util.List;
 
 /**
- * What {@link RanksBench} measured, for people and programs.
+ * What {@link RanksBench} measured, as Markdown and as JSON.
  *
  * @param layout of the ranks
  * @param exchange how rows and sums move, as rank 0's layer says it
