@@ -76,6 +76,29 @@ class GpuPackedTest {
     }
   }
 
+  /**
+   * Many experts of 48 to 72 rows: short blocks of one warpgroup, which need more of them than
+   * smaller layers have.
+   */
+  @ParameterizedTest(name = "{0}, T={1}")
+  @MethodSource("manyExperts")
+  void manyExpertsAgreeWithFloat64(QuantScheme scheme, int tokens) {
+    MoeConfig config =
+        MoeConfig.builder(1664, 256, 64, 8)
+            .quantScheme(scheme)
+            .maxTokens(tokens)
+            .lora(new LoraConfig(3, 24))
+            .build();
+    try (GpuLayer g = new GpuLayer(config, 1 / Math.sqrt(1664), 1 / Math.sqrt(256), "marlin")) {
+      GpuLoraGridTest.checkAdapters(g, tokens, 1e-2);
+    }
+  }
+
+  static Stream<Arguments> manyExperts() {
+    return Stream.of(QuantScheme.int4(128), QuantScheme.FP8_BLOCK)
+        .flatMap(s -> Stream.of(Arguments.of(s, 400), Arguments.of(s, 480), Arguments.of(s, 570)));
+  }
+
   private static final QuantScheme ORDERED =
       QuantScheme.builder(Format.INT4).group(32).symmetric(false).actOrder(true).build();
 
