@@ -1,7 +1,8 @@
 // A grouped product for many rows an expert, on Hopper: wgmma, the widened weights as its A operand in registers, up to NT rows of x as its B operand
 // in shared memory, so that no widened weight ever goes through shared memory.
 //
-// Two warpgroups take 128 rows of the weights each (64 of gate and the 64 of up that belong to them), and the same rows of x. A chunk is 64
+// A warpgroup takes 128 rows of the weights (64 of gate and the 64 of up that belong to them). A block has two, which share its rows of x, or at height 80
+// one, and a multiprocessor three such blocks, which share nothing: while one begins or ends, the others multiply. A chunk is 64
 // columns: four steps of 16, at most one under way while the next one's weights are widened. After the loop the sums lie as mma has them, so the
 // expand is that of narrow.cuh. The end activates in registers and turns the outputs in shared memory, so that rows of y are written whole.
 #pragma once
@@ -21,28 +22,32 @@ DEV void fence_for_products() { asm volatile("fence.proxy.async.shared::cta;" ::
 
 constexpr int MEET = 1, GROUP_BYTES = 20 * 1024;  // of the warpgroups: named barriers, shared memory at the end
 
-// As many as fit: one block a multiprocessor at 160 rows, else two, if three stages of each fit.
+// Warpgroups of a block, and blocks a multiprocessor.
+BOTH int wide_groups(int nt) { return nt == 80 ? 1 : 2; }
+BOTH int wide_blocks(int nt) { return nt >= 128 ? 1 : nt == 80 ? 3 : 2; }
+
+// As many as fit, if three do. A KiB of each block is the system's.
 BOTH int wide_stages(int q, int nt, int stage_bytes) {
-  const int most = (nt >= 128 ? 6 : 5) - (code_bits(q) == 4 ? 0 : 1), fit = (nt >= 128 ? 222 : 110) * 1024 / stage_bytes;
+  const int most = (nt >= 128 ? 6 : 5) - (code_bits(q) == 4 ? 0 : 1), fit = (nt >= 128 ? 222 : nt == 80 ? 228 / 3 - 1 : 110) * 1024 / stage_bytes;
   return fit < 3 ? 3 : fit < most ? fit : most;
 }
 
 // The expand for many pages a tile: B and s through shared memory, PAGES of them a step, three steps under way. acc[0] has rows `rows` of the
-// block's 256 rows of B, acc[1] rows `rows2`.
-template <class T, int NT>
+// block's ROWS rows of B, acc[1] rows `rows2`.
+template <class T, int NT, int GROUPS = wide_groups(NT)>
 DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, const uint16_t* s, const int64_t* pga, const int64_t* pgb, const int64_t* pgm,
                        const int* seg_of, const Tile& t, int rows, int rows2, int block_n, int N, int RS, int SU, int lane, int warp) {
-  constexpr int PAGES = NT >= 128 ? 4 : 2, WARPS = 8 / PAGES, EACH = NT / (16 * WARPS) > 0 ? NT / (16 * WARPS) : 1;
-  constexpr int S_BYTES = NT * 32 * 2, PAGE_BYTES = 256 * 32 + S_BYTES, STEP_BYTES = PAGES * PAGE_BYTES;
+  constexpr int ROWS = GROUPS * 128, PAGES = GROUPS == 1 ? 1 : NT >= 128 ? 4 : 2, WARPS = 4 * GROUPS / PAGES, EACH = (NT + 16 * WARPS - 1) / (16 * WARPS);
+  constexpr int S_BYTES = NT * 32 * 2, PAGE_BYTES = ROWS * 32 + S_BYTES, STEP_BYTES = PAGES * PAGE_BYTES;
   const int u = warp / WARPS, in = warp % WARPS * 32 + lane, half = in % 2, row = in / 2;
-  int seg[EACH], lane_seg[NT / 32 > 0 ? NT / 32 : 1];
+  int seg[EACH], lane_seg[(NT + 31) / 32];
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
     const int r = t.row0 + row + 16 * WARPS * i;
     seg[i] = r >= t.lora0 && r < t.row1 ? seg_of[r] : -1;
   }
 #pragma unroll
-  for (int i = 0; i < (NT / 32 > 0 ? NT / 32 : 1); i++) {
+  for (int i = 0; i < (NT + 31) / 32; i++) {
     const int r = t.row0 + lane + 32 * i;
     lane_seg[i] = lane + 32 * i < NT && r >= t.lora0 && r < t.row1 ? seg_of[r] : -1;
   }
@@ -52,11 +57,11 @@ DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, con
     const uint32_t to = base + step % 3 * STEP_BYTES + u * PAGE_BYTES;
     if (page < t.end) {
 #pragma unroll
-      for (int i = 0; i < 16 / WARPS; i++) {
+      for (int i = 0; i < ROWS / 16 / WARPS; i++) {
         const int r = row + 16 * WARPS * i;
-        const bool second = gated && r >= 128;
+        const bool second = gated && r >= ROWS / 2;
         const int halves = (int)(word >> (second ? 58 : 56)) & 3, stride = ((int)(word >> (second ? 40 : 32)) & 0xFF) * 8;
-        const int n = min(block_n + (second ? r - 128 : r), N - 1);
+        const int n = min(block_n + (second ? r - ROWS / 2 : r), N - 1);
         const uint16_t* from = (const uint16_t*)0 + (second ? b2 : b1) * 8 + (int64_t)n * stride + half * 8;
         copy16_or_zero(to + r * 32 + (half ^ (r >> 2 & 1)) * 16, half < halves ? from : s, half < halves);
       }
@@ -67,7 +72,7 @@ DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, con
         const int r = row + 16 * WARPS * i;
         if (r < NT) {
           const uint16_t* from = s + (int64_t)(t.row0 + r) * RS + col;
-          const uint32_t p = to + 256 * 32 + r * 32 + (half ^ (r >> 2 & 1)) * 16;
+          const uint32_t p = to + ROWS * 32 + r * 32 + (half ^ (r >> 2 & 1)) * 16;
           bool some = seg[i] == own && half < h1;
           copy16_or_zero(p, some ? from : s, some);
           if (gated) {
@@ -89,7 +94,7 @@ DEV void expand_staged(int gated, float (&acc)[2][NT / 8][4], uint32_t base, con
   const int arow = lane % 16, ahalf = lane / 16;                      // matrices: rows 0..7 and 8..15 of ranks 0..7, then of ranks 8..15
   const int srow = lane % 8 + lane / 16 * 8, shalf = lane / 8 % 2;    // rows 0..7 of ranks 0..7 and of 8..15, then rows 8..15
   const uint32_t a1 = (rows + arow) * 32 + (ahalf ^ ((rows + arow) >> 2 & 1)) * 16, a2 = (rows2 + arow) * 32 + (ahalf ^ ((rows2 + arow) >> 2 & 1)) * 16;
-  const uint32_t s1 = 256 * 32 + srow * 32 + (shalf ^ (srow >> 2 & 1)) * 16;
+  const uint32_t s1 = ROWS * 32 + srow * 32 + (shalf ^ (srow >> 2 & 1)) * 16;
   for (int step = 0; step < steps; step++) {
     copies_wait<1>();
     block_sync();
@@ -136,13 +141,14 @@ struct Value {
 template <int Q, class T, int NT, int SG, bool ZERO>
 DEV void wide(GEMM_PARAMETERS) {
   SHARED(memory);
+  constexpr int GROUPS = wide_groups(NT);
   constexpr bool SPLITS = NT == 32, DIRECT = SG == 1;
   using Weights = Stream<Q, SG, ZERO, DIRECT>;
   constexpr int NJ = NT / 8, WORDS = code_bits(Q) / 4, CODES = Weights::CODES;
-  constexpr int slot_bytes = Weights::SLOT_BYTES, x_bytes = NT * 128 * (SPLITS ? 2 : 1), stage_bytes = (x_bytes + 8 * slot_bytes + 1023) / 1024 * 1024;
+  constexpr int slot_bytes = Weights::SLOT_BYTES, x_bytes = NT * 128 * (SPLITS ? 2 : 1), stage_bytes = (x_bytes + 4 * GROUPS * slot_bytes + 1023) / 1024 * 1024;
   constexpr int STAGES = wide_stages(Q, NT, stage_bytes);
   const int split = SPLITS && warps_k == 2 ? 1 : 0;
-  const int BLOCK_ROWS = (gated ? 128 : 256) >> split;
+  const int BLOCK_ROWS = (gated ? 64 * GROUPS : 128 * GROUPS) >> split;
   if (wait == 0) {
     wait_for_predecessor();
     launch_dependents();  // what is next brings its first weights where a block of this launch has ended
@@ -180,17 +186,25 @@ DEV void wide(GEMM_PARAMETERS) {
     if (c < turns) copy_weights(base + c * stage_bytes, c);
   const float unit[2][2] = {{channel[tile[0] * 16 + g], channel[tile[0] * 16 + g + 8]}, {channel[tile[1] * 16 + g], channel[tile[1] * 16 + g + 8]}};
   if (wait == 1) wait_for_predecessor();
-  constexpr int XROWS = NT * 8 >= 256 ? NT / 32 : 1;
-  const uint16_t* from_x[XROWS];
+  // Rows of x: pointers, or where registers are few vectors from x on.
+  constexpr bool PLACES = GROUPS == 1;
+  constexpr int XSTEP = 16 * GROUPS, XROWS = NT / XSTEP > 0 ? NT / XSTEP : 1;
+  [[maybe_unused]] const uint16_t* from_x[PLACES ? 1 : XROWS];
+  [[maybe_unused]] uint32_t row_at[PLACES ? XROWS : 1];
+  [[maybe_unused]] const uint4* from = (const uint4*)x;
   const int xcol = THREAD % 8;
   const uint32_t xto = THREAD / 8 * 128 + ((xcol ^ (THREAD / 8 & 7)) << 4);
   const int brings = t.row1 - t.row0 - THREAD / 8;  // rows that the tile has not are not brought: their sums go nowhere
 #pragma unroll
   for (int i = 0; i < XROWS; i++) {
-    int row = min(t.row0 + THREAD / 8 + 32 * i, t.row1 - 1);
+    int row = min(t.row0 + THREAD / 8 + XSTEP * i, t.row1 - 1);
     if (gather) row = quotient((int)load_new4(pairs + row), TOPK);
-    from_x[i] = x + (int64_t)row * KD + xcol * 8 - (CHUNK << split);
-    whole(from_x[i]);
+    if constexpr (PLACES) {
+      row_at[i] = (uint32_t)row * (uint32_t)(KD / 8) + xcol;
+    } else {
+      from_x[i] = x + (int64_t)row * KD + xcol * 8 - (CHUNK << split);
+      whole(from_x[i]);
+    }
   }
   uint32_t to = base;
   int next = 0, rest = KD - xcol * 8;  // of the inputs, from this thread's column on
@@ -198,10 +212,15 @@ DEV void wide(GEMM_PARAMETERS) {
     if (next < turns) {
 #pragma unroll
       for (int i = 0; i < XROWS; i++) {
-        from_x[i] += x_step;
-        if (brings > 32 * i) copy16_or_zero(to + xto + i * 4096, from_x[i], rest > 0);
+        if constexpr (!PLACES) from_x[i] += x_step;
+        if (brings > XSTEP * i) {
+          if constexpr (PLACES) copy16_or_zero(to + xto + i * (XSTEP * 128), from + row_at[i], rest > 0);
+          else copy16_or_zero(to + xto + i * (XSTEP * 128), from_x[i], rest > 0);
+        }
       }
-      if (SPLITS && split && brings > 0) copy16_or_zero(to + xto + NT * 128, from_x[0] + CHUNK, rest > CHUNK);
+      if constexpr (PLACES) from += x_step / 8;
+      if constexpr (SPLITS)
+        if (split && brings > 0) copy16_or_zero(to + xto + NT * 128, from_x[0] + CHUNK, rest > CHUNK);
       rest -= x_step;
       if constexpr (decltype(weights)::value) copy_weights(to, next);
     }
@@ -351,6 +370,7 @@ DEV void wide(GEMM_PARAMETERS) {
   };
   auto multiply = [&](auto bits) {
     if constexpr (NT == 32) multiply_in(bits, Value<8>{}, Value<16>{}, Value<24>{}, Value<32>{});
+    else if constexpr (NT == 80) multiply_in(bits, Value<16>{}, Value<48>{}, Value<64>{}, Value<80>{});
     else if constexpr (NT == 64) multiply_in(bits, Value<32>{}, Value<40>{}, Value<48>{}, Value<64>{});
     else if constexpr (Q != E4M3 && decltype(bits)::value == 1) multiply_in(bits, Value<64>{}, Value<96>{}, Value<128>{}, Value<160>{});
     else multiply_in(bits, Value<64>{}, Value<80>{}, Value<96>{}, Value<112>{}, Value<128>{}, Value<144>{}, Value<160>{});
@@ -383,7 +403,7 @@ DEV void wide(GEMM_PARAMETERS) {
     if (wait == 2) wait_for_predecessor();
     block_sync();  // the stages have been read
     if (t.begin < t.end)
-      expand_staged<T, NT>(gated, acc, base, s, pga, pgb, pgm, seg_of, t, local[0], gated ? 128 + local[1] : local[1], t.block * BLOCK_ROWS, N, RS, SU, lane,
+      expand_staged<T, NT>(gated, acc, base, s, pga, pgb, pgm, seg_of, t, local[0], gated ? 64 * GROUPS + local[1] : local[1], t.block * BLOCK_ROWS, N, RS, SU, lane,
                                   warp);
   }
   block_sync();  // the stages have been read
@@ -403,9 +423,9 @@ DEV void wide(GEMM_PARAMETERS) {
     for (int j = 0; j < NJ; j += 4) {
       if (8 * j >= count) break;
 #pragma unroll
-      for (int v = 0; v < 16; v++) scratch[v * 128 + in_group] = {acc[0][j + v / 4][v % 4], acc[1][j + v / 4][v % 4]};
+      for (int v = 0; v < 4 * min(4, NJ - j); v++) scratch[v * 128 + in_group] = {acc[0][j + v / 4][v % 4], acc[1][j + v / 4][v % 4]};
 #pragma unroll 1
-      for (int v = 0; v < 16; v++) {
+      for (int v = 0; v < 4 * min(4, NJ - j); v++) {
         float2 p = scratch[v * 128 + in_group];
         const float f = on_input ? tw[(int)load_new4(pairs + min(t.row0 + 8 * j + v / 4 * 8 + 2 * q + v % 2, t.row1 - 1))] : 1.0f;
         p.x = p.x * f + (v & 2 ? biases[0][1] : biases[0][0]);
@@ -419,7 +439,7 @@ DEV void wide(GEMM_PARAMETERS) {
         scratch[v * 128 + in_group] = p;
       }
 #pragma unroll
-      for (int v = 0; v < 16; v++) {
+      for (int v = 0; v < 4 * min(4, NJ - j); v++) {
         const float2 p = scratch[v * 128 + in_group];
         acc[0][j + v / 4][v % 4] = p.x;
         acc[1][j + v / 4][v % 4] = p.y;
@@ -463,5 +483,5 @@ DEV void wide(GEMM_PARAMETERS) {
   }
 }
 
-#define WIDE(NAME, Q, T, NT, SG, ZERO, BLOCKS) \
-  KERNEL(256, BLOCKS) NAME(GEMM_PARAMETERS) { wide<Q, T, NT, SG, ZERO>(GEMM_ARGUMENTS); }
+#define WIDE(NAME, Q, T, NT, SG, ZERO) \
+  KERNEL(128 * wide_groups(NT), wide_blocks(NT)) NAME(GEMM_PARAMETERS) { wide<Q, T, NT, SG, ZERO>(GEMM_ARGUMENTS); }

@@ -264,8 +264,8 @@ static bool run_one(const Format& f, int tokens, int N, int KD, bool first, bool
   std::vector<uint16_t> y((size_t)P * N, 0xFFFF);
   std::vector<float> yf((size_t)tokens * N, NAN);
   float alpha = 1.7f, beta = 1.0f, limit = act == 0 ? INFINITY : 1.5f;
-  int rows = SINGLE_ONE ? (sums ? 16 : 128 / warps_k) : WIDE_ONE ? (GATED ? 128 : 256) / warps_k : 8 / warps_k * (GATED ? 16 : 32), grid = (sums ? tokens : naive ? P : tiles) * ((N + rows - 1) / rows);
-  emu::launch(grid + !SINGLE_ONE, sums ? 512 : 256, [&] {
+  int rows = SINGLE_ONE ? (sums ? 16 : 128 / warps_k) : WIDE_ONE ? wide_groups(NT) * (GATED ? 64 : 128) / warps_k : 8 / warps_k * (GATED ? 16 : 32), grid = (sums ? tokens : naive ? P : tiles) * ((N + rows - 1) / rows);
+  emu::launch(grid + !SINGLE_ONE, sums ? 512 : WIDE_ONE ? 128 * wide_groups(NT) : 256, [&] {
     auto call = [&](auto kernel) {
       kernel(f.order ? xp.data() : x.data(), (const uint8_t*)w.codes.data(), w.ratio.data(), w.zero.data(), w.channel.data(), bias.data(), tw.data(), y.data(),
              table.data(), ids.data(), ids.data(), mapping.data(), pairs.data(), gtile.data(), nums, seg_of.data(), pga.data(), pgb.data(),
@@ -368,6 +368,14 @@ int main() {
 #else
   ALL(U4, 1, GPTQ)
 #endif
+  // Blocks of one warpgroup, where there are kernels of them; tiles of 80 and less.
+#define ONE_GROUP(Q, F)                                                                       \
+  ok &= run<Q, Bf16, 80, 1, true, true>(F, 110, 136, 264, true, true, false, 1, 1, 0, false);  \
+  ok &= run<Q, Bf16, 80, 1, true, true>(F, 90, 136, 264, true, true, false, 1, 1, 1, true);    \
+  ok &= run<Q, Bf16, 80, 1, true, true>(F, 40, 72, 328, true, false, false, 1, 1, 3, false);   \
+  ok &= run<Q, Bf16, 80, 1, false, true>(F, 250, 264, 264, false, true, false, 1, 1, -1, false);
+  ONE_GROUP(U4, GPTQ)
+  ONE_GROUP(E4M3, FB)
 #if defined(FORMATS)
 #elif defined(QUICK)
   BOTH_KINDS(U4, Bf16, 2, ASYM, true)

@@ -177,12 +177,12 @@ final class PatternTable {
 
   /**
    * Whether several entries match and say different things. Long tables are not looked at: they
-   * name modules one by one.
+   * name modules one by one. Nor is more looked at than some time allows: no is no promise.
    *
    * @param name of the parameter
    */
   boolean isDisputed(String name) {
-    // For a note only: it takes nothing from the time of what is needed, and refuses nothing.
+    // It takes nothing from the time of what is needed, and that its time is over refuses nothing.
     if (all.size() < 2 || all.size() > MAX_DISPUTED || disputeNanos > MAX_DISPUTE_NANOS) {
       return false;
     }

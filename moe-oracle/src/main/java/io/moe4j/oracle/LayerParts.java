@@ -399,6 +399,7 @@ final class LayerParts {
         || v.exchanged() != null
         || v.zeroWeights() != null
         || config.routing().correctionBias()
+        || config.routing().expertScale()
         || config.routing().byTokenId()) {
       return false;
     }

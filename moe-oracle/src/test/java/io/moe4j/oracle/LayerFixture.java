@@ -53,7 +53,7 @@ final class LayerFixture {
             null,
             c.routing().correctionBias() ? zeros(E) : null,
             null,
-            null,
+            c.routing().expertScale() ? zeros(c.numChoices()) : null,
             c.routing().byTokenId() ? empty(DType.I32, 1, K) : null),
         c.sharedExpert().isPresent() ? new SharedExpertWeights(mlp(2, H), null) : null,
         c.latentSize() > 0

@@ -155,7 +155,8 @@ class OperationsTest {
     MoeConfig byId = LayerFixture.config().routing(routing().byTokenId(true).build()).build();
     MoeConfig corrected =
         LayerFixture.config().routing(routing().correctionBias(true).build()).build();
-    for (MoeConfig config : List.of(zeros, byId, corrected)) {
+    MoeConfig scaled = LayerFixture.config().routing(routing().expertScale(true).build()).build();
+    for (MoeConfig config : List.of(zeros, byId, corrected, scaled)) {
       try (MoeLayer layer = LayerFixture.layer(device, LayerFixture.modular(device), config)) {
         device.events.clear();
         MoeForward f = MoeForward.of(hidden, out(3));

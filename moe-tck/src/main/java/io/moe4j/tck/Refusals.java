@@ -2,6 +2,7 @@ package io.moe4j.tck;
 
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.QuantScheme;
+import io.moe4j.api.config.RoutingConfig;
 import io.moe4j.api.platform.DeviceInfo;
 import io.moe4j.api.platform.DeviceType;
 import io.moe4j.api.platform.Platform;
@@ -63,7 +64,7 @@ final class Refusals {
   private static boolean names(Support.Code code, String text, MoeConfig c) {
     return switch (code) {
       case DTYPE -> hasAny(text, List.of(c.inputDtype(), c.weightDtype()));
-      case QUANTIZATION -> hasAny(text, quantisation(c));
+      case QUANTIZATION -> namesQuantisation(text, c);
       case ACTIVATION ->
           hasAny(text, List.of(c.activation(), c.activation().kind()))
               || hasNumber(
@@ -72,6 +73,7 @@ final class Refusals {
                   List.of(c.activation().limit(), c.activation().alpha(), c.activation().beta()));
       case ROUTING ->
           hasAny(text, List.of(c.routing().scoring()))
+              || namesRoutingSwitch(text, c)
               || hasNumber(
                   text,
                   "rout|group|weight|scor|scal|floor|top_?k|factor|jitter|epsilon",
@@ -87,23 +89,57 @@ final class Refusals {
       case ACTIVATION_FORMAT -> hasAny(text, List.of(c.activationFormat()));
       case PARALLEL ->
           hasNumber(
-              text,
-              "rank|parallel|tp|ep",
-              List.of(c.parallel().tpSize(), c.parallel().epSize(), c.parallel().worldSize()));
+                  text,
+                  "rank|parallel|tp|ep",
+                  List.of(c.parallel().tpSize(), c.parallel().epSize(), c.parallel().worldSize()))
+              || (c.parallel().replicatedTokens() && text.contains("replicat"));
       case SIZE ->
           hasNumber(
-              text, "size|hidden|intermediate|expert|token|top_?k|latent|width|feature", sizes(c));
+              text,
+              "size|hidden|intermediate|expert|token|top_?k|latent|width|feature|dim|row|column"
+                  + "|shape|multiple|divi|\\b[hiekt]\\b",
+              sizes(c));
       // Switches: the word is the value.
       case BIAS -> text.contains("bias");
-      case ROUTER_WEIGHT_ON_INPUT ->
-          text.contains("router weight")
-              || text.contains("weight on input")
-              || text.contains("weight-on-input");
-      case EXPERT_MAP -> text.contains("expert map");
+      case ROUTER_WEIGHT_ON_INPUT -> has(text, "router[ _-]?weight|weights?[ _-]?on[ _-]?input");
+      case EXPERT_MAP -> has(text, "expert[ _-]?map");
       case BATCH_INVARIANCE -> text.contains("invarian");
-      case LORA -> text.contains("lora");
+      case LORA ->
+          text.contains("lora")
+              || c.lora()
+                  .filter(
+                      l -> hasNumber(text, "adapter|rank|slot", List.of(l.maxRank(), l.maxLoras())))
+                  .isPresent();
       default -> false;
     };
+  }
+
+  /** Switches of a router: the word is the value, where the config has it on. */
+  private static boolean namesRoutingSwitch(String text, MoeConfig c) {
+    RoutingConfig r = c.routing();
+    return (r.correctionBias() && text.contains("bias"))
+        || (r.renormalize() && text.contains("normali"))
+        || (r.expertScale() && text.contains("scale"))
+        || (r.byTokenId() && has(text, "token[ _-]?id"))
+        || (r.inputNorm().isPresent() && text.contains("norm"))
+        || (c.zeroExperts() > 0 && has(text, "zero[ _-]?expert"));
+  }
+
+  private static boolean namesQuantisation(String text, MoeConfig c) {
+    List<Object> numbers = new ArrayList<>();
+    for (QuantScheme s : c.quantSchemes()) {
+      numbers.addAll(List.of(s.bits(), s.scaleRows(), s.scaleColumns()));
+      if ((!s.symmetric() && has(text, "symmetric|zero[ _-]?point"))
+          || (s.actOrder() && has(text, "act[ _-]?order|g_idx"))) {
+        return true;
+      }
+    }
+    return hasAny(text, quantisation(c))
+        || hasNumber(text, "\\bbit|group|block|row|column|scale", numbers);
+  }
+
+  private static boolean has(String text, String regex) {
+    return Pattern.compile(regex).matcher(text).find();
   }
 
   private static List<Object> sizes(MoeConfig c) {
@@ -145,7 +181,7 @@ final class Refusals {
 
   /** A number alone may be anything's: what it counts must be there too. */
   private static boolean hasNumber(String text, String subject, List<Object> numbers) {
-    return Pattern.compile(subject).matcher(text).find() && hasAny(text, numbers);
+    return has(text, subject) && hasAny(text, numbers);
   }
 
   /** Whether one of the values stands in a text, not as a part of another word or number. */
@@ -167,7 +203,34 @@ final class Refusals {
             + reason.code()
             + "] \""
             + reason.message()
-            + "\", which names no value that it is about; say what was given and what is"
-            + " accepted");
+            + "\", which names no value that it is about, or nothing besides; say in at least "
+            + FEWEST_WORDS
+            + " words what was given, "
+            + example(config, reason)
+            + ", and what is accepted");
+  }
+
+  /** What a refusal could have named. */
+  private static String example(MoeConfig c, Support.Reason reason) {
+    if (reason.code() == null) {
+      return "with a code";
+    }
+    return switch (reason.code()) {
+      case DTYPE -> "as \"" + c.inputDtype() + "\" or \"" + c.weightDtype() + "\"";
+      case QUANTIZATION -> "as \"" + c.quantSchemes().getFirst() + "\" or its bits or group size";
+      case ACTIVATION -> "as \"" + c.activation() + "\"";
+      case ROUTING -> "as \"" + c.routing().scoring() + "\" or one of its parameters";
+      case ACTIVATION_FORMAT -> "as \"" + c.activationFormat() + "\"";
+      case PARALLEL ->
+          "as \"tp " + c.parallel().tpSize() + "\" and \"ep " + c.parallel().epSize() + "\"";
+      case SIZE -> "as \"hidden size " + c.hiddenSize() + "\", with the size's name";
+      case DEVICE, CAPABILITY -> "as the device's name, type or capability";
+      case BIAS -> "the word \"bias\"";
+      case ROUTER_WEIGHT_ON_INPUT -> "the word \"router weight on input\"";
+      case EXPERT_MAP -> "the word \"expert map\"";
+      case BATCH_INVARIANCE -> "the word \"batch invariance\"";
+      case LORA -> "the word \"LoRA\", or its rank or slots";
+      default -> "by its value";
+    };
   }
 }

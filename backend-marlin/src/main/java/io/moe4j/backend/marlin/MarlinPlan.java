@@ -20,7 +20,24 @@ record MarlinPlan(
   private static final int SHORT_ROWS = 10;
   private static final int SOME_ROWS = 24;
   private static final int MANY_ROWS = 48;
+
+  /** Rows an expert up to which its rows fit a tile of 80 most of the time. */
+  private static final int MIDDLE_ROWS = 72;
+
+  /** Blocks of w2 of that height a multiprocessor, at least: two rounds. */
+  private static final long MIDDLE_BLOCKS = 6;
+
   private static final int MOST_GROUP_TILES = 64;
+
+  /**
+   * With adapters of so many ranks together and more experts than this, up to so many rows each: the
+   * expand takes as long as the product, and blocks of 64 rows hide one behind the other. Measured
+   * with 32 adapters of rank 64; with 8 of rank 16 it did not pay.
+   */
+  private static final int MANY_RANKS = 2048;
+
+  private static final int FEW_EXPERTS = 16;
+  private static final int EXPANDED_ROWS = 512;
 
   private static final int ROUND_ROWS = 16;
 
@@ -146,14 +163,30 @@ record MarlinPlan(
     if (p.naive() || p.rows() < (p.wide().isEmpty() ? SHORT_ROWS : FEW_ROWS)) {
       return of(p, MarlinKernels.NARROW, p.narrow().getFirst());
     }
-    boolean some = p.rows() <= SOME_ROWS;
     if (p.wide().isEmpty()) {
-      return of(p, MarlinKernels.NARROW, upTo(p.narrow(), some ? 16 : 64));
+      return of(p, MarlinKernels.NARROW, upTo(p.narrow(), p.rows() <= SOME_ROWS ? 16 : 64));
     }
-    return of(
-        p,
-        MarlinKernels.WIDE,
-        upTo(p.wide(), some ? 32 : p.rows() < MANY_ROWS ? 64 : ProductPlan.TALL));
+    return of(p, MarlinKernels.WIDE, upTo(p.wide(), wideRows(p)));
+  }
+
+  private static int wideRows(Problem p) {
+    double rows = p.rows();
+    if (rows < MANY_ROWS || expands(p)) {
+      return rows <= SOME_ROWS ? 32 : 64;
+    }
+    // Short blocks that are not many leave some multiprocessors with less than others.
+    long blocks = (long) p.touched() * Math.ceilDiv(p.hidden(), ProductPlan.GROUP_OUTPUTS);
+    boolean many = blocks >= MIDDLE_BLOCKS * p.multiprocessors();
+    return rows <= MIDDLE_ROWS && many && p.wide().contains(ProductPlan.MIDDLE)
+        ? ProductPlan.MIDDLE
+        : ProductPlan.TALL;
+  }
+
+  /** Whether the expand of adapters takes as long as the product it belongs to. */
+  private static boolean expands(Problem p) {
+    return (long) p.slots() * p.rank() >= MANY_RANKS
+        && p.experts() > FEW_EXPERTS
+        && p.rows() <= EXPANDED_ROWS;
   }
 
   /** The largest of some heights, ascending, that is not over a limit; else the smallest. */
@@ -238,7 +271,7 @@ record MarlinPlan(
    */
   int tileRows(Problem p) {
     int most = first.rows();
-    if (most < ProductPlan.TALL || p.rows() <= most) {
+    if (most < ProductPlan.MIDDLE || p.rows() <= most) {
       return most;
     }
     double rows = p.rows() + 2 * Math.sqrt(p.rows()); // few experts of an even routing have more

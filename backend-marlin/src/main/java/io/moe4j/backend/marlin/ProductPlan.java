@@ -45,11 +45,17 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
    */
   private static final int BIASED_ROWS = 16;
 
+  /** The height of wide whose blocks are one warpgroup; a multiprocessor holds three. */
+  static final int MIDDLE = 80;
+
+  /** Rows of the weights of a warpgroup of wide. */
+  static final int GROUP_OUTPUTS = 128;
+
   /** The height of wide of which a multiprocessor holds one block. */
   static final int TALL = 160;
 
-  /** What the end of wide takes, see {@code wide.cuh}. */
-  private static final int END_BYTES = 2 * (20 << 10);
+  /** What the end of a warpgroup of wide takes, see {@code wide.cuh}. */
+  private static final int END_BYTES = 20 << 10;
 
   /** So much shared memory a block that a multiprocessor of 9.0 holds two of them and no more. */
   private static final int TWO_BLOCKS_BYTES = 76 << 10;
@@ -130,15 +136,26 @@ record ProductPlan(String kind, int rows, int warps, int phase, int outputs, int
    * @param split whether the warpgroups share the contraction; for {@link #SPLIT_ROWS}
    */
   static ProductPlan wide(PackedLayout w, boolean gated, int rows, boolean lora, boolean split) {
+    int groups = rows == MIDDLE ? 1 : 2;
     int x = rows * CHUNK * ELEMENT * (rows == SPLIT_ROWS ? 2 : 1);
-    int stage = up(x + WARPS * wideSlotBytes(w), STAGE_ALIGNMENT);
-    boolean tall = rows >= TALL;
-    int most = (tall ? 6 : 5) - (w.code().bits() == 4 ? 0 : 1);
-    int stages = Math.max(3, Math.min(most, (tall ? 222 : 110) * 1024 / stage));
-    int pages = lora ? 3 * (tall ? 4 : 2) * (256 * 32 + rows * 64) : 0;
-    int shared = Math.max(stages * stage, Math.max(END_BYTES, pages));
+    int stage = up(x + groups * WARPS / 2 * wideSlotBytes(w), STAGE_ALIGNMENT);
+    int most = (rows >= TALL ? 6 : 5) - (w.code().bits() == 4 ? 0 : 1);
+    int stages = Math.max(3, Math.min(most, (wideRoom(rows) << 10) / stage));
+    int step = groups == 1 ? 1 : rows >= TALL ? 4 : 2; // pages
+    int pages = lora ? 3 * step * (groups * GROUP_OUTPUTS * 32 + rows * 64) : 0;
+    int shared = Math.max(stages * stage, Math.max(groups * END_BYTES, pages));
     int parts = split ? 2 : 1;
-    return new ProductPlan(MarlinKernels.WIDE, rows, parts, 1, (gated ? 128 : 256) / parts, shared);
+    int outputs = groups * (gated ? GROUP_OUTPUTS / 2 : GROUP_OUTPUTS) / parts;
+    return new ProductPlan(MarlinKernels.WIDE, rows, parts, 1, outputs, shared);
+  }
+
+  /** KiB for the stages of a block; one more of each block is the system's. */
+  private static int wideRoom(int rows) {
+    return switch (rows) {
+      case MIDDLE -> 228 / 3 - 1;
+      case TALL -> 222;
+      default -> 110;
+    };
   }
 
   /**

@@ -124,7 +124,8 @@ class MarlinPlanTest {
       assertThat(g.warps() == 1 || (g.warps() == 2 && g.rows() == 32 && w.chunks() % 2 == 0))
           .as("%s", g)
           .isTrue();
-      assertThat(g.outputs() * g.warps()).isEqualTo(wideOutputs);
+      int outputs = g.rows() == ProductPlan.MIDDLE ? wideOutputs / 2 : wideOutputs;
+      assertThat(g.outputs() * g.warps()).isEqualTo(outputs);
     } else {
       assertThat(g.warps()).isIn(1, 2, 4, 8);
       assertThat(g.phase()).isPositive();
@@ -184,10 +185,49 @@ class MarlinPlanTest {
     assertThat(rows(9, 64)).isEqualTo(8);
     assertThat(rows(9, 256)).isEqualTo(32);
     assertThat(rows(9, 512)).isEqualTo(64);
-    assertThat(rows(9, 1024)).isEqualTo(160);
+    assertThat(rows(9, 1024)).isEqualTo(80);
+    assertThat(rows(9, 1280)).isEqualTo(160);
     assertThat(rows(9, 8192)).isEqualTo(160);
     assertThat(rows(8, 64)).isEqualTo(16);
     assertThat(rows(8, 8192)).isEqualTo(64);
+  }
+
+  /** Where the expand of many adapters takes as long as the product. */
+  @Test
+  void manyRanksTakeTilesOf64Rows() {
+    MarlinPlan.Problem qwen3 = problem(QuantScheme.int4(128), 9, LAYERS[0], 1024, 0, false);
+    MarlinPlan.Problem mixtral = problem(QuantScheme.int4(128), 9, LAYERS[2], 1024, 0, false);
+    assertThat(MarlinPlan.choose(qwen3.of(1024, 32, 64)).first().rows()).isEqualTo(64);
+    assertThat(MarlinPlan.choose(qwen3.of(8192, 32, 64)).first().rows()).isEqualTo(64);
+    assertThat(MarlinPlan.choose(qwen3.of(16384, 32, 64)).first().rows()).isEqualTo(160);
+    assertThat(MarlinPlan.choose(qwen3.of(1024, 8, 16)).first().rows()).isEqualTo(80);
+    assertThat(MarlinPlan.choose(mixtral.of(4096, 32, 64)).first().rows()).isEqualTo(160);
+  }
+
+  /** Height 80 is built for few formats; others keep the height next to it. */
+  @Test
+  void middleTilesWhereTheyWereBuilt() {
+    assertThat(rows(QuantScheme.int4(128), 1024)).isEqualTo(80);
+    assertThat(rows(QuantScheme.FP8_BLOCK, 1024)).isEqualTo(80);
+    for (QuantScheme other : List.of(QuantScheme.int4(32), QuantScheme.MXFP4)) {
+      assertThat(rows(other, 512)).isEqualTo(64);
+      assertThat(rows(other, 1024)).isEqualTo(160);
+    }
+    for (QuantScheme scheme : List.of(QuantScheme.int4(128), QuantScheme.FP8_BLOCK)) {
+      for (int layer : new int[] {0, 1, 2}) {
+        for (int tokens = 1; tokens <= 8192; tokens += 37) {
+          MarlinPlan.Problem p = problem(scheme, 9, LAYERS[layer], tokens, 16, false);
+          boolean many = p.experts() == 128; // 8 experts have 256 blocks of w2
+          assertThat(MarlinPlan.choose(p).first().rows() == 80)
+              .as("%s", p)
+              .isEqualTo(many && p.rows() >= 48 && p.rows() <= 72);
+        }
+      }
+    }
+  }
+
+  private static int rows(QuantScheme scheme, int tokens) {
+    return MarlinPlan.choose(problem(scheme, 9, LAYERS[0], tokens, 0, false)).first().rows();
   }
 
   /** Pairs that are not sorted go through single where it is there. */
@@ -268,7 +308,8 @@ class MarlinPlanTest {
   @Test
   void tallTilesShareAnExpertsRows() {
     assertThat(tileRows(0, 256)).isEqualTo(32);
-    assertThat(tileRows(0, 1024)).isEqualTo(160);
+    assertThat(tileRows(0, 1024)).isEqualTo(80);
+    assertThat(tileRows(2, 256)).isEqualTo(160); // 64 rows of eight experts, too few blocks of 80
     assertThat(tileRows(1, 4096)).isEqualTo(160); // 128 rows an expert
     assertThat(tileRows(0, 4096)).isEqualTo(144); // 256: two, with room for 288
     assertThat(tileRows(0, 8192)).isEqualTo(144); // 512: four

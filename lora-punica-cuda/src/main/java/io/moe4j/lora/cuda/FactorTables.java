@@ -6,6 +6,7 @@ import io.moe4j.api.lora.SlotsKey;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaStream;
 import io.moe4j.cuda.ops.LeaseCache;
+import java.lang.ref.Reference;
 import org.jspecify.annotations.Nullable;
 
 /**
@@ -32,15 +33,21 @@ final class FactorTables implements AutoCloseable {
   /**
    * The table of a context's slots, for one call.
    *
+   * @param key of the table; held until the call is enqueued, so that nobody closes the table
    * @param lease of one without a key
    */
-  record Use(FactorTable table, LeaseCache.@Nullable Lease<FactorTable> lease)
+  record Use(
+      FactorTable table, @Nullable SlotsKey key, LeaseCache.@Nullable Lease<FactorTable> lease)
       implements AutoCloseable {
     /** The call has enqueued all that reads the table. */
     @Override
     public void close() {
-      if (lease != null) {
-        lease.close();
+      try {
+        if (lease != null) {
+          lease.close();
+        }
+      } finally {
+        Reference.reachabilityFence(key);
       }
     }
   }
@@ -50,7 +57,7 @@ final class FactorTables implements AutoCloseable {
     SlotsKey key = context.slotsKey();
     if (key == null) {
       LeaseCache.Lease<FactorTable> lease = exact(context, stream);
-      return new Use(lease.value(), lease);
+      return new Use(lease.value(), null, lease);
     }
     boolean captures = CudaStream.isCapturing(stream);
     FactorTable table = keyed.get(key);
@@ -64,7 +71,7 @@ final class FactorTables implements AutoCloseable {
       keyed.keep(key);
     }
     table.update(context, stream);
-    return new Use(table, null);
+    return new Use(table, key, null);
   }
 
   private FactorTable make(MoeLoraContext context) {

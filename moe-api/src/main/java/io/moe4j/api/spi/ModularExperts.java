@@ -49,7 +49,9 @@ public non-sealed interface ModularExperts extends Experts {
   /**
    * Routes as {@link BlockOps#route} does and applies, for implementations that make their own
    * input in the same launch as the routing. Asked only without adapters and for what a router does
-   * with logits alone: no correction bias, no token ids, no zero experts.
+   * with logits alone: no correction bias, no scales of experts, no token ids, no zero experts.
+   * Groups, a floor of the weights' sum and all else that {@code RoutingConfig} says is theirs to
+   * look at.
    *
    * @param logits F32 {@code [T, E]}
    * @param inputs tensors in and out; the routing's ids and weights are overwritten

@@ -83,7 +83,11 @@ public final class TopkKernel {
    */
   public static boolean fitsToken(RoutingConfig routing, int numExperts, int topK, int perLane) {
     int needed = perLane(routing, numExperts, topK);
-    return needed > 0 && needed <= perLane;
+    return needed > 0
+        && needed <= perLane
+        && routing.sumFloor() == 0
+        && !routing.expertScale()
+        && !routing.byTokenId();
   }
 
   /**
