@@ -305,8 +305,7 @@ public abstract class ExchangeConformanceTest {
         try (Ranks ranks = open(size, deadline)) {
           Communicator group = ranks.all.getFirst().communicator();
           ExchangeCases.ExchangeCase own = ExchangeCases.plain(size, format);
-          ExchangeCases.ExchangeCase c =
-              ask(own, 0, group).isSupported() ? own : own.onEveryRank();
+          ExchangeCases.ExchangeCase c = ask(own, 0, group).isSupported() ? own : own.onEveryRank();
           if (!ask(c, 0, group).isSupported()) {
             continue;
           }

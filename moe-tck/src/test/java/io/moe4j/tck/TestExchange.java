@@ -65,7 +65,9 @@ class TestExchange implements ExpertExchange {
             .require(
                 communicator != null, Support.Code.PARALLEL, () -> "no communicator, needs one")
             .require(
-                !differs, Support.Code.PARALLEL, () -> "the same tokens and experts on several ranks")
+                !differs,
+                Support.Code.PARALLEL,
+                () -> "the same tokens and experts on several ranks")
             .result();
       }
 

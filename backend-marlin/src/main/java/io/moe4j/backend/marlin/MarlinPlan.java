@@ -30,9 +30,9 @@ record MarlinPlan(
   private static final int MOST_GROUP_TILES = 64;
 
   /**
-   * With adapters of so many ranks together and more experts than this, up to so many rows each: the
-   * expand takes as long as the product, and blocks of 64 rows hide one behind the other. Measured
-   * with 32 adapters of rank 64; with 8 of rank 16 it did not pay.
+   * With adapters of so many ranks together and more experts than this, up to so many rows each:
+   * the expand takes as long as the product, and blocks of 64 rows hide one behind the other.
+   * Measured with 32 adapters of rank 64; with 8 of rank 16 it did not pay.
    */
   private static final int MANY_RANKS = 2048;
 

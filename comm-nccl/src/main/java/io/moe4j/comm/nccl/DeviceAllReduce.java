@@ -26,8 +26,8 @@ import org.jspecify.annotations.Nullable;
  * may record it.
  *
  * <p>Ranks that reach each other's memory add in f32 in the order of ranks and round once ({@link
- * DirectSums}); the others go by NCCL's AllReduce. Either way all ranks have the same bits, from run
- * to run.
+ * DirectSums}); the others go by NCCL's AllReduce. Either way all ranks have the same bits, from
+ * run to run.
  */
 final class DeviceAllReduce implements ExpertExchange {
   private final MoeConfig config;
@@ -116,7 +116,8 @@ final class DeviceAllReduce implements ExpertExchange {
       batched = layout.reserve(dtype, experts, n, width);
       counts = layout.reserve(DType.I32, experts);
       slots = layout.reserve(DType.I32, experts, n);
-      long scratch = isBatched() ? DeviceAllReduce.this.block.workspaceBytes(Math.toIntExact(n)) : 0;
+      long scratch =
+          isBatched() ? DeviceAllReduce.this.block.workspaceBytes(Math.toIntExact(n)) : 0;
       block = layout.reserve(DType.U8, scratch);
     }
   }
@@ -131,8 +132,7 @@ final class DeviceAllReduce implements ExpertExchange {
     Tensor mapping = inputs.tokenLoraMapping();
     ExpertRouting routing = inputs.routing();
     long tokens = inputs.hidden().size(0);
-    boolean begun =
-        direct != null && direct.begin(tokens, config.expertHiddenSize(), sums, stream);
+    boolean begun = direct != null && direct.begin(tokens, config.expertHiddenSize(), sums, stream);
     Tensor owner = owners.table();
     if (owner != null) {
       device.copy(routing.topkIds(), at.ids.in(workspace), stream);
@@ -149,7 +149,14 @@ final class DeviceAllReduce implements ExpertExchange {
     Tensor counts = at.counts.in(workspace);
     Tensor slots = mapping == null ? null : at.slots.in(workspace);
     block.dispatch(
-        inputs.hidden(), routing, mapping, batched, counts, slots, part(workspace, at.block), stream);
+        inputs.hidden(),
+        routing,
+        mapping,
+        batched,
+        counts,
+        slots,
+        part(workspace, at.block),
+        stream);
     return new ExchangedRows(batched, null, counts, slots);
   }
 

@@ -57,7 +57,8 @@ public final class DeviceAllReduceProvider implements ExpertExchangeProvider {
         .require(
             config.parallel().replicatedTokens(),
             Code.PARALLEL,
-            () -> "each rank has its own tokens, needs the same on all: ParallelConfig.replicated()")
+            () ->
+                "each rank has its own tokens, needs the same on all: ParallelConfig.replicated()")
         .result();
   }
 

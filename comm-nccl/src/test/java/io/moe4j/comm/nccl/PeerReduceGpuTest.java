@@ -160,8 +160,7 @@ class PeerReduceGpuTest {
       int tokens = TOKENS[call];
       Tensor partial = put(sums, numbers(seed(call, mine.rank()), tokens * width));
       Tensor rows = put(Tensor.ofInts(rowOf(call, mine.rank(), tokens), tokens, TOP_K));
-      Tensor weights =
-          put(Tensor.ofFloats(numbers(seed(call, 7), tokens * TOP_K), tokens, TOP_K));
+      Tensor weights = put(Tensor.ofFloats(numbers(seed(call, 7), tokens * TOP_K), tokens, TOP_K));
       Tensor spare = room(DType.F32, tokens, width);
       return () -> {
         assertThat(direct.begin(tokens, width, sums, stream)).as(mine.description()).isTrue();
