@@ -116,28 +116,7 @@ final class BenchCommand implements Callable<Integer> {
       defaultValue = "300")
   private int rest;
 
-  @Option(
-      names = "--ranks",
-      paramLabel = "N",
-      description =
-          "With --device cuda: share each layer among so many GPUs of this machine, and print the"
-              + " time of all tokens (--tokens of all ranks together) against one GPU's. Needs NCCL.")
-  private @Nullable Integer ranks;
-
-  @Option(
-      names = "--tp",
-      paramLabel = "N",
-      description =
-          "With --ranks: ranks that share each expert; the others share the experts. Default: 1,"
-              + " all share the experts.")
-  private @Nullable Integer tp;
-
-  @Option(
-      names = "--replicated",
-      description =
-          "With --ranks: every rank has all tokens, as behind tensor-parallel attention; else each"
-              + " has an even part of them.")
-  private boolean replicated;
+  @Mixin private LayoutOptions layoutOptions = new LayoutOptions();
 
   @Option(
       names = "--beside",
@@ -200,16 +179,10 @@ final class BenchCommand implements Callable<Integer> {
       if (peersFile != null) {
         throw CliException.usage("--peers is " + peersFile + "; --device cuda draws no chart");
       }
-      if (ranks == null) {
-        requireNoLayout();
-        return onDevice();
-      }
-      return onDevices(ranks);
+      RanksLayout layout = layoutOptions.layout();
+      return layout == null ? onDevice() : onDevices(layout);
     }
-    if (ranks != null) {
-      throw CliException.usage("--ranks is " + ranks + "; it goes with --device cuda");
-    }
-    requireNoLayout();
+    layoutOptions.requireNone();
     if (drawOptions.given()) {
       throw CliException.usage("--batches, --touched and --draw go with --device cuda");
     }
@@ -288,14 +261,7 @@ final class BenchCommand implements Callable<Integer> {
     }
   }
 
-  private void requireNoLayout() {
-    if (tp != null || replicated) {
-      throw CliException.usage(
-          (tp != null ? "--tp is " + tp : "--replicated is given") + "; it goes with --ranks");
-    }
-  }
-
-  private int onDevices(int size) {
+  private int onDevices(RanksLayout layout) {
     if (drawOptions.given()) {
       throw CliException.usage("--batches, --touched and --draw do not go with --ranks");
     }
@@ -305,37 +271,19 @@ final class BenchCommand implements Callable<Integer> {
     if (profile) {
       throw CliException.usage("--profile does not go with --ranks");
     }
-    if (size < 2) {
-      throw CliException.usage("--ranks is " + size + ", must be at least 2");
-    }
     if (!dtypes.isEmpty() && deviceWeights("--dtype", dtypes) != BenchWeights.BF16) {
       throw CliException.usage("--dtype is " + dtypes + "; with --ranks accepted is bf16");
     }
-    int share = tp == null ? 1 : tp;
-    if (share < 1 || size % share != 0) {
-      throw CliException.usage("--tp is " + share + ", must divide the number of ranks, " + size);
-    }
-    RanksLayout layout = new RanksLayout(size, share, replicated);
     List<BenchShape> of =
         shapes.isEmpty() ? BenchShape.DEVICE : shapes.stream().map(BenchCommand::shape).toList();
-    for (BenchShape s : of) {
-      layout
-          .whyNot(s)
-          .ifPresent(why -> {
-            throw CliException.usage("--ranks is " + size + ", as " + layout + "; " + why);
-          });
-    }
+    of.forEach(shape -> LayoutOptions.requireShared(layout, shape));
     List<Integer> counts = counts();
-    if (tokens.isEmpty() && replicated && !quick) {
+    if (tokens.isEmpty() && layout.replicated() && !quick) {
       counts = Stream.concat(counts.stream(), MANY_TOKENS.stream()).toList();
     } else if (tokens.isEmpty()) {
       counts = quick ? List.of(16, 1024) : RANK_TOKENS;
     }
-    for (int t : counts) {
-      if (!replicated && t % size != 0) {
-        throw CliException.usage("--tokens is " + t + ", must be a multiple of --ranks " + size);
-      }
-    }
+    LayoutOptions.requireShared(layout, counts);
     List<DeviceBench.Lora> grid = new ArrayList<>(List.of(DeviceBench.Lora.NONE));
     if (adapters == null || adapters > 0) {
       grid.add(

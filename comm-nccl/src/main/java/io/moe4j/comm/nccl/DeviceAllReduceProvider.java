@@ -48,11 +48,6 @@ public final class DeviceAllReduceProvider implements ExpertExchangeProvider {
 
   @Override
   public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
-    if (communicator == null) {
-      return Support.checks()
-          .require(false, Code.PARALLEL, () -> "no communicator, needs one")
-          .result();
-    }
     return DeviceGatherProvider.checks(config, communicator)
         .require(
             config.parallel().replicatedTokens(),

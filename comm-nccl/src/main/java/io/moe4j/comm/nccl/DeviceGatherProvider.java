@@ -61,11 +61,6 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
 
   @Override
   public Support isSupported(MoeConfig config, @Nullable Communicator communicator) {
-    if (communicator == null) {
-      return Support.checks()
-          .require(false, Code.PARALLEL, () -> "no communicator, needs one")
-          .result();
-    }
     return checks(config, communicator)
         .require(
             !config.parallel().replicatedTokens(),
@@ -75,7 +70,10 @@ public final class DeviceGatherProvider implements ExpertExchangeProvider {
   }
 
   /** What exchanges between GPUs need, whatever they move. */
-  static Support.Checks checks(MoeConfig config, Communicator communicator) {
+  static Support.Checks checks(MoeConfig config, @Nullable Communicator communicator) {
+    if (communicator == null) {
+      return Support.checks().require(false, Code.PARALLEL, () -> "no communicator, needs one");
+    }
     String fault = SystemSettings.fault(() -> List.of(sums(config), adds()));
     String direct = PeerRooms.fault();
     return Support.checks()

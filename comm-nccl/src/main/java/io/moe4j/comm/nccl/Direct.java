@@ -112,7 +112,7 @@ final class Direct {
     }
     try {
       Tensor hidden = inputs.hidden();
-      if (!isAligned(hidden)) {
+      if (!DirectCall.isAligned(hidden)) {
         Tensor copy = aligned.narrow(0, 0, hidden.size(0));
         device.copy(hidden, copy, stream);
         hidden = copy;
@@ -147,10 +147,6 @@ final class Direct {
     }
   }
 
-  private static boolean isAligned(Tensor t) {
-    return t.elementCount() == 0 || t.deviceAddress() % PeerKernels.VECTOR_BYTES == 0;
-  }
-
   private ExchangeKernels.Rows rows(PeerRoom room, Layout layout, ExchangeInputs inputs) {
     long all = (long) inputs.maxTokens() * communicator.size();
     int k = config.topK();
@@ -180,14 +176,6 @@ final class Direct {
         : null;
   }
 
-  private PeerRoom held() {
-    PeerRoom room = rooms.held();
-    if (room == null) {
-      throw new IllegalStateException("nothing was gathered on this thread");
-    }
-    return room;
-  }
-
   /**
    * Brings the sums of {@link #gathered} rows home.
    *
@@ -196,7 +184,7 @@ final class Direct {
    * @param spare room for {@code n} rows, used where {@code routed} is not 16-byte aligned
    */
   void sum(Tensor partial, Tensor routed, Memory spare, int n, DeviceStream stream) {
-    PeerRoom room = held();
+    PeerRoom room = DirectCall.held(rooms);
     // Another rank's experts may leave their rows to the exchange.
     boolean mayAdd = adds && partial.dtype() == DType.BF16;
     int blocks = mayAdd ? PeerKernels.addingBlocks(n) : PeerKernels.blocks(n);
@@ -223,7 +211,7 @@ final class Direct {
       Tensor routed,
       Memory spare,
       DeviceStream stream) {
-    PeerRoom room = held();
+    PeerRoom room = DirectCall.held(rooms);
     int n = inputs.maxTokens();
     int k = config.topK();
     long weights =
@@ -245,24 +233,14 @@ final class Direct {
       Memory spare,
       int n,
       DeviceStream stream) {
-    boolean records = communicator.isRecording(stream);
-    Tensor out =
-        isAligned(routed)
-            ? routed
-            : Tensor.of(routed.dtype(), spare, n, config.expertHiddenSize())
-                .narrow(0, 0, routed.size(0));
-    try {
-      communicator.meet(
-          "sum of " + n + " rows of " + travels + " [" + config.expertHiddenSize() + "]",
-          stream,
-          () -> work.accept(out));
-      if (!out.equals(routed)) {
-        device.copy(out, routed, stream);
-      }
-    } catch (RuntimeException | Error e) {
-      rooms.release();
-      throw e;
-    }
-    rooms.end(stream, records);
+    DirectCall.end(
+        communicator,
+        rooms,
+        device,
+        "sum of " + n + " rows of " + travels + " [" + config.expertHiddenSize() + "]",
+        work,
+        routed,
+        spare,
+        stream);
   }
 }

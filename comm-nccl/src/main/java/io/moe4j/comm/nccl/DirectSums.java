@@ -84,7 +84,7 @@ final class DirectSums {
    * @param spare room for {@code T} rows of F32, used where {@code routed} is not 16-byte aligned
    */
   void sum(Tensor partial, Tensor routed, Memory spare, DeviceStream stream) {
-    PeerRoom room = held();
+    PeerRoom room = DirectCall.held(rooms);
     run(
         partial.dtype(),
         out -> kernels.reduce(partial, out, rooms, room, stream),
@@ -107,7 +107,7 @@ final class DirectSums {
       Tensor routed,
       Memory spare,
       DeviceStream stream) {
-    PeerRoom room = held();
+    PeerRoom room = DirectCall.held(rooms);
     long weights = rows.weighted() ? routing.topkWeights().deviceAddress() : 0;
     int topK = Math.toIntExact(routing.topkIds().size(1));
     // In words like a sum of parts: a rank whose experts have added makes the same call.
@@ -124,37 +124,22 @@ final class DirectSums {
     return rooms.held() != null;
   }
 
-  private PeerRoom held() {
-    PeerRoom room = rooms.held();
-    if (room == null) {
-      throw new IllegalStateException("no sum was begun on this thread");
-    }
-    return room;
-  }
-
   private void run(
       DType travels, Consumer<Tensor> work, Tensor routed, Memory spare, DeviceStream stream) {
-    boolean records = communicator.isRecording(stream);
-    boolean aligned = routed.deviceAddress() % PeerKernels.VECTOR_BYTES == 0;
-    Tensor out = aligned ? routed : Tensor.of(routed.dtype(), spare, routed.shape());
-    try {
-      communicator.meet(
-          "sum of "
-              + routed.size(0)
-              + " rows of "
-              + travels
-              + " ["
-              + routed.size(1)
-              + "] that every rank has",
-          stream,
-          () -> work.accept(out));
-      if (!aligned) {
-        device.copy(out, routed, stream);
-      }
-    } catch (RuntimeException | Error e) {
-      rooms.release();
-      throw e;
-    }
-    rooms.end(stream, records);
+    DirectCall.end(
+        communicator,
+        rooms,
+        device,
+        "sum of "
+            + routed.size(0)
+            + " rows of "
+            + travels
+            + " ["
+            + routed.size(1)
+            + "] that every rank has",
+        work,
+        routed,
+        spare,
+        stream);
   }
 }

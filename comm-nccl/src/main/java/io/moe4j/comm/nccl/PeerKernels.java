@@ -87,6 +87,11 @@ final class PeerKernels {
     return launch.pointer(of.stopAddress());
   }
 
+  /** What every kernel that sums takes between its tensors and its sizes. */
+  private static KernelLaunch sums(KernelLaunch launch, PeerRoom room, PeerRooms of) {
+    return rooms(launch, room, of).i64(room.sumsAt()).i32(room.rank()).i32(room.all().size());
+  }
+
   /** Where in a room what a gather brings lies. */
   record Places(long hidden, long ids, long weights, long slots) {}
 
@@ -161,10 +166,7 @@ final class PeerKernels {
       DeviceStream stream) {
     Kernel kernel = of(partial.dtype(), out.dtype(), sum16, sum16To32, sum32);
     long rowBytes = partial.dtype().byteSize(partial.size(1));
-    rooms(kernel.begin().pointer(partial).pointer(out), room, rooms)
-        .i64(room.sumsAt())
-        .i32(room.rank())
-        .i32(room.all().size())
+    sums(kernel.begin().pointer(partial).pointer(out), room, rooms)
         .i32(n)
         .i32(Math.toIntExact(out.size(0)))
         .i32(Math.toIntExact(rowBytes / VECTOR_BYTES))
@@ -196,10 +198,7 @@ final class PeerKernels {
             .pointer(rows.rowOfPair())
             .pointer(weights)
             .pointer(out);
-    rooms(launch, room, rooms)
-        .i64(room.sumsAt())
-        .i32(room.rank())
-        .i32(room.all().size())
+    sums(launch, room, rooms)
         .i32(n)
         .i32(Math.toIntExact(out.size(0)))
         .i32(topK)
@@ -222,10 +221,7 @@ final class PeerKernels {
             .begin()
             .pointer(partial)
             .pointer(out);
-    rooms(launch, room, rooms)
-        .i64(room.sumsAt())
-        .i32(room.rank())
-        .i32(room.all().size())
+    sums(launch, room, rooms)
         .i32(tokens)
         .i32(Math.toIntExact(rowBytes / VECTOR_BYTES))
         .launch(stream, addingBlocks(tokens));
@@ -256,10 +252,7 @@ final class PeerKernels {
             .pointer(rows.rowOfPair())
             .pointer(weights)
             .pointer(out);
-    rooms(launch, room, rooms)
-        .i64(room.sumsAt())
-        .i32(room.rank())
-        .i32(room.all().size())
+    sums(launch, room, rooms)
         .i32(tokens)
         .i32(topK)
         .i32(Math.toIntExact(rows.width() / COLUMNS))

@@ -4,37 +4,19 @@ import static org.assertj.core.api.Assertions.assertThat;
 
 import io.moe4j.api.comm.Communicator;
 import io.moe4j.api.config.MoeConfig;
-import io.moe4j.api.device.Device;
-import io.moe4j.api.platform.DeviceType;
-import io.moe4j.api.spi.BlockOps;
-import io.moe4j.api.spi.BlockOpsProvider;
 import io.moe4j.api.spi.ExpertExchangeProvider;
 import io.moe4j.api.spi.Support;
-import io.moe4j.api.weights.MoeLayerWeights;
-import io.moe4j.tck.ExchangeConformanceTest;
 import io.moe4j.tck.KitRank;
 import java.time.Duration;
 import java.util.List;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
-/** The exchange over the stand-in, with kernels on the host: what travels, and where it lands. */
-class DeviceGatherConformanceTest extends ExchangeConformanceTest {
+/** What travels, and where it lands. */
+class DeviceGatherConformanceTest extends HostExchangeConformanceTest {
   @Override
   protected ExpertExchangeProvider provider() {
     return new DeviceGatherProvider(_ -> new HostKernels());
-  }
-
-  @Override
-  protected List<Integer> sizes() {
-    return List.of(2, 3, 4);
-  }
-
-  @Override
-  protected List<KitRank> openGroup(int size, Duration deadline) {
-    return HostGroup.open(size, deadline).stream()
-        .map(r -> new KitRank(r.communicator(), r.card()))
-        .toList();
   }
 
   /**
@@ -65,20 +47,5 @@ class DeviceGatherConformanceTest extends ExchangeConformanceTest {
       System.clearProperty(property);
       ranks.forEach(r -> r.communicator().close());
     }
-  }
-
-  @Override
-  protected BlockOpsProvider blockOps(Device device) {
-    return new BlockOpsProvider() {
-      @Override
-      public DeviceType deviceType() {
-        return DeviceType.CUDA;
-      }
-
-      @Override
-      public BlockOps prepare(MoeConfig config, MoeLayerWeights weights, Device on) {
-        return HostKernels.block(config, weights);
-      }
-    };
   }
 }

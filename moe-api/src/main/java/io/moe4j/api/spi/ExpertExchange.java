@@ -10,7 +10,9 @@ import io.moe4j.api.tensor.Tensor;
  * Moves tokens to the ranks whose experts they chose, and results back, for one layer on one rank.
  * The layer's order is: router on this rank's tokens, {@link #dispatch}, experts, {@link #combine},
  * then latent projection and shared expert on this rank's tokens. Adapter slots travel with the
- * rows, so every rank's registry has one adapter in one slot.
+ * rows, so every rank's registry has one adapter in one slot. Where all ranks have the same tokens
+ * ({@link io.moe4j.api.config.ParallelConfig#replicatedTokens}) no row need move, and {@link
+ * #combine} gives every rank the sums of all of them.
  *
  * <p>Threads as for {@link Experts}: one workspace a call. On several ranks every rank makes the
  * same calls in the same order, with {@code T = 0} where it has no tokens.
