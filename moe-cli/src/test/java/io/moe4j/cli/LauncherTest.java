@@ -15,6 +15,8 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.condition.DisabledOnOs;
 import org.junit.jupiter.api.condition.OS;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** The shell script, with a stand-in for Java that says what it was called with. */
 @DisabledOnOs(OS.WINDOWS)
@@ -86,6 +88,20 @@ final class LauncherTest {
             "<run>",
             "<two words>",
             "<*>");
+  }
+
+  /** A JVM takes one: what the environment names stands. */
+  @ParameterizedTest
+  @ValueSource(
+      strings = {"JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS", "MOE_JAVA_OPTS"})
+  void namesNoCollectorBesideTheUsers(String variable) throws Exception {
+    Path moe = distribution().resolve("moe");
+    String jdk = jdk("jdk", "25.0.3").toString();
+    String ours = "<-XX:+UseParallelGC>";
+    Run own = run(moe, Map.of("MOE_JAVA_HOME", jdk, variable, "-Xmx1g -XX:+UseG1GC"), "run");
+    assertThat(own.text().lines()).doesNotContain(ours);
+    Run other = run(moe, Map.of("MOE_JAVA_HOME", jdk, variable, "-Xmx1g"), "run");
+    assertThat(other.text().lines()).contains(ours);
   }
 
   /** On a terminal both streams have its width. */
