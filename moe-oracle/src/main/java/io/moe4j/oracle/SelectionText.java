@@ -84,10 +84,17 @@ final class SelectionText {
     if (s.isExplicit()) {
       return " (asked for by name)";
     }
-    int others = s.supported().size() - 1;
-    return others == 0
+    List<Candidate> fit = s.supported();
+    long equals = fit.stream().filter(c -> c.priority().equals(fit.getFirst().priority())).count();
+    return fit.size() == 1
         ? " (the only one that fits)"
-        : " (highest priority of " + (others + 1) + " that fit)";
+        : equals == 1
+            ? " (highest priority of " + fit.size() + " that fit)"
+            : " (first by name of "
+                + equals
+                + " with the highest priority, of "
+                + fit.size()
+                + " that fit)";
   }
 
   static String explain(Selection s) {

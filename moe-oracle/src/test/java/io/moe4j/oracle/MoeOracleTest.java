@@ -159,6 +159,8 @@ class MoeOracleTest {
                   throw new NoClassDefFoundError("com/acme/Dependency");
                 }),
             new FakeBackend("says-nothing", DeviceType.CPU).support((c, p) -> nothing()),
+            new FakeBackend("says-null", DeviceType.CPU)
+                .support((c, p) -> Support.no(Code.SIZE, noText())),
             new FakeBackend("has-no-priority", DeviceType.CPU)
                 .priority((c, p) -> {
                   throw new AssertionError("no priority");
@@ -170,6 +172,9 @@ class MoeOracleTest {
       assertThat(reason(s, "misses"))
           .isEqualTo("isSupportedConfig failed: class com.acme.Dependency is missing");
       assertThat(reason(s, "says-nothing")).isEqualTo("isSupportedConfig returned null");
+      assertThat(reason(s, "says-null"))
+          .isEqualTo("isSupportedConfig failed: java.lang.NullPointerException: message");
+      assertThat(s.explain()).contains("says-null");
       assertThat(reason(s, "has-no-priority"))
           .isEqualTo("priority failed: java.lang.AssertionError: no priority");
       assertThat(s.candidate("has-no-priority").orElseThrow().priority()).isEmpty();
@@ -179,6 +184,26 @@ class MoeOracleTest {
   @SuppressWarnings("NullAway") // what a stranger's code may do
   private static Support nothing() {
     return null;
+  }
+
+  @SuppressWarnings("NullAway") // likewise
+  private static String noText() {
+    return null;
+  }
+
+  @Test
+  void amongEqualPrioritiesTheNameDecidesAndTheTextSaysSo() {
+    try (MoeOracle oracle =
+        Zoo.oracle(
+            Zoo.reference(),
+            new FakeBackend("beta", DeviceType.CPU).priority((c, p) -> 100),
+            Zoo.cpuBackend(),
+            new FakeBackend("alpha", DeviceType.CPU).priority((c, p) -> 100))) {
+      Selection s = oracle.select(CONFIG, Zoo.CPU_ONLY);
+      assertThat(s.chosenBackend().name()).isEqualTo("alpha");
+      assertThat(s.explain())
+          .contains("chosen: alpha (first by name of 3 with the highest priority, of 4 that fit):");
+    }
   }
 
   private static String reason(Selection s, String backend) {

@@ -2,6 +2,7 @@ package io.moe4j.api.spi;
 
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Objects;
 import java.util.function.Supplier;
 import java.util.stream.Collectors;
 
@@ -47,7 +48,25 @@ public sealed interface Support {
    * @param message a readable clause with the offending value and the accepted ones: "compute
    *     capability 7.5 is below 8.0"
    */
-  record Reason(Code code, String message) {}
+  record Reason(Code code, String message) {
+    /**
+     * Checks the components.
+     *
+     * @param code what kind
+     * @param message not blank
+     * @throws IllegalArgumentException if the message is blank
+     */
+    public Reason {
+      Objects.requireNonNull(code, "code");
+      Objects.requireNonNull(message, "message");
+      if (message.isBlank()) {
+        throw new IllegalArgumentException(
+            "message of reason "
+                + code
+                + " is blank, must say what was given and what is accepted");
+      }
+    }
+  }
 
   /** Kinds of reasons. */
   enum Code {

@@ -2,6 +2,7 @@ package io.moe4j.api.spi;
 
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatIllegalArgumentException;
+import static org.assertj.core.api.Assertions.assertThatNullPointerException;
 
 import io.moe4j.api.device.Workspace;
 import io.moe4j.api.platform.ComputeCapability;
@@ -32,6 +33,20 @@ class SupportTest {
         .hasToString("compute capability 7.5 < 8.0; hidden size 100 is not a multiple of 64");
     assertThat(Support.checks().result()).isEqualTo(Support.yes());
     assertThatIllegalArgumentException().isThrownBy(() -> new Support.No(List.of()));
+    for (String blank : List.of("", " \n")) {
+      assertThatIllegalArgumentException()
+          .isThrownBy(() -> Support.no(Support.Code.SIZE, blank))
+          .withMessageContaining("message of reason SIZE is blank");
+    }
+  }
+
+  @Test
+  @SuppressWarnings("NullAway") // what a stranger's code may do
+  void aReasonHasACodeAndAMessage() {
+    assertThatNullPointerException()
+        .isThrownBy(() -> Support.no(Support.Code.SIZE, null))
+        .withMessage("message");
+    assertThatNullPointerException().isThrownBy(() -> Support.no(null, "x")).withMessage("code");
   }
 
   @Test
