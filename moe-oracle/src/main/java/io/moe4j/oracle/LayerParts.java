@@ -45,6 +45,7 @@ final class LayerParts {
   private static final int MAX_FACTS = 16;
 
   private final MoeConfig config;
+  private final FoundBackend backend;
   private final Experts experts;
   private final BlockOps block;
   private final boolean routerLora;
@@ -58,6 +59,7 @@ final class LayerParts {
 
   private LayerParts(
       MoeConfig config,
+      FoundBackend backend,
       Experts experts,
       BlockOps block,
       @Nullable Tensor expertMap,
@@ -67,6 +69,7 @@ final class LayerParts {
       List<AutoCloseable> owned) {
     this.config = config;
     this.routerLora = config.lora().map(LoraConfig::router).orElse(false);
+    this.backend = backend;
     this.experts = experts;
     this.block = block;
     this.expertMap = expertMap;
@@ -97,7 +100,8 @@ final class LayerParts {
       Faults.settle();
     } catch (IllegalArgumentException e) {
       PluginFault.forgetInterrupt(interrupted, e);
-      throw e; // speaks of the weights
+      // Speaks of the weights, which are the caller's, and so stays what it is.
+      throw new IllegalArgumentException(Faults.who(backend) + ": " + e.getMessage(), e);
     } catch (LinkageError e) {
       PluginFault.forgetInterrupt(interrupted, e);
       throw Faults.of(Faults.who(backend), "is incomplete", e);
@@ -143,7 +147,8 @@ final class LayerParts {
               + " routes by itself, so its tokens cannot go to other ranks first; choose a modular"
               + " backend or leave the communicator out");
     }
-    return new LayerParts(config, experts, block, map, bias, exchange, communicator, owned);
+    return new LayerParts(
+        config, backend, experts, block, map, bias, exchange, communicator, owned);
   }
 
   private static BlockOps prepareBlock(
@@ -200,7 +205,7 @@ final class LayerParts {
   }
 
   /** What was decided when the parts were prepared, for people: it never fails a layer. */
-  List<Fact> facts(FoundBackend backend) {
+  List<Fact> facts() {
     List<Fact> all = new ArrayList<>(facts(Faults.who(backend), experts::facts));
     all.addAll(facts("the block around the experts", block::facts));
     return all;
@@ -217,7 +222,22 @@ final class LayerParts {
   }
 
   ScratchLayout layout(int capacity) {
-    return new ScratchLayout(config, block, experts, exchange, isDirect(), capacity);
+    long forExperts = expertsWorkspace(exchange.maxRows(capacity));
+    return new ScratchLayout(config, block, forExperts, exchange, isDirect(), capacity);
+  }
+
+  private long expertsWorkspace(int rows) {
+    long bytes;
+    try {
+      bytes = experts.workspaceBytes(rows);
+    } catch (Throwable e) { // strangers
+      throw Faults.of(Faults.who(backend), "failed to say what scratch it needs", e);
+    }
+    if (bytes < 0) {
+      throw broken(
+          backend, "workspaceBytes(" + rows + ") is " + bytes + ", must be 0 (none) or more");
+    }
+    return bytes;
   }
 
   /** Whether the experts read and write the layer's own tensors. */

@@ -540,7 +540,7 @@ public final class MoeLayer implements AutoCloseable {
       MappedSources read =
           ScratchPool.isHost(where) ? MappedSources.of(used) : MappedSources.none();
       return new MoeLayer(
-          selection.withLayer(exchange.explanation(), parts.facts(chosen)),
+          selection.withLayer(exchange.explanation(), parts.facts()),
           where,
           parts,
           used,

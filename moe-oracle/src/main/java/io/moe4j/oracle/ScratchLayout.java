@@ -8,7 +8,6 @@ import io.moe4j.api.device.WorkspaceLayout;
 import io.moe4j.api.device.WorkspaceLayout.Part;
 import io.moe4j.api.spi.BlockOps;
 import io.moe4j.api.spi.ExpertExchange;
-import io.moe4j.api.spi.Experts;
 import io.moe4j.api.tensor.DType;
 import io.moe4j.api.tensor.DeviceMemory;
 import io.moe4j.api.tensor.HostMemory;
@@ -39,22 +38,19 @@ final class ScratchLayout {
   private final long bytes;
 
   /**
+   * @param forExperts bytes that the experts ask for, for the rows of so many tokens
    * @param direct whether experts read and write the layer's own tensors, because no row moves
    */
   ScratchLayout(
       MoeConfig config,
       BlockOps block,
-      Experts experts,
+      long forExperts,
       ExpertExchange exchange,
       boolean direct,
       int capacity) {
     this.config = config;
     this.capacity = capacity;
-    this.workspaceBytes =
-        Workspace.align(
-            Math.max(
-                block.workspaceBytes(capacity),
-                experts.workspaceBytes(exchange.maxRows(capacity))));
+    this.workspaceBytes = Workspace.align(Math.max(block.workspaceBytes(capacity), forExperts));
     this.direct = direct;
     long width = config.expertHiddenSize();
     long rows = direct ? 0 : exchange.maxRows(capacity);

@@ -29,6 +29,10 @@ final class FakeExperts {
     default List<Fact> facts() {
       return List.of();
     }
+
+    default long workspaceBytes(int maxTokens) {
+      return 64L * maxTokens;
+    }
   }
 
   static Experts modular(FakeDevice device) {
@@ -71,7 +75,7 @@ final class FakeExperts {
 
     @Override
     public long workspaceBytes(int maxTokens) {
-      return 64L * maxTokens;
+      return probe.workspaceBytes(maxTokens);
     }
 
     @Override

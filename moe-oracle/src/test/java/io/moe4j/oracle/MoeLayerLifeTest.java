@@ -39,6 +39,7 @@ import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.locks.LockSupport;
+import java.util.function.IntToLongFunction;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 
@@ -330,6 +331,53 @@ class MoeLayerLifeTest {
         .hasMessageContaining("no such kernel")
         .hasCauseInstanceOf(UnsupportedOperationException.class);
     assertThat(device.live).hasValue(0);
+  }
+
+  /** The caller's weights are to blame, says the kind of the exception; who says so is named. */
+  @Test
+  void aBackendThatRefusesTheWeightsIsNamedToo() {
+    FakeBackend fails =
+        new FakeBackend("fails", DeviceType.CPU)
+            .prepares((cfg, w, d) -> {
+              throw new IllegalArgumentException("up of expert 3 has an odd stride");
+            });
+    assertThatThrownBy(() -> layer(device, fails, config().build()))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageMatching("backend fails from .*: up of expert 3 has an odd stride");
+    assertThat(device.live).hasValue(0);
+  }
+
+  @Test
+  void scratchThatCannotBeIsABrokenContract() {
+    assertThatThrownBy(() -> layer(device, asking(rows -> -5), config().build()))
+        .isInstanceOf(MoeException.class)
+        .hasMessageMatching(
+            "backend asks from .* broke its contract: workspaceBytes\\(8\\) is -5, must be 0 \\(none\\)"
+                + " or more");
+    FakeBackend throwing =
+        asking(rows -> {
+          throw new ArithmeticException("long overflow");
+        });
+    assertThatThrownBy(() -> layer(device, throwing, config().build()))
+        .isInstanceOf(MoeException.class)
+        .hasMessageMatching(
+            "backend asks from .* failed to say what scratch it needs:"
+                + " java.lang.ArithmeticException: long overflow");
+    assertThat(device.events.stream().filter("close experts"::equals)).hasSize(2);
+    assertThat(device.live).hasValue(0);
+  }
+
+  private FakeBackend asking(IntToLongFunction bytes) {
+    FakeExperts.Probe probe =
+        new FakeExperts.Probe() {
+          @Override
+          public long workspaceBytes(int maxTokens) {
+            return bytes.applyAsLong(maxTokens);
+          }
+        };
+    return new FakeBackend("asks", DeviceType.CPU)
+        .withLora()
+        .prepares((cfg, w, d) -> FakeExperts.lora(device, probe));
   }
 
   @Test
