@@ -40,7 +40,8 @@ final class Ambiguities {
                   b.backend(),
                   b.origin(),
                   other.backend(),
-                  other.origin()),
+                  other.origin(),
+                  "let name() of one say something else, or remove one of the two jars"),
               null));
     }
     List<FoundDeviceProvider> providers = found.deviceProviders;
@@ -65,7 +66,8 @@ final class Ambiguities {
                     p.provider(),
                     p.origin(),
                     other.provider(),
-                    other.origin()),
+                    other.origin(),
+                    "remove one of the two jars"),
                 null));
       }
     }
@@ -77,7 +79,7 @@ final class Ambiguities {
   }
 
   private static String ambiguous(
-      String what, Object a, PluginOrigin aFrom, Object b, PluginOrigin bFrom) {
+      String what, Object a, PluginOrigin aFrom, Object b, PluginOrigin bFrom, String remedy) {
     return "ambiguous: "
         + what
         + ": "
@@ -88,7 +90,8 @@ final class Ambiguities {
         + b.getClass().getName()
         + " from "
         + bFrom
-        + "; remove one of the two jars";
+        + "; "
+        + remedy;
   }
 
   List<FoundBackend> backends() {

@@ -27,6 +27,7 @@ import java.util.Optional;
 import java.util.ServiceLoader;
 import java.util.Set;
 import java.util.Spliterator;
+import java.util.jar.JarEntry;
 import java.util.jar.JarFile;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
@@ -45,6 +46,7 @@ final class Discovery {
   private static final int MAX_SERVICES_BYTES = 1 << 20;
 
   private static final int MAX_SERVICES_NAMES = 1000;
+  private static final int MAX_SHOWN_SERVICES = 5;
 
   final List<FoundBackend> backends = new ArrayList<>();
   final List<FoundDeviceProvider> deviceProviders = new ArrayList<>();
@@ -137,6 +139,10 @@ final class Discovery {
         }
         continue;
       }
+      if (names.isEmpty() && seenEntries.add(file.toExternalForm())) {
+        failures.add(
+            PluginFailure.of(origin.shortLocation(), origin, resource + " names no class", null));
+      }
       for (String name : names) {
         // Two class loaders of one application see the same files.
         if (seenEntries.add(file.toExternalForm() + " " + name)) {
@@ -183,13 +189,33 @@ final class Discovery {
               name,
               named,
               itself
-                  ? "named in META-INF/services/" + service.getName() + " but not there"
+                  ? "named in META-INF/services/"
+                      + service.getName()
+                      + " but not there; a line there is the full name of a class, a nested one's"
+                      + " like com.acme.Outer$Inner"
                   : "cannot be loaded: " + e.getMessage(),
               e.getCause()));
       return;
     }
-    if (type.getModule().isNamed() || !seenTypes.add(type)) {
+    if (!seenTypes.add(type)) {
       return; // the module scan has it, or another loader led to the same class
+    }
+    Module module = type.getModule();
+    if (module.isNamed()) {
+      if (!provides(module, service, name)) {
+        failures.add(
+            PluginFailure.of(
+                name,
+                PluginOrigin.of(type),
+                "named in META-INF/services, which is not looked at in module "
+                    + module.getName()
+                    + "; add to its module-info: provides "
+                    + service.getName()
+                    + " with "
+                    + name,
+                null));
+      }
+      return;
     }
     PluginOrigin origin = PluginOrigin.of(type);
     if (!service.isAssignableFrom(type)) {
@@ -212,6 +238,11 @@ final class Discovery {
           }
         },
         adder);
+  }
+
+  private static boolean provides(Module module, Class<?> service, String name) {
+    return module.getDescriptor().provides().stream()
+        .anyMatch(p -> p.service().equals(service.getName()) && p.providers().contains(name));
   }
 
   private static Throwable cause(PluginFault e) {
@@ -390,10 +421,29 @@ final class Discovery {
           PluginFailure.of(
               name,
               origin,
-              "names no backend and no device provider in META-INF/services; jars that a plugin"
-                  + " needs go with it into one sub-directory",
+              "names no backend and no device provider: a backend's class stands in META-INF/services/"
+                  + ExpertsBackend.class.getName()
+                  + servicesOf(jars)
+                  + "; jars that a plugin needs go with it into one sub-directory",
               null));
     }
+  }
+
+  /** What could have been meant: a service file of another name is otherwise invisible. */
+  private static String servicesOf(List<Path> jars) {
+    Set<String> files = new LinkedHashSet<>();
+    for (Path jar : jars) {
+      try (JarFile file = new JarFile(jar.toFile())) {
+        file.stream()
+            .map(JarEntry::getName)
+            .filter(n -> n.startsWith("META-INF/service") && !n.endsWith("/"))
+            .limit(MAX_SHOWN_SERVICES)
+            .forEach(files::add);
+      } catch (IOException e) {
+        return ""; // it was readable a moment ago
+      }
+    }
+    return files.isEmpty() ? ", and there is no such file" : ", and there is only " + files;
   }
 
   private int found() {

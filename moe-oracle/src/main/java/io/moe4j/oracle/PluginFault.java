@@ -20,6 +20,11 @@ final class PluginFault extends Exception {
   private static final long serialVersionUID = 1L;
   private static final int MAX_CAUSES = 100;
 
+  /**
+   * Its packages are there wherever this class is, so one of its classes is missing for a reason.
+   */
+  private static final String API = "io.moe4j.api.";
+
   /** Jars of ours that plugins stand on, by the packages that they alone have. */
   private static final Map<String, String> JARS =
       Map.of(
@@ -96,6 +101,7 @@ final class PluginFault extends Exception {
     return "class "
         + name
         + " is missing"
+        + (name.startsWith(API) ? ": built against another version of moe-api" : "")
         + JARS.entrySet().stream()
             .filter(j -> name.startsWith(j.getKey()))
             .findFirst()
@@ -151,6 +157,8 @@ final class PluginFault extends Exception {
       case NoSuchMethodError e ->
           "method " + text + " is missing: built against another version of what it calls";
       case AbstractMethodError e -> "built against another version of moe-api: " + text;
+      case IncompatibleClassChangeError e when e.getMessage() != null ->
+          said.apply(text) + ": built against another version of what it calls";
       default ->
           shown.getMessage() == null
               ? shown.getClass().getName()

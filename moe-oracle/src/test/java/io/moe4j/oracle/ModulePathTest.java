@@ -24,6 +24,43 @@ class ModulePathTest {
 
   @Test
   void backendInANamedModuleIsFoundWithTheModulesVersion() throws Exception {
+    Path module = module("provides io.moe4j.api.spi.ExpertsBackend with com.acme.mod.Backend;");
+    servicesFile(module); // as jars for both paths have it
+    discover(
+        module,
+        (backends, failures) -> {
+          assertThat(backends).hasSize(1);
+          assertThat(backends.getFirst().toString())
+              .contains("name=modular")
+              .contains("origin=" + module + " (3.2)");
+          assertThat(failures).isEmpty();
+        });
+  }
+
+  @Test
+  void backendThatAModuleOnlyNamesInAServicesFileIsARow() throws Exception {
+    Path module = module("");
+    servicesFile(module);
+    discover(
+        module,
+        (backends, failures) -> {
+          assertThat(backends).isEmpty();
+          assertThat(failures).hasSize(1);
+          assertThat(failures.getFirst().toString())
+              .contains("name=com.acme.mod.Backend")
+              .contains(module.toString())
+              .contains("is not looked at in module com.acme.mod; add to its module-info:")
+              .contains("provides io.moe4j.api.spi.ExpertsBackend with com.acme.mod.Backend");
+        });
+  }
+
+  private static void servicesFile(Path module) throws Exception {
+    Path services = Files.createDirectories(module.resolve("META-INF/services"));
+    Files.writeString(services.resolve(ExpertsBackend.class.getName()), "com.acme.mod.Backend\n");
+  }
+
+  /** Compiles a module with one backend. */
+  private Path module(String provides) throws Exception {
     String type = "com.acme.mod.Backend";
     Path api = PluginWorkshop.locationOf(ExpertsBackend.class);
     Path jspecify = PluginWorkshop.locationOf(NullMarked.class);
@@ -34,9 +71,10 @@ class ModulePathTest {
             """
             module com.acme.mod {
               requires io.moe4j.api;
-              provides io.moe4j.api.spi.ExpertsBackend with com.acme.mod.Backend;
+              %s
             }
-            """);
+            """
+                .formatted(provides));
     Path file =
         Files.writeString(
             source.resolve("Backend.java"),
@@ -58,16 +96,28 @@ class ModulePathTest {
                 descriptor.toString(),
                 file.toString());
     assertThat(rc).as(messages.toString(UTF_8)).isZero();
+    return backend;
+  }
+
+  /** Told of the backends and the failures of a catalog that is itself in a module. */
+  private interface Check {
+    void look(List<?> backends, List<?> failures);
+  }
+
+  private static void discover(Path module, Check check) throws Exception {
+    Path api = PluginWorkshop.locationOf(ExpertsBackend.class);
+    Path jspecify = PluginWorkshop.locationOf(NullMarked.class);
     ModuleFinder finder =
         ModuleFinder.of(
             api,
-            backend,
+            module,
             PluginWorkshop.locationOf(MoeOracle.class),
             PluginWorkshop.locationOf(Logger.class),
             jspecify);
     ModuleLayer boot = ModuleLayer.boot();
     Configuration resolved =
-        boot.configuration().resolveAndBind(finder, ModuleFinder.of(), Set.of("io.moe4j.oracle"));
+        boot.configuration()
+            .resolveAndBind(finder, ModuleFinder.of(), Set.of("io.moe4j.oracle", "com.acme.mod"));
     ModuleLayer layer =
         boot.defineModulesWithOneLoader(resolved, ClassLoader.getPlatformClassLoader());
     Class<?> catalogType =
@@ -77,13 +127,9 @@ class ModulePathTest {
     ClassLoader before = thread.getContextClassLoader();
     thread.setContextClassLoader(null);
     try (AutoCloseable catalog = (AutoCloseable) catalogType.getMethod("discover").invoke(null)) {
-      List<?> backends = (List<?>) catalogType.getMethod("backends").invoke(catalog);
-      assertThat(backends).hasSize(1);
-      Object found = backends.getFirst();
-      assertThat(found.toString())
-          .contains("name=modular")
-          .contains("origin=" + backend + " (3.2)");
-      assertThat((List<?>) catalogType.getMethod("failures").invoke(catalog)).isEmpty();
+      check.look(
+          (List<?>) catalogType.getMethod("backends").invoke(catalog),
+          (List<?>) catalogType.getMethod("failures").invoke(catalog));
     } finally {
       thread.setContextClassLoader(before);
     }

@@ -32,6 +32,16 @@ final class PluginWorkshop {
 
   /** Compiles; class names are those of the sources' first public class, {@code a.b.C}. */
   Path compile(Map<String, String> sources, Path... classPath) throws IOException {
+    return compile(
+        sources, Stream.concat(Stream.of(locationOf(ExpertsBackend.class)), Stream.of(classPath)));
+  }
+
+  /** The same with classes in front of the API's, whose places they take. */
+  Path compileFirst(Path before, Map<String, String> sources) throws IOException {
+    return compile(sources, Stream.of(before, locationOf(ExpertsBackend.class)));
+  }
+
+  private Path compile(Map<String, String> sources, Stream<Path> classPath) throws IOException {
     Path in = Files.createDirectories(directory.resolve("src" + count));
     Path out = Files.createDirectories(directory.resolve("classes" + count++));
     List<Path> files = new ArrayList<>();
@@ -42,7 +52,7 @@ final class PluginWorkshop {
       files.add(file);
     }
     String path =
-        Stream.concat(Stream.of(locationOf(ExpertsBackend.class)), Stream.of(classPath))
+        classPath
             .map(Path::toString)
             .collect(Collectors.joining(System.getProperty("path.separator")));
     JavaCompiler javac = ToolProvider.getSystemJavaCompiler();

@@ -173,7 +173,72 @@ class PluginsTest {
     jar(plugins.resolve("later.jar"), "1", Map.of(SPI, type), classes, future);
     try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
       assertThat(onlyFailure(catalog).reason().message())
-          .isEqualTo("cannot be created: class io.moe4j.api.spi.Future is missing");
+          .isEqualTo(
+              "cannot be created: class io.moe4j.api.spi.Future is missing: built against another"
+                  + " version of moe-api");
+    }
+  }
+
+  /** A constant that this version does not have: of the linkage errors, the one for fields. */
+  @Test
+  void pluginForALaterApiSaysWhichConstantItMisses() throws IOException {
+    Path future =
+        workshop.compile(
+            Map.of(
+                "io.moe4j.api.config.ActivationFormat",
+                "package io.moe4j.api.config; public enum ActivationFormat {"
+                    + " STANDARD, BATCHED, RAGGED }"));
+    String type = "com.acme.Backend";
+    String source =
+        backend(type, quote("acme"), quote("x"), "")
+            .replace("return ActivationFormat.STANDARD", "return ActivationFormat.RAGGED");
+    Path classes = workshop.compileFirst(future, Map.of(type, source));
+    jar(plugins.resolve("later.jar"), "1", Map.of(SPI, type), classes);
+    try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
+      assertThat(onlyFailure(catalog).reason().message())
+          .startsWith("failed when asked what it is: ")
+          .contains("RAGGED")
+          .endsWith(": built against another version of what it calls");
+    }
+  }
+
+  @Test
+  void servicesFilesOfAnotherNameAreShown() throws IOException {
+    Map<String, String> wrong =
+        Map.of("io.moe4j.api.ExpertsBackend", "com.acme.Backend", "Backend", "com.acme.Backend");
+    jar(plugins.resolve("wrong.jar"), "1", wrong);
+    try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
+      assertThat(onlyFailure(catalog).reason().message())
+          .contains(
+              "a backend's class stands in META-INF/services/" + SPI + ", and there is only [")
+          .contains("META-INF/services/io.moe4j.api.ExpertsBackend")
+          .contains("META-INF/services/Backend");
+    }
+  }
+
+  @Test
+  void servicesFileWithoutAClassIsARow() throws IOException {
+    jar(plugins.resolve("comment.jar"), "1", Map.of(SPI, "# com.acme.Backend\n"));
+    try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
+      PluginFailure f = onlyFailure(catalog);
+      assertThat(f.name()).isEqualTo("comment.jar");
+      assertThat(f.origin().location()).isEqualTo(plugins.resolve("comment.jar").toString());
+      assertThat(f.reason().message()).isEqualTo("META-INF/services/" + SPI + " names no class");
+    }
+  }
+
+  /** As in the source, not as the class file is called. */
+  @Test
+  void nestedClassWithADotIsToldHowItIsWritten() throws IOException {
+    String type = "com.acme.Outer";
+    Path classes =
+        workshop.compile(
+            Map.of(type, "package com.acme; public class Outer { public static class Inner {} }"));
+    jar(plugins.resolve("nested.jar"), "1", Map.of(SPI, "com.acme.Outer.Inner"), classes);
+    try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
+      assertThat(onlyFailure(catalog).reason().message())
+          .contains("but not there")
+          .endsWith("a nested one's like com.acme.Outer$Inner");
     }
   }
 
@@ -258,14 +323,18 @@ class PluginsTest {
                       .isEqualTo(
                           "h-named.jar com.acme.Nowhere: named in META-INF/services/"
                               + SPI
-                              + " but not there"),
+                              + " but not there; a line there is the full name of a class, a"
+                              + " nested one's like com.acme.Outer$Inner"),
               r -> assertThat(r).isEqualTo("i-other.jar com.acme.Other: does not implement " + SPI),
               r ->
                   assertThat(r)
                       .startsWith(
                           "j-newer.jar com.acme.New: cannot be loaded: compiled for a newer Java"),
               r -> assertThat(r).startsWith("k-corrupt.jar k-corrupt.jar: is not a readable jar"),
-              r -> assertThat(r).startsWith("l-nothing.jar l-nothing.jar: names no backend"),
+              r ->
+                  assertThat(r)
+                      .startsWith("l-nothing.jar l-nothing.jar: names no backend")
+                      .contains("META-INF/services/" + SPI + ", and there is no such file"),
               r -> assertThat(r).isEqualTo("m-empty m-empty: the directory holds no jar"),
               r ->
                   assertThat(r)
@@ -324,7 +393,9 @@ class PluginsTest {
               assertThat(f.reason().message())
                   .contains("ambiguous: two backends are named \"twin\"")
                   .contains(plugins.resolve("first.jar").toString())
-                  .contains(plugins.resolve("second.jar").toString()));
+                  .contains(plugins.resolve("second.jar").toString())
+                  .endsWith(
+                      "; let name() of one say something else, or remove one of the two jars"));
       MoeOracle oracle = MoeOracle.of(catalog);
       assertThat(oracle.select(Zoo.config().build(), Zoo.CPU_ONLY, "other").chosenBackend().name())
           .isEqualTo("other");
