@@ -6,8 +6,8 @@ import io.moe4j.api.tensor.Tensor;
  * One adapter's pair for one target of one layer; {@code delta W[e] = b[e] . a[e]}. The scale is
  * already in {@code b}. Elements are finite, those of routed experts also once they are rounded to
  * the dtype of the layer's weights; an adapter registry checks that, whoever makes contexts without
- * one does. Two targets may share the memory of {@code a} (gate and up of a fused adapter do): a
- * kernel may then shrink once.
+ * one does. They are F32, BF16 or F16, whatever the weights are. Two targets may share the memory
+ * of {@code a} (gate and up of a fused adapter do): a kernel may then shrink once.
  *
  * @param a {@code [E_local, r, in]}, or {@code [1, r, in]} where one A serves all experts, or with
  *     stride 0 along the experts

@@ -45,8 +45,6 @@ public final class PlainBackend implements ExpertsBackend {
             () -> "router weight on input, accepted: on output")
         .require(!c.isQuantized(), Support.Code.QUANTIZATION,
             () -> "quantisation " + c.quantSchemes() + ", accepted: none")
-        .require(c.parallel().tpSize() == 1, Support.Code.PARALLEL,
-            () -> "tensor-parallel size " + c.parallel().tpSize() + ", accepted: 1")
         .result();
   }
 
