@@ -59,6 +59,7 @@ final class Discovery {
 
   private final Set<Class<?>> seenTypes = new HashSet<>();
   private final Set<String> seenEntries = new HashSet<>();
+  private int repeated;
 
   /** Everything in the named modules of this class's layer. */
   void scanModules() {
@@ -147,6 +148,8 @@ final class Discovery {
         // Two class loaders of one application see the same files.
         if (seenEntries.add(file.toExternalForm() + " " + name)) {
           instantiate(loader, service, name, origin, adder);
+        } else {
+          repeated++;
         }
       }
     }
@@ -415,17 +418,18 @@ final class Discovery {
     PluginClassLoader loader = new PluginClassLoader(name, urls, parent);
     loaders.add(loader);
     int before = found();
+    int repeatedBefore = repeated;
     scanLoader(loader);
     if (found() == before) {
-      failures.add(
-          PluginFailure.of(
-              name,
-              origin,
-              "names no backend and no device provider: a backend's class stands in META-INF/services/"
+      String why =
+          repeated > repeatedBefore
+              ? "is on the class path as well, and was taken from there; leave it in one place"
+              : "names no backend and no device provider: a backend's class stands in"
+                  + " META-INF/services/"
                   + ExpertsBackend.class.getName()
                   + servicesOf(jars)
-                  + "; jars that a plugin needs go with it into one sub-directory",
-              null));
+                  + "; jars that a plugin needs go with it into one sub-directory";
+      failures.add(PluginFailure.of(name, origin, why, null));
     }
   }
 

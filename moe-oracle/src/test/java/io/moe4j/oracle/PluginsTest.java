@@ -581,6 +581,27 @@ class PluginsTest {
   }
 
   @Test
+  void jarThatIsBothOnTheClassPathAndAPluginIsTakenOnceAndSaysSo() throws IOException {
+    drop("acme.jar", "com.acme.Backend", "acme");
+    Thread thread = Thread.currentThread();
+    ClassLoader before = thread.getContextClassLoader();
+    try (URLClassLoader context =
+        new URLClassLoader(
+            new URL[] {plugins.resolve("acme.jar").toUri().toURL()},
+            PluginsTest.class.getClassLoader())) {
+      thread.setContextClassLoader(context);
+      try (BackendCatalog catalog = BackendCatalog.discover(plugins)) {
+        assertThat(catalog.backend("acme").orElseThrow().origin().plugin()).isEmpty();
+        assertThat(onlyFailure(catalog).reason().message())
+            .isEqualTo(
+                "is on the class path as well, and was taken from there; leave it in one place");
+      }
+    } finally {
+      thread.setContextClassLoader(before);
+    }
+  }
+
+  @Test
   void backendOnTheContextClassPathIsFoundAndABrokenOneNamesItsJar() throws IOException {
     Path good = temp.resolve("lib/good.jar");
     workshop.backendJar(
