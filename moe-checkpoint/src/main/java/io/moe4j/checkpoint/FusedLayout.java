@@ -10,7 +10,8 @@ import java.util.Optional;
  * What {@code adapter_config.json} says about the order in which the experts are folded into the
  * 2-D factors of a fused parameter. PEFT says nothing and has one order: A's rows by expert, B's
  * columns by rank. Unsloth computed with B's columns by expert until September 2026, and has marked
- * its files since ({@code lora_B_layout}, {@code unsloth_fused_expert_lora}).
+ * its files since ({@code lora_B_layout}, {@code unsloth_fused_expert_lora}). Megatron-Bridge
+ * writes B's columns by expert and marks nothing.
  *
  * @param a the order of A's rows, as the file spells it
  * @param b the order of B's columns, as the file spells it
