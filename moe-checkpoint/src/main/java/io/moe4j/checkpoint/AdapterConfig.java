@@ -17,12 +17,14 @@ import java.util.Set;
 import java.util.regex.Pattern;
 
 /**
- * What {@code adapter_config.json} of a PEFT LoRA adapter says, as far as it matters here.
+ * What {@code adapter_config.json} of a LoRA adapter says, as far as it matters here: PEFT's, or
+ * mlx-lm's file of the same name.
  *
  * @param baseModel the model it was trained for, as its trainer named it
  * @param peftVersion the PEFT version that wrote it; absent before 0.18
  * @param rank {@code r}
- * @param alpha {@code lora_alpha}
+ * @param alpha {@code lora_alpha}; for mlx-lm, whose scale is not divided by the rank, scale times
+ *     rank
  * @param rslora whether the scale is {@code alpha / sqrt(r)} instead of {@code alpha / r}
  * @param rankPattern regex to rank, in the order of the file
  * @param alphaPattern regex to alpha, in the order of the file
@@ -33,6 +35,7 @@ import java.util.regex.Pattern;
  * @param fused how experts are folded into the factors of fused parameters
  * @param variants kinds of LoRA that this library does not compute and that the adapter uses, in
  *     words
+ * @param form whose names and shapes the weights have
  */
 public record AdapterConfig(
     Optional<String> baseModel,
@@ -47,7 +50,16 @@ public record AdapterConfig(
     List<String> modulesToSave,
     String bias,
     FusedLayout fused,
-    List<String> variants) {
+    List<String> variants,
+    Form form) {
+  /** Whose names and shapes an adapter's weights have. */
+  public enum Form {
+    /** {@code adapter_model.safetensors}: {@code lora_A [r, in]} and {@code lora_B [out, r]}. */
+    PEFT,
+    /** {@code adapters.safetensors}: {@code lora_a} and {@code lora_b}, for linears transposed. */
+    MLX
+  }
+
   /** The file's name. */
   public static final String FILE = "adapter_config.json";
 
@@ -71,6 +83,13 @@ public record AdapterConfig(
       Pattern.compile("(?i)lora_?[ab]?_?(?:layout|order|expert_layout|expert_order)");
 
   private static final Set<String> LAYOUT_KEYS = Set.of("lora_A_layout", "lora_B_layout");
+
+  /** PEFT writes all of these, whatever they are set to; other programs write what they need. */
+  private static final Set<String> PEFTS_OWN =
+      Set.of("peft_version", "layers_pattern", "loftq_config", "megatron_core");
+
+  /** Beside the config of NeMo Automodel, which folds experts as PEFT does. */
+  private static final String AUTOMODEL = "automodel_peft_config.json";
 
   /** Initialisations that leave the base weights alone, so that the factors mean what they say. */
   private static final Set<String> PLAIN_INITS =
@@ -101,19 +120,26 @@ public record AdapterConfig(
       throw new CheckpointException(
           directory
               + (Files.exists(directory) ? " is not a directory" : " does not exist")
-              + "; a PEFT adapter is a directory with "
-              + FILE);
+              + "; an adapter is a directory with "
+              + FILE
+              + ForeignAdapters.file(directory));
     }
     if (!Files.exists(file)) {
-      throw new CheckpointException(file + " does not exist" + Folders.hint(directory, FILE));
+      throw new CheckpointException(
+          file
+              + " does not exist"
+              + ForeignAdapters.hint(directory)
+              + Folders.hint(directory, FILE));
     }
     ObjectNode json = StrictJson.readObject(file, StrictJson.MAX_CONFIG_BYTES);
     ModelConfig config = new ModelConfig(file.toString(), json);
-    requirePeft(directory, file, config);
     String type = config.optionalString("peft_type").orElse("LORA");
     if (!type.equals("LORA")) {
       throw new AdapterException(
           file + ": peft_type is '" + StrictJson.shorten(type) + "', accepted is LORA");
+    }
+    if (MlxConfig.isMlx(directory, config)) {
+      return MlxConfig.read(config);
     }
     double alpha = number(file, "lora_alpha", json.path("lora_alpha"));
     return new AdapterConfig(
@@ -128,23 +154,9 @@ public record AdapterConfig(
         strings(file, json, "target_parameters"),
         strings(file, json, "modules_to_save"),
         config.optionalString("bias").orElse("none"),
-        fused(config),
-        variants(json));
-  }
-
-  /** mlx-lm writes a file of the same name, with other keys, beside weights in another form. */
-  private static void requirePeft(Path directory, Path file, ModelConfig config) {
-    boolean mlx =
-        config.has("lora_parameters")
-            || config.has("fine_tune_type")
-            || (!config.has("peft_type")
-                && Files.exists(directory.resolve("adapters.safetensors")));
-    if (mlx && !config.has("peft_type")) {
-      throw new AdapterException(
-          file
-              + " is of an mlx-lm adapter (lora_parameters, adapters.safetensors), not of a PEFT"
-              + " adapter, and is not read here; convert it to PEFT's form");
-    }
+        fused(directory, config),
+        variants(json),
+        Form.PEFT);
   }
 
   /** A layout under a name that is not read here must not pass for none. */
@@ -175,7 +187,7 @@ public record AdapterConfig(
     return outer.or(() -> inner);
   }
 
-  private static FusedLayout fused(ModelConfig config) {
+  private static FusedLayout fused(Path directory, ModelConfig config) {
     requireKnownLayouts(config);
     config
         .optionalObject("unsloth_fused_expert_lora")
@@ -215,7 +227,16 @@ public record AdapterConfig(
                                     .map(AdapterConfig::namesUnsloth)
                                     .orElse(false)))
                 .orElse(false);
-    return new FusedLayout(a, b, byParameter, ofUnsloth);
+    boolean ofPeft =
+        config.keys().stream().anyMatch(PEFTS_OWN::contains)
+            || Files.exists(directory.resolve(AUTOMODEL));
+    return new FusedLayout(
+        a,
+        b,
+        byParameter,
+        ofUnsloth
+            ? FusedLayout.Writer.UNSLOTH
+            : ofPeft ? FusedLayout.Writer.PEFT : FusedLayout.Writer.UNKNOWN);
   }
 
   private static boolean namesUnsloth(String key) {

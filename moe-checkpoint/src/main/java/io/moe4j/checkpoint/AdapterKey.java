@@ -21,6 +21,8 @@ record AdapterKey(String tensor, String module, Part part) {
     MAGNITUDE,
     /** A pair for an embedding. */
     EMBEDDING,
+    /** A factor under a name that only its trainer reads. */
+    FOREIGN,
     /** No factor: a stored module or bias of the model itself. */
     WHOLE
   }
@@ -35,6 +37,9 @@ record AdapterKey(String tensor, String module, Part part) {
       Pattern.compile("(.+)\\.lora_magnitude_vector(?:\\.[^.]+){0,2}");
   private static final Pattern EMBEDDING =
       Pattern.compile("(.+)\\.lora_embedding_[AB](?:\\.[^.]+){0,2}");
+
+  /** Like torchtune's {@code experts.lora_gate_a}, NeMo Automodel's {@code lora_down_A}. */
+  private static final Pattern FOREIGN = Pattern.compile("(.+)\\.lora_[A-Za-z_]+(?:\\.weight)?");
 
   static AdapterKey parse(String tensor) {
     String name = WrapperSegments.strip(tensor);
@@ -54,6 +59,10 @@ record AdapterKey(String tensor, String module, Part part) {
     Matcher embedding = EMBEDDING.matcher(name);
     if (embedding.matches()) {
       return new AdapterKey(tensor, embedding.group(1), Part.EMBEDDING);
+    }
+    Matcher foreign = FOREIGN.matcher(name);
+    if (foreign.matches()) {
+      return new AdapterKey(tensor, foreign.group(1), Part.FOREIGN);
     }
     int dot = name.lastIndexOf('.');
     return new AdapterKey(tensor, dot < 0 ? name : name.substring(0, dot), Part.WHOLE);

@@ -17,8 +17,8 @@ import java.util.Optional;
  * @param singleTarget the fused parameter that a lone pair of factors belongs to, like {@code
  *     down_proj}, where neither the config nor shapes tell
  * @param loraBOrder how B's columns fold the experts of fused parameters, where the config does not
- *     say it; empty: as PEFT does, and files whose writer is known to have changed its order are
- *     refused
+ *     say it; empty: as PEFT does, and files whose writer is not known, or is known to have changed
+ *     its order, are refused
  * @param applyRouter whether factors on the router are applied: they change the logits, and with
  *     them who computes a token. If not, {@code inBlock} decides
  * @param maxGrowth refuse adapters that would take over 1 GiB and more than this many times what
@@ -57,7 +57,10 @@ public record AdapterPolicy(
   public enum FusedOrder {
     /** Index {@code j * E + e}: what PEFT writes into B. */
     RANK_MAJOR,
-    /** Index {@code e * r + j}: what Unsloth wrote into B before September 2026. */
+    /**
+     * Index {@code e * r + j}: what Unsloth wrote into B before September 2026, and what
+     * Megatron-Bridge writes.
+     */
     GROUPED_BY_EXPERT
   }
 

@@ -27,9 +27,10 @@ final class AdapterScales {
    * @param parameter full name of the parameter, as patterns see it
    * @param rank the rank of the factors; where the config says another, theirs counts
    */
-  double scale(String parameter, int rank) throws AdapterPlan.Problem {
+  double scale(String parameter, int rank) throws AdapterProblem {
     double alpha = alphas.find(parameter).orElse(config.alpha());
     if (configRank(parameter) != rank) {
+      requireRank(parameter, rank);
       requireOneAlpha(parameter, rank);
       notes.add(
           "factors of rank "
@@ -44,7 +45,7 @@ final class AdapterScales {
     noteDisputed(ranks, "rank_pattern", parameter);
     double scale = config.rslora() ? alpha / Math.sqrt(rank) : alpha / rank;
     if (!Double.isFinite(scale)) {
-      throw AdapterPlan.Problem.damage(
+      throw AdapterProblem.damage(
           "its scale alpha " + alpha + " / rank " + rank + " is not finite");
     }
     if (scale == 0) {
@@ -53,14 +54,26 @@ final class AdapterScales {
     return scale;
   }
 
+  /** mlx-lm's scale is not divided by the rank, and says nothing of factors of another one. */
+  private void requireRank(String parameter, int rank) throws AdapterProblem {
+    if (config.form() == AdapterConfig.Form.MLX) {
+      throw AdapterProblem.damage(
+          "its factors have rank "
+              + rank
+              + "; lora_parameters say "
+              + configRank(parameter)
+              + ", and their scale is of that rank");
+    }
+  }
+
   /**
    * Where the factors' rank is not that of the first entry of {@code rank_pattern} that fits, the
    * entries had another order in training: PEFT sorts them when it saves, and cannot load such a
    * file. Then the first alpha need not be the one that was trained with either.
    */
-  private void requireOneAlpha(String parameter, int rank) throws AdapterPlan.Problem {
+  private void requireOneAlpha(String parameter, int rank) throws AdapterProblem {
     if (ranks.isDisputed(parameter) && alphas.isDisputed(parameter)) {
-      throw AdapterPlan.Problem.damage(
+      throw AdapterProblem.damage(
           "several entries of rank_pattern and of alpha_pattern fit '"
               + shown(parameter)
               + "' and differ; its factors have rank "

@@ -71,6 +71,15 @@ public record AdapterTargetModel(
     this(layout, layers, numLayers, 0, Optional.empty(), Set.of());
   }
 
+  /** The config of a MoE layer. */
+  MoeConfig layer(int layer) {
+    MoeConfig config = layers.get(layer);
+    if (config == null) {
+      throw new IllegalStateException("layer " + layer + " is no MoE layer");
+    }
+    return config;
+  }
+
   /** How gate and up share the rows of a fused parameter. */
   GateUpLayout gateUp() {
     for (ExpertForm form : layout.forms()) {

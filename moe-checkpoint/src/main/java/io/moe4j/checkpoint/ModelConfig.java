@@ -107,6 +107,18 @@ public final class ModelConfig {
     return (float) node.doubleValue();
   }
 
+  /** A finite number, if it is there. */
+  Optional<Double> optionalNumber(String name) {
+    if (!has(name)) {
+      return Optional.empty();
+    }
+    JsonNode node = json.get(name);
+    if (!node.isNumber() || !Double.isFinite(node.doubleValue())) {
+      throw bad(name, node, "a finite number");
+    }
+    return Optional.of(node.doubleValue());
+  }
+
   /**
    * A switch with a default.
    *

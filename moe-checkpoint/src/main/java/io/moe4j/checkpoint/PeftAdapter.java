@@ -6,10 +6,7 @@ import io.moe4j.api.config.ExpertMap;
 import io.moe4j.api.lora.LoraAdapter;
 import io.moe4j.checkpoint.AdapterReport.Disposition;
 import io.moe4j.checkpoint.AdapterReport.TensorEntry;
-import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.lang.foreign.Arena;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -17,11 +14,9 @@ import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import java.util.regex.Pattern;
-import java.util.stream.Stream;
 
 /**
- * A LoRA adapter from a directory that PEFT wrote ({@code adapter_config.json} and {@code
+ * A LoRA adapter from a directory as PEFT writes it ({@code adapter_config.json} and {@code
  * adapter_model.safetensors}), loaded for one model: per-expert 2-D factors, fused experts of every
  * PEFT version, factors shared across experts, shared experts and latent projections. Scales are
  * folded into B. Factors are copied, so the files may change or vanish afterwards.
@@ -31,20 +26,15 @@ import java.util.stream.Stream;
  * factors that all experts share apart from their partners ({@code experts.gate_proj.lora_A} beside
  * {@code experts.3.gate_proj.lora_B}), lists of modules ({@code experts.gate_up_projs.3}).
  *
+ * <p>So are mlx-lm's own files ({@code adapters.safetensors}), whose factors are turned into PEFT's
+ * orientation.
+ *
  * <p>Every tensor of the file is applied, skipped or refused, and {@link #report()} says which.
  *
  * @param adapter what it does to each layer; experts are global, see {@link #localExperts}
  * @param report the account of the file
  */
 public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
-  private static final String WEIGHTS = "adapter_model";
-
-  /** What KTransformers writes beside it; without it the experts would keep their base weights. */
-  private static final String FUSED_EXPERTS = "fused_expert_lora.safetensors";
-
-  private static final Pattern SHARD =
-      Pattern.compile("adapter_model-\\d{5}-of-\\d{5}\\.safetensors");
-
   /**
    * Loads an adapter for a checkpoint; memory lives as long as it is reachable.
    *
@@ -132,7 +122,7 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
       boolean refuse) {
     AdapterConfig config = AdapterConfig.read(directory);
     try (Arena files = Arena.ofShared()) {
-      ShardedTensors file = open(directory, files);
+      ShardedTensors file = AdapterWeights.open(directory, config.form(), files);
       if (file.tensors().isEmpty() && file.problems().isEmpty()) {
         throw new CheckpointException(
             directory
@@ -141,7 +131,11 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
       }
       AdapterPlan plan =
           new AdapterPlan(
-              config, model, policy, file, directory.resolve(AdapterConfig.FILE).toString());
+              config,
+              model,
+              policy,
+              AdapterTensors.of(config.form(), file),
+              directory.resolve(AdapterConfig.FILE).toString());
       plan.run();
       Account account = new Account(directory, name, config);
       if (refuse) {
@@ -173,46 +167,6 @@ public record PeftAdapter(LoraAdapter adapter, AdapterReport report) {
               List.copyOf(notes),
               plan.advice()));
     }
-  }
-
-  /** One file, or shards as checkpoints have them. */
-  private static ShardedTensors open(Path directory, Arena arena) {
-    if (Files.exists(directory.resolve(FUSED_EXPERTS))) {
-      throw new AdapterException(
-          directory
-              + " also holds "
-              + FUSED_EXPERTS
-              + ": fine-tuning with KTransformers keeps the experts' factors there, apart from "
-              + WEIGHTS
-              + ".safetensors, and a file of its own form is not read; export the adapter as PEFT's"
-              + " first");
-    }
-    Path weights = directory.resolve(WEIGHTS + ".safetensors");
-    boolean there =
-        Files.exists(weights)
-            || Files.exists(directory.resolve(WEIGHTS + ".safetensors.index.json"))
-            || Files.exists(directory.resolve(WEIGHTS + "-00001-of-00001.safetensors"));
-    if (!there) {
-      try (Stream<Path> paths = Files.list(directory)) {
-        there = paths.anyMatch(p -> SHARD.matcher(String.valueOf(p.getFileName())).matches());
-      } catch (IOException | UncheckedIOException e) {
-        throw new CheckpointException(directory + " cannot be listed: " + Folders.reason(e), e);
-      }
-    }
-    if (there) {
-      return ShardedTensors.open(
-          directory, WEIGHTS, n -> SHARD.matcher(n).matches(), arena, LoadProgress.NONE);
-    }
-    boolean pickled =
-        Stream.of("adapter_model.bin", "adapter_model.pt")
-            .anyMatch(n -> Files.exists(directory.resolve(n)));
-    throw new CheckpointException(
-        weights
-            + " does not exist"
-            + (pickled
-                ? "; the adapter is there as a pickled file only, which is not read: save it with"
-                    + " safe_serialization=True, as safetensors"
-                : Folders.hint(directory, WEIGHTS + ".safetensors")));
   }
 
   /** Whose report it is. */

@@ -2,8 +2,6 @@ package io.moe4j.checkpoint;
 
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.Tensor;
-import io.moe4j.checkpoint.AdapterPlan.Pair;
-import io.moe4j.checkpoint.AdapterPlan.Problem;
 import io.moe4j.checkpoint.CheckpointLayout.FusedParameter.Kind;
 import java.util.ArrayList;
 import java.util.Collection;
@@ -37,10 +35,10 @@ final class SharedFactors {
    * Finds for pairs of single experts that lack a factor the one that all experts share. A factor
    * that two modules could lend is lent by neither.
    */
-  static void lend(Collection<Pair> pairs) {
-    Map<Place, Pair> lenders = new HashMap<>();
+  static void lend(Collection<FactorPair> pairs) {
+    Map<Place, FactorPair> lenders = new HashMap<>();
     Set<Place> doubtful = new HashSet<>();
-    for (Pair pair : pairs) {
+    for (FactorPair pair : pairs) {
       for (Place place : lends(pair)) {
         if (lenders.put(place, pair) != null) {
           doubtful.add(place);
@@ -51,9 +49,9 @@ final class SharedFactors {
     if (lenders.isEmpty()) {
       return;
     }
-    for (Pair pair : pairs) {
+    for (FactorPair pair : pairs) {
       Place wanted = wants(pair);
-      Pair lender = wanted == null ? null : lenders.get(wanted);
+      FactorPair lender = wanted == null ? null : lenders.get(wanted);
       if (lender != null) {
         pair.lender = lender;
         lender.borrowers.add(pair);
@@ -61,7 +59,7 @@ final class SharedFactors {
     }
   }
 
-  private static List<Place> lends(Pair pair) {
+  private static List<Place> lends(FactorPair pair) {
     if ((pair.a == null) == (pair.b == null)) {
       return List.of();
     }
@@ -83,7 +81,7 @@ final class SharedFactors {
     return places;
   }
 
-  private static @Nullable Place wants(Pair pair) {
+  private static @Nullable Place wants(FactorPair pair) {
     if ((pair.a == null) == (pair.b == null)) {
       return null;
     }
@@ -101,7 +99,7 @@ final class SharedFactors {
    *
    * @param of what the map is, for messages
    */
-  static One ofOne(Pair pair, long in, long out, String of) throws Problem {
+  static One ofOne(FactorPair pair, long in, long out, String of) throws AdapterProblem {
     Tensor a = pair.a();
     Tensor b = pair.b();
     Tensor a3 = threeDims(a, pair.a == null);
@@ -112,10 +110,18 @@ final class SharedFactors {
         || a3.size(1) < 1
         || a3.size(2) != in
         || b3.size(1) != out) {
-      throw Problem.damage(
-          "lora_A is %s and lora_B %s; %s takes [r, %d] and [%d, r]".formatted(a, b, of, in, out));
+      throw AdapterProblem.damage(
+          pair.turned
+              ? "lora_a is %s and lora_b %s; %s takes [%d, r] and [r, %d]"
+                  .formatted(asStored(a), asStored(b), of, in, out)
+              : "lora_A is %s and lora_B %s; %s takes [r, %d] and [%d, r]"
+                  .formatted(a, b, of, in, out));
     }
     return new One(a3, b3);
+  }
+
+  private static Tensor asStored(Tensor turned) {
+    return turned.dims() == 2 ? turned.transpose(0, 1) : turned;
   }
 
   private static @Nullable Tensor threeDims(Tensor t, boolean borrowed) {

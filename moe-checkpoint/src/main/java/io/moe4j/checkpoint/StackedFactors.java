@@ -4,8 +4,6 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterAssembler.Contribution;
-import io.moe4j.checkpoint.AdapterPlan.Pair;
-import io.moe4j.checkpoint.AdapterPlan.Problem;
 import io.moe4j.checkpoint.CheckpointLayout.FusedParameter.Kind;
 import java.util.List;
 import java.util.Optional;
@@ -22,9 +20,9 @@ final class StackedFactors {
   private StackedFactors() {}
 
   static List<Contribution> stacked(
-      Pair pair, ModulePlace.Stacked place, AdapterTargetModel model, AdapterScales scales)
-      throws Problem {
-    MoeConfig config = AdapterPlan.layerConfig(model, place.layer());
+      FactorPair pair, ModulePlace.Stacked place, AdapterTargetModel model, AdapterScales scales)
+      throws AdapterProblem {
+    MoeConfig config = model.layer(place.layer());
     LoraTarget target = place.target();
     Views v =
         views(
@@ -40,9 +38,9 @@ final class StackedFactors {
   }
 
   static List<Contribution> named(
-      Pair pair, ModulePlace.Named place, AdapterTargetModel model, AdapterScales scales)
-      throws Problem {
-    MoeConfig config = AdapterPlan.layerConfig(model, place.layer());
+      FactorPair pair, ModulePlace.Named place, AdapterTargetModel model, AdapterScales scales)
+      throws AdapterProblem {
+    MoeConfig config = model.layer(place.layer());
     Kind kind = place.parameter().kind();
     Views v =
         views(
@@ -60,9 +58,14 @@ final class StackedFactors {
    * @param name the parameter's full name, as patterns see it
    */
   static List<Contribution> wrapped(
-      Pair pair, int layer, Kind kind, String name, AdapterTargetModel model, AdapterScales scales)
-      throws Problem {
-    MoeConfig config = AdapterPlan.layerConfig(model, layer);
+      FactorPair pair,
+      int layer,
+      Kind kind,
+      String name,
+      AdapterTargetModel model,
+      AdapterScales scales)
+      throws AdapterProblem {
+    MoeConfig config = model.layer(layer);
     long in = in(kind, config);
     long out = out(kind, config);
     Views v =
@@ -73,7 +76,7 @@ final class StackedFactors {
   }
 
   /** Whether the shapes under a wrapper's name are those of a parameter. */
-  static boolean fits(Pair pair, Kind kind, MoeConfig config) throws Problem {
+  static boolean fits(FactorPair pair, Kind kind, MoeConfig config) throws AdapterProblem {
     return wrappedViews(pair, config.numExperts(), in(kind, config), out(kind, config)).isPresent();
   }
 
@@ -90,7 +93,7 @@ final class StackedFactors {
   }
 
   private static List<Contribution> split(
-      int layer, Kind kind, Views v, AdapterTargetModel model, double scale, Pair pair) {
+      int layer, Kind kind, Views v, AdapterTargetModel model, double scale, FactorPair pair) {
     return WrapperResolver.contributions(
         layer, kind, AdapterAssembler.ALL, v.a, v.b, model.gateUp(), scale, pair.source());
   }
@@ -112,8 +115,8 @@ final class StackedFactors {
     }
   }
 
-  private static Views views(Pair pair, int experts, long in, long out, int configRank)
-      throws Problem {
+  private static Views views(FactorPair pair, int experts, long in, long out, int configRank)
+      throws AdapterProblem {
     Views v = new Views(threeDims(pair.a(), 1, in), threeDims(pair.b(), 0, out));
     // Two 2-D tensors could also be experts folded into the rank, in an order nobody has stated.
     boolean folded =
@@ -125,8 +128,8 @@ final class StackedFactors {
   }
 
   /** Empty if the shapes fit no reading of B, or both. */
-  private static Optional<Views> wrappedViews(Pair pair, int experts, long in, long out)
-      throws Problem {
+  private static Optional<Views> wrappedViews(FactorPair pair, int experts, long in, long out)
+      throws AdapterProblem {
     Tensor a = threeDims(pair.a(), 1, in);
     Tensor b = threeDims(pair.b(), 0, out);
     Views expertsFirst = new Views(a, b);
@@ -144,8 +147,9 @@ final class StackedFactors {
     return t.dims() == 2 && t.size(side) == width ? t.expand(1) : t;
   }
 
-  private static Problem refusal(Pair pair, int experts, long in, long out, String more) {
-    return Problem.damage(
+  private static AdapterProblem refusal(
+      FactorPair pair, int experts, long in, long out, String more) {
+    return AdapterProblem.damage(
         "lora_A is %s and lora_B %s; accepted are [%d or 1, r, %d] and [%d or 1, %d, r]"
                 .formatted(pair.a, pair.b, experts, in, experts, out)
             + more.formatted(experts, out));

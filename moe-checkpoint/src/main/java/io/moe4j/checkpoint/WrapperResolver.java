@@ -5,8 +5,6 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.lora.LoraTarget;
 import io.moe4j.api.tensor.Tensor;
 import io.moe4j.checkpoint.AdapterAssembler.Contribution;
-import io.moe4j.checkpoint.AdapterPlan.Pair;
-import io.moe4j.checkpoint.AdapterPlan.Problem;
 import io.moe4j.checkpoint.AdapterPolicy.FusedOrder;
 import io.moe4j.checkpoint.AdapterPolicy.FusedSide;
 import io.moe4j.checkpoint.CheckpointLayout.FusedParameter;
@@ -18,6 +16,7 @@ import java.util.HashSet;
 import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
 import java.util.Set;
 import java.util.TreeSet;
 
@@ -38,7 +37,7 @@ final class WrapperResolver {
   /** Experts' module to depths of its wrappers. */
   private final Map<String, TreeSet<Integer>> depths = new HashMap<>();
 
-  private final List<Pair> pairs = new ArrayList<>();
+  private final List<FactorPair> pairs = new ArrayList<>();
   private final Set<FusedSide> evidence = EnumSet.noneOf(FusedSide.class);
 
   WrapperResolver(
@@ -55,31 +54,31 @@ final class WrapperResolver {
     this.notes = notes;
   }
 
-  void add(ModulePlace.Wrapper wrapper, Pair pair) {
+  void add(ModulePlace.Wrapper wrapper, FactorPair pair) {
     depths.computeIfAbsent(wrapper.experts(), e -> new TreeSet<>()).add(wrapper.depth());
     pairs.add(pair);
   }
 
   /** Learns from the parameters that are not square which side A covers in this file. */
   void settle() {
-    for (Pair pair : pairs) {
+    for (FactorPair pair : pairs) {
       if (pair.place instanceof ModulePlace.Wrapper w) {
         try {
           FusedParameter parameter = parameter(w, pair);
           Set<FusedSide> sides =
               fused(pair, w.layer(), parameter, w.experts() + "." + parameter.name())
-                  .sides(parameter, AdapterPlan.layerConfig(model, w.layer()));
+                  .sides(parameter, model.layer(w.layer()));
           if (sides.size() == 1) {
             evidence.addAll(sides);
           }
-        } catch (Problem p) {
+        } catch (AdapterProblem p) {
           // No evidence; reported when the pair itself is resolved.
         }
       }
     }
   }
 
-  List<Contribution> resolve(Pair pair) throws Problem {
+  List<Contribution> resolve(FactorPair pair) throws AdapterProblem {
     if (!(pair.place instanceof ModulePlace.Wrapper w)) {
       throw new IllegalArgumentException(pair.source() + " is no wrapper");
     }
@@ -88,17 +87,17 @@ final class WrapperResolver {
   }
 
   /** A module that holds one fused parameter: its name says which. */
-  List<Contribution> resolve(Pair pair, ModulePlace.Named named) throws Problem {
+  List<Contribution> resolve(FactorPair pair, ModulePlace.Named named) throws AdapterProblem {
     FusedParameter parameter = named.parameter();
     return resolve(pair, named.layer(), parameter, pair.module + "." + parameter.name());
   }
 
-  private List<Contribution> resolve(Pair pair, int layer, FusedParameter parameter, String name)
-      throws Problem {
+  private List<Contribution> resolve(
+      FactorPair pair, int layer, FusedParameter parameter, String name) throws AdapterProblem {
     if (parameter.kind() == Kind.BIAS) {
-      throw Problem.unappliable("the experts' bias " + parameter.name());
+      throw AdapterProblem.unappliable("the experts' bias " + parameter.name());
     }
-    MoeConfig layerConfig = AdapterPlan.layerConfig(model, layer);
+    MoeConfig layerConfig = model.layer(layer);
     if (isStacked(pair)) {
       return StackedFactors.wrapped(pair, layer, parameter.kind(), name, model, scales);
     }
@@ -113,6 +112,7 @@ final class WrapperResolver {
             counted,
             orders.a().orElse(FusedOrder.GROUPED_BY_EXPERT),
             orders.b().isPresent() ? orders.b().get() : unstatedOrder(fused, parameter, counted));
+    requireGateUpOrder(parameter, orders, fused, counted);
     return contributions(
         layer,
         parameter.kind(),
@@ -126,23 +126,57 @@ final class WrapperResolver {
 
   /** The order of B's columns where the file does not say it. */
   private FusedOrder unstatedOrder(FusedPair fused, FusedParameter parameter, int experts)
-      throws Problem {
+      throws AdapterProblem {
     if (policy.loraBOrder().isPresent()) {
       return policy.loraBOrder().get();
     }
-    if (config.fused().unmarked() && fused.dependsOnOrder(experts)) {
-      throw Problem.damage(
-          "Unsloth wrote the file and did not mark the order in which lora_B of "
-              + parameter.name()
-              + " folds its experts, which it changed in September 2026; the values do not tell."
-              + " AdapterPolicy.withLoraBOrder(order) decides: GROUPED_BY_EXPERT for files trained"
-              + " before, RANK_MAJOR after");
+    if (!fused.dependsOnOrder(experts)) {
+      return FusedOrder.RANK_MAJOR;
     }
-    return FusedOrder.RANK_MAJOR;
+    return switch (config.fused().writer()) {
+      case PEFT -> FusedOrder.RANK_MAJOR;
+      case UNSLOTH ->
+          throw AdapterProblem.damage(
+              "Unsloth wrote the file and did not mark the order in which lora_B of "
+                  + parameter.name()
+                  + " folds its experts, which it changed in September 2026; the values do not"
+                  + " tell. AdapterPolicy.withLoraBOrder(order) decides: GROUPED_BY_EXPERT for files"
+                  + " trained before, RANK_MAJOR after");
+      case UNKNOWN ->
+          throw AdapterProblem.damage(
+              "adapter_config.json has no peft_version and nothing else that only PEFT writes, and"
+                  + " writers differ in the order in which lora_B of fused parameters folds the"
+                  + " experts; the values do not tell. AdapterPolicy.withLoraBOrder(order) decides:"
+                  + " GROUPED_BY_EXPERT for files of Megatron-Bridge, RANK_MAJOR for those of PEFT"
+                  + " and NeMo Automodel");
+    };
+  }
+
+  /**
+   * Megatron-Bridge, which alone folds by expert and leaves no mark, also writes gate and up one
+   * after the other where the model has them interleaved.
+   */
+  private void requireGateUpOrder(
+      FusedParameter parameter, FusedLayout.Orders orders, FusedPair fused, int experts)
+      throws AdapterProblem {
+    if (config.fused().writer() == FusedLayout.Writer.UNKNOWN
+        && orders.b().isEmpty()
+        && policy.loraBOrder().equals(Optional.of(FusedOrder.GROUPED_BY_EXPERT))
+        && fused.dependsOnOrder(experts)
+        && parameter.kind() == Kind.GATE_UP
+        && model.gateUp() == GateUpLayout.INTERLEAVED) {
+      throw AdapterProblem.damage(
+          "Megatron-Bridge writes gate and up of "
+              + parameter.name()
+              + " one after the other, where "
+              + model.layout().modelType()
+              + " has them interleaved, so its file means another change than was trained: export"
+              + " the merged checkpoint instead");
+    }
   }
 
   /** PEFT folds experts into two dimensions; other writers keep three under its names. */
-  private static boolean isStacked(Pair pair) throws Problem {
+  private static boolean isStacked(FactorPair pair) throws AdapterProblem {
     return pair.a().dims() == 3 || pair.b().dims() == 3;
   }
 
@@ -169,7 +203,7 @@ final class WrapperResolver {
         new Contribution(layer, LoraTarget.UP, expert, a, up, scale, source));
   }
 
-  private FusedParameter parameter(ModulePlace.Wrapper w, Pair pair) throws Problem {
+  private FusedParameter parameter(ModulePlace.Wrapper w, FactorPair pair) throws AdapterProblem {
     List<FusedParameter> targeted =
         model.layout().fusedParameters().stream()
             .filter(p -> isTargeted(w.experts() + "." + p.name()))
@@ -177,7 +211,7 @@ final class WrapperResolver {
     if (!targeted.isEmpty()) {
       int index = targeted.size() - 1 - w.depth();
       if (index < 0) {
-        throw Problem.damage(
+        throw AdapterProblem.damage(
             "it is wrapped "
                 + (w.depth() + 1)
                 + " deep, but target_parameters name only "
@@ -228,7 +262,7 @@ final class WrapperResolver {
    * Where target_parameters name none of them: two wrappers are the two weights; a lone one must
    * fit one only.
    */
-  private FusedParameter byShape(ModulePlace.Wrapper w, Pair pair) throws Problem {
+  private FusedParameter byShape(ModulePlace.Wrapper w, FactorPair pair) throws AdapterProblem {
     List<FusedParameter> weights =
         model.layout().fusedParameters().stream().filter(p -> p.kind() != Kind.BIAS).toList();
     TreeSet<Integer> found = depths.getOrDefault(w.experts(), new TreeSet<>());
@@ -238,7 +272,7 @@ final class WrapperResolver {
     }
     List<FusedParameter> fitting = new ArrayList<>();
     for (FusedParameter p : weights) {
-      MoeConfig layerConfig = AdapterPlan.layerConfig(model, w.layer());
+      MoeConfig layerConfig = model.layer(w.layer());
       boolean fits =
           isStacked(pair)
               ? StackedFactors.fits(pair, p.kind(), layerConfig)
@@ -252,7 +286,7 @@ final class WrapperResolver {
     if (fitting.size() > 1 && policy.singleTarget().isPresent()) {
       String chosen = policy.singleTarget().get();
       if (fitting.stream().noneMatch(p -> p.name().equals(chosen))) {
-        throw Problem.damage(
+        throw AdapterProblem.damage(
             "AdapterPolicy.withSingleTarget(name) is '"
                 + StrictJson.shorten(chosen)
                 + "', must be one of "
@@ -261,7 +295,7 @@ final class WrapperResolver {
       fitting.removeIf(p -> !p.name().equals(chosen));
     }
     if (fitting.size() != 1) {
-      throw Problem.damage(
+      throw AdapterProblem.damage(
           "target_parameters do not say which parameter of the experts it belongs to, and "
               + (fitting.isEmpty() ? "its shape fits none of " : "its shape fits several of ")
               + weights.stream().map(FusedParameter::name).toList()
@@ -280,15 +314,15 @@ final class WrapperResolver {
             + ", no weight of these experts";
   }
 
-  private FusedPair fused(Pair pair, int layer, FusedParameter parameter, String name)
-      throws Problem {
+  private FusedPair fused(FactorPair pair, int layer, FusedParameter parameter, String name)
+      throws AdapterProblem {
     Tensor a = pair.a();
     Tensor b = pair.b();
     int configRank = scales.configRank(name);
-    int experts = counted(AdapterPlan.layerConfig(model, layer), parameter, a, configRank);
+    int experts = counted(model.layer(layer), parameter, a, configRank);
     return FusedPair.of(a, b, experts, configRank)
         .orElseThrow(() ->
-            Problem.damage(
+            AdapterProblem.damage(
                 "lora_A is %s and lora_B %s; factors of %s for %d experts are [%d*r, in] and [out, r*%d], one of them possibly without the %d"
                     .formatted(a, b, parameter.name(), experts, experts, experts, experts)));
   }
@@ -312,11 +346,12 @@ final class WrapperResolver {
   }
 
   private FusedSide side(
-      FusedPair fused, FusedParameter parameter, MoeConfig layerConfig, int layer) throws Problem {
+      FusedPair fused, FusedParameter parameter, MoeConfig layerConfig, int layer)
+      throws AdapterProblem {
     Set<FusedSide> byShape = fused.sides(parameter, layerConfig);
     if (byShape.isEmpty()) {
       long[] dims = ModulePlaces.storedDims(parameter, layerConfig);
-      throw Problem.damage(
+      throw AdapterProblem.damage(
           "lora_A is %s and lora_B %s; %s of layer %d has sides %d and %d"
               .formatted(fused.a(), fused.b(), parameter.name(), layer, dims[0], dims[1]));
     }
@@ -347,7 +382,7 @@ final class WrapperResolver {
     if (policy.side().isPresent()) {
       return policy.side().get();
     }
-    throw Problem.damage(
+    throw AdapterProblem.damage(
         parameter.name()
             + " is square, so shapes do not tell which side A covers, and peft_version "
             + config

@@ -1,6 +1,6 @@
 /**
- * safetensors, Hugging Face MoE layouts, PEFT adapters: from files to {@code MoeConfig}, {@code
- * MoeLayerWeights} and {@code LoraAdapter}.
+ * safetensors, Hugging Face MoE layouts, adapters of PEFT and mlx-lm: from files to {@code
+ * MoeConfig}, {@code MoeLayerWeights} and {@code LoraAdapter}.
  *
  * <pre>{@code
  * try (MoeCheckpoint model = MoeCheckpoint.open(modelDirectory)) {

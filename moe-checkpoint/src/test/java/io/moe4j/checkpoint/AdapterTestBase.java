@@ -68,7 +68,11 @@ abstract class AdapterTestBase {
   }
 
   PeftAdapter load(TinyCheckpoint adapter, AdapterTargetModel model, AdapterPolicy policy) {
-    PeftAdapter loaded = PeftAdapter.load(adapter.writeAdapter(dir), "x", model, policy);
+    return load(adapter.writeAdapter(dir), model, policy);
+  }
+
+  static PeftAdapter load(Path written, AdapterTargetModel model, AdapterPolicy policy) {
+    PeftAdapter loaded = PeftAdapter.load(written, "x", model, policy);
     MoeConfig config =
         model.layers().get(1).toBuilder().lora(new LoraConfig(1, 1 << 20, true)).build();
     loaded.adapter().layers().values().forEach(layer -> layer.requireFits(config));

@@ -4,6 +4,7 @@ import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.tensor.DType;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
@@ -28,6 +29,7 @@ final class HostileAdapters {
   void add() {
     adapterConfigs();
     adapterTensors();
+    mlxAdapters();
   }
 
   // ---- adapters ----
@@ -137,6 +139,57 @@ final class HostileAdapters {
     for (String init : List.of("pissa", "pissa_niter_16", "olora", "corda", "loftq")) {
       adapterConfig("initialised by " + init, t -> t.with("init_lora_weights", init));
     }
+  }
+
+  private void mlx(String name, Consumer<TinyCheckpoint> bend) {
+    cases.add(
+        "mlx: " + name,
+        dir -> {
+          String up = "model.layers.1.mlp.switch_mlp.up_proj.lora_";
+          TinyCheckpoint t =
+              new TinyCheckpoint()
+                  .with("fine_tune_type", "lora")
+                  .with("num_layers", 16)
+                  .with("lora_parameters", new HashMap<>(Map.of("rank", 2, "scale", 20.0)))
+                  .put(up + "a", DType.F32, E, 2, H)
+                  .put(up + "b", DType.F32, E, I, 2);
+          bend.accept(t);
+          load(t.writeMlx(dir));
+        });
+  }
+
+  private void mlxAdapters() {
+    String a = "model.layers.1.mlp.switch_mlp.up_proj.lora_a";
+    String b = "model.layers.1.mlp.switch_mlp.up_proj.lora_b";
+    for (Object value : new Object[] {1, true, "x", List.of(1), Map.of()}) {
+      mlx("lora_parameters = " + value, t -> t.with("lora_parameters", value));
+    }
+    for (Object rank : new Object[] {0, -1, 1e9, 2.5, "2", true, 3, Integer.MAX_VALUE}) {
+      mlx("rank " + rank, t -> t.with("lora_parameters", Map.of("rank", rank, "scale", 20.0)));
+    }
+    for (Object scale : new Object[] {"20", true, List.of(20.0), 1e308, -1e39}) {
+      mlx("scale " + scale, t -> t.with("lora_parameters", Map.of("rank", 2, "scale", scale)));
+    }
+    for (Object type : new Object[] {"full", "dora", "", "LORA", 1, true}) {
+      mlx("fine_tune_type " + type, t -> t.with("fine_tune_type", type));
+    }
+    mlx("another peft_type", t -> t.with("peft_type", "LOHA"));
+    mlx("a without b", t -> t.drop(b));
+    mlx("b without a", t -> t.drop(a));
+    mlx("a is a vector", t -> t.put(a, DType.F32, 2L * E * H));
+    mlx("a is a scalar", t -> t.put(a, DType.F32));
+    mlx("a is empty", t -> t.put(a, DType.F32, 0));
+    mlx("a has four dimensions", t -> t.put(a, DType.F32, E, 1, 2, H));
+    mlx("a folds other experts", t -> t.put(a, DType.F32, 2L * (E + 1), H));
+    mlx("a folds nothing", t -> t.put(a, DType.F32, 0, H));
+    mlx("b of no experts", t -> t.put(a, DType.F32, 0, H).put(b, DType.F32, 0, I, 2));
+    mlx("both of rank 0", t -> t.put(a, DType.F32, E, 0, H).put(b, DType.F32, E, I, 0));
+    mlx("integers", t -> t.put(a, DType.I32, E, 2, H));
+    mlx("fc3", t -> t.put("model.layers.1.mlp.switch_mlp.fc3.lora_a", DType.F32, E, 2, H));
+    mlx("no such layer", t -> t.put("model.layers.9.mlp.switch_mlp.up_proj.lora_a", DType.F32, E));
+    mlx("only dots", t -> t.put("....lora_a", DType.F32, E).put(a + "x", DType.F32, 2));
+    mlx("whole experts", t -> t.put(a.replace("lora_a", "weight"), DType.F32, E, I, H));
+    mlx("not finite", t -> t.tensors.get(b).set(Double.NaN, 1, 2, 1));
   }
 
   private void adapterTensor(String name, Consumer<TinyCheckpoint> bend) {

@@ -3,7 +3,6 @@ package io.moe4j.checkpoint;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
-import io.moe4j.api.AdapterException;
 import io.moe4j.api.CheckpointException;
 import io.moe4j.api.config.MoeConfig;
 import io.moe4j.api.config.RoutingConfig;
@@ -89,7 +88,8 @@ class PublicReportsTest {
         "s01-lora_B_layout-marker",
         "s05-wrapper-segment_fsdp_wrapped",
         "s06-orig_mod-prefix-alpha_pattern",
-        "v06-sharded-adapter"
+        "v06-sharded-adapter",
+        "m06-mlx-adapter"
       })
   void adaptersThatAreValid(String name) {
     try (MoeCheckpoint model = model(name)) {
@@ -231,16 +231,6 @@ class PublicReportsTest {
     assertThatThrownBy(() -> model("m05-deepseek-ocr-language_config"))
         .isInstanceOf(CheckpointException.class)
         .hasMessageContaining("(language_config): 'norm_topk_prob' is true");
-  }
-
-  @Test
-  void adaptersOfMlx() {
-    String name = "m06-mlx-adapter";
-    try (MoeCheckpoint model = model(name)) {
-      assertThatThrownBy(() -> adapter(name, model, AdapterPolicy.DEFAULT))
-          .isInstanceOf(AdapterException.class)
-          .hasMessageContaining("mlx-lm adapter");
-    }
   }
 
   @Test

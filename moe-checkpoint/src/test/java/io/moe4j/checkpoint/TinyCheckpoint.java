@@ -135,6 +135,11 @@ final class TinyCheckpoint {
     return write(dir, "adapter_config.json", "adapter_model.safetensors");
   }
 
+  /** As mlx-lm calls its files. */
+  Path writeMlx(Path dir) {
+    return write(dir, "adapter_config.json", "adapters.safetensors");
+  }
+
   private Path write(Path dir, String configName, String fileName) {
     try {
       Files.createDirectories(dir);

@@ -61,7 +61,8 @@ final class AdapterOptions {
       paramLabel = "ORDER",
       description =
           "How lora_B of fused experts folds them, where adapter_config.json does not say it:"
-              + " rank_major (PEFT) or grouped_by_expert (Unsloth before September 2026).")
+              + " rank_major (PEFT) or grouped_by_expert (Unsloth before September 2026,"
+              + " Megatron-Bridge).")
   private @Nullable LoraBLayout loraBLayout;
 
   @Option(
@@ -115,6 +116,7 @@ final class AdapterOptions {
             "AdapterPolicy.withLoraBOrder(order) decides: GROUPED_BY_EXPERT",
             "--lora-b-layout decides: grouped_by_expert")
         .replace("before, RANK_MAJOR after", "before, rank_major after")
+        .replace("Megatron-Bridge, RANK_MAJOR for", "Megatron-Bridge, rank_major for")
         .replace("AdapterPolicy.withSide(side)", "--fused-side")
         .replace("AdapterPolicy.withSingleTarget(name)", "--single-target")
         .replace("CheckpointOptions.withRoot", "--root");

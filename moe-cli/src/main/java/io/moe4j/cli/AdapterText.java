@@ -23,9 +23,12 @@ final class AdapterText {
 
   private AdapterText() {}
 
-  /** {@return rank, alpha and targets in one line} */
+  /** {@return whose form it has, rank, scale and targets in one line} */
   static String words(AdapterConfig c) {
-    StringBuilder s = new StringBuilder("r=" + c.rank() + ", lora_alpha=" + number(c.alpha()));
+    boolean mlx = c.form() == AdapterConfig.Form.MLX;
+    StringBuilder s = new StringBuilder(mlx ? "mlx-lm adapter, r=" : "PEFT adapter, r=");
+    s.append(c.rank());
+    s.append(mlx ? ", scale=" + number(c.alpha() / c.rank()) : ", lora_alpha=" + number(c.alpha()));
     s.append(c.rslora() ? ", rslora" : "");
     s.append(c.rankPattern().isEmpty() ? "" : ", rank_pattern " + c.rankPattern());
     s.append(c.alphaPattern().isEmpty() ? "" : ", alpha_pattern " + c.alphaPattern());
@@ -44,7 +47,7 @@ final class AdapterText {
 
   static void print(AdapterReport r, PrintWriter out) {
     Map<Disposition, Integer> counts = r.counts();
-    out.println(Text.line(r.directory().toString()) + ": PEFT adapter, " + words(r.config()));
+    out.println(Text.line(r.directory().toString()) + ": " + words(r.config()));
     out.println(
         "  "
             + r.tensors().size()
@@ -115,6 +118,7 @@ final class AdapterText {
     ObjectNode n = Json.object();
     c.baseModel().ifPresent(m -> n.put("base_model", m));
     c.peftVersion().ifPresent(v -> n.put("peft_version", v));
+    n.put("form", c.form().name().toLowerCase(ROOT));
     n.put("r", c.rank());
     n.put("lora_alpha", c.alpha());
     n.put("use_rslora", c.rslora());

@@ -53,7 +53,7 @@ final class InspectCommand implements Callable<Integer> {
 
   @Parameters(
       paramLabel = "PATH",
-      description = "Folder of a checkpoint or of a PEFT adapter, or a safetensors file.")
+      description = "Folder of a checkpoint or of an adapter, or a safetensors file.")
   private Path path;
 
   @Option(
@@ -89,7 +89,7 @@ final class InspectCommand implements Callable<Integer> {
         path
             + " holds neither config.json (a checkpoint) nor "
             + AdapterConfig.FILE
-            + " (a PEFT adapter)"
+            + " (an adapter)"
             + oneFolderDown()
             + ".");
   }
@@ -310,7 +310,7 @@ final class InspectCommand implements Callable<Integer> {
   private int adapterAlone() {
     AdapterConfig config = AdapterConfig.read(path);
     Map<String, String> tensors = new TreeMap<>();
-    for (Path weights : weights()) {
+    for (Path weights : weights(config)) {
       try (SafetensorsFile file = SafetensorsFile.open(weights)) {
         tensors.putAll(described(file));
       }
@@ -325,7 +325,7 @@ final class InspectCommand implements Callable<Integer> {
       moe.terminal().json(root);
     } else {
       PrintWriter out = moe.terminal().out();
-      out.println(Text.line(path.toString()) + ": PEFT adapter, " + AdapterText.words(config));
+      out.println(Text.line(path.toString()) + ": " + AdapterText.words(config));
       out.print(table(tensors));
       out.println(
           "Which of these are applied depends on the model: moe inspect "
@@ -336,9 +336,10 @@ final class InspectCommand implements Callable<Integer> {
   }
 
   /** One file, or shards. */
-  private List<Path> weights() {
-    Path single = path.resolve("adapter_model.safetensors");
-    if (!Files.exists(single)) {
+  private List<Path> weights(AdapterConfig config) {
+    boolean mlx = config.form() == AdapterConfig.Form.MLX;
+    Path single = path.resolve(mlx ? "adapters.safetensors" : "adapter_model.safetensors");
+    if (!mlx && !Files.exists(single)) {
       try (Stream<Path> all = Files.list(path)) {
         List<Path> shards =
             all.filter(p -> SHARD.matcher(String.valueOf(p.getFileName())).matches())

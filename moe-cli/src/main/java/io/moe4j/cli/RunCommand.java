@@ -66,7 +66,8 @@ final class RunCommand implements Callable<Integer> {
   @Option(
       names = "--adapter",
       paramLabel = "NAME=DIR",
-      description = "A PEFT adapter, and the name to use for it. Any number of times.")
+      description =
+          "An adapter's folder (PEFT's form or mlx-lm's), and the name to use for it. Any number of times.")
   private List<String> adapters = new ArrayList<>();
 
   @Mixin private AdapterOptions adapterOptions = new AdapterOptions();

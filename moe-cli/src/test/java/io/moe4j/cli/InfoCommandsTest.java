@@ -120,6 +120,23 @@ final class InfoCommandsTest {
         .contains("mixed.assignment", "I64", "[17]");
   }
 
+  /** The same file names of another trainer, told apart by what adapter_config.json holds. */
+  @Test
+  void inspectSaysWhoseFormAnAdapterHas() {
+    Path mlx = Cli.FIXTURES.resolveSibling("cases").resolve("m06-mlx-adapter");
+    String adapter = mlx.resolve("adapter").toString();
+    String model = mlx.resolve("model").toString();
+    assertThat(Cli.run("inspect", adapter).succeeds().out())
+        .contains("mlx-lm adapter, r=4, scale=20", "switch_mlp.down_proj.lora_b");
+    assertThat(Cli.run("inspect", adapter, "--model", model).succeeds().out())
+        .contains("mlx-lm adapter, r=4, scale=20", "8 tensors: 8 applied");
+    JsonNode json = Cli.run("inspect", adapter, "--model", model, "--json").succeeds().json();
+    assertThat(json.path("config").path("form").asText()).isEqualTo("mlx");
+    assertThat(json.path("targets").path(0).path("scale").asDouble()).isEqualTo(20);
+    assertThat(Cli.run("inspect", Cli.fixture("qwen3_moe/adapters/a")).succeeds().out())
+        .contains("PEFT adapter, r=4, lora_alpha=");
+  }
+
   @Test
   void completionIsAShellScript() {
     assertThat(Cli.run("completion").succeeds().out())

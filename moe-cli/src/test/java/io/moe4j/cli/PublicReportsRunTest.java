@@ -49,6 +49,7 @@ final class PublicReportsRunTest {
     "v05-shared-expert-of-width-0,",
     "v06-sharded-adapter,",
     "v07-duplicate-json-key,",
+    "m06-mlx-adapter,",
     "v09-router-lora, --router-lora",
     "v09-router-lora, --router-lora --backend=cpu-reference"
   })
@@ -87,7 +88,6 @@ final class PublicReportsRunTest {
         "m01-quantised-hqq|3|quant_method 'hqq'",
         "m03-git-lfs-pointer|3|git lfs pull",
         "m05-deepseek-ocr-language_config|3|norm_topk_prob",
-        "m06-mlx-adapter|4|mlx-lm adapter",
         "m08-second-root|3|--root says which",
         "v09-router-lora|4|--router-lora"
       })
