@@ -9,6 +9,9 @@ __device__ __forceinline__ void bring_near(const void* address, unsigned bytes) 
 #endif
 }
 
+// The same for the line that holds one address of any alignment.
+__device__ __forceinline__ void bring_line_near(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
 // Lets the kernel behind this one be scheduled, which waits for the end of this one all the same.
 __device__ __forceinline__ void let_successor_start() {
 #if __CUDA_ARCH__ >= 900

@@ -38,6 +38,16 @@ extern "C" __global__ void __launch_bounds__(ROUTING_WARPS * 32 + LANES)
   const int warp = threadIdx.x / 32;
   constexpr long long ROUND = (long long)AT_ONCE * LANES;
   constexpr long long BLOCK = ROUND * IN_FLIGHT;
+  // FlashInfer's first kernel waits for the end of this one, so it may be scheduled at once.
+  let_successor_start();
+  const long long t = (long long)blockIdx.x * ROUTING_WARPS + warp;
+  const int lane = threadIdx.x % 32;
+  if (warp < ROUTING_WARPS && t < T && 32 * lane < E) {
+    bring_line_near(logits + t * E + 32 * lane);
+  }
+  if (threadIdx.x == ROUTING_WARPS * 32) {
+    bring_line_near(scale);
+  }
   if (threadIdx.x == 0) {
     for (long long i = blockIdx.x * BLOCK; i < n; i += gridDim.x * BLOCK) {
       bring_near(in + i, (unsigned)((n - i < BLOCK ? n - i : BLOCK) * sizeof(bf16)));
@@ -45,7 +55,6 @@ extern "C" __global__ void __launch_bounds__(ROUTING_WARPS * 32 + LANES)
   }
   wait_for_predecessor();
   if (warp < ROUTING_WARPS) {
-    const long long t = (long long)blockIdx.x * ROUTING_WARPS + warp;
     if (t < T) {
       topk_token<4>(logits + t * E, nullptr, ids + t * K, weights + t * K, E, K, scoring, renormalize, epsilon, factor);
     }
