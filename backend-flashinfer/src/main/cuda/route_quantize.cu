@@ -1,16 +1,12 @@
-// A layer's routing and the input of FlashInfer's FP8 experts in one launch: neither needs the other, and alone the first waits for
-// latencies while the second waits for memory.
+// A layer's routing and the input of FlashInfer's FP8 experts in one launch.
 #include <cuda_fp8.h>
 
 #include <cstdint>
 
-#include "common.cuh"
-#include "near.cuh"
-#include "topk.cuh"
+#include "route.cuh"
 
 using namespace moe;
 
-constexpr int ROUTING_WARPS = 4;
 constexpr int LANES = 128;  // that quantise
 constexpr int AT_ONCE = 8;
 constexpr int IN_FLIGHT = 4;
@@ -29,23 +25,18 @@ struct Quotient {
   }
 };
 
-// logits [T, E] -> ids [T, K], weights [T, K], by warps 0 to 3 of each block, a token each; in [n] -> out [n] as in quantize.cu, by the
-// others. n is a multiple of 8, the addresses are of 16 and 8 bytes, scale is 2^-60 to 2^60. At least T / 4 blocks.
-extern "C" __global__ void __launch_bounds__(ROUTING_WARPS * 32 + LANES)
+// Routes as in route.cuh; in [n] -> out [n] as in quantize.cu. n is a multiple of 8, the addresses are of 16 and 8 bytes, scale is 2^-60 to
+// 2^60.
+extern "C" __global__ void __launch_bounds__(ROUTING_THREADS + LANES)
     flashinfer_route_quantize(const float* __restrict__ logits, int* __restrict__ ids, float* __restrict__ weights, int T, int E, int K,
                               int scoring, int renormalize, float epsilon, float factor, const bf16* __restrict__ in,
                               uint8_t* __restrict__ out, const float* __restrict__ scale, long long n) {
-  const int warp = threadIdx.x / 32;
   constexpr long long ROUND = (long long)AT_ONCE * LANES;
   constexpr long long BLOCK = ROUND * IN_FLIGHT;
   // FlashInfer's first kernel waits for the end of this one, so it may be scheduled at once.
   let_successor_start();
-  const long long t = (long long)blockIdx.x * ROUTING_WARPS + warp;
-  const int lane = threadIdx.x % 32;
-  if (warp < ROUTING_WARPS && t < T && 32 * lane < E) {
-    bring_line_near(logits + t * E + 32 * lane);
-  }
-  if (threadIdx.x == ROUTING_WARPS * 32) {
+  bring_logits_near(logits, T, E);
+  if (threadIdx.x == ROUTING_THREADS) {
     bring_line_near(scale);
   }
   if (threadIdx.x == 0) {
@@ -54,15 +45,13 @@ extern "C" __global__ void __launch_bounds__(ROUTING_WARPS * 32 + LANES)
     }
   }
   wait_for_predecessor();
-  if (warp < ROUTING_WARPS) {
-    if (t < T) {
-      topk_token<4>(logits + t * E, nullptr, ids + t * K, weights + t * K, E, K, scoring, renormalize, epsilon, factor);
-    }
+  if (threadIdx.x < ROUTING_THREADS) {
+    route(logits, ids, weights, T, E, K, scoring, renormalize, epsilon, factor);
     return;
   }
   using In = Pack<bf16, AT_ONCE>;
   const Quotient quotient(*scale);
-  for (long long at = blockIdx.x * BLOCK + AT_ONCE * (threadIdx.x - ROUTING_WARPS * 32); at < n; at += gridDim.x * BLOCK) {
+  for (long long at = blockIdx.x * BLOCK + AT_ONCE * (threadIdx.x - ROUTING_THREADS); at < n; at += gridDim.x * BLOCK) {
     In x[IN_FLIGHT];
 #pragma unroll
     for (int u = 0; u < IN_FLIGHT; u++) {

@@ -9,6 +9,7 @@ import io.moe4j.api.tensor.Tensor;
 import io.moe4j.cuda.CudaDevice;
 import io.moe4j.cuda.CudaDeviceProvider;
 import io.moe4j.cuda.Kernel;
+import io.moe4j.cuda.KernelLaunch;
 import io.moe4j.cuda.KernelLibrary;
 import io.moe4j.cuda.ops.ElementwiseKernels;
 import io.moe4j.cuda.ops.TopkKernel;
@@ -157,18 +158,18 @@ interface CardKernels {
   Router router(RoutingConfig routing, int numExperts, int topK);
 
   /**
-   * {@return whether {@link #routeAndQuantize} routes a layer}
+   * {@return whether {@link #routeAndQuantize} and {@link #routeAndResize} route a layer}
    *
    * @param routing without a correction bias
    * @param numExperts {@code E}
    * @param topK {@code K}
    */
-  boolean routesBesideQuantizing(RoutingConfig routing, int numExperts, int topK);
+  boolean routesInOneLaunch(RoutingConfig routing, int numExperts, int topK);
 
   /**
    * {@link Router#route} and {@link #quantize} in one launch.
    *
-   * @param routing one of {@link #routesBesideQuantizing}
+   * @param routing one of {@link #routesInOneLaunch}
    * @param logits F32 {@code [T, E]}, contiguous
    * @param to ids and weights, overwritten
    * @param in BF16 {@code [T, H]}, contiguous, its address a multiple of 16, H of 8
@@ -183,6 +184,25 @@ interface CardKernels {
       Tensor in,
       Tensor out,
       Tensor scale,
+      DeviceStream stream);
+
+  /**
+   * {@link Router#route} and {@link #rows} in one launch.
+   *
+   * @param routing one of {@link #routesInOneLaunch}
+   * @param logits F32 {@code [T, E]}, contiguous
+   * @param to ids and weights, overwritten
+   * @param in BF16 {@code [T, H]}, contiguous, its address a multiple of 16, H of 8
+   * @param out BF16 {@code [T, V]}, V at least H, likewise; T * V / 8 below 2^31. Overwritten, zeros
+   *     behind H
+   * @param stream where to run
+   */
+  void routeAndResize(
+      RoutingConfig routing,
+      Tensor logits,
+      ExpertRouting to,
+      Tensor in,
+      Tensor out,
       DeviceStream stream);
 
   /**
@@ -215,11 +235,12 @@ interface CardKernels {
     private static final int PACK = 8;
     private static final int PACK_BYTES = 16;
 
-    /** Of {@code route_quantize.cu}. */
+    /** Of {@code route.cuh}. */
     private static final int TOKENS_PER_BLOCK = 4;
 
     private static final int SCORES_PER_LANE = 4;
     private static final int E4M3_PER_BLOCK = 4096;
+    private static final int PACKS_PER_BLOCK = 128;
 
     private final ElementwiseKernels elementwise;
     private final Map<DType, Kernel> quantize = new EnumMap<>(DType.class);
@@ -231,6 +252,7 @@ interface CardKernels {
     private final Kernel rowsByEight;
     private final Kernel packRouting;
     private final @Nullable Kernel routeQuantize;
+    private final @Nullable Kernel routeRows;
 
     private OnCuda(CudaDevice device) {
       this.device = device;
@@ -246,11 +268,14 @@ interface CardKernels {
       }
       rowsByOne = rows(device, library, 1);
       rowsByEight = rows(device, library, PACK);
-      packRouting = device.kernel(library, library.select(device.info(), "pack_routing", Map.of()));
-      routeQuantize =
-          CudaDeviceProvider.capability(device.info()).atLeast(9, 0)
-              ? device.kernel(library, library.select(device.info(), "route_quantize", Map.of()))
-              : null;
+      packRouting = kernel(device, library, "pack_routing");
+      boolean routes = CudaDeviceProvider.capability(device.info()).atLeast(9, 0);
+      routeQuantize = routes ? kernel(device, library, "route_quantize") : null;
+      routeRows = routes ? kernel(device, library, "route_rows") : null;
+    }
+
+    private static Kernel kernel(CudaDevice device, KernelLibrary library, String name) {
+      return device.kernel(library, library.select(device.info(), name, Map.of()));
     }
 
     private static Kernel quantize(
@@ -382,7 +407,7 @@ interface CardKernels {
     }
 
     @Override
-    public boolean routesBesideQuantizing(RoutingConfig routing, int numExperts, int topK) {
+    public boolean routesInOneLaunch(RoutingConfig routing, int numExperts, int topK) {
       return routeQuantize != null
           && TopkKernel.fitsToken(routing, numExperts, topK, SCORES_PER_LANE);
     }
@@ -396,24 +421,51 @@ interface CardKernels {
         Tensor out,
         Tensor scale,
         DeviceStream stream) {
-      int tokens = Math.toIntExact(logits.size(0));
       long n = in.elementCount();
       int quantizing = (int) Math.min(MOST_BLOCKS, Math.ceilDiv(n, (long) E4M3_PER_BLOCK));
-      TopkKernel.addMethod(
-              Objects.requireNonNull(routeQuantize)
-                  .begin()
-                  .pointer(logits)
-                  .pointer(to.topkIds())
-                  .pointer(to.topkWeights())
-                  .i32(tokens)
-                  .i32(Math.toIntExact(logits.size(1)))
-                  .i32(Math.toIntExact(to.topkIds().size(1))),
-              routing)
+      routing(routeQuantize, routing, logits, to)
           .pointer(in)
           .pointer(out)
           .pointer(scale)
           .i64(n)
-          .launch(stream, Math.max(quantizing, Math.ceilDiv(tokens, TOKENS_PER_BLOCK)));
+          .launch(stream, Math.max(quantizing, routingBlocks(logits)));
+    }
+
+    @Override
+    public void routeAndResize(
+        RoutingConfig routing,
+        Tensor logits,
+        ExpertRouting to,
+        Tensor in,
+        Tensor out,
+        DeviceStream stream) {
+      long packs = out.elementCount() / PACK;
+      int copying = (int) Math.min(MOST_BLOCKS, Math.ceilDiv(packs, (long) PACKS_PER_BLOCK));
+      routing(routeRows, routing, logits, to)
+          .pointer(in)
+          .pointer(out)
+          .i32(Math.toIntExact(in.size(1)))
+          .i32(Math.toIntExact(out.size(1)))
+          .launch(stream, Math.max(copying, routingBlocks(logits)));
+    }
+
+    /** The arguments that kernels have which route. */
+    private static KernelLaunch routing(
+        @Nullable Kernel kernel, RoutingConfig routing, Tensor logits, ExpertRouting to) {
+      return TopkKernel.addMethod(
+          Objects.requireNonNull(kernel)
+              .begin()
+              .pointer(logits)
+              .pointer(to.topkIds())
+              .pointer(to.topkWeights())
+              .i32(Math.toIntExact(logits.size(0)))
+              .i32(Math.toIntExact(logits.size(1)))
+              .i32(Math.toIntExact(to.topkIds().size(1))),
+          routing);
+    }
+
+    private static int routingBlocks(Tensor logits) {
+      return Math.ceilDiv(Math.toIntExact(logits.size(0)), TOKENS_PER_BLOCK);
     }
 
     @Override

@@ -39,6 +39,9 @@ final class CutlassExperts implements ModularExperts {
   /** What its copies by tensor maps want of a tensor's address. */
   private static final int TENSOR_ALIGNMENT = 16;
 
+  /** 16-bit elements that copies move at once. */
+  private static final int PACK = 8;
+
   private final MoeConfig config;
   private final Device device;
   private final CardKernels kernels;
@@ -88,12 +91,9 @@ final class CutlassExperts implements ModularExperts {
     this.weights =
         new CutlassWeights(
             config, experts, scheme, device, (from, to) -> interleave(module, from, to));
-    float divisor = weights.inputDivisor();
     this.routes =
-        scheme.input() == CutlassScheme.Input.FP8
-            && divisor >= CardKernels.LEAST_SCALE
-            && divisor <= CardKernels.MOST_SCALE
-            && kernels.routesBesideQuantizing(config.routing(), config.numExperts(), config.topK());
+        inputTakesRouting(weights.inputDivisor())
+            && kernels.routesInOneLaunch(config.routing(), config.numExperts(), config.topK());
     DeviceTensors constants = new DeviceTensors(device);
     CutlassRunner made = null;
     try {
@@ -123,6 +123,15 @@ final class CutlassExperts implements ModularExperts {
       throw e;
     }
     this.parameters = constants;
+  }
+
+  private boolean inputTakesRouting(float divisor) {
+    return switch (scheme.input()) {
+      case FP8 -> divisor >= CardKernels.LEAST_SCALE && divisor <= CardKernels.MOST_SCALE;
+      case MXFP8 -> false;
+      // What is taken as it stands needs no launch beside the router's.
+      case AS_IS -> !isWhole() && hidden % PACK == 0 && config.inputDtype() == DType.BF16;
+    };
   }
 
   private Tensor forEach(DeviceTensors in, float value) {
@@ -222,6 +231,7 @@ final class CutlassExperts implements ModularExperts {
         || hidden.dtype() != DType.BF16
         || !hidden.isContiguous()
         || hidden.deviceAddress() % TENSOR_ALIGNMENT != 0
+        || hidden.size(0) > Integer.MAX_VALUE / paddedHidden
         || !logits.isContiguous()) {
       return false;
     }
@@ -355,16 +365,23 @@ final class CutlassExperts implements ModularExperts {
 
   private Tensor routedInput(
       Tensor logits, ExpertsInputs inputs, Rooms rooms, DeviceStream stream) {
-    Tensor quantised = rooms.input(DType.F8_E4M3, hidden);
-    kernels.routeAndQuantize(
-        config.routing(),
-        logits,
-        inputs.requireRouting(),
-        inputs.hidden(),
-        quantised,
-        Objects.requireNonNull(weights.inputScale()),
-        stream);
-    return quantised;
+    ExpertRouting to = inputs.requireRouting();
+    Tensor given = inputs.hidden();
+    if (scheme.input() == CutlassScheme.Input.FP8) {
+      Tensor quantised = rooms.input(DType.F8_E4M3, hidden);
+      kernels.routeAndQuantize(
+          config.routing(),
+          logits,
+          to,
+          given,
+          quantised,
+          Objects.requireNonNull(weights.inputScale()),
+          stream);
+      return quantised;
+    }
+    Tensor wide = rooms.input(config.inputDtype(), paddedHidden);
+    kernels.routeAndResize(config.routing(), logits, to, given, wide, stream);
+    return wide;
   }
 
   private Tensor converted(Tensor given, Rooms rooms, DeviceStream stream) {

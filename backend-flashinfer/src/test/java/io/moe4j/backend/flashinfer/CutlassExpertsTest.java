@@ -421,7 +421,7 @@ class CutlassExpertsTest {
         .isLessThan(BackendPriority.GPU_PORTABLE);
   }
 
-  /** Experts that quantise route in the same launch; others, and other input, leave it. */
+  /** Experts that quantise route in the same launch. */
   @Test
   void routingInTheLaunchThatQuantises() {
     MoeConfig c =
@@ -429,20 +429,30 @@ class CutlassExpertsTest {
             .quantScheme(Layers.FP8_STATIC)
             .quantizedActivations(true)
             .build();
+    checkRouting(c, Layers.fp8(c, 8));
+  }
+
+  /** And those whose input is padded. */
+  @Test
+  void routingInTheLaunchThatPads() {
+    MoeConfig c = Layers.config(160, 96, 5, 2).quantScheme(QuantScheme.MXFP4).build();
+    checkRouting(c, Layers.mxfp4(c, 7, GateUpLayout.HALVES));
+  }
+
+  /** The routing of the experts is that of a router before them; others, and other input, leave it. */
+  private void checkRouting(MoeConfig c, ExpertWeights weights) {
+    MoeConfig asIs = Layers.config(64, 32, 5, 2).build();
     Batch b = batch(c, DType.BF16, null);
     Tensor logits = onDevice(Layers.random(new Random(4), 1, DType.F32, TOKENS, c.numExperts()));
     ExpertRouting routing = b.device().requireRouting();
     Device.Buffer scratch = device.allocate(1 << 22);
     try (scratch;
         ModularExperts experts =
-            (ModularExperts) Standin.cutlass().prepare(c, Layers.fp8(c, 8), device);
+            (ModularExperts) Standin.cutlass().prepare(c, weights, device);
         ModularExperts plain =
             (ModularExperts)
                 Standin.cutlass()
-                    .prepare(
-                        Layers.config(64, 32, 5, 2).build(),
-                        Layers.plain(c, 8, GateUpLayout.HALVES),
-                        device)) {
+                    .prepare(asIs, Layers.plain(asIs, 8, GateUpLayout.HALVES), device)) {
       Workspace workspace = new Workspace(scratch.memory());
       DeviceStream stream = device.stream(0x51);
       new HostKernels()
@@ -460,12 +470,12 @@ class CutlassExpertsTest {
       }
       HostCuda.bytes(routing.topkIds()).fill((byte) -1);
       assertThat(plain.routeAndApply(logits, b.device(), workspace, stream)).isFalse();
-      ExpertsInputs wide =
+      ExpertsInputs floats =
           ExpertsInputs.standard(
               onDevice(Layers.empty(DType.F32, TOKENS, c.hiddenSize())),
               routing,
               b.device().output());
-      assertThat(experts.routeAndApply(logits, wide, workspace, stream)).isFalse();
+      assertThat(experts.routeAndApply(logits, floats, workspace, stream)).isFalse();
       assertThat(HostCuda.onHost(routing.topkIds()).toDoubles()).containsOnly(-1);
     }
   }

@@ -367,7 +367,10 @@ class CutlassGpuTest {
     "3000, true, false",
     "1, false, true",
     "70, false, true",
-    "3000, false, true"
+    "3000, false, true",
+    "1, true, true",
+    "70, true, true",
+    "3000, true, true"
   })
   void inputIsMadeBesideTheRouting(int tokens, boolean padded, boolean inside) {
     MoeConfig c =
@@ -458,7 +461,7 @@ class CutlassGpuTest {
             RoutingConfig.Scoring.SOFTMAX_TOPK,
             RoutingConfig.Scoring.SIGMOID)) {
       RoutingConfig routing = RoutingConfig.builder(scoring).renormalize(true).build();
-      assertThat(card.routesBesideQuantizing(routing, experts, topK)).isTrue();
+      assertThat(card.routesInOneLaunch(routing, experts, topK)).isTrue();
       Random random = new Random(tokens);
       Tensor z = Layers.random(random, 1, DType.F32, tokens, experts);
       z.set(Double.NaN, tokens / 2, 0);
@@ -491,6 +494,47 @@ class CutlassGpuTest {
           assertThat(OnCard.fetch(device, two[1]).toDoubles())
               .isEqualTo(OnCard.fetch(device, two[0]).toDoubles());
         }
+      }
+    }
+  }
+
+  /** Ids, weights and widened rows of one launch are those of the two kernels, to the bit. */
+  @ParameterizedTest
+  @CsvSource({
+    "1, 128, 4, 2880, 2944",
+    "1, 8, 2, 8, 8",
+    "3, 8, 2, 4096, 4224",
+    "70, 5, 2, 16, 128",
+    "4097, 128, 8, 160, 256"
+  })
+  void routingAndRowsInOneLaunch(int tokens, int experts, int topK, int width, int wide) {
+    CardKernels card = CardKernels.of(device);
+    DeviceStream stream = device.defaultStream();
+    RoutingConfig routing =
+        RoutingConfig.builder(RoutingConfig.Scoring.SOFTMAX).renormalize(true).build();
+    assertThat(card.routesInOneLaunch(routing, experts, topK)).isTrue();
+    Random random = new Random(tokens);
+    Tensor x = Layers.random(random, 1, DType.BF16, tokens, width);
+    x.set(Double.NaN, tokens - 1, width - 1);
+    try (DeviceTensors tensors = new DeviceTensors(device)) {
+      Tensor logits = OnCard.put(tensors, Layers.random(random, 1, DType.F32, tokens, experts));
+      Tensor in = OnCard.put(tensors, x);
+      Tensor[] ids = new Tensor[2];
+      Tensor[] weights = new Tensor[2];
+      Tensor[] rows = new Tensor[2];
+      for (int i = 0; i < 2; i++) {
+        ids[i] = tensors.allocate(DType.I32, tokens, topK);
+        weights[i] = tensors.allocate(DType.F32, tokens, topK);
+        rows[i] = tensors.allocate(DType.BF16, tokens, wide);
+        device.fill(rows[i], 0x41, stream);
+      }
+      card.router(routing, experts, topK).route(logits, null, ids[0], weights[0], stream);
+      card.rows(CardKernels.Rows.resized(in, rows[0]), stream);
+      card.routeAndResize(
+          routing, logits, new ExpertRouting(ids[1], weights[1], null), in, rows[1], stream);
+      for (Tensor[] two : List.of(ids, weights, rows)) {
+        assertThat(OnCard.fetch(device, two[1]).toDoubles())
+            .isEqualTo(OnCard.fetch(device, two[0]).toDoubles());
       }
     }
   }

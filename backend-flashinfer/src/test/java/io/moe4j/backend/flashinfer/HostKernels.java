@@ -182,7 +182,7 @@ final class HostKernels implements CardKernels {
   }
 
   @Override
-  public boolean routesBesideQuantizing(RoutingConfig routing, int numExperts, int topK) {
+  public boolean routesInOneLaunch(RoutingConfig routing, int numExperts, int topK) {
     return routing.numGroups() <= 1 && numExperts <= 128;
   }
 
@@ -198,6 +198,19 @@ final class HostKernels implements CardKernels {
     router(routing, Math.toIntExact(logits.size(1)), Math.toIntExact(to.topkIds().size(1)))
         .route(logits, null, to.topkIds(), to.topkWeights(), stream);
     quantize(in, out, scale, false, stream);
+  }
+
+  @Override
+  public void routeAndResize(
+      RoutingConfig routing,
+      Tensor logits,
+      ExpertRouting to,
+      Tensor in,
+      Tensor out,
+      DeviceStream stream) {
+    router(routing, Math.toIntExact(logits.size(1)), Math.toIntExact(to.topkIds().size(1)))
+        .route(logits, null, to.topkIds(), to.topkWeights(), stream);
+    rows(Rows.resized(in, out), stream);
   }
 
   @Override
