@@ -193,8 +193,8 @@ interface CardKernels {
    * @param logits F32 {@code [T, E]}, contiguous
    * @param to ids and weights, overwritten
    * @param in BF16 {@code [T, H]}, contiguous, its address a multiple of 16, H of 8
-   * @param out BF16 {@code [T, V]}, V at least H, likewise; T * V / 8 below 2^31. Overwritten, zeros
-   *     behind H
+   * @param out BF16 {@code [T, V]}, V at least H, likewise; T * V / 8 below 2^31. Overwritten,
+   *     zeros behind H
    * @param stream where to run
    */
   void routeAndResize(

@@ -439,7 +439,9 @@ class CutlassExpertsTest {
     checkRouting(c, Layers.mxfp4(c, 7, GateUpLayout.HALVES));
   }
 
-  /** The routing of the experts is that of a router before them; others, and other input, leave it. */
+  /**
+   * The routing of the experts is that of a router before them; others, and other input, leave it.
+   */
   private void checkRouting(MoeConfig c, ExpertWeights weights) {
     MoeConfig asIs = Layers.config(64, 32, 5, 2).build();
     Batch b = batch(c, DType.BF16, null);
@@ -447,8 +449,7 @@ class CutlassExpertsTest {
     ExpertRouting routing = b.device().requireRouting();
     Device.Buffer scratch = device.allocate(1 << 22);
     try (scratch;
-        ModularExperts experts =
-            (ModularExperts) Standin.cutlass().prepare(c, weights, device);
+        ModularExperts experts = (ModularExperts) Standin.cutlass().prepare(c, weights, device);
         ModularExperts plain =
             (ModularExperts)
                 Standin.cutlass()
