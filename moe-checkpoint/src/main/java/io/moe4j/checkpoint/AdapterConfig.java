@@ -85,7 +85,7 @@ public record AdapterConfig(
   private static final Set<String> LAYOUT_KEYS = Set.of("lora_A_layout", "lora_B_layout");
 
   /** PEFT writes all of these, whatever they are set to; other programs write what they need. */
-  private static final Set<String> PEFTS_OWN =
+  private static final Set<String> PEFT_ONLY_KEYS =
       Set.of("peft_version", "layers_pattern", "loftq_config", "megatron_core");
 
   /** Beside the config of NeMo Automodel, which folds experts as PEFT does. */
@@ -228,7 +228,7 @@ public record AdapterConfig(
                                     .orElse(false)))
                 .orElse(false);
     boolean ofPeft =
-        config.keys().stream().anyMatch(PEFTS_OWN::contains)
+        config.keys().stream().anyMatch(PEFT_ONLY_KEYS::contains)
             || Files.exists(directory.resolve(AUTOMODEL));
     return new FusedLayout(
         a,

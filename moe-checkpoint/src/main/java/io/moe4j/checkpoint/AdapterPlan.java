@@ -43,7 +43,10 @@ final class AdapterPlan {
     this.policy = policy;
     this.tensors = tensors;
     this.places =
-        new ModulePlaces(model, tensors.keys().values().stream().map(AdapterKey::module).toList());
+        new ModulePlaces(
+            model,
+            config.form(),
+            tensors.keys().values().stream().map(AdapterKey::module).toList());
     AdapterScales scales = new AdapterScales(config, where, notes);
     this.wrappers = new WrapperResolver(config, model, policy, scales, notes);
     this.resolver = new PairResolver(model, policy, scales, wrappers);
@@ -180,9 +183,7 @@ final class AdapterPlan {
               case MAGNITUDE -> "a DoRA magnitude vector";
               case LORA_BIAS -> "a bias on a LoRA factor (lora_bias)";
               case EMBEDDING -> "embedding factors in a MoE block";
-              case FOREIGN ->
-                  "a factor under a trainer's own name; accepted are NAME.lora_A and NAME.lora_B as"
-                      + " PEFT writes them: export the adapter in PEFT's form";
+              case FOREIGN -> foreign();
               default -> "a weight or bias of the block itself (modules_to_save or bias)";
             };
         spoiled.put(key.module(), reason);
@@ -195,6 +196,17 @@ final class AdapterPlan {
               + " factors outside the MoE blocks are empty; the file may have been saved without"
               + " gathering the parameters");
     }
+  }
+
+  private String foreign() {
+    return switch (config.form()) {
+      case PEFT ->
+          "a factor under a trainer's own name; accepted are NAME.lora_A and NAME.lora_B as PEFT"
+              + " writes them: export the adapter in PEFT's form";
+      case MLX ->
+          "a factor under a name that mlx-lm does not write; accepted are NAME.lora_a and"
+              + " NAME.lora_b";
+    };
   }
 
   private void addFactor(FactorPair pair, AdapterKey key) {
@@ -241,6 +253,9 @@ final class AdapterPlan {
         throw AdapterProblem.damage(
             "its factors are " + t.dtype() + "; accepted are F32, BF16 and F16");
       }
+    }
+    if (config.form() == AdapterConfig.Form.MLX) {
+      MlxFactors.requireWritten(pair);
     }
     if (!config.variants().isEmpty()) {
       throw AdapterProblem.unappliable(

@@ -49,7 +49,11 @@ final class AdapterScales {
           "its scale alpha " + alpha + " / rank " + rank + " is not finite");
     }
     if (scale == 0) {
-      notes.add("alpha is 0, first for '" + shown(parameter) + "': such factors change nothing");
+      notes.add(
+          (config.form() == AdapterConfig.Form.MLX ? "scale" : "alpha")
+              + " is 0, first for '"
+              + shown(parameter)
+              + "': such factors change nothing");
     }
     return scale;
   }

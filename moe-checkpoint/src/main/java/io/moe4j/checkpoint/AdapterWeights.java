@@ -78,7 +78,7 @@ final class AdapterWeights {
                 ? ForeignAdapters.hint(directory)
                 : "; "
                     + steps.getLast()
-                    + " is there, of a step of the training: copy it under that name"));
+                    + " is there, saved during training: copy it to that name"));
   }
 
   /** Names of files in a directory, sorted. */

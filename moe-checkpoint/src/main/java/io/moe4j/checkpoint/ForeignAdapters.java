@@ -32,19 +32,19 @@ final class ForeignAdapters {
             + " it exports to PEFT)");
     kind(
         "adapters\\.npz",
-        "is of mlx-lm before April 2024, without a config; convert it to adapters.safetensors and"
-            + " write adapter_config.json with lora_parameters (rank, scale)");
+        "was written by mlx-lm before April 2024, without a config; convert it to"
+            + " adapters.safetensors and write adapter_config.json with lora_parameters (rank, scale)");
     kind(
         "adapters\\.safetensors",
         "has mlx-lm's name for weights; its adapter_config.json with lora_parameters (rank, scale)"
             + " belongs beside it");
     kind(
         ".*\\.distcp|latest_checkpointed_iteration\\.txt",
-        "is of a distributed checkpoint (Megatron, PyTorch), which is not read: export the adapter"
-            + " in PEFT's form");
+        "belongs to a distributed checkpoint (Megatron, PyTorch), which is not read: export the"
+            + " adapter in PEFT's form");
     kind(
         "zero_to_fp32\\.py|global_step\\d+",
-        "is of a DeepSpeed checkpoint, which is not read: save the adapter itself, with parameters"
+        "belongs to a DeepSpeed checkpoint, which is not read: save the adapter itself, with parameters"
             + " gathered");
   }
 

@@ -37,7 +37,34 @@ final class MlxFactors {
           Part.MAGNITUDE);
     }
     AdapterKey key = AdapterKey.parse(tensor);
-    return new AdapterKey(tensor, module(key.module()), Part.WHOLE);
+    return new AdapterKey(
+        tensor, module(key.module()), key.part() == Part.WHOLE ? Part.WHOLE : Part.FOREIGN);
+  }
+
+  /**
+   * Refuses what has a meaning in PEFT's form only: mlx-lm keeps the projections of experts apart,
+   * and their factors in three dimensions (a folded A is unfolded by now).
+   */
+  static void requireWritten(FactorPair pair) throws AdapterProblem {
+    switch (pair.place) {
+      case ModulePlace.Wrapper _, ModulePlace.Named _, ModulePlace.ExpertGateUp _ ->
+          throw AdapterProblem.damage(
+              "mlx-lm has gate_proj, up_proj and down_proj of experts apart, and writes no factors"
+                  + " of this module");
+      case ModulePlace.Stacked _ -> {
+        if (pair.turned) {
+          throw AdapterProblem.damage(
+              "lora_a is %s and lora_b %s; experts take [E, r, in] and [E, out, r], or [E*r, in] for lora_a"
+                  .formatted(asStored(pair.a()), asStored(pair.b())));
+        }
+      }
+      default -> {}
+    }
+  }
+
+  /** A factor as the file has it, for messages. */
+  static Tensor asStored(Tensor factor) {
+    return factor.dims() == 2 ? factor.transpose(0, 1) : factor;
   }
 
   /** Experts stand under {@code switch_mlp}, {@code experts} or {@code experts.switch_glu}. */

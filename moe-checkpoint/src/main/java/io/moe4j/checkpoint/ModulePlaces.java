@@ -24,16 +24,19 @@ final class ModulePlaces {
   private static final String GATE_UP = "gate_up_proj";
 
   private final AdapterTargetModel model;
+  private final AdapterConfig.Form form;
   private final CheckpointLayout layout;
   private final Map<String, LoraTarget> projections = new HashMap<>();
   private final Set<String> roots;
 
   /**
    * @param model the model
+   * @param form whose adapter it is
    * @param modules names of all modules that will be asked for
    */
-  ModulePlaces(AdapterTargetModel model, Collection<String> modules) {
+  ModulePlaces(AdapterTargetModel model, AdapterConfig.Form form, Collection<String> modules) {
     this.model = model;
+    this.form = form;
     this.layout = model.layout();
     projections.putAll(
         Map.of(
@@ -200,7 +203,8 @@ final class ModulePlaces {
       return new ModulePlace.Unappliable("the router's bias");
     }
     if (isRouter(rest)) {
-      if (!layout.routerAdapters()) {
+      // mlx-lm has its own modelling code, which calls the router as a linear layer.
+      if (form == AdapterConfig.Form.PEFT && !layout.routerAdapters()) {
         return new ModulePlace.Outside(
             "on the router, whose bare weight "
                 + layout.modelType()

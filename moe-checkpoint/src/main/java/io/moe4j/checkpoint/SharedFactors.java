@@ -113,15 +113,11 @@ final class SharedFactors {
       throw AdapterProblem.damage(
           pair.turned
               ? "lora_a is %s and lora_b %s; %s takes [%d, r] and [r, %d]"
-                  .formatted(asStored(a), asStored(b), of, in, out)
+                  .formatted(MlxFactors.asStored(a), MlxFactors.asStored(b), of, in, out)
               : "lora_A is %s and lora_B %s; %s takes [r, %d] and [%d, r]"
                   .formatted(a, b, of, in, out));
     }
     return new One(a3, b3);
-  }
-
-  private static Tensor asStored(Tensor turned) {
-    return turned.dims() == 2 ? turned.transpose(0, 1) : turned;
   }
 
   private static @Nullable Tensor threeDims(Tensor t, boolean borrowed) {

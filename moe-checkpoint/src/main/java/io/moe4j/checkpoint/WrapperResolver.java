@@ -112,7 +112,7 @@ final class WrapperResolver {
             counted,
             orders.a().orElse(FusedOrder.GROUPED_BY_EXPERT),
             orders.b().isPresent() ? orders.b().get() : unstatedOrder(fused, parameter, counted));
-    requireGateUpOrder(parameter, orders, fused, counted);
+    requireGateUpOrder(parameter, orders);
     return contributions(
         layer,
         parameter.kind(),
@@ -154,25 +154,29 @@ final class WrapperResolver {
 
   /**
    * Megatron-Bridge, which alone folds by expert and leaves no mark, also writes gate and up one
-   * after the other where the model has them interleaved.
+   * after the other where the model has them interleaved. That matters also for factors of one
+   * rank, whose columns have one order only.
    */
-  private void requireGateUpOrder(
-      FusedParameter parameter, FusedLayout.Orders orders, FusedPair fused, int experts)
+  private void requireGateUpOrder(FusedParameter parameter, FusedLayout.Orders orders)
       throws AdapterProblem {
-    if (config.fused().writer() == FusedLayout.Writer.UNKNOWN
-        && orders.b().isEmpty()
-        && policy.loraBOrder().equals(Optional.of(FusedOrder.GROUPED_BY_EXPERT))
-        && fused.dependsOnOrder(experts)
-        && parameter.kind() == Kind.GATE_UP
-        && model.gateUp() == GateUpLayout.INTERLEAVED) {
-      throw AdapterProblem.damage(
-          "Megatron-Bridge writes gate and up of "
-              + parameter.name()
-              + " one after the other, where "
-              + model.layout().modelType()
-              + " has them interleaved, so its file means another change than was trained: export"
-              + " the merged checkpoint instead");
+    if (config.fused().writer() != FusedLayout.Writer.UNKNOWN
+        || orders.b().isPresent()
+        || policy.loraBOrder().equals(Optional.of(FusedOrder.RANK_MAJOR))
+        || parameter.kind() != Kind.GATE_UP
+        || model.gateUp() != GateUpLayout.INTERLEAVED) {
+      return;
     }
+    throw AdapterProblem.damage(
+        "Megatron-Bridge writes gate and up of "
+            + parameter.name()
+            + " one after the other, where "
+            + model.layout().modelType()
+            + " has them interleaved, so its file means another change than was trained: export"
+            + " the merged checkpoint instead"
+            + (policy.loraBOrder().isPresent()
+                ? ""
+                : ". AdapterPolicy.withLoraBOrder(RANK_MAJOR) says that PEFT or NeMo Automodel wrote"
+                    + " it"));
   }
 
   /** PEFT folds experts into two dimensions; other writers keep three under its names. */

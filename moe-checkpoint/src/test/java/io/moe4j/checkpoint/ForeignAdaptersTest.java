@@ -119,6 +119,34 @@ class ForeignAdaptersTest extends AdapterTestBase {
         .isEqualTo(2 * rows.get(2 * R + 1, 2 * 5 + 1));
   }
 
+  /** Columns of one rank have one order, but halves are no alternating rows either way. */
+  @Test
+  void oneRankDoesNotHideWhoWroteInterleavedFactors() {
+    AdapterTargetModel gptOss =
+        model(
+            "gpt_oss",
+            MoeConfig.builder(H, I, E, 2).activation(Activation.SWIGLUOAI).expertBias(true));
+    TinyCheckpoint t = megatronBridge().with("r", 1).with("lora_alpha", 2);
+    t.pair(EXPERTS, DType.F32, d(E, H), d(I, E))
+        .pair(EXPERTS + ".base_layer", DType.F32, d(E, 2 * I), d(H, E));
+    assertThatThrownBy(() -> load(t, gptOss))
+        .isInstanceOf(AdapterRefusedException.class)
+        .hasMessageContaining("for 2 of its 4 tensors: Megatron-Bridge writes gate and up")
+        .hasMessageContaining("withLoraBOrder(RANK_MAJOR) says that PEFT");
+    Tensor rows = a(t, EXPERTS + ".base_layer");
+    Tensor columns = b(t, EXPERTS + ".base_layer");
+    AdapterPolicy peft = AdapterPolicy.DEFAULT.withLoraBOrder(FusedOrder.RANK_MAJOR);
+    assertDelta(
+        load(t, gptOss, peft).adapter().layer(1).get(LoraTarget.UP),
+        E,
+        I,
+        H,
+        1,
+        2,
+        (e, j, i) -> columns.get(i, e),
+        (e, o, j) -> rows.get(e, 2 * o + 1));
+  }
+
   /** Factors under names of their trainer are not taken for weights of the block. */
   @ParameterizedTest
   @CsvSource({

@@ -187,6 +187,10 @@ final class HostileAdapters {
     mlx("integers", t -> t.put(a, DType.I32, E, 2, H));
     mlx("fc3", t -> t.put("model.layers.1.mlp.switch_mlp.fc3.lora_a", DType.F32, E, 2, H));
     mlx("no such layer", t -> t.put("model.layers.9.mlp.switch_mlp.up_proj.lora_a", DType.F32, E));
+    String folded = "model.layers.1.mlp.experts.lora_";
+    mlx(
+        "experts folded as PEFT does",
+        t -> t.put(folded + "a", DType.F32, H, 2 * E).put(folded + "b", DType.F32, 2 * E, 2 * I));
     mlx("only dots", t -> t.put("....lora_a", DType.F32, E).put(a + "x", DType.F32, 2));
     mlx("whole experts", t -> t.put(a.replace("lora_a", "weight"), DType.F32, E, I, H));
     mlx("not finite", t -> t.tensors.get(b).set(Double.NaN, 1, 2, 1));

@@ -19,6 +19,7 @@ import java.nio.file.Path;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.stream.Stream;
 import org.jspecify.annotations.NullUnmarked;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -315,6 +316,69 @@ class MlxAdapterTest extends AdapterTestBase {
     assertThatThrownBy(() -> load(steps, qwen3(), AdapterPolicy.DEFAULT))
         .isInstanceOf(CheckpointException.class)
         .hasMessageContaining("0000200_adapters.safetensors is there");
+  }
+
+  /** Shapes that PEFT and others write under these names, whose orders mlx-lm does not have. */
+  @ParameterizedTest
+  @CsvSource(
+      delimiter = '|',
+      value = {
+        "qwen3_moe | mlp.experts | 16,12 | 12,24",
+        "qwen3_moe | mlp.experts | 4,3,16 | 4,24,3",
+        "qwen3_moe | mlp.switch_mlp.gate_up_proj | 4,3,16 | 4,24,3",
+        "qwen3_moe | mlp.experts.2.gate_up_proj | 16,3 | 3,24",
+        "granitemoe | block_sparse_moe.input_linear | 16,12 | 12,24"
+      })
+  void gateAndUpInOneModule(String type, String module, String a, String b) {
+    TinyCheckpoint t = mlx();
+    String name = "model.layers.1." + module;
+    t.put(name + ".lora_a", DType.F32, sizes(a)).put(name + ".lora_b", DType.F32, sizes(b));
+    Path written = t.writeMlx(dir);
+    for (AdapterPolicy policy : List.of(AdapterPolicy.DEFAULT, AdapterPolicy.LENIENT)) {
+      assertThatThrownBy(() -> load(written, model(type, MoeConfig.builder(H, I, E, 2)), policy))
+          .isInstanceOf(AdapterRefusedException.class)
+          .hasMessageContaining("gate_proj, up_proj and down_proj of experts apart");
+    }
+  }
+
+  private static long[] sizes(String text) {
+    return Stream.of(text.split(",")).mapToLong(Long::parseLong).toArray();
+  }
+
+  @Test
+  void expertsInTwoDimensionsAreShownAsTheyAreStored() {
+    String module = BLOCK + "switch_mlp.up_proj";
+    TinyCheckpoint t = mlx();
+    linear(t, module, H, I);
+    assertThatThrownBy(() -> read(t, qwen3()))
+        .isInstanceOf(AdapterRefusedException.class)
+        .hasMessageContaining("lora_a is BF16[16, 3] and lora_b BF16[3, 12]")
+        .hasMessageContaining("[E, r, in] and [E, out, r], or [E*r, in] for lora_a");
+  }
+
+  @Test
+  void factorsUnderPeftsNames() {
+    TinyCheckpoint t = mlx();
+    t.put(BLOCK + "experts.0.up_proj.lora_A.weight", DType.F32, R, H);
+    t.put(BLOCK + "experts.0.up_proj.lora_B.weight", DType.F32, I, R);
+    assertThatThrownBy(() -> read(t, qwen3()))
+        .isInstanceOf(AdapterRefusedException.class)
+        .hasMessageContaining("a name that mlx-lm does not write; accepted are NAME.lora_a");
+  }
+
+  /** Where transformers goes past what PEFT wraps, mlx-lm's own code does not. */
+  @Test
+  void aRouterThatPeftDoesNotReach() {
+    AdapterTargetModel model = model("longcat_flash", MoeConfig.builder(H, I, E, 2));
+    TinyCheckpoint t = mlx();
+    linear(t, BLOCK + "router.classifier", H, E);
+    Path written = t.writeMlx(dir);
+    assertThatThrownBy(() -> load(written, model, AdapterPolicy.DEFAULT))
+        .isInstanceOf(AdapterRefusedException.class)
+        .hasMessageContaining("withRouter(true)");
+    LoraAdapter loaded =
+        PeftAdapter.load(written, "x", model, AdapterPolicy.DEFAULT.withRouter(true)).adapter();
+    assertLinear(t, loaded, LoraTarget.ROUTER, "router.classifier", H, E);
   }
 
   @Test

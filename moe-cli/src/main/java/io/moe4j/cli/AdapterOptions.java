@@ -117,6 +117,7 @@ final class AdapterOptions {
             "--lora-b-layout decides: grouped_by_expert")
         .replace("before, RANK_MAJOR after", "before, rank_major after")
         .replace("Megatron-Bridge, RANK_MAJOR for", "Megatron-Bridge, rank_major for")
+        .replace("AdapterPolicy.withLoraBOrder(RANK_MAJOR) says", "--lora-b-layout rank_major says")
         .replace("AdapterPolicy.withSide(side)", "--fused-side")
         .replace("AdapterPolicy.withSingleTarget(name)", "--single-target")
         .replace("CheckpointOptions.withRoot", "--root");

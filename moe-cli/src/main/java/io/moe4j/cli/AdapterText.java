@@ -120,8 +120,12 @@ final class AdapterText {
     c.peftVersion().ifPresent(v -> n.put("peft_version", v));
     n.put("form", c.form().name().toLowerCase(ROOT));
     n.put("r", c.rank());
-    n.put("lora_alpha", c.alpha());
-    n.put("use_rslora", c.rslora());
+    if (c.form() == AdapterConfig.Form.MLX) {
+      n.put("scale", c.alpha() / c.rank());
+    } else {
+      n.put("lora_alpha", c.alpha());
+      n.put("use_rslora", c.rslora());
+    }
     ObjectNode ranks = n.putObject("rank_pattern");
     c.rankPattern().forEach(ranks::put);
     ObjectNode alphas = n.putObject("alpha_pattern");

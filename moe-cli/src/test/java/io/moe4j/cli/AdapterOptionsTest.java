@@ -7,6 +7,7 @@ import io.moe4j.checkpoint.SafetensorsWriter;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.Map;
 import org.junit.jupiter.api.BeforeEach;
@@ -85,6 +86,29 @@ final class AdapterOptionsTest {
       assertThat(inspect("--fused-side", side).succeeds().out()).contains("down");
     }
     assertThat(inspect("--fused-side", "dim3").error()).contains("--fused-side", "DIM1, DIM2");
+  }
+
+  /** Rank 1 has one order; that gate and up alternate is still a matter of who wrote the file. */
+  @Test
+  void whoWroteFactorsOfInterleavedRows() throws IOException {
+    Files.writeString(
+        adapter.resolve("adapter_config.json"),
+        "{\"r\": 1, \"lora_alpha\": 1, \"target_parameters\": [\"experts.gate_up_proj\"]}");
+    String experts = "model.layers.0.mlp.experts.lora_";
+    SafetensorsWriter.write(
+        adapter.resolve("adapter_model.safetensors"),
+        Map.of(experts + "A.weight", ones(8, 192), experts + "B.weight", ones(96, 8)),
+        Map.of());
+    String[] arguments = {"inspect", adapter.toString(), "--model", Cli.fixture("gpt_oss/model")};
+    Cli.Result refused = Cli.run(arguments);
+    assertThat(refused.code()).as(refused.err()).isEqualTo(ExitCode.ADAPTER_REFUSED);
+    assertThat(refused.out())
+        .contains("--lora-b-layout rank_major says that PEFT")
+        .doesNotContain("AdapterPolicy");
+    String[] told = Arrays.copyOf(arguments, 6);
+    told[4] = "--lora-b-layout";
+    told[5] = "rank_major";
+    assertThat(Cli.run(told).succeeds().out()).contains("2 tensors: 2 applied");
   }
 
   @Test

@@ -132,6 +132,8 @@ final class InfoCommandsTest {
         .contains("mlx-lm adapter, r=4, scale=20", "8 tensors: 8 applied");
     JsonNode json = Cli.run("inspect", adapter, "--model", model, "--json").succeeds().json();
     assertThat(json.path("config").path("form").asText()).isEqualTo("mlx");
+    assertThat(json.path("config").path("scale").asDouble()).isEqualTo(20);
+    assertThat(json.path("config").has("lora_alpha")).isFalse();
     assertThat(json.path("targets").path(0).path("scale").asDouble()).isEqualTo(20);
     assertThat(Cli.run("inspect", Cli.fixture("qwen3_moe/adapters/a")).succeeds().out())
         .contains("PEFT adapter, r=4, lora_alpha=");

@@ -48,6 +48,18 @@ final class Faults {
     return new MoeException(text + PluginFault.describe(thrown), thrown);
   }
 
+  /**
+   * The same for what speaks of the caller's arguments.
+   *
+   * @param who who was called
+   * @param what what came back
+   */
+  static IllegalArgumentException argument(String who, IllegalArgumentException what) {
+    Throwable thrown = PluginFault.printable(what);
+    String text = thrown.getMessage() == null ? thrown.toString() : thrown.getMessage();
+    return new IllegalArgumentException(who + ": " + text, thrown);
+  }
+
   /** What HotSpot throws where a mapped page is no longer there. */
   static boolean isMemoryFault(Throwable t) {
     return t instanceof InternalError

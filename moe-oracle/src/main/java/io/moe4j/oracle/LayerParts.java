@@ -101,7 +101,7 @@ final class LayerParts {
     } catch (IllegalArgumentException e) {
       PluginFault.forgetInterrupt(interrupted, e);
       // Speaks of the weights, which are the caller's, and so stays what it is.
-      throw new IllegalArgumentException(Faults.who(backend) + ": " + e.getMessage(), e);
+      throw Faults.argument(Faults.who(backend), e);
     } catch (LinkageError e) {
       PluginFault.forgetInterrupt(interrupted, e);
       throw Faults.of(Faults.who(backend), "is incomplete", e);

@@ -85,13 +85,13 @@ final class SelectionText {
       return " (asked for by name)";
     }
     List<Candidate> fit = s.supported();
-    long equals = fit.stream().filter(c -> c.priority().equals(fit.getFirst().priority())).count();
+    long highest = fit.stream().filter(c -> c.priority().equals(fit.getFirst().priority())).count();
     return fit.size() == 1
         ? " (the only one that fits)"
-        : equals == 1
+        : highest == 1
             ? " (highest priority of " + fit.size() + " that fit)"
             : " (first by name of "
-                + equals
+                + highest
                 + " with the highest priority, of "
                 + fit.size()
                 + " that fit)";

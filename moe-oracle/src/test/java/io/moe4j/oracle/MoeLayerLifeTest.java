@@ -344,6 +344,14 @@ class MoeLayerLifeTest {
     assertThatThrownBy(() -> layer(device, fails, config().build()))
         .isInstanceOf(IllegalArgumentException.class)
         .hasMessageMatching("backend fails from .*: up of expert 3 has an odd stride");
+    FakeBackend silent =
+        new FakeBackend("silent", DeviceType.CPU)
+            .prepares((cfg, w, d) -> {
+              throw new NumberFormatException();
+            });
+    assertThatThrownBy(() -> layer(device, silent, config().build()))
+        .isInstanceOf(IllegalArgumentException.class)
+        .hasMessageMatching("backend silent from .*: java.lang.NumberFormatException");
     assertThat(device.live).hasValue(0);
   }
 
