@@ -433,7 +433,7 @@ final class Discovery {
     }
   }
 
-  /** What could have been meant: a service file of another name is otherwise invisible. */
+  /** What could have been meant: a services file of another name is otherwise invisible. */
   private static String servicesOf(List<Path> jars) {
     Set<String> files = new LinkedHashSet<>();
     for (Path jar : jars) {

@@ -66,7 +66,7 @@ public abstract class ExchangeConformanceTest {
   }
 
   /**
-   * {@return the operations that exchanges may use; by default those that a service file on the
+   * {@return the operations that exchanges may use; by default those that a services file on the
    * class path names for the device, and the reference's for the host without any}
    *
    * @param device of a rank

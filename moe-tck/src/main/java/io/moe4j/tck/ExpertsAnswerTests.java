@@ -54,7 +54,7 @@ abstract class ExpertsAnswerTests extends ExpertsSubject {
         backend.supportsLora(), again.supportsLora(), "MOE-1.1: supportsLora is not stable");
   }
 
-  /** The oracle finds backends by their service file; a missing line is the commonest mistake. */
+  /** The oracle finds backends by their services file; a missing line is the commonest mistake. */
   @Test
   public final void required_MOE_1_1_isFoundByServiceLoader() {
     Class<?> type = backend().getClass();

@@ -449,7 +449,7 @@ interface CardKernels {
           .launch(stream, Math.max(copying, routingBlocks(logits)));
     }
 
-    /** The arguments that kernels have which route. */
+    /** The first arguments of a kernel that routes. */
     private static KernelLaunch routing(
         @Nullable Kernel kernel, RoutingConfig routing, Tensor logits, ExpertRouting to) {
       return TopkKernel.addMethod(

@@ -490,11 +490,16 @@ class CutlassGpuTest {
         card.quantize(in, codes[0], by, false, stream);
         card.routeAndQuantize(
             routing, logits, new ExpertRouting(ids[1], weights[1], null), in, codes[1], by, stream);
-        for (Tensor[] two : List.of(ids, weights, codes)) {
-          assertThat(OnCard.fetch(device, two[1]).toDoubles())
-              .isEqualTo(OnCard.fetch(device, two[0]).toDoubles());
-        }
+        assertSame(ids, weights, codes);
       }
+    }
+  }
+
+  /** Of each two the second, which the kernel under test wrote, has the values of the first. */
+  private void assertSame(Tensor[]... pairs) {
+    for (Tensor[] two : pairs) {
+      assertThat(OnCard.fetch(device, two[1]).toDoubles())
+          .isEqualTo(OnCard.fetch(device, two[0]).toDoubles());
     }
   }
 
@@ -532,10 +537,7 @@ class CutlassGpuTest {
       card.rows(CardKernels.Rows.resized(in, rows[0]), stream);
       card.routeAndResize(
           routing, logits, new ExpertRouting(ids[1], weights[1], null), in, rows[1], stream);
-      for (Tensor[] two : List.of(ids, weights, rows)) {
-        assertThat(OnCard.fetch(device, two[1]).toDoubles())
-            .isEqualTo(OnCard.fetch(device, two[0]).toDoubles());
-      }
+      assertSame(ids, weights, rows);
     }
   }
 
